@@ -1,0 +1,33 @@
+"""Checkpoints of DaViT, of every kind that is about: opened safely, converted by name, loaded with an audit.
+
+`load_checkpoint` loads any of them into any model; `convert_state_dict` renames weights between the layouts:
+
+    davit      the original's classification names, which are ours
+    pyramid    the same trunk with the norms of the levels (norm0 ...), alone or inside a detector
+    timm       timm's davit_tiny ... and davit_*_fl
+    florence2  the vision tower of Florence-2, whose channel attention is another function
+
+On the command line: ``python -m davit.checkpoint inspect FILE`` and ``... convert SRC DST --to LAYOUT``.
+keys.py knows the names, convert.py goes from one to another, files.py and pickles.py open files,
+load.py loads.
+"""
+
+from .convert import ConversionReport, convert_state_dict, convert_with_report
+from .files import Checkpoint, read_checkpoint, sha256_of, write_checkpoint
+from .keys import LAYOUTS, CheckpointError, detect_layout
+from .load import LoadReport, load_checkpoint
+
+__all__ = [
+    "LAYOUTS",
+    "Checkpoint",
+    "CheckpointError",
+    "ConversionReport",
+    "LoadReport",
+    "convert_state_dict",
+    "convert_with_report",
+    "detect_layout",
+    "load_checkpoint",
+    "read_checkpoint",
+    "sha256_of",
+    "write_checkpoint",
+]

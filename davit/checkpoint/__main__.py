@@ -1,0 +1,143 @@
+"""Look into a checkpoint, or convert one: ``python -m davit.checkpoint inspect|convert``."""
+
+import argparse
+import logging
+import sys
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .convert import convert_with_report
+from .files import EMA_CHOICES, FUNCTION_ENTRY, Checkpoint, read_checkpoint, sha256_of, write_checkpoint
+from .keys import (
+    LAYOUTS,
+    TAIL_SLOTS,
+    CheckpointError,
+    Key,
+    Recognised,
+    Structure,
+    recognised_or_error,
+    structure_of,
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit status 0, or 2 with one paragraph on stderr."""
+    options = _parser().parse_args(arguments)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    try:
+        options.run(options)
+    except CheckpointError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m davit.checkpoint", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    inspect = commands.add_parser("inspect", help="say what a checkpoint holds")
+    inspect.add_argument("file", type=Path, metavar="FILE")
+    inspect.set_defaults(run=_inspect)
+    convert = commands.add_parser("convert", help="write the weights under the names of another layout")
+    convert.add_argument("source", type=Path, metavar="SRC")
+    convert.add_argument(
+        "destination",
+        type=Path,
+        metavar="DST",
+        help=".safetensors, or .pth, .pth.tar, .pt, .bin for PyTorch's format",
+    )
+    convert.add_argument("--to", required=True, choices=LAYOUTS)
+    convert.add_argument("--force", action="store_true", help="replace DST if it exists")
+    convert.set_defaults(run=_convert)
+    for command in (inspect, convert):
+        command.add_argument(
+            "--ema",
+            choices=EMA_CHOICES,
+            default="auto",
+            help="the running average of a training checkpoint: auto takes it where there is one (default)",
+        )
+    return parser
+
+
+def _convert(options: argparse.Namespace) -> None:
+    checkpoint = read_checkpoint(options.source, options.ema)
+    converted, report = convert_with_report(checkpoint.state_dict, options.to, checkpoint.origin)
+    by_name = recognised_or_error(converted).function
+    # names that hide whose function it is must not make the file pass for another model's
+    metadata = {} if checkpoint.function == by_name else {FUNCTION_ENTRY: checkpoint.function}
+    write_checkpoint(options.destination, converted, metadata, options.force)
+    sys.stdout.write(f"{options.source} -> {options.destination}\n{report}\n")
+
+
+def _inspect(options: argparse.Namespace) -> None:
+    checkpoint = read_checkpoint(options.file, options.ema)
+    found = recognised_or_error(checkpoint.state_dict, checkpoint.origin)
+    tensors = checkpoint.state_dict
+    structure = structure_of(found, tensors)
+    dtypes = Counter(str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values())
+    lines = [
+        f"file        {options.file} ({options.file.stat().st_size / 1e6:.1f} MB)",
+        f"sha256      {sha256_of(options.file)}",
+        f"weights     {_where(checkpoint)}",
+        f"layout      {found.layout}" + (f", under {found.prefix!r}" if found.prefix else ""),
+        f"function    {checkpoint.function}'s channel attention",
+        f"model       {structure}",
+        f"parameters  {_count(tensors.values()):,} in {len(tensors)} tensors of {', '.join(dtypes)}",
+        "",
+        *_table(tensors, found, structure),
+    ]
+    for title, names in (("not a DaViT's", found.unknown), (f"not under {found.prefix!r}", found.outside)):
+        if names:
+            lines.append(
+                f"{len(names)} tensors {title}: {', '.join(names[:4])}{', ...' if len(names) > 4 else ''}"
+            )
+    if bad := [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]:
+        lines.append(f"WARNING: NaN or infinite values in {len(bad)} tensors: {', '.join(bad[:4])}")
+    lines += ["", "beside the weights"] if checkpoint.metadata or checkpoint.skipped else []
+    lines += [f"  {name}: {_shortened(value)}" for name, value in checkpoint.metadata.items()]
+    lines += [f"  {name}: (not shown)" for name in checkpoint.skipped]
+    sys.stdout.write("\n".join(lines) + "\n")
+
+
+def _where(checkpoint: Checkpoint) -> str:
+    where = "/".join(checkpoint.wrapper) if checkpoint.wrapper else "the whole file"
+    return where + (" (the EMA weights)" if checkpoint.ema else "")
+
+
+def _table(tensors: dict[str, Tensor], found: Recognised, structure: Structure) -> list[str]:
+    """Tensors and parameters of each stage, and of what is after the last one."""
+    rows = [("part", "width", "pairs", "tensors", "parameters")]
+    for stage, (width, depth) in enumerate(zip(structure.embed_dims, structure.depths, strict=True)):
+        part = [name for key, name in found.names.items() if not _is_tail(key) and key.stage == stage]
+        rows.append((f"stage {stage}", str(width), str(depth), *_tally(tensors, part)))
+    tail = [name for key, name in found.names.items() if _is_tail(key)]
+    rows.append(("norms, head", "", "", *_tally(tensors, tail)))
+    return ["  ".join(cell.rjust(11) if i else cell.ljust(11) for i, cell in enumerate(row)) for row in rows]
+
+
+def _is_tail(key: Key) -> bool:
+    return key.slot in TAIL_SLOTS
+
+
+def _tally(tensors: dict[str, Tensor], names: list[str]) -> tuple[str, str]:
+    return str(len(names)), f"{_count([tensors[name] for name in names]):,}"
+
+
+def _count(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.numel() for tensor in tensors)
+
+
+def _shortened(value: object) -> str:
+    text = (
+        ", ".join(f"{key}={inner}" for key, inner in value.items()) if isinstance(value, dict) else str(value)
+    )
+    text = " ".join(text.split())
+    return text if len(text) <= 400 else text[:400] + " ..."
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,122 @@
+"""From any layout to any other."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from .keys import (
+    FLORENCE2_FUNCTION,
+    LAYOUTS,
+    SPELLINGS,
+    CheckpointError,
+    Recognised,
+    Spelling,
+    recognised_or_error,
+    structure_of,
+    summarise,
+)
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass
+class ConversionReport:
+    """What a conversion did.
+
+    Attributes:
+        tensors, params: how much was kept.
+        renamed: how many names changed.
+        dropped: name to the reason why it was left out.
+        notes: what the result lacks, or is.
+    """
+
+    source_layout: str
+    target_layout: str
+    tensors: int = 0
+    params: int = 0
+    renamed: int = 0
+    dropped: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        parts = [
+            f"{self.source_layout} -> {self.target_layout}: {self.tensors} tensors ({self.params:,} "
+            f"parameters) kept, {self.renamed} renamed"
+        ]
+        parts += [f"dropped {text}" for text in summarise(self.dropped)]
+        return "; ".join(parts + self.notes) + "."
+
+
+def convert_with_report(
+    state_dict: Mapping[str, Tensor], to: str, origin: str = "the state dict"
+) -> tuple[dict[str, Tensor], ConversionReport]:
+    """Rename a DaViT's weights to another layout, in that layout's order; tensors are shared, not copied.
+
+    Only names change: Florence-2's weights under another name are still Florence-2's function. timm has two
+    ways to name a block; the one of its ``davit_*_fl`` is used for weights of Florence-2 (its names, and the
+    3x3 down-sampling that its towers have and the released DaViTs have not).
+
+    Args:
+        state_dict: weights in any layout, with any prefix, alone or as part of a detector.
+        to: one of `LAYOUTS`. "pyramid" has no head, so that norms and head are dropped; the others have no
+            norms of the levels, so that these are.
+        origin: what to call the weights in a message.
+
+    Raises:
+        CheckpointError: not a DaViT, or names that no DaViT has, or blocks that the layout has no name for.
+    """
+    if to not in LAYOUTS:
+        raise ValueError(f"unknown layout {to!r}; the layouts are {', '.join(LAYOUTS)}.")
+    found = recognised_or_error(state_dict, origin)
+    if found.unknown:
+        raise CheckpointError(
+            f"{origin} has {len(found.unknown)} keys that no DaViT has ({', '.join(found.unknown[:3])}), and "
+            "nothing is left out silently; remove them first if they are not needed."
+        )
+    spelling = _target_spelling(found, state_dict, to)
+    report = ConversionReport(found.layout, to)
+    report.dropped = dict.fromkeys(found.outside, f"not under {found.prefix!r}, so not the DaViT's")
+    unwanted = ("head.norm", "head.fc") if to == "pyramid" else ("level",)
+    for key, name in found.names.items():
+        if key.slot in unwanted:
+            report.dropped[name] = (
+                f"the layout {to!r} has no {'norm of a level' if key.slot == 'level' else 'head'}"
+            )
+    kept = sorted((key for key in found.names if key.slot not in unwanted), key=spelling.rank)
+    converted = {spelling.render(key): state_dict[found.names[key]] for key in kept}
+    report.tensors, report.params = len(converted), sum(tensor.numel() for tensor in converted.values())
+    report.renamed = sum(spelling.render(key) != found.names[key] for key in kept)
+    slots = {key.slot for key in kept}
+    if to != "pyramid" and "head.fc" not in slots:
+        report.notes.append(
+            "the result has no classifier" + ("" if "head.norm" in slots else " and no final norm")
+        )
+    if to == "pyramid" and "level" not in slots:
+        report.notes.append("the result has no norms of the levels, which only a backbone has")
+    if found.function != spelling.function:
+        report.notes.append(
+            f"the names are now those of {spelling.function}'s function, the weights still of "
+            f"{found.function}'s, whose channel attention is another"
+        )
+    return converted, report
+
+
+def convert_state_dict(state_dict: Mapping[str, Tensor], to: str) -> dict[str, Tensor]:
+    """`convert_with_report`, with what was dropped or is lacking written to the log."""
+    converted, report = convert_with_report(state_dict, to)
+    _logger.log(logging.WARNING if report.dropped or report.notes else logging.INFO, "%s", report)
+    return converted
+
+
+def _target_spelling(found: Recognised, tensors: Mapping[str, Tensor], to: str) -> Spelling:
+    florence2 = found.function == FLORENCE2_FUNCTION and structure_of(found, tensors).overlapped_patch
+    spelling = SPELLINGS["davit" if to == "pyramid" else "timm_fl" if to == "timm" and florence2 else to]
+    blocks = {key.block for key in found.names if key.slot == "qkv"}
+    if spelling.names_blocks and blocks != {0, 1}:
+        raise CheckpointError(
+            f"the layout {to!r} calls the two blocks of a pair spatial and channel, but here a pair has "
+            f"{len(blocks)} block(s): attention_types other than ('spatial', 'channel') have no name in it."
+        )
+    return spelling

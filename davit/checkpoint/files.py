@@ -1,0 +1,383 @@
+"""Opening a checkpoint, whatever it is, without running anything that it contains.
+
+What a file is gets decided by its first bytes, never by its suffix; pickles.py reads those that are pickles.
+"""
+
+import codecs
+import hashlib
+import logging
+import os
+import re
+import zipfile
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from .keys import DAVIT_FUNCTION, FLORENCE2_FUNCTION, CheckpointError, recognise
+from .pickles import NOT_PLAIN, plain_value, read_pickle
+
+_logger = logging.getLogger(__name__)
+
+Source: TypeAlias = "str | Path | Checkpoint | Mapping[str, Any]"
+
+_SUFFIXES = (".safetensors", ".pth", ".pth.tar", ".pt", ".bin")
+EMA_CHOICES = ("auto", "always", "never")
+EMA_WRAPPERS = ("state_dict_ema", "model_ema")
+PLAIN_WRAPPERS = ("state_dict", "model", "model_state_dict", "module", "net", "backbone")
+_DEEPEST_WRAPPER = 6
+FUNCTION_ENTRY = "channel_attention"  # written by a conversion whose names hide whose function it is
+
+
+@dataclass
+class Checkpoint:
+    """The weights of a checkpoint and what was beside them.
+
+    Attributes:
+        origin: the file, or what to call the weights in a message.
+        state_dict: the weights under the names they have in the file.
+        wrapper: the entries that held them, outermost first; empty where the weights are the whole file.
+        ema: whether they are the running average of training (EMA).
+        metadata: the plain values beside them: epoch, args, metric ...
+        skipped: entries beside them that are no plain values: optimizer, scaler, the other weights ...
+    """
+
+    origin: str
+    state_dict: dict[str, Tensor]
+    wrapper: tuple[str, ...] = ()
+    ema: bool = False
+    metadata: dict[str, Any] = field(default_factory=dict)
+    skipped: tuple[str, ...] = ()
+
+    @property
+    def function(self) -> str:
+        """Whose channel attention the weights were trained with."""
+        if self.metadata.get(FUNCTION_ENTRY) in (DAVIT_FUNCTION, FLORENCE2_FUNCTION):
+            return str(self.metadata[FUNCTION_ENTRY])
+        found = recognise(self.state_dict, self.origin)
+        return found.function if found else DAVIT_FUNCTION
+
+
+def read_checkpoint(path: str | Path, ema: str = "auto") -> Checkpoint:
+    """Read a .pth, .pth.tar, .pt or .safetensors file and find the weights in it.
+
+    Args:
+        path: the file; its suffix does not matter.
+        ema: which weights to take of a training checkpoint that has two: "auto" takes the running average
+            where there is one, "always" insists on it, "never" takes the plain ones.
+
+    Raises:
+        CheckpointError: not a file, damaged, not a checkpoint, unsafe to open, or without weights.
+    """
+    path = Path(path)
+    _check_is_file(path)
+    kind = _kind_of(path)
+    _logger.debug("%s: %s", path, kind)
+    contents, header = _READERS[kind](path)
+    checkpoint = unwrap(contents, str(path), ema)
+    checkpoint.metadata.update(header)
+    _logger.info(
+        "%s: %d tensors%s%s",
+        path,
+        len(checkpoint.state_dict),
+        f" of {'/'.join(checkpoint.wrapper)!r}" if checkpoint.wrapper else "",
+        " (the EMA weights)" if checkpoint.ema else "",
+    )
+    return checkpoint
+
+
+def open_source(source: Source, ema: str = "auto") -> Checkpoint:
+    """A `Checkpoint` of a path, of a loaded checkpoint or of a state dict."""
+    if isinstance(source, Checkpoint):
+        return source
+    if isinstance(source, Mapping):
+        return unwrap(source, "the given state dict", ema)
+    return read_checkpoint(source, ema)
+
+
+def unwrap(contents: object, origin: str, ema: str = "auto") -> Checkpoint:
+    """Find the weights in the contents of a file (arguments and errors as in `read_checkpoint`)."""
+    if ema not in EMA_CHOICES:
+        raise ValueError(f"ema={ema!r} is not one of {', '.join(map(repr, EMA_CHOICES))}.")
+    wrapper: list[str] = []
+    metadata: dict[str, Any] = {}
+    skipped: list[str] = []
+    level = contents
+    for _ in range(_DEEPEST_WRAPPER):
+        if isinstance(level, torch.nn.Module):
+            level = level.state_dict()
+        if not isinstance(level, Mapping):
+            raise CheckpointError(
+                f"{origin} holds a {type(level).__name__}, not weights by name; save the model's "
+                "state_dict() instead."
+            )
+        entry = _wrapper_in(level, ema)
+        tensors = (
+            {} if entry else {str(name): value for name, value in level.items() if isinstance(value, Tensor)}
+        )
+        for name, value in level.items():
+            if name != entry and str(name) not in tensors:
+                plain = plain_value(value)
+                if plain is NOT_PLAIN:
+                    skipped.append(str(name))
+                else:
+                    metadata[str(name)] = plain
+        if entry is None:
+            break
+        wrapper.append(entry)
+        level = level[entry]
+    else:
+        raise CheckpointError(f"{origin} nests its weights endlessly ({'/'.join(wrapper)}): it is damaged.")
+    if not tensors:
+        held = ", ".join(str(name) for name in list(level)[:5]) or "nothing"
+        raise CheckpointError(
+            f"{origin} holds no tensors (it holds {held}), so there is nothing to load; give the file that "
+            "the weights were saved in."
+        )
+    is_ema = any(name in EMA_WRAPPERS for name in wrapper)
+    if ema == "always" and not is_ema:
+        raise CheckpointError(
+            f"{origin} has no EMA weights ({' or '.join(EMA_WRAPPERS)}), and ema='always' insists on them; "
+            "use ema='auto' to take the plain ones where there are no others."
+        )
+    tensors = {name: tensor.detach() for name, tensor in tensors.items()}
+    return Checkpoint(origin, tensors, tuple(wrapper), is_ema, metadata, tuple(skipped))
+
+
+def _wrapper_in(level: Mapping[Any, Any], ema: str) -> str | None:
+    """The entry of this dict that leads to the weights, or None where they are the dict itself."""
+    plain = [name for name in PLAIN_WRAPPERS if _leads_to_weights(level.get(name))]
+    averaged = [name for name in EMA_WRAPPERS if _leads_to_weights(level.get(name))]
+    order = plain if ema == "never" else averaged + plain
+    return order[0] if order else None
+
+
+def _leads_to_weights(value: object, depth: int = 0) -> bool:
+    if isinstance(value, torch.nn.Module):
+        return True
+    return (
+        isinstance(value, Mapping)
+        and depth < _DEEPEST_WRAPPER
+        and any(isinstance(inner, Tensor) or _leads_to_weights(inner, depth + 1) for inner in value.values())
+    )
+
+
+def sha256_of(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def write_checkpoint(
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], force: bool
+) -> None:
+    """Write weights, and only weights, in one step: the file is whole or not there.
+
+    A .safetensors file keeps the metadata in its header; a PyTorch file is the plain state dict, or, where
+    there is metadata to keep, a dict with the weights as its ``state_dict``.
+
+    Args:
+        path: its suffix chooses the format: .safetensors, or PyTorch's for .pth, .pth.tar, .pt and .bin.
+        force: replace a file that is there.
+
+    Raises:
+        CheckpointError: unknown suffix, no such folder, or the file exists.
+    """
+    if not path.name.endswith(_SUFFIXES):
+        raise CheckpointError(
+            f"{path} has none of the suffixes that say what to write: {', '.join(_SUFFIXES)}."
+        )
+    if not path.parent.is_dir():
+        raise CheckpointError(
+            f"{path} cannot be written: the folder {path.parent} does not exist; create it first."
+        )
+    if path.exists() and not force:
+        raise CheckpointError(
+            f"{path} exists and is not replaced; give another name, or --force (force=True)."
+        )
+    # a view would be saved with all it is a view of, and safetensors takes no two names for one memory
+    packed = {name: tensor.contiguous().clone() for name, tensor in tensors.items()}
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
+    try:
+        if path.suffix == ".safetensors":
+            safetensors.torch.save_file(packed, unfinished, {"format": "pt", **metadata})
+        else:
+            torch.save({"state_dict": packed, **metadata} if metadata else packed, unfinished)
+        unfinished.replace(path)
+    except OSError as error:
+        raise CheckpointError(
+            f"{path} cannot be written: {error}; check the space and the permissions."
+        ) from error
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+# -- what kind of file it is
+
+
+def _check_is_file(path: Path) -> None:
+    try:
+        if path.is_dir():
+            inside = sorted(entry.name for entry in path.iterdir() if _looks_like_checkpoint(entry))
+            hint = f"give one of its files: {', '.join(inside[:5])}" if inside else "give the file itself"
+            raise CheckpointError(f"{path} is a folder, not a checkpoint; {hint}.")
+        if not path.exists():
+            beside = sorted(entry.name for entry in path.parent.glob("*") if _looks_like_checkpoint(entry))
+            hint = f"in that folder there is {', '.join(beside[:5])}" if beside else "check the path"
+            raise CheckpointError(f"{path} does not exist; {hint}.")
+        if not path.is_file():
+            raise CheckpointError(f"{path} is not a regular file; give the path of a checkpoint.")
+        if path.stat().st_size == 0:
+            raise CheckpointError(
+                f"{path} is empty (0 bytes): the download or the save that made it did not finish; fetch or "
+                "save it again."
+            )
+    except OSError as error:
+        raise CheckpointError(
+            f"{path} cannot be opened: {error.strerror}; check the path and its permissions."
+        ) from error
+
+
+def _looks_like_checkpoint(path: Path) -> bool:
+    return path.name.endswith(_SUFFIXES) and path.is_file()
+
+
+def _kind_of(path: Path) -> str:
+    """One of the keys of `_READERS`.
+
+    Raises:
+        CheckpointError: none of them; says what it is instead, as far as can be told.
+    """
+    try:
+        with path.open("rb") as stream:
+            start = stream.read(1024)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}; check its permissions.") from error
+    if start.startswith(b"PK\x03\x04"):
+        return "zip"
+    if start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= 100_000_000:
+        return "safetensors"
+    if start[257:262] == b"ustar":
+        raise CheckpointError(
+            f"{path} is a tar archive: either other files packed together, which have to be unpacked first, "
+            "or a checkpoint of PyTorch 0.1, which has to be saved again with a newer one."
+        )
+    if start.startswith(b"\x80") or re.match(rb"\(*[ci][\w.]+\n[\w.]+\n", start):
+        return "pickle"  # the second form is that of protocol 0
+    raise CheckpointError(f"{path} {_other_kind(start)}")
+
+
+def _other_kind(start: bytes) -> str:
+    """What a file that is no checkpoint is, and what to do about it: the rest of a sentence."""
+    for magic, kind in {
+        b"\x1f\x8b": "is compressed with gzip; unpack it first.",
+        b"7z\xbc\xaf": "is a 7z archive; unpack it first.",
+        b"\x89HDF": "is an HDF5 file, as Keras writes; DaViT's weights come as .pth or .safetensors.",
+        b"\x93NUMPY": "is a numpy array; DaViT's weights come as .pth or .safetensors.",
+    }.items():
+        if start.startswith(magic):
+            return kind
+    if start.startswith(b"version https://git-lfs"):
+        return (
+            "is a Git LFS pointer, a few lines of text in place of the weights; run 'git lfs pull' in that "
+            "repository, or download the file itself."
+        )
+    if re.match(rb"\s*<(!doctype|html|head|\?xml)", start, re.IGNORECASE):
+        return (
+            "is a web page saved under the name of a checkpoint: the download returned a login or a "
+            "confirmation page (Google Drive does for large files); download it in a browser, or with a "
+            "tool that confirms."
+        )
+    text = _as_text(start)
+    if text is not None:
+        return f"is a text file that begins with {text[:40]!r}, not a checkpoint; check the path."
+    return (
+        "is no checkpoint in any known format (PyTorch or safetensors); it may be damaged: fetch or save it "
+        "again."
+    )
+
+
+def _as_text(start: bytes) -> str | None:
+    try:
+        text = codecs.getincrementaldecoder("utf-8")().decode(start)  # a character may be cut at the end
+    except UnicodeDecodeError:
+        return None
+    return None if re.search(r"[\x00-\x08\x0e-\x1f]", text) else text
+
+
+# -- readers
+
+
+def _read_safetensors(path: Path) -> tuple[object, dict[str, Any]]:
+    try:
+        tensors = safetensors.torch.load_file(path)
+        with safetensors.safe_open(path, framework="pt") as opened:  # type: ignore[no-untyped-call]
+            metadata = opened.metadata() or {}
+    except (safetensors.SafetensorError, OSError, ValueError, KeyError) as error:
+        raise CheckpointError(
+            f"{path} begins as a safetensors file but cannot be read ({error}): it is cut short or damaged; "
+            "fetch or save it again."
+        ) from error
+    return tensors, metadata
+
+
+def _read_zip(path: Path) -> tuple[object, dict[str, Any]]:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+            damaged = _damaged_member(archive)
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+        raise CheckpointError(
+            f"{path} is cut short or damaged: it begins as a PyTorch checkpoint, but its end, the list of "
+            "its contents, is missing; fetch or save it again."
+        ) from error
+    if damaged is not None:
+        raise CheckpointError(
+            f"{path} is damaged: the checksum of {damaged!r} in it is wrong; fetch or save it again."
+        )
+    members = {name.split("/", 1)[-1] for name in names}
+    if "constants.pkl" in members or any(member.startswith("code/") for member in members):
+        raise CheckpointError(
+            f"{path} is a TorchScript archive, a program and not only weights, so it is not opened here; if "
+            "you trust it, save its weights: torch.save(torch.jit.load(path).state_dict(), 'weights.pth')."
+        )
+    if "archive_format" in members:
+        raise CheckpointError(
+            f"{path} is a program saved by torch.export, not only weights, so it is not opened here; if you "
+            "trust it, save its weights: torch.save(torch.export.load(path).state_dict, 'weights.pth')."
+        )
+    if "data.pkl" not in members:
+        raise CheckpointError(
+            f"{path} is a zip archive, but not one of PyTorch's (it holds {', '.join(sorted(members)[:3])}); "
+            "unpack it and give the checkpoint itself."
+        )
+    return read_pickle(path), {}
+
+
+def _damaged_member(archive: zipfile.ZipFile) -> str | None:
+    """The first member whose checksum is wrong (torch.load does not look); 0 stands for none."""
+    for member in archive.infolist():
+        if member.CRC != 0:
+            try:
+                with archive.open(member) as stream:
+                    while stream.read(1 << 20):
+                        pass
+            except (zipfile.BadZipFile, zlib.error, EOFError):
+                return member.filename
+    return None
+
+
+# each returns the contents and what the file's header says beside them
+_READERS: dict[str, Callable[[Path], tuple[object, dict[str, Any]]]] = {
+    "zip": _read_zip,
+    "pickle": lambda path: (read_pickle(path), {}),
+    "safetensors": _read_safetensors,
+}

@@ -1,0 +1,376 @@
+"""The names that DaViT's weights go by.
+
+A weight has one identity, its `Key`; a `Spelling` says how one code base writes it down. To teach a new one,
+add a table to `SPELLINGS`: parsing, rendering and the order of keys follow from it.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+from torch import Tensor
+
+LAYOUTS = ("davit", "pyramid", "timm", "florence2")
+
+# The channel attention of Florence-2's towers is another function of the same weights.
+DAVIT_FUNCTION = "davit"
+FLORENCE2_FUNCTION = "florence2"
+
+
+class CheckpointError(ValueError):
+    """A checkpoint cannot be used; the message is one paragraph that says which, why, and what to do."""
+
+
+class Key(NamedTuple):
+    """What one tensor is, whatever it is called.
+
+    ``stage``, ``pair`` and ``block`` (0 or 1 within a pair) are 0 where they do not apply.
+    """
+
+    slot: str
+    stage: int
+    pair: int
+    block: int
+    param: str
+
+
+EMBED_SLOTS = ("stem.proj", "stem.norm", "down.proj", "down.norm")
+TAIL_SLOTS = ("level", "head.norm", "head.fc")
+_KINDS = ("spatial", "channel")  # block 0 and block 1 of a pair, where a spelling names them
+_ATTENTIONS = ("window", "channel")
+_PLACEHOLDERS = {
+    "{s}": r"(?P<s>\d+)",
+    "{p}": r"(?P<p>\d+)",
+    "{b}": r"(?P<b>\d+)",
+    "{kind}": r"(?P<kind>spatial|channel)",
+    "{attn}": r"(?:window|channel)",
+}
+
+
+@dataclass(frozen=True)
+class Spelling:
+    """How one code base names the tensors.
+
+    Attributes:
+        layout: the name of the layout it belongs to, one of `LAYOUTS`.
+        templates: slot to template, in the order in which that code base registers them.
+        function: which channel attention the code base computes with these weights.
+        stage_major: whether a stage's embedding stands beside its blocks, or all embeddings come first.
+        prefix: what the code base writes before every name.
+    """
+
+    layout: str
+    templates: Mapping[str, str]
+    function: str = DAVIT_FUNCTION
+    stage_major: bool = False
+    prefix: str = ""
+
+    @cached_property
+    def _patterns(self) -> dict[str, re.Pattern[str]]:
+        patterns = {}
+        for slot, template in self.templates.items():
+            pattern = re.escape(template).replace(r"\{", "{").replace(r"\}", "}")
+            for placeholder, group in _PLACEHOLDERS.items():
+                pattern = pattern.replace(placeholder, group)
+            # timm's features_only models write stages_0 for stages.0
+            pattern = pattern.replace(r"stages\.", r"stages[._]")
+            patterns[slot] = re.compile(pattern + r"\.(?P<param>[^.]+)")
+        return patterns
+
+    @cached_property
+    def _anchor(self) -> re.Pattern[str]:
+        return re.compile(
+            r"(?P<prefix>|.*\.)" + self._patterns["qkv"].pattern.replace(r"(?P<param>[^.]+)", "weight")
+        )
+
+    @cached_property
+    def names_blocks(self) -> bool:
+        """Whether blocks are called spatial and channel, so that a pair must be one of each."""
+        return "{kind}" in self.templates["qkv"]
+
+    def prefixes(self, names: Iterable[str]) -> set[str]:
+        """What stands before the names of a DaViT, for each DaViT that the names hold."""
+        return {match["prefix"] for name in names if (match := self._anchor.fullmatch(name))}
+
+    def parse(self, name: str) -> Key | None:
+        for slot, pattern in self._patterns.items():
+            if match := pattern.fullmatch(name):
+                found = match.groupdict()
+                block = _KINDS.index(found["kind"]) if found.get("kind") else int(found.get("b") or 0)
+                return Key(slot, int(found.get("s") or 0), int(found.get("p") or 0), block, found["param"])
+        return None
+
+    def render(self, key: Key) -> str:
+        template = self.templates[key.slot]
+        if self.names_blocks and "{kind}" in template:
+            template = template.replace("{kind}", _KINDS[key.block]).replace("{attn}", _ATTENTIONS[key.block])
+        return self.prefix + template.format(s=key.stage, p=key.pair, b=key.block) + "." + key.param
+
+    def rank(self, key: Key) -> tuple[int, ...]:
+        """Sorts keys as the code base registers them."""
+        if key.slot in TAIL_SLOTS:
+            group, within_stage = 2, 0
+        elif key.slot in EMBED_SLOTS:
+            group, within_stage = int(self.stage_major and key.slot.startswith("down")), 0
+        else:
+            group, within_stage = 1, 1
+        slot_rank = list(self.templates).index(key.slot)
+        param_rank = {"weight": 0, "bias": 1}.get(key.param, 2)
+        return group, key.stage, within_stage, key.pair, key.block, slot_rank, param_rank
+
+
+_TIMM_BLOCK = {
+    "cpe0": "cpe1.proj",
+    "norm1": "norm1",
+    "qkv": "attn.qkv",
+    "proj": "attn.proj",
+    "cpe1": "cpe2.proj",
+    "norm2": "norm2",
+    "fc1": "mlp.fc1",
+    "fc2": "mlp.fc2",
+}
+
+
+def _timm(block: str) -> dict[str, str]:
+    return {
+        "stem.proj": "stem.conv",
+        "stem.norm": "stem.norm",
+        "down.norm": "stages.{s}.downsample.norm",
+        "down.proj": "stages.{s}.downsample.conv",
+        **{slot: f"stages.{{s}}.blocks.{{p}}.{block}.{leaf}" for slot, leaf in _TIMM_BLOCK.items()},
+        "head.norm": "head.norm",
+        "head.fc": "head.fc",
+    }
+
+
+def _florence2(conv: str, block: Mapping[str, str]) -> dict[str, str]:
+    return {
+        "stem.proj": f"convs.0.{conv}",
+        "stem.norm": "convs.0.norm",
+        "down.proj": f"convs.{{s}}.{conv}",
+        "down.norm": "convs.{s}.norm",
+        **{slot: f"blocks.{{s}}.{{p}}.{{kind}}_block.{leaf}" for slot, leaf in block.items()},
+        "head.norm": "norms",
+        "head.fc": "head",
+    }
+
+
+SPELLINGS: dict[str, Spelling] = {
+    # the original's, and ours; "level" is the pyramid's norm of one output
+    "davit": Spelling(
+        "davit",
+        {
+            "stem.proj": "patch_embeds.0.proj",
+            "stem.norm": "patch_embeds.0.norm",
+            "down.proj": "patch_embeds.{s}.proj",
+            "down.norm": "patch_embeds.{s}.norm",
+            "cpe0": "main_blocks.{s}.{p}.{b}.cpe.0.proj",
+            "cpe1": "main_blocks.{s}.{p}.{b}.cpe.1.proj",
+            "norm1": "main_blocks.{s}.{p}.{b}.norm1",
+            "qkv": "main_blocks.{s}.{p}.{b}.attn.qkv",
+            "proj": "main_blocks.{s}.{p}.{b}.attn.proj",
+            "norm2": "main_blocks.{s}.{p}.{b}.norm2",
+            "fc1": "main_blocks.{s}.{p}.{b}.mlp.fc1",
+            "fc2": "main_blocks.{s}.{p}.{b}.mlp.fc2",
+            "level": "norm{s}",
+            "head.norm": "norms",
+            "head.fc": "head",
+        },
+    ),
+    "timm": Spelling("timm", _timm("{b}"), stage_major=True),
+    # timm's davit_base_fl and davit_huge_fl
+    "timm_fl": Spelling("timm", _timm("{kind}_block"), FLORENCE2_FUNCTION, stage_major=True),
+    # the checkpoints that Microsoft released
+    "florence2": Spelling(
+        "florence2",
+        _florence2(
+            "proj",
+            {
+                "cpe0": "conv1.fn.dw",
+                "norm1": "{attn}_attn.norm",
+                "qkv": "{attn}_attn.fn.qkv",
+                "proj": "{attn}_attn.fn.proj",
+                "cpe1": "conv2.fn.dw",
+                "norm2": "ffn.norm",
+                "fc1": "ffn.fn.net.fc1",
+                "fc2": "ffn.fn.net.fc2",
+            },
+        ),
+        FLORENCE2_FUNCTION,
+        prefix="vision_tower.",
+    ),
+    # the same tower in the transformers library
+    "florence2_hf": Spelling(
+        "florence2",
+        _florence2(
+            "conv",
+            {
+                "cpe0": "conv1",
+                "norm1": "norm1",
+                "qkv": "{attn}_attn.qkv",
+                "proj": "{attn}_attn.proj",
+                "cpe1": "conv2",
+                "norm2": "norm2",
+                "fc1": "ffn.fc1",
+                "fc2": "ffn.fc2",
+            },
+        ),
+        FLORENCE2_FUNCTION,
+        prefix="model.vision_tower.",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Recognised:
+    """A DaViT found among the names of a state dict.
+
+    Attributes:
+        spelling: its entry in `SPELLINGS`.
+        prefix: what stands before each of its names, such as ``module.backbone.``.
+        names: identity to full name, in the order found.
+        unknown: names under the prefix that no DaViT has.
+        outside: names that are not under the prefix: the rest of a detector, of a language model.
+    """
+
+    spelling: Spelling
+    prefix: str
+    names: dict[Key, str]
+    unknown: tuple[str, ...]
+    outside: tuple[str, ...]
+
+    @property
+    def layout(self) -> str:
+        slots = {key.slot for key in self.names}
+        if self.spelling is SPELLINGS["davit"] and not slots & {"head.norm", "head.fc"}:
+            return "pyramid"
+        return self.spelling.layout
+
+    @property
+    def function(self) -> str:
+        return self.spelling.function
+
+
+def recognise(names: Iterable[str], origin: str = "the state dict") -> Recognised | None:
+    """Find the DaViT among the names, or None where there is none.
+
+    Args:
+        origin: what to call it in a message.
+
+    Raises:
+        CheckpointError: there are two, and nothing says which is meant.
+    """
+    names = list(names)
+    found = [
+        candidate
+        for spelling in SPELLINGS.values()
+        for prefix in spelling.prefixes(names)
+        if (candidate := _recognise_as(spelling, prefix, names)) is not None
+    ]
+    if len(found) > 1:
+        raise CheckpointError(
+            f"{origin} holds more than one DaViT, under "
+            f"{', '.join(sorted(repr(one.prefix) for one in found))}; pass the one you mean as a state dict, "
+            "with only its own keys."
+        )
+    return found[0] if found else None
+
+
+def _recognise_as(spelling: Spelling, prefix: str, names: list[str]) -> Recognised | None:
+    keys: dict[Key, str] = {}
+    unknown, outside = [], []
+    for name in names:
+        if not name.startswith(prefix):
+            outside.append(name)
+        elif (key := spelling.parse(name[len(prefix) :])) is not None:
+            keys[key] = name
+        else:
+            unknown.append(name)
+    if len(unknown) > len(keys):  # another architecture that happens to share a name
+        return None
+    return Recognised(spelling, prefix, keys, tuple(unknown), tuple(outside))
+
+
+def detect_layout(state_dict: Mapping[str, Tensor]) -> str:
+    """Name the layout of a state dict: one of `LAYOUTS`, whatever prefix its keys have.
+
+    The original's names without a head are "pyramid", also where no level has a norm.
+
+    Raises:
+        CheckpointError: these are not the weights of a DaViT.
+    """
+    return recognised_or_error(state_dict).layout
+
+
+def recognised_or_error(state_dict: Mapping[str, Tensor], origin: str = "the state dict") -> Recognised:
+    found = recognise(state_dict, origin)
+    if found is None:
+        first = ", ".join(list(state_dict)[:3])
+        raise CheckpointError(
+            f"{origin} holds {len(state_dict)} tensors ({first}, ...), but not the weights of a DaViT in any "
+            f"layout known here ({', '.join(LAYOUTS)}): it is a checkpoint of another architecture. Give the "
+            "file of a DaViT, or build the model that this file was saved from (timm.create_model) and load "
+            "it there."
+        )
+    return found
+
+
+@dataclass(frozen=True)
+class Structure:
+    """The architecture as far as the shapes of the weights tell (they do not tell heads or windows)."""
+
+    in_chans: int
+    embed_dims: tuple[int, ...]
+    depths: tuple[int, ...]
+    num_classes: int | None
+    overlapped_patch: bool
+
+    def __str__(self) -> str:
+        head = "no head" if self.num_classes is None else f"{self.num_classes} classes"
+        names = f"the shapes of {' or '.join(self.variants())}: " if self.variants() else ""
+        dims = f"embed_dims {self.embed_dims}, depths {self.depths}"
+        if self.overlapped_patch:
+            dims += ", overlapped_patch"
+        return f"{names}{dims}, {self.in_chans} input channels, {head}"
+
+    def variants(self) -> list[str]:
+        """The names of `davit.VARIANTS` that have these widths and depths."""
+        from davit.variants import VARIANTS  # the variants load their weights through this package
+
+        return [
+            name
+            for name, variant in VARIANTS.items()
+            if (variant.embed_dims, variant.depths) == (self.embed_dims, self.depths)
+        ]
+
+
+def structure_of(found: Recognised, tensors: Mapping[str, Tensor]) -> Structure:
+    """Read the architecture off the shapes; incomplete weights give an incomplete structure."""
+    shapes = {key: tuple(tensors[name].shape) for key, name in found.names.items()}
+    stages = 1 + max(key.stage for key in shapes)
+    stem = shapes.get(Key("stem.proj", 0, 0, 0, "weight"), (0, 0))
+    head = shapes.get(Key("head.fc", 0, 0, 0, "weight"))
+    downs = [shapes.get(Key("down.proj", stage, 0, 0, "weight"), (0, 0, 0)) for stage in range(1, stages)]
+    depths = (
+        len({key.pair for key in shapes if key.slot == "qkv" and key.stage == s}) for s in range(stages)
+    )
+    return Structure(
+        in_chans=stem[1],
+        embed_dims=(stem[0], *(down[0] for down in downs)),
+        depths=tuple(depths),
+        num_classes=head[0] if head else None,
+        overlapped_patch=any(down[-1] == 3 for down in downs),
+    )
+
+
+def summarise(reasons: Mapping[str, str]) -> list[str]:
+    """One phrase for each reason, with the names it concerns (three at most) in brackets."""
+    by_reason: dict[str, list[str]] = {}
+    for name, reason in reasons.items():
+        by_reason.setdefault(reason, []).append(name)
+    return [
+        f"{len(names)} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''}): {reason}"
+        for reason, names in by_reason.items()
+    ]

@@ -1,0 +1,184 @@
+"""A split as an indexed data set, and the wrapper that makes each training sample a function of its key."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from .errors import BadImageError, DataError
+from .folder import FolderSource, find_split, some
+from .named import NamedSource
+from .seeding import seeded
+
+# (epoch, index, repeat): `repeat` counts the occurrences of one picture in one epoch, 0 for the first.
+Key = tuple[int, int, int]
+Transform = Callable[[Image.Image], Tensor]
+
+_FOLDER_NAMES = ("", "folder", "imagefolder", "image_folder")
+
+
+class Source(Protocol):
+    """Where pictures come from: a folder or a named data set."""
+
+    class_to_idx: dict[str, int]
+
+    def __len__(self) -> int: ...
+
+    def filename(self, index: int) -> str: ...
+
+    def path(self, index: int) -> str: ...
+
+    def read(self, index: int) -> tuple[Image.Image, int]: ...
+
+
+class PictureDataset(Dataset[tuple[Any, int]]):
+    """The pictures of one split: item i is (transform(RGB picture), class index).
+
+    `transform` may be set at any time before a loader's first batch; without one an item's picture is a
+    PIL image. Decoding and transform meet in `__getitem__` and nowhere else.
+    """
+
+    def __init__(self, source: Source, transform: Transform | None = None, *, mapped: bool = False) -> None:
+        """`mapped`: the class indices come from a class map rather than from the data itself."""
+        self.source = source
+        self.transform = transform
+        self.mapped = mapped
+
+    @property
+    def class_to_idx(self) -> dict[str, int]:
+        """Class name -> index; empty for a named data set that does not tell."""
+        return self.source.class_to_idx
+
+    @property
+    def class_names(self) -> list[str]:
+        """Class names in order of their indices."""
+        return sorted(self.class_to_idx, key=self.class_to_idx.__getitem__)
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def filename(self, index: int) -> str:
+        """A picture's file below the split folder, for predictions and reports."""
+        return self.source.filename(index)
+
+    def filenames(self) -> list[str]:
+        """The files of all pictures, in order of their positions."""
+        return [self.source.filename(index) for index in range(len(self))]
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        image, target = self.source.read(index)
+        return (self.transform(image) if self.transform is not None else image), target
+
+
+def open_dataset(
+    root: str | Path | None,
+    split: str,
+    *,
+    dataset: str = "",
+    class_map: str | Path | dict[str, int] | None = None,
+    download: bool = False,
+    transform: Transform | None = None,
+    **options: Any,
+) -> PictureDataset:
+    """The pictures of `split`: of the image folder `root`, or of the data set named as timm names it.
+
+    `split` is a folder below `root`; "train" and "validation" find their usual synonyms ("val", ...) and "."
+    is `root` itself. `options` (input_key, target_key, ...) and `download` are for named data sets.
+    Raises `DataError` saying what is missing or wrong, and where.
+    """
+    options = {key: value for key, value in options.items() if value is not None}
+    if "/" in dataset:
+        source: Source = NamedSource(dataset, root, split, class_map=class_map, download=download, **options)
+    elif dataset.lower() not in _FOLDER_NAMES:
+        raise DataError(
+            f"--dataset {dataset} is unknown; leave it empty for a folder, or give torch/... or hfds/..."
+        )
+    else:
+        if download or options:
+            asked = some(["download"] * download + sorted(options))
+            raise DataError(f"an image folder takes no {asked}; only --dataset torch/... or hfds/... do")
+        if root is None:
+            raise DataError("no data folder: give one with train/ and val/, one folder a class")
+        source = FolderSource(find_split(root, split), class_map)
+    if len(source) == 0:
+        raise DataError(f"the data set {dataset or root} has no pictures in split {split!r}")
+    return PictureDataset(source, transform, mapped=bool(class_map))
+
+
+def check_classes(
+    train: PictureDataset | None, val: PictureDataset | None = None, num_classes: int | None = None
+) -> None:
+    """Raises `DataError` if train and val differ in classes, or if a model of `num_classes` does not fit.
+
+    With a class map the splits may hold any of its classes, and its indices must be below `num_classes`.
+    Named data sets that do not tell their classes are not checked.
+    """
+    if train and val and train.class_to_idx and val.class_to_idx and not (train.mapped or val.mapped):
+        ours, theirs = set(train.class_to_idx), set(val.class_to_idx)
+        if ours != theirs:
+            only = [f"only in train: {some(sorted(ours - theirs))}"] if ours - theirs else []
+            only += [f"only in val: {some(sorted(theirs - ours))}"] if theirs - ours else []
+            counts = f"train has {len(ours)} classes and val {len(theirs)}"
+            raise DataError(f"{counts}, not the same ones ({'; '.join(only)})")
+    for dataset in (train, val):
+        if dataset is None or num_classes is None or not dataset.class_to_idx:
+            continue
+        needed = max(dataset.class_to_idx.values()) + 1
+        if needed > num_classes or (needed < num_classes and not dataset.mapped):
+            raise DataError(
+                f"the data has {needed} classes ({some(dataset.class_names, 5)}) and the model "
+                f"{num_classes}: pass --num-classes {needed}, or --class-map FILE to give the folders the "
+                "model's class indices"
+            )
+
+
+class Sample(NamedTuple):
+    """A transformed picture, its class, its position in the data set, and the bad files met on the way."""
+
+    image: Tensor
+    target: int
+    position: int
+    bad: tuple[tuple[str, str], ...] = ()
+
+
+class SeededDataset(Dataset[Sample]):
+    """Training samples by key: the item depends on (seed, epoch, index, repeat) and on nothing else.
+
+    Not on the worker, the process, or what was read before. With `skip_bad_images` a picture that cannot
+    be read is replaced by the next good one of the data set, augmented under the key that was asked for;
+    otherwise its `BadImageError` is raised.
+    """
+
+    def __init__(self, dataset: PictureDataset, seed: int, *, skip_bad_images: bool = False) -> None:
+        self.dataset = dataset
+        self.seed = seed
+        self.skip_bad_images = skip_bad_images
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, key: tuple[int, ...]) -> Sample:
+        epoch, index, repeat = (*key, 0)[:3]
+        bad: list[tuple[str, str]] = []
+        for position in range(index, index + len(self)):
+            position %= len(self)
+            with seeded(self.seed, epoch, index, repeat):
+                try:
+                    image, target = self.dataset[position]
+                except BadImageError as error:
+                    if not self.skip_bad_images:
+                        raise
+                    bad.append((error.file, error.reason))
+                else:
+                    return Sample(image, target, position, tuple(bad))
+        raise DataError(nothing_readable(bad))
+
+
+def nothing_readable(bad: list[tuple[str, str]]) -> str:
+    """The message for a data set in which every picture is bad."""
+    return f"none of the {len(bad)} pictures can be read; the first: {': '.join(bad[0])}"

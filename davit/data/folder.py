@@ -1,0 +1,178 @@
+"""Image folders: root/SPLIT/CLASS/picture, and every way in which one can be wrong."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from timm.data.readers.class_map import load_class_map
+from timm.utils.misc import natural_key
+
+from .decode import SUFFIXES, load_rgb
+from .errors import DataError
+
+_logger = logging.getLogger(__name__)
+
+_SYNONYMS = (("train", "training"), ("validation", "val", "valid", "eval", "evaluation"))
+
+
+def find_split(root: str | Path, split: str) -> Path:
+    """The folder of `split` under `root`: that name, else a synonym (validation, val, ...); "." is `root`.
+
+    Raises `DataError` for a missing root or split, saying what is there.
+    """
+    root = Path(root)
+    folders, pictures = _list_folder(root)
+    synonyms = next((group for group in _SYNONYMS if split in group), ())
+    for name in (split, *synonyms):
+        if name and (root / name).is_dir():
+            return root / name
+    if any(_list_folder(root / name)[1] for name in folders[:20]):
+        raise DataError(
+            f"{root} has no split {split!r}: its own folders ({some(folders)}) hold "
+            f"pictures and look like classes. Move them into {root}/train and {root}/val, or name the split "
+            "'.' to use the folder itself"
+        )
+    there = f"the folders {some(folders)}" if folders else f"no folders, {len(pictures)} pictures"
+    tried = " or ".join(f"{name}/" for name in dict.fromkeys((split, *synonyms)))
+    raise DataError(f"{root} has no split {split!r} ({tried}); it holds {there}")
+
+
+class FolderSource:
+    """The pictures of one split folder in timm's order, with timm's class indices.
+
+    A picture's class is the folder it lies in; classes are numbered in natural order of their names (as
+    timm's image folder reader does), or by `class_map`, a dict or a file that timm's `load_class_map` reads;
+    folders that a class map does not name are left out, with a warning. Hidden files are ignored.
+    """
+
+    def __init__(self, folder: str | Path, class_map: str | Path | dict[str, int] | None = None) -> None:
+        self.folder = Path(folder)
+        mapping = _read_class_map(class_map, self.folder) if class_map else None
+        found = self._scan(mapping)
+        self.class_to_idx = mapping or {
+            name: i for i, name in enumerate(sorted(sorted({label for _, label in found}), key=natural_key))
+        }
+        found = [item for item in found if item[1] in self.class_to_idx]
+        if not found:
+            raise DataError(f"{self.folder}: none of its class folders is in the class map {class_map}")
+        found.sort(key=lambda item: (natural_key(item[0]), item[0]))
+        # Arrays, not lists: workers that touch a list of objects copy its pages (reference counts).
+        self._files = np.array([os.fsencode(file) for file, _ in found])
+        self._targets = np.array([self.class_to_idx[label] for _, label in found], dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def filename(self, index: int) -> str:
+        """The path below the split folder."""
+        return os.fsdecode(self._files[index].item())
+
+    def path(self, index: int) -> str:
+        """The path as errors and lists name it."""
+        return str(self.folder / self.filename(index))
+
+    def target(self, index: int) -> int:
+        """The class index of a picture, without opening it."""
+        return int(self._targets[index])
+
+    def read(self, index: int) -> tuple[Image.Image, int]:
+        """The RGB picture and its class index."""
+        return load_rgb(self.path(index)), self.target(index)
+
+    def _scan(self, mapping: dict[str, int] | None) -> list[tuple[str, str]]:
+        """(path below the folder, class) of every picture; the checks of the layout."""
+        classes, strays = _list_folder(self.folder)
+        if not classes:
+            raise DataError(
+                f"{self.folder} has no class folders ({len(strays)} pictures lie in it directly); "
+                "one folder a class is expected"
+            )
+        if strays:
+            _logger.warning("%s: %d pictures outside any class folder are left out", self.folder, len(strays))
+        found: list[tuple[str, str]] = []
+        folder_of: dict[str, str] = {}
+        empty: list[str] = []
+        for name in classes:
+            before = len(found)
+            for folder, files in _walk(self.folder, name):
+                label = Path(folder).name
+                if folder_of.setdefault(label, folder) != folder:
+                    twice = f"{folder_of[label]} and {folder}"
+                    raise DataError(f"{self.folder}: two folders are named as class {label!r}: {twice}")
+                found += [(f"{folder}/{file}", label) for file in files]
+            if len(found) == before and (mapping is None or name in mapping):
+                empty.append(name)
+        if not found:
+            raise DataError(
+                f"{self.folder}: no pictures in its {len(classes)} class folders ({some(classes)}); "
+                f"files ending in {' '.join(sorted(SUFFIXES))} count"
+            )
+        if empty:
+            raise DataError(
+                f"{self.folder}: empty class folder{'s' if len(empty) > 1 else ''} {some(empty)}: "
+                "add pictures or remove the folder (in train and val alike)"
+            )
+        if mapping and (unmapped := sorted(set(folder_of) - set(mapping))):
+            _logger.warning("%s: folders not in the class map are left out: %s", self.folder, some(unmapped))
+        return found
+
+
+def some(names: Iterable[object], limit: int = 8) -> str:
+    """The first few names for a message, and how many more there are."""
+    listed = [str(name) for name in names]
+    more = f" and {len(listed) - limit} more" if len(listed) > limit else ""
+    return ", ".join(listed[:limit]) + more
+
+
+def _walk(root: Path, below: str) -> Iterable[tuple[str, list[str]]]:
+    """(folder, picture names) of every folder with pictures at and below root/below, links followed."""
+    folders, pictures = _list_folder(root / below)
+    if pictures:
+        yield below, pictures
+    for name in folders:
+        yield from _walk(root, f"{below}/{name}")
+
+
+def _list_folder(folder: Path) -> tuple[list[str], list[str]]:
+    """The names of folders and pictures in a folder, hidden ones left out, folders in natural order."""
+    folders, pictures = [], []
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                if entry.is_dir():
+                    folders.append(entry.name)
+                # A broken link is kept: it is reported as a bad picture when it is opened.
+                elif os.path.splitext(entry.name)[1].lower() in SUFFIXES and (  # noqa: PTH122 (a million of them)
+                    entry.is_file() or entry.is_symlink()
+                ):
+                    pictures.append(entry.name)
+    except FileNotFoundError as error:
+        raise DataError(f"the data folder {folder} does not exist") from error
+    except NotADirectoryError as error:
+        raise DataError(f"{folder} is a file; a data folder with train/ and val/ is expected") from error
+    except OSError as error:
+        remedy = ": whoever runs this needs to read and search it" if error.errno == errno.EACCES else ""
+        raise DataError(f"the folder {folder} cannot be read ({error.strerror}){remedy}") from error
+    return sorted(folders, key=lambda name: (natural_key(name), name)), pictures
+
+
+def _read_class_map(class_map: str | Path | dict[str, int], folder: Path) -> dict[str, int]:
+    """Class name -> index from a dict or a file (.txt, a name a line; .pkl, a dict)."""
+    try:
+        mapping = load_class_map(class_map if isinstance(class_map, dict) else str(class_map), str(folder))
+    except (AssertionError, OSError, ValueError, EOFError) as error:
+        raise DataError(f"the class map {class_map} cannot be used: {error}") from error
+    except Exception as error:  # a damaged pickle raises its own types
+        raise DataError(f"the class map {class_map} is not a .txt or .pkl of class names: {error}") from error
+    wrong = {name: index for name, index in mapping.items() if not isinstance(index, int) or index < 0}
+    if wrong or not mapping:
+        raise DataError(f"the class map {class_map} must give each class an index of 0 or more, not {wrong}")
+    return {str(name): index for name, index in mapping.items()}

@@ -1,0 +1,323 @@
+"""Batches of pictures: for training resumable at any step, for evaluation each picture exactly once."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import signal
+import weakref
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
+
+from .dataset import Key, PictureDataset, Sample, SeededDataset, nothing_readable
+from .errors import BadImageError, DataError, LoaderError
+from .sampler import EpochSampler
+
+_JOIN_SECONDS = 5.0
+
+
+class Batch(NamedTuple):
+    """One micro-batch of one process.
+
+    images: (N, 3, H, W) float32, normalised; with S augmentation splits (S*N, 3, H, W), all of split 0
+        first, as timm's JSD loss expects, and the targets repeated likewise.
+    targets: (N,) or (S*N,) int64 class indices.
+    indices: (N,) int64 positions in the data set.
+    bad: (file, reason) of the pictures that could not be read.
+    """
+
+    images: Tensor
+    targets: Tensor
+    indices: Tensor
+    bad: tuple[tuple[str, str], ...] = ()
+
+
+class _Failure(NamedTuple):
+    """An error about the data on its way from a worker, to be raised without the worker's traceback."""
+
+    error: ValueError
+
+
+class _Reader(Dataset[Any]):
+    """Item = a whole batch: what a worker process runs."""
+
+    def read(self, request: list[Any]) -> Batch:
+        raise NotImplementedError
+
+    def __getitem__(self, request: list[Any]) -> Batch | _Failure:
+        try:
+            return self.read(request)
+        except (BadImageError, DataError) as error:
+            return _Failure(error)
+
+
+class _TrainReader(_Reader):
+    def __init__(self, samples: SeededDataset) -> None:
+        self.samples = samples
+
+    def read(self, request: list[Key]) -> Batch:
+        return collate([self.samples[key] for key in request])
+
+
+class _EvalReader(_Reader):
+    def __init__(self, dataset: PictureDataset, skip_bad_images: bool) -> None:
+        self.dataset = dataset
+        self.skip_bad_images = skip_bad_images
+
+    def read(self, request: list[int]) -> Batch:
+        samples: list[Sample] = []
+        bad: list[tuple[str, str]] = []
+        for index in request:
+            try:
+                samples.append(Sample(*self.dataset[index], index))
+            except BadImageError as error:
+                if not self.skip_bad_images:
+                    raise
+                bad.append((error.file, error.reason))
+        return collate(samples)._replace(bad=tuple(bad))
+
+
+def collate(samples: list[Sample]) -> Batch:
+    """Samples as a batch, in shared memory when made by a worker; no samples give empty tensors."""
+    bad = tuple(dict.fromkeys(entry for sample in samples for entry in sample.bad))
+    if not samples:
+        none = torch.empty(0, dtype=torch.int64)
+        return Batch(torch.empty(0), none, none, bad)
+    images = default_collate([sample.image for sample in samples])
+    targets = torch.tensor([sample.target for sample in samples])
+    indices = torch.tensor([sample.position for sample in samples])
+    if images.dim() == 5:  # (N, S, C, H, W) -> (S*N, C, H, W)
+        targets = targets.repeat(images.shape[1])
+        images = images.transpose(0, 1).flatten(0, 1)
+    return Batch(images, targets, indices, bad)
+
+
+class _Requests(Sampler[Any]):
+    """What the DataLoader hands to its workers; replaced for every pass, while the workers stay."""
+
+    def __init__(self) -> None:
+        self.current: Iterable[Any] = ()
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.current)
+
+
+class _Loader:
+    """A DataLoader over whole batches, whose workers persist and leave signals to the main process."""
+
+    def __init__(self, reader: _Reader, *, num_workers: int, pin_memory: bool, timeout: float) -> None:
+        if num_workers < 0:
+            raise ValueError(f"--workers {num_workers} is not a number of 0 or more")
+        self.bad_images: dict[str, str] = {}
+        self._requests = _Requests()
+        self._pass = 0
+        self._owner = os.getpid()
+        self._loader: DataLoader[Any] = DataLoader(
+            reader,
+            batch_size=None,
+            sampler=self._requests,
+            num_workers=num_workers,
+            collate_fn=_as_it_is,
+            pin_memory=pin_memory and torch.cuda.is_available(),
+            timeout=timeout if num_workers else 0,
+            worker_init_fn=_start_worker,
+            persistent_workers=num_workers > 0,
+            generator=torch.Generator(),  # its own: the default would draw from the training's
+        )
+        _open_loaders.add(self)
+
+    def __del__(self) -> None:
+        if hasattr(self, "_loader"):  # else __init__ refused its arguments
+            self.close()
+
+    def close(self) -> None:
+        """Ends the workers, killing those that do not end by themselves. A later pass starts new ones."""
+        if os.getpid() != self._owner:
+            return  # a copy that a fork took along; the workers are its parent's
+        iterator, self._loader._iterator = self._loader._iterator, None
+        workers = list(getattr(iterator, "_workers", ()))
+        if iterator is not None and hasattr(iterator, "_shutdown_workers"):
+            iterator._shutdown_workers()
+        for worker in workers:
+            # Workers ignore SIGTERM, which is all that DataLoader sends to one that is stuck.
+            if worker.is_alive():
+                worker.kill()
+            worker.join(_JOIN_SECONDS)
+
+    def _stream(self, requests: Iterable[Any]) -> Iterator[Batch]:
+        self._pass += 1
+        this_pass = self._pass
+        self._requests.current = requests
+        try:
+            with _signals_held():
+                batches = iter(self._loader)
+            while this_pass == self._pass:
+                batch = next(batches, None)
+                if batch is None:
+                    return
+                if isinstance(batch, _Failure):
+                    raise batch.error
+                for file, reason in batch.bad:
+                    self.bad_images.setdefault(file, reason)
+                yield batch
+        except RuntimeError as error:
+            if "DataLoader worker (pid" not in str(error) and "DataLoader timed out" not in str(error):
+                raise
+            self.close()
+            raise LoaderError(
+                f"a data worker died or hung ({str(error).strip()}). Most often memory ran out: lower "
+                "--workers or the batch size, or enlarge /dev/shm; --workers 0 reads without workers and "
+                "shows other causes"
+            ) from error
+        raise RuntimeError("this pass over the data ended when a later one was started")
+
+
+class TrainLoader(_Loader):
+    """Training micro-batches whose content depends on (seed, epoch, step) and on nothing else.
+
+    `bad_images` (file -> reason) collects what `skip_bad_images` replaced on this rank; each file once.
+    `EpochSampler` says what `accum_steps`, `repeats`, `repeated_aug` and `drop_last` mean, and how ranks
+    share a step. `timeout` is in seconds, 0 waits forever.
+    """
+
+    def __init__(
+        self,
+        dataset: PictureDataset,
+        *,
+        batch_size: int,
+        rank: int = 0,
+        world_size: int = 1,
+        accum_steps: int = 1,
+        seed: int = 42,
+        num_workers: int = 0,
+        pin_memory: bool = False,
+        repeats: float = 0,
+        repeated_aug: bool = False,
+        drop_last: bool = True,
+        skip_bad_images: bool = False,
+        timeout: float = 0,
+    ) -> None:
+        self.sampler = EpochSampler(
+            len(dataset),
+            batch_size=batch_size,
+            rank=rank,
+            world_size=world_size,
+            accum_steps=accum_steps,
+            seed=seed,
+            repeats=repeats,
+            repeated_aug=repeated_aug,
+            drop_last=drop_last,
+        )
+        samples = SeededDataset(dataset, seed, skip_bad_images=skip_bad_images)
+        super().__init__(
+            _TrainReader(samples), num_workers=num_workers, pin_memory=pin_memory, timeout=timeout
+        )
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps in an epoch; each takes `accum_steps` micro-batches."""
+        return self.sampler.steps_per_epoch
+
+    @property
+    def global_batch(self) -> int:
+        """Samples in one optimizer step, over all processes and micro-batches."""
+        return self.sampler.global_batch
+
+    def batches(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
+        """This rank's micro-batches from optimizer step `start_step` on; earlier ones are not read at all."""
+        return self._stream(self.sampler.micro_batches(epoch, start_step))
+
+
+class EvalLoader(_Loader):
+    """Every picture exactly once over all ranks: rank r has the positions r, r + world_size, ...; no padding.
+
+    Ranks may differ by one picture, and have none. With `skip_bad_images` unreadable pictures are left out
+    and stand in `bad_images` (file -> reason).
+    """
+
+    def __init__(
+        self,
+        dataset: PictureDataset,
+        *,
+        batch_size: int,
+        rank: int = 0,
+        world_size: int = 1,
+        num_workers: int = 0,
+        pin_memory: bool = False,
+        skip_bad_images: bool = False,
+        timeout: float = 0,
+    ) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch size: {batch_size} is not a number of 1 or more")
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank {rank} is not one of 0 to {world_size - 1}")
+        self.num_samples = len(dataset)
+        self.batch_size = batch_size
+        self._mine = range(rank, len(dataset), world_size)
+        self._dataset = dataset
+        self._skip_bad_images = skip_bad_images
+        reader = _EvalReader(dataset, skip_bad_images)
+        super().__init__(reader, num_workers=num_workers, pin_memory=pin_memory, timeout=timeout)
+
+    @property
+    def num_batches(self) -> int:
+        """Batches of this rank."""
+        return -(-len(self._mine) // self.batch_size)
+
+    def batches(self) -> Iterator[Batch]:
+        """This rank's pictures in order. Raises `DataError` if the whole data set has no readable picture."""
+        step = self.batch_size
+        seen = 0
+        for batch in self._stream(list(self._mine[i : i + step]) for i in range(0, len(self._mine), step)):
+            seen += len(batch.indices)
+            if len(batch.indices):
+                yield batch
+        if self._skip_bad_images and not seen:
+            self._require_one_readable()
+
+    def _require_one_readable(self) -> None:
+        """For a rank that had nothing to show: its share may be bad or empty while the data set is not."""
+        bad: list[tuple[str, str]] = []
+        for index in range(len(self._dataset)):
+            try:
+                self._dataset[index]
+            except BadImageError as error:
+                bad.append((error.file, error.reason))
+            else:
+                return
+        raise DataError(nothing_readable(bad))
+
+
+_open_loaders: weakref.WeakSet[_Loader] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_loaders() -> None:
+    # Before multiprocessing's own exit, which would wait forever for a stuck worker that ignores SIGTERM.
+    for loader in list(_open_loaders):
+        loader.close()
+
+
+def _start_worker(_: int) -> None:
+    """The main process decides when to stop; Ctrl-C and a scheduler's SIGTERM reach the workers as well."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+@contextmanager
+def _signals_held() -> Iterator[None]:
+    """Holds SIGINT and SIGTERM back while workers start, until `_start_worker` has made them ignore both."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch

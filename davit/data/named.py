@@ -1,0 +1,92 @@
+"""Data sets by name (`--dataset torch/cifar10`, `hfds/...`), opened by timm."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from timm.data import ImageDataset, create_dataset
+from torch.utils.data import Dataset, IterableDataset
+from torchvision.datasets import DatasetFolder
+
+from .decode import load_rgb, to_rgb
+from .errors import BadImageError, DataError
+
+
+class NamedSource:
+    """A data set that timm's `create_dataset` opens, behind the same methods as `FolderSource`."""
+
+    def __init__(
+        self,
+        name: str,
+        root: str | Path | None,
+        split: str,
+        *,
+        class_map: str | Path | dict[str, int] | None = None,
+        download: bool = False,
+        **options: Any,
+    ) -> None:
+        """`options` (input_key, target_key, ...) go to timm's reader."""
+        if class_map and name.lower().startswith("torch/"):
+            raise DataError(f"--dataset {name} cannot take a class map; folders and hfds/ data sets can")
+        self._label = f"{name}:{split}"
+        self._dataset = _create(name, root, split, class_map=class_map, download=download, **options)
+        self._reader = self._dataset.reader if isinstance(self._dataset, ImageDataset) else None
+        knows = self._dataset if self._reader is None else self._reader
+        self.class_to_idx: dict[str, int] = dict(getattr(knows, "class_to_idx", None) or {})
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def filename(self, index: int) -> str:
+        """The file's own name where the data set knows one, else its position."""
+        if isinstance(self._dataset, DatasetFolder):
+            return str(Path(self._dataset.samples[index][0]).relative_to(self._dataset.root))
+        name = self._reader.filename(index) if self._reader is not None else None
+        return str(name) if name else f"{index:08d}"
+
+    def path(self, index: int) -> str:
+        """The name for errors and lists: data set, split and position."""
+        return f"{self._label}[{index}]"
+
+    def read(self, index: int) -> tuple[Image.Image, int]:
+        """The RGB picture and its class index."""
+        name = self.path(index)
+        if isinstance(self._dataset, DatasetFolder):
+            file, target = self._dataset.samples[index]
+            return load_rgb(file, name), int(target)
+        if self._reader is not None:
+            stream, target, *_ = self._reader[index]
+            with stream:
+                return load_rgb(stream, name), _class_index(target, name)
+        try:
+            image, target = self._dataset[index]
+        except (OSError, SyntaxError) as error:  # what Pillow raises inside torchvision's data sets
+            raise BadImageError.of(name, f"damaged picture ({error})") from error
+        return to_rgb(image), _class_index(target, name)
+
+
+def _create(name: str, root: str | Path | None, split: str, **options: Any) -> Any:
+    try:
+        dataset: Dataset[Any] = create_dataset(name, root=str(root) if root else None, split=split, **options)
+    except ImportError as error:
+        raise DataError(f"--dataset {name} needs a package that is not installed: {error}") from error
+    except (AssertionError, RuntimeError, OSError, ValueError, TypeError, KeyError) as error:
+        raise DataError(
+            f"--dataset {name} (split {split!r}, folder {root}) cannot be opened: {error}. "
+            "Names are '' for a folder, torch/NAME or hfds/NAME; --dataset-download fetches where timm can."
+        ) from error
+    if isinstance(dataset, IterableDataset):
+        raise DataError(
+            f"--dataset {name} is a stream without positions, so a run on it can neither be resumed exactly "
+            "nor count each picture once. Use hfds/NAME for a set with positions, or export it to a folder."
+        )
+    return dataset
+
+
+def _class_index(target: Any, name: str) -> int:
+    try:
+        return int(target)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{name}: its label {target!r} is not one class index") from error

@@ -1,0 +1,176 @@
+"""The published weights of DaViT: where they are, fetched once, checked before use.
+
+The three ImageNet-1k models of the authors are on the Hugging Face hub, in timm's port. A file put by hand
+into the weights folder is used first; then the hub's own cache; then the hub. The weights folder is
+$DAVIT_WEIGHTS_DIR, or else the one where torch keeps its downloads (`weights_folder`); files are called there
+as `Published.local_name` says, e.g. ``davit_tiny.msft_in1k.safetensors``.
+
+The hashes are those that the hub's pages of the files show (Git LFS details). None is known here for
+DaViT_base, whose files are therefore used unchecked.
+"""
+
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import huggingface_hub
+import torch
+from huggingface_hub.errors import RemoteEntryNotFoundError
+from torch import nn
+
+from .checkpoint import LoadReport, load_checkpoint, sha256_of
+
+_logger = logging.getLogger(__name__)
+
+FOLDER_VARIABLE = "DAVIT_WEIGHTS_DIR"
+
+
+class PretrainedError(RuntimeError):
+    """Published weights could not be had; the message says how to get them by hand."""
+
+
+@dataclass(frozen=True)
+class PublishedFile:
+    """A file of a hub repository.
+
+    Attributes:
+        sha256: hex digest, or None where it is not known.
+    """
+
+    name: str
+    sha256: str | None = None
+
+
+@dataclass(frozen=True)
+class Published:
+    """The weights of one variant; any of the files will do, the first is preferred."""
+
+    hub_id: str
+    files: tuple[PublishedFile, ...]
+
+    def local_name(self, file: PublishedFile) -> str:
+        """What the file is called in the weights folder, where those of all variants lie together."""
+        return self.hub_id.split("/")[-1] + Path(file.name).suffix
+
+
+PUBLISHED: dict[str, Published] = {
+    "DaViT_tiny": Published(
+        "timm/davit_tiny.msft_in1k",
+        (
+            PublishedFile(
+                "model.safetensors", "085937207d2e51c1d1e0a3ee5f3156994cce718dc02aef7fa8cec502784adda8"
+            ),
+            PublishedFile(
+                "pytorch_model.bin", "8e5dd07e74925c9cc3831bb0f2acb06aabbb39b918ce93597e741f61f6325753"
+            ),
+        ),
+    ),
+    "DaViT_small": Published(
+        "timm/davit_small.msft_in1k",
+        (
+            PublishedFile(
+                "model.safetensors", "cef0f04c734989efdb4a76aef07a4cea8a968cdf74059d8bc15f38b74df25e8f"
+            ),
+            PublishedFile(
+                "pytorch_model.bin", "b96bf0cd3817365d1f23ea990979627aab01dc1ee1c6ea8a0caa50dec4625e22"
+            ),
+        ),
+    ),
+    "DaViT_base": Published(
+        "timm/davit_base.msft_in1k", (PublishedFile("model.safetensors"), PublishedFile("pytorch_model.bin"))
+    ),
+}
+
+
+def weights_folder() -> Path:
+    """Where weights fetched by hand are looked for."""
+    folder = os.environ.get(FOLDER_VARIABLE)
+    return Path(folder).expanduser() if folder else Path(torch.hub.get_dir()) / "checkpoints"
+
+
+def fetch_pretrained(variant: str) -> Path:
+    """The file with a variant's published weights, downloaded if it is not here yet.
+
+    Raises:
+        ValueError: no weights of this variant are published; names those that have some.
+        PretrainedError: no network, or a file that is not the published one.
+    """
+    published = PUBLISHED.get(variant)
+    if published is None:
+        raise ValueError(
+            f"no pretrained weights of {variant!r} are published; there are some for {', '.join(PUBLISHED)}. "
+            "Use pretrained=False, and load_checkpoint for weights of your own."
+        )
+    for file in published.files:
+        path = weights_folder() / published.local_name(file)
+        if path.is_file():
+            return _verified(path, file, variant)
+    for file in published.files:
+        cached = huggingface_hub.try_to_load_from_cache(published.hub_id, file.name)
+        if isinstance(cached, str):
+            return _verified(Path(cached), file, variant)
+    return _download(published, variant)
+
+
+def load_pretrained(model: nn.Module, variant: str, file: str | Path | None = None) -> LoadReport:
+    """Load the published weights of a variant into a model, converted on the fly.
+
+    A head for another number of classes and an input of other channels are adapted as `load_checkpoint` says.
+
+    Args:
+        file: weights to use in place of the published ones; whose they are is then not checked.
+
+    Raises:
+        ValueError: nothing is published for this variant, or the weights do not fit (`CheckpointError`).
+        PretrainedError: the published weights could not be fetched.
+    """
+    return load_checkpoint(model, fetch_pretrained(variant) if file is None else file)
+
+
+def _download(published: Published, variant: str) -> Path:
+    reason: Exception | None = None
+    for file in published.files:
+        try:
+            # asks once; the download itself would try for half a minute where there is no network
+            huggingface_hub.get_hf_file_metadata(huggingface_hub.hf_hub_url(published.hub_id, file.name))
+            path = Path(huggingface_hub.hf_hub_download(published.hub_id, file.name))
+        except RemoteEntryNotFoundError as error:
+            reason = error  # this file is not published, the next may be
+        except Exception as error:  # the hub's client lets any error of its transport through
+            reason = error
+            break
+        else:
+            return _verified(path, file, variant)
+    raise PretrainedError(
+        f"the pretrained weights of {variant} could not be downloaded ({_in_one_line(reason)}). "
+        f"{_by_hand(published)}"
+    ) from reason
+
+
+def _verified(path: Path, file: PublishedFile, variant: str) -> Path:
+    if file.sha256 is None:
+        _logger.info("%s: using %s; its hash is not known, so it is not checked", variant, path)
+    elif (digest := sha256_of(path)) != file.sha256:
+        raise PretrainedError(
+            f"{path} is not the published weights of {variant}: its sha256 is {digest}, theirs is "
+            f"{file.sha256}. It is damaged or another file: delete it and try again; to use it as it is, "
+            f"load it by its path (file={path!s}, or load_checkpoint). {_by_hand(PUBLISHED[variant])}"
+        )
+    return path
+
+
+def _by_hand(published: Published) -> str:
+    file = published.files[0]
+    others = " or ".join(f"{other.name} as {published.local_name(other)}" for other in published.files[1:])
+    return (
+        f"To fetch them by hand: get {file.name} of {published.hub_id} at "
+        f"{huggingface_hub.hf_hub_url(published.hub_id, file.name)} and put it at "
+        f"{weights_folder() / published.local_name(file)} (or {others}; set {FOLDER_VARIABLE} for another "
+        "folder)."
+    )
+
+
+def _in_one_line(reason: Exception | None) -> str:
+    text = " ".join(str(reason).split())
+    return f"{type(reason).__name__}: {text[:200]}"

@@ -1,0 +1,118 @@
+"""DaViT as the backbone of a detector or a segmentor: the same stages, one normalised map per level."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from .model import ATTENTION_TYPES, DualAttentionStages, init_weights
+
+
+class DaViTPyramid(DualAttentionStages):
+    """The stages of DaViT with a LayerNorm for each level that is read, and no other.
+
+    The original gave every level a norm, which left an unused parameter wherever a detector reads fewer levels;
+    here neither a norm nor a stage exists that no output needs. State-dict keys are the original's
+    (``norm0`` ...).
+
+    Arguments beyond those of `DualAttentionStages`:
+
+    Args:
+        out_indices: stages whose maps are returned, in ascending order; a negative one counts from the end.
+        frozen_stages: -1 freezes nothing, 0 the stem, k the first k stages and their output norms: no gradient,
+            and no drop path in training.
+        grad_checkpointing: keep only block inputs for the backward pass.
+
+    Shapes:
+        input (B, in_chans, H, W), any H and W of at least one pixel; output one NCHW map for each of
+        ``out_indices``, (B, embed_dims[i], ceil(H / 4 / 2^i), ceil(W / 4 / 2^i)) rounded up stage by stage, in
+        channels-last memory.
+    """
+
+    def __init__(
+        self,
+        in_chans: int = 3,
+        depths: Sequence[int] = (1, 1, 3, 1),
+        patch_size: int = 4,
+        embed_dims: Sequence[int] = (96, 192, 384, 768),
+        num_heads: Sequence[int] = (3, 6, 12, 24),
+        window_size: int = 7,
+        mlp_ratio: float = 4.0,
+        qkv_bias: bool = True,
+        drop_path_rate: float = 0.1,
+        norm_layer: Callable[[int], nn.Module] = nn.LayerNorm,
+        attention_types: Sequence[str] = ATTENTION_TYPES,
+        ffn: bool = True,
+        overlapped_patch: bool = False,
+        cpe_act: bool = False,
+        weight_init: str = "",
+        out_indices: Sequence[int] = (0, 1, 2, 3),
+        frozen_stages: int = -1,
+        grad_checkpointing: bool = False,
+    ):
+        super().__init__(
+            in_chans=in_chans,
+            depths=depths,
+            patch_size=patch_size,
+            embed_dims=embed_dims,
+            num_heads=num_heads,
+            window_size=window_size,
+            mlp_ratio=mlp_ratio,
+            qkv_bias=qkv_bias,
+            drop_path_rate=drop_path_rate,
+            norm_layer=norm_layer,
+            attention_types=attention_types,
+            ffn=ffn,
+            overlapped_patch=overlapped_patch,
+            cpe_act=cpe_act,
+            weight_init=weight_init,
+        )
+        self.out_indices = _checked_levels(out_indices, self.num_stages)
+        if not -1 <= frozen_stages <= self.num_stages:
+            raise ValueError(
+                f"frozen_stages={frozen_stages} must be from -1 (nothing) to {self.num_stages} (all)."
+            )
+        self.frozen_stages = frozen_stages
+        needed = max(self.out_indices) + 1
+        self.patch_embeds = self.patch_embeds[:needed]
+        self.main_blocks = self.main_blocks[:needed]
+        self.num_features = [self.embed_dims[level] for level in self.out_indices]
+        for level in self.out_indices:
+            self.add_module(f"norm{level}", norm_layer(self.embed_dims[level]))
+        init_weights(self, weight_init)
+        self.set_grad_checkpointing(grad_checkpointing)
+        self.train(self.training)
+
+    @torch.jit.ignore
+    def _frozen_modules(self) -> list[nn.Module]:
+        if self.frozen_stages < 0:
+            return []
+        frozen: list[nn.Module] = [self.patch_embeds[0]]
+        for stage in range(min(self.frozen_stages, len(self.main_blocks))):
+            frozen += [self.patch_embeds[stage], self.main_blocks[stage]]
+            if stage in self.out_indices:
+                frozen.append(getattr(self, f"norm{stage}"))
+        return frozen
+
+    @torch.jit.ignore
+    def train(self, mode: bool = True) -> "DaViTPyramid":
+        """Switch to training mode, the frozen stages excepted."""
+        super().train(mode)
+        for module in self._frozen_modules():
+            module.eval().requires_grad_(False)
+        return self
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        maps = self.forward_stages(x)
+        return tuple(
+            getattr(self, f"norm{level}")(maps[level]).permute(0, 3, 1, 2) for level in self.out_indices
+        )
+
+
+def _checked_levels(out_indices: Sequence[int], num_stages: int) -> tuple[int, ...]:
+    levels = tuple(level + num_stages if level < 0 else level for level in out_indices)
+    if not levels or list(levels) != sorted(set(levels)) or not 0 <= levels[0] <= levels[-1] < num_stages:
+        raise ValueError(
+            f"out_indices={tuple(out_indices)} must name stages of 0 to {num_stages - 1}, each once and ascending."
+        )
+    return levels

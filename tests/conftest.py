@@ -1,0 +1,78 @@
+"""What tests of several folders need: the shared material, and models small enough for milliseconds."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from davit import DaViT, DaViTPyramid
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+SMALL: dict[str, Any] = {
+    "embed_dims": (16, 32, 48, 64),
+    "depths": (1, 1, 2, 1),
+    "num_heads": (2, 2, 4, 4),
+    "window_size": 4,
+}
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    return REPOSITORY
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of facts beside the checkout; a test that asks for it is skipped where there is none."""
+    folder = REPOSITORY.parent / "shared"
+    if not folder.is_dir():
+        pytest.skip(f"needs {folder.name}/ beside the checkout, which is absent")
+    return folder
+
+
+@pytest.fixture
+def small() -> Callable[..., Any]:
+    """``small(cls, seed, **options)``: a small model of either class, random weights, evaluation mode."""
+
+    def make(cls: type[nn.Module] = DaViT, seed: int = 0, **options: Any) -> Any:
+        head = {"num_classes": 7} if cls is DaViT else {}
+        return randomise(cls(**{**SMALL, **head, **options}), seed).eval()
+
+    return make
+
+
+@pytest.fixture(params=[DaViT, DaViTPyramid])
+def either(request: pytest.FixtureRequest) -> Any:
+    """Either class; what holds for the stages holds for both."""
+    return request.param
+
+
+@pytest.fixture
+def picture() -> Callable[..., Tensor]:
+    """``picture(batch, channels, height, width)``: the same noise for the same arguments."""
+
+    def make(batch: int = 2, channels: int = 3, height: int = 33, width: int = 47, seed: int = 1) -> Tensor:
+        noise = np.random.default_rng(seed).standard_normal((batch, channels, height, width))
+        return torch.from_numpy(noise.astype(np.float32))
+
+    return make
+
+
+def randomise(model: nn.Module, seed: int) -> nn.Module:
+    """Every parameter unlike its initial value, so that no missing bias or norm goes unseen; outputs near 1."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, tensor in model.named_parameters():
+            noise = torch.randn(tensor.shape, generator=generator)
+            if name.endswith("bias"):
+                tensor.copy_(0.3 * noise)
+            elif tensor.dim() == 1:
+                tensor.copy_(1 + 0.2 * noise)
+            else:
+                tensor.copy_(noise / tensor[0].numel() ** 0.5)
+    return model

@@ -1,0 +1,423 @@
+"""The model against an independent one, its arguments, its errors, number formats and copies of it."""
+
+import copy
+import pickle
+from functools import partial
+
+import pytest
+import reference
+import torch
+from timm.layers import RmsNorm
+from torch import nn
+
+from davit import DaViT, DaViTPyramid
+from davit.model import ChannelAttention, WindowAttention
+
+SIZES = [(32, 32), (33, 47), (64, 20), (1, 1), (1, 90), (5, 3)]
+
+
+def reference_arguments(model, **options):
+    return {"num_heads": (2, 2, 4, 4), "window": 4, **options}
+
+
+def reference_logits(model, image, **options):
+    state = model.state_dict()
+    return reference.classify(
+        state, reference.stage_maps(state, image, **reference_arguments(model, **options))[-1]
+    )
+
+
+# --- equality with the independent implementation ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_logits_equal_the_reference_at_any_size(small, picture, size):
+    model, image = small().double(), picture(2, 3, *size).double()
+    torch.testing.assert_close(model(image), reference_logits(model, image), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"cpe_act": True},
+        {"overlapped_patch": True},
+        {"attention_types": ("channel", "spatial")},
+        {"attention_types": ("spatial",)},
+        {"attention_types": ("channel", "channel", "spatial")},
+        {"patch_size": 2},
+        {"patch_size": 3},
+        {"patch_size": 8},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("size", [(33, 47), (30, 29)])
+def test_logits_equal_the_reference_with_options(small, picture, size, options):
+    model, image = small(**options).double(), picture(1, 3, *size).double()
+    torch.testing.assert_close(model(image), reference_logits(model, image, **options), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    "options", [{"ffn": False}, {"qkv_bias": False}, {"mlp_ratio": 1.5}, {"in_chans": 5}], ids=str
+)
+def test_logits_equal_the_reference_without_parts(small, picture, options):
+    """What these options leave out or resize, the reference sees in the state dict."""
+    model, image = small(**options).double(), picture(1, options.get("in_chans", 3), 33, 47).double()
+    torch.testing.assert_close(model(image), reference_logits(model, image), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("qkv_bias", [True, False])
+@pytest.mark.parametrize("kind", ["spatial", "channel"])
+@pytest.mark.parametrize("size", [(7, 7), (14, 7), (9, 13), (1, 1), (6, 15)])
+def test_attention_equals_loops_over_windows_and_groups(kind, size, qkv_bias):
+    torch.manual_seed(0)
+    if kind == "spatial":
+        attention = WindowAttention(12, 3, 7, qkv_bias).double()
+    else:
+        attention = ChannelAttention(12, 3, qkv_bias).double()
+    state = {f"attn.{key}": value for key, value in attention.state_dict().items()}
+    x_BHWC = torch.randn(2, *size, 12, dtype=torch.float64)
+    loops = {"spatial": reference.window_attention, "channel": reference.channel_attention}[kind]
+    expected = loops(state, "attn", x_BHWC.permute(0, 3, 1, 2), 3, 7).permute(0, 2, 3, 1)
+    torch.testing.assert_close(attention(x_BHWC), expected, rtol=1e-10, atol=1e-10)
+
+
+# --- every argument: test_house.py asks for a test_argument_NAME for each --------------------------------------
+
+
+def changed(small, picture, cls, name, value, other):
+    """The two values make different functions of the same weights."""
+    one, two = small(cls, **{name: value}), small(cls, **{name: other})
+    assert [t.shape for t in one.state_dict().values()] == [t.shape for t in two.state_dict().values()]
+    image = picture()
+    outputs = [model(image) if cls is DaViT else model(image)[-1] for model in (one, two)]
+    assert outputs[0].shape == outputs[1].shape
+    return (outputs[0] - outputs[1]).abs().max() > 1e-3
+
+
+def test_argument_in_chans(either, small, picture):
+    model = small(either, in_chans=5)
+    assert model.patch_embeds[0].proj.weight.shape == (16, 5, 7, 7)
+    model(picture(1, 5))
+    with pytest.raises(ValueError, match=r"in_chans=5, but the input has 3 channels.*in_chans=3"):
+        model(picture(1, 3))
+
+
+def test_argument_num_classes(small, picture):
+    assert small(num_classes=11)(picture()).shape == (2, 11)
+    headless = small(num_classes=0)
+    assert not any(key.startswith("head") for key in headless.state_dict())
+    assert headless(picture()).shape == (2, 64)
+
+
+def test_argument_depths(either, small):
+    model = small(either, depths=(2, 1, 3, 1))
+    assert [len(blocks) for blocks in model.main_blocks] == [2, 1, 3, 1]
+    shallow = small(either, depths=(1, 2), embed_dims=(16, 32), num_heads=(2, 2), **levels(either, 2))
+    assert [len(blocks) for blocks in shallow.main_blocks] == [1, 2]
+
+
+def levels(cls, stages):
+    return {"out_indices": range(stages)} if cls is DaViTPyramid else {}
+
+
+def test_argument_patch_size(either, small, picture):
+    model = small(either, patch_size=8)
+    assert model.forward_stages(picture(1, 3, 64, 48))[0].shape == (1, 8, 6, 16)
+    assert [info["reduction"] for info in model.feature_info] == [8, 16, 32, 64] or either is DaViTPyramid
+
+
+def test_argument_embed_dims(either, small, picture):
+    maps = small(either, embed_dims=(8, 12, 20, 28)).forward_stages(picture())
+    assert [stage_map.shape[-1] for stage_map in maps] == [8, 12, 20, 28]
+
+
+def test_argument_num_heads(either, small, picture):
+    assert changed(small, picture, either, "num_heads", (2, 2, 4, 4), (4, 2, 4, 4))
+    assert changed(small, picture, either, "num_heads", (2, 2, 4, 4), (2, 2, 4, 8))
+
+
+def test_argument_window_size(either, small, picture):
+    assert changed(small, picture, either, "window_size", 4, 7)
+
+
+def test_argument_mlp_ratio(either, small):
+    assert small(either, mlp_ratio=1.5).main_blocks[0][0][0].mlp.fc1.weight.shape == (24, 16)
+    assert small(either).main_blocks[0][0][0].mlp.fc1.weight.shape == (64, 16)
+
+
+def test_argument_qkv_bias(either, small):
+    blocks = [
+        block for stage in small(either, qkv_bias=False).main_blocks for pair in stage for block in pair
+    ]
+    assert all(block.attn.qkv.bias is None and block.attn.proj.bias is not None for block in blocks)
+    assert small(either).main_blocks[0][0][0].attn.qkv.bias is not None
+
+
+def test_argument_drop_path_rate(either, small, picture):
+    """A line from 0 over all ten blocks: the two blocks of a pair differ."""
+    model = small(either, drop_path_rate=0.45)
+    blocks = [block for stage in model.main_blocks for pair in stage for block in pair]
+    rates = [getattr(block.drop_path, "drop_prob", 0.0) for block in blocks]
+    assert rates == pytest.approx([0.05 * i for i in range(10)])
+    image = picture()
+    assert torch.equal(first(model(image)), first(model(image)))
+    model.train()
+    torch.manual_seed(0)
+    assert not torch.equal(first(model(image)), first(model(image)))
+    still = small(either, drop_path_rate=0.0).train()
+    assert torch.equal(first(still(image)), first(still(image)))
+
+
+def first(output):
+    return output if isinstance(output, torch.Tensor) else output[-1]
+
+
+@pytest.mark.parametrize("norm_layer", [RmsNorm, partial(nn.LayerNorm, eps=0.5)], ids=["rms", "eps"])
+def test_argument_norm_layer(either, small, picture, norm_layer):
+    """All norms are made by it, those of blocks too."""
+    model, plain = small(either, norm_layer=norm_layer), small(either)
+    kept = [
+        name for name, module in model.named_modules() if type(module) is nn.LayerNorm and module.eps != 0.5
+    ]
+    assert kept == []
+    assert (first(model(picture())) - first(plain(picture()))).abs().max() > 1e-3
+
+
+def test_argument_attention_types(either, small, picture):
+    model = small(either, attention_types=("channel", "spatial", "spatial"))
+    kinds = [type(block.attn) for block in model.main_blocks[2][1]]
+    assert kinds == [ChannelAttention, WindowAttention, WindowAttention]
+    assert changed(small, picture, either, "attention_types", ("spatial", "channel"), ("channel", "spatial"))
+
+
+def test_argument_ffn(either, small):
+    """Without the MLP both position encodings stay."""
+    keys = set(small(either, ffn=False).state_dict())
+    removed = set(small(either).state_dict()) - keys
+    assert removed
+    assert all(".mlp." in key or ".norm2." in key for key in removed)
+    assert {"main_blocks.0.0.0.cpe.0.proj.weight", "main_blocks.0.0.0.cpe.1.proj.weight"} <= keys
+
+
+def test_argument_overlapped_patch(either, small):
+    kernels = [embed.proj.kernel_size for embed in small(either, overlapped_patch=True).patch_embeds]
+    assert kernels == [(7, 7), (3, 3), (3, 3), (3, 3)]
+    assert [embed.proj.kernel_size for embed in small(either).patch_embeds][1:] == [(2, 2)] * 3
+
+
+def test_argument_cpe_act(either, small, picture):
+    assert changed(small, picture, either, "cpe_act", True, False)
+
+
+def test_argument_weight_init(either):
+    torch.manual_seed(0)
+    convolutions = [m for m in either(weight_init="conv").modules() if isinstance(m, nn.Conv2d)]
+    weights = torch.cat([m.weight.flatten() for m in convolutions])
+    assert weights.std().item() == pytest.approx(0.02, rel=0.02)
+    assert all(not m.bias.any() for m in convolutions)
+    plain = [m for m in either(weight_init="").modules() if isinstance(m, nn.Conv2d)]
+    assert all(m.bias.any() for m in plain)  # as PyTorch draws them, by fan-in
+    assert plain[0].weight.abs().max() <= (3 * 49) ** -0.5
+    assert plain[0].weight.std().item() == pytest.approx((3 * 49) ** -0.5 / 3**0.5, rel=0.05)
+
+
+def test_argument_drop_rate(small, picture):
+    """In training, before the linear head; the share of zeros is the rate."""
+    model = small(drop_rate=0.5, drop_path_rate=0.0).train()
+    torch.manual_seed(0)
+    features = model.forward_features(picture(64, 3, 8, 8))
+    dropped = (model.forward_head(features, pre_logits=True) == 0).float().mean().item()
+    assert dropped == pytest.approx(0.5, abs=0.05)
+    assert not torch.equal(model.forward_head(features), model.forward_head(features))
+    model.eval()
+    assert torch.equal(model.forward_head(features), model.forward_head(features))
+
+
+@pytest.mark.parametrize("pool", ["avg", "max", "avgmax"])
+def test_argument_global_pool(small, picture, pool):
+    model = small(global_pool=pool)
+    features = model.forward_features(picture())
+    mean, largest = features.flatten(2).mean(2), features.flatten(2).max(2).values
+    pooled = {"avg": mean, "max": largest, "avgmax": (mean + largest) / 2}[pool]
+    torch.testing.assert_close(model(picture()), model.head(model.norms(pooled)))
+
+
+def test_argument_global_pool_none(small, picture):
+    model = small(global_pool="", num_classes=0)
+    features = model.forward_features(picture())
+    expected = model.norms(features.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+    assert model(picture()).shape == (2, 64, 2, 2)
+    torch.testing.assert_close(model(picture()), expected)
+
+
+# --- mistakes ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"num_heads": (2, 3, 4, 4)},
+            r"num_heads\[1\]=3 does not divide embed_dims\[1\]=32.*\[1, 2, 4, 8, 16, 32\]",
+        ),
+        ({"depths": (1, 1, 1)}, r"3, 4 and 4.*depths=\(1, 1, 1\)"),
+        ({"num_heads": (2, 2)}, "4, 4 and 2"),
+        ({"depths": (), "embed_dims": (), "num_heads": ()}, "0, 0 and 0"),
+        ({"depths": (1, 0, 1, 1)}, r"depths=\(1, 0, 1, 1\) must hold whole numbers of 1 or more"),
+        ({"embed_dims": (16, 32.0, 48, 64)}, r"embed_dims=\(16, 32.0, 48, 64\) must hold whole numbers"),
+        ({"num_heads": (0, 2, 4, 4)}, r"num_heads=\(0, 2, 4, 4\) must hold whole numbers"),
+        ({"attention_types": ("spatial", "temporal")}, "attention_types='temporal'.*'spatial', 'channel'"),
+        ({"attention_types": ()}, r"attention_types=\(\) must be a non-empty list of 'spatial', 'channel'"),
+        ({"attention_types": "spatial"}, "attention_types='spatial' must be a non-empty list"),
+        ({"weight_init": "jax"}, "weight_init='jax' is unknown; choose from '', 'conv'"),
+        ({"in_chans": 0}, "in_chans=0 must be a whole number of 1 or more"),
+        ({"patch_size": 0}, "patch_size=0 must be a whole number of 1 or more"),
+        ({"patch_size": 4.0}, "patch_size=4.0 must be a whole number"),
+        ({"window_size": 0}, "window_size=0 must be a whole number of 1 or more"),
+        ({"mlp_ratio": 0.0}, "mlp_ratio=0.0 must be above 0; use ffn=False"),
+        ({"drop_path_rate": 1.0}, "drop_path_rate=1.0 must be at least 0 and below 1"),
+        ({"drop_path_rate": -0.1}, "drop_path_rate=-0.1 must be at least 0"),
+    ],
+)
+def test_mistakes_in_the_stages_arguments(either, small, options, message):
+    with pytest.raises(ValueError, match=message):
+        small(either, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_classes": -1}, "num_classes=-1 must be a whole number of 0"),
+        ({"num_classes": 2.5}, "num_classes=2.5 must be a whole number of 0"),
+        ({"drop_rate": 1.0}, "drop_rate=1.0 must be at least 0 and below 1"),
+        (
+            {"global_pool": "median"},
+            "global_pool='median' is unknown; choose from 'avg', 'max', 'avgmax', ''",
+        ),
+        ({"global_pool": ""}, "global_pool='' keeps the map, so num_classes must be 0, not 7"),
+    ],
+)
+def test_mistakes_in_the_heads_arguments(small, options, message):
+    with pytest.raises(ValueError, match=message):
+        small(**options)
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ((3, 32, 32), r"3 dimensions.*unsqueeze\(0\)"),
+        ((1, 1, 3, 32, 32), "5 dimensions"),
+        ((2, 4, 32, 32), "in_chans=3, but the input has 4 channels"),
+        ((2, 32, 32, 3), "in_chans=3, but the input has 32 channels"),
+        ((2, 3, 0, 32), "0 x 32 pixels: too small.*at least 1 x 1"),
+        ((2, 3, 32, 0), "32 x 0 pixels: too small"),
+    ],
+)
+def test_mistakes_in_the_input(either, small, shape, message):
+    with pytest.raises(ValueError, match=message):
+        small(either)(torch.zeros(shape))
+
+
+# --- sizes, initial weights, number formats, copies -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("batch", [0, 1, 3])
+def test_any_batch(small, picture, batch):
+    model = small()
+    images = picture(3)
+    torch.testing.assert_close(model(images[:batch]), model(images)[:batch], rtol=1e-4, atol=1e-5)
+    assert model(images[:batch]).shape == (batch, 7)
+
+
+@pytest.mark.parametrize("size", [*SIZES, (31, 33), (129, 2)])
+def test_sizes_are_rounded_up_stage_by_stage(either, small, picture, size):
+    height, width = (-(-length // 4) for length in size)
+    for stage_map in small(either).forward_stages(picture(1, 3, *size)):
+        assert stage_map.shape[1:3] == (height, width)
+        height, width = -(-height // 2), -(-width // 2)
+
+
+def test_initial_weights_of_linear_layers_and_norms():
+    torch.manual_seed(0)
+    model = DaViT()
+    linears = [m for m in model.modules() if isinstance(m, nn.Linear)]
+    weights = torch.cat([m.weight.flatten() for m in linears])
+    assert weights.std().item() == pytest.approx(0.02, rel=0.01)
+    assert abs(weights.mean().item()) < 1e-4
+    assert all(not m.bias.any() for m in linears)
+    norms = [m for m in model.modules() if isinstance(m, nn.LayerNorm)]
+    assert len(norms) == 2 * 12 + 4 + 1
+    assert all((m.weight == 1).all() and not m.bias.any() for m in norms)
+
+
+def test_initial_weights_follow_the_seed(either):
+    def state(seed):
+        torch.manual_seed(seed)
+        return either(embed_dims=(16, 32, 48, 64), num_heads=(2, 2, 4, 4)).state_dict()
+
+    one, again, other = state(3), state(3), state(4)
+    assert all(torch.equal(one[key], again[key]) for key in one)
+    assert not torch.equal(
+        one["main_blocks.0.0.0.attn.qkv.weight"], other["main_blocks.0.0.0.attn.qkv.weight"]
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast(either, small, picture, dtype):
+    model, image = small(either), picture()
+    exact = first(model(image))
+    with torch.autocast("cpu", dtype=dtype):
+        output = first(model(image))
+    assert output.isfinite().all()
+    error = (output.float() - exact).norm() / exact.norm()
+    assert 0 < error < {torch.bfloat16: 0.05, torch.float16: 0.01}[dtype]
+
+
+def test_autocast_trains(small, picture):
+    model = small().train()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = model(picture()).square().mean()
+    loss.backward()
+    assert all(p.grad.isfinite().all() and p.grad.dtype == torch.float32 for p in model.parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_model_in_half_precision(either, small, picture, dtype):
+    exact = first(small(either)(picture()))
+    output = first(small(either).to(dtype)(picture().to(dtype)))
+    assert output.dtype == dtype
+    assert (output.float() - exact).norm() / exact.norm() < {torch.bfloat16: 0.05, torch.float16: 0.01}[dtype]
+
+
+def test_channels_last(either, small, picture):
+    expected = first(small(either)(picture()))
+    model = small(either).to(memory_format=torch.channels_last)
+    output = first(model(picture().to(memory_format=torch.channels_last)))
+    torch.testing.assert_close(output, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_meta_construction_and_assignment(either, small, picture):
+    model = small(either)
+    with torch.device("meta"):
+        empty = small(either)
+    assert all(tensor.is_meta for tensor in empty.state_dict().values())
+    empty.load_state_dict(model.state_dict(), assign=True)
+    assert torch.equal(first(empty(picture())), first(model(picture())))
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_copies_are_equal_and_independent(either, small, picture, copied):
+    model = small(either, drop_path_rate=0.2)
+    twin = copied(model)
+    expected = first(model(picture()))
+    assert torch.equal(first(twin(picture())), expected)
+    with torch.no_grad():
+        for parameter in twin.parameters():
+            parameter.zero_()
+    assert torch.equal(first(model(picture())), expected)
+
+
+def test_every_parameter_learns(small, picture):
+    model = small().train()
+    model(picture()).square().mean().backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
