@@ -150,9 +150,7 @@ def complexity(model: nn.Module, input_shape: Sequence[int], name: str | None = 
         flops = _quiet(FlopCountAnalysis(counted, image).set_op_handle(**_FLOP_HANDLES))
         activations = _quiet(ActivationCountAnalysis(counted, image).set_op_handle(**_ACTIVATION_HANDLES))
         flops_of, activations_of = flops.by_module(), activations.by_module()
-        thop_flops, _ = thop.profile(
-            counted, inputs=(image,), verbose=False
-        )  # last: it leaves buffers behind
+        thop_flops, _ = thop.profile(counted, inputs=(image,), verbose=False)  # last: it leaves buffers behind
     return Complexity(
         model=name or type(model).__name__,
         input_shape=shape,
@@ -169,9 +167,7 @@ def complexity(model: nn.Module, input_shape: Sequence[int], name: str | None = 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status 0, or 2 with one paragraph on stderr."""
     parser = argparse.ArgumentParser(prog="python -m davit.complexity", description=__doc__)
-    parser.add_argument(
-        "--model", default="DaViT_tiny", help="a variant of DaViT, or any model that timm knows"
-    )
+    parser.add_argument("--model", default="DaViT_tiny", help="a variant of DaViT, or any model that timm knows")
     parser.add_argument(
         "--input", type=int, nargs=3, metavar=("C", "H", "W"), help="default: the model's own input size"
     )
@@ -273,9 +269,7 @@ def _parts(model: nn.Module, flops: dict[str, int], activations: dict[str, int])
         counted |= parameters.keys()
     rest = [
         whole - sum(share[i] for share in shares.values())
-        for i, whole in enumerate(
-            (sum(p.numel() for p in model.parameters()), int(flops[""]), int(activations[""]))
-        )
+        for i, whole in enumerate((sum(p.numel() for p in model.parameters()), int(flops[""]), int(activations[""])))
     ]
     if any(rest):
         shares["", "outside of these"] = rest

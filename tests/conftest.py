@@ -64,7 +64,7 @@ def picture() -> Callable[..., Tensor]:
 
 
 def randomise(model: nn.Module, seed: int) -> nn.Module:
-    """Every parameter unlike its initial value, so that no missing bias or norm goes unseen; outputs near 1."""
+    """Every parameter unlike its initial value, so that no bias or norm is left out unseen; output near 1."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, tensor in model.named_parameters():

@@ -1,7 +1,7 @@
 """DaViT once more, written from the paper's formulas with a loop for every window and every group.
 
-It shares no code with the package: functions of a state dict, in the number format of the state dict (double in
-the tests). Slow on purpose.
+It shares no code with the package: functions of a state dict, in the number format of the state dict (double
+in the tests). Slow on purpose.
 """
 
 import math
@@ -24,7 +24,7 @@ def stage_maps(
     cpe_act: bool = False,
     attention_types: Sequence[str] = ("spatial", "channel"),
 ) -> list[Tensor]:
-    """The map (B, C, H, W) of every stage; depths, widths and what is left out are read from the state dict."""
+    """The map (B, C, H, W) of every stage; depths, widths and what is left out: as the state dict says."""
     maps = []
     x = image
     for stage, heads in enumerate(num_heads):

@@ -63,13 +63,9 @@ def files(folder: Path) -> list[Path]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     default = Path(__file__).resolve().parents[3] / "shared" / "parity"
-    parser.add_argument(
-        "source", type=Path, nargs="?", default=default, help="folder with NAME.json and NAME.npz"
-    )
+    parser.add_argument("source", type=Path, nargs="?", default=default, help="folder with NAME.json and NAME.npz")
     source = parser.parse_args().source
     total = sum(file.stat().st_size for file in files(source))
     if total > SIZE_LIMIT:

@@ -1,0 +1,206 @@
+"""From parsed flags to the parts of a run: model, data, loss, optimizer."""
+
+from __future__ import annotations
+
+import logging
+import os
+from argparse import Namespace
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from timm.data import Mixup, resolve_data_config
+from timm.layers import convert_splitbn_model
+from timm.loss import JsdCrossEntropy, LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
+from timm.optim import create_optimizer_v2, optimizer_kwargs
+from torch import Tensor, nn
+
+from ..checkpoint import load_checkpoint
+from ..data import (
+    EvalLoader,
+    PictureDataset,
+    TrainLoader,
+    check_classes,
+    eval_transform,
+    open_dataset,
+    train_transform,
+)
+from ..variants import create_model
+from .distributed import World
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Data:
+    """Both splits, how their pictures reach the model, and the classes."""
+
+    train: PictureDataset
+    val: PictureDataset
+    class_names: list[str]
+    num_classes: int
+
+
+def open_data(args: Namespace, world: World) -> Data:
+    """Open both splits of the data set and check that they agree. One process may download, before the others."""
+    options = {"dataset": args.dataset, "class_map": args.class_map or None}
+    if args.dataset_download and world.is_main:
+        for split in (args.train_split, args.val_split):
+            open_dataset(args.data_dir, split, download=True, **options)
+    world.barrier()
+    train = open_dataset(args.data_dir, args.train_split, **options)
+    val = open_dataset(args.data_dir, args.val_split, **options)
+    found = max(train.class_to_idx.values()) + 1 if train.class_to_idx else None
+    num_classes = args.num_classes if args.num_classes is not None else found
+    if num_classes is None:
+        raise ValueError(f"the data set {args.dataset!r} does not tell its classes: pass --num-classes N.")
+    check_classes(train, val, num_classes)
+    return Data(train, val, train.class_names, num_classes)
+
+
+def build_model(args: Namespace, num_classes: int) -> nn.Module:
+    """The model of --model with its starting weights, on the CPU."""
+    kwargs: dict[str, Any] = {
+        "num_classes": num_classes,
+        "drop_rate": args.drop,
+        "drop_path_rate": args.drop_path,
+    }
+    if args.gp:
+        kwargs["global_pool"] = args.gp
+    if args.input_size is not None and args.input_size[0] != 3:
+        raise ValueError(f"--input-size {args.input_size}: pictures are read as RGB, so C must be 3.")
+    model = create_model(args.model, pretrained=args.pretrained, **{**kwargs, **args.model_kwargs})
+    if args.initial_checkpoint:
+        load_checkpoint(model, args.initial_checkpoint)
+    if args.grad_checkpointing:
+        if not hasattr(model, "set_grad_checkpointing"):
+            raise ValueError(f"--grad-checkpointing: {args.model} has no gradient checkpointing.")
+        model.set_grad_checkpointing(True)
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.momentum = module.momentum if args.bn_momentum is None else args.bn_momentum
+            module.eps = module.eps if args.bn_eps is None else args.bn_eps
+    if args.split_bn:
+        if args.aug_splits < 2:
+            raise ValueError("--split-bn needs --aug-splits of 2 or more.")
+        model = convert_splitbn_model(model, args.aug_splits)
+    return model
+
+
+def data_config(args: Namespace, model: nn.Module) -> dict[str, Any]:
+    """Picture size, mean, std, interpolation and crop: the flags', else the model's own."""
+    return resolve_data_config(vars(args), model=model)
+
+
+def set_transforms(args: Namespace, data: Data, config: dict[str, Any]) -> None:
+    """Give both splits the transforms that the flags ask for."""
+    size = config["input_size"]
+    data.train.transform = train_transform(
+        img_size=size,
+        scale=args.scale,
+        ratio=args.ratio,
+        hflip=args.hflip,
+        vflip=args.vflip,
+        color_jitter=args.color_jitter,
+        aa=args.aa,
+        train_interpolation=args.train_interpolation or "bicubic",
+        mean=config["mean"],
+        std=config["std"],
+        reprob=args.reprob,
+        remode=args.remode,
+        recount=args.recount,
+        resplit=args.resplit,
+        aug_splits=args.aug_splits,
+        no_aug=args.no_aug,
+    )
+    data.val.transform = eval_transform(
+        img_size=size,
+        crop_pct=config["crop_pct"],
+        interpolation=config["interpolation"],
+        mean=config["mean"],
+        std=config["std"],
+    )
+
+
+def build_loaders(args: Namespace, data: Data, world: World) -> tuple[TrainLoader, EvalLoader]:
+    """The loaders of this process; no more workers than cores, which changes nothing but speed."""
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    workers = min(args.workers, max(1, len(os.sched_getaffinity(0)) // local))
+    common: dict[str, Any] = {
+        "rank": world.rank,
+        "world_size": world.size,
+        "num_workers": workers,
+        "pin_memory": args.pin_mem and world.device.type == "cuda",
+        "skip_bad_images": args.skip_bad_images,
+    }
+    train = TrainLoader(
+        data.train,
+        batch_size=args.batch_size,
+        accum_steps=args.grad_accum_steps,
+        seed=args.seed,
+        repeats=args.epoch_repeats,
+        repeated_aug=args.repeated_aug,
+        **common,
+    )
+    batch_size = args.batch_size * max(1, args.validation_batch_size_multiplier)
+    return train, EvalLoader(data.val, batch_size=batch_size, **common)
+
+
+def build_mixup(args: Namespace, num_classes: int) -> Mixup | None:
+    """Mixup and cutmix as the flags ask for, or None."""
+    if not (args.mixup > 0 or args.cutmix > 0 or args.cutmix_minmax):
+        return None
+    if args.aug_splits > 0:
+        raise ValueError("--aug-splits cannot be combined with mixup: pass --mixup 0 --cutmix 0.")
+    if args.batch_size % 2:
+        raise ValueError(
+            f"--batch-size {args.batch_size} is odd, and mixup pairs pictures: make it even, or pass "
+            "--mixup 0 --cutmix 0."
+        )
+    return Mixup(
+        mixup_alpha=args.mixup,
+        cutmix_alpha=args.cutmix,
+        cutmix_minmax=args.cutmix_minmax,
+        prob=args.mixup_prob,
+        switch_prob=args.mixup_switch_prob,
+        mode=args.mixup_mode,
+        label_smoothing=args.smoothing,
+        num_classes=num_classes,
+    )
+
+
+def build_loss(args: Namespace, mixup: Mixup | None) -> nn.Module:
+    """The training loss that fits the augmentation."""
+    if args.jsd:
+        if args.aug_splits < 2:
+            raise ValueError("--jsd needs --aug-splits of 2 or more.")
+        return JsdCrossEntropy(num_splits=args.aug_splits, smoothing=args.smoothing)
+    if mixup is not None:
+        return SoftTargetCrossEntropy()
+    return LabelSmoothingCrossEntropy(args.smoothing) if args.smoothing else nn.CrossEntropyLoss()
+
+
+def build_optimizer(args: Namespace, model: nn.Module) -> torch.optim.Optimizer:
+    """timm's optimizer of that name; raises `ValueError` for a name it does not know."""
+    try:
+        return create_optimizer_v2(model, **optimizer_kwargs(args))
+    except (ValueError, AssertionError, RuntimeError, TypeError) as error:
+        raise ValueError(f"timm cannot make the optimizer --opt {args.opt!r}: {error}") from error
+
+
+def unused_parameters(model: nn.Module, image: Tensor) -> list[str]:
+    """Names of trainable parameters that a forward and backward pass leaves without a gradient.
+
+    DistributedDataParallel would wait for them for ever, or fail at the second step without saying which.
+    """
+    was_training = {module: module.training for module in model.modules()}
+    model.eval()  # batch norms keep their statistics; drop path has no parameters
+    output = model(image)
+    outputs: Iterable[Tensor] = output if isinstance(output, tuple | list) else (output,)
+    torch.stack([out.float().sum() for out in outputs]).sum().backward()
+    unused = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    model.zero_grad(set_to_none=True)
+    for module, training in was_training.items():
+        module.training = training
+    return unused

@@ -1,0 +1,81 @@
+"""Files that are whole or not there: checkpoints, summaries, lists."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any
+
+_NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EBADF)  # some network file systems cannot
+
+
+class _RawFile(io.FileIO):
+    """Remembers the first failed write: what is raised further up may no longer say why."""
+
+    failure: OSError | None = None
+
+    def write(self, data: Any) -> int | None:  # type: ignore[override]
+        try:
+            return super().write(data)
+        except OSError as error:
+            self.failure = self.failure or error
+            raise
+
+
+def write_atomically(path: str | Path, write: Callable[[IO[bytes]], None]) -> None:
+    """Put what `write` writes to the stream it is given in the place of `path`, in one step.
+
+    Guaranteed: after a return, `path` holds all of it and keeps it through a loss of power. After an
+    exception (from `write`, a full disk, Ctrl-C), `path` is what it was, and nothing is left beside it. After
+    kill -9 or a loss of power within, `path` is the old file or the new one, whole; a hidden `.NAME.*.partial`
+    may be left beside it for the folder's owner to remove. Writers of one path may overlap: the last to finish
+    wins. A symbolic link is replaced, not followed. One exception: where only the last step, the sync of the
+    folder, fails, the error is raised with the new file in place.
+
+    Raises:
+        OSError: the file cannot be written; errno ENOSPC or EDQUOT for a full disk, also where `write`
+            turned it into something else (`torch.save` makes a RuntimeError of it).
+    """
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.partial")
+    raw = _RawFile(partial, "xb")
+    try:
+        try:
+            with raw, io.BufferedWriter(raw, 1 << 20) as stream:
+                write(stream)
+                stream.flush()
+                os.fsync(raw.fileno())
+        except Exception as error:
+            if raw.failure is not None and error is not raw.failure:
+                raise raw.failure from error
+            raise
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    _sync_folder(path.parent)
+
+
+def write_bytes(path: str | Path, data: bytes) -> None:
+    """`write_atomically` of what is there already."""
+    write_atomically(path, lambda stream: _write_all(stream, data))
+
+
+def _write_all(stream: IO[bytes], data: bytes) -> None:
+    stream.write(data)
+
+
+def _sync_folder(folder: Path) -> None:
+    """A rename is on the disk only once its folder is."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_FOLDER_SYNC:
+            raise
+    finally:
+        os.close(descriptor)

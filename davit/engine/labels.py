@@ -1,0 +1,126 @@
+"""Other labels than the class folders': a subset of the classes, or ImageNet's ReaL labels."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from timm.data import RealLabelsImagenet
+
+from ..data import DataError, PictureDataset
+from ..data.folder import some
+
+BUNDLED_REAL = "timm"  # the labels that timm carries, in place of a file
+_IMAGENET_VAL = 50_000
+
+
+@dataclass(frozen=True)
+class Labels:
+    """How logits are scored.
+
+    Attributes:
+        columns: the classes that take part, as columns of the logits; None for all.
+        column_of: the data set's class index -> which of `columns` is right; None where they are the same.
+        real: for each picture of the data set the classes (columns of the model's logits) that are right; a
+            picture with none is not scored. None: the data set's class is right.
+    """
+
+    columns: tuple[int, ...] | None = None
+    column_of: Mapping[int, int] | None = None
+    real: Sequence[Sequence[int]] | None = None
+
+
+def subset_labels(path: str | Path, dataset: PictureDataset, num_classes: int) -> Labels:
+    """The classes of a file with an index a line, as ImageNet-A, -R and -Sketch are evaluated.
+
+    A data set with as many classes as the file has lines has them in that order (as in timm); with the
+    model's classes, or a class map, its class indices are the model's, and all must be in the file.
+
+    Raises:
+        DataError: the file cannot be used, or the data set has other classes.
+    """
+    columns = _read_indices(path)
+    if wrong := [index for index in columns if not 0 <= index < num_classes]:
+        raise DataError(f"{path}: {some(wrong)} are not classes of the model, which has 0 to {num_classes - 1}")
+    found = dict.fromkeys(dataset.class_to_idx.values())
+    if not found:
+        raise DataError(f"--valid-labels {path}: this data set does not tell its classes; use a folder")
+    if not dataset.mapped and len(found) == len(columns):
+        return Labels(columns)
+    column_of = {index: column for column, index in enumerate(columns)}
+    if not dataset.mapped and len(found) != num_classes:
+        raise DataError(
+            f"the data has {len(found)} classes, --valid-labels {path} {len(columns)} and the model "
+            f"{num_classes}: the folders must be those of the file, or --class-map must give their indices"
+        )
+    # a class map may name more classes than there are folders: what lies in them decides
+    if outside := sorted({name for name in _present(dataset) if dataset.class_to_idx[name] not in column_of}):
+        raise DataError(
+            f"the data has pictures of classes that are not in --valid-labels {path}: {some(outside)}; "
+            "leave these folders out of the split"
+        )
+    return Labels(columns, column_of)
+
+
+def real_labels(path: str | Path, dataset: PictureDataset, labels: Labels) -> Labels:
+    """ReaL labels (Beyer et al. 2020) by the pictures' file names; `labels` says which classes take part.
+
+    `path` is the published JSON list, whose n-th entry belongs to ILSVRC2012_val_n (n of 8 digits, from 1),
+    or "timm" for the copy that timm carries. A part of the validation set will do.
+
+    Raises:
+        DataError: the file cannot be used, or a picture is none of ImageNet's validation set.
+    """
+    known = {Path(name).stem: classes for name, classes in _read_real(path).items()}
+    real: list[Sequence[int]] = []
+    for name in dataset.filenames():
+        if (stem := Path(name).stem) not in known:
+            raise DataError(
+                f"--real-labels {path} has no labels for {name}: its list is of {len(known)} pictures, "
+                "called ILSVRC2012_val_00000001 and so on"
+            )
+        real.append(known[stem])
+    if not any(real):
+        raise DataError(f"--real-labels {path} has a label for none of the {len(real)} pictures")
+    return Labels(labels.columns, labels.column_of, real)
+
+
+def _present(dataset: PictureDataset) -> set[str]:
+    """Names of the classes that have pictures in an image folder; elsewhere all."""
+    target = getattr(dataset.source, "target", None)
+    if target is None:
+        return set(dataset.class_to_idx)
+    targets = {target(index) for index in range(len(dataset))}
+    return {name for name, index in dataset.class_to_idx.items() if index in targets}
+
+
+def _read_indices(path: str | Path) -> tuple[int, ...]:
+    try:
+        lines = Path(path).read_text(encoding="utf-8").split()
+        indices = tuple(int(line) for line in lines)
+    except OSError as error:
+        raise DataError(f"--valid-labels {path} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise DataError(f"--valid-labels {path} must hold a class index a line: {error}") from error
+    if not indices or len(set(indices)) < len(indices):
+        raise DataError(f"--valid-labels {path} holds {'an index twice' if indices else 'no index'}")
+    return indices
+
+
+def _read_real(path: str | Path) -> dict[str, list[int]]:
+    """File name -> classes."""
+    if str(path) == BUNDLED_REAL:
+        return dict(RealLabelsImagenet([""] * _IMAGENET_VAL).real_labels)
+    try:
+        entries = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"--real-labels {path} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise DataError(f"--real-labels {path} is not JSON: {error}") from error
+    if not isinstance(entries, list) or not all(
+        isinstance(entry, list) and all(isinstance(index, int) for index in entry) for entry in entries
+    ):
+        raise DataError(f"--real-labels {path} must be a JSON list with a list of class indices a picture")
+    return dict(RealLabelsImagenet([""] * len(entries), real_json=str(path)).real_labels)

@@ -1,0 +1,296 @@
+"""The first NaN or infinity of a run: noticed, traced to the module it came from, and kept for replay.
+
+In the loop, after the backward pass and the unscaling of the gradients, before the optimizer's step:
+
+    if is_finite(loss, grad_norm):
+        overflows.reset()
+    elif scaler.is_enabled() and is_finite(loss) and overflows.bearable(scaler.get_scale()):
+        pass  # scaler.step() leaves the weights alone and scaler.update() halves the scale: no error
+    else:
+        raise report_nonfinite(...)
+
+An infinite gradient norm with a finite loss is how fp16 with a `GradScaler` finds its scale. A loss that is not
+finite is an error with a scaler too: the scale has no part in the forward pass.
+
+``python -m davit.engine.nonfinite FILE --checkpoint CKPT`` runs a kept batch again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import pickle
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..checkpoint import load_checkpoint, read_checkpoint
+from ..data import Batch
+from .distributed import init_world
+from .files import write_atomically
+from .state import LAST
+from .tracing import Autocast, evaluating, first_nonfinite, first_nonfinite_gradient, is_finite, traced
+
+__all__ = [
+    "NonFiniteError",
+    "OverflowCount",
+    "first_nonfinite",
+    "first_nonfinite_gradient",
+    "is_finite",
+    "replay",
+    "report_nonfinite",
+]
+
+_FORMAT = 1
+
+
+class NonFiniteError(FloatingPointError):
+    """A loss or gradient that is NaN or infinite; the message is the report.
+
+    Attributes:
+        where: what `first_nonfinite` found, None where a second run of the batch was finite.
+        dump: the file with the batch, None where it could not be written.
+    """
+
+    def __init__(self, message: str, where: str | None = None, dump: Path | None = None) -> None:
+        super().__init__(message)
+        self.where = where
+        self.dump = dump
+
+
+# -- noticing
+
+
+class OverflowCount:
+    """Steps in a row that fp16's `GradScaler` had to skip.
+
+    A few are how the scale is found. `limit` of them, with the scale at `lowest` or less, are not: scaling no
+    longer has to do with it, and the gradients are infinite by themselves.
+    """
+
+    def __init__(self, limit: int = 100, lowest: float = 1.0) -> None:
+        self.limit = limit
+        self.lowest = lowest
+        self.count = 0
+
+    def bearable(self, scale: float) -> bool:
+        """Count a step that overflowed at `scale`; False when it is an error now."""
+        self.count += 1
+        return self.count < self.limit or scale > self.lowest
+
+    def reset(self) -> None:
+        """A step did not overflow."""
+        self.count = 0
+
+
+# -- reporting
+
+
+def report_nonfinite(
+    folder: str | Path,
+    *,
+    epoch: int,
+    step: int,
+    loss: float | Tensor,
+    grad_norm: float | Tensor,
+    model: nn.Module,
+    batch: Batch,
+    files: Sequence[str],
+    autocast: Autocast = nullcontext,
+    rank: int = 0,
+    reseed: Callable[[], object] | None = None,
+) -> NonFiniteError:
+    """Find where a step's first NaN or infinity came from, keep its batch, and return the exception to raise.
+
+    To be called before the optimizer's step, when parameters are still those of the failing forward pass. The
+    batch goes to folder/nonfinite-eEPOCH-sSTEP-rRANK.pt, made if need be; a failure to write it is part of the
+    message. Every process whose numbers are not finite reports its own batch.
+
+    Args:
+        loss: of this process's batch.
+        grad_norm: after the gradients were averaged over processes, so not finite on all of them if on one.
+        batch: the images as the model got them, and their targets.
+        files: names of the batch's pictures.
+        reseed: sets the random states as before the failing forward pass, so that dropout and drop path draw
+            the same again. Without it the run in training mode draws anew.
+    """
+    folder = Path(folder)
+    loss, grad_norm = float(loss), float(grad_norm)
+    if reseed is not None:
+        reseed()
+    random_state = _random_state(batch.images.device)
+    origin, found = _origin(model, batch.images, autocast)
+    file = folder / f"nonfinite-e{epoch}-s{step}-r{rank}.pt"
+    contents = {
+        "format": _FORMAT,
+        "epoch": epoch,
+        "step": step,
+        "rank": rank,
+        "loss": loss,
+        "grad_norm": grad_norm,
+        "found": found,
+        "images": _copy(batch.images),
+        "targets": _copy(batch.targets),
+        "indices": _copy(batch.indices),
+        "files": list(files),
+        "device": batch.images.device.type,
+        "random_state": random_state,
+    }
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(file, lambda stream: torch.save(contents, stream))
+        kept = f"The batch is kept in {file}"
+        dump: Path | None = file
+    except OSError as error:
+        kept = f"The batch could not be kept in {file} ({error})"
+        dump = None
+    what = f"Epoch {epoch}, step {step}, process {rank}: loss {loss:g}, gradient norm {grad_norm:g}."
+    names = f" (pictures {', '.join(files[:3])}{', ...' if len(files) > 3 else ''})" if files else ""
+    return NonFiniteError(" ".join([what, origin, f"{kept}{names}.", _afterwards(folder, dump)]), found, dump)
+
+
+def _origin(model: nn.Module, images: Tensor, autocast: Autocast) -> tuple[str, str | None]:
+    """The sentence that says what is known of the origin, and what `first_nonfinite` found."""
+    masks = ""
+    try:
+        trace = traced(model, images, autocast)
+        if trace.found is None:  # a block with the fault may have been dropped this time
+            with evaluating(model):
+                trace.found = traced(model, images, autocast).found
+            masks = ", in a run without dropout and drop path"
+    except RuntimeError as error:  # such as for want of memory; the report is worth more than its reason
+        return f"The batch could not be run again to find the origin ({error}).", None
+    gradient = first_nonfinite_gradient(model, trace.order)
+    back = f" The first gradient that is not finite is that of {gradient}." if gradient else ""
+    if trace.found is None:
+        text = (
+            "Run again, every module's output is finite: it came from the loss, from the backward pass, or (on "
+            f"several processes) from another one, whose report then names it.{back}"
+        )
+    else:
+        text = f"The first value that is not finite comes from {_described(trace.found)}{masks}.{back}"
+    return text, trace.found
+
+
+def _described(found: str) -> str:
+    if found == "input":
+        return "the input: a picture, or what was done to it, holds NaN or infinity"
+    if found.startswith(("parameter ", "buffer ")):
+        return f"the model's {found}"
+    return f"the module {found}" if found else "the model's own forward, outside any module"
+
+
+def _afterwards(folder: Path, dump: Path | None) -> str:
+    """The sentences that say what there still is and what to do."""
+    last = folder / LAST
+    if not last.exists():
+        return (
+            "No checkpoint was written in this folder yet. Lower --lr, clip with --clip-grad, or use "
+            "--amp-dtype bf16 or none."
+        )
+    replay = f" To see it again: python -m davit.engine.nonfinite {dump} --checkpoint {last}." if dump else ""
+    return (
+        f"The last good checkpoint, {last}, is untouched.{replay} --auto-resume would repeat the failure as it "
+        "was; go on with a lower --lr, with --clip-grad, or with --amp-dtype bf16 or none."
+    )
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    """On the CPU with memory of its own, in the same layout."""
+    return tensor.detach().to("cpu", copy=True)
+
+
+def _random_state(device: torch.device) -> Tensor:
+    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
+
+
+# -- replaying
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit status 0 when the batch ran, whatever was found, or 2 with one paragraph on stderr."""
+    parser = argparse.ArgumentParser(
+        prog="python -m davit.engine.nonfinite",
+        description="Run a batch that gave a NaN or an infinity again, and say which module it comes from.",
+    )
+    parser.add_argument("file", type=Path, metavar="FILE", help="nonfinite-*.pt of a run's folder")
+    parser.add_argument("--checkpoint", type=Path, required=True, metavar="CKPT", help="of the run: its last.pth.tar")
+    parser.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:N")
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    try:
+        sys.stdout.write(f"{replay(options.file, options.checkpoint, options.device)}\n")
+    except ValueError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    return 0
+
+
+def replay(file: Path, checkpoint: Path, device: str = "cpu") -> str:
+    """Run a kept batch through a run's model with the weights of a checkpoint, and say what was found.
+
+    In training mode with the random state of the failing step (on a device of the same type), and if all is
+    finite then, without dropout and drop path.
+
+    Raises:
+        ValueError: a file is no such batch or no checkpoint of a training run, or there is no such device.
+    """
+    dump = _read_dump(file)
+    place = init_world(device).device
+    model, autocast = _model_of(checkpoint, place)
+    images = dump["images"].to(place)
+    if dump["device"] == images.device.type:
+        (torch.cuda.set_rng_state if images.is_cuda else torch.set_rng_state)(dump["random_state"])
+    found = first_nonfinite(model.train(), images, autocast)
+    mode = "in training mode"
+    if found is None:
+        found, mode = first_nonfinite(model.eval(), images, autocast), "without dropout and drop path"
+    lines = [
+        f"batch       {len(dump['indices'])} pictures of epoch {dump['epoch']}, step {dump['step']}, process "
+        f"{dump['rank']}: loss {dump['loss']:g}, gradient norm {dump['grad_norm']:g}",
+        f"then        {'every output was finite' if dump['found'] is None else _described(dump['found'])}",
+        f"now         {'every output is finite' if found is None else f'{_described(found)}, {mode}'}",
+    ]
+    if found is None and dump["found"] is not None:
+        lines.append("            The weights of this checkpoint are older than those of the failing step.")
+    if found == "input":
+        bad = ~torch.isfinite(images).flatten(1).all(1)
+        names = [name for name, is_bad in zip(dump["files"], bad.tolist(), strict=False) if is_bad]
+        lines.append(f"pictures    {', '.join(names) or f'{int(bad.sum())} of the batch'}")
+    return "\n".join(lines)
+
+
+def _read_dump(file: Path) -> dict[str, Any]:
+    try:
+        dump = torch.load(file, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError) as error:
+        raise ValueError(f"{file} cannot be read as a batch kept by a run: {error}") from error
+    if not isinstance(dump, dict) or dump.get("format") != _FORMAT or "images" not in dump:
+        raise ValueError(f"{file} is no batch kept by a run (nonfinite-*.pt in the run's folder).")
+    return dump
+
+
+def _model_of(checkpoint: Path, device: torch.device) -> tuple[nn.Module, Autocast]:
+    """The model and the precision of the training run that wrote a checkpoint."""
+    from .arguments import train_parser  # these draw in all of timm, which a training has already
+    from .build import build_model
+    from .precision import precision_from
+
+    read = read_checkpoint(checkpoint, ema="never")
+    saved = read.metadata.get("args")
+    if not isinstance(saved, dict) or "num_classes" not in saved:
+        raise ValueError(f"{checkpoint} does not say how its model was built; give a checkpoint that train.py wrote.")
+    args = argparse.Namespace(**{**vars(train_parser().parse_args([])), **saved})
+    args.pretrained, args.initial_checkpoint = False, ""
+    model = build_model(args, saved["num_classes"])
+    load_checkpoint(model, read, head="require")
+    return model.to(device), precision_from(args, device).autocast
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,221 @@
+"""What one sees while it runs: a bar on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections import deque
+from collections.abc import Callable, Mapping
+from time import perf_counter
+from types import TracebackType
+from typing import Any, TextIO
+
+from torch import Tensor
+from tqdm import tqdm
+
+log = logging.getLogger(__name__)
+
+_RATE_SECONDS = 15.0  # images/s and the time left are those of about so long
+_REFRESH_SECONDS = 0.2
+_MIN_BAR = 10  # columns
+
+_FORMATS: Mapping[str, Callable[[float], str]] = {
+    "loss": lambda v: f"loss {v:.4f}",
+    "top1": lambda v: f"top-1 {v:.2f} %",
+    "top5": lambda v: f"top-5 {v:.2f} %",
+    "lr": lambda v: f"lr {v:.3g}",
+    "grad_norm": lambda v: f"grad norm {v:.3g}",
+    "data_share": lambda v: f"waiting for data {v:.0%}",
+}
+_BEFORE_RATE = ("loss", "top1", "top5")  # where a narrow terminal cuts the rest off
+
+
+class Progress:
+    """Steps done, the latest numbers, images/s of the last seconds and the time left.
+
+    Where `stream` is a terminal: one bar, redrawn a few times a second, removed by `close` (the caller logs
+    what the pass came to); log lines that handlers of the root logger send to a terminal meanwhile appear
+    above it. Elsewhere: a line through `logging` every `interval` steps and at the last one.
+
+    Args:
+        total: steps of the whole pass.
+        label: what is counted, such as "epoch 3/299".
+        images_per_step: pictures in a step, over all processes.
+        interval: steps between two lines.
+        start: steps already done, when a pass is resumed.
+        stream: standard error where None.
+        enabled: False for silence, on every process but the main one.
+
+    Raises:
+        ValueError: `interval` is below 1.
+    """
+
+    def __init__(
+        self,
+        total: int,
+        label: str,
+        *,
+        images_per_step: int,
+        interval: int = 50,
+        start: int = 0,
+        stream: TextIO | None = None,
+        enabled: bool = True,
+    ) -> None:
+        if interval < 1:
+            raise ValueError(f"the log interval is {interval}; it must be 1 step or more.")
+        self.total = total
+        self.label = label
+        self.images_per_step = images_per_step
+        self.interval = interval
+        self.done = start
+        self.enabled = enabled
+        self._numbers: dict[str, float | Tensor] = {}
+        self._shown_at = start  # of plain lines
+        self._marks = deque([(perf_counter(), start)])
+        self._bar: _TerminalBar | None = None
+        stream = sys.stderr if stream is None else stream
+        if enabled and stream.isatty():
+            self._bar = _TerminalBar(total, label, start, stream)
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def update(self, steps: int = 1, **numbers: float | Tensor) -> None:
+        """Count `steps` more, and keep `numbers`, which stay until they are replaced.
+
+        loss, top1 and top5 (percent), lr, grad_norm, data_share (0 to 1, of the time) have a format of their
+        own; any other is shown under its name. A tensor of one element is read only when it is shown, so that
+        a device is not waited for at each step.
+        """
+        if not self.enabled:
+            return
+        before, self.done = self.done, self.done + steps
+        self._numbers.update(numbers)
+        self._mark(perf_counter())
+        if self._bar is not None:
+            if self._bar.due():
+                self._bar.show(self.done, self._parts())
+        elif self.done // self.interval > before // self.interval or self.done >= self.total > before:
+            self._log_line()
+
+    def close(self) -> None:
+        """End the display; a pass that stopped between two lines gets its last one. Safe to repeat."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+        elif self.enabled and self.done > self._shown_at:
+            self._log_line()
+        self.enabled = False
+
+    def _log_line(self) -> None:
+        self._shown_at = self.done
+        share = f" ({self.done / self.total:.0%})" if self.total else ""
+        log.info("%s: %s", self.label, ", ".join([f"step {self.done}/{self.total}{share}", *self._parts()]))
+
+    def _mark(self, now: float) -> None:
+        """Keep a step's time; the oldest mark is the youngest that is `_RATE_SECONDS` old, if any is."""
+        if len(self._marks) > 1 and now - self._marks[-2][0] < _REFRESH_SECONDS:
+            self._marks.pop()
+        self._marks.append((now, self.done))
+        while len(self._marks) > 2 and now - self._marks[1][0] >= _RATE_SECONDS:
+            self._marks.popleft()
+
+    def _parts(self) -> list[str]:
+        """The latest numbers as text, the most wanted first."""
+        (begun, first), (now, last) = self._marks[0], self._marks[-1]
+        rate = (last - first) / (now - begun) if now > begun else 0.0  # steps/s
+        speed = []
+        if rate > 0:
+            left = tqdm.format_interval(max(0, self.total - self.done) / rate)
+            speed = [f"{_significant(rate * self.images_per_step)} images/s", f"{left} left"]
+        text = {name: _text(name, float(value)) for name, value in self._numbers.items()}
+        head = [text.pop(name) for name in _BEFORE_RATE if name in text]
+        return [*head, *speed, *text.values()]
+
+
+def _text(name: str, value: float) -> str:
+    return _FORMATS[name](value) if name in _FORMATS else f"{name} {value:.4g}"
+
+
+def _significant(rate: float) -> str:
+    return f"{rate:.0f}" if rate >= 100 else f"{rate:.3g}"
+
+
+class _Bar(tqdm):
+    monitor_interval = 0  # no thread: data workers are forked from this process
+
+
+class _AboveBar:
+    """A terminal as a log handler sees it while a bar is drawn on it."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+
+    def write(self, text: str) -> None:
+        _Bar.write(text, file=self.stream, end="")
+
+    def flush(self) -> None:
+        self.stream.flush()
+
+
+class _TerminalBar:
+    """One tqdm bar as wide as the terminal is now."""
+
+    def __init__(self, total: int, label: str, start: int, stream: TextIO) -> None:
+        self._stream = stream
+        self._bar = _Bar(
+            total=total,
+            initial=start,
+            desc=label,
+            file=stream,
+            leave=False,
+            ncols=self._columns(),
+            bar_format="{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}",
+        )
+        self._drawn = perf_counter()
+        self._redirected: list[tuple[logging.StreamHandler[Any], TextIO]] = []
+        for handler in logging.getLogger().handlers:
+            if isinstance(handler, logging.StreamHandler) and _is_terminal(handler.stream):
+                self._redirected.append((handler, handler.stream))
+                handler.setStream(_AboveBar(handler.stream))
+
+    def due(self) -> bool:
+        return perf_counter() - self._drawn >= _REFRESH_SECONDS
+
+    def show(self, done: int, parts: list[str]) -> None:
+        columns = self._columns()
+        room = columns - len(f"{self._bar.desc} 100%|| {done}/{self._bar.total}") - _MIN_BAR
+        shown = []
+        for part in parts:
+            room -= len(part) + 2
+            if room < 0:
+                break
+            shown.append(part)
+        self._bar.n = done
+        self._bar.ncols = columns
+        self._bar.set_postfix_str(", ".join(shown), refresh=False)
+        self._bar.refresh()
+        self._drawn = perf_counter()
+
+    def close(self) -> None:
+        for handler, stream in self._redirected:
+            handler.setStream(stream)
+        self._bar.close()
+
+    def _columns(self) -> int:
+        """One less than the terminal has: a full line makes some terminals begin another."""
+        try:
+            columns = os.get_terminal_size(self._stream.fileno()).columns
+        except OSError:
+            columns = 0
+        return (columns or 80) - 1  # 0 where nobody set a size
+
+
+def _is_terminal(stream: Any) -> bool:
+    return bool(getattr(stream, "isatty", bool)())

@@ -1,0 +1,261 @@
+"""The record of a run in its folder: summary.csv, curves.png, args.yaml, bad_images.csv, TensorBoard, wandb."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import importlib
+import io
+import json
+import logging
+import math
+import uuid
+from collections.abc import Callable, Mapping
+from numbers import Integral
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import yaml
+
+from .curves import draw_curves, read_summary
+from .files import write_bytes
+
+log = logging.getLogger(__name__)
+
+SUMMARY, CURVES, ARGS, BAD_IMAGES = "summary.csv", "curves.png", "args.yaml", "bad_images.csv"
+_WANDB_ID = "wandb-id.txt"
+
+
+class RunLog:
+    """What a run has to show, an epoch at a time. Only the main process makes one: it writes into the folder.
+
+    Args:
+        folder: of the run; it exists.
+        tensorboard: write TensorBoard's events under folder/tensorboard.
+        wandb: log to Weights & Biases; a dict holds further arguments of `wandb.init`, such as project.
+        config: the run's arguments, for TensorBoard and wandb to show.
+        resume_epoch: the epoch the run goes on with. Rows of it and of later ones, which an interrupted run
+            left, are dropped from the summary, and a TensorBoard drops its points: what is recorded in the
+            end is what one uninterrupted run would have. 0 begins anew.
+
+    Raises:
+        ValueError: TensorBoard or wandb is asked for and not installed.
+        OSError: the summary cannot be written.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        tensorboard: bool = False,
+        wandb: bool | Mapping[str, Any] = False,
+        config: Mapping[str, Any],
+        resume_epoch: int = 0,
+    ) -> None:
+        self.folder = Path(folder)
+        # both before the summary is touched: they may not be installed
+        board = _require("torch.utils.tensorboard", "tensorboard", "--log-tensorboard") if tensorboard else None
+        service = None if wandb is False else _require("wandb", "wandb", "--log-wandb")
+        self._summary = Summary(self.folder / SUMMARY, resume_epoch)
+        self._board = None
+        if board is not None:
+            self._board = board.SummaryWriter(str(self.folder / "tensorboard"), purge_step=resume_epoch)
+            self._board.add_text("arguments", f"```\n{_as_yaml(config)}```", resume_epoch)
+        self._wandb = None
+        if service is not None:
+            options = wandb if isinstance(wandb, Mapping) else {}
+            self._wandb = service.init(**{**_wandb_options(self.folder, config), **options})
+            # rows after a resume may repeat epochs, which wandb's own step, always rising, could not
+            self._wandb.define_metric("epoch")
+            self._wandb.define_metric("*", step_metric="epoch")
+
+    def epoch(self, row: Mapping[str, float]) -> None:
+        """Record an epoch. `row` has "epoch" and any other columns, those that `draw_curves` knows among them.
+
+        The summary comes first and its errors are raised; what fails behind it is a warning.
+
+        Raises:
+            OSError: the summary cannot be written; the old one is whole.
+        """
+        self._summary.add(row)
+        self._try("draw curves.png", lambda: draw_curves([self.folder / SUMMARY], self.folder / CURVES))
+        if self._board is not None:
+            self._try("write TensorBoard's events", lambda: self._to_board(row))
+        if self._wandb is not None:
+            self._try("log to wandb", lambda: self._wandb.log(dict(row)))  # type: ignore[union-attr]
+
+    def finish(self, summary: Mapping[str, Any] | None = None) -> None:
+        """Close what is open. `summary`, the result of the whole run, goes to summary.json and to wandb.
+
+        Raises:
+            OSError: summary.json cannot be written.
+        """
+        try:
+            if summary is not None:
+                text = json.dumps(_without_nan(plain(summary)), indent=2, allow_nan=False)
+                write_bytes(self.folder / "summary.json", f"{text}\n".encode())
+        finally:
+            if self._board is not None:
+                self._try("close TensorBoard's events", self._board.close)
+            if self._wandb is not None:
+                self._try("finish wandb", lambda: self._finish_wandb(summary))
+            self._board = self._wandb = None
+
+    def _to_board(self, row: Mapping[str, float]) -> None:
+        assert self._board is not None
+        for name, value in row.items():
+            if name != "epoch":
+                group, _, rest = name.partition("_")
+                tag = f"{group}/{rest}" if group in ("train", "eval", "ema") else f"run/{name}"
+                self._board.add_scalar(tag, value, int(row["epoch"]))
+        self._board.flush()
+
+    def _finish_wandb(self, summary: Mapping[str, Any] | None) -> None:
+        assert self._wandb is not None
+        self._wandb.summary.update(plain(summary or {}))
+        self._wandb.finish()
+
+    def _try(self, what: str, action: Callable[[], object]) -> None:
+        """A month of training does not end for want of a picture, whatever the reason."""
+        try:
+            action()
+        except Exception as error:
+            log.warning("could not %s: %s: %s", what, type(error).__name__, error)
+
+
+class Summary:
+    """A CSV file with a row for each epoch, whole on disk at any moment.
+
+    Columns are those of the first row; a later new one is added on the right, and what a row does not have is
+    an empty cell. Numbers are written so that they read back as the same bits.
+    """
+
+    def __init__(self, path: Path, resume_epoch: int = 0) -> None:
+        self.path = path
+        self._rows: list[dict[str, str]] = []
+        if not path.exists():
+            return
+        found = self._read() if resume_epoch else []
+        self._rows = [row for row in found if int(row["epoch"]) < resume_epoch]
+        if not self._rows:
+            path.unlink(missing_ok=True)
+        elif len(self._rows) < len(found):
+            self._write()
+
+    def add(self, row: Mapping[str, float]) -> None:
+        """Write a row, in the place of any of the same epoch or later."""
+        epoch = int(row["epoch"])
+        cells = {"epoch": str(epoch), **{name: _cell(value) for name, value in row.items() if name != "epoch"}}
+        self._rows = [*(row for row in self._rows if int(row["epoch"]) < epoch), cells]
+        self._write()
+
+    def _read(self) -> list[dict[str, str]]:
+        """The rows of an earlier part of the run; a file that is none of ours is set aside."""
+        try:
+            rows = read_summary(self.path)
+        except ValueError as error:
+            aside = self.path.with_name(f"{self.path.stem}-unreadable{self.path.suffix}")
+            self.path.replace(aside)
+            log.warning("%s It is kept as %s, and a new one is begun.", error, aside.name)
+            return []
+        return [{name: cell for name, cell in row.items() if cell} for row in rows]
+
+    def _write(self) -> None:
+        columns = dict.fromkeys(name for row in self._rows for name in row)
+        stream = io.StringIO(newline="")
+        writer = csv.DictWriter(stream, fieldnames=list(columns), restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self._rows)
+        write_bytes(self.path, stream.getvalue().encode())
+
+
+def write_args(folder: str | Path, args: Mapping[str, Any]) -> None:
+    """Write args.yaml, in the order given and in plain types: `train.py -c` reads it back.
+
+    Raises:
+        OSError: it cannot be written; an old one is whole.
+    """
+    write_bytes(Path(folder) / ARGS, _as_yaml(args).encode())
+
+
+def write_bad_images(folder: str | Path, bad: Mapping[str, str]) -> None:
+    """Write bad_images.csv: file and reason of the pictures left out, sorted by file.
+
+    Raises:
+        OSError: it cannot be written; an old one is whole.
+    """
+    stream = io.StringIO(newline="")
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(("file", "reason"))
+    writer.writerows(sorted(bad.items()))
+    # a name that is no UTF-8 keeps its bytes
+    write_bytes(Path(folder) / BAD_IMAGES, stream.getvalue().encode(errors="surrogateescape"))
+
+
+def plain(value: Any) -> Any:
+    """`value` in the types that YAML, JSON and ``torch.load(weights_only=True)`` all read back.
+
+    Paths, dtypes, devices and other objects become their text; tuples and sets lists, sets sorted; a Namespace
+    a dict; numpy's and torch's scalars and enums of numbers or text the number or text.
+    """
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, str):
+        return str.__str__(value)
+    if isinstance(value, Integral):
+        return int(value)
+    if isinstance(value, float):
+        return float(value)
+    if isinstance(value, argparse.Namespace):
+        value = vars(value)
+    if isinstance(value, Mapping):
+        return {plain(key): plain(inner) for key, inner in value.items()}
+    if isinstance(value, set | frozenset):
+        return sorted((plain(inner) for inner in value), key=str)
+    if isinstance(value, list | tuple):
+        return [plain(inner) for inner in value]
+    if getattr(value, "ndim", None) == 0:
+        return plain(value.item())
+    return str(value)
+
+
+def _as_yaml(args: Mapping[str, Any]) -> str:
+    return yaml.safe_dump(plain(args), sort_keys=False, allow_unicode=True)
+
+
+def _cell(value: float) -> str:
+    return str(int(value)) if isinstance(value, Integral) else repr(float(value))
+
+
+def _without_nan(value: Any) -> Any:
+    """JSON has no NaN and no infinity: null instead."""
+    if isinstance(value, dict):
+        return {key: _without_nan(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _require(module: str, package: str, flag: str) -> ModuleType:
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ValueError(
+            f"{flag} needs the package {package}, which cannot be imported ({error}): install it with "
+            f"`python -m pip install {package}`, or leave {flag} out."
+        ) from error
+
+
+def _wandb_options(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
+    """So that a resumed run goes on as the same run of wandb's."""
+    file = folder / _WANDB_ID
+    if not file.exists():
+        write_bytes(file, uuid.uuid4().hex[:8].encode())
+    return {
+        "config": plain(config),
+        "dir": str(folder),
+        "name": folder.name,
+        "id": file.read_text(encoding="utf-8"),
+        "resume": "allow",
+    }

@@ -1,0 +1,164 @@
+"""The saved state of a run: written so that no moment of a crash can lose it, read so that no damage goes unseen.
+
+In the run's folder:
+    last.pth.tar          the newest state: an epoch's end, a recovery point, or the step an interrupt came at
+    previous.pth.tar      the one before, for the case that the newest is damaged
+    checkpoint-N.pth.tar  the state at the end of epoch N, for the best --checkpoint-hist epochs
+    model_best.pth.tar    the best of them
+The last two are hard links, where the file system has them, so keeping an epoch costs no second write.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import re
+import shutil
+import zipfile
+from contextlib import suppress
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+
+from ..checkpoint import CheckpointError
+from .files import write_atomically
+
+log = logging.getLogger(__name__)
+
+FORMAT = 1
+LAST, PREVIOUS, BEST = "last.pth.tar", "previous.pth.tar", "model_best.pth.tar"
+_EPOCH_FILE = re.compile(r"checkpoint-(\d+)\.pth\.tar")
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """A whole training state; every byte is checked, and nothing in it can run code.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, or not a state of this trainer.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise CheckpointError(f"{path} is damaged: the part {damaged} does not have its checksum.")
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} does not exist.") from None
+    except CheckpointError:
+        raise
+    except Exception as error:
+        raise CheckpointError(f"{path} is damaged or no checkpoint of PyTorch's: {error}") from error
+    if not isinstance(state, dict) or "state_dict" not in state:
+        raise CheckpointError(f"{path} holds no training state.")
+    return state
+
+
+class RunFolder:
+    """The folder of one run, held by one run at a time. Only the main process has one.
+
+    Args:
+        path: created where it does not exist.
+        keep: how many of the best epochs to keep.
+        higher_is_better: the order of the metric.
+
+    Raises:
+        ValueError: another run holds the folder now.
+    """
+
+    def __init__(self, path: Path, keep: int = 10, higher_is_better: bool = True):
+        self.path = path
+        self.keep = max(1, keep)
+        self.sign = 1.0 if higher_is_better else -1.0
+        path.mkdir(parents=True, exist_ok=True)
+        self._lock: IO[str] = (path / ".lock").open("a+")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ValueError(
+                f"another run is writing into {path}: wait for it, or give this one another --experiment."
+            ) from None
+
+    def holds_a_run(self) -> bool:
+        """Whether an earlier run left something here."""
+        return any(self.path.glob("*.pth.tar")) or (self.path / "summary.csv").exists()
+
+    def clear(self) -> None:
+        """Remove what an earlier run left."""
+        for entry in self.path.iterdir():
+            if entry.name == ".lock":
+                continue
+            shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+
+    def remove_partials(self) -> None:
+        """Remove what a killed process had begun to write; the folder is ours alone."""
+        for entry in self.path.glob(".*.partial"):
+            entry.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        self._lock.close()
+
+    def save(self, state: dict[str, Any]) -> Path:
+        """Write the newest state; the one before stays beside it."""
+        last = self.path / LAST
+        if last.exists():
+            self._link(last, PREVIOUS)
+        write_atomically(last, lambda stream: torch.save(state, stream))
+        return last
+
+    def keep_epoch(self, epoch: int, metric: float, kept: dict[int, float]) -> dict[int, float]:
+        """Keep the last state as that of an epoch, if it is among the best; safe to repeat.
+
+        Args:
+            metric: by which epochs are ordered.
+            kept: epoch -> metric of those kept so far.
+
+        Returns:
+            Those kept now.
+        """
+        kept = {**kept, epoch: metric}
+        best_first = sorted(kept, key=lambda e: (-self.sign * kept[e], e))
+        if epoch in best_first[: self.keep]:
+            self._link(self.path / LAST, f"checkpoint-{epoch}.pth.tar")
+            if best_first[0] == epoch:
+                self._link(self.path / LAST, BEST)
+        for file in self.path.glob("checkpoint-*.pth.tar"):
+            match = _EPOCH_FILE.fullmatch(file.name)
+            if match and int(match[1]) not in best_first[: self.keep]:
+                file.unlink()
+        return {e: kept[e] for e in sorted(best_first[: self.keep])}
+
+    def newest_whole(self) -> tuple[Path, dict[str, Any]] | None:
+        """The newest state that verifies, or None where none was ever saved; damaged ones are reported.
+
+        Raises:
+            CheckpointError: there are states, and every one is damaged.
+        """
+        files = [f for f in self.path.glob("*.pth.tar") if f.name != BEST]
+        problems = []
+        for file in sorted(files, key=lambda f: (f.stat().st_mtime_ns, f.name == LAST), reverse=True):
+            try:
+                return file, read_state(file)
+            except CheckpointError as error:
+                problems.append(str(error))
+                log.warning("passed over: %s", error)
+        if problems:
+            raise CheckpointError(
+                f"no state in {self.path} is whole: {' '.join(problems)} Start over with --overwrite, or from "
+                "other weights with --initial-checkpoint."
+            )
+        return None
+
+    def _link(self, source: Path, name: str) -> None:
+        """Give a file a second name, replacing what had it, with no moment at which the name is gone."""
+        beside = self.path / f".{name}.partial"
+        with suppress(FileNotFoundError):
+            beside.unlink()
+        try:
+            os.link(source, beside)
+        except OSError:  # a file system without hard links
+            shutil.copy2(source, beside)
+        beside.replace(self.path / name)
+        with suppress(FileNotFoundError):
+            beside.unlink()  # a rename onto another name of the same file does nothing

@@ -1,0 +1,302 @@
+"""What an evaluation is of: which models were asked for, and each ready with its weights and preprocessing."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.data import resolve_data_config
+from timm.models import is_model_pretrained
+from timm.utils.misc import natural_key
+from torch import nn
+
+from ..checkpoint import Checkpoint, load_checkpoint, read_checkpoint
+from ..checkpoint.keys import Structure, recognise, structure_of
+from ..data import PictureDataset, check_classes, eval_transform
+from ..pretrained import PretrainedError
+from ..variants import create_model
+from .labels import Labels, real_labels, subset_labels
+from .pooling import TestTimePool, pooling_window
+
+log = logging.getLogger(__name__)
+
+_SUFFIXES = (".pth", ".pth.tar", ".pt", ".bin", ".safetensors")
+_WILDCARDS = "*?["
+_PREPROCESSING = ("img_size", "input_size", "crop_pct", "crop_mode", "mean", "std", "interpolation")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One thing to evaluate: a checkpoint, or published weights where `checkpoint` is None.
+
+    `model` None leaves the architecture to the checkpoint.
+    """
+
+    model: str | None
+    checkpoint: Path | None = None
+
+    def __str__(self) -> str:
+        return " ".join(str(part) for part in (self.model, self.checkpoint) if part is not None)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model ready to be evaluated.
+
+    Attributes:
+        model: on its device, in eval mode, with test-time pooling where `pooled`, compiled where asked for.
+        weights: "EMA" or "plain" of a checkpoint, else "published".
+        params: number of parameters.
+        config: how pictures are prepared, as timm's `resolve_data_config` says it.
+        labels: None for the data set's own.
+    """
+
+    name: str
+    model: nn.Module
+    weights: str
+    num_classes: int
+    params: int
+    config: Mapping[str, Any]
+    pooled: bool
+    labels: Labels | None
+
+
+def find_entries(args: argparse.Namespace, named_model: bool) -> tuple[list[Entry], bool]:
+    """What is to be evaluated, in natural order, and whether one model was asked for rather than several.
+
+    Raises:
+        ValueError: nothing matches, or a checkpoint is given for several models.
+    """
+    several = _model_names(args.model) if named_model else None
+    model = args.model if named_model else None
+    if not args.checkpoint:
+        return ([Entry(args.model)], True) if several is None else ([Entry(name) for name in several], False)
+    if several is not None:
+        raise ValueError(
+            f"--model {args.model} stands for {len(several)} models and --checkpoint for the weights of one; "
+            "name the model, or leave --checkpoint out to evaluate published weights."
+        )
+    checkpoint = Path(args.checkpoint)
+    if not checkpoint.is_dir():
+        return [Entry(model, checkpoint)], True
+    files = [
+        file
+        for file in checkpoint.iterdir()
+        if file.name.endswith(_SUFFIXES) and not file.name.startswith(".") and file.is_file()
+    ]
+    if not files:
+        raise ValueError(f"the folder {checkpoint} holds no checkpoint ({', '.join(_SUFFIXES)}).")
+    return [Entry(model, file) for file in sorted(files, key=lambda file: natural_key(file.name))], False
+
+
+def _model_names(model: str) -> list[str] | None:
+    """The models that a wildcard, 'all' or a file stands for; None for the name of one model."""
+    if model == "all" or any(sign in model for sign in _WILDCARDS):
+        names = timm.list_models("" if model == "all" else model, pretrained=True)
+        if not names:
+            raise ValueError(
+                f"--model {model!r} matches no model with published weights; for one without, name it and give "
+                "its --checkpoint."
+            )
+        return list(names)
+    if not timm.is_model(model) and Path(model).is_file():
+        try:
+            lines = Path(model).read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(f"--model {model}: a text file with a name a line is expected ({error}).") from error
+        names = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
+        if not names:
+            raise ValueError(f"--model {model}: the file names no model.")
+        return names
+    return None
+
+
+def prepare(entry: Entry, args: argparse.Namespace, dataset: PictureDataset, device: torch.device) -> Subject:
+    """The entry's model with its weights, checked against the data, whose transform is set.
+
+    A checkpoint of a training says which model it is of and how its pictures were prepared; flags override it.
+
+    Raises:
+        ValueError: the checkpoint, the model and the data do not fit one another.
+        PretrainedError: published weights could not be fetched.
+    """
+    checkpoint = None if entry.checkpoint is None else read_checkpoint(entry.checkpoint, args.ema)
+    saved = _saved_args(checkpoint)
+    name = entry.model or _name_of(checkpoint, saved) or args.model
+    model = _build(name, args, saved, checkpoint)
+    weights = "published"
+    if checkpoint is not None:
+        weights = "EMA" if load_checkpoint(model, checkpoint, head="require").ema else "plain"
+    model = model.to(device).eval()
+    if args.channels_last:
+        model = model.to(memory_format=torch.channels_last)
+    check_classes(None, dataset, None if args.valid_labels else model.num_classes)
+    _compare_class_names(checkpoint, dataset)
+    labels = _labels(args, dataset, model.num_classes)
+    config, trained_size = _preprocessing(args, saved, model)
+    window = _pooling(args, model, trained_size, config["input_size"][-2:])
+    if window is not None and args.crop_pct is None:
+        config["crop_pct"] = 1.0  # as the original: the larger picture is all looked at
+    dataset.transform = eval_transform(
+        img_size=config["input_size"],
+        crop_pct=config["crop_pct"],
+        crop_mode=config["crop_mode"],
+        interpolation=config["interpolation"],
+        mean=config["mean"],
+        std=config["std"],
+    )
+    return Subject(
+        name=name,
+        model=_optimised(model if window is None else TestTimePool(model, window), args),
+        weights=weights,
+        num_classes=model.num_classes,
+        params=sum(parameter.numel() for parameter in model.parameters()),
+        config=config,
+        pooled=window is not None,
+        labels=labels,
+    )
+
+
+def _saved_args(checkpoint: Checkpoint | None) -> dict[str, Any]:
+    """The flags of the training that wrote a checkpoint, as far as it tells."""
+    saved = checkpoint.metadata.get("args") if checkpoint is not None else None
+    return saved if isinstance(saved, dict) else {}
+
+
+def _structure(checkpoint: Checkpoint | None) -> Structure | None:
+    """A DaViT's architecture as far as shapes tell it; None for anything else."""
+    found = recognise(checkpoint.state_dict, checkpoint.origin) if checkpoint is not None else None
+    return structure_of(found, checkpoint.state_dict) if checkpoint is not None and found is not None else None
+
+
+def _name_of(checkpoint: Checkpoint | None, saved: Mapping[str, Any]) -> str | None:
+    """The model that a checkpoint is of: as its training noted, else the DaViT that has these shapes."""
+    if checkpoint is None:
+        return None
+    for noted in (saved.get("model"), checkpoint.metadata.get("arch")):
+        if isinstance(noted, str) and timm.is_model(noted):
+            return noted
+    structure = _structure(checkpoint)
+    variants = structure.variants() if structure else []
+    if not variants:
+        raise ValueError(f"{checkpoint.origin} does not tell which model it is of; pass --model.")
+    if len(variants) > 1:
+        log.warning(
+            "%s has the shapes of %s; taking %s. Pass --model for another.",
+            *(checkpoint.origin, " and ".join(variants), variants[0]),
+        )
+    return variants[0]
+
+
+def _build(name: str, args: argparse.Namespace, saved: Mapping[str, Any], checkpoint: Checkpoint | None) -> Any:
+    """The model, with published weights where there is no checkpoint."""
+    if checkpoint is None and timm.is_model(name) and not is_model_pretrained(name):
+        raise ValueError(f"no weights of {name} are published; pass the --checkpoint to evaluate.")
+    kwargs = {**(saved.get("model_kwargs") or {}), **args.model_kwargs}
+    if pool := args.gp or saved.get("gp"):
+        kwargs["global_pool"] = pool
+    structure = _structure(checkpoint)
+    of_checkpoint = (structure.num_classes if structure else None) or saved.get("num_classes")
+    if checkpoint is not None and (args.num_classes or of_checkpoint):
+        kwargs["num_classes"] = args.num_classes or of_checkpoint
+    try:
+        model = create_model(name, pretrained=checkpoint is None, scriptable=args.torchscript, **kwargs)
+    except (ValueError, PretrainedError):
+        raise
+    except TypeError as error:
+        if not kwargs:
+            raise
+        raise ValueError(f"{name} does not take {kwargs} (--model-kwargs, --gp): {error}") from error
+    except Exception as error:
+        if checkpoint is not None:
+            raise
+        # the hub's client lets any error of its transport through
+        text = " ".join(f"{type(error).__name__}: {error}".split())
+        raise PretrainedError(f"the published weights of {name} could not be had ({text[:300]})") from error
+    if checkpoint is None and args.num_classes not in (None, model.num_classes):
+        raise ValueError(
+            f"the published weights of {name} know {model.num_classes} classes, not --num-classes "
+            f"{args.num_classes}; pass the --checkpoint of a model trained for these."
+        )
+    return model
+
+
+def _preprocessing(
+    args: argparse.Namespace, saved: Mapping[str, Any], model: nn.Module
+) -> tuple[dict[str, Any], tuple[int, int]]:
+    """How pictures are prepared, and the size (H, W) that the model was trained for."""
+    trained = {name: saved[name] for name in _PREPROCESSING if saved.get(name)}
+    asked = {name: getattr(args, name) for name in _PREPROCESSING if getattr(args, name)}
+    kept = dict(trained)
+    if "img_size" in asked or "input_size" in asked:
+        kept = {name: value for name, value in trained.items() if name not in ("img_size", "input_size")}
+    try:
+        # some of timm's models have a size for testing; a training evaluates without it
+        before = resolve_data_config(trained, model=model, use_test_size=not saved)
+        config = resolve_data_config({**kept, **asked}, model=model, use_test_size=not saved)
+    except AssertionError as error:
+        values = ", ".join(f"{name} {value}" for name, value in {**trained, **asked}.items())
+        raise ValueError(
+            f"pictures cannot be prepared with {values}: a size is one number of pixels (--input-size three), a "
+            "mean or standard deviation one number or three."
+        ) from error
+    return dict(config), before["input_size"][-2:]
+
+
+def _pooling(
+    args: argparse.Namespace, model: nn.Module, trained: tuple[int, int], size: tuple[int, int]
+) -> tuple[int, int] | None:
+    """The window of test-time pooling, or None for none."""
+    if args.no_test_pool:
+        return None
+    try:
+        window = pooling_window(model, trained, size)
+    except ValueError as error:
+        if args.test_time_pool:
+            raise
+        log.warning("no test-time pooling at %s: %s", size, error)
+        return None
+    if window is None and args.test_time_pool:
+        raise ValueError(
+            f"--test-time-pool is for pictures larger both ways than the {trained} that the model was trained "
+            f"on, not {size}; pass a larger --img-size."
+        )
+    return window
+
+
+def _compare_class_names(checkpoint: Checkpoint | None, dataset: PictureDataset) -> None:
+    """Warns where folders are numbered as other classes than the checkpoint was trained on."""
+    trained = checkpoint.metadata.get("class_names") if checkpoint is not None else None
+    ours = dataset.class_names
+    if isinstance(trained, list) and ours and not dataset.mapped and len(trained) == len(ours):
+        if different := [(one, other) for one, other in zip(trained, ours, strict=True) if one != other]:
+            log.warning(
+                "%d of %d classes are called otherwise than in training (%s there, %s here): they are taken for "
+                "the same, in this order; --class-map FILE would say which is which",
+                *(len(different), len(ours), *different[0]),
+            )
+
+
+def _labels(args: argparse.Namespace, dataset: PictureDataset, num_classes: int) -> Labels | None:
+    labels = subset_labels(args.valid_labels, dataset, num_classes) if args.valid_labels else None
+    if args.real_labels:
+        labels = real_labels(args.real_labels, dataset, labels or Labels())
+    return labels
+
+
+def _optimised(model: nn.Module, args: argparse.Namespace) -> nn.Module:
+    if args.torchscript:
+        try:
+            return torch.jit.script(model)
+        except Exception as error:  # TorchScript's compiler has no common type of error
+            reason = str(error).strip().partition("\n")[0]
+            raise ValueError(f"--torchscript cannot take this model ({reason}); try --torchcompile.") from error
+    if args.torchcompile:
+        model.compile(backend=args.torchcompile)
+    return model

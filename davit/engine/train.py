@@ -1,0 +1,655 @@
+"""The training run: build, resume, loop, save. One loop for one process or many machines."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import os
+import signal
+import time
+from argparse import Namespace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.scheduler import create_scheduler_v2
+from timm.scheduler.scheduler_factory import scheduler_kwargs
+from timm.utils import ModelEmaV3, distribute_bn
+from torch import nn
+
+from ..checkpoint import load_checkpoint
+from ..data import Batch, prefetch, save_images, write_digits
+from . import state as saved
+from .arguments import parse_with_config, say_what_has_no_meaning, train_parser
+from .build import (
+    Data,
+    build_loaders,
+    build_loss,
+    build_mixup,
+    build_model,
+    build_optimizer,
+    data_config,
+    open_data,
+    set_transforms,
+    unused_parameters,
+)
+from .distributed import World, close_world, init_world
+from .evaluate import Evaluation, evaluate
+from .evaluate import _peak_memory_mb as peak_memory_mb
+from .nonfinite import report_nonfinite
+from .precision import precision_from
+from .progress import Progress
+from .runlog import RunLog, plain, write_args, write_bad_images
+from .status import Interrupted, run_cli
+from .steps import Stepper, seed_everything
+
+log = logging.getLogger(__name__)
+
+
+def main(argv: Sequence[str] | None = None, default_config: str | Path | None = None) -> int:
+    """What train.py does; returns its exit status (`davit.engine.status`).
+
+    Args:
+        default_config: the recipe for a run without data: the embedded digits.
+    """
+    rank = int(os.environ.get("RANK", 0))
+    logging.basicConfig(
+        level=logging.INFO if rank == 0 else logging.ERROR,
+        format="%(message)s" if rank == 0 else f"[rank {rank}] %(message)s",
+        force=True,
+    )
+
+    def work() -> None:
+        parser = train_parser()
+        args = parse_with_config(parser, argv, default_config)
+        say_what_has_no_meaning(parser, args)
+        world = init_world(args.device)
+        try:
+            if args.data_dir is None and not args.dataset:
+                args.data_dir = str(write_digits())
+                log.info(
+                    "No data folder given: training on scikit-learn's handwritten digits in %s.",
+                    args.data_dir,
+                )
+            run(args, world)
+        finally:
+            close_world()
+
+    return run_cli(work)
+
+
+def run(args: Namespace, world: World) -> None:
+    """Train as the flags say.
+
+    Raises:
+        ValueError: the flags, the data or the checkpoint do not fit (also its subclasses).
+        Interrupted: told to stop, and saved.
+        NonFiniteError: a loss or gradient was NaN or infinite.
+    """
+    data = open_data(args, world)
+    seed_everything(args.seed)  # the same initial weights in every process
+    model = build_model(args, data.num_classes)
+    config = data_config(args, model)
+    set_transforms(args, data, config)
+    model.to(world.device, memory_format=torch.channels_last if args.channels_last else torch.preserve_format)
+    if args.sync_bn and world.is_distributed and world.device.type == "cuda":
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    if args.throughput:
+        measure_throughput(args, model, config, world)
+        return
+    trainer = Trainer(args, world, model, data, config)
+    try:
+        if args.dry_run:
+            trainer.dry_run()
+        else:
+            trainer.prepare_folder()
+            trainer.fit()
+    finally:
+        trainer.close()
+
+
+class Trainer:
+    """A run: its parts, where it stands, and the loop."""
+
+    def __init__(self, args: Namespace, world: World, model: nn.Module, data: Data, config: dict[str, Any]):
+        self.args, self.world, self.data, self.config = args, world, data, config
+        self.model = model
+        self.precision = precision_from(args, world.device)
+        self.train_loader, self.val_loader = build_loaders(args, data, world)
+        self.mixup = build_mixup(args, data.num_classes)
+        self.ema = (
+            ModelEmaV3(model, args.model_ema_decay, device="cpu" if args.model_ema_force_cpu else None)
+            if args.model_ema
+            else None
+        )
+        self.stepper = Stepper(
+            args,
+            model,
+            self._wrapped(model),
+            build_loss(args, self.mixup).to(world.device),
+            build_optimizer(args, model),
+            self.precision,
+            world,
+            self.mixup,
+            self.ema,
+        )
+        options = scheduler_kwargs(args)
+        self.scheduler, self.num_epochs = create_scheduler_v2(
+            self.stepper.optimizer, updates_per_epoch=self.train_loader.steps_per_epoch, **options
+        )
+        self.epoch, self.start_step = args.start_epoch or 0, 0
+        if args.start_epoch:
+            self.scheduler.step(self.epoch)
+        self.totals = EpochTotals()
+        self.kept: dict[int, float] = {}
+        self.bad_images: dict[str, str] = {}
+        self.folder: saved.RunFolder | None = None
+        self.run_log: RunLog | None = None
+        self._announce()
+
+    def _wrapped(self, model: nn.Module) -> nn.Module:
+        """The model as the forward pass runs it; parameters that DDP would wait for are named first."""
+        args, world = self.args, self.world
+        if world.is_distributed:
+            unused = unused_parameters(model, torch.randn(2, *self.config["input_size"], device=world.device))
+            if unused:
+                raise ValueError(
+                    f"{len(unused)} parameters of {args.model} get no gradient, and data-parallel training would "
+                    f"wait for them for ever: {', '.join(unused[:8])}{' ...' if len(unused) > 8 else ''}. Remove or "
+                    "freeze them (requires_grad=False)."
+                )
+        forward: nn.Module = model
+        if args.torchscript:
+            forward = torch.jit.script(forward)
+        if args.torchcompile:
+            forward = torch.compile(forward, backend=args.torchcompile)  # type: ignore[assignment]
+        if world.is_distributed:
+            ids = [world.device.index] if world.device.type == "cuda" else None
+            forward = nn.parallel.DistributedDataParallel(
+                forward, device_ids=ids, gradient_as_bucket_view=True
+            )
+        return forward
+
+    def _announce(self) -> None:
+        args, loader = self.args, self.train_loader
+        parameters = sum(p.numel() for p in self.model.parameters())
+        log.info(
+            "%s, %.2f M parameters, %d classes, %s px; %d training and %d validation pictures.",
+            args.model,
+            parameters / 1e6,
+            self.data.num_classes,
+            "x".join(str(n) for n in self.config["input_size"][1:]),
+            len(self.data.train),
+            len(self.data.val),
+        )
+        log.info(
+            "Global batch %d = %d pictures x %d processes x %d micro-batches; learning rate %g for it; %d epochs of "
+            "%d steps = %d steps; %s on %s.",
+            loader.global_batch,
+            args.batch_size,
+            self.world.size,
+            args.grad_accum_steps,
+            args.lr,
+            self.num_epochs,
+            loader.steps_per_epoch,
+            self.num_epochs * loader.steps_per_epoch,
+            str(self.precision.dtype or torch.float32).removeprefix("torch."),
+            self.world.device,
+        )
+
+    # ---- where the run is written, and from where it goes on ----
+
+    def prepare_folder(self) -> None:
+        """Open the run's folder and, if asked, go on from what is saved; all processes agree or all stop."""
+        state: dict[str, Any] | None = None
+        problem: Exception | None = None
+        if self.world.is_main:
+            try:
+                state = self._open_folder()
+            except (ValueError, OSError) as error:
+                problem = error
+        problem = self.world.broadcast(problem)
+        if problem is not None:
+            raise problem
+        state = self.world.broadcast_state(state)
+        if state is not None:
+            self._restore(state)
+        if self.world.is_main:
+            assert self.folder is not None
+            write_args(self.folder.path, plain(vars(self.args)))
+            self.run_log = RunLog(
+                self.folder.path,
+                tensorboard=self.args.log_tensorboard,
+                wandb=self.args.log_wandb,
+                config=plain(vars(self.args)),
+                resume_epoch=self.epoch,
+            )
+
+    def _open_folder(self) -> dict[str, Any] | None:
+        args = self.args
+        restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
+        path = run_path(args, self.config, restarted)
+        self.folder = saved.RunFolder(path, args.checkpoint_hist, higher_is_better=args.eval_metric != "loss")
+        self.folder.remove_partials()
+        if args.auto_resume or restarted:
+            found = self.folder.newest_whole()
+            if found is not None:
+                log.info("Going on from %s.", found[0])
+                return found[1]
+            log.info("Nothing to resume in %s: starting anew.", path)
+        elif self.folder.holds_a_run():
+            if not args.overwrite:
+                raise ValueError(
+                    f"{path} holds an earlier run: pass --auto-resume to go on with it, --overwrite to replace it, "
+                    "or another --experiment."
+                )
+            self.folder.clear()
+        log.info("Writing to %s.", path)
+        return saved.read_state(Path(args.resume)) if args.resume else None
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        args = self.args
+        if args.no_resume_opt or state.get("format") != saved.FORMAT:
+            load_checkpoint(self.model, state, ema="never", head="require")
+            if not args.no_resume_opt:
+                self.epoch = int(state.get("epoch", -1)) + 1
+                self.scheduler.step(self.epoch)
+                log.warning(
+                    "The checkpoint was not written by this trainer: its weights and epoch are used, the "
+                    "optimizer starts anew."
+                )
+            return
+        then = state["args"]
+        for name in ("model", "seed", "opt"):
+            if then[name] != getattr(args, name):
+                log.warning("--%s was %r and is %r now.", name, then[name], getattr(args, name))
+        load_checkpoint(self.model, {"state_dict": state["state_dict"]}, head="require")
+        if self.ema is not None:
+            self.ema.module.load_state_dict(state.get("state_dict_ema", state["state_dict"]))
+        self.stepper.load_state_dict(state)
+        self.scheduler.load_state_dict(state["scheduler"])
+        self.epoch, self.start_step = state["epoch"], self._position(state)
+        self.totals = EpochTotals(**state["totals"])
+        self.kept = {int(e): m for e, m in state["kept"].items()}
+        self.bad_images = state["bad_images"]
+        if self.folder is not None and self.start_step == 0 and state["metric"] is not None:
+            if (self.folder.path / saved.LAST).exists():  # killed between saving and keeping
+                self.kept = self.folder.keep_epoch(self.epoch - 1, state["metric"], self.kept)
+        log.info("Resumed at epoch %d, step %d.", self.epoch, self.start_step)
+
+    def _position(self, state: dict[str, Any]) -> int:
+        """The step within the epoch, where the global batch may have changed."""
+        before, now = state["global_batch"], self.train_loader.global_batch
+        if before == now or state["step"] == 0:
+            return int(state["step"])
+        samples = state["step"] * before
+        if samples % now:
+            raise ValueError(
+                f"the state was saved in the middle of an epoch, after {samples} pictures, which is no multiple of "
+                f"the global batch of {now} (it was {before}): choose --batch-size, --grad-accum-steps and "
+                "processes so that their product is the same as before."
+            )
+        log.warning("The global batch was %d and is %d now: the run is another one from here.", before, now)
+        return int(samples // now)
+
+    # ---- the loop ----
+
+    def fit(self) -> None:
+        """Train to the last epoch."""
+        with stop_signals() as asked:
+            while self.epoch < self.num_epochs:
+                self._train_epoch(asked)
+                results = self._evaluate()
+                self._end_epoch(results)
+                if asked() and self.epoch < self.num_epochs:
+                    self._stop()
+        if self.world.is_main and self.folder is not None and self.kept:
+            metric = self.args.eval_metric
+            best = max(self.kept, key=lambda e: (self.folder.sign * self.kept[e], -e))  # type: ignore[union-attr]
+            log.info(
+                "Best %s %.4g at epoch %d; everything is in %s.",
+                metric,
+                self.kept[best],
+                best,
+                self.folder.path,
+            )
+
+    def _train_epoch(self, asked: Callable[[], bool]) -> None:
+        args, loader = self.args, self.train_loader
+        if self.mixup is not None and args.mixup_off_epoch and self.epoch >= args.mixup_off_epoch:
+            self.mixup.mixup_enabled = False
+        self.stepper.forward.train()
+        if self.start_step == 0:
+            self.totals = EpochTotals()
+        progress = Progress(
+            loader.steps_per_epoch,
+            f"epoch {self.epoch}/{self.num_epochs - 1}",
+            images_per_step=loader.global_batch,
+            interval=args.log_interval,
+            start=self.start_step,
+            enabled=self.world.is_main,
+        )
+        batches = self._batches(loader.batches(self.epoch, self.start_step))
+        try:
+            for step in range(self.start_step, loader.steps_per_epoch):
+                begun = time.perf_counter()
+                micro_batches = list(islice(batches, args.grad_accum_steps))
+                waited = time.perf_counter() - begun
+                result = self.stepper.step(micro_batches, self.epoch, step, asked(), self._on_nonfinite(step))
+                self.scheduler.step_update(self.epoch * loader.steps_per_epoch + step + 1, metric=result.loss)
+                self.totals.add(
+                    result.loss,
+                    result.top1,
+                    result.grad_norm,
+                    result.samples,
+                    waited,
+                    time.perf_counter() - begun,
+                )
+                progress.update(
+                    1,
+                    loss=result.loss,
+                    top1=result.top1,
+                    lr=self.stepper.optimizer.param_groups[0]["lr"],
+                    grad_norm=result.grad_norm,
+                    data_share=self.totals.data_share,
+                )
+                done = step + 1
+                if args.save_images and done % args.log_interval == 0 and self.folder is not None:
+                    save_images(micro_batches[0], self.folder.path / f"train-batch-{done}.jpg")
+                if done < loader.steps_per_epoch:
+                    if result.stop_asked:
+                        self._save(self.epoch, done)
+                        self._stop()
+                    if args.recovery_interval and done % args.recovery_interval == 0:
+                        self._save(self.epoch, done)
+        finally:
+            progress.close()
+        if self.world.is_distributed and args.dist_bn:
+            distribute_bn(self.model, self.world.size, args.dist_bn == "reduce")
+
+    def _batches(self, stream: Iterator[Batch]) -> Iterator[Batch]:
+        return prefetch(stream, self.world.device, channels_last=self.args.channels_last)
+
+    def _evaluate(self) -> dict[str, float]:
+        """Metrics of the weights, and of their average where there is one."""
+        results = {}
+        for prefix, model in (("eval", self.model), ("ema", self.ema.module if self.ema else None)):
+            if model is not None:
+                device = next(model.parameters()).device  # the average may live in host memory
+                if device != self.world.device:
+                    model = copy.deepcopy(model).to(self.world.device)
+                found = self._evaluate_one(model)
+                results.update(
+                    {f"{prefix}_loss": found.loss, f"{prefix}_top1": found.top1, f"{prefix}_top5": found.top5}
+                )
+        return results
+
+    def _evaluate_one(self, model: nn.Module, limit_batches: int | None = None) -> Evaluation:
+        return evaluate(
+            model,
+            self.val_loader,
+            world=self.world,
+            autocast=self.precision.autocast,
+            channels_last=self.args.channels_last,
+            limit_batches=limit_batches,
+        )
+
+    def _end_epoch(self, results: dict[str, float]) -> None:
+        args = self.args
+        metric = results[("ema_" if self.ema else "eval_") + args.eval_metric]
+        bad = self._gather_bad_images()
+        row: dict[str, Any] = {
+            "epoch": self.epoch,
+            "train_loss": self.totals.loss,
+            "train_top1": self.totals.top1,
+            **results,
+            "lr": self.stepper.optimizer.param_groups[0]["lr"],
+            "grad_norm": self.totals.grad_norm,
+            "bad_images": len(bad),
+            "images_per_second": self.totals.images_per_second,
+            "data_share": self.totals.data_share,
+            "peak_memory_mb": peak_memory_mb(self.world.device),
+            "seconds": self.totals.seconds,
+        }
+        log.info(
+            "%s", "  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items())
+        )
+        finished = self.epoch
+        self.epoch, self.start_step = self.epoch + 1, 0
+        self.scheduler.step(self.epoch, metric)
+
+        def write() -> None:
+            # the row before the state: a run killed in between repeats the epoch and writes the same row again
+            assert self.folder is not None and self.run_log is not None
+            if bad:
+                write_bad_images(self.folder.path, bad)
+            self.run_log.epoch(row)
+            self.folder.save(self._state(self.epoch, 0, metric))
+            self.kept = self.folder.keep_epoch(finished, metric, self.kept)
+
+        self._on_main(write)
+
+    def _gather_bad_images(self) -> dict[str, str]:
+        """File -> reason of all that any process met so far, from before a resumption too."""
+        for found in self.world.gather({**self.train_loader.bad_images, **self.val_loader.bad_images}):
+            self.bad_images.update(found)
+        return self.bad_images
+
+    def _save(self, epoch: int, step: int) -> None:
+        self._gather_bad_images()
+
+        def write() -> None:
+            assert self.folder is not None
+            self.folder.save(self._state(epoch, step, None))
+
+        self._on_main(write)
+
+    def _on_main(self, write: Callable[[], None]) -> None:
+        """Let the main process write; if it cannot, every process stops for the same reason."""
+        problem: Exception | None = None
+        if self.world.is_main:
+            try:
+                write()
+            except (OSError, RuntimeError) as error:
+                problem = error
+        if self.world.broadcast(problem is not None):
+            raise problem or RuntimeError("the main process could not write the run's state.")
+
+    def _state(self, epoch: int, step: int, metric: float | None) -> dict[str, Any]:
+        """Everything that a run going on from (epoch, step) needs, as plain values and tensors."""
+        return {
+            "format": saved.FORMAT,
+            "arch": self.args.model,
+            "epoch": epoch,
+            "step": step,
+            "metric": metric,
+            "global_batch": self.train_loader.global_batch,
+            "state_dict": self.model.state_dict(),
+            **({"state_dict_ema": self.ema.module.state_dict()} if self.ema else {}),
+            **self.stepper.state_dict(),
+            "scheduler": plain(self.scheduler.state_dict()),
+            "totals": vars(self.totals),
+            "kept": self.kept,
+            "bad_images": self.bad_images,
+            "args": plain({**vars(self.args), **self._data_words()}),
+            "class_names": self.data.class_names,
+        }
+
+    def _data_words(self) -> dict[str, Any]:
+        """What evaluation needs to read pictures as this run did."""
+        return {
+            "num_classes": self.data.num_classes,
+            "input_size": self.config["input_size"],
+            "mean": self.config["mean"],
+            "std": self.config["std"],
+            "crop_pct": self.config["crop_pct"],
+            "interpolation": self.config["interpolation"],
+        }
+
+    def _stop(self) -> None:
+        raise Interrupted(
+            f"Told to stop: saved at epoch {self.epoch}. The same command with --auto-resume goes on from there."
+        )
+
+    def _on_nonfinite(self, step: int) -> Callable[[float, float, Batch], Exception]:
+        def report(loss: float, grad_norm: float, batch: Batch) -> Exception:
+            return report_nonfinite(
+                self.folder.path if self.folder is not None else Path(self.args.output or "output"),
+                epoch=self.epoch,
+                step=step,
+                loss=loss,
+                grad_norm=grad_norm,
+                model=self.model,
+                batch=batch,
+                files=[self.data.train.filename(int(i)) for i in batch.indices],
+                autocast=self.precision.autocast,
+                rank=self.world.rank,
+            )
+
+        return report
+
+    def close(self) -> None:
+        """End the loaders' workers and let the folder go."""
+        self.train_loader.close()
+        self.val_loader.close()
+        if self.run_log is not None:
+            self.run_log.finish()
+        if self.folder is not None:
+            self.folder.close()
+
+    # ---- before a month of GPUs ----
+
+    def dry_run(self) -> None:
+        """Two steps and one evaluation batch, then memory and the time the whole run would take."""
+        self.stepper.forward.train()
+        batches = self._batches(self.train_loader.batches(0))
+        seconds = []
+        for step in range(min(2, self.train_loader.steps_per_epoch)):
+            begun = time.perf_counter()
+            micro_batches = list(islice(batches, self.args.grad_accum_steps))
+            self.stepper.step(micro_batches, 0, step, False, self._on_nonfinite(step))
+            seconds.append(time.perf_counter() - begun)
+        begun = time.perf_counter()
+        self._evaluate_one(self.model, limit_batches=1)
+        evaluation = (time.perf_counter() - begun) * max(1, self.val_loader.num_batches)
+        total = self.num_epochs * (seconds[-1] * self.train_loader.steps_per_epoch + evaluation)
+        log.info(
+            "Dry run: peak memory %.0f MB for each process; %.2f s a step, so about %.1f hours for %d epochs "
+            "(evaluation included). Nothing was written.",
+            peak_memory_mb(self.world.device),
+            seconds[-1],
+            total / 3600,
+            self.num_epochs,
+        )
+
+
+class EpochTotals:
+    """Sums over an epoch's steps, kept over an interruption."""
+
+    def __init__(self, **sums: float):
+        self.steps = int(sums.get("steps", 0))
+        self.samples = int(sums.get("samples", 0))
+        self.loss_sum = float(sums.get("loss_sum", 0.0))
+        self.top1_sum = float(sums.get("top1_sum", 0.0))
+        self.norm_sum = float(sums.get("norm_sum", 0.0))
+        self.waited = float(sums.get("waited", 0.0))
+        self.seconds = float(sums.get("seconds", 0.0))
+
+    def add(
+        self, loss: float, top1: float, grad_norm: float, samples: int, waited: float, seconds: float
+    ) -> None:
+        self.steps += 1
+        self.samples += samples
+        self.loss_sum += loss * samples
+        self.top1_sum += top1 * samples
+        self.norm_sum += grad_norm
+        self.waited += waited
+        self.seconds += seconds
+
+    @property
+    def loss(self) -> float:
+        """Mean over samples."""
+        return self.loss_sum / max(1, self.samples)
+
+    @property
+    def top1(self) -> float:
+        """Percent of the samples, as they were mixed and augmented."""
+        return self.top1_sum / max(1, self.samples)
+
+    @property
+    def grad_norm(self) -> float:
+        """Mean over steps."""
+        return self.norm_sum / max(1, self.steps)
+
+    @property
+    def images_per_second(self) -> float:
+        return self.samples / self.seconds if self.seconds else 0.0
+
+    @property
+    def data_share(self) -> float:
+        """Share of the time spent waiting for data."""
+        return self.waited / self.seconds if self.seconds else 0.0
+
+
+def run_path(args: Namespace, config: dict[str, Any], restarted: bool) -> Path:
+    """The folder of a run: --output/--experiment.
+
+    Without a name: the time, the model and the size, so that no two runs meet; with --auto-resume the model and
+    the size alone, so that the same command finds it again. A process that torchrun restarted takes the newest.
+    """
+    output = Path(args.output or "output/train")
+    name = f"{args.model.replace('/', '_')}-{config['input_size'][-1]}"
+    if args.experiment:
+        return output / args.experiment
+    if args.auto_resume:
+        return output / name
+    if restarted:
+        earlier = sorted(output.glob(f"*-{name}"))
+        if earlier:
+            return earlier[-1]
+    return output / f"{datetime.now():%Y%m%d-%H%M%S}-{name}"
+
+
+@contextmanager
+def stop_signals() -> Iterator[Callable[[], bool]]:
+    """Turn the first SIGTERM or SIGINT into a question that the loop asks; a second SIGINT ends at once."""
+    received: list[int] = []
+
+    def handler(number: int, _: Any) -> None:
+        if received and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        received.append(number)
+
+    before = {number: signal.signal(number, handler) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield lambda: bool(received)
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
+
+
+def measure_throughput(args: Namespace, model: nn.Module, config: dict[str, Any], world: World) -> None:
+    """--throughput: images/s of the forward pass on random pictures, the median of 30 batches after 10."""
+    model.eval()
+    images = torch.randn(args.batch_size, *config["input_size"], device=world.device)
+    precision = precision_from(args, world.device)
+    seconds = []
+    with torch.inference_mode(), precision.autocast():
+        for _ in range(40):
+            begun = time.perf_counter()
+            model(images)
+            if world.device.type == "cuda":
+                torch.cuda.synchronize(world.device)
+            seconds.append(time.perf_counter() - begun)
+    median = sorted(seconds[10:])[len(seconds[10:]) // 2]
+    log.info(
+        "%s: %.1f images/s in batches of %d on %s.",
+        args.model,
+        args.batch_size / median,
+        args.batch_size,
+        world.device,
+    )

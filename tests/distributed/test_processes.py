@@ -1,0 +1,163 @@
+"""One process, several, several machines: the same run."""
+
+import csv
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+
+from tests.engine.runs import REPOSITORY, SMALL_MODEL, environment, run, train_command, weights_hash
+
+PLAIN = [
+    *("--warmup-epochs", "1", "--cooldown-epochs", "0", "--workers", "1", "--lr", "1e-3", "--drop-path", "0"),
+    *("--mixup", "0", "--cutmix", "0", "--log-interval", "1", "--output", "runs", "--experiment", "a"),
+]
+
+
+def losses(log: str) -> list[float]:
+    """The loss of each step, from the lines of the log."""
+    return [float(value) for value in re.findall(r"^epoch .*?\bloss (\S+?),? .*lr", log, flags=re.MULTILINE)]
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
+
+
+def epoch_losses(folder: Path) -> list[float]:
+    return [float(row["train_loss"]) for row in csv.DictReader((folder / "summary.csv").open())]
+
+
+def test_two_processes_equal_one_of_twice_the_batch(tmp_path: Path, pictures: Path) -> None:
+    curves = []
+    for name, batch, processes in (("one", "8", 0), ("two", "4", 2)):
+        folder = tmp_path / name
+        folder.mkdir()
+        flags = [*PLAIN, "--epochs", "4", "--batch-size", batch, "--clip-grad", "1.0"]
+        result = run(train_command(pictures, *flags, processes=processes), folder)
+        assert result.returncode == 0, result.stderr
+        curves.append((losses(result.stderr), epoch_losses(folder / "runs/a")))
+    (one, one_epochs), (two, two_epochs) = curves
+    assert len(one) == len(two) == 24
+    assert one == pytest.approx(two, abs=1.01e-4)  # as printed
+    assert one_epochs == pytest.approx(two_epochs, abs=1e-5)
+    assert one_epochs[-1] < one_epochs[0]
+
+
+def test_resumed_on_another_number_of_processes(tmp_path: Path, pictures: Path) -> None:
+    flags = [*PLAIN, "--epochs", "2", "--recovery-interval", "4"]
+    whole = run(train_command(pictures, *flags, "--batch-size", "8"), tmp_path)
+    assert whole.returncode == 0, whole.stderr
+    folder = tmp_path / "runs/a"
+    expected = epoch_losses(folder)
+    # back to step 4 of epoch 1, the last recovery point
+    shutil.copy(folder / "previous.pth.tar", folder / "recovery.pth.tar")
+    for file in folder.glob("*.pth.tar"):
+        if file.name != "recovery.pth.tar":
+            file.unlink()
+    result = run(train_command(pictures, *flags, "--batch-size", "4", "--auto-resume", processes=2), tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "Resumed at epoch 1, step 4" in result.stderr
+    assert epoch_losses(folder) == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("launcher", ["torch.distributed.launch", "torchrun", "tools/launch.sh"])
+def test_the_published_command_lines(tmp_path: Path, pictures: Path, launcher: str) -> None:
+    script = str(REPOSITORY / "train.py")
+    flags = [str(pictures), *SMALL_MODEL, "--batch-size", "8", "--lr", "1e-3", "--native-amp", "--clip-grad", "1.0"]
+    flags += ["--output", "out", "--epochs", "1", "--warmup-epochs", "0", "--cooldown-epochs", "0"]
+    port = str(free_port())
+    more = {}
+    if launcher == "torch.distributed.launch":
+        command = [sys.executable, "-u", "-m", launcher, "--nproc_per_node=2", "--nnodes=1", "--node_rank=0"]
+        command += [f"--master_port={port}", script]
+    elif launcher == "torchrun":
+        command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={port}", script]
+    else:
+        command = [str(REPOSITORY / launcher), script]
+        more = {"NPROC_PER_NODE": "2", "N_NODES": "1", "NODE_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
+        more |= {"MASTER_PORT": port, "PYTHON": sys.executable}
+    result = run([*command, *flags], tmp_path, **more)
+    assert result.returncode == 0, result.stderr
+    assert "8 pictures x 2 processes" in result.stderr
+    assert result.stderr.count("Global batch") == 1  # rank 0 alone talks
+    (folder,) = (tmp_path / "out").iterdir()
+    assert re.fullmatch(r"\d{8}-\d{6}-DaViT_nano-16", folder.name)
+    assert (folder / "model_best.pth.tar").exists()
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({"NPROC_PER_NODE": "2", "CUDA_VISIBLE_DEVICES": "0,1,2"}, "shows 3 GPUs"),
+        ({"N_NODES": "2", "MASTER_ADDR": ""}, "MASTER_ADDR"),
+        ({"N_NODES": "two"}, "N_NODES='two'"),
+        ({"N_NODES": "2", "NODE_RANK": "2", "MASTER_ADDR": "127.0.0.1"}, "NODE_RANK=2"),
+    ],
+)
+def test_launcher_names_the_variable(tmp_path: Path, variables: dict[str, str], expected: str) -> None:
+    result = run([str(REPOSITORY / "tools/launch.sh"), "train.py"], tmp_path, **variables)
+    assert result.returncode == 2
+    assert expected in result.stderr
+
+
+def test_a_dead_rank_is_brought_back(tmp_path: Path, pictures: Path) -> None:
+    flags = [*PLAIN, "--epochs", "4", "--batch-size", "4", "--recovery-interval", "2"]
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    assert run(train_command(pictures, *flags, processes=2), whole).returncode == 0
+    command = train_command(pictures, *flags, processes=2)
+    command.insert(command.index("--standalone"), "--max-restarts=2")
+    with subprocess.Popen(command, cwd=tmp_path, env=environment(), stderr=subprocess.PIPE, text=True) as process:
+        last = tmp_path / "runs/a/last.pth.tar"
+        while not last.exists() and process.poll() is None:
+            time.sleep(0.05)
+        ranks = subprocess.run(["pgrep", "-P", str(process.pid), "-f", "train.py"], capture_output=True, text=True)  # noqa: PLW1510
+        os.kill(int(ranks.stdout.split()[-1]), signal.SIGKILL)
+        _, errors = process.communicate(timeout=240)
+    assert process.returncode == 0, errors
+    assert "Resumed at epoch" in errors
+    assert weights_hash(last) == weights_hash(whole / "runs/a/last.pth.tar")
+
+
+def test_unused_parameters_are_named_before_ddp_starts(tmp_path: Path) -> None:
+    from davit import create_model
+    from davit.engine.build import unused_parameters
+
+    model = create_model("DaViT_nano", num_classes=3)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    image = torch.randn(2, 3, 32, 32)
+    assert unused_parameters(model, image) == []
+    model.spare = torch.nn.Linear(2, 2)
+    assert unused_parameters(model, image) == ["spare.weight", "spare.bias"]
+    assert model.training
+    assert all(p.grad is None for p in model.parameters())
+    assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in before.items())
+
+
+def test_timms_port_and_ours_learn_alike(tmp_path: Path, pictures: Path) -> None:
+    torch.manual_seed(0)
+    torch.save(timm.create_model("davit_tiny", num_classes=3).state_dict(), tmp_path / "timm.pth")
+    curves = []
+    for model in ("davit_tiny", "DaViT_tiny"):
+        flags = [*PLAIN, "--epochs", "1", "--warmup-epochs", "0", "--batch-size", "2", "--lr", "1e-4", "--experiment", model]
+        command = train_command(pictures, *flags, "--initial-checkpoint", "timm.pth")
+        # the model's own arguments do not fit timm's port
+        start = command.index("--model-kwargs")
+        command[start : start + 5] = []
+        command[command.index("DaViT_nano")] = model
+        result = run(command, tmp_path)
+        assert result.returncode == 0, result.stderr
+        curves.append(losses(result.stderr))
+    assert len(curves[0]) == 24
+    assert curves[0][:20] == pytest.approx(curves[1][:20], abs=1.01e-4)

@@ -1,0 +1,395 @@
+"""The one evaluation: right figures, each picture once, and nothing of the training disturbed."""
+
+import json
+import math
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from timm.layers import test_time_pool as timms
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from davit import DaViT
+from davit.data import BadImageError, DataError, EvalLoader, PictureDataset, eval_transform, open_dataset
+from davit.engine.distributed import World
+from davit.engine.evaluate import (
+    Evaluation,
+    MiscountError,
+    PeerError,
+    evaluate,
+    in_step,
+    is_out_of_memory,
+    wilson_interval,
+)
+from davit.engine.labels import BUNDLED_REAL, Labels, real_labels, subset_labels
+from davit.engine.pooling import TestTimePool, pooling_window
+
+ALONE = World(0, 0, 1, torch.device("cpu"))
+TINY: dict[str, Any] = {"embed_dims": (8, 16), "depths": (1, 1), "num_heads": (1, 2), "window_size": 2}
+
+
+@pytest.fixture
+def dataset(pictures: Path) -> PictureDataset:
+    """13 validation pictures of 3 classes."""
+    return open_dataset(pictures, "val", transform=eval_transform(img_size=16))
+
+
+def tiny(num_classes: int = 3, seed: int = 0) -> DaViT:
+    torch.manual_seed(seed)
+    model = DaViT(num_classes=num_classes, **TINY)
+    nn.init.normal_(model.head.weight)  # so that the pictures do not all get one answer
+    return model
+
+
+def loader(dataset: PictureDataset, batch_size: int = 5, **options: Any) -> EvalLoader:
+    return EvalLoader(dataset, batch_size=batch_size, **options)
+
+
+def run(model: nn.Module, dataset: PictureDataset, batch_size: int = 5, **options: Any) -> Evaluation:
+    return evaluate(model, loader(dataset, batch_size), world=ALONE, **options)
+
+
+def logits_and_targets(model: nn.Module, dataset: PictureDataset) -> tuple[Tensor, Tensor]:
+    images, targets = zip(*(dataset[i] for i in range(len(dataset))), strict=True)
+    with torch.no_grad():
+        return model.eval()(torch.stack(images)), torch.tensor(targets)
+
+
+class Answers(nn.Module):
+    """Logits by a rule, whatever the weights."""
+
+    def __init__(self, rule: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.rule = rule
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.rule(images)
+
+
+@pytest.mark.parametrize(("batch_size", "workers"), [(1, 0), (5, 0), (4, 1), (64, 0)])
+def test_figures_are_those_of_a_plain_computation(dataset: PictureDataset, batch_size: int, workers: int) -> None:
+    model = tiny(num_classes=9)
+    logits, targets = logits_and_targets(model, dataset)
+    found = evaluate(model, loader(dataset, batch_size, num_workers=workers), world=ALONE)
+    ranks = (logits > logits.gather(1, targets[:, None])).sum(1)  # how many classes are before the right one
+    assert (found.correct1, found.correct5) == (int((ranks < 1).sum()), int((ranks < 5).sum()))
+    assert 0 < found.correct5 < len(dataset)
+    assert found.count == found.scored == len(dataset) == 13
+    assert found.top1 == pytest.approx(100 * float((ranks < 1).float().mean()))
+    assert found.top5 == pytest.approx(100 * float((ranks < 5).float().mean()))
+    assert found.loss == pytest.approx(float(F.cross_entropy(logits, targets)), rel=1e-5)
+    assert found.skipped == found.nonfinite == 0
+    assert found.images_per_second > 0
+    assert 0 < found.data_wait < 1
+    assert 10 < found.peak_memory_mb < 1e6
+
+
+def test_with_fewer_than_five_classes_the_last_is_as_far_as_top5_goes(dataset: PictureDataset) -> None:
+    assert run(tiny(3), dataset).top5 == 100
+
+
+@pytest.mark.parametrize(("correct", "count"), [(37, 360), (9, 10), (1, 2), (0, 7), (7, 7), (41_234, 50_000)])
+def test_the_interval_is_wilsons(correct: int, count: int) -> None:
+    share = correct / count
+    for end in (end / 100 for end in wilson_interval(correct, count)):
+        # by its definition: the shares from which the one found is 1.96 standard deviations away
+        deviation = math.sqrt(end * (1 - end) / count)
+        assert abs(share - end) == pytest.approx(1.959963984540054 * deviation, abs=1e-12)
+    assert wilson_interval(0, 0) == (0, 100)
+
+
+def test_logits_that_are_not_numbers_are_reported_and_wrong(dataset: PictureDataset) -> None:
+    def rule(images: Tensor) -> Tensor:
+        logits = torch.zeros(len(images), 3)
+        logits[:, 0] = 1
+        logits[0] = torch.nan  # the first of each batch
+        return logits
+
+    found = run(Answers(rule), dataset, batch_size=4)
+    of_class_0 = [i for i in range(13) if dataset.source.read(i)[1] == 0]
+    assert found.nonfinite == 4
+    assert found.correct1 == len([i for i in of_class_0 if i % 4]) < len(of_class_0)
+    assert math.isnan(found.loss)
+
+
+def test_modules_get_their_modes_back_also_after_an_error(dataset: PictureDataset) -> None:
+    model = tiny().train()
+    model.patch_embeds.eval()
+    before = [module.training for module in model.modules()]
+    run(model, dataset)
+    assert [module.training for module in model.modules()] == before
+
+    model.norms.register_forward_hook(lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run(model, dataset)
+    assert [module.training for module in model.modules()] == before
+
+
+def test_random_states_stay_even_if_the_model_draws(dataset: PictureDataset) -> None:
+    draws = Answers(lambda images: torch.rand(len(images), 3))
+    states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
+    evaluate(draws, loader(dataset, num_workers=1), world=ALONE)
+    run(draws, dataset)
+    assert torch.equal(torch.get_rng_state(), states[0])
+    assert (random.getstate(), np.random.get_state()[1].tolist()) == states[1:]
+
+
+def test_nothing_is_recorded_for_a_backward_pass(dataset: PictureDataset) -> None:
+    modes: list[tuple[bool, bool]] = []
+
+    def rule(images: Tensor) -> Tensor:
+        modes.append((torch.is_inference_mode_enabled(), images.requires_grad))
+        return torch.zeros(len(images), 3)
+
+    run(Answers(rule), dataset)
+    assert modes == [(True, False)] * 3
+    assert not torch.is_inference_mode_enabled()
+
+
+def test_autocast_is_used(dataset: PictureDataset) -> None:
+    kinds = []
+    model = tiny()
+    model.head.register_forward_hook(lambda _module, _inputs, output: kinds.append(output.dtype))
+    run(model, dataset, autocast=lambda: torch.autocast("cpu", torch.bfloat16))
+    assert set(kinds) == {torch.bfloat16}
+
+
+def test_bad_pictures_stop_it_or_are_counted(pictures: Path, tmp_path: Path) -> None:
+    shutil.copytree(pictures / "val", tmp_path / "val")
+    (tmp_path / "val" / "red" / "0.png").write_bytes(b"")
+    dataset = open_dataset(tmp_path, "val", transform=eval_transform(img_size=16))
+    with pytest.raises(BadImageError, match=r"red/0\.png"):
+        run(tiny(), dataset)
+    # batches of one: a batch of nothing but the bad picture is never handed out
+    skipping = loader(dataset, 1, skip_bad_images=True)
+    for _ in range(2):
+        found = evaluate(tiny(), skipping, world=ALONE)
+        assert (found.count, found.skipped) == (12, 1)
+        assert [Path(file).name for file in found.bad_images] == ["0.png"]
+
+
+def test_a_limit_ends_early_and_the_next_pass_is_whole(dataset: PictureDataset) -> None:
+    ours = loader(dataset, num_workers=1)
+    assert evaluate(tiny(), ours, world=ALONE, limit_batches=2).count == 10
+    assert evaluate(tiny(), ours, world=ALONE).count == 13
+
+
+@pytest.mark.parametrize("positions", [[0, 1, 2, 3], [*range(13), 5], [0, 0, *range(2, 13)]])
+def test_a_picture_lost_or_seen_twice_is_an_internal_error(dataset: PictureDataset, positions: list[int]) -> None:
+    broken = loader(dataset)
+    broken._mine = positions  # type: ignore[assignment]
+    with pytest.raises(MiscountError, match="internal error: of 13 pictures"):
+        evaluate(tiny(), broken, world=ALONE)
+
+
+def test_a_class_that_the_model_lacks_is_an_error_before_it_can_break_the_device(
+    dataset: PictureDataset,
+) -> None:
+    with pytest.raises(DataError, match="the data has class 2 and the model the classes 0 to 1"):
+        run(tiny(num_classes=2), dataset)
+
+
+def test_a_data_parallel_wrapper_is_not_called(dataset: PictureDataset, tmp_path: Path) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        wrapped = DistributedDataParallel(tiny())
+        wrapped.register_forward_hook(lambda *_: pytest.fail("its forward is a collective"))
+        found = run(wrapped, dataset)
+    finally:
+        dist.destroy_process_group()
+    assert found.correct1 == run(tiny(), dataset).correct1
+
+
+def test_the_failure_of_another_process_stops_this_one() -> None:
+    def world(*reports: Any) -> Any:
+        return SimpleNamespace(size=3, gather=lambda mine: [mine, *reports])
+
+    with in_step(world(None, None)):
+        pass
+    with (
+        pytest.raises(PeerError, match="process 2 failed with OSError: no disk") as raised,
+        in_step(world(None, ("OSError: no disk", False))),
+    ):
+        pass
+    assert not is_out_of_memory(raised.value)
+    with pytest.raises(PeerError) as raised, in_step(world(("MemoryError: ", True), None)):
+        pass
+    assert is_out_of_memory(raised.value)
+    with pytest.raises(PeerError) as raised, in_step(world(("MemoryError: ", True), ("OSError: no disk", False))):
+        pass
+    assert not is_out_of_memory(raised.value)
+    with pytest.raises(KeyError, match="mine"), in_step(world(("MemoryError: ", True), None)):
+        raise KeyError("mine")
+
+
+def test_what_counts_as_out_of_memory() -> None:
+    with pytest.raises(RuntimeError) as raised:
+        torch.empty(2**52)
+    assert is_out_of_memory(raised.value)
+    assert is_out_of_memory(torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"))
+    assert is_out_of_memory(MemoryError())
+    assert not is_out_of_memory(RuntimeError("shape '[2, 3]' is invalid for input of size 7"))
+    assert not is_out_of_memory(ValueError("cuda error: out of memory"))
+
+
+# -- other labels
+
+
+@pytest.fixture
+def val_only(tmp_path: Path, pictures: Path) -> Callable[..., Path]:
+    """A data folder with these classes of the small one, or under other names (name=class)."""
+
+    def make(*classes: str, **renamed: str) -> Path:
+        for name, source in {**{name: name for name in classes}, **renamed}.items():
+            shutil.copytree(pictures / "val" / source, tmp_path / "val" / name)
+        return tmp_path
+
+    return make
+
+
+def write_lines(folder: Path, *lines: object) -> Path:
+    file = folder / "labels.txt"
+    file.write_text("".join(f"{line}\n" for line in lines))
+    return file
+
+
+def test_a_subset_of_classes_competes_alone(val_only: Callable[..., Path]) -> None:
+    root = val_only("blue", "red")
+    dataset = open_dataset(root, "val", transform=eval_transform(img_size=16))
+    model = tiny(num_classes=7)
+    labels = subset_labels(write_lines(root, 6, 2), dataset, 7)  # blue is the model's class 6, red its 2
+    logits, targets = logits_and_targets(model, dataset)
+    found = run(model, dataset, labels=labels)
+    assert found.correct1 == int((logits[:, [6, 2]].argmax(1) == targets).sum())
+    assert found.loss == pytest.approx(float(F.cross_entropy(logits[:, [6, 2]], targets)), rel=1e-5)
+    assert found.top5 == 100
+
+
+def test_a_subset_with_the_models_own_indices(val_only: Callable[..., Path]) -> None:
+    root = val_only("blue", "red")
+    classes = {"blue": 4, "red": 2, "green": 0}
+    dataset = open_dataset(root, "val", class_map=classes, transform=eval_transform(img_size=16))
+    model = tiny(num_classes=7)
+    found = run(model, dataset, labels=subset_labels(write_lines(root, 2, 4, 5), dataset, 7))
+    logits, targets = logits_and_targets(model, dataset)
+    assert set(targets.tolist()) == {2, 4}
+    competing = logits[:, [2, 4, 5]]
+    assert found.correct1 == int((torch.tensor([2, 4, 5])[competing.argmax(1)] == targets).sum())
+    wanted = torch.tensor([{2: 0, 4: 1}[target] for target in targets.tolist()])
+    assert found.loss == pytest.approx(float(F.cross_entropy(competing, wanted)), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("lines", "num_classes", "message"),
+    [
+        ((0, 9), 7, "9 are not classes of the model, which has 0 to 6"),
+        ((0, "dog"), 7, "must hold a class index a line"),
+        ((1, 1), 7, "an index twice"),
+        ((), 7, "no index"),
+        ((0, 1), 3, "not in --valid-labels .*: red"),
+        ((0, 1), 7, "the data has 3 classes, --valid-labels .* 2 and the model 7"),
+    ],
+)
+def test_subsets_that_cannot_be_used(
+    dataset: PictureDataset, tmp_path: Path, lines: tuple[object, ...], num_classes: int, message: str
+) -> None:
+    with pytest.raises(DataError, match=message):
+        subset_labels(write_lines(tmp_path, *lines), dataset, num_classes)
+    with pytest.raises(DataError, match="cannot be read"):
+        subset_labels(tmp_path / "none.txt", dataset, num_classes)
+
+
+@pytest.fixture
+def imagenet_like(tmp_path: Path, pictures: Path) -> PictureDataset:
+    """Six pictures under ImageNet's names, of numbers 2, 3, 5, 7, 8, 9."""
+    numbers = iter((5, 2, 9, 3, 8, 7))
+    for name in ("blue", "green", "red"):
+        (tmp_path / "val" / name).mkdir(parents=True)
+        for i in range(2):
+            copy = tmp_path / "val" / name / f"ILSVRC2012_val_{next(numbers):08d}.png"
+            shutil.copy(pictures / "val" / name / f"{i}.png", copy)
+    return open_dataset(tmp_path, "val", transform=eval_transform(img_size=16))
+
+
+def test_real_labels_are_found_by_file_name(imagenet_like: PictureDataset, tmp_path: Path) -> None:
+    answers = [[0], [2, 6], [], [1], [5, 6, 0], [4], [], [3], [6], [6]]  # of the pictures 1 to 10
+    (tmp_path / "real.json").write_text(json.dumps(answers))
+    model = tiny(num_classes=7, seed=3)
+    found = run(model, imagenet_like, 4, labels=real_labels(tmp_path / "real.json", imagenet_like, Labels()))
+    logits, _ = logits_and_targets(model, imagenet_like)
+    numbers = [int(name[-12:-4]) for name in imagenet_like.filenames()]
+    right = [answers[number - 1] for number in numbers]
+    first = logits.topk(5, dim=1).indices.tolist()
+    assert found.correct1 == sum(row[0] in classes for row, classes in zip(first, right, strict=True))
+    assert found.correct5 == sum(bool({*row} & {*classes}) for row, classes in zip(first, right, strict=True))
+    assert (found.count, found.scored) == (6, 4)  # 3 and 7 have no label
+    assert found.top5 == 100 * found.correct5 / 4
+
+    subset = Labels(columns=(6, 0, 5))
+    found = run(model, imagenet_like, labels=real_labels(tmp_path / "real.json", imagenet_like, subset))
+    best = torch.tensor([6, 0, 5])[logits[:, [6, 0, 5]].argmax(1)].tolist()
+    assert found.correct1 == sum(one in classes for one, classes in zip(best, right, strict=True))
+
+
+def test_real_labels_that_cannot_be_used(
+    imagenet_like: PictureDataset, dataset: PictureDataset, tmp_path: Path
+) -> None:
+    bundled = real_labels(BUNDLED_REAL, imagenet_like, Labels()).real
+    assert bundled is not None
+    assert len(bundled) == 6
+    for text, message in (
+        ("[[1]]", "no labels for blue/ILSVRC2012_val_00000002.png: its list is of 1"),
+        ("[[1], 2]", "a list of class indices a picture"),
+        ("{", "is not JSON"),
+        ("[[], [], [], [], [], [], [], [], []]", "a label for none of the 6"),
+    ):
+        (tmp_path / "real.json").write_text(text)
+        with pytest.raises(DataError, match=message):
+            real_labels(tmp_path / "real.json", imagenet_like, Labels())
+    with pytest.raises(DataError, match=r"no labels for blue/0\.png"):
+        real_labels(BUNDLED_REAL, dataset, Labels())
+
+
+# -- test-time pooling
+
+
+def test_pooling_is_timms_where_the_head_is_one_layer() -> None:
+    torch.manual_seed(0)
+    model = timm.create_model("resnet10t", num_classes=5).eval()
+    images = torch.randn(2, 3, 160, 128)
+    window = pooling_window(model, (96, 64), (160, 128))
+    assert window == (3, 2)
+    with torch.no_grad():
+        ours = TestTimePool(model, window)(images)
+        assert not torch.allclose(ours, model(images), atol=1e-5)
+        theirs = timms.TestTimePoolHead(model, original_pool=window)(images)  # takes the model's head away
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+def test_pooling_of_davit_is_its_head_on_each_window(small: Callable[..., Any]) -> None:
+    model, images = small(), torch.randn(2, 3, 128, 96, generator=torch.Generator().manual_seed(0))
+    assert pooling_window(model, (96, 64), (128, 96)) == (3, 2)
+    with torch.no_grad():
+        maps = model.forward_features(images)  # (2, C, 4, 3)
+        windows = [maps[:, :, y : y + 3, x : x + 2] for y in range(2) for x in range(2)]
+        logits = torch.stack([model.forward_head(window) for window in windows])
+        pooled = TestTimePool(model, (3, 2))(images)
+    torch.testing.assert_close(pooled, 0.5 * (logits.mean(0) + logits.amax(0)), rtol=1e-4, atol=1e-5)
+
+
+def test_pooling_is_for_larger_pictures_and_for_maps() -> None:
+    model = tiny().eval()
+    for size in ((64, 64), (64, 128), (32, 32)):
+        assert pooling_window(model, (64, 64), size) is None
+    with pytest.raises(ValueError, match="VisionTransformer hands over"):
+        pooling_window(timm.create_model("test_vit").eval(), (160, 160), (192, 192))

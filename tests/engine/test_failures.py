@@ -1,0 +1,97 @@
+"""What must stop a run: a full disk, a number that is not finite."""
+
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from davit.engine.state import RunFolder, read_state
+from tests.engine.runs import run, train_command
+
+Train = Callable[..., subprocess.CompletedProcess[str]]
+SHORT = ["--epochs", "3", "--warmup-epochs", "1", "--cooldown-epochs", "0", "--batch-size", "8", "--workers", "0"]
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 1 MB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)], check=False, capture_output=True, text=True
+    )
+    if mounted.returncode:
+        pytest.skip(f"a tmpfs may not be mounted here: {mounted.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_full_disk_keeps_the_old_checkpoints_whole(tmp_path: Path, pictures: Path, small_disk: Path) -> None:
+    flags = [*SHORT, "--output", str(small_disk), "--experiment", "a", "--recovery-interval", "1"]
+    first = run(train_command(pictures, *flags, "--epochs", "1"), tmp_path)
+    assert first.returncode == 0, first.stderr
+    size = (small_disk / "a/last.pth.tar").stat().st_size
+    free = next(small_disk.rglob("curves.png")).stat().st_size  # will be redrawn
+    (small_disk / "filler").write_bytes(b"x" * max(0, _room(small_disk) - size // 2 - free))
+    result = run(train_command(pictures, *flags, "--auto-resume"), tmp_path)
+    assert result.returncode == 4, result.stderr
+    assert "disk is full" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not list((small_disk / "a").glob(".*.partial"))
+    for file in (small_disk / "a").glob("*.pth.tar"):
+        read_state(file)
+    (small_disk / "filler").unlink()
+    assert run(train_command(pictures, *flags, "--auto-resume"), tmp_path).returncode in (0, 4)
+
+
+def _room(folder: Path) -> int:
+    import os
+
+    stat = os.statvfs(folder)
+    return stat.f_bavail * stat.f_frsize
+
+
+def test_a_nan_pixel_is_caught_on_its_step(tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # a picture file cannot hold a NaN, a normalisation can make one: std so small that a pixel overflows
+    result = run(
+        train_command(pictures, *SHORT, "--output", "runs", "--experiment", "a", "--std", "1e-45", "1", "1"), tmp_path
+    )
+    assert result.returncode == 3, result.stderr
+    assert "epoch 0" in result.stderr
+    assert "step 0" in result.stderr
+    assert "input" in result.stderr
+    (dump,) = (tmp_path / "runs/a").glob("nonfinite*.pt")
+    assert not torch.isfinite(torch.load(dump, weights_only=True)["images"]).all()
+
+
+def test_a_diverging_run_keeps_its_last_good_checkpoint(tmp_path: Path, pictures: Path) -> None:
+    flags = [*SHORT, "--output", "runs", "--experiment", "a", "--opt", "sgd", "--mixup", "0", "--cutmix", "0"]
+    flags += ["--recovery-interval", "1", "--lr", "1e30", "--warmup-epochs", "0"]
+    result = run(train_command(pictures, *flags), tmp_path)
+    assert result.returncode == 3, result.stderr
+    assert "last.pth.tar" in result.stderr
+    weights = read_state(tmp_path / "runs/a/last.pth.tar")["state_dict"]
+    assert all(torch.isfinite(tensor).all() for tensor in weights.values())
+
+
+def test_a_held_folder_is_refused(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    with pytest.raises(ValueError, match="another run is writing"):
+        RunFolder(tmp_path / "run")
+    folder.close()
+    RunFolder(tmp_path / "run").close()
+
+
+def test_sixteen_bit_pictures_train(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        for name in ("a", "b"):
+            (tmp_path / split / name).mkdir(parents=True)
+            for i in range(8):
+                pixels = np.full((16, 16), 40_000 if name == "a" else 2_000, dtype=np.uint16)
+                Image.fromarray(pixels).save(tmp_path / split / name / f"{i}.png")
+    result = run(train_command(tmp_path, *SHORT, "--output", "runs"), tmp_path)
+    assert result.returncode == 0, result.stderr

@@ -1,0 +1,268 @@
+"""train.py's command line: the flags of the original, recipes, mistakes, what is written."""
+
+import csv
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from davit.checkpoint import read_checkpoint
+from davit.engine.arguments import NO_LONGER, parse_with_config, train_parser
+from tests.engine.runs import REPOSITORY, run, train_command
+
+Train = Callable[..., subprocess.CompletedProcess[str]]
+SHORT = [
+    *("--epochs", "2", "--warmup-epochs", "1", "--cooldown-epochs", "0", "--batch-size", "8", "--workers", "1"),
+    *("--output", "runs", "--experiment", "a"),
+]
+
+
+def test_every_flag_of_the_original_with_its_default(shared: Path) -> None:
+    actions = {flag: action for action in train_parser()._actions for flag in action.option_strings}
+    for official in json.loads((shared / "spec/official_cli.json").read_text())["train"]:
+        if official["flags"] == ["data_dir"]:
+            continue
+        for flag in official["flags"]:
+            assert flag in actions, flag
+            assert actions[flag].default == official.get("default"), flag
+            assert (actions[flag].nargs == 0) == (official.get("nargs") == 0), flag
+
+
+@pytest.mark.parametrize("recipe", sorted((REPOSITORY / "configs").glob("*.yaml")), ids=lambda p: p.stem)
+def test_recipes_parse_and_say_how_to_run_them(recipe: Path) -> None:
+    header = [line for line in recipe.read_text().splitlines() if line.startswith("#")]
+    assert any("train.py" in line for line in header)
+    assert any("Hardware" in line for line in header)
+    args = parse_with_config(train_parser(), ["DIR", "-c", str(recipe)])
+    default = parse_with_config(train_parser(), ["DIR"])
+    written = yaml.safe_load(recipe.read_text())
+    repeated = [k for k, v in written.items() if getattr(default, k) == v and k != "output"]
+    assert args.model == written["model"]
+    assert not repeated, f"a recipe states only what differs, not {repeated}"
+
+
+def test_recipe_values_are_read_as_their_flags_would(tmp_path: Path) -> None:
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text("lr: 1e-3\nopt-betas: [0.9, 0.95]\namp: true\nmodel_kwargs: {window_size: 4}\n")
+    args = parse_with_config(train_parser(), ["DIR", "-c", str(recipe), "--lr", "3e-3"])
+    assert args.lr == 3e-3  # the command line has the last word
+    assert args.opt_betas == [0.9, 0.95]
+    assert args.amp is True
+    assert args.model_kwargs == {"window_size": 4}
+    recipe.write_text("lr: 1e-3\n")
+    assert parse_with_config(train_parser(), ["DIR", "-c", str(recipe)]).lr == 1e-3
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("lerning_rate: 1\n", "unknown key 'lerning_rate'"),
+        ("btach_size: 1\n", "'batch_size'"),
+        ("epochs: many\n", "epochs: 'many'"),
+        ("epochs: 1.5\n", "epochs: 1.5"),
+        ("amp: 1\n", "switch"),
+        ("clip_mode: soft\n", "choose from 'norm', 'value', 'agc'"),
+        ("input_size: [3, 32]\n", "needs 3 values"),
+        ("- a\n", "not a list of 'flag: value' lines"),
+        ("a: [1\n", "cannot be read as YAML"),
+        ("a: !!python/object/apply:os.getcwd []\n", "cannot be read as YAML"),
+    ],
+)
+def test_mistakes_in_a_recipe(tmp_path: Path, text: str, expected: str) -> None:
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text(text)
+    with pytest.raises(ValueError, match=".") as error:
+        parse_with_config(train_parser(), ["DIR", "-c", str(recipe)])
+    assert expected in str(error.value)
+    assert str(recipe) in str(error.value)
+
+
+def test_a_run_leaves_its_record(train: Train, tmp_path: Path) -> None:
+    result = train(*SHORT, "--model-ema", "--log-tensorboard")
+    assert result.returncode == 0, result.stderr
+    assert "Global batch 8 = 8 pictures x 1 processes x 1 micro-batches" in result.stderr
+    assert "2 epochs of 6 steps = 12 steps" in result.stderr
+    folder = tmp_path / "runs/a"
+    rows = list(csv.DictReader((folder / "summary.csv").open()))
+    assert [row["epoch"] for row in rows] == ["0", "1"]
+    assert {"train_loss", "eval_loss", "eval_top1", "eval_top5", "ema_top1", "lr", "grad_norm"} <= set(rows[0])
+    assert (folder / "curves.png").stat().st_size > 5_000
+    assert list((folder / "tensorboard").iterdir())
+    args = yaml.safe_load((folder / "args.yaml").read_text())
+    assert args["model"] == "DaViT_nano"
+    assert args["epochs"] == 2
+    checkpoint = read_checkpoint(folder / "model_best.pth.tar")
+    assert checkpoint.wrapper == "state_dict_ema"
+    assert {f.name for f in folder.glob("*.pth.tar")} >= {"last.pth.tar", "model_best.pth.tar", "checkpoint-1.pth.tar"}
+
+
+def test_only_the_best_epochs_are_kept(train: Train, tmp_path: Path) -> None:
+    result = train(*SHORT, "--epochs", "4", "--checkpoint-hist", "2")
+    assert result.returncode == 0, result.stderr
+    folder = tmp_path / "runs/a"
+    rows = list(csv.DictReader((folder / "summary.csv").open()))
+    best = sorted(rows, key=lambda row: (-float(row["eval_top1"]), int(row["epoch"])))[:2]
+    kept = {int(f.name.split("-")[1].split(".")[0]) for f in folder.glob("checkpoint-*.pth.tar")}
+    assert kept == {int(row["epoch"]) for row in best}
+    model_best = torch.load(folder / "model_best.pth.tar", weights_only=True)
+    assert model_best["metric"] == pytest.approx(float(best[0]["eval_top1"]))
+
+
+def test_two_runs_never_share_a_folder(train: Train, tmp_path: Path) -> None:
+    short = [*SHORT, "--epochs", "1"]
+    assert train(*short).returncode == 0
+    before = (tmp_path / "runs/a/last.pth.tar").read_bytes()
+    refused = train(*short)
+    assert refused.returncode == 2
+    for word in ("earlier run", "--auto-resume", "--overwrite", "--experiment"):
+        assert word in refused.stderr
+    assert (tmp_path / "runs/a/last.pth.tar").read_bytes() == before
+    assert train(*short, "--overwrite").returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (["--model", "DaViT_tinny"], ["DaViT_tinny", "DaViT_tiny"]),
+        (["--num-classes", "7"], ["3 classes", "7"]),
+        (["--batch-size", "7"], ["--batch-size 7", "odd", "--mixup 0"]),
+        (["--batch-size", "64"], ["48", "64", "--batch-size"]),
+        (["--opt", "adamx"], ["adamx"]),
+        (["--device", "cuda"], ["cuda", "--device cpu"]),
+        (["--device", "toaster"], ["toaster"]),
+        (["--resume", "no.pth"], ["no.pth", "does not exist"]),
+        (["--initial-checkpoint", "no.pth"], ["no.pth"]),
+        (["--jsd"], ["--aug-splits"]),
+        (["-c", "no.yaml"], ["no.yaml", "does not exist"]),
+        (["--train-split", "tarin"], ["tarin"]),
+    ],
+)
+def test_mistakes_name_the_value_and_the_remedy(train: Train, flags: list[str], expected: list[str]) -> None:
+    result = train(*SHORT, *flags)
+    assert result.returncode == 2, result.stderr
+    assert "Traceback" not in result.stderr
+    for word in expected:
+        assert word in result.stderr
+
+
+def test_flags_without_a_meaning_say_what_happens_instead(train: Train) -> None:
+    result = train(*SHORT, "--epochs", "1", "--apex-amp", "--tta", "3", "--local_rank", "0", "--no-prefetcher")
+    assert result.returncode == 0, result.stderr
+    for dest in ("apex_amp", "tta", "no_prefetcher"):
+        assert NO_LONGER[dest] in result.stderr
+    assert "bfloat16 on cpu" in result.stderr  # --apex-amp still means mixed precision
+
+
+def test_dry_run_writes_nothing(train: Train, tmp_path: Path) -> None:
+    result = train(*SHORT, "--dry-run")
+    assert result.returncode == 0, result.stderr
+    assert "peak memory" in result.stderr
+    assert "hours for 2 epochs" in result.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+def test_throughput(train: Train, tmp_path: Path) -> None:
+    result = train(*SHORT, "--throughput")
+    assert result.returncode == 0, result.stderr
+    assert "images/s" in result.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--amp", "--amp-dtype", "bf16"],
+        ["--grad-checkpointing", "--channels-last"],
+        ["--layer-decay", "0.8", "--clip-mode", "agc", "--clip-grad", "0.02"],
+        ["--sched", "step", "--decay-epochs", "1", "--sched-on-updates"],
+        ["--sched", "plateau", "--eval-metric", "loss", "--opt", "sgd"],
+        ["--aug-splits", "3", "--jsd", "--aa", "augmix-m5-w4", "--resplit", "--mixup", "0", "--cutmix", "0"],
+        ["--mixup", "0", "--cutmix", "0", "--smoothing", "0", "--repeated-aug"],
+        ["--epoch-repeats", "2", "--mixup-off-epoch", "1", "--mixup-mode", "elem"],
+        ["--torchscript", "--save-images", "--log-interval", "1"],
+        ["--torchcompile", "eager"],
+        ["--model-ema", "--model-ema-force-cpu", "--drop", "0.1", "--gp", "avgmax"],
+        ["--bn-momentum", "0.2", "--bn-eps", "1e-4", "--start-epoch", "1", "--lr-noise", "0.3", "0.9"],
+    ],
+    ids=lambda flags: flags[0].strip("-"),
+)
+def test_options_train(train: Train, tmp_path: Path, flags: list[str]) -> None:
+    result = train(*SHORT, *flags)
+    assert result.returncode == 0, result.stderr
+    rows = list(csv.DictReader((tmp_path / "runs/a/summary.csv").open()))
+    assert rows[-1]["epoch"] == "1"
+    assert all(float(row["train_loss"]) > 0 for row in rows)
+
+
+def test_initial_checkpoint_of_another_class_count(train: Train, tmp_path: Path) -> None:
+    assert train(*SHORT, "--epochs", "1").returncode == 0
+    first = torch.load(tmp_path / "runs/a/last.pth.tar", weights_only=True)
+    first["state_dict"]["head.weight"] = torch.randn(9, 16)
+    first["state_dict"]["head.bias"] = torch.randn(9)
+    torch.save(first["state_dict"], tmp_path / "nine.pth")
+    result = train(*SHORT, "--experiment", "b", "--initial-checkpoint", "nine.pth", "--lr", "0", "--min-lr", "0",
+                   "--warmup-lr", "0", "--weight-decay", "0")  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert "head" in result.stderr
+    second = torch.load(tmp_path / "runs/b/last.pth.tar", weights_only=True)
+    for name, tensor in first["state_dict"].items():
+        if not name.startswith("head."):
+            assert torch.equal(tensor, second["state_dict"][name]), name
+    assert second["state_dict"]["head.weight"].shape == (3, 16)
+
+
+def test_resume_from_a_foreign_checkpoint_uses_its_weights_and_epoch(train: Train, tmp_path: Path) -> None:
+    assert train(*SHORT).returncode == 0
+    ours = torch.load(tmp_path / "runs/a/last.pth.tar", weights_only=True)
+    torch.save({"epoch": 0, "arch": "x", "state_dict": ours["state_dict"], "version": 2}, tmp_path / "timm.pth.tar")
+    result = train(*SHORT, "--experiment", "b", "--resume", "timm.pth.tar")
+    assert result.returncode == 0, result.stderr
+    assert "optimizer starts anew" in result.stderr
+    assert [r["epoch"] for r in csv.DictReader((tmp_path / "runs/b/summary.csv").open())] == ["1"]
+
+
+def test_resume_names_a_state_and_goes_on_from_it(train: Train, tmp_path: Path) -> None:
+    assert train(*SHORT, "--epochs", "3").returncode == 0
+    whole = torch.load(tmp_path / "runs/a/last.pth.tar", weights_only=True)["state_dict"]
+    state = tmp_path / "runs/a/checkpoint-0.pth.tar"
+    result = train(*SHORT, "--epochs", "3", "--experiment", "b", "--resume", str(state))
+    assert result.returncode == 0, result.stderr
+    again = torch.load(tmp_path / "runs/b/last.pth.tar", weights_only=True)["state_dict"]
+    assert all(torch.equal(whole[name], again[name]) for name in whole)
+
+
+def test_bad_pictures_stop_the_run_or_are_listed(tmp_path: Path, pictures: Path) -> None:
+    import shutil
+
+    data = tmp_path / "data"
+    shutil.copytree(pictures, data)
+    (data / "train/red/3.png").write_bytes(b"")
+    (data / "val/blue/1.png").write_text("not a picture")
+    stopped = run(train_command(data, *SHORT), tmp_path)
+    assert stopped.returncode == 2
+    assert "red/3.png" in stopped.stderr
+    skipped = run(train_command(data, *SHORT, "--skip-bad-images", "--experiment", "b"), tmp_path)
+    assert skipped.returncode == 0, skipped.stderr
+    listed = (tmp_path / "runs/b/bad_images.csv").read_text()
+    assert "3.png" in listed
+    assert "1.png" in listed
+    rows = list(csv.DictReader((tmp_path / "runs/b/summary.csv").open()))
+    assert rows[-1]["bad_images"] == "2"
+
+
+def test_train_and_validate_give_the_same_number(train: Train, tmp_path: Path, pictures: Path) -> None:
+    import sys
+
+    assert train(*SHORT, "--crop-pct", "0.8").returncode == 0
+    rows = list(csv.DictReader((tmp_path / "runs/a/summary.csv").open()))
+    best = max(float(row["eval_top1"]) for row in rows)
+    command = [sys.executable, str(REPOSITORY / "validate.py"), str(pictures), "--checkpoint", "runs/a/model_best.pth.tar"]
+    result = run([*command, "--workers", "1"], tmp_path)
+    assert result.returncode == 0, result.stderr
+    found = json.loads(result.stdout.split("--result")[1])
+    top1 = (found[0] if isinstance(found, list) else found)["top1"]
+    assert top1 == pytest.approx(best, abs=1e-3)

@@ -1,0 +1,322 @@
+"""Counts against published figures and against formulas; the model counted stays as it was."""
+
+import copy
+import json
+import logging
+import subprocess
+import sys
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from timm.layers import set_fused_attn
+from torch import nn
+
+from davit import VARIANTS, DaViT, DaViTPyramid, create_model
+from davit.complexity import CONVENTION, THOP_DIFFERENCE, complexity, main
+
+SMALL = {"embed_dims": (16, 32), "depths": (1, 2), "num_heads": (2, 4), "window_size": 4}
+NANO_SIZE = VARIANTS["DaViT_nano"].image_size
+
+
+def total(result):
+    return tuple(
+        sum(getattr(part, field) for part in result.parts) for field in ("parameters", "flops", "activations")
+    )
+
+
+def assert_parts_make_the_whole(result):
+    assert total(result) == (result.parameters, result.flops, result.activations)
+    assert sum(result.operators.values()) == result.flops
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "flops"),
+    [
+        ("DaViT_tiny", 224, 4_540_244_736),
+        ("DaViT_small", 224, 8_800_488_192),
+        ("DaViT_base", 224, 15_510_430_720),
+        ("DaViT_large_window12_384", 384, 102_966_676_992),
+    ],
+)
+def test_flops_are_exactly_the_published_ones(name, size, flops):
+    with torch.device("meta"):
+        model = create_model(name)
+    model = model.to_empty(device="cpu")
+    for parameter in model.parameters():
+        nn.init.zeros_(parameter)  # faster than drawing them, and no count depends on them
+    result = complexity(model, (3, size, size))
+    assert result.flops == flops
+    assert_parts_make_the_whole(result)
+
+
+def test_every_part_by_formula():
+    """A map of 16 x 24, then 8 x 12; 5 an element for norms, two products for each attention."""
+    result = complexity(DaViT(**SMALL, num_classes=10), (3, 64, 96))
+    costs = {(part.stage, part.name): (part.parameters, part.flops, part.activations) for part in result.parts}
+    expected = {
+        ("stage 0", "patch embedding"): (16 * (3 * 49 + 1) + 32, 384 * 16 * (147 + 5), 384 * 16),
+        ("stage 1", "patch embedding"): (32 * (16 * 4 + 1) + 32, 96 * 32 * 64 + 384 * 16 * 5, 96 * 32),
+        ("", "head"): (2 * 32 + 33 * 10, 5 * 32 + 320, 10),
+    }
+    for stage, (c, heads, n, pairs) in enumerate([(16, 2, 384, 1), (32, 4, 96, 2)]):
+        d = c // heads
+        norm, attention = 2 * c, 4 * c * c + 4 * c
+        linear = 4 * n * c * c + 5 * n * c
+        expected |= {
+            (f"stage {stage}", "position encoding"): (
+                4 * pairs * 10 * c,
+                4 * pairs * 9 * n * c,
+                4 * pairs * n * c,
+            ),
+            (f"stage {stage}", "window attention"): (
+                pairs * (norm + attention),
+                pairs * (linear + 2 * n * 16 * c),
+                pairs * (4 * n * c + n * 16 * heads + n * c),
+            ),
+            (f"stage {stage}", "channel attention"): (
+                pairs * (norm + attention),
+                pairs * (linear + 2 * n * d * c),
+                pairs * (4 * n * c + d * c + n * c),
+            ),
+            (f"stage {stage}", "MLP"): (
+                2 * pairs * (norm + 8 * c * c + 5 * c),
+                2 * pairs * (8 * n * c * c + 5 * n * c),
+                2 * pairs * 5 * n * c,
+            ),
+        }
+    assert costs == expected
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        DaViT(**SMALL, ffn=False, attention_types=("channel",)),
+        DaViT(**SMALL, num_classes=0, global_pool=""),
+        DaViTPyramid(**SMALL, out_indices=(1,)),
+        DaViTPyramid(**SMALL, out_indices=(0, 1), grad_checkpointing=True),
+        timm.create_model("DaViT_nano", features_only=True, out_indices=(0, 2)),
+        timm.create_model("resnet10t"),
+        timm.create_model("davit_tiny", embed_dims=(8, 16, 16, 16), num_heads=(1, 2, 2, 2)),
+        timm.create_model("vit_tiny_patch16_224", img_size=72, features_only=True, out_indices=(3,)),
+        timm.create_model("swin_tiny_patch4_window7_224", img_size=72, depths=(1, 1, 1, 1)),
+        nn.Conv2d(3, 4, 3),
+    ],
+    ids=lambda model: type(model).__name__,
+)
+def test_any_model_in_parts_that_make_the_whole(model):
+    result = complexity(model, (3, 72, 72))
+    assert result.parameters == sum(p.numel() for p in model.parameters())
+    assert result.flops > 0
+    assert_parts_make_the_whole(result)
+
+
+def test_a_pyramid_counts_its_norms_and_no_head():
+    result = complexity(DaViTPyramid(**SMALL, out_indices=(1,)), (3, 64, 96))
+    last = result.parts[-1]
+    assert (last.name, last.parameters, last.flops) == ("output norms", 64, 5 * 96 * 32)
+
+
+def test_operations_outside_of_any_part_are_a_row():
+    class Squared(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(4, 4)
+            self.scale = nn.Parameter(torch.ones(3))
+
+        def forward(self, x):
+            return self.layer(x) @ x.transpose(-2, -1)
+
+    result = complexity(Squared(), (1, 4, 4))
+    assert [(part.name, part.parameters, part.flops) for part in result.parts] == [
+        ("layer", 20, 64),
+        ("outside of these", 3, 64),
+    ]
+
+
+# --- fused attention ---
+
+
+@pytest.mark.parametrize("name", ["davit_tiny", "vit_tiny_patch16_224"])
+def test_fused_attention_costs_what_its_two_products_do(name):
+    results = []
+    try:
+        for fused in (True, False):
+            set_fused_attn(fused)
+            options = {"img_size": 64} if name.startswith("vit") else {}
+            results.append(complexity(timm.create_model(name, **options), (3, 64, 64)))
+    finally:
+        set_fused_attn(True)
+    fused, plain = results
+    assert fused.operators["scaled_dot_product_attention"] > 0
+    assert "scaled_dot_product_attention" not in plain.operators
+    assert (fused.flops, fused.activations) == (plain.flops, plain.activations)
+
+
+def test_fused_attention_by_formula():
+    class Attention(nn.Module):
+        def forward(self, x):
+            key = x.new_zeros(1, 6, 11, 8)
+            return F.scaled_dot_product_attention(x.expand(1, 6, 5, 8), key, x.new_zeros(1, 6, 11, 9))
+
+    result = complexity(Attention(), (6, 5, 8))
+    assert result.flops == 6 * (5 * 11 * 8 + 5 * 11 * 9)
+    assert result.activations == 6 * (5 * 11 + 5 * 9)
+
+
+def test_products_that_add():
+    class Added(nn.Module):
+        def forward(self, x):
+            return torch.baddbmm(x.new_zeros(3, 4, 6), x[0], x.new_zeros(3, 5, 6))
+
+    result = complexity(Added(), (3, 4, 5))
+    assert (result.flops, result.activations) == (3 * 4 * 5 * 6, 3 * 4 * 6)
+    assert result.skipped == {}
+
+
+# --- what the result says ---
+
+
+def test_thop_differs_by_what_the_sentence_says():
+    """The attentions' products left out, norms at 4 instead of 5, the rest alike."""
+    result = complexity(DaViT(**SMALL), (3, 64, 96))
+    operators = result.operators
+    assert result.flops - result.thop_flops == operators["matmul"] + operators["layer_norm"] // 5
+    assert result.thop_difference == THOP_DIFFERENCE
+
+
+def test_norms_of_another_class_are_unknown_to_thop():
+    plain, other = (
+        complexity(DaViT(**SMALL, norm_layer=norm), (3, 64, 96)) for norm in (nn.LayerNorm, timm.layers.LayerNorm)
+    )
+    assert plain.flops == other.flops
+    assert plain.thop_flops - other.thop_flops == plain.operators["layer_norm"] * 4 // 5
+
+
+def test_skipped_operations_are_listed_not_logged(caplog, capfd):
+    with caplog.at_level(logging.DEBUG):
+        result = complexity(DaViT(**SMALL), (3, 64, 64))
+    assert result.skipped["aten::gelu"] == 6
+    assert result.skipped["aten::softmax"] == 6
+    assert not {"aten::matmul", "aten::linear", "aten::layer_norm"} & result.skipped.keys()
+    assert caplog.records == []
+    assert capfd.readouterr() == ("", "")
+
+
+def test_the_table_and_the_json_state_everything():
+    result = complexity(DaViT(**SMALL), (3, 64, 64), name="a model")
+    table = result.to_table()
+    flat = " ".join(table.split())
+    for figure in (result.parameters, result.flops, result.activations, result.thop_flops):
+        assert f"{figure:,}" in table
+    assert "a model, input 3 x 64 x 64" in table
+    assert CONVENTION in flat and THOP_DIFFERENCE in flat
+    assert all(name in flat for name in result.skipped)
+    loaded = json.loads(result.to_json())
+    assert loaded["flops"] == result.flops
+    assert loaded["input_shape"] == [3, 64, 64]
+    assert [part["flops"] for part in loaded["parts"]] == [part.flops for part in result.parts]
+    assert loaded["convention"] == CONVENTION
+
+
+# --- the model is left alone ---
+
+
+@pytest.mark.parametrize("cls", [DaViT, DaViTPyramid])
+def test_the_model_is_left_as_it_was(cls):
+    model = cls(**SMALL, **({"out_indices": (0, 1), "frozen_stages": 1} if cls is DaViTPyramid else {})).train()
+    model.main_blocks[1].eval()
+    model.set_grad_checkpointing(True)
+    seen = []
+    model.patch_embeds[0].register_forward_hook(lambda *_: seen.append(1))
+
+    def picture_of(model):
+        return [
+            (
+                name,
+                module.training,
+                len(module._forward_hooks),
+                len(module._forward_pre_hooks),
+                sorted(vars(module)),
+            )
+            for name, module in model.named_modules()
+        ]
+
+    before, state = picture_of(model), copy.deepcopy(model.state_dict())
+    requires_grad = [p.requires_grad for p in model.parameters()]
+    random = torch.get_rng_state()
+    complexity(model, (3, 64, 64))
+    assert picture_of(model) == before
+    assert model.state_dict().keys() == state.keys()
+    assert all(torch.equal(tensor, state[key]) for key, tensor in model.state_dict().items())
+    assert [p.requires_grad for p in model.parameters()] == requires_grad
+    assert all(p.grad is None for p in model.parameters())
+    assert model.grad_checkpointing
+    assert torch.equal(torch.get_rng_state(), random)
+
+
+def test_a_failure_leaves_the_model_as_it_was():
+    model = DaViT(**SMALL).train()
+    with pytest.raises(ValueError, match="4 channels"):
+        complexity(model, (4, 64, 64))
+    assert model.training
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize("prepare", [nn.Module.half, nn.Module.bfloat16, nn.Module.double, torch.compile])
+def test_number_formats_and_wrappers_cost_the_same(prepare):
+    expected = complexity(DaViT(**SMALL), (3, 64, 64))
+    assert complexity(prepare(DaViT(**SMALL)), (3, 64, 64)) == expected
+
+
+# --- mistakes and the command ---
+
+
+@pytest.mark.parametrize("shape", [(3, 64), (1, 3, 64, 64), (3, 0, 64), (3, -1, 64), (3, 64.0, 64), ()], ids=str)
+def test_shapes_that_are_none(shape):
+    with pytest.raises(ValueError, match=r"input shape \(.*\) must be \(channels, height, width\)"):
+        complexity(DaViT(**SMALL), shape)
+
+
+def test_shapes_that_the_model_cannot_read():
+    with pytest.raises(ValueError, match=r"DaViT cannot read an image of \(C, H, W\) = \(4, 9, 9\).*in_chans=3"):
+        complexity(DaViT(**SMALL), (4, 9, 9))
+    with pytest.raises(ValueError, match=r"VisionTransformer cannot read.*\(3, 17, 17\)"):
+        complexity(timm.create_model("vit_tiny_patch16_224"), (3, 17, 17))
+
+
+def test_command(capsys):
+    assert main(["--model", "DaViT_nano", "--input", "1", "40", "48", "--num-classes", "10"]) == 0
+    expected = complexity(create_model("DaViT_nano", in_chans=1, num_classes=10), (1, 40, 48), "DaViT_nano")
+    assert capsys.readouterr() == (expected.to_table() + "\n", "")
+    assert main(["--model", "DaViT_nano", "--input", "1", "40", "48", "--num-classes", "10", "--format", "json"]) == 0
+    assert capsys.readouterr() == (expected.to_json() + "\n", "")
+
+
+def test_command_takes_the_models_own_input_size(capsys):
+    assert main(["--model", "DaViT_nano", "--format", "json"]) == 0
+    assert json.loads(capsys.readouterr().out)["input_shape"] == [3, NANO_SIZE, NANO_SIZE]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model", "DaViT_tniy"], "unknown model 'DaViT_tniy'; did you mean DaViT_tiny"),
+        (["--model", "DaViT_nano", "--input", "3", "0", "5"], r"input shape (3, 0, 5) must be"),
+        (["--model", "DaViT_nano", "--num-classes", "-4"], "num_classes=-4 must be"),
+        (["--model", "vit_tiny_patch16_224", "--input", "3", "17", "17"], "cannot read an image"),
+    ],
+)
+def test_command_with_mistakes(capsys, arguments, message):
+    assert main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("error: ") and message in err and err.count("\n") == 1
+
+
+def test_command_as_a_user_runs_it(repository):
+    command = [sys.executable, "-W", "default", "-m", "davit.complexity", "--model", "DaViT_nano"]
+    done = subprocess.run(command, cwd=repository, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith(f"DaViT_nano, input 3 x {NANO_SIZE} x {NANO_SIZE}\n")
+    assert "thop" not in done.stderr and "fvcore" not in done.stderr

@@ -1,0 +1,229 @@
+"""torch.compile, torch.export, TorchScript and torch.fx see the whole model, and compute what it computes."""
+
+import copy
+import warnings
+
+import pytest
+import timm
+import torch
+from timm.layers import set_exportable
+from torch.export import Dim
+from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
+
+from davit import DaViT, DaViTPyramid
+
+SIZES = [(64, 64), (33, 47), (90, 35), (57, 128)]  # windows of 4 tile the maps of the first alone
+
+
+def two_stages(cls=DaViT, **options):
+    """Options of a model that compiles in half the time."""
+    levels = {"out_indices": (0, 1)} if cls is DaViTPyramid else {}
+    return {"embed_dims": (16, 32), "depths": (1, 1), "num_heads": (2, 4), **levels, **options}
+
+
+def assert_same(output, expected):
+    for one, other in zip(aslist(output), aslist(expected), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+def aslist(output):
+    return [output] if isinstance(output, torch.Tensor) else list(output)
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+# --- torch.compile ---
+
+
+@pytest.mark.parametrize("options", [{}, {"ffn": False, "cpe_act": True, "overlapped_patch": True}], ids=str)
+@pytest.mark.parametrize("size", [(64, 64), (33, 47)])
+def test_compile_without_a_graph_break(either, small, picture, size, options):
+    model, image = small(either, **two_stages(either, **options)), picture(2, 3, *size)
+    compiled = torch.compile(copy.deepcopy(model), fullgraph=True, backend="eager")
+    with torch.no_grad():
+        assert_same(compiled(image), model(image))
+
+
+def test_compile_with_dynamic_sizes_compiles_once(small, picture):
+    model, graphs = small(**two_stages()), []
+
+    def count(graph_module, _inputs):
+        graphs.append(graph_module)
+        return graph_module.forward
+
+    compiled = torch.compile(copy.deepcopy(model), fullgraph=True, backend=count, dynamic=True)
+    with torch.no_grad():
+        for size in SIZES[1:]:
+            assert_same(compiled(picture(2, 3, *size)), model(picture(2, 3, *size)))
+    assert len(graphs) <= 2
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_compiled_training_step(either, small, picture, checkpointing):
+    """Forward and backward graphs, with a rate of drop path."""
+    model = small(either, **two_stages(either, drop_path_rate=0.0)).train()
+    model.set_grad_checkpointing(checkpointing)
+    compiled_model = copy.deepcopy(model)
+    compiled = torch.compile(compiled_model, fullgraph=True, backend="aot_eager")
+    for function in (model, compiled):
+        sum(level.square().mean() for level in aslist(function(picture()))).backward()
+    for (name, one), other in zip(model.named_parameters(), compiled_model.parameters(), strict=True):
+        torch.testing.assert_close(other.grad, one.grad, rtol=1e-3, atol=1e-5, msg=name)
+
+
+def test_compiled_drop_path(small, picture):
+    compiled = torch.compile(small(**two_stages(drop_path_rate=0.5)).train(), fullgraph=True, backend="aot_eager")
+    torch.manual_seed(0)
+    assert not torch.equal(compiled(picture()), compiled(picture()))
+
+
+@pytest.mark.long
+def test_compile_with_inductor(small, picture):
+    model = small(depths=(1, 1, 1, 1))
+    compiled = torch.compile(copy.deepcopy(model), fullgraph=True)
+    with torch.no_grad():
+        assert_same(compiled(picture()), model(picture()))
+
+
+# --- torch.export ---
+
+
+def exported(model, dims, example):
+    return torch.export.export(model, (example,), dynamic_shapes=({0: dims[0], 2: dims[1], 3: dims[2]},)).module()
+
+
+NAMED = (Dim("batch", min=1, max=64), Dim("height", min=33, max=2048), Dim("width", min=33, max=2048))
+AUTOMATIC = (Dim.AUTO, Dim.AUTO, Dim.AUTO)
+
+
+def check_export(model, dims, example, picture):
+    program = exported(model, dims, picture(2, 3, *example))
+    with torch.no_grad():
+        for batch, size in zip((1, 2, 3, 5), SIZES, strict=True):
+            assert_same(program(picture(batch, 3, *size)), model(picture(batch, 3, *size)))
+
+
+def test_export_with_dynamic_batch_and_size(either, small, picture):
+    check_export(small(either), NAMED, (70, 99), picture)
+
+
+@pytest.mark.parametrize("dims", [NAMED, AUTOMATIC], ids=["named", "automatic"])
+@pytest.mark.parametrize("example", [(64, 64), (70, 99)])
+def test_export_from_any_example(small, picture, dims, example):
+    check_export(small(**two_stages()), dims, example, picture)
+
+
+@pytest.mark.parametrize(
+    "options", [{"overlapped_patch": True, "cpe_act": True}, {"qkv_bias": False, "ffn": False}], ids=str
+)
+def test_export_with_options(small, picture, options):
+    check_export(small(**two_stages(**options)), NAMED, (64, 70), picture)
+
+
+def test_export_with_a_fixed_size_pads_no_more_than_needed(small, picture):
+    image = picture(2, 3, 33, 47)
+    model = small(**two_stages())
+    program = torch.export.export(model, (image,))
+    assert_same(program.module()(image), model(image))
+    assert not any("unfold" in str(node.target) for node in program.graph.nodes)
+
+
+def test_export_saves_and_loads(small, picture, tmp_path):
+    model = small(**two_stages())
+    dynamic = ({0: NAMED[0], 2: NAMED[1], 3: NAMED[2]},)
+    program = torch.export.export(model, (picture(2, 3, 64, 64),), dynamic_shapes=dynamic)
+    torch.export.save(program, tmp_path / "model.pt2")
+    loaded = torch.export.load(tmp_path / "model.pt2").module()
+    assert_same(loaded(picture(1, 3, 90, 35)), model(picture(1, 3, 90, 35)))
+
+
+# --- TorchScript ---
+
+
+@pytest.fixture
+def quiet():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # deprecated by torch, asked for by users
+        yield
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"ffn": False},
+        {"qkv_bias": False},
+        {"cpe_act": True, "overlapped_patch": True},
+        {"global_pool": "avgmax"},
+    ],
+    ids=str,
+)
+def test_script(small, picture, quiet, options):
+    model = small(**two_stages(**options))
+    scripted = torch.jit.script(model)
+    for size in [(64, 64), (33, 47), (1, 1), (7, 80)]:
+        assert_same(scripted(picture(2, 3, *size)), model(picture(2, 3, *size)))
+
+
+def test_script_of_variants_through_timm(quiet, picture):
+    """timm's own switch for models to be exported."""
+    torch.manual_seed(0)
+    with set_exportable(True):
+        model = timm.create_model("DaViT_nano", num_classes=3, scriptable=True).eval()
+    assert_same(torch.jit.script(model)(picture()), model(picture()))
+
+
+def test_script_saves_and_loads(small, picture, quiet, tmp_path):
+    model = small()
+    torch.jit.script(model).save(tmp_path / "model.ts")
+    assert_same(torch.jit.load(tmp_path / "model.ts")(picture()), model(picture()))
+
+
+def test_script_refuses_the_same_inputs(small, quiet):
+    with pytest.raises(Exception, match="in_chans=3, but the input has 4 channels"):
+        torch.jit.script(small())(torch.zeros(1, 4, 32, 32))
+
+
+def test_scripted_model_trains(small, picture, quiet):
+    model = small(drop_path_rate=0.0).train()
+    scripted = torch.jit.script(copy.deepcopy(model))
+    for function in (model, scripted):
+        function(picture()).square().mean().backward()
+    for (name, one), other in zip(model.named_parameters(), scripted.parameters(), strict=True):
+        torch.testing.assert_close(other.grad, one.grad, rtol=1e-3, atol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize("cls", [DaViT, DaViTPyramid])
+def test_trace(cls, small, picture, quiet):
+    """A trace holds for the size it was made with."""
+    model, image = small(cls), picture(2, 3, 33, 47)
+    assert_same(torch.jit.trace(model, image)(image), model(image))
+
+
+# --- torch.fx ---
+
+
+def test_fx_trace_computes_the_same_at_any_size(either, small, picture):
+    model = small(either)
+    traced = torch.fx.symbolic_trace(model)
+    for size in [*SIZES, (1, 1)]:
+        assert_same(traced(picture(2, 3, *size)), model(picture(2, 3, *size)))
+
+
+def test_fx_feature_extraction(small, picture, quiet):
+    model = small()
+    extractor = create_feature_extractor(model, {"main_blocks.1": "second", "norms": "pooled"})
+    out = extractor(picture())
+    torch.testing.assert_close(out["second"], model.forward_stages(picture())[1])
+    features = model.forward_features(picture())
+    torch.testing.assert_close(out["pooled"], model.forward_head(features, pre_logits=True))
+
+
+def test_fx_nodes_reach_into_blocks(small, quiet):
+    _, nodes = get_graph_node_names(small())
+    assert {"main_blocks.0.0.0.attn.qkv", "main_blocks.2.1.1.mlp.fc2", "patch_embeds.3.norm", "head"} <= set(nodes)

@@ -1,0 +1,318 @@
+"""timm's protocol: heads, features, intermediates, groups of parameters, checkpointing of activations."""
+
+import itertools
+import warnings
+
+import pytest
+import timm
+import torch
+from timm.models import group_modules, group_parameters
+from timm.optim import create_optimizer_v2, param_groups_layer_decay
+from torch import nn
+
+from davit import DaViT
+
+WIDTHS, REDUCTIONS = [32, 64, 128, 160], [4, 8, 16, 32]  # of DaViT_nano
+
+
+def nano(**options):
+    torch.manual_seed(0)
+    return timm.create_model("DaViT_nano", **options).eval()
+
+
+# --- head and features ---
+
+
+def test_forward_is_features_then_head(small, picture):
+    model, image = small(), picture()
+    features = model.forward_features(image)
+    assert features.shape == (2, 64, 2, 2)
+    torch.testing.assert_close(features, model.forward_stages(image)[-1].permute(0, 3, 1, 2))
+    assert torch.equal(model.forward_head(features), model(image))
+    pre_logits = model.forward_head(features, pre_logits=True)
+    assert pre_logits.shape == (2, model.num_features) == (2, model.head_hidden_size)
+    torch.testing.assert_close(model.head(pre_logits), model(image))
+
+
+def test_reset_classifier(small, picture):
+    model = small()
+    features = model.forward_head(model.forward_features(picture()), pre_logits=True)
+    old = model.head
+    torch.manual_seed(0)
+    model.reset_classifier(300)
+    assert model.get_classifier() is model.head is not old
+    assert model.num_classes == 300
+    assert model.head.weight.std().item() == pytest.approx(0.02, rel=0.05)
+    assert not model.head.bias.any()
+    torch.testing.assert_close(model(picture()), model.head(features))
+    model.reset_classifier(0)
+    assert torch.equal(model(picture()), features)
+    model.reset_classifier(0, "")
+    assert model(picture()).shape == (2, 64, 2, 2)
+    model.reset_classifier(3, "max")
+    assert model(picture()).shape == (2, 3)
+    assert model.global_pool == "max"
+
+
+def test_reset_classifier_keeps_number_format_and_device(small):
+    model = small().to(torch.float64)
+    model.reset_classifier(3)
+    assert model.head.weight.dtype == torch.float64
+    meta = small().to("meta")
+    meta.reset_classifier(3)
+    assert meta.head.weight.is_meta
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((-3,), "num_classes=-3 must be"),
+        ((5, ""), "num_classes must be 0, not 5"),
+        ((5, "mean"), "global_pool='mean' is unknown; choose from 'avg', 'max', 'avgmax', ''"),
+    ],
+)
+def test_reset_classifier_mistakes_leave_the_model(small, picture, arguments, message):
+    model = small()
+    expected = model(picture())
+    with pytest.raises(ValueError, match=message):
+        model.reset_classifier(*arguments)
+    assert torch.equal(model(picture()), expected)
+    assert (model.num_classes, model.global_pool) == (7, "avg")
+
+
+# --- feature_info and features_only ---
+
+
+def test_feature_info_tells_the_truth(small, picture):
+    model, seen = small(patch_size=2), {}
+    for info in model.feature_info:
+        module = model.get_submodule(info["module"])
+        module.register_forward_hook(lambda _m, _i, out, name=info["module"]: seen.update({name: out}))
+    image = picture(1, 3, 64, 96)
+    model(image)
+    assert len(model.feature_info) == 4
+    for info in model.feature_info:
+        out = seen[info["module"]]
+        assert out.shape == (1, 64 // info["reduction"], 96 // info["reduction"], info["num_chs"])
+
+
+@pytest.mark.parametrize("feature_cls", [None, "getter", "hook", "fx"])
+@pytest.mark.parametrize("out_indices", [None, (0, 1, 2, 3), (1, 3), (0,), (-1,), (-3, -1)], ids=str)
+def test_features_only(picture, feature_cls, out_indices):
+    image = picture(2, 3, 64, 90)
+    stages = [stage_map.permute(0, 3, 1, 2) for stage_map in nano().forward_stages(image)]
+    options = {
+        **({} if feature_cls is None else {"feature_cls": feature_cls}),
+        **({} if out_indices is None else {"out_indices": out_indices}),
+    }
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torchvision's note on tracing in evaluation mode
+        extractor = nano(features_only=True, **options)
+    wanted = [range(4)[i] for i in out_indices or range(4)]
+    assert extractor.feature_info.channels() == [WIDTHS[i] for i in wanted]
+    assert extractor.feature_info.reduction() == [REDUCTIONS[i] for i in wanted]
+    maps = extractor(image)
+    if feature_cls in ("hook", "fx"):  # they hand out what the modules do, and say so
+        assert str(extractor.output_fmt.value) == "NHWC"
+        maps = [stage_map.permute(0, 3, 1, 2) for stage_map in maps]
+    assert len(maps) == len(wanted)
+    for level, stage_map in zip(wanted, maps, strict=True):
+        torch.testing.assert_close(stage_map, stages[level])
+
+
+def test_features_only_drops_what_no_feature_needs():
+    extractor = nano(features_only=True, out_indices=(0, 1))
+    names = {name for name, _ in extractor.named_parameters()}
+    assert any("main_blocks.1" in name for name in names)
+    assert not any("main_blocks.2" in name or "head" in name or "norms" in name for name in names)
+
+
+# --- forward_intermediates ---
+
+
+@pytest.mark.parametrize(
+    ("indices", "wanted"),
+    [(None, [0, 1, 2, 3]), (2, [2, 3]), ([0, 2], [0, 2]), ([-1], [3]), ([-4, 1], [0, 1])],
+)
+@pytest.mark.parametrize("stop_early", [False, True])
+@pytest.mark.parametrize("output_fmt", ["NCHW", "NHWC"])
+def test_forward_intermediates(small, picture, indices, wanted, stop_early, output_fmt):
+    model, image = small(), picture()
+    stages = model.forward_stages(image)
+    ran = []
+    for blocks in model.main_blocks:
+        blocks.register_forward_hook(lambda module, _i, _o: ran.append(module))
+    final, maps = model.forward_intermediates(image, indices, stop_early=stop_early, output_fmt=output_fmt)
+    assert len(ran) == (wanted[-1] + 1 if stop_early else 4)
+    expected = [stages[i] if output_fmt == "NHWC" else stages[i].permute(0, 3, 1, 2) for i in wanted]
+    assert len(maps) == len(expected)
+    assert all(torch.equal(one, other) for one, other in zip(maps, expected, strict=True))
+    assert torch.equal(final, stages[len(ran) - 1].permute(0, 3, 1, 2))
+    only = model.forward_intermediates(
+        image, indices, stop_early=stop_early, output_fmt=output_fmt, intermediates_only=True
+    )
+    assert isinstance(only, list)
+    assert all(torch.equal(one, other) for one, other in zip(only, maps, strict=True))
+
+
+def test_forward_intermediates_result_feeds_the_head(small, picture):
+    model = small()
+    final, _ = model.forward_intermediates(picture(), [0], norm=True)
+    torch.testing.assert_close(model.forward_head(final), model(picture()))
+
+
+@pytest.mark.parametrize("output_fmt", ["NCHW", "NHWC"])
+def test_forward_intermediates_norm(small, picture, output_fmt):
+    """Of the last stage's map alone."""
+    model, image = small(), picture()
+    stages = model.forward_stages(image)
+    maps = model.forward_intermediates(image, norm=True, intermediates_only=True, output_fmt=output_fmt)
+    maps = maps if output_fmt == "NHWC" else [stage_map.permute(0, 2, 3, 1) for stage_map in maps]
+    torch.testing.assert_close(maps[3], model.norms(stages[3]))
+    assert all(torch.equal(maps[i], stages[i]) for i in range(3))
+    early = model.forward_intermediates(image, [2], norm=True, stop_early=True, intermediates_only=True)
+    assert torch.equal(early[0], stages[2].permute(0, 3, 1, 2))
+
+
+@pytest.mark.parametrize("indices", [[4], [-5], 5, [0, 7]])
+def test_forward_intermediates_out_of_range(small, picture, indices):
+    with pytest.raises((ValueError, AssertionError), match=r"[Ii]nd|range"):
+        small().forward_intermediates(picture(), indices)
+
+
+@pytest.mark.parametrize("output_fmt", ["NLC", "nchw", ""])
+def test_forward_intermediates_unknown_format(small, picture, output_fmt):
+    with pytest.raises(ValueError, match=f"output_fmt='{output_fmt}' is unknown; choose from 'NCHW', 'NHWC'"):
+        small().forward_intermediates(picture(), output_fmt=output_fmt)
+
+
+@pytest.mark.parametrize("indices", [[0, 2], 1, [-2]])
+@pytest.mark.parametrize("prune_norm", [False, True])
+@pytest.mark.parametrize("prune_head", [False, True])
+def test_prune_intermediate_layers(small, picture, indices, prune_norm, prune_head):
+    model, image = small(), picture()
+    expected = small().forward_intermediates(image, indices, intermediates_only=True)
+    logits = model(image)
+    taken = model.prune_intermediate_layers(indices, prune_norm, prune_head)
+    last = taken[-1]
+    assert len(model.main_blocks) == len(model.patch_embeds) == last + 1
+    maps = model.forward_intermediates(image, taken, intermediates_only=True)
+    assert all(torch.equal(one, other) for one, other in zip(maps, expected, strict=True))
+    shortened = last < 3
+    assert isinstance(model.norms, nn.Identity) == (prune_norm or shortened)
+    assert isinstance(model.head, nn.Identity) == (prune_head or shortened)
+    assert model.num_features == model.embed_dims[last]
+    if not (prune_norm or prune_head or shortened):
+        assert torch.equal(model(image), logits)
+    else:
+        model(image)  # what is left still runs
+
+
+# --- groups of parameters ---
+
+
+def depth_of(model, coarse):
+    groups = group_parameters(model, model.group_matcher(coarse))
+    depth = {name: group for group, names in groups.items() for name in names}
+    assert depth.keys() == {name for name, _ in model.named_parameters()}
+    return depth
+
+
+@pytest.mark.parametrize("depths", [(1, 1, 2, 1), (2, 1, 11, 3)], ids=str)
+def test_groups_are_strictly_ordered_by_depth(either, small, depths):
+    """One group per patch embedding and per pair of blocks, in the order in which they run."""
+    model = small(either, depths=depths)
+    depth = depth_of(model, coarse=False)
+    modules = []
+    for stage, pairs in enumerate(depths):
+        modules += [f"patch_embeds.{stage}."] + [f"main_blocks.{stage}.{pair}." for pair in range(pairs)]
+    levels = []
+    for prefix in modules:
+        found = {level for name, level in depth.items() if name.startswith(prefix)}
+        assert len(found) == 1, prefix
+        levels += found
+    assert levels == list(range(len(modules)))
+    behind = {level for name, level in depth.items() if name.startswith("norm")}
+    assert min(behind) >= levels[-1]
+    if either is DaViT:
+        assert depth["head.weight"] == depth["head.bias"] > levels[-1]
+
+
+def test_coarse_groups_are_stages(either, small):
+    model = small(either, depths=(2, 1, 3, 1))
+    depth = depth_of(model, coarse=True)
+    of_stage = [
+        {level for name, level in depth.items() if name.startswith(f"main_blocks.{stage}.")} for stage in range(4)
+    ]
+    assert all(len(levels) == 1 for levels in of_stage)
+    flat = [next(iter(levels)) for levels in of_stage]
+    assert flat == sorted(set(flat))
+    assert depth["patch_embeds.0.proj.weight"] < flat[0]
+    for stage in range(1, 4):
+        assert depth[f"patch_embeds.{stage}.proj.weight"] == flat[stage]
+
+
+def test_groups_of_modules(small):
+    """The same groups as those of the parameters that the modules hold."""
+    model = small()
+    depth = depth_of(model, coarse=False)
+    modules = {name: group for group, names in group_modules(model, model.group_matcher()).items() for name in names}
+    for name in ("patch_embeds.0.proj", "patch_embeds.2.norm", "main_blocks.2.1.0.attn.qkv", "head"):
+        assert modules[name] == depth[f"{name}.weight"]
+
+
+def test_layer_decay(small):
+    """A parameter's learning rate falls by the factor with every group towards the stem."""
+    model = small()
+    depth, names = depth_of(model, coarse=False), {id(p): name for name, p in model.named_parameters()}
+    deepest = max(depth.values())
+    seen = set()
+    for group in param_groups_layer_decay(model, weight_decay=0.05, layer_decay=0.5):
+        for parameter in group["params"]:
+            name = names[id(parameter)]
+            seen.add(name)
+            assert group["lr_scale"] == pytest.approx(0.5 ** (deepest - depth[name])), name
+            assert group["weight_decay"] == (0.0 if parameter.ndim <= 1 else 0.05), name
+    assert seen == depth.keys()
+    assert model.no_weight_decay() == set()
+
+
+def test_timms_optimizer_factory_reads_the_protocol(small):
+    optimizer = create_optimizer_v2(small(), opt="adamw", lr=1.0, weight_decay=0.1, layer_decay=0.9)
+    assert len({group["lr_scale"] for group in optimizer.param_groups}) == 10
+
+
+# --- checkpointing of activations ---
+
+
+def test_grad_checkpointing_changes_memory_not_results(either, small, picture):
+    def loss_and_gradients(checkpointing):
+        model = small(either).train()
+        model.set_grad_checkpointing(checkpointing)
+        runs = []
+        for pair in itertools.chain.from_iterable(model.main_blocks):
+            pair[0].norm1.register_forward_hook(lambda *_: runs.append(1))
+        torch.manual_seed(5)
+        output = model(picture())
+        loss = sum(level.square().mean() for level in ([output] if either is DaViT else output))
+        loss.backward()
+        return loss.detach(), {name: p.grad for name, p in model.named_parameters()}, len(runs)
+
+    loss, gradients, runs = loss_and_gradients(False)
+    same_loss, same_gradients, more_runs = loss_and_gradients(True)
+    assert torch.equal(loss, same_loss)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(same_gradients[name], gradient, msg=name)
+    assert more_runs == 2 * runs == 10
+
+
+def test_grad_checkpointing_repeats_the_random_choices_of_drop_path(small, picture):
+    gradients = []
+    for checkpointing in (False, True):
+        model = small(drop_path_rate=0.5).train()
+        model.set_grad_checkpointing(checkpointing)
+        torch.manual_seed(7)
+        model(picture(8)).square().mean().backward()
+        gradients.append([p.grad for p in model.parameters()])
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other)

@@ -1,0 +1,132 @@
+"""The backbone: its levels, the norms and stages that exist for them, and what is frozen."""
+
+import pytest
+import reference
+import torch
+from torch import nn
+
+from davit import DaViT, DaViTPyramid
+
+LEVELS = [(0, 1, 2, 3), (1, 2, 3), (0, 2), (3,), (0,)]
+
+
+def norms_of(model):
+    return sorted(name for name, _ in model.named_children() if name.startswith("norm"))
+
+
+def total(levels):
+    return sum(level.square().mean() for level in levels)
+
+
+@pytest.mark.parametrize("size", [(33, 47), (64, 64), (1, 1), (2, 75)])
+@pytest.mark.parametrize("options", [{}, {"cpe_act": True}, {"overlapped_patch": True, "patch_size": 2}], ids=str)
+def test_levels_equal_the_reference(small, picture, size, options):
+    model, image = small(DaViTPyramid, **options).double(), picture(1, 3, *size).double()
+    state = model.state_dict()
+    maps = reference.stage_maps(state, image, num_heads=(2, 2, 4, 4), window=4, **options)
+    levels = model(image)
+    assert isinstance(levels, tuple)
+    for i, (level, stage_map) in enumerate(zip(levels, maps, strict=True)):
+        torch.testing.assert_close(level, reference.norm(state, f"norm{i}", stage_map), rtol=1e-9, atol=1e-9)
+
+
+def test_stages_are_the_classifiers(small, picture):
+    pyramid, classifier = small(DaViTPyramid), small(DaViT, seed=3)
+    weights = {key: value for key, value in classifier.state_dict().items() if not key.startswith(("head", "norms"))}
+    missing, unexpected = pyramid.load_state_dict(weights, strict=False)
+    assert {key.split(".")[0] for key in missing} == {"norm0", "norm1", "norm2", "norm3"}
+    assert unexpected == []
+    last = classifier.forward_features(picture()).permute(0, 2, 3, 1)
+    torch.testing.assert_close(pyramid(picture())[3], pyramid.norm3(last).permute(0, 3, 1, 2))
+
+
+@pytest.mark.parametrize("out_indices", LEVELS)
+def test_argument_out_indices(small, picture, out_indices):
+    """A norm and a stage only for what is read; the values are those of the whole pyramid."""
+    model, whole = small(DaViTPyramid, out_indices=out_indices), small(DaViTPyramid)
+    assert norms_of(model) == [f"norm{i}" for i in out_indices]
+    assert len(model.main_blocks) == len(model.patch_embeds) == out_indices[-1] + 1
+    assert model.num_features == [(16, 32, 48, 64)[i] for i in out_indices]
+    assert set(model.state_dict()) <= set(whole.state_dict())
+    model.load_state_dict({key: whole.state_dict()[key] for key in model.state_dict()})
+    expected = [whole(picture())[i] for i in out_indices]
+    levels = model(picture())
+    assert len(levels) == len(expected)
+    assert all(torch.equal(one, other) for one, other in zip(levels, expected, strict=True))
+
+
+def test_argument_out_indices_counts_from_the_end(small):
+    assert small(DaViTPyramid, out_indices=(-3, -1)).out_indices == (1, 3)
+
+
+@pytest.mark.parametrize("out_indices", LEVELS)
+def test_no_parameter_without_gradient(small, picture, out_indices):
+    """DistributedDataParallel stops at one."""
+    model = small(DaViTPyramid, out_indices=out_indices).train()
+    total(model(picture())).backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
+
+
+@pytest.mark.parametrize("out_indices", [(), (4,), (-5,), (0, 0), (2, 1), (3, -1), (0, 1, 2, 3, 4)], ids=str)
+def test_mistakes_in_out_indices(small, out_indices):
+    with pytest.raises(ValueError, match=r"out_indices=\(.*\) must name stages of 0 to 3, each once and ascending"):
+        small(DaViTPyramid, out_indices=out_indices)
+
+
+@pytest.mark.parametrize("size", [(64, 96), (33, 47), (1, 1)])
+def test_level_shapes_and_memory(small, picture, size):
+    height, width = (-(-length // 4) for length in size)
+    for channels, level in zip((16, 32, 48, 64), small(DaViTPyramid)(picture(2, 3, *size)), strict=True):
+        assert level.shape == (2, channels, height, width)
+        assert level.is_contiguous(memory_format=torch.channels_last)
+        height, width = -(-height // 2), -(-width // 2)
+
+
+@pytest.mark.parametrize("frozen", [-1, 0, 1, 2, 4])
+def test_argument_frozen_stages(small, picture, frozen):
+    """No gradient, no drop path; kept through train() and eval(); what is not frozen learns."""
+    model = small(DaViTPyramid, frozen_stages=frozen, drop_path_rate=0.5)
+    prefixes = tuple(
+        f"{part}{stage}." for stage in range(frozen) for part in ("patch_embeds.", "main_blocks.", "norm")
+    )
+    prefixes = ("patch_embeds.0.",) if frozen == 0 else prefixes
+    for mode in (True, False, True):
+        assert model.train(mode) is model
+    if frozen < 4:
+        total(model(picture())).backward()
+    for name, parameter in model.named_parameters():
+        is_frozen = name.startswith(prefixes)
+        assert parameter.requires_grad is not is_frozen, name
+        assert (parameter.grad is None) is is_frozen, name
+    for name, module in model.named_modules():
+        if isinstance(module, nn.LayerNorm):
+            assert module.training is not f"{name}.".startswith(prefixes), name
+    if frozen == 4:
+        one, other = model(picture()), model(picture())
+        assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def test_frozen_stages_beyond_the_last_level(small, picture):
+    model = small(DaViTPyramid, frozen_stages=3, out_indices=(0, 1)).train()
+    assert not any(p.requires_grad for p in model.parameters())
+    assert len(model(picture())) == 2
+
+
+@pytest.mark.parametrize("frozen", [-2, 5])
+def test_mistakes_in_frozen_stages(small, frozen):
+    with pytest.raises(ValueError, match=rf"frozen_stages={frozen} must be from -1 \(nothing\) to 4 \(all\)"):
+        small(DaViTPyramid, frozen_stages=frozen)
+
+
+def test_argument_grad_checkpointing(small, picture):
+    def gradients(checkpointing):
+        model = small(DaViTPyramid, grad_checkpointing=checkpointing, drop_path_rate=0.0).train()
+        runs = []
+        model.main_blocks[0][0][0].norm1.register_forward_hook(lambda *_: runs.append(1))
+        total(model(picture())).backward()
+        return [p.grad for p in model.parameters()], len(runs)
+
+    (plain, runs), (checkpointed, more_runs) = gradients(False), gradients(True)
+    assert (runs, more_runs) == (1, 2)
+    for one, other in zip(plain, checkpointed, strict=True):
+        torch.testing.assert_close(one, other)
