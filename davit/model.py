@@ -263,9 +263,7 @@ class DualAttentionStages(nn.Module):
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name}={value!r} must be a whole number of 1 or more.")
         if not mlp_ratio > 0:
-            raise ValueError(
-                f"mlp_ratio={mlp_ratio!r} must be above 0; use ffn=False for blocks without an MLP."
-            )
+            raise ValueError(f"mlp_ratio={mlp_ratio!r} must be above 0; use ffn=False for blocks without an MLP.")
         _check_rate("drop_path_rate", drop_path_rate)
 
         self.in_chans = in_chans
@@ -292,19 +290,14 @@ class DualAttentionStages(nn.Module):
                 if kind == "spatial"
                 else ChannelAttention(dim, heads, qkv_bias)
             )
-            return DualAttentionBlock(
-                dim, attention, mlp_ratio if ffn else None, drop_path, cpe_act, norm_layer
-            )
+            return DualAttentionBlock(dim, attention, mlp_ratio if ffn else None, drop_path, cpe_act, norm_layer)
 
         # one rate per block, so the two blocks of a pair differ
         blocks = len(attention_types) * sum(depths)
         rates = iter([drop_path_rate * i / max(blocks - 1, 1) for i in range(blocks)])
         self.main_blocks = nn.ModuleList(
             nn.Sequential(
-                *(
-                    nn.Sequential(*(block(stage, kind, next(rates)) for kind in attention_types))
-                    for _ in range(depth)
-                )
+                *(nn.Sequential(*(block(stage, kind, next(rates)) for kind in attention_types)) for _ in range(depth))
             )
             for stage, depth in enumerate(depths)
         )

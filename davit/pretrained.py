@@ -58,23 +58,15 @@ PUBLISHED: dict[str, Published] = {
     "DaViT_tiny": Published(
         "timm/davit_tiny.msft_in1k",
         (
-            PublishedFile(
-                "model.safetensors", "085937207d2e51c1d1e0a3ee5f3156994cce718dc02aef7fa8cec502784adda8"
-            ),
-            PublishedFile(
-                "pytorch_model.bin", "8e5dd07e74925c9cc3831bb0f2acb06aabbb39b918ce93597e741f61f6325753"
-            ),
+            PublishedFile("model.safetensors", "085937207d2e51c1d1e0a3ee5f3156994cce718dc02aef7fa8cec502784adda8"),
+            PublishedFile("pytorch_model.bin", "8e5dd07e74925c9cc3831bb0f2acb06aabbb39b918ce93597e741f61f6325753"),
         ),
     ),
     "DaViT_small": Published(
         "timm/davit_small.msft_in1k",
         (
-            PublishedFile(
-                "model.safetensors", "cef0f04c734989efdb4a76aef07a4cea8a968cdf74059d8bc15f38b74df25e8f"
-            ),
-            PublishedFile(
-                "pytorch_model.bin", "b96bf0cd3817365d1f23ea990979627aab01dc1ee1c6ea8a0caa50dec4625e22"
-            ),
+            PublishedFile("model.safetensors", "cef0f04c734989efdb4a76aef07a4cea8a968cdf74059d8bc15f38b74df25e8f"),
+            PublishedFile("pytorch_model.bin", "b96bf0cd3817365d1f23ea990979627aab01dc1ee1c6ea8a0caa50dec4625e22"),
         ),
     ),
     "DaViT_base": Published(
@@ -143,8 +135,7 @@ def _download(published: Published, variant: str) -> Path:
         else:
             return _verified(path, file, variant)
     raise PretrainedError(
-        f"the pretrained weights of {variant} could not be downloaded ({_in_one_line(reason)}). "
-        f"{_by_hand(published)}"
+        f"the pretrained weights of {variant} could not be downloaded ({_in_one_line(reason)}). {_by_hand(published)}"
     ) from reason
 
 

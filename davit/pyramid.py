@@ -69,9 +69,7 @@ class DaViTPyramid(DualAttentionStages):
         )
         self.out_indices = _checked_levels(out_indices, self.num_stages)
         if not -1 <= frozen_stages <= self.num_stages:
-            raise ValueError(
-                f"frozen_stages={frozen_stages} must be from -1 (nothing) to {self.num_stages} (all)."
-            )
+            raise ValueError(f"frozen_stages={frozen_stages} must be from -1 (nothing) to {self.num_stages} (all).")
         self.frozen_stages = frozen_stages
         needed = max(self.out_indices) + 1
         self.patch_embeds = self.patch_embeds[:needed]
@@ -104,9 +102,7 @@ class DaViTPyramid(DualAttentionStages):
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         maps = self.forward_stages(x)
-        return tuple(
-            getattr(self, f"norm{level}")(maps[level]).permute(0, 3, 1, 2) for level in self.out_indices
-        )
+        return tuple(getattr(self, f"norm{level}")(maps[level]).permute(0, 3, 1, 2) for level in self.out_indices)
 
 
 def _checked_levels(out_indices: Sequence[int], num_stages: int) -> tuple[int, ...]:

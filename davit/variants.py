@@ -73,9 +73,7 @@ def _default_cfg(name: str, variant: Variant) -> dict[str, Any]:
     }
 
 
-default_cfgs = generate_default_cfgs(
-    {name: _default_cfg(name, variant) for name, variant in VARIANTS.items()}
-)
+default_cfgs = generate_default_cfgs({name: _default_cfg(name, variant) for name, variant in VARIANTS.items()})
 
 
 def _entrypoint(name: str, variant: Variant) -> Callable[..., nn.Module]:

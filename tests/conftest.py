@@ -21,6 +21,12 @@ SMALL: dict[str, Any] = {
 }
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    """Small models gain nothing from more, and threads that wait for a busy core slow them down tenfold."""
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="session")
 def repository() -> Path:
     return REPOSITORY

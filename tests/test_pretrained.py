@@ -44,9 +44,7 @@ def nothing_here(tmp_path, monkeypatch):
 def publish(monkeypatch, tmp_path):
     """``publish(where, known)``: a small published DaViT_tiny, lying by hand or in the hub's cache."""
 
-    def publish(
-        where: str, known: str = "right", name: str = "model.safetensors"
-    ) -> tuple[Path, torch.nn.Module]:
+    def publish(where: str, known: str = "right", name: str = "model.safetensors") -> tuple[Path, torch.nn.Module]:
         model = timm.create_model("davit_tiny", **SMALL)
         if where == "folder":
             path = tmp_path / "weights" / ("davit_tiny.msft_in1k" + Path(name).suffix)
@@ -60,13 +58,9 @@ def publish(monkeypatch, tmp_path):
             safetensors.torch.save_file(model.state_dict(), path, {"format": "pt"})
         else:
             torch.save(model.state_dict(), path)
-        digest = {"right": hashlib.sha256(path.read_bytes()).hexdigest(), "wrong": "0" * 64, "unknown": None}[
-            known
-        ]
+        digest = {"right": hashlib.sha256(path.read_bytes()).hexdigest(), "wrong": "0" * 64, "unknown": None}[known]
         files = tuple(PublishedFile(file.name, digest) for file in PUBLISHED["DaViT_tiny"].files)
-        monkeypatch.setitem(
-            davit.pretrained.PUBLISHED, "DaViT_tiny", Published("timm/davit_tiny.msft_in1k", files)
-        )
+        monkeypatch.setitem(davit.pretrained.PUBLISHED, "DaViT_tiny", Published("timm/davit_tiny.msft_in1k", files))
         return path, model.eval()
 
     return publish

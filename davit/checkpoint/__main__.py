@@ -92,9 +92,7 @@ def _inspect(options: argparse.Namespace) -> None:
     ]
     for title, names in (("not a DaViT's", found.unknown), (f"not under {found.prefix!r}", found.outside)):
         if names:
-            lines.append(
-                f"{len(names)} tensors {title}: {', '.join(names[:4])}{', ...' if len(names) > 4 else ''}"
-            )
+            lines.append(f"{len(names)} tensors {title}: {', '.join(names[:4])}{', ...' if len(names) > 4 else ''}")
     if bad := [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]:
         lines.append(f"WARNING: NaN or infinite values in {len(bad)} tensors: {', '.join(bad[:4])}")
     lines += ["", "beside the weights"] if checkpoint.metadata or checkpoint.skipped else []
@@ -132,9 +130,7 @@ def _count(tensors: Iterable[Tensor]) -> int:
 
 
 def _shortened(value: object) -> str:
-    text = (
-        ", ".join(f"{key}={inner}" for key, inner in value.items()) if isinstance(value, dict) else str(value)
-    )
+    text = ", ".join(f"{key}={inner}" for key, inner in value.items()) if isinstance(value, dict) else str(value)
     text = " ".join(text.split())
     return text if len(text) <= 400 else text[:400] + " ..."
 

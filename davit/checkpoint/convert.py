@@ -81,18 +81,14 @@ def convert_with_report(
     unwanted = ("head.norm", "head.fc") if to == "pyramid" else ("level",)
     for key, name in found.names.items():
         if key.slot in unwanted:
-            report.dropped[name] = (
-                f"the layout {to!r} has no {'norm of a level' if key.slot == 'level' else 'head'}"
-            )
+            report.dropped[name] = f"the layout {to!r} has no {'norm of a level' if key.slot == 'level' else 'head'}"
     kept = sorted((key for key in found.names if key.slot not in unwanted), key=spelling.rank)
     converted = {spelling.render(key): state_dict[found.names[key]] for key in kept}
     report.tensors, report.params = len(converted), sum(tensor.numel() for tensor in converted.values())
     report.renamed = sum(spelling.render(key) != found.names[key] for key in kept)
     slots = {key.slot for key in kept}
     if to != "pyramid" and "head.fc" not in slots:
-        report.notes.append(
-            "the result has no classifier" + ("" if "head.norm" in slots else " and no final norm")
-        )
+        report.notes.append("the result has no classifier" + ("" if "head.norm" in slots else " and no final norm"))
     if to == "pyramid" and "level" not in slots:
         report.notes.append("the result has no norms of the levels, which only a backbone has")
     if found.function != spelling.function:

@@ -114,13 +114,10 @@ def unwrap(contents: object, origin: str, ema: str = "auto") -> Checkpoint:
             level = level.state_dict()
         if not isinstance(level, Mapping):
             raise CheckpointError(
-                f"{origin} holds a {type(level).__name__}, not weights by name; save the model's "
-                "state_dict() instead."
+                f"{origin} holds a {type(level).__name__}, not weights by name; save the model's state_dict() instead."
             )
         entry = _wrapper_in(level, ema)
-        tensors = (
-            {} if entry else {str(name): value for name, value in level.items() if isinstance(value, Tensor)}
-        )
+        tensors = {} if entry else {str(name): value for name, value in level.items() if isinstance(value, Tensor)}
         for name, value in level.items():
             if name != entry and str(name) not in tensors:
                 plain = plain_value(value)
@@ -176,9 +173,7 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
-def write_checkpoint(
-    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], force: bool
-) -> None:
+def write_checkpoint(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], force: bool) -> None:
     """Write weights, and only weights, in one step: the file is whole or not there.
 
     A .safetensors file keeps the metadata in its header; a PyTorch file is the plain state dict, or, where
@@ -192,17 +187,11 @@ def write_checkpoint(
         CheckpointError: unknown suffix, no such folder, or the file exists.
     """
     if not path.name.endswith(_SUFFIXES):
-        raise CheckpointError(
-            f"{path} has none of the suffixes that say what to write: {', '.join(_SUFFIXES)}."
-        )
+        raise CheckpointError(f"{path} has none of the suffixes that say what to write: {', '.join(_SUFFIXES)}.")
     if not path.parent.is_dir():
-        raise CheckpointError(
-            f"{path} cannot be written: the folder {path.parent} does not exist; create it first."
-        )
+        raise CheckpointError(f"{path} cannot be written: the folder {path.parent} does not exist; create it first.")
     if path.exists() and not force:
-        raise CheckpointError(
-            f"{path} exists and is not replaced; give another name, or --force (force=True)."
-        )
+        raise CheckpointError(f"{path} exists and is not replaced; give another name, or --force (force=True).")
     # a view would be saved with all it is a view of, and safetensors takes no two names for one memory
     packed = {name: tensor.contiguous().clone() for name, tensor in tensors.items()}
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
@@ -213,9 +202,7 @@ def write_checkpoint(
             torch.save({"state_dict": packed, **metadata} if metadata else packed, unfinished)
         unfinished.replace(path)
     except OSError as error:
-        raise CheckpointError(
-            f"{path} cannot be written: {error}; check the space and the permissions."
-        ) from error
+        raise CheckpointError(f"{path} cannot be written: {error}; check the space and the permissions.") from error
     finally:
         unfinished.unlink(missing_ok=True)
 
@@ -299,10 +286,7 @@ def _other_kind(start: bytes) -> str:
     text = _as_text(start)
     if text is not None:
         return f"is a text file that begins with {text[:40]!r}, not a checkpoint; check the path."
-    return (
-        "is no checkpoint in any known format (PyTorch or safetensors); it may be damaged: fetch or save it "
-        "again."
-    )
+    return "is no checkpoint in any known format (PyTorch or safetensors); it may be damaged: fetch or save it again."
 
 
 def _as_text(start: bytes) -> str | None:
@@ -319,7 +303,7 @@ def _as_text(start: bytes) -> str | None:
 def _read_safetensors(path: Path) -> tuple[object, dict[str, Any]]:
     try:
         tensors = safetensors.torch.load_file(path)
-        with safetensors.safe_open(path, framework="pt") as opened:  # type: ignore[no-untyped-call]
+        with safetensors.safe_open(path, framework="pt") as opened:
             metadata = opened.metadata() or {}
     except (safetensors.SafetensorError, OSError, ValueError, KeyError) as error:
         raise CheckpointError(

@@ -81,9 +81,7 @@ class Spelling:
 
     @cached_property
     def _anchor(self) -> re.Pattern[str]:
-        return re.compile(
-            r"(?P<prefix>|.*\.)" + self._patterns["qkv"].pattern.replace(r"(?P<param>[^.]+)", "weight")
-        )
+        return re.compile(r"(?P<prefix>|.*\.)" + self._patterns["qkv"].pattern.replace(r"(?P<param>[^.]+)", "weight"))
 
     @cached_property
     def names_blocks(self) -> bool:
@@ -353,9 +351,7 @@ def structure_of(found: Recognised, tensors: Mapping[str, Tensor]) -> Structure:
     stem = shapes.get(Key("stem.proj", 0, 0, 0, "weight"), (0, 0))
     head = shapes.get(Key("head.fc", 0, 0, 0, "weight"))
     downs = [shapes.get(Key("down.proj", stage, 0, 0, "weight"), (0, 0, 0)) for stage in range(1, stages)]
-    depths = (
-        len({key.pair for key in shapes if key.slot == "qkv" and key.stage == s}) for s in range(stages)
-    )
+    depths = (len({key.pair for key in shapes if key.slot == "qkv" and key.stage == s}) for s in range(stages))
     return Structure(
         in_chans=stem[1],
         embed_dims=(stem[0], *(down[0] for down in downs)),

@@ -64,9 +64,7 @@ class LoadReport:
         return not (self.dropped or self.missing or self.adapted or self.nonfinite)
 
     def __str__(self) -> str:
-        entry = (
-            f" ({'/'.join(self.wrapper)}{', the EMA weights' if self.ema else ''})" if self.wrapper else ""
-        )
+        entry = f" ({'/'.join(self.wrapper)}{', the EMA weights' if self.ema else ''})" if self.wrapper else ""
         names = self.layout if self.layout == self.target_layout else f"{self.layout} -> {self.target_layout}"
         parts = [
             f"{self.origin}{entry}: loaded {self.tensors_loaded} of the model's {self.tensors_total} "
@@ -79,9 +77,7 @@ class LoadReport:
         parts += [f"dropped {text}" for text in summarise(self.dropped)]
         parts += [f"kept the model's own values of {text}" for text in summarise(self.missing)]
         if self.nonfinite:
-            parts.append(
-                f"NaN or infinite values in {len(self.nonfinite)} tensors ({', '.join(self.nonfinite[:3])})"
-            )
+            parts.append(f"NaN or infinite values in {len(self.nonfinite)} tensors ({', '.join(self.nonfinite[:3])})")
         return "; ".join(parts) + "."
 
 
@@ -230,12 +226,7 @@ def _fit(plan: _Plan, source_name: str, tensor: Tensor, name: str, wanted: Tenso
     """Plan one copy, with the input convolution adapted where only its channels differ."""
     theirs, ours = tuple(tensor.shape), tuple(wanted.shape)
     # timm's rule for other channels starts from three
-    if (
-        is_stem
-        and len(theirs) == 4
-        and theirs[1] == 3
-        and ours == (theirs[0], ours[1], *theirs[2:]) != theirs
-    ):
+    if is_stem and len(theirs) == 4 and theirs[1] == 3 and ours == (theirs[0], ours[1], *theirs[2:]) != theirs:
         tensor = adapt_input_conv(ours[1], tensor)
         plan.adapted[name] = f"from {theirs[1]} to {ours[1]} input channels"
     elif theirs != ours:
@@ -335,9 +326,7 @@ def _plan_plain(
     rules: _Rules[str] = _Rules(
         is_head=lambda name: name.startswith(heads),
         is_stem=lambda name: name.startswith(stems) and name.endswith(".weight"),
-        why_dropped=lambda name: (
-            "the model has no head" if name.startswith(heads) and not we_have_head else None
-        ),
+        why_dropped=lambda name: "the model has no head" if name.startswith(heads) and not we_have_head else None,
         why_missing=lambda name: (
             "the checkpoint has no head" if name.startswith(heads) and not they_have_head else None
         ),
@@ -376,9 +365,7 @@ def _innermost(model: nn.Module) -> nn.Module:
     return model
 
 
-def _new_report(
-    checkpoint: Checkpoint, target: Mapping[str, Tensor], layout: str, target_layout: str
-) -> LoadReport:
+def _new_report(checkpoint: Checkpoint, target: Mapping[str, Tensor], layout: str, target_layout: str) -> LoadReport:
     return LoadReport(
         origin=checkpoint.origin,
         wrapper=checkpoint.wrapper,

@@ -58,9 +58,7 @@ def train_parser() -> argparse.ArgumentParser:
         epilog="Exit status: 0 done, 2 a mistake in the flags or the data, 3 a non-finite loss, 4 the disk is full, "
         "75 interrupted and saved (run again with --auto-resume).",
     )
-    parser.add_argument(
-        "-c", "--config", metavar="FILE", help="YAML recipe; flags on the command line override it"
-    )
+    parser.add_argument("-c", "--config", metavar="FILE", help="YAML recipe; flags on the command line override it")
     _add_data(parser)
     _add_model(parser)
     _add_optimizer(parser)
@@ -104,9 +102,7 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
     add("--no-pin-mem", dest="pin_mem", action="store_false", help="pageable host memory")
     add("--no-prefetcher", action="store_true", help=argparse.SUPPRESS)
     add("--use-multi-epochs-loader", action="store_true", help=argparse.SUPPRESS)
-    add(
-        "--skip-bad-images", action="store_true", help="skip and list unreadable pictures instead of stopping"
-    )
+    add("--skip-bad-images", action="store_true", help="skip and list unreadable pictures instead of stopping")
     add("--save-images", action="store_true", help="save the pictures of a batch at each log interval")
 
 

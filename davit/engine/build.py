@@ -76,7 +76,7 @@ def build_model(args: Namespace, num_classes: int) -> nn.Module:
     if args.grad_checkpointing:
         if not hasattr(model, "set_grad_checkpointing"):
             raise ValueError(f"--grad-checkpointing: {args.model} has no gradient checkpointing.")
-        model.set_grad_checkpointing(True)
+        model.set_grad_checkpointing(True)  # type: ignore[operator]
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.momentum = module.momentum if args.bn_momentum is None else args.bn_momentum
@@ -117,6 +117,7 @@ def set_transforms(args: Namespace, data: Data, config: dict[str, Any]) -> None:
     data.val.transform = eval_transform(
         img_size=size,
         crop_pct=config["crop_pct"],
+        crop_mode=config["crop_mode"],
         interpolation=config["interpolation"],
         mean=config["mean"],
         std=config["std"],

@@ -54,9 +54,7 @@ class World:
         if not self.is_distributed:
             return value
         values: list[Any] = [value]
-        dist.broadcast_object_list(
-            values, src=src, device=self.device if self.device.type == "cuda" else None
-        )
+        dist.broadcast_object_list(values, src=src, device=self.device if self.device.type == "cuda" else None)
         return values[0]
 
     def broadcast_state(self, state: T, src: int = 0) -> T:

@@ -246,7 +246,7 @@ def _reduce(totals: _Totals, loader: EvalLoader, world: World, whole: bool) -> E
     loss = world.sum(totals.loss).item()
     seen = world.sum(totals.seen.to(world.device))
     count, twice = int(seen.sum()), int((seen > 1).sum())
-    own = (totals.seconds, totals.waited, _peak_memory_mb(world.device), dict(loader.bad_images))
+    own = (totals.seconds, totals.waited, peak_memory_mb(world.device), dict(loader.bad_images))
     seconds, waited, peaks, bad = zip(*world.gather(own), strict=True)
     bad_images = {file: reason for files in bad for file, reason in sorted(files.items())}
     skipped = sum(len(files) for files in bad)
@@ -328,7 +328,8 @@ class _Pace:
             torch.cuda.synchronize(self._device)
 
 
-def _peak_memory_mb(device: torch.device) -> float:
+def peak_memory_mb(device: torch.device) -> float:
+    """Peak memory in 10^6 bytes: of tensors on CUDA, of the whole process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / _MEGABYTE
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / _MEGABYTE

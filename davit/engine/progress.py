@@ -134,13 +134,14 @@ class Progress:
         if rate > 0:
             left = tqdm.format_interval(max(0, self.total - self.done) / rate)
             speed = [f"{_significant(rate * self.images_per_step)} images/s", f"{left} left"]
-        text = {name: _text(name, float(value)) for name, value in self._numbers.items()}
+        text = {name: self._text(name, float(value)) for name, value in self._numbers.items()}
         head = [text.pop(name) for name in _BEFORE_RATE if name in text]
         return [*head, *speed, *text.values()]
 
-
-def _text(name: str, value: float) -> str:
-    return _FORMATS[name](value) if name in _FORMATS else f"{name} {value:.4g}"
+    def _text(self, name: str, value: float) -> str:
+        if name == "loss" and self._bar is None:
+            return f"loss {value:.6f}"  # a log is for comparing runs, a bar for a glance
+        return _FORMATS[name](value) if name in _FORMATS else f"{name} {value:.4g}"
 
 
 def _significant(rate: float) -> str:

@@ -16,7 +16,9 @@ import os
 import re
 import shutil
 import zipfile
+from argparse import Namespace
 from contextlib import suppress
+from datetime import datetime
 from pathlib import Path
 from typing import IO, Any
 
@@ -162,3 +164,22 @@ class RunFolder:
         beside.replace(self.path / name)
         with suppress(FileNotFoundError):
             beside.unlink()  # a rename onto another name of the same file does nothing
+
+
+def run_path(args: Namespace, config: dict[str, Any], restarted: bool) -> Path:
+    """The folder of a run: --output/--experiment.
+
+    Without a name: the time, the model and the size, so that no two runs meet; with --auto-resume the model and
+    the size alone, so that the same command finds it again. A process that torchrun restarted takes the newest.
+    """
+    output = Path(args.output or "output/train")
+    name = f"{args.model.replace('/', '_')}-{config['input_size'][-1]}"
+    if args.experiment:
+        return output / args.experiment
+    if args.auto_resume:
+        return output / name
+    if restarted:
+        earlier = sorted(output.glob(f"*-{name}"))
+        if earlier:
+            return earlier[-1]
+    return output / f"{datetime.now():%Y%m%d-%H%M%S}-{name}"

@@ -59,8 +59,6 @@ def run_cli(main: Callable[[], object]) -> int:
     except (OSError, RuntimeError) as error:
         if not is_disk_full(error):
             raise
-        log.error(
-            "the disk is full: %s. Older checkpoints are whole; free some space and --auto-resume.", error
-        )
+        log.error("the disk is full: %s. Older checkpoints are whole; free some space and --auto-resume.", error)
         return DISK_FULL
     return OK

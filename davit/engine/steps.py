@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ..data import Batch
 from .distributed import World
+from .nonfinite import OverflowCount
 from .precision import Precision
 
 
@@ -81,6 +82,7 @@ class Stepper:
         self.mixup = mixup
         self.ema = ema
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=precision.needs_scaler)
+        self.overflows = OverflowCount()
         self.updates = 0
         self.parameters = [p for p in model.parameters() if p.requires_grad]
 
@@ -102,11 +104,11 @@ class Stepper:
         losses, hits = [], []
         batches = [self._mixed(batch) for batch in micro_batches]
         for number, batch in enumerate(batches):
-            last = number == len(batches) - 1
-            sync = nullcontext() if last or not hasattr(self.forward, "no_sync") else self.forward.no_sync()
-            with sync:
+            forward = self.forward
+            wait = isinstance(forward, nn.parallel.DistributedDataParallel) and number < len(batches) - 1
+            with forward.no_sync() if wait else nullcontext():  # type: ignore[operator]
                 with self.precision.autocast():
-                    output = self.forward(batch.images)
+                    output = forward(batch.images)
                     loss = self.loss(output, batch.targets)
                 self.scaler.scale(loss / len(batches)).backward()
             losses.append(loss.detach().float())
@@ -115,9 +117,7 @@ class Stepper:
         self.scaler.unscale_(self.optimizer)
         norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
         # one exchange and one wait a step: mean loss and accuracy, and whether anyone is to stop
-        mine = torch.stack(
-            [torch.stack(losses).mean(), torch.stack(hits).mean(), norm.new_tensor(stop_asked)]
-        )
+        mine = torch.stack([torch.stack(losses).mean(), torch.stack(hits).mean(), norm.new_tensor(stop_asked)])
         total, hit, stops = self.world.sum(mine.double()).tolist()
         skipped = self._check(losses, norm, total, batches, on_nonfinite)
         if self.args.clip_grad is not None and not skipped:
@@ -150,10 +150,11 @@ class Stepper:
         """Whether the step is skipped for an fp16 overflow; raises for any other non-finite number."""
         values = [*torch.stack(losses).tolist(), float(norm)]
         if np.isfinite(values).all():
+            self.overflows.reset()
             return False
         bad = next((i for i, value in enumerate(values[:-1]) if not np.isfinite(value)), None)
         # an overflow of scaled gradients is the scaler's to mend, unless it has nothing left to lower
-        if np.isfinite(total) and self.precision.needs_scaler and self.scaler.get_scale() > 1.0:
+        if np.isfinite(total) and self.precision.needs_scaler and self.overflows.bearable(self.scaler.get_scale()):
             return True
         where = 0 if bad is None else bad
         raise on_nonfinite(values[where], values[-1], batches[where])

@@ -5,12 +5,9 @@ from __future__ import annotations
 import copy
 import logging
 import os
-import signal
 import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from datetime import datetime
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -21,7 +18,6 @@ from timm.scheduler.scheduler_factory import scheduler_kwargs
 from timm.utils import ModelEmaV3, distribute_bn
 from torch import nn
 
-from ..checkpoint import load_checkpoint
 from ..data import Batch, prefetch, save_images, write_digits
 from . import state as saved
 from .arguments import parse_with_config, say_what_has_no_meaning, train_parser
@@ -38,14 +34,17 @@ from .build import (
     unused_parameters,
 )
 from .distributed import World, close_world, init_world
-from .evaluate import Evaluation, evaluate
-from .evaluate import _peak_memory_mb as peak_memory_mb
+from .evaluate import Evaluation, evaluate, peak_memory_mb
 from .nonfinite import report_nonfinite
 from .precision import precision_from
 from .progress import Progress
+from .resume import restore, state_of
 from .runlog import RunLog, plain, write_args, write_bad_images
+from .signals import stop_signals
 from .status import Interrupted, run_cli
 from .steps import Stepper, seed_everything
+from .totals import EpochTotals
+from .trials import dry_run, measure_throughput
 
 log = logging.getLogger(__name__)
 
@@ -95,7 +94,9 @@ def run(args: Namespace, world: World) -> None:
     model = build_model(args, data.num_classes)
     config = data_config(args, model)
     set_transforms(args, data, config)
-    model.to(world.device, memory_format=torch.channels_last if args.channels_last else torch.preserve_format)
+    model.to(world.device)
+    if args.channels_last:
+        model.to(memory_format=torch.channels_last)
     if args.sync_bn and world.is_distributed and world.device.type == "cuda":
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     if args.throughput:
@@ -104,7 +105,7 @@ def run(args: Namespace, world: World) -> None:
     trainer = Trainer(args, world, model, data, config)
     try:
         if args.dry_run:
-            trainer.dry_run()
+            dry_run(trainer)
         else:
             trainer.prepare_folder()
             trainer.fit()
@@ -147,6 +148,7 @@ class Trainer:
         self.totals = EpochTotals()
         self.kept: dict[int, float] = {}
         self.bad_images: dict[str, str] = {}
+        self.path = Path(args.output or "output")  # until the run's own folder is open
         self.folder: saved.RunFolder | None = None
         self.run_log: RunLog | None = None
         self._announce()
@@ -169,9 +171,7 @@ class Trainer:
             forward = torch.compile(forward, backend=args.torchcompile)  # type: ignore[assignment]
         if world.is_distributed:
             ids = [world.device.index] if world.device.type == "cuda" else None
-            forward = nn.parallel.DistributedDataParallel(
-                forward, device_ids=ids, gradient_as_bucket_view=True
-            )
+            forward = nn.parallel.DistributedDataParallel(forward, device_ids=ids, gradient_as_bucket_view=True)
         return forward
 
     def _announce(self) -> None:
@@ -215,9 +215,12 @@ class Trainer:
         problem = self.world.broadcast(problem)
         if problem is not None:
             raise problem
+        if self.folder is not None:
+            self.path = self.folder.path
+        self.path = self.world.broadcast(self.path)
         state = self.world.broadcast_state(state)
         if state is not None:
-            self._restore(state)
+            restore(self, state)
         if self.world.is_main:
             assert self.folder is not None
             write_args(self.folder.path, plain(vars(self.args)))
@@ -232,7 +235,7 @@ class Trainer:
     def _open_folder(self) -> dict[str, Any] | None:
         args = self.args
         restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
-        path = run_path(args, self.config, restarted)
+        path = saved.run_path(args, self.config, restarted)
         self.folder = saved.RunFolder(path, args.checkpoint_hist, higher_is_better=args.eval_metric != "loss")
         self.folder.remove_partials()
         if args.auto_resume or restarted:
@@ -250,51 +253,6 @@ class Trainer:
             self.folder.clear()
         log.info("Writing to %s.", path)
         return saved.read_state(Path(args.resume)) if args.resume else None
-
-    def _restore(self, state: dict[str, Any]) -> None:
-        args = self.args
-        if args.no_resume_opt or state.get("format") != saved.FORMAT:
-            load_checkpoint(self.model, state, ema="never", head="require")
-            if not args.no_resume_opt:
-                self.epoch = int(state.get("epoch", -1)) + 1
-                self.scheduler.step(self.epoch)
-                log.warning(
-                    "The checkpoint was not written by this trainer: its weights and epoch are used, the "
-                    "optimizer starts anew."
-                )
-            return
-        then = state["args"]
-        for name in ("model", "seed", "opt"):
-            if then[name] != getattr(args, name):
-                log.warning("--%s was %r and is %r now.", name, then[name], getattr(args, name))
-        load_checkpoint(self.model, {"state_dict": state["state_dict"]}, head="require")
-        if self.ema is not None:
-            self.ema.module.load_state_dict(state.get("state_dict_ema", state["state_dict"]))
-        self.stepper.load_state_dict(state)
-        self.scheduler.load_state_dict(state["scheduler"])
-        self.epoch, self.start_step = state["epoch"], self._position(state)
-        self.totals = EpochTotals(**state["totals"])
-        self.kept = {int(e): m for e, m in state["kept"].items()}
-        self.bad_images = state["bad_images"]
-        if self.folder is not None and self.start_step == 0 and state["metric"] is not None:
-            if (self.folder.path / saved.LAST).exists():  # killed between saving and keeping
-                self.kept = self.folder.keep_epoch(self.epoch - 1, state["metric"], self.kept)
-        log.info("Resumed at epoch %d, step %d.", self.epoch, self.start_step)
-
-    def _position(self, state: dict[str, Any]) -> int:
-        """The step within the epoch, where the global batch may have changed."""
-        before, now = state["global_batch"], self.train_loader.global_batch
-        if before == now or state["step"] == 0:
-            return int(state["step"])
-        samples = state["step"] * before
-        if samples % now:
-            raise ValueError(
-                f"the state was saved in the middle of an epoch, after {samples} pictures, which is no multiple of "
-                f"the global batch of {now} (it was {before}): choose --batch-size, --grad-accum-steps and "
-                "processes so that their product is the same as before."
-            )
-        log.warning("The global batch was %d and is %d now: the run is another one from here.", before, now)
-        return int(samples // now)
 
     # ---- the loop ----
 
@@ -333,13 +291,13 @@ class Trainer:
             start=self.start_step,
             enabled=self.world.is_main,
         )
-        batches = self._batches(loader.batches(self.epoch, self.start_step))
+        batches = self.on_device(loader.batches(self.epoch, self.start_step))
         try:
             for step in range(self.start_step, loader.steps_per_epoch):
                 begun = time.perf_counter()
                 micro_batches = list(islice(batches, args.grad_accum_steps))
                 waited = time.perf_counter() - begun
-                result = self.stepper.step(micro_batches, self.epoch, step, asked(), self._on_nonfinite(step))
+                result = self.stepper.step(micro_batches, self.epoch, step, asked(), self.on_nonfinite(step))
                 self.scheduler.step_update(self.epoch * loader.steps_per_epoch + step + 1, metric=result.loss)
                 self.totals.add(
                     result.loss,
@@ -371,7 +329,8 @@ class Trainer:
         if self.world.is_distributed and args.dist_bn:
             distribute_bn(self.model, self.world.size, args.dist_bn == "reduce")
 
-    def _batches(self, stream: Iterator[Batch]) -> Iterator[Batch]:
+    def on_device(self, stream: Iterator[Batch]) -> Iterator[Batch]:
+        """Batches of a loader as the model gets them."""
         return prefetch(stream, self.world.device, channels_last=self.args.channels_last)
 
     def _evaluate(self) -> dict[str, float]:
@@ -382,13 +341,13 @@ class Trainer:
                 device = next(model.parameters()).device  # the average may live in host memory
                 if device != self.world.device:
                     model = copy.deepcopy(model).to(self.world.device)
-                found = self._evaluate_one(model)
+                found = self.evaluate_one(model)
                 results.update(
                     {f"{prefix}_loss": found.loss, f"{prefix}_top1": found.top1, f"{prefix}_top5": found.top5}
                 )
         return results
 
-    def _evaluate_one(self, model: nn.Module, limit_batches: int | None = None) -> Evaluation:
+    def evaluate_one(self, model: nn.Module, limit_batches: int | None = None) -> Evaluation:
         return evaluate(
             model,
             self.val_loader,
@@ -415,9 +374,7 @@ class Trainer:
             "peak_memory_mb": peak_memory_mb(self.world.device),
             "seconds": self.totals.seconds,
         }
-        log.info(
-            "%s", "  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items())
-        )
+        log.info("%s", "  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()))
         finished = self.epoch
         self.epoch, self.start_step = self.epoch + 1, 0
         self.scheduler.step(self.epoch, metric)
@@ -428,7 +385,7 @@ class Trainer:
             if bad:
                 write_bad_images(self.folder.path, bad)
             self.run_log.epoch(row)
-            self.folder.save(self._state(self.epoch, 0, metric))
+            self.folder.save(state_of(self, self.epoch, 0, metric))
             self.kept = self.folder.keep_epoch(finished, metric, self.kept)
 
         self._on_main(write)
@@ -444,7 +401,7 @@ class Trainer:
 
         def write() -> None:
             assert self.folder is not None
-            self.folder.save(self._state(epoch, step, None))
+            self.folder.save(state_of(self, epoch, step, None))
 
         self._on_main(write)
 
@@ -459,46 +416,18 @@ class Trainer:
         if self.world.broadcast(problem is not None):
             raise problem or RuntimeError("the main process could not write the run's state.")
 
-    def _state(self, epoch: int, step: int, metric: float | None) -> dict[str, Any]:
-        """Everything that a run going on from (epoch, step) needs, as plain values and tensors."""
-        return {
-            "format": saved.FORMAT,
-            "arch": self.args.model,
-            "epoch": epoch,
-            "step": step,
-            "metric": metric,
-            "global_batch": self.train_loader.global_batch,
-            "state_dict": self.model.state_dict(),
-            **({"state_dict_ema": self.ema.module.state_dict()} if self.ema else {}),
-            **self.stepper.state_dict(),
-            "scheduler": plain(self.scheduler.state_dict()),
-            "totals": vars(self.totals),
-            "kept": self.kept,
-            "bad_images": self.bad_images,
-            "args": plain({**vars(self.args), **self._data_words()}),
-            "class_names": self.data.class_names,
-        }
-
-    def _data_words(self) -> dict[str, Any]:
-        """What evaluation needs to read pictures as this run did."""
-        return {
-            "num_classes": self.data.num_classes,
-            "input_size": self.config["input_size"],
-            "mean": self.config["mean"],
-            "std": self.config["std"],
-            "crop_pct": self.config["crop_pct"],
-            "interpolation": self.config["interpolation"],
-        }
-
     def _stop(self) -> None:
         raise Interrupted(
             f"Told to stop: saved at epoch {self.epoch}. The same command with --auto-resume goes on from there."
         )
 
-    def _on_nonfinite(self, step: int) -> Callable[[float, float, Batch], Exception]:
+    def on_nonfinite(self, step: int) -> Callable[[float, float, Batch], Exception]:
+        """What makes the exception of a step whose numbers are not finite."""
+        words = (self.args.seed, self.epoch, step, self.world.rank)
+
         def report(loss: float, grad_norm: float, batch: Batch) -> Exception:
             return report_nonfinite(
-                self.folder.path if self.folder is not None else Path(self.args.output or "output"),
+                self.path,
                 epoch=self.epoch,
                 step=step,
                 loss=loss,
@@ -508,6 +437,7 @@ class Trainer:
                 files=[self.data.train.filename(int(i)) for i in batch.indices],
                 autocast=self.precision.autocast,
                 rank=self.world.rank,
+                reseed=lambda: seed_everything(*words),
             )
 
         return report
@@ -520,136 +450,3 @@ class Trainer:
             self.run_log.finish()
         if self.folder is not None:
             self.folder.close()
-
-    # ---- before a month of GPUs ----
-
-    def dry_run(self) -> None:
-        """Two steps and one evaluation batch, then memory and the time the whole run would take."""
-        self.stepper.forward.train()
-        batches = self._batches(self.train_loader.batches(0))
-        seconds = []
-        for step in range(min(2, self.train_loader.steps_per_epoch)):
-            begun = time.perf_counter()
-            micro_batches = list(islice(batches, self.args.grad_accum_steps))
-            self.stepper.step(micro_batches, 0, step, False, self._on_nonfinite(step))
-            seconds.append(time.perf_counter() - begun)
-        begun = time.perf_counter()
-        self._evaluate_one(self.model, limit_batches=1)
-        evaluation = (time.perf_counter() - begun) * max(1, self.val_loader.num_batches)
-        total = self.num_epochs * (seconds[-1] * self.train_loader.steps_per_epoch + evaluation)
-        log.info(
-            "Dry run: peak memory %.0f MB for each process; %.2f s a step, so about %.1f hours for %d epochs "
-            "(evaluation included). Nothing was written.",
-            peak_memory_mb(self.world.device),
-            seconds[-1],
-            total / 3600,
-            self.num_epochs,
-        )
-
-
-class EpochTotals:
-    """Sums over an epoch's steps, kept over an interruption."""
-
-    def __init__(self, **sums: float):
-        self.steps = int(sums.get("steps", 0))
-        self.samples = int(sums.get("samples", 0))
-        self.loss_sum = float(sums.get("loss_sum", 0.0))
-        self.top1_sum = float(sums.get("top1_sum", 0.0))
-        self.norm_sum = float(sums.get("norm_sum", 0.0))
-        self.waited = float(sums.get("waited", 0.0))
-        self.seconds = float(sums.get("seconds", 0.0))
-
-    def add(
-        self, loss: float, top1: float, grad_norm: float, samples: int, waited: float, seconds: float
-    ) -> None:
-        self.steps += 1
-        self.samples += samples
-        self.loss_sum += loss * samples
-        self.top1_sum += top1 * samples
-        self.norm_sum += grad_norm
-        self.waited += waited
-        self.seconds += seconds
-
-    @property
-    def loss(self) -> float:
-        """Mean over samples."""
-        return self.loss_sum / max(1, self.samples)
-
-    @property
-    def top1(self) -> float:
-        """Percent of the samples, as they were mixed and augmented."""
-        return self.top1_sum / max(1, self.samples)
-
-    @property
-    def grad_norm(self) -> float:
-        """Mean over steps."""
-        return self.norm_sum / max(1, self.steps)
-
-    @property
-    def images_per_second(self) -> float:
-        return self.samples / self.seconds if self.seconds else 0.0
-
-    @property
-    def data_share(self) -> float:
-        """Share of the time spent waiting for data."""
-        return self.waited / self.seconds if self.seconds else 0.0
-
-
-def run_path(args: Namespace, config: dict[str, Any], restarted: bool) -> Path:
-    """The folder of a run: --output/--experiment.
-
-    Without a name: the time, the model and the size, so that no two runs meet; with --auto-resume the model and
-    the size alone, so that the same command finds it again. A process that torchrun restarted takes the newest.
-    """
-    output = Path(args.output or "output/train")
-    name = f"{args.model.replace('/', '_')}-{config['input_size'][-1]}"
-    if args.experiment:
-        return output / args.experiment
-    if args.auto_resume:
-        return output / name
-    if restarted:
-        earlier = sorted(output.glob(f"*-{name}"))
-        if earlier:
-            return earlier[-1]
-    return output / f"{datetime.now():%Y%m%d-%H%M%S}-{name}"
-
-
-@contextmanager
-def stop_signals() -> Iterator[Callable[[], bool]]:
-    """Turn the first SIGTERM or SIGINT into a question that the loop asks; a second SIGINT ends at once."""
-    received: list[int] = []
-
-    def handler(number: int, _: Any) -> None:
-        if received and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        received.append(number)
-
-    before = {number: signal.signal(number, handler) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield lambda: bool(received)
-    finally:
-        for number, old in before.items():
-            signal.signal(number, old)
-
-
-def measure_throughput(args: Namespace, model: nn.Module, config: dict[str, Any], world: World) -> None:
-    """--throughput: images/s of the forward pass on random pictures, the median of 30 batches after 10."""
-    model.eval()
-    images = torch.randn(args.batch_size, *config["input_size"], device=world.device)
-    precision = precision_from(args, world.device)
-    seconds = []
-    with torch.inference_mode(), precision.autocast():
-        for _ in range(40):
-            begun = time.perf_counter()
-            model(images)
-            if world.device.type == "cuda":
-                torch.cuda.synchronize(world.device)
-            seconds.append(time.perf_counter() - begun)
-    median = sorted(seconds[10:])[len(seconds[10:]) // 2]
-    log.info(
-        "%s: %.1f images/s in batches of %d on %s.",
-        args.model,
-        args.batch_size / median,
-        args.batch_size,
-        world.device,
-    )

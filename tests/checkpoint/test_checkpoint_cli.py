@@ -48,9 +48,7 @@ def test_inspect_tells_what_is_in_the_file(build, saved, capsys):
     ):
         assert fact in out, out
     rows = [line.split() for line in out.splitlines() if line.startswith(("stage ", "norms, head"))]
-    assert [row[2] for row in rows[:4]] == ["16", "32", "48", "64"] and [row[3] for row in rows[:4]] == list(
-        "1121"
-    )
+    assert [row[2] for row in rows[:4]] == ["16", "32", "48", "64"] and [row[3] for row in rows[:4]] == list("1121")
     assert sum(int(row[-1].replace(",", "")) for row in rows) == params
     assert sum(int(row[-2]) for row in rows) == len(weights)
 
@@ -76,11 +74,7 @@ def test_converted_files_load_without_us(build, saved, tmp_path, capsys, suffix,
     else:
         state_dict = torch.load(destination, weights_only=True)
     missing, unexpected = build(kind, seed=9).load_state_dict(state_dict, strict=False)
-    assert (
-        not unexpected
-        and all(name.startswith("norm") for name in missing)
-        and bool(missing) == (to == "pyramid")
-    )
+    assert not unexpected and all(name.startswith("norm") for name in missing) and bool(missing) == (to == "pyramid")
     assert f"{source} -> {to}" in capsys.readouterr().out
 
 
@@ -126,10 +120,7 @@ def test_florence2_stays_recognisable_under_any_name(build, saved, tmp_path):
     for name in ("laundered.pth", "laundered.safetensors"):
         assert main(["convert", str(source), str(tmp_path / name), "--to", "davit"]) == 0
         checkpoint = read_checkpoint(tmp_path / name)
-        assert (
-            checkpoint.function == "florence2"
-            and "main_blocks.0.0.0.attn.qkv.weight" in checkpoint.state_dict
-        )
+        assert checkpoint.function == "florence2" and "main_blocks.0.0.0.attn.qkv.weight" in checkpoint.state_dict
         with pytest.raises(ValueError, match="Florence-2"):
             load_checkpoint(build(), tmp_path / name)
         assert main(["convert", str(tmp_path / name), str(tmp_path / f"again_{name}"), "--to", "timm"]) == 0

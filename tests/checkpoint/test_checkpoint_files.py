@@ -75,9 +75,7 @@ def test_a_checkpoint_without_ema(weights, saved, same):
 
 def test_parameters_arrive_as_plain_tensors(build, saved):
     checkpoint = read_checkpoint(saved(dict(build().named_parameters())))
-    assert all(
-        type(tensor) is torch.Tensor and not tensor.requires_grad for tensor in checkpoint.state_dict.values()
-    )
+    assert all(type(tensor) is torch.Tensor and not tensor.requires_grad for tensor in checkpoint.state_dict.values())
 
 
 # -- formats
@@ -133,9 +131,7 @@ def test_timms_training_checkpoint_with_args_metric_and_optimizer(build, weights
     optimizer = torch.optim.AdamW(model.parameters())
     model.train()(torch.randn(2, 3, 32, 32)).sum().backward()
     optimizer.step()
-    args = argparse.Namespace(
-        model="DaViT_tiny", lr=1e-3, output=Path("/data/out"), mean=(0.5, 0.4), device=None
-    )
+    args = argparse.Namespace(model="DaViT_tiny", lr=1e-3, output=Path("/data/out"), mean=(0.5, 0.4), device=None)
     path = saved(
         {
             "epoch": 12,
@@ -301,9 +297,7 @@ def test_a_bare_malicious_pickle_of_any_protocol_is_named(tmp_path, protocol):
 
 def test_getattr_is_not_a_way_out(tmp_path, saved):
     """The stand-in for getattr serves OpenMMLab's methods and nothing else."""
-    text = error_of(
-        saved({"x": type("X", (), {"__reduce__": lambda self: (getattr, (argparse.Namespace, "mro"))})()})
-    )
+    text = error_of(saved({"x": type("X", (), {"__reduce__": lambda self: (getattr, (argparse.Namespace, "mro"))})()}))
     assert "getattr" in text
 
 
@@ -443,9 +437,7 @@ def test_a_view_is_written_alone_and_shared_memory_twice(tmp_path):
     large = torch.randn(1000, 1000)
     write_checkpoint(tmp_path / "a.pth", {"row": large[0]}, {}, force=False)
     assert (tmp_path / "a.pth").stat().st_size < 10_000
-    write_checkpoint(
-        tmp_path / "b.safetensors", {"a": large[0], "b": large[0], "c": large.T[:2]}, {}, force=False
-    )
+    write_checkpoint(tmp_path / "b.safetensors", {"a": large[0], "b": large[0], "c": large.T[:2]}, {}, force=False)
     read = read_checkpoint(tmp_path / "b.safetensors").state_dict
     assert torch.equal(read["a"], large[0]) and torch.equal(read["c"], large.T[:2])
 

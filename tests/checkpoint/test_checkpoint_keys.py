@@ -36,9 +36,7 @@ def test_timms_florence2_models_are_timms_layout_and_another_function(build):
 
 def test_a_backbone_without_norms_is_a_pyramid(build):
     trunk = {
-        name: tensor
-        for name, tensor in build("pyramid").state_dict().items()
-        if "patch" in name or "main" in name
+        name: tensor for name, tensor in build("pyramid").state_dict().items() if "patch" in name or "main" in name
     }
     assert detect_layout(trunk) == "pyramid"
 
@@ -61,9 +59,7 @@ def test_converted_names_and_order_are_those_of_the_real_model(build, kind):
 
 def test_pyramid_to_pyramid_takes_the_prefix_off(build, same):
     state_dict = build("pyramid", out_indices=(0, 2, 3)).state_dict()
-    assert same(
-        convert_state_dict({f"backbone.{k}": v for k, v in state_dict.items()}, "pyramid"), state_dict
-    )
+    assert same(convert_state_dict({f"backbone.{k}": v for k, v in state_dict.items()}, "pyramid"), state_dict)
 
 
 def test_a_classifier_loses_its_head_as_a_pyramid_and_says_so(build, caplog):
@@ -106,9 +102,7 @@ def test_florence2_names_agree_with_timms_own_conversion(build):
     read_by_timm = checkpoint_filter_fn(dict(released), model)
     wanted = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("head")}
     assert read_by_timm.keys() == wanted.keys()
-    assert all(
-        read_by_timm[name] is tensor for name, tensor in zip(read_by_timm, released.values(), strict=True)
-    )
+    assert all(read_by_timm[name] is tensor for name, tensor in zip(read_by_timm, released.values(), strict=True))
     assert all(torch.equal(read_by_timm[name], wanted[name]) for name in wanted)
     assert list(convert_state_dict(released, "timm")) == list(wanted)
 
@@ -175,9 +169,7 @@ def test_what_cannot_be_converted_is_an_error(build):
     assert len(convert_state_dict(only_spatial, "timm")) == len(only_spatial)
 
 
-@pytest.mark.parametrize(
-    "name", ["swin_tiny_patch4_window7_224", "convnext_atto", "maxvit_nano_rw_256", "nest_tiny"]
-)
+@pytest.mark.parametrize("name", ["swin_tiny_patch4_window7_224", "convnext_atto", "maxvit_nano_rw_256", "nest_tiny"])
 def test_other_architectures_are_not_taken_for_a_davit(name):
     with torch.device("meta"):
         assert recognise(timm.create_model(name).state_dict()) is None

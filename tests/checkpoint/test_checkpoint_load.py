@@ -25,9 +25,7 @@ WRAPPINGS = [
 
 def loaded(model: nn.Module, state_dict: dict) -> bool:
     mine = model.state_dict()
-    return mine.keys() == state_dict.keys() and all(
-        torch.equal(mine[name], state_dict[name]) for name in mine
-    )
+    return mine.keys() == state_dict.keys() and all(torch.equal(mine[name], state_dict[name]) for name in mine)
 
 
 def refused(model, source, unchanged, **options) -> str:
@@ -107,9 +105,7 @@ def test_wrapped_models_are_targets(build, tmp_path):
     torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
     try:
         model = build(seed=1)
-        load_checkpoint(
-            nn.parallel.DistributedDataParallel(model), convert_state_dict(other.state_dict(), "timm")
-        )
+        load_checkpoint(nn.parallel.DistributedDataParallel(model), convert_state_dict(other.state_dict(), "timm"))
         assert loaded(model, other.state_dict())
     finally:
         torch.distributed.destroy_process_group()
@@ -230,9 +226,7 @@ def test_pyramids_of_other_levels(build):
     report = load_checkpoint(model, other.state_dict())
     assert set(report.missing) == {"norm0.weight", "norm0.bias"}
     stage3 = {name for name in other.state_dict() if re.match(r"(patch_embeds|main_blocks)\.3\.", name)}
-    assert stage3 and set(report.dropped) == stage3 | {
-        f"norm{i}.{p}" for i in (1, 3) for p in ("weight", "bias")
-    }
+    assert stage3 and set(report.dropped) == stage3 | {f"norm{i}.{p}" for i in (1, 3) for p in ("weight", "bias")}
     assert "ends with stage 2" in str(report)
     assert torch.equal(model.norm2.weight, other.norm2.weight)
 
@@ -241,8 +235,7 @@ def test_the_backbone_is_taken_out_of_a_detector(build, saved):
     model, other = build("pyramid", seed=1), build("pyramid", seed=2)
     detector = {f"module.backbone.{name}": tensor for name, tensor in other.state_dict().items()}
     rest = {
-        f"module.{name}": torch.ones(2)
-        for name in ("neck.lateral.weight", "rpn_head.cls.bias", "bbox_head.fc.bias")
+        f"module.{name}": torch.ones(2) for name in ("neck.lateral.weight", "rpn_head.cls.bias", "bbox_head.fc.bias")
     }
     report = load_checkpoint(model, saved({"state_dict": {**detector, **rest}, "meta": {"epoch": 1}}))
     assert loaded(model, other.state_dict())
@@ -371,9 +364,7 @@ def test_florence2_stops_the_load_unless_asked_for(build, snapshot, saved):
 def test_other_timm_models_load_under_their_own_names(saved, snapshot):
     name = "convnext_atto"
     model, other = (timm.create_model(name, num_classes=n) for n in (7, 7))
-    report = load_checkpoint(
-        model, saved({"state_dict": {f"module.{k}": v for k, v in other.state_dict().items()}})
-    )
+    report = load_checkpoint(model, saved({"state_dict": {f"module.{k}": v for k, v in other.state_dict().items()}}))
     assert loaded(model, other.state_dict()) and report.complete and report.layout == "plain"
     load_checkpoint(nn.DataParallel(model), {f"model.{k}": v for k, v in other.state_dict().items()})
     smaller = timm.create_model(name, num_classes=3, in_chans=1)

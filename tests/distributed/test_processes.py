@@ -49,7 +49,7 @@ def test_two_processes_equal_one_of_twice_the_batch(tmp_path: Path, pictures: Pa
         curves.append((losses(result.stderr), epoch_losses(folder / "runs/a")))
     (one, one_epochs), (two, two_epochs) = curves
     assert len(one) == len(two) == 24
-    assert one == pytest.approx(two, abs=1.01e-4)  # as printed
+    assert one == pytest.approx(two, abs=1e-5)
     assert one_epochs == pytest.approx(two_epochs, abs=1e-5)
     assert one_epochs[-1] < one_epochs[0]
 
@@ -82,7 +82,14 @@ def test_the_published_command_lines(tmp_path: Path, pictures: Path, launcher: s
         command = [sys.executable, "-u", "-m", launcher, "--nproc_per_node=2", "--nnodes=1", "--node_rank=0"]
         command += [f"--master_port={port}", script]
     elif launcher == "torchrun":
-        command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={port}", script]
+        command = [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--nproc_per_node=2",
+            f"--master_port={port}",
+            script,
+        ]
     else:
         command = [str(REPOSITORY / launcher), script]
         more = {"NPROC_PER_NODE": "2", "N_NODES": "1", "NODE_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
@@ -122,7 +129,7 @@ def test_a_dead_rank_is_brought_back(tmp_path: Path, pictures: Path) -> None:
         last = tmp_path / "runs/a/last.pth.tar"
         while not last.exists() and process.poll() is None:
             time.sleep(0.05)
-        ranks = subprocess.run(["pgrep", "-P", str(process.pid), "-f", "train.py"], capture_output=True, text=True)  # noqa: PLW1510
+        ranks = subprocess.run(["pgrep", "-P", str(process.pid), "-f", "train.py"], capture_output=True, text=True)
         os.kill(int(ranks.stdout.split()[-1]), signal.SIGKILL)
         _, errors = process.communicate(timeout=240)
     assert process.returncode == 0, errors
@@ -150,8 +157,20 @@ def test_timms_port_and_ours_learn_alike(tmp_path: Path, pictures: Path) -> None
     torch.save(timm.create_model("davit_tiny", num_classes=3).state_dict(), tmp_path / "timm.pth")
     curves = []
     for model in ("davit_tiny", "DaViT_tiny"):
-        flags = [*PLAIN, "--epochs", "1", "--warmup-epochs", "0", "--batch-size", "2", "--lr", "1e-4", "--experiment", model]
-        command = train_command(pictures, *flags, "--initial-checkpoint", "timm.pth")
+        flags = [
+            *PLAIN,
+            "--epochs",
+            "1",
+            "--warmup-epochs",
+            "0",
+            "--batch-size",
+            "2",
+            "--lr",
+            "1e-4",
+            "--experiment",
+            model,
+        ]
+        command = train_command(pictures, *flags, "--experiment", model, "--initial-checkpoint", "timm.pth")
         # the model's own arguments do not fit timm's port
         start = command.index("--model-kwargs")
         command[start : start + 5] = []
@@ -160,4 +179,4 @@ def test_timms_port_and_ours_learn_alike(tmp_path: Path, pictures: Path) -> None
         assert result.returncode == 0, result.stderr
         curves.append(losses(result.stderr))
     assert len(curves[0]) == 24
-    assert curves[0][:20] == pytest.approx(curves[1][:20], abs=1.01e-4)
+    assert curves[0][:20] == pytest.approx(curves[1][:20], abs=1e-4)

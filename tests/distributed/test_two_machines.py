@@ -58,7 +58,15 @@ def test_two_machines_equal_one_process(tmp_path: Path, pictures: Path, machines
             PYTHON=sys.executable,
             GLOO_SOCKET_IFNAME=_cable_in(node),
         )
-        command = ["ip", "netns", "exec", node, str(REPOSITORY / "tools/launch.sh"), str(REPOSITORY / "train.py"), *flags]
+        command = [
+            "ip",
+            "netns",
+            "exec",
+            node,
+            str(REPOSITORY / "tools/launch.sh"),
+            str(REPOSITORY / "train.py"),
+            *flags,
+        ]
         nodes.append(subprocess.Popen(command, cwd=tmp_path, env=variables, stderr=subprocess.PIPE, text=True))
     errors = [node.communicate(timeout=240)[1] for node in nodes]
     assert [node.returncode for node in nodes] == [0, 0], "\n".join(errors)

@@ -28,7 +28,12 @@ def kill_and_resume(command: list[str], cwd: Path, kills: int, seed: int, sig: i
     done = 0
     for _ in range(kills):
         with subprocess.Popen(
-            command, cwd=cwd, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True
+            command,
+            cwd=cwd,
+            env=environment(),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
         ) as process:
             folder = cwd / "runs" / "a"
             start, before = time.time(), _stamp(folder)

@@ -55,15 +55,14 @@ def _room(folder: Path) -> int:
     return stat.f_bavail * stat.f_frsize
 
 
-def test_a_nan_pixel_is_caught_on_its_step(tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_nan_pixel_is_caught_on_its_step(tmp_path: Path, pictures: Path) -> None:
     # a picture file cannot hold a NaN, a normalisation can make one: std so small that a pixel overflows
     result = run(
         train_command(pictures, *SHORT, "--output", "runs", "--experiment", "a", "--std", "1e-45", "1", "1"), tmp_path
     )
     assert result.returncode == 3, result.stderr
-    assert "epoch 0" in result.stderr
-    assert "step 0" in result.stderr
-    assert "input" in result.stderr
+    (line,) = [line for line in result.stderr.splitlines() if "nonfinite-e0-s0-r0.pt" in line]
+    assert "input" in line
     (dump,) = (tmp_path / "runs/a").glob("nonfinite*.pt")
     assert not torch.isfinite(torch.load(dump, weights_only=True)["images"]).all()
 

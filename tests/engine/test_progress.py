@@ -161,11 +161,11 @@ def test_plain_lines_at_each_interval_and_at_the_end(clock: Clock, caplog: pytes
             clock.now += 0.5
             lines.update(loss=step, top1=10.0, top5=50.0, peak_mb=1234.5)
     assert lines_of(caplog) == [
-        "epoch 1/9: step 50/120 (42%), loss 50.0000, top-1 10.00 %, top-5 50.00 %, 128 images/s, 00:35 left, "
+        "epoch 1/9: step 50/120 (42%), loss 50.000000, top-1 10.00 %, top-5 50.00 %, 128 images/s, 00:35 left, "
         "peak_mb 1234",
-        "epoch 1/9: step 100/120 (83%), loss 100.0000, top-1 10.00 %, top-5 50.00 %, 128 images/s, 00:10 left, "
+        "epoch 1/9: step 100/120 (83%), loss 100.000000, top-1 10.00 %, top-5 50.00 %, 128 images/s, 00:10 left, "
         "peak_mb 1234",
-        "epoch 1/9: step 120/120 (100%), loss 120.0000, top-1 10.00 %, top-5 50.00 %, 128 images/s, 00:00 left, "
+        "epoch 1/9: step 120/120 (100%), loss 120.000000, top-1 10.00 %, top-5 50.00 %, 128 images/s, 00:00 left, "
         "peak_mb 1234",
     ]
     assert stream.getvalue() == ""
@@ -225,7 +225,7 @@ def test_tensors_are_read_only_when_shown(clock: Clock, caplog: pytest.LogCaptur
             clock.now += 1
             lines.update(loss=torch.tensor(2.5).as_subclass(Watched))
     assert Watched.read == 4
-    assert all("loss 2.5000" in line for line in lines_of(caplog))
+    assert all("loss 2.500000" in line for line in lines_of(caplog))
 
 
 def test_other_processes_are_silent(terminal: Callable[..., Terminal], caplog: pytest.LogCaptureFixture) -> None:

@@ -2,7 +2,9 @@
 
 import csv
 import json
+import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -75,7 +77,7 @@ def test_recipe_values_are_read_as_their_flags_would(tmp_path: Path) -> None:
 def test_mistakes_in_a_recipe(tmp_path: Path, text: str, expected: str) -> None:
     recipe = tmp_path / "r.yaml"
     recipe.write_text(text)
-    with pytest.raises(ValueError, match=".") as error:
+    with pytest.raises(ValueError, match=r".") as error:
         parse_with_config(train_parser(), ["DIR", "-c", str(recipe)])
     assert expected in str(error.value)
     assert str(recipe) in str(error.value)
@@ -96,7 +98,7 @@ def test_a_run_leaves_its_record(train: Train, tmp_path: Path) -> None:
     assert args["model"] == "DaViT_nano"
     assert args["epochs"] == 2
     checkpoint = read_checkpoint(folder / "model_best.pth.tar")
-    assert checkpoint.wrapper == "state_dict_ema"
+    assert checkpoint.wrapper == ("state_dict_ema",)
     assert {f.name for f in folder.glob("*.pth.tar")} >= {"last.pth.tar", "model_best.pth.tar", "checkpoint-1.pth.tar"}
 
 
@@ -236,8 +238,6 @@ def test_resume_names_a_state_and_goes_on_from_it(train: Train, tmp_path: Path) 
 
 
 def test_bad_pictures_stop_the_run_or_are_listed(tmp_path: Path, pictures: Path) -> None:
-    import shutil
-
     data = tmp_path / "data"
     shutil.copytree(pictures, data)
     (data / "train/red/3.png").write_bytes(b"")
@@ -255,12 +255,16 @@ def test_bad_pictures_stop_the_run_or_are_listed(tmp_path: Path, pictures: Path)
 
 
 def test_train_and_validate_give_the_same_number(train: Train, tmp_path: Path, pictures: Path) -> None:
-    import sys
-
     assert train(*SHORT, "--crop-pct", "0.8").returncode == 0
     rows = list(csv.DictReader((tmp_path / "runs/a/summary.csv").open()))
     best = max(float(row["eval_top1"]) for row in rows)
-    command = [sys.executable, str(REPOSITORY / "validate.py"), str(pictures), "--checkpoint", "runs/a/model_best.pth.tar"]
+    command = [
+        sys.executable,
+        str(REPOSITORY / "validate.py"),
+        str(pictures),
+        "--checkpoint",
+        "runs/a/model_best.pth.tar",
+    ]
     result = run([*command, "--workers", "1"], tmp_path)
     assert result.returncode == 0, result.stderr
     found = json.loads(result.stdout.split("--result")[1])
