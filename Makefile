@@ -31,7 +31,7 @@ $(VENV)/.installed: requirements.txt requirements-dev.txt pyproject.toml
 
 demo: setup
 	$(RUN) train.py --output $(dir $(OUTPUT)) --experiment $(notdir $(OUTPUT)) --overwrite
-	$(RUN) validate.py data/digits --checkpoint $(OUTPUT)/best.pth
+	$(RUN) validate.py data/digits --checkpoint $(OUTPUT)/model_best.pth.tar
 
 test: setup
 	$(PYTEST) -m "not long" --cov --cov-report=term:skip-covered --cov-fail-under=90

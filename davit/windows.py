@@ -68,7 +68,7 @@ def _pad(x_BHWC: Tensor, pad_H: int, pad_W: int, fill_C: Tensor) -> Tensor:
     return x_BHWC
 
 
-@torch.jit.ignore
+@torch.jit.unused
 def _symbolic_partition(x_BHWC: Tensor, window: int, fill_C: Tensor) -> tuple[Tensor, tuple[int, int]]:
     """One window more each way than needed: then no number of windows can be 1, which an export would fix."""
     x = _pad(x_BHWC, 2 * window - 1, 2 * window - 1, fill_C)
@@ -78,7 +78,7 @@ def _symbolic_partition(x_BHWC: Tensor, window: int, fill_C: Tensor) -> tuple[Te
     return x_BRSwwC.view(B * rows * columns, window * window, C), (rows, columns)
 
 
-@torch.jit.ignore
+@torch.jit.unused
 def _symbolic_crop(x_BHWC: Tensor, size: tuple[int, int]) -> Tensor:
     """As slicing does, but without the claim that the map is large enough, which the solver cannot prove."""
     for dim, length in ((1, size[0]), (2, size[1])):

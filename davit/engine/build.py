@@ -190,6 +190,31 @@ def build_optimizer(args: Namespace, model: nn.Module) -> torch.optim.Optimizer:
         raise ValueError(f"timm cannot make the optimizer --opt {args.opt!r}: {error}") from error
 
 
+def wrap_for_training(args: Namespace, model: nn.Module, config: dict[str, Any], world: World) -> nn.Module:
+    """The model as the forward pass runs it: compiled as the flags ask for, data-parallel in a job.
+
+    Raises:
+        ValueError: data-parallel training would wait for parameters that get no gradient; they are named.
+    """
+    if world.is_distributed:
+        unused = unused_parameters(model, torch.randn(2, *config["input_size"], device=world.device))
+        if unused:
+            names = ", ".join(unused[:8]) + (" ..." if len(unused) > 8 else "")
+            raise ValueError(
+                f"{len(unused)} parameters of {args.model} get no gradient, and data-parallel training would wait for "
+                f"them for ever: {names}. Remove or freeze them (requires_grad=False)."
+            )
+    forward: nn.Module = model
+    if args.torchscript:
+        forward = torch.jit.script(forward)
+    if args.torchcompile:
+        forward = torch.compile(forward, backend=args.torchcompile)  # type: ignore[assignment]
+    if world.is_distributed:
+        ids = [world.device.index] if world.device.type == "cuda" else None
+        forward = nn.parallel.DistributedDataParallel(forward, device_ids=ids, gradient_as_bucket_view=True)
+    return forward
+
+
 def unused_parameters(model: nn.Module, image: Tensor) -> list[str]:
     """Names of trainable parameters that a forward and backward pass leaves without a gradient.
 

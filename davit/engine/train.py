@@ -31,7 +31,7 @@ from .build import (
     data_config,
     open_data,
     set_transforms,
-    unused_parameters,
+    wrap_for_training,
 )
 from .distributed import World, close_world, init_world
 from .evaluate import Evaluation, evaluate, peak_memory_mb
@@ -130,7 +130,7 @@ class Trainer:
         self.stepper = Stepper(
             args,
             model,
-            self._wrapped(model),
+            wrap_for_training(args, model, config, world),
             build_loss(args, self.mixup).to(world.device),
             build_optimizer(args, model),
             self.precision,
@@ -152,27 +152,6 @@ class Trainer:
         self.folder: saved.RunFolder | None = None
         self.run_log: RunLog | None = None
         self._announce()
-
-    def _wrapped(self, model: nn.Module) -> nn.Module:
-        """The model as the forward pass runs it; parameters that DDP would wait for are named first."""
-        args, world = self.args, self.world
-        if world.is_distributed:
-            unused = unused_parameters(model, torch.randn(2, *self.config["input_size"], device=world.device))
-            if unused:
-                raise ValueError(
-                    f"{len(unused)} parameters of {args.model} get no gradient, and data-parallel training would "
-                    f"wait for them for ever: {', '.join(unused[:8])}{' ...' if len(unused) > 8 else ''}. Remove or "
-                    "freeze them (requires_grad=False)."
-                )
-        forward: nn.Module = model
-        if args.torchscript:
-            forward = torch.jit.script(forward)
-        if args.torchcompile:
-            forward = torch.compile(forward, backend=args.torchcompile)  # type: ignore[assignment]
-        if world.is_distributed:
-            ids = [world.device.index] if world.device.type == "cuda" else None
-            forward = nn.parallel.DistributedDataParallel(forward, device_ids=ids, gradient_as_bucket_view=True)
-        return forward
 
     def _announce(self) -> None:
         args, loader = self.args, self.train_loader
