@@ -124,14 +124,18 @@ def set_transforms(args: Namespace, data: Data, config: dict[str, Any]) -> None:
     )
 
 
+def usable_workers(wanted: int) -> int:
+    """No more loader processes than this process's share of the cores, which changes nothing but speed."""
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return min(wanted, max(1, len(os.sched_getaffinity(0)) // processes))
+
+
 def build_loaders(args: Namespace, data: Data, world: World) -> tuple[TrainLoader, EvalLoader]:
-    """The loaders of this process; no more workers than cores, which changes nothing but speed."""
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    workers = min(args.workers, max(1, len(os.sched_getaffinity(0)) // local))
+    """The loaders of this process."""
     common: dict[str, Any] = {
         "rank": world.rank,
         "world_size": world.size,
-        "num_workers": workers,
+        "num_workers": usable_workers(args.workers),
         "pin_memory": args.pin_mem and world.device.type == "cuda",
         "skip_bad_images": args.skip_bad_images,
     }

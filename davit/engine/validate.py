@@ -13,6 +13,7 @@ import torch
 
 from ..data import EvalLoader, PictureDataset, open_dataset, write_digits
 from ..pretrained import PretrainedError
+from .build import usable_workers
 from .distributed import World, close_world, init_world
 from .evaluate import Evaluation, MiscountError, evaluate, in_step, is_out_of_memory
 from .precision import Precision, precision_from
@@ -208,7 +209,7 @@ def evaluate_within_memory(
             batch_size=batch_size,
             rank=world.rank,
             world_size=world.size,
-            num_workers=args.workers,
+            num_workers=usable_workers(args.workers),
             pin_memory=args.pin_mem,
             skip_bad_images=args.skip_bad_images,
         )
