@@ -152,6 +152,17 @@ class RunFolder:
             )
         return None
 
+    def make_last(self, file: Path) -> None:
+        """Let the state that a run goes on from be the newest; a damaged one is kept under another name.
+
+        Else the next save would put the damaged one in the place of the whole one before.
+        """
+        last = self.path / LAST
+        if last.exists() and not last.samefile(file):
+            last.replace(self.path / f"{LAST}.damaged")
+        if not last.exists():
+            self._link(file, LAST)
+
     def _link(self, source: Path, name: str) -> None:
         """Give a file a second name, replacing what had it, with no moment at which the name is gone."""
         beside = self.path / f".{name}.partial"
@@ -166,20 +177,15 @@ class RunFolder:
             beside.unlink()  # a rename onto another name of the same file does nothing
 
 
-def run_path(args: Namespace, config: dict[str, Any], restarted: bool) -> Path:
+def run_path(args: Namespace, config: dict[str, Any], resuming: bool) -> Path:
     """The folder of a run: --output/--experiment.
 
-    Without a name: the time, the model and the size, so that no two runs meet; with --auto-resume the model and
-    the size alone, so that the same command finds it again. A process that torchrun restarted takes the newest.
+    Without a name: the time, the model and the size, so that no two runs meet. A run that goes on without a name
+    (--auto-resume, or restarted by torchrun) takes the newest folder of that model and size.
     """
     output = Path(args.output or "output/train")
-    name = f"{args.model.replace('/', '_')}-{config['input_size'][-1]}"
     if args.experiment:
         return output / args.experiment
-    if args.auto_resume:
-        return output / name
-    if restarted:
-        earlier = sorted(output.glob(f"*-{name}"))
-        if earlier:
-            return earlier[-1]
-    return output / f"{datetime.now():%Y%m%d-%H%M%S}-{name}"
+    name = f"{args.model.replace('/', '_')}-{config['input_size'][-1]}"
+    earlier = sorted(path.parent for path in output.glob(f"*-{name}/{LAST}")) if resuming else []
+    return earlier[-1] if earlier else output / f"{datetime.now():%Y%m%d-%H%M%S}-{name}"

@@ -168,5 +168,6 @@ class Stepper:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
+        if state["scaler"]:  # empty where the run was not in fp16
+            self.scaler.load_state_dict(state["scaler"])
         self.updates = state["updates"]

@@ -38,13 +38,13 @@ from .evaluate import Evaluation, evaluate, peak_memory_mb
 from .nonfinite import report_nonfinite
 from .precision import precision_from
 from .progress import Progress
-from .resume import restore, state_of
+from .resume import open_folder, restore, state_of
 from .runlog import RunLog, plain, write_args, write_bad_images
 from .signals import stop_signals
 from .status import Interrupted, run_cli
 from .steps import Stepper, seed_everything
 from .totals import EpochTotals
-from .trials import dry_run, measure_throughput
+from .trials import announce, dry_run, measure_throughput
 
 log = logging.getLogger(__name__)
 
@@ -151,34 +151,7 @@ class Trainer:
         self.path = Path(args.output or "output")  # until the run's own folder is open
         self.folder: saved.RunFolder | None = None
         self.run_log: RunLog | None = None
-        self._announce()
-
-    def _announce(self) -> None:
-        args, loader = self.args, self.train_loader
-        parameters = sum(p.numel() for p in self.model.parameters())
-        log.info(
-            "%s, %.2f M parameters, %d classes, %s px; %d training and %d validation pictures.",
-            args.model,
-            parameters / 1e6,
-            self.data.num_classes,
-            "x".join(str(n) for n in self.config["input_size"][1:]),
-            len(self.data.train),
-            len(self.data.val),
-        )
-        log.info(
-            "Global batch %d = %d pictures x %d processes x %d micro-batches; learning rate %g for it; %d epochs of "
-            "%d steps = %d steps; %s on %s.",
-            loader.global_batch,
-            args.batch_size,
-            self.world.size,
-            args.grad_accum_steps,
-            args.lr,
-            self.num_epochs,
-            loader.steps_per_epoch,
-            self.num_epochs * loader.steps_per_epoch,
-            str(self.precision.dtype or torch.float32).removeprefix("torch."),
-            self.world.device,
-        )
+        announce(self)
 
     # ---- where the run is written, and from where it goes on ----
 
@@ -188,7 +161,7 @@ class Trainer:
         problem: Exception | None = None
         if self.world.is_main:
             try:
-                state = self._open_folder()
+                self.folder, state = open_folder(self.args, self.config)
             except (ValueError, OSError) as error:
                 problem = error
         problem = self.world.broadcast(problem)
@@ -211,28 +184,6 @@ class Trainer:
                 resume_epoch=self.epoch,
             )
 
-    def _open_folder(self) -> dict[str, Any] | None:
-        args = self.args
-        restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
-        path = saved.run_path(args, self.config, restarted)
-        self.folder = saved.RunFolder(path, args.checkpoint_hist, higher_is_better=args.eval_metric != "loss")
-        self.folder.remove_partials()
-        if args.auto_resume or restarted:
-            found = self.folder.newest_whole()
-            if found is not None:
-                log.info("Going on from %s.", found[0])
-                return found[1]
-            log.info("Nothing to resume in %s: starting anew.", path)
-        elif self.folder.holds_a_run():
-            if not args.overwrite:
-                raise ValueError(
-                    f"{path} holds an earlier run: pass --auto-resume to go on with it, --overwrite to replace it, "
-                    "or another --experiment."
-                )
-            self.folder.clear()
-        log.info("Writing to %s.", path)
-        return saved.read_state(Path(args.resume)) if args.resume else None
-
     # ---- the loop ----
 
     def fit(self) -> None:
@@ -242,7 +193,7 @@ class Trainer:
                 self._train_epoch(asked)
                 results = self._evaluate()
                 self._end_epoch(results)
-                if asked() and self.epoch < self.num_epochs:
+                if any(self.world.gather(asked())) and self.epoch < self.num_epochs:
                     self._stop()
         if self.world.is_main and self.folder is not None and self.kept:
             metric = self.args.eval_metric

@@ -1,4 +1,4 @@
-"""What one asks before spending a month of GPUs: does it run, how fast, in how much memory."""
+"""What one asks before spending a month of GPUs: what will run, does it, how fast, in how much memory."""
 
 from __future__ import annotations
 
@@ -19,6 +19,35 @@ if TYPE_CHECKING:
     from .train import Trainer
 
 log = logging.getLogger(__name__)
+
+
+def announce(trainer: Trainer) -> None:
+    """Say what is about to be trained: model, data, global batch, rate and steps."""
+    args, loader = trainer.args, trainer.train_loader
+    parameters = sum(p.numel() for p in trainer.model.parameters())
+    log.info(
+        "%s, %.2f M parameters, %d classes, %s px; %d training and %d validation pictures.",
+        args.model,
+        parameters / 1e6,
+        trainer.data.num_classes,
+        "x".join(str(n) for n in trainer.config["input_size"][1:]),
+        len(trainer.data.train),
+        len(trainer.data.val),
+    )
+    log.info(
+        "Global batch %d = %d pictures x %d processes x %d micro-batches; learning rate %g for it; %d epochs of "
+        "%d steps = %d steps; %s on %s.",
+        loader.global_batch,
+        args.batch_size,
+        trainer.world.size,
+        args.grad_accum_steps,
+        args.lr,
+        trainer.num_epochs,
+        loader.steps_per_epoch,
+        trainer.num_epochs * loader.steps_per_epoch,
+        str(trainer.precision.dtype or torch.float32).removeprefix("torch."),
+        trainer.world.device,
+    )
 
 
 def dry_run(trainer: Trainer) -> None:

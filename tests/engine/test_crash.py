@@ -129,6 +129,7 @@ def test_damaged_state_is_passed_over(tmp_path: Path, pictures: Path) -> None:
     assert result.returncode == 0, result.stderr
     assert "passed over" in result.stderr
     assert "damaged" in result.stderr
+    assert (folder / "last.pth.tar.damaged").read_bytes() == content
     assert weights_hash(folder / "last.pth.tar") == expected
 
 

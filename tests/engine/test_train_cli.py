@@ -1,5 +1,6 @@
 """train.py's command line: the flags of the original, recipes, mistakes, what is written."""
 
+import argparse
 import csv
 import json
 import shutil
@@ -220,7 +221,14 @@ def test_initial_checkpoint_of_another_class_count(train: Train, tmp_path: Path)
 def test_resume_from_a_foreign_checkpoint_uses_its_weights_and_epoch(train: Train, tmp_path: Path) -> None:
     assert train(*SHORT).returncode == 0
     ours = torch.load(tmp_path / "runs/a/last.pth.tar", weights_only=True)
-    torch.save({"epoch": 0, "arch": "x", "state_dict": ours["state_dict"], "version": 2}, tmp_path / "timm.pth.tar")
+    foreign = {
+        "epoch": 0,
+        "arch": "x",
+        "state_dict": ours["state_dict"],
+        "version": 2,
+        "args": argparse.Namespace(lr=1),
+    }
+    torch.save(foreign, tmp_path / "timm.pth.tar")
     result = train(*SHORT, "--experiment", "b", "--resume", "timm.pth.tar")
     assert result.returncode == 0, result.stderr
     assert "optimizer starts anew" in result.stderr
@@ -235,6 +243,26 @@ def test_resume_names_a_state_and_goes_on_from_it(train: Train, tmp_path: Path) 
     assert result.returncode == 0, result.stderr
     again = torch.load(tmp_path / "runs/b/last.pth.tar", weights_only=True)["state_dict"]
     assert all(torch.equal(whole[name], again[name]) for name in whole)
+
+
+def test_a_changed_rate_holds_from_the_resumption_on(train: Train, tmp_path: Path) -> None:
+    flags = [*SHORT, "--sched", "step", "--decay-epochs", "90"]
+    assert train(*flags).returncode == 0
+    result = train(*flags, "--epochs", "3", "--lr", "1e-4", "--auto-resume")
+    assert result.returncode == 0, result.stderr
+    assert "--lr was 0.0005 and is 0.0001 from here on" in result.stderr
+    rates = [float(row["lr"]) for row in csv.DictReader((tmp_path / "runs/a/summary.csv").open())]
+    assert rates[1:] == pytest.approx([5e-4, 1e-4])
+
+
+def test_auto_resume_without_a_name_finds_the_newest_run(train: Train, tmp_path: Path) -> None:
+    nameless = SHORT[:-2]
+    assert train(*nameless, "--epochs", "1").returncode == 0
+    (folder,) = (tmp_path / "runs").iterdir()
+    result = train(*nameless, "--auto-resume")
+    assert result.returncode == 0, result.stderr
+    assert [f.name for f in (tmp_path / "runs").iterdir()] == [folder.name]
+    assert len(list(csv.DictReader((folder / "summary.csv").open()))) == 2
 
 
 def test_bad_pictures_stop_the_run_or_are_listed(tmp_path: Path, pictures: Path) -> None:
