@@ -61,16 +61,9 @@ def open_data(args: Namespace, world: World) -> Data:
 
 def build_model(args: Namespace, num_classes: int) -> nn.Module:
     """The model of --model with its starting weights, on the CPU."""
-    kwargs: dict[str, Any] = {
-        "num_classes": num_classes,
-        "drop_rate": args.drop,
-        "drop_path_rate": args.drop_path,
-    }
-    if args.gp:
-        kwargs["global_pool"] = args.gp
     if args.input_size is not None and args.input_size[0] != 3:
         raise ValueError(f"--input-size {args.input_size}: pictures are read as RGB, so C must be 3.")
-    model = create_model(args.model, pretrained=args.pretrained, **{**kwargs, **args.model_kwargs})
+    model = _create(args, num_classes)
     if args.initial_checkpoint:
         load_checkpoint(model, args.initial_checkpoint)
     if args.grad_checkpointing:
@@ -86,6 +79,23 @@ def build_model(args: Namespace, num_classes: int) -> nn.Module:
             raise ValueError("--split-bn needs --aug-splits of 2 or more.")
         model = convert_splitbn_model(model, args.aug_splits)
     return model
+
+
+def _create(args: Namespace, num_classes: int) -> nn.Module:
+    """The model with the rates and arguments of the flags; rates of 0 need not be known to it."""
+    rates = {"drop_rate": args.drop, "drop_path_rate": args.drop_path}
+    pooling = {"global_pool": args.gp} if args.gp else {}
+    given = {"num_classes": num_classes, **pooling, **args.model_kwargs}
+    attempts = [{**rates, **given}] if any(rates.values()) else [{**rates, **given}, given]
+    for kwargs in attempts:
+        try:
+            return create_model(args.model, pretrained=args.pretrained, **kwargs)
+        except TypeError as error:
+            problem = error
+    raise ValueError(
+        f"--model {args.model} does not take one of {', '.join(attempts[-1])}: {problem}. Look at --model-kwargs, or "
+        "pass --drop 0 --drop-path 0."
+    ) from problem
 
 
 def data_config(args: Namespace, model: nn.Module) -> dict[str, Any]:
