@@ -15,6 +15,7 @@ import logging
 import os
 import re
 import shutil
+import time
 import zipfile
 from argparse import Namespace
 from contextlib import suppress
@@ -30,6 +31,7 @@ from .files import write_atomically
 log = logging.getLogger(__name__)
 
 FORMAT = 1
+LOCK_SECONDS = 20.0
 LAST, PREVIOUS, BEST = "last.pth.tar", "previous.pth.tar", "model_best.pth.tar"
 _EPOCH_FILE = re.compile(r"checkpoint-(\d+)\.pth\.tar")
 
@@ -57,6 +59,23 @@ def read_state(path: Path) -> dict[str, Any]:
     return state
 
 
+def _lock(stream: IO[str], seconds: float) -> bool:
+    """Lock a file against other processes, waiting so long at most.
+
+    The loader processes of a killed run share its lock, and live on for about five seconds.
+    """
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.2)
+        else:
+            return True
+
+
 class RunFolder:
     """The folder of one run, held by one run at a time. Only the main process has one.
 
@@ -75,12 +94,10 @@ class RunFolder:
         self.sign = 1.0 if higher_is_better else -1.0
         path.mkdir(parents=True, exist_ok=True)
         self._lock: IO[str] = (path / ".lock").open("a+")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        if not _lock(self._lock, LOCK_SECONDS):
             raise ValueError(
                 f"another run is writing into {path}: wait for it, or give this one another --experiment."
-            ) from None
+            )
 
     def holds_a_run(self) -> bool:
         """Whether an earlier run left something here."""

@@ -77,7 +77,8 @@ def test_a_diverging_run_keeps_its_last_good_checkpoint(tmp_path: Path, pictures
     assert all(torch.isfinite(tensor).all() for tensor in weights.values())
 
 
-def test_a_held_folder_is_refused(tmp_path: Path) -> None:
+def test_a_held_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("davit.engine.state.LOCK_SECONDS", 0.3)
     folder = RunFolder(tmp_path / "run")
     with pytest.raises(ValueError, match="another run is writing"):
         RunFolder(tmp_path / "run")
