@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import time
+import uuid
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -11,6 +14,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 T = TypeVar("T")
+
+JOIN_SECONDS = 1800.0  # as long as torch waits for a process group
+_POLL_SECONDS = 0.05
 
 
 @dataclass(frozen=True)
@@ -112,12 +118,57 @@ def init_world(device: str = "auto") -> World:
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         return World(0, 0, 1, chosen)
     if not dist.is_initialized():
+        store, rank, size = next(dist.rendezvous("env://", timeout=timedelta(seconds=JOIN_SECONDS)))
+        store = fresh_store(store, rank, size)
         if chosen.type == "cuda":
             torch.cuda.set_device(chosen)
-            dist.init_process_group("nccl", device_id=chosen)
+            dist.init_process_group("nccl", store=store, rank=rank, world_size=size, device_id=chosen)
         else:
-            dist.init_process_group("gloo")
+            dist.init_process_group("gloo", store=store, rank=rank, world_size=size)
     return World(dist.get_rank(), local_rank, dist.get_world_size(), chosen)
+
+
+def fresh_store(store: dist.Store, rank: int, size: int) -> dist.Store:
+    """A part of the job's store in which nothing is left from before a restart.
+
+    torchrun keeps one store over all restarts, so a process that is brought back may read the address of a
+    dead one and wait for it (pytorch issue 135712); its count of restarts differs between machines. So rank 0
+    thinks of a name, and gives it to every process that shows a token of its own making.
+
+    Raises:
+        TimeoutError: not all processes came within `JOIN_SECONDS`; rank 0 names those that are missing.
+    """
+    mine = uuid.uuid4().hex
+    deadline = time.monotonic() + JOIN_SECONDS
+    if rank > 0:
+        store.set(f"davit/ask/{rank}", mine)
+        while not (answer := _read(store, f"davit/answer/{rank}")).startswith(mine):
+            _wait(deadline, "rank 0 did not answer: it has not started, or is on a network that is not reached")
+        name = answer.removeprefix(mine)
+        store.set(f"davit/joined/{name}/{rank}", "1")
+        return dist.PrefixStore(name, store)
+    missing, answered = set(range(1, size)), dict.fromkeys(range(1, size), "")
+    while missing:
+        for other in sorted(missing):
+            token = _read(store, f"davit/ask/{other}")
+            if token != answered[other]:
+                store.set(f"davit/answer/{other}", token + mine)
+                answered[other] = token
+            elif token and store.check([f"davit/joined/{mine}/{other}"]):
+                missing.remove(other)
+        if missing:
+            _wait(deadline, f"ranks {sorted(missing)} did not join")
+    return dist.PrefixStore(mine, store)
+
+
+def _read(store: dist.Store, key: str) -> str:
+    return store.get(key).decode() if store.check([key]) else ""
+
+
+def _wait(deadline: float, problem: str) -> None:
+    if time.monotonic() > deadline:
+        raise TimeoutError(f"the job did not come together in {JOIN_SECONDS:.0f} s: {problem}.")
+    time.sleep(_POLL_SECONDS)
 
 
 def close_world() -> None:

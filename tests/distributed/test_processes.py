@@ -9,12 +9,18 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import timm
 import torch
+from torch.distributed import HashStore, TCPStore
 
+from davit.engine.distributed import fresh_store
 from tests.engine.runs import REPOSITORY, SMALL_MODEL, environment, run, train_command, weights_hash
 
 PLAIN = [
@@ -36,6 +42,19 @@ def free_port() -> int:
 
 def epoch_losses(folder: Path) -> list[float]:
     return [float(row["train_loss"]) for row in csv.DictReader((folder / "summary.csv").open())]
+
+
+@contextmanager
+def ended(command: list[str], cwd: Path) -> Iterator[subprocess.Popen[str]]:
+    """A job whose processes are gone when its test is over, however it ends."""
+    with subprocess.Popen(command, cwd=cwd, env=environment(), stderr=subprocess.PIPE, text=True) as process:
+        try:
+            yield process
+        finally:
+            found = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=False)
+            for pid in (process.pid, *map(int, found.stdout.split())):  # torchrun gives its processes sessions
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
 
 
 def test_two_processes_equal_one_of_twice_the_batch(tmp_path: Path, pictures: Path) -> None:
@@ -125,16 +144,50 @@ def test_a_dead_rank_is_brought_back(tmp_path: Path, pictures: Path) -> None:
     assert run(train_command(pictures, *flags, processes=2), whole).returncode == 0
     command = train_command(pictures, *flags, processes=2)
     command.insert(command.index("--standalone"), "--max-restarts=2")
-    with subprocess.Popen(command, cwd=tmp_path, env=environment(), stderr=subprocess.PIPE, text=True) as process:
+    with ended(command, tmp_path) as process:
         last = tmp_path / "runs/a/last.pth.tar"
         while not last.exists() and process.poll() is None:
             time.sleep(0.05)
         ranks = subprocess.run(["pgrep", "-P", str(process.pid), "-f", "train.py"], capture_output=True, text=True)
         os.kill(int(ranks.stdout.split()[-1]), signal.SIGKILL)
-        _, errors = process.communicate(timeout=240)
+        _, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
     assert "Resumed at epoch" in errors
     assert weights_hash(last) == weights_hash(whole / "runs/a/last.pth.tar")
+
+
+def join_by(port: int, rank: int, token: str) -> str:
+    """What a process of a job of three that comes to `fresh_store` writes, and where."""
+    client = TCPStore("127.0.0.1", port, is_master=False, timeout=timedelta(seconds=30))
+    fresh_store(client, rank, 3).set(f"{token}/{rank}", "here")
+    return ""
+
+
+def test_a_restarted_job_reads_nothing_of_the_one_before() -> None:
+    server = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    with ThreadPoolExecutor(3) as pool:
+        for attempt, order in (("first", (0, 1, 2)), ("second", (2, 1, 0)), ("third", (1, 0, 2))):
+            waiting = []
+            for rank in order:  # late ones too: those that are there must not take an old name
+                waiting.append(pool.submit(join_by, server.port, rank, attempt))
+                time.sleep(0.2)
+            for one in waiting:
+                one.result(timeout=30)
+    keys = [key for key in server.list_keys() if key.endswith(("/0", "/1", "/2")) and "davit" not in key]
+    names = {
+        key.split("/")[-2]: {k.split("/")[0] for k in keys if k.split("/")[-2] == key.split("/")[-2]} for key in keys
+    }
+    assert set(names) == {"first", "second", "third"}
+    assert all(len(prefixes) == 1 for prefixes in names.values())  # the three of a job share one name
+    assert len(set.union(*names.values())) == 3  # which no other job has
+
+
+def test_a_process_that_never_comes_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("davit.engine.distributed.JOIN_SECONDS", 0.3)
+    with pytest.raises(TimeoutError, match=r"ranks \[1, 2\] did not join"):
+        fresh_store(HashStore(), 0, 3)
+    with pytest.raises(TimeoutError, match="rank 0 did not answer"):
+        fresh_store(HashStore(), 2, 3)
 
 
 def test_unused_parameters_are_named_before_ddp_starts(tmp_path: Path) -> None:
