@@ -1,0 +1,82 @@
+"""DaViT as a backbone of MMDetection and MMSegmentation: `DaViTPyramid` under the name and words of their configs."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import logging
+from typing import Any
+
+from mmengine.registry import MODELS
+
+from ..checkpoint import CheckpointError, LoadReport, load_checkpoint
+from ..pretrained import PUBLISHED, load_pretrained
+from ..pyramid import DaViTPyramid
+
+log = logging.getLogger(__name__)
+
+_PYRAMID = [name for name in inspect.signature(DaViTPyramid.__init__).parameters if name not in ("self", "grad_checkpointing")]
+
+
+@MODELS.register_module(name="DaViT", force=True)
+class DaViTBackbone(DaViTPyramid):
+    """The pyramid, registered as ``DaViT`` in mmengine's root registry, which serves mmdet and mmseg alike.
+
+    Args:
+        with_cp: gradient checkpointing, by the ecosystem's name.
+        init_cfg: ``dict(type='Pretrained', checkpoint=...)``, or None for random weights. The checkpoint is a
+            classifier's or a backbone's, of ours, the original's or timm's, or one of `PUBLISHED` by name.
+        kwargs: those of `DaViTPyramid`: embed_dims, depths, num_heads, window_size, drop_path_rate, cpe_act, ffn,
+            out_indices, frozen_stages ...
+
+    Raises:
+        ValueError: an argument is unknown, or its value is.
+    """
+
+    def __init__(self, with_cp: bool = False, init_cfg: dict[str, Any] | None = None, **kwargs: Any):
+        for name in kwargs:
+            if name not in _PYRAMID:
+                near = difflib.get_close_matches(name, [*_PYRAMID, "with_cp", "init_cfg"], n=1)
+                hint = f"did you mean {near[0]!r}? " if near else ""
+                raise ValueError(f"the backbone has no argument {name!r}; {hint}It has {', '.join(_PYRAMID)}.")
+        super().__init__(grad_checkpointing=with_cp, **kwargs)
+        if init_cfg is not None and (init_cfg.get("type") != "Pretrained" or not init_cfg.get("checkpoint")):
+            raise ValueError(
+                f"init_cfg={dict(init_cfg)!r}: DaViT initialises itself, so this is "
+                "dict(type='Pretrained', checkpoint=FILE) or None."
+            )
+        self.init_cfg = init_cfg
+        self.is_init = False
+
+    def init_weights(self) -> None:
+        """Load the checkpoint of ``init_cfg``; mmengine calls this once, when the detector is built for training.
+
+        Raises:
+            CheckpointError: the file cannot be read, or does not fill every stage of the backbone.
+        """
+        if self.is_init or self.init_cfg is None:
+            return
+        source = str(self.init_cfg["checkpoint"])
+        if source in PUBLISHED:
+            report = load_pretrained(self, source)
+        else:
+            report = load_checkpoint(self, source)
+        log.info("%s", filled(self, report))
+        self.is_init = True
+
+
+def filled(backbone: DaViTPyramid, report: LoadReport) -> str:
+    """What of a backbone a checkpoint filled, in a sentence.
+
+    Raises:
+        CheckpointError: a tensor of the stages, not only norms of levels, was left as it was.
+    """
+    values = {name: tensor.numel() for name, tensor in backbone.state_dict().items()}
+    norms = {name for name in values if name.startswith("norm")}
+    empty = [name for name in report.missing if name not in norms]
+    if empty:
+        raise CheckpointError(f"{report.origin} leaves {len(empty)} tensors of the backbone unfilled: {empty[0]} ...")
+    stages = sum(size for name, size in values.items() if name not in norms)
+    fresh = sorted(norms & set(report.missing))
+    more = f"; new: {', '.join(fresh)}" if fresh else ""
+    return f"Backbone: 100 % of its stages ({stages:,} parameters) filled from {report.origin}{more}."

@@ -1,0 +1,87 @@
+"""A stand-in for `mmcv._ext` where mmcv was installed without its compiled operators.
+
+`install_bridge` must run before anything of mmcv.ops, mmdet or mmseg is imported; importing davit.openmmlab does it.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import sys
+from importlib.machinery import ModuleSpec, PathFinder
+from types import ModuleType
+from typing import Any
+
+from . import ops
+
+log = logging.getLogger(__name__)
+
+EXTENSION = "mmcv._ext"
+SERVED = (
+    *("nms", "softnms", "roi_align_forward", "roi_align_backward", "roi_pool_forward", "roi_pool_backward"),
+    *("sigmoid_focal_loss_forward", "sigmoid_focal_loss_backward"),
+)
+
+
+class _Bridge(ModuleType):
+    """Has every operator by name: those of `SERVED` work, any other says why it does not when it is called."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):  # what Python and inspect ask of any module
+            raise AttributeError(name)
+
+        def missing(*_: Any, **__: Any) -> None:
+            raise NotImplementedError(
+                f"mmcv's operator {name!r} is not there: this mmcv was installed without compiled operators, and "
+                f"davit.openmmlab serves only {', '.join(SERVED)}. Install a compiled mmcv for this PyTorch "
+                "(MMCV_WITH_OPS=1 pip install --no-build-isolation --no-binary onedl-mmcv onedl-mmcv, with a C++ "
+                "compiler and, for CUDA, nvcc); it is then used in place of the bridge."
+            )
+
+        return missing
+
+
+def ops_status() -> str:
+    """'compiled', 'bridged', 'missing' (mmcv without operators and no bridge), or 'no mmcv'."""
+    if isinstance(sys.modules.get(EXTENSION), _Bridge):
+        return "bridged"
+    found = importlib.util.find_spec("mmcv")
+    if found is None:
+        return "no mmcv"
+    return "compiled" if _compiled(found) is not None else "missing"
+
+
+def install_bridge() -> str:
+    """Serve `mmcv._ext` from torchvision where mmcv lacks it; returns `ops_status`.
+
+    A compiled extension is left alone. One that cannot be loaded (built for another PyTorch) is said aloud
+    and bridged.
+    """
+    if EXTENSION in sys.modules:
+        return ops_status()
+    found = importlib.util.find_spec("mmcv")
+    if found is None:
+        return "no mmcv"
+    if _compiled(found) is not None:
+        try:
+            importlib.import_module(EXTENSION)
+            return "compiled"
+        except ImportError as error:
+            log.warning("mmcv's compiled operators do not load (%s); torchvision's are used.", error)
+    sys.modules[EXTENSION] = _bridge()
+    return "bridged"
+
+
+def _compiled(mmcv: ModuleSpec) -> ModuleSpec | None:
+    """Where the compiled extension lies, looked for without importing mmcv."""
+    return PathFinder.find_spec(EXTENSION, mmcv.submodule_search_locations)
+
+
+def _bridge() -> ModuleType:
+    module = _Bridge(EXTENSION, "mmcv's operators from torchvision (davit.openmmlab.bridge).")
+    module.__spec__ = ModuleSpec(EXTENSION, loader=None, origin=__file__)  # mmengine looks for it by find_spec
+    for name in SERVED:
+        setattr(module, name, getattr(ops, name))
+    module.get_compiler_version = lambda: "none (torchvision)"  # type: ignore[attr-defined]
+    module.get_compiling_cuda_version = lambda: "none (torchvision)"  # type: ignore[attr-defined]
+    return module
