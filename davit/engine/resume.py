@@ -121,8 +121,18 @@ def open_folder(args: Namespace, config: dict[str, Any]) -> tuple[saved.RunFolde
     restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
     path = saved.run_path(args, config, args.auto_resume or restarted)
     folder = saved.RunFolder(path, args.checkpoint_hist, higher_is_better=args.eval_metric != "loss")
+    try:
+        return folder, _starting_state(args, folder, args.auto_resume or restarted)
+    except BaseException:
+        folder.close()
+        raise
+
+
+def _starting_state(args: Namespace, folder: saved.RunFolder, resuming: bool) -> dict[str, Any] | None:
+    """Make the folder ready to be written to; the state that the run goes on from, if any."""
+    path = folder.path
     folder.remove_partials()
-    if args.auto_resume or restarted:
+    if resuming:
         found = folder.newest_whole()
         if found is not None:
             file, state = found
@@ -131,7 +141,7 @@ def open_folder(args: Namespace, config: dict[str, Any]) -> tuple[saved.RunFolde
             if state["step"] == 0 and state["metric"] is not None:  # killed between saving and keeping
                 kept = {int(epoch): metric for epoch, metric in state["kept"].items()}
                 state["kept"] = folder.keep_epoch(state["epoch"] - 1, state["metric"], kept)
-            return folder, state
+            return state
         log.info("Nothing to resume in %s: starting anew.", path)
     elif folder.holds_a_run():
         if not args.overwrite:
@@ -141,7 +151,7 @@ def open_folder(args: Namespace, config: dict[str, Any]) -> tuple[saved.RunFolde
             )
         folder.clear()
     log.info("Writing to %s.", path)
-    return folder, _read_any(Path(args.resume)) if args.resume else None
+    return _read_any(Path(args.resume)) if args.resume else None
 
 
 def _read_any(path: Path) -> dict[str, Any]:

@@ -15,7 +15,6 @@ import logging
 import os
 import re
 import shutil
-import time
 import zipfile
 from argparse import Namespace
 from contextlib import suppress
@@ -31,7 +30,6 @@ from .files import write_atomically
 log = logging.getLogger(__name__)
 
 FORMAT = 1
-LOCK_SECONDS = 20.0
 LAST, PREVIOUS, BEST = "last.pth.tar", "previous.pth.tar", "model_best.pth.tar"
 _EPOCH_FILE = re.compile(r"checkpoint-(\d+)\.pth\.tar")
 
@@ -59,21 +57,31 @@ def read_state(path: Path) -> dict[str, Any]:
     return state
 
 
-def _lock(stream: IO[str], seconds: float) -> bool:
-    """Lock a file against other processes, waiting so long at most.
+_held: set[Path] = set()  # the locks of this process, which the operating system would grant it twice
 
-    The loader processes of a killed run share its lock, and live on for about five seconds.
+
+def _lock(path: Path) -> IO[str]:
+    """Lock a file against other processes until it is closed or this process ends, however it ends.
+
+    A record lock (POSIX), because the loader processes that a killed run leaves behind do not inherit it.
+
+    Raises:
+        ValueError: another run holds it.
     """
-    deadline = time.monotonic() + seconds
-    while True:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            if time.monotonic() > deadline:
-                return False
-            time.sleep(0.2)
-        else:
-            return True
+    path = path.resolve()
+    taken = ValueError(
+        f"another run is writing into {path.parent}: wait for it, or give this one another --experiment."
+    )
+    if path in _held:
+        raise taken
+    stream = path.open("a+")
+    try:
+        fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        stream.close()
+        raise taken from None
+    _held.add(path)
+    return stream
 
 
 class RunFolder:
@@ -93,11 +101,7 @@ class RunFolder:
         self.keep = max(1, keep)
         self.sign = 1.0 if higher_is_better else -1.0
         path.mkdir(parents=True, exist_ok=True)
-        self._lock: IO[str] = (path / ".lock").open("a+")
-        if not _lock(self._lock, LOCK_SECONDS):
-            raise ValueError(
-                f"another run is writing into {path}: wait for it, or give this one another --experiment."
-            )
+        self._lock = _lock(path / ".lock")
 
     def holds_a_run(self) -> bool:
         """Whether an earlier run left something here."""
@@ -116,7 +120,10 @@ class RunFolder:
             entry.unlink(missing_ok=True)
 
     def close(self) -> None:
-        self._lock.close()
+        """Let the folder go."""
+        if not self._lock.closed:
+            _held.discard(Path(self._lock.name))
+            self._lock.close()
 
     def save(self, state: dict[str, Any]) -> Path:
         """Write the newest state; the one before stays beside it."""

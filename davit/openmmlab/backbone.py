@@ -15,7 +15,9 @@ from ..pyramid import DaViTPyramid
 
 log = logging.getLogger(__name__)
 
-_PYRAMID = [name for name in inspect.signature(DaViTPyramid.__init__).parameters if name not in ("self", "grad_checkpointing")]
+_PYRAMID = [
+    name for name in inspect.signature(DaViTPyramid.__init__).parameters if name not in ("self", "grad_checkpointing")
+]
 
 
 @MODELS.register_module(name="DaViT", force=True)
@@ -57,10 +59,7 @@ class DaViTBackbone(DaViTPyramid):
         if self.is_init or self.init_cfg is None:
             return
         source = str(self.init_cfg["checkpoint"])
-        if source in PUBLISHED:
-            report = load_pretrained(self, source)
-        else:
-            report = load_checkpoint(self, source)
+        report = load_pretrained(self, source) if source in PUBLISHED else load_checkpoint(self, source)
         log.info("%s", filled(self, report))
         self.is_init = True
 

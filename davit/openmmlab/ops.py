@@ -237,9 +237,10 @@ def _sampling_points(
             y = box[chosen, 1, None, None] + at_y * cell[chosen, 1, None, None]
             x = box[chosen, 0, None, None] + at_x * cell[chosen, 0, None, None]
             shape = (len(chosen), height, width, rows, columns)
-            y = y[:, :, None, :, None].expand(shape)
-            x = x[:, None, :, None, :].expand(shape)
-            found.append((chosen, y.reshape(len(chosen), height * width, -1), x.reshape(y.shape[0], height * width, -1)))
+            flat = (len(chosen), height * width, rows * columns)
+            y = y[:, :, None, :, None].expand(shape).reshape(flat)
+            x = x[:, None, :, None, :].expand(shape).reshape(flat)
+            found.append((chosen, y, x))
     return found
 
 

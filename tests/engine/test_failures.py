@@ -1,6 +1,9 @@
 """What must stop a run: a full disk, a number that is not finite."""
 
+import os
+import signal
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -10,7 +13,7 @@ import torch
 from PIL import Image
 
 from davit.engine.state import RunFolder, read_state
-from tests.engine.runs import run, train_command
+from tests.engine.runs import environment, run, train_command
 
 Train = Callable[..., subprocess.CompletedProcess[str]]
 SHORT = ["--epochs", "3", "--warmup-epochs", "1", "--cooldown-epochs", "0", "--batch-size", "8", "--workers", "0"]
@@ -77,13 +80,36 @@ def test_a_diverging_run_keeps_its_last_good_checkpoint(tmp_path: Path, pictures
     assert all(torch.isfinite(tensor).all() for tensor in weights.values())
 
 
-def test_a_held_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("davit.engine.state.LOCK_SECONDS", 0.3)
+def test_a_held_folder_is_refused(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run")
     with pytest.raises(ValueError, match="another run is writing"):
         RunFolder(tmp_path / "run")
     folder.close()
     RunFolder(tmp_path / "run").close()
+
+
+def test_a_killed_run_lets_its_folder_go_though_its_children_live(tmp_path: Path) -> None:
+    script = (
+        "import os, time; from pathlib import Path; from davit.engine.state import RunFolder\n"
+        f"folder = RunFolder(Path({str(tmp_path / 'run')!r}))\n"
+        "pid = os.fork()\n"
+        "if pid: print(pid, flush=True)\n"
+        "time.sleep(60)"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", script], env=environment(), stdout=subprocess.PIPE, text=True
+    ) as process:
+        child = int(process.stdout.readline())
+        try:
+            with pytest.raises(ValueError, match="another run is writing"):
+                RunFolder(tmp_path / "run")
+            process.kill()
+            process.wait()
+            os.kill(child, 0)  # still there
+            RunFolder(tmp_path / "run").close()
+        finally:
+            process.kill()
+            os.kill(child, signal.SIGKILL)
 
 
 def test_sixteen_bit_pictures_train(tmp_path: Path) -> None:
