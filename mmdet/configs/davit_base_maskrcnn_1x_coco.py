@@ -1,8 +1,8 @@
 # Mask R-CNN, DaViT_base, 1x (12 epochs).
-# Command:  cd mmdet && bash tools/dist_train.sh configs/davit_base_maskrcnn_1x_coco.py 8 --cfg-options model.pretrained=PRETRAINED
+# Command:  bash tools/dist_train.sh configs/davit_base_maskrcnn_1x_coco.py 8 --cfg-options model.pretrained=FILE
 # Hardware: 8 GPUs x 2 pictures; other numbers with --auto-scale-lr.
 # Expected: box mAP 48.2, mask mAP 43.3 (published, not re-run here).
-_base_ = './davit_maskrcnn_1x_coco.py'
+_base_ = "./davit_maskrcnn_1x_coco.py"
 model = dict(
     backbone=dict(embed_dims=(128, 256, 512, 1024), depths=(1, 1, 9, 1), num_heads=(4, 8, 16, 32)),
     neck=dict(in_channels=[128, 256, 512, 1024]),

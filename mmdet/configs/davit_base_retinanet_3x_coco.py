@@ -1,8 +1,8 @@
 # RetinaNet, DaViT_base, 3x (36 epochs).
-# Command:  cd mmdet && bash tools/dist_train.sh configs/davit_base_retinanet_3x_coco.py 8 --cfg-options model.pretrained=PRETRAINED
+# Command:  bash tools/dist_train.sh configs/davit_base_retinanet_3x_coco.py 8 --cfg-options model.pretrained=FILE
 # Hardware: 8 GPUs x 2 pictures; other numbers with --auto-scale-lr.
 # Expected: box mAP 48.7 (published, not re-run here).
-_base_ = './davit_retinanet_3x_coco.py'
+_base_ = "./davit_retinanet_3x_coco.py"
 model = dict(
     backbone=dict(embed_dims=(128, 256, 512, 1024), depths=(1, 1, 9, 1), num_heads=(4, 8, 16, 32)),
     neck=dict(in_channels=[256, 512, 1024]),

@@ -1,11 +1,11 @@
-_base_ = './coco_boxes.py'
+_base_ = "./coco_boxes.py"
 train_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
+    dict(type="LoadImageFromFile"),
+    dict(type="LoadAnnotations", with_bbox=True, with_mask=True),
     {{_base_.flip}},
     {{_base_.resize_or_crop}},
-    dict(type='PackDetInputs'),
+    dict(type="PackDetInputs"),
 ]
 train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
-val_evaluator = dict(metric=['bbox', 'segm'])
+val_evaluator = dict(metric=["bbox", "segm"])
 test_evaluator = val_evaluator

@@ -1,0 +1,164 @@
+"""A config as a run uses it: the file, the words of the command line, old names, this machine."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+from argparse import ArgumentParser, Namespace
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config, DictAction
+
+from ..pretrained import PUBLISHED
+
+log = logging.getLogger(__name__)
+
+LOADERS = ("train_dataloader", "val_dataloader", "test_dataloader")
+
+
+def add_config_arguments(parser: ArgumentParser) -> None:
+    """The arguments that say what a run is: the config and what is put over it."""
+    parser.add_argument("config", help="a config file, e.g. configs/davit_maskrcnn_1x_coco.py")
+    add_override_arguments(parser)
+
+
+def add_override_arguments(parser: ArgumentParser) -> None:
+    """What is put over a config."""
+    parser.add_argument(
+        "--cfg-options",
+        "--options",
+        nargs="+",
+        action=DictAction,
+        default={},
+        metavar="KEY=VALUE",
+        help="values of the config to replace, as model.pretrained=FILE or train_dataloader.batch_size=4",
+    )
+    parser.add_argument("--data-root", metavar="DIR", help="the folder of the data set, in place of the config's")
+    parser.add_argument(
+        "--classes",
+        nargs="+",
+        metavar="NAME",
+        help="the classes, in the order of the data set; 'auto' takes those of the training annotations",
+    )
+
+
+def load_config(args: Namespace) -> Config:
+    """The config with everything put over it.
+
+    Raises:
+        ValueError: the file is missing (the nearest names are offered) or broken, or a value has no effect.
+    """
+    cfg = read_config(args.config)
+    options = dict(args.cfg_options)
+    data_root = options.pop("data_root", None) or args.data_root
+    try:
+        cfg.merge_from_dict(options)
+    except (KeyError, TypeError, AssertionError, IndexError) as error:
+        raise ValueError(f"--cfg-options {options}: does not fit {args.config}: {error}") from error
+    if data_root:
+        set_data_root(cfg, str(data_root))
+    _use_pretrained(cfg)
+    return cfg
+
+
+def read_config(path: str | Path) -> Config:
+    """A config file.
+
+    Raises:
+        ValueError: it is not there, or cannot be run.
+    """
+    path = Path(path)
+    if not path.is_file():
+        folder = path.parent if path.parent.is_dir() else Path("configs")
+        known = sorted(file.name for file in folder.glob("*.py"))
+        near = difflib.get_close_matches(path.name, known, n=3) or known
+        hint = f"in {folder} there are {', '.join(near)}" if near else "name a config, e.g. mmdet/configs/..."
+        raise ValueError(f"there is no config {path}: {hint}.")
+    try:
+        return Config.fromfile(path)
+    except Exception as error:  # a config is a program, and can fail in any way
+        raise ValueError(f"the config {path} cannot be read: {type(error).__name__}: {error}") from error
+
+
+def set_data_root(cfg: Config, folder: str) -> None:
+    """Read all splits, and the evaluators' annotations, from another folder."""
+    old = str(cfg.get("data_root", "")).rstrip("/")
+    cfg.data_root = folder
+    for name in LOADERS:
+        for dataset in datasets_of(cfg.get(name)):
+            dataset.data_root = folder
+    for name in ("val_evaluator", "test_evaluator"):
+        evaluators = cfg.get(name) or []
+        for evaluator in evaluators if isinstance(evaluators, list) else [evaluators]:
+            ann_file = evaluator.get("ann_file")
+            if ann_file and old and str(ann_file).startswith(old):
+                evaluator.ann_file = str(Path(folder) / str(ann_file)[len(old) :].lstrip("/"))
+
+
+def datasets_of(part: Any) -> Iterator[Any]:
+    """The configs of the data sets that a loader reads, also inside wrappers that repeat or join them."""
+    if part is None:
+        return
+    if "dataset" in part:
+        yield from datasets_of(part["dataset"])
+    elif "datasets" in part:
+        for inner in part["datasets"]:
+            yield from datasets_of(inner)
+    else:
+        yield part
+
+
+def set_classes(cfg: Config, classes: tuple[str, ...]) -> None:
+    """Make data sets and heads those of other classes."""
+    for name in LOADERS:
+        for dataset in datasets_of(cfg.get(name)):
+            dataset.metainfo = {"classes": classes}
+    for part in _dicts(cfg.model):
+        if "num_classes" in part:
+            part["num_classes"] = len(classes)
+
+
+def _dicts(value: Any) -> Iterator[dict[str, Any]]:
+    if isinstance(value, dict):
+        yield value
+        for inner in value.values():
+            yield from _dicts(inner)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from _dicts(inner)
+
+
+def _use_pretrained(cfg: Config) -> None:
+    """``model.pretrained`` of old configs and command lines becomes the backbone's ``init_cfg``."""
+    source = cfg.model.pop("pretrained", None)
+    if source is None:
+        return
+    if source not in PUBLISHED and not Path(str(source)).is_file():
+        raise ValueError(
+            f"model.pretrained={source}: there is no such file; it names a classification checkpoint, or one of "
+            f"{', '.join(PUBLISHED)} to fetch the published weights."
+        )
+    cfg.model.backbone.init_cfg = {"type": "Pretrained", "checkpoint": str(source)}
+
+
+def use_amp(cfg: Config) -> None:
+    """Train in mixed precision where there is a GPU."""
+    if not torch.cuda.is_available():
+        log.warning("--amp: mmengine has mixed precision on GPUs alone; training in float32.")
+        return
+    cfg.optim_wrapper.type = "AmpOptimWrapper"
+    cfg.optim_wrapper.loss_scale = "dynamic"
+
+
+def use_auto_scale_lr(cfg: Config) -> None:
+    """Scale the learning rate by the global batch over the one that the config was made for.
+
+    Raises:
+        ValueError: the config does not say which that is.
+    """
+    if not cfg.get("auto_scale_lr", {}).get("base_batch_size"):
+        raise ValueError("--auto-scale-lr: the config has no auto_scale_lr.base_batch_size to scale from.")
+    cfg.auto_scale_lr.enable = True

@@ -1,0 +1,243 @@
+"""mmengine's runner with our files: opened without running anything, loaded with an audit, written whole."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.logging import HistoryBuffer
+from mmengine.model import MMDistributedDataParallel, is_model_wrapper, revert_sync_batchnorm
+from mmengine.registry import RUNNERS
+from mmengine.runner import Runner
+from torch import Tensor, nn
+
+from ..checkpoint import CheckpointError, read_checkpoint
+from ..engine.runlog import plain
+from ..engine.state import read_state
+
+_STATE_FILE = re.compile(r"(?:epoch|iter)_(\d+)\.pth")
+_UNUSED_NORM = re.compile(r"backbone\.norm\d+\.(?:weight|bias)")
+# layers whose width is the number of classes, by the names of their weights
+_CLASSIFIERS = re.compile(r"(?:^|\.)(?:fc_cls|fc_reg|retina_cls|conv_logits|conv_seg)\.(?:weight|bias)$")
+
+
+@RUNNERS.register_module(force=True)
+class DaViTRunner(Runner):
+    """mmengine's `Runner`, whose checkpoints survive a crash, a damaged file and a stranger's file.
+
+    ``load_from`` takes detectors and segmentors of ours and of the original code base; every tensor is accounted
+    for. A state is written beside, synced and renamed; the newest that is whole is resumed from.
+    """
+
+    optim_wrapper: Any
+    param_schedulers: Any
+
+    def load_checkpoint(
+        self,
+        filename: str,
+        map_location: str | Callable[..., Any] = "cpu",
+        strict: bool = False,
+        revise_keys: list[tuple[str, str]] | None = None,
+    ) -> dict[str, Any]:
+        """Load the weights of a whole detector or segmentor, or leave the model as it is and say why.
+
+        Arguments that mmengine has beyond the name are not needed: tensors are matched name by name, on the CPU.
+
+        Raises:
+            CheckpointError: the file cannot be read safely, or does not fit.
+        """
+        checkpoint = read_checkpoint(filename)
+        contents = {"state_dict": checkpoint.state_dict, "meta": checkpoint.metadata.get("meta", {})}
+        self.call_hook("after_load_checkpoint", checkpoint=contents)
+        may_adapt = self._train_loop is not None
+        report = load_whole(self._bare_model(), contents["state_dict"], filename, may_adapt=may_adapt)
+        self._has_loaded = True
+        self.logger.info(report)
+        return contents
+
+    def resume(
+        self,
+        filename: str,
+        resume_optimizer: bool = True,
+        resume_param_scheduler: bool = True,
+        map_location: str | Callable[..., Any] = "default",
+    ) -> None:
+        """Go on from a state that this class wrote: weights, optimizer, schedule, epoch, iteration, logs.
+
+        Raises:
+            CheckpointError: the file is damaged, or another trainer's.
+        """
+        state = read_state(Path(filename))
+        if not isinstance(state.get("meta"), dict) or "optimizer" not in state:
+            raise CheckpointError(
+                f"{filename} holds weights but no state of a training: start from it with --load-from, not --resume."
+            )
+        self.call_hook("after_load_checkpoint", checkpoint=state)
+        load_whole(self._bare_model(), state["state_dict"], filename, may_adapt=False)
+        self.train_loop._epoch = state["meta"]["epoch"]
+        self.train_loop._iter = state["meta"]["iter"]
+        self._resume_seed(state["meta"].get("seed"))
+        self.message_hub.load_state_dict(_with_buffers(state["message_hub"]))
+        if resume_optimizer:
+            self.optim_wrapper = self.build_optim_wrapper(self.optim_wrapper)
+            self.optim_wrapper.load_state_dict(state["optimizer"])
+        if resume_param_scheduler and "param_schedulers" in state:
+            self.param_schedulers = self.build_param_scheduler(self.param_schedulers)
+            for scheduler, saved in zip(self.param_schedulers, state["param_schedulers"], strict=True):
+                scheduler.load_state_dict(saved)
+        self._has_loaded = True
+        self.logger.info(f"Resumed from {filename}: epoch {self.epoch}, iteration {self.iter}.")
+
+    def _resume_seed(self, seed: int | None) -> None:
+        current = self._randomness_cfg.get("seed")
+        if seed is not None and seed != current:
+            if current is not None:
+                self.logger.warning(f"The seed was {seed} and is {current} from here on.")
+            else:
+                self._randomness_cfg.update(seed=seed)
+                self.set_randomness(**self._randomness_cfg)
+
+    def load_or_resume(self) -> None:
+        """As mmengine's, but resuming takes the newest state that is whole, and says which were passed over."""
+        if self._has_loaded or not self._resume or self._load_from is not None:
+            super().load_or_resume()
+            return
+        newest = newest_whole(Path(self.work_dir), self.logger)
+        if newest is None:
+            self.logger.info(f"Nothing to resume in {self.work_dir}: starting anew.")
+            return
+        self.resume(str(newest))
+
+    def save_checkpoint(self, out_dir: str, filename: str, *args: Any, **kwargs: Any) -> None:
+        """As mmengine's, but in one step: the file is whole, or is what it was."""
+        if self.rank != 0:
+            return
+        if "://" in str(out_dir):  # an object store writes a file at once
+            super().save_checkpoint(out_dir, filename, *args, **kwargs)
+            return
+        partial = f".{filename}.partial"
+        super().save_checkpoint(out_dir, partial, *args, **kwargs)
+        written, final = Path(out_dir) / partial, Path(out_dir) / filename
+        with written.open("rb") as stream:
+            os.fsync(stream.fileno())
+        written.replace(final)
+
+    def call_hook(self, fn_name: str, **kwargs: Any) -> None:
+        super().call_hook(fn_name, **kwargs)
+        if fn_name == "before_save_checkpoint":  # last of all: nothing in the file may need a pickle's trust
+            _make_plain(kwargs["checkpoint"])
+
+    def wrap_model(self, model_wrapper_cfg: dict[str, Any] | None, model: nn.Module) -> nn.Module:
+        """As mmengine's; on CPUs data-parallel too, with plain batch norm, since SyncBatchNorm needs GPUs."""
+        if self.distributed and not torch.cuda.is_available() and model_wrapper_cfg is None:
+            return MMDistributedDataParallel(revert_sync_batchnorm(model), broadcast_buffers=False)
+        return super().wrap_model(model_wrapper_cfg, model)
+
+    def _bare_model(self) -> nn.Module:
+        return self.model.module if is_model_wrapper(self.model) else self.model
+
+
+def newest_whole(folder: Path, logger: logging.Logger) -> Path | None:
+    """The newest state of a run's folder that verifies, or None where there is none at all.
+
+    Raises:
+        CheckpointError: there are states, and every one is damaged.
+    """
+    found = [(int(match[1]), file) for file in folder.glob("*.pth") if (match := _STATE_FILE.fullmatch(file.name))]
+    problems = []
+    for _, file in sorted(found, reverse=True):
+        try:
+            read_state(file)
+        except CheckpointError as error:
+            problems.append(str(error))
+            logger.warning(f"passed over: {error}")
+        else:
+            return file
+    if problems:
+        raise CheckpointError(
+            f"no state in {folder} is whole: {' '.join(problems)} Start over with another --work-dir."
+        )
+    return None
+
+
+def load_whole(model: nn.Module, weights: dict[str, Tensor], origin: str, *, may_adapt: bool) -> str:
+    """Load a whole detector's or segmentor's weights, every tensor accounted for.
+
+    Args:
+        may_adapt: for training: layers whose width is the number of classes may differ, and start anew.
+
+    Returns:
+        What was loaded and what was not, in a sentence.
+
+    Raises:
+        CheckpointError: tensors are missing, unexpected or of another shape; the model is unchanged.
+    """
+    weights = {name.removeprefix("module."): tensor for name, tensor in weights.items()}
+    ours = model.state_dict()
+    dropped = {name: "a norm of a level that is not read" for name in weights if _unused_norm(name, ours)}
+    problems, anew = [], []
+    for name, tensor in ours.items():
+        if name not in weights:
+            problems.append(f"{name} is missing")
+        elif weights[name].shape != tensor.shape:
+            if may_adapt and _CLASSIFIERS.search(name):
+                anew.append(name)
+            else:
+                shapes = f"{tuple(weights[name].shape)} in the file, {tuple(tensor.shape)} in the model"
+                problems.append(f"{name} is {shapes}")
+    problems += [f"{name} is unexpected" for name in weights if name not in ours and name not in dropped]
+    if problems:
+        more = f" and {len(problems) - 4} more" if len(problems) > 4 else ""
+        raise CheckpointError(
+            f"{origin} does not fit the config's model: {'; '.join(problems[:4])}{more}. "
+            f"{_advice(weights, ours, origin)} Nothing was loaded."
+        )
+    with torch.no_grad():
+        for name, tensor in ours.items():
+            if name not in anew:
+                tensor.copy_(weights[name])
+    loaded = sum(tensor.numel() for name, tensor in ours.items() if name not in anew)
+    total = sum(tensor.numel() for tensor in ours.values())
+    parts = [
+        f"{origin}: loaded {len(ours) - len(anew)} of the model's {len(ours)} tensors, {100 * loaded / total:.4g} % "
+        f"of its {total:,} values"
+    ]
+    if anew:
+        parts.append(f"of another number of classes, so new: {', '.join(anew)}")
+    if dropped:
+        parts.append(f"dropped {len(dropped)} tensors of norms of levels that are not read")
+    return "; ".join(parts) + "."
+
+
+def _unused_norm(name: str, ours: dict[str, Tensor]) -> bool:
+    """The original has a norm for every level, also for those that RetinaNet does not read."""
+    return name not in ours and _UNUSED_NORM.fullmatch(name) is not None
+
+
+def _advice(weights: dict[str, Tensor], ours: dict[str, Tensor], origin: str) -> str:
+    if not any(name.startswith("backbone.") for name in weights):
+        return f"It holds no detector or segmentor; for its backbone use --cfg-options model.pretrained={origin}."
+    if any(name in ours and ours[name].shape != tensor.shape for name, tensor in weights.items()):
+        return "Is it of another size of DaViT, or trained on other classes (--classes)?"
+    return "Take the config that it was trained with."
+
+
+def _make_plain(checkpoint: dict[str, Any]) -> None:
+    hub = checkpoint["message_hub"]
+    hub["log_scalars"] = OrderedDict(
+        (name, [buffer.data[0].tolist(), buffer.data[1].tolist()]) for name, buffer in hub["log_scalars"].items()
+    )
+    hub["runtime_info"] = plain(hub["runtime_info"])
+    hub["resumed_keys"] = plain(hub["resumed_keys"])
+    checkpoint["meta"] = plain(checkpoint["meta"])
+
+
+def _with_buffers(hub: dict[str, Any]) -> dict[str, Any]:
+    buffers = {name: HistoryBuffer(*columns) for name, columns in hub["log_scalars"].items()}
+    return {**hub, "log_scalars": buffers}
