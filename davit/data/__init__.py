@@ -7,6 +7,7 @@ from .digits import digits_root, write_digits
 from .errors import BadImageError, DataError, LoaderError
 from .loader import Batch, EvalLoader, TrainLoader
 from .sampler import EpochSampler
+from .scenes import scenes_root, write_scenes
 from .transforms import eval_transform, train_transform
 
 __all__ = [
@@ -27,7 +28,9 @@ __all__ = [
     "open_dataset",
     "prefetch",
     "save_images",
+    "scenes_root",
     "to_device",
     "train_transform",
     "write_digits",
+    "write_scenes",
 ]

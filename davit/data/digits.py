@@ -6,12 +6,16 @@ import os
 import shutil
 import time
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from .errors import DataError
+
+Array = NDArray[np.uint8]
 
 TRAIN_COUNT, VAL_COUNT = 1437, 360
 _SPLIT_SEED = 0
@@ -34,26 +38,37 @@ def write_digits(root: str | Path | None = None) -> Path:
     Source: E. Alpaydin, C. Kaynak, Optical Recognition of Handwritten Digits (UCI, 1998), the test part.
     """
     root = Path(root) if root is not None else digits_root()
+    write_once(root, _write, _verify)
+    return root
+
+
+def write_once(root: Path, write: Callable[[Path], None], verify: Callable[[Path], None]) -> None:
+    """Lay a made data set out in a folder, unless it is there: whole or not at all, also with several writers.
+
+    Args:
+        write: fills an empty folder that it is given.
+        verify: raises `DataError` if the folder does not hold what `write` writes.
+    """
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
-        _verify(root)
-        return root
+        verify(root)
+        return
     root.parent.mkdir(parents=True, exist_ok=True)
     _remove_stale(root)
     beside = root.with_name(f".{root.name}.{uuid.uuid4().hex}.partial")
     try:
-        _write(beside)
+        write(beside)
         try:
             beside.rename(root)
-        except OSError:  # another process was first; if it was not, _verify says what is there
+        except OSError:  # another process was first; if it was not, verify says what is there
             if not root.exists():
                 raise
     finally:
         shutil.rmtree(beside, ignore_errors=True)
-    _verify(root)
-    return root
+    verify(root)
 
 
-def _write(folder: Path) -> None:
+def load_glyphs() -> dict[str, list[tuple[int, int, Array]]]:
+    """(index, label, 8 x 8 pixels of 0 to 255) of the digits, for 'train' and 'val'; a fifth of each class is val."""
     from sklearn.datasets import load_digits  # a second of import that only the first run pays
     from sklearn.model_selection import train_test_split
 
@@ -62,12 +77,18 @@ def _write(folder: Path) -> None:
     train, val = train_test_split(
         np.arange(len(pixels)), test_size=VAL_COUNT, random_state=_SPLIT_SEED, stratify=digits.target
     )
-    for split, members in (("train", train), ("val", val)):
+    return {
+        split: [(int(i), int(digits.target[i]), pixels[i]) for i in members]
+        for split, members in (("train", train), ("val", val))
+    }
+
+
+def _write(folder: Path) -> None:
+    for split, glyphs in load_glyphs().items():
         for label in range(10):
             (folder / split / str(label)).mkdir(parents=True)
-        for index in members:
-            file = folder / split / str(digits.target[index]) / f"{index:04d}.png"
-            Image.fromarray(pixels[index]).save(file)
+        for index, label, pixels in glyphs:
+            Image.fromarray(pixels).save(folder / split / str(label) / f"{index:04d}.png")
 
 
 def _verify(root: Path) -> None:
