@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from mmengine.logging import HistoryBuffer
-from mmengine.model import MMDistributedDataParallel, is_model_wrapper, revert_sync_batchnorm
+from mmengine.model import BaseTTAModel, MMDistributedDataParallel, is_model_wrapper, revert_sync_batchnorm
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 from torch import Tensor, nn
@@ -140,7 +140,8 @@ class DaViTRunner(Runner):
         return super().wrap_model(model_wrapper_cfg, model)
 
     def _bare_model(self) -> nn.Module:
-        return self.model.module if is_model_wrapper(self.model) else self.model
+        model = self.model.module if is_model_wrapper(self.model) else self.model
+        return model.module if isinstance(model, BaseTTAModel) else model
 
 
 def newest_whole(folder: Path, logger: logging.Logger) -> Path | None:

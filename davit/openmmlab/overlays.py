@@ -1,0 +1,84 @@
+"""Segments drawn over their picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from mmengine.registry import HOOKS
+from mmseg.engine.hooks import SegVisualizationHook
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+
+_STRENGTH = 0.6  # of a segment's colour over the picture
+_NAMED = 12  # classes that the legend has room for
+_SIDE = 320  # pixels; smaller pictures are enlarged to this, so that the legend can be read
+
+
+def draw_segments(image: Any, labels: Any, classes: Sequence[str], palette: Sequence[Sequence[int]]) -> Image.Image:
+    """A picture with its segments coloured, and below it the names of the largest.
+
+    Args:
+        image: (H, W, 3) RGB, uint8.
+        labels: (H, W) integers; those that are no class leave the picture as it is.
+        palette: a colour (R, G, B) for each class.
+    """
+    labels = np.asarray(labels)
+    known = (labels >= 0) & (labels < len(classes))
+    colours = np.asarray(palette, dtype=float)[np.where(known, labels, 0)]
+    mixed = np.where(known[..., None], _STRENGTH * colours + (1 - _STRENGTH) * np.asarray(image), image)
+    drawn = Image.fromarray(mixed.round().astype(np.uint8))
+    enlarged = max(1, -(-_SIDE // min(drawn.size)))
+    drawn = ImageOps.scale(drawn, enlarged, Image.Resampling.NEAREST)
+    numbers, areas = np.unique(labels[known], return_counts=True)
+    largest = [int(number) for number in numbers[np.argsort(-areas)][:_NAMED]]
+    return _with_legend(drawn, [(classes[number], tuple(palette[number])) for number in largest])
+
+
+def _with_legend(drawn: Image.Image, entries: list[tuple[str, Any]]) -> Image.Image:
+    font = ImageFont.load_default(size=13)
+    line, gap = 20, 8
+    places: list[tuple[int, int]] = []
+    x, y = gap, drawn.height + 4
+    for name, _ in entries:
+        width = line + int(font.getlength(name)) + gap
+        if x > gap and x + width > drawn.width:
+            x, y = gap, y + line
+        places.append((x, y))
+        x += width
+    canvas = Image.new("RGB", (drawn.width, y + line if entries else drawn.height), "white")
+    canvas.paste(drawn)
+    pen = ImageDraw.Draw(canvas)
+    for (name, colour), (left, top) in zip(entries, places, strict=True):
+        pen.rectangle([left, top + 2, left + 13, top + 15], fill=colour, outline="black")
+        pen.text((left + line, top), name, fill="black", font=font)
+    return canvas
+
+
+@HOOKS.register_module(force=True)
+class DrawnPredictions(SegVisualizationHook):
+    """Writes every test picture with its predicted segments to ``out_dir``, in every process (mmseg's: in the first).
+
+    Files have the pictures' names below the folder that all of them share, and end with .png.
+    """
+
+    def __init__(self, out_dir: str):
+        super().__init__(draw=True)
+        self.out_dir = Path(out_dir)
+
+    def before_test(self, runner: Any) -> None:
+        dataset = runner.test_dataloader.dataset
+        self._meta = dataset.metainfo
+        self._root = Path(dataset.data_prefix.get("img_path") or dataset.data_root or ".").absolute()
+
+    def after_test_iter(self, runner: Any, batch_idx: int, data_batch: Any, outputs: Any) -> None:  # type: ignore[override]
+        for sample in outputs:
+            picture = Path(sample.img_path).absolute()
+            inside = picture.relative_to(self._root) if picture.is_relative_to(self._root) else Path(picture.name)
+            target = (self.out_dir / inside).with_suffix(".png")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with Image.open(picture) as opened:
+                image = np.asarray(ImageOps.exif_transpose(opened).convert("RGB"))
+            labels = sample.pred_sem_seg.data.squeeze().cpu().numpy()
+            draw_segments(image, labels, self._meta["classes"], self._meta["palette"]).save(target)
