@@ -147,7 +147,7 @@ def complexity(model: nn.Module, input_shape: Sequence[int], name: str | None = 
                 f"{name or type(model).__name__} cannot read an image of (C, H, W) = {shape}: "
                 f"{error or type(error).__name__}"
             ) from error
-        flops = _quiet(FlopCountAnalysis(counted, image).set_op_handle(**_FLOP_HANDLES))
+        flops = count_flops(counted, image)
         activations = _quiet(ActivationCountAnalysis(counted, image).set_op_handle(**_ACTIVATION_HANDLES))
         flops_of, activations_of = flops.by_module(), activations.by_module()
         thop_flops, _ = thop.profile(counted, inputs=(image,), verbose=False)  # last: it leaves buffers behind
@@ -162,6 +162,11 @@ def complexity(model: nn.Module, input_shape: Sequence[int], name: str | None = 
         skipped=dict(flops.unsupported_ops().most_common()),
         parts=_parts(model, flops_of, activations_of),
     )
+
+
+def count_flops(model: nn.Module, image: torch.Tensor) -> FlopCountAnalysis:
+    """fvcore's count of a forward pass, with the operations that it does not know itself."""
+    return _quiet(FlopCountAnalysis(model, image).set_op_handle(**_FLOP_HANDLES))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -80,7 +80,7 @@ def _write(folder: Path) -> None:
 def _scene(draw: np.random.Generator, glyphs: list[tuple[int, int, Array]]) -> tuple[Array, list[tuple[int, Any]]]:
     """A picture (SIDE, SIDE, 3) and its (digit, visible mask) from back to front."""
     picture = _ground(draw)
-    owner = np.full((SIDE, SIDE), -1)
+    owner: Any = np.full((SIDE, SIDE), -1)
     digits: list[int] = []
     areas: list[int] = []
     for _ in range(int(draw.integers(*_DIGITS))):

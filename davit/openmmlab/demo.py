@@ -1,0 +1,71 @@
+"""What image_demo.py of mmdet/tools and mmseg/tools does: pictures with what was found drawn, and a json."""
+
+from __future__ import annotations
+
+import json
+import logging
+from argparse import ArgumentParser, Namespace
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from ..data import BadImageError
+from ..engine.files import write_bytes
+from ..engine.status import run_cli
+from .config import add_override_arguments, load_config
+from .predictor import Predictor
+
+log = logging.getLogger(__name__)
+
+_NAME = "predictions.json"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Draw and list what is in one picture or a folder of them; returns the exit status.
+
+    A file that is no picture is named and passed over; the status is then 2 all the same.
+    """
+    parser = ArgumentParser(description="Draw what a detector or segmentor finds.")
+    parser.add_argument("picture", help="a picture, or a folder of them")
+    parser.add_argument("config")
+    parser.add_argument("checkpoint")
+    parser.add_argument("--out-dir", default="outputs", metavar="DIR", help="drawn pictures and predictions.json")
+    parser.add_argument("--score-thr", "--pred-score-thr", type=float, default=0.3, help="least score of a detection")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N")
+    add_override_arguments(parser)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
+    return run_cli(lambda: _work(parser.parse_args(argv)))
+
+
+def _work(args: Namespace) -> None:
+    files = _pictures(Path(args.picture))
+    predictor = Predictor(load_config(args), args.checkpoint, args.score_thr, args.device)
+    folder = Path(args.out_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    results, bad = {}, []
+    for file in files:
+        try:
+            found = predictor.predict(file)
+        except BadImageError as error:
+            log.warning("%s: %s; passed over.", error.file, error.reason)
+            bad.append(str(file))
+            continue
+        results[str(file)] = found.to_json()
+        found.draw().save(folder / f"{file.stem}.png")
+    write_bytes(folder / _NAME, json.dumps(results, indent=1).encode())
+    log.info("%d pictures drawn in %s, and listed in %s.", len(results), folder, folder / _NAME)
+    if bad:
+        raise ValueError(f"{len(bad)} of {len(files)} files could not be read as pictures: {', '.join(bad[:3])}.")
+
+
+def _pictures(path: Path) -> list[Path]:
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise ValueError(f"{path}: there is no such picture or folder.")
+    known = Image.registered_extensions()
+    files = sorted(file for file in path.iterdir() if file.suffix.lower() in known)
+    if not files:
+        raise ValueError(f"{path} holds no pictures (suffixes such as {', '.join(sorted(known)[:8])}).")
+    return files

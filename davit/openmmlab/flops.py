@@ -1,0 +1,132 @@
+"""Parameters and FLOPs of detectors and segmentors, as the published tables count them.
+
+One picture, multiply-adds by fvcore, convention of `davit.complexity`. A two-stage detector's heads see 1000
+proposals, and its mask head the first 100 of them, whatever the weights would propose. A segmentor is counted without
+its auxiliary head, which only training has. RoIAlign, NMS and resizing are not counted.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import warnings
+from argparse import ArgumentParser
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.registry import init_default_scope
+from torch import Tensor, nn
+
+from ..complexity import count_flops
+from ..engine.status import run_cli
+from .config import add_override_arguments, load_config
+
+PROPOSALS, MASKS = 1000, 100
+SIZES = {"mmdet": (800, 1280), "mmseg": (512, 2048)}  # height, width of the published tables
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one config's model costs.
+
+    Attributes:
+        size: (height, width) of the picture.
+        flops: multiply-adds.
+        shares: multiply-adds of backbone, neck and heads.
+    """
+
+    config: str
+    size: tuple[int, int]
+    parameters: int
+    flops: int
+    shares: dict[str, int]
+
+
+class _Forward(nn.Module):
+    """All that a detector or segmentor computes of one picture, with the proposals given."""
+
+    def __init__(self, model: Any):
+        super().__init__()
+        self.backbone = model.backbone
+        self.neck: nn.Module = model.neck if getattr(model, "with_neck", False) else nn.Identity()
+        for name in ("rpn_head", "bbox_head", "decode_head", "roi_head"):
+            if getattr(model, name, None) is not None:
+                setattr(self, name, getattr(model, name))
+
+    def forward(self, image: Tensor) -> list[Any]:
+        levels = self.neck(self.backbone(image))
+        single = [name for name in ("rpn_head", "bbox_head", "decode_head") if hasattr(self, name)]
+        results = [getattr(self, name)(levels) for name in single]
+        if hasattr(self, "roi_head"):
+            results += self._regions(levels, image.shape[-2:])
+        return results
+
+    def _regions(self, levels: Sequence[Tensor], size: Any) -> list[Any]:
+        """The heads of a two-stage detector, each stage of a cascade in turn."""
+        rois = _spread_rois(PROPOSALS, size, levels[0])
+        head: Any = self.roi_head
+        boxes, masks = head.bbox_head, head.mask_head if head.with_mask else None
+        if not isinstance(boxes, nn.ModuleList):
+            results = [head._bbox_forward(levels, rois)]
+            return results + ([head._mask_forward(levels, rois[:MASKS])] if masks is not None else [])
+        results = [head._bbox_forward(stage, levels, rois) for stage in range(len(boxes))]
+        if masks is not None:
+            results += [head._mask_forward(stage, levels, rois[:MASKS]) for stage in range(len(masks))]
+        return results
+
+
+def _spread_rois(count: int, size: Any, like: Tensor) -> Tensor:
+    """(count, 5) boxes all over the picture, from 16 pixels to all of it."""
+    place = torch.linspace(0, 1, count, dtype=like.dtype, device=like.device)
+    height, width = float(size[0]), float(size[1])
+    side = 16 + place * (min(height, width) - 16)
+    left, top = place.flip(0) * (width - side), (place * 7 % 1) * (height - side)
+    return torch.stack([torch.zeros_like(place), left, top, left + side, top + side], 1)
+
+
+def cost_of(cfg: Any, name: str, size: tuple[int, int] | None = None) -> Cost:
+    """Count a config's model.
+
+    Args:
+        size: (height, width) of the picture; by default that of the published tables.
+    """
+    from mmengine.registry import MODELS
+
+    init_default_scope(cfg.default_scope)
+    size = size or SIZES[cfg.default_scope]
+    cfg.model.backbone.init_cfg = None
+    model = MODELS.build(cfg.model).eval()
+    forward = _Forward(model)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of tracing
+        counted = count_flops(forward, torch.zeros(1, 3, *size)).by_module()
+    shares = {part: int(counted[part]) for part, _ in forward.named_children() if counted[part]}
+    return Cost(name, size, sum(p.numel() for p in model.parameters()), int(counted[""]), shares)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """What get_flops.py of mmdet/tools and mmseg/tools does."""
+    parser = ArgumentParser(description="Parameters and FLOPs of a config's model.", epilog=__doc__)
+    parser.add_argument("config", nargs="+", help="one or more config files")
+    parser.add_argument("--shape", type=int, nargs="+", metavar="N", help="side, or height and width, in pixels")
+    add_override_arguments(parser)
+
+    def work() -> None:
+        args = parser.parse_args(argv)
+        if args.shape and len(args.shape) > 2:
+            raise ValueError(f"--shape {' '.join(map(str, args.shape))}: give one side, or height and width.")
+        size = (args.shape[0], args.shape[-1]) if args.shape else None
+        for config in args.config:
+            args.config = config
+            found = cost_of(load_config(args), Path(config).stem, size)
+            shares = ", ".join(f"{name} {flops / 1e9:.1f}" for name, flops in found.shares.items())
+            sys.stdout.write(
+                f"{found.config}: {found.parameters / 1e6:.2f} M parameters, {found.flops / 1e9:.1f} GFLOPs at "
+                f"{found.size[1]} x {found.size[0]} ({shares})\n"
+            )
+
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", force=True)
+    return run_cli(work)

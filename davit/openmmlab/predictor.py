@@ -1,0 +1,175 @@
+"""A trained detector or segmentor in three lines: ``Predictor(config, checkpoint).predict(picture).draw()``."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.config import Config
+from mmengine.dataset import Compose
+from mmengine.registry import MODELS, init_default_scope
+from numpy.typing import NDArray
+from PIL import Image
+from torch import nn
+from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
+
+from ..checkpoint import read_checkpoint
+from ..data import load_rgb
+from .config import datasets_of, read_config
+from .runner import load_whole
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Detections:
+    """Objects of one picture, best first.
+
+    Attributes:
+        picture: (H, W, 3) RGB.
+        boxes: (N, 4), x1 y1 x2 y2 in pixels of the picture.
+        scores: (N,), 0 to 1.
+        labels: (N,), numbers of `classes`.
+        masks: (N, H, W), or None for a detector of boxes alone.
+    """
+
+    picture: NDArray[np.uint8] = field(repr=False)
+    boxes: NDArray[np.float32]
+    scores: NDArray[np.float32]
+    labels: NDArray[np.int64]
+    masks: NDArray[np.bool_] | None = field(repr=False)
+    classes: tuple[str, ...] = field(repr=False)
+
+    def draw(self) -> Image.Image:
+        """The picture with boxes, names, scores and masks."""
+        canvas = torch.from_numpy(self.picture.copy()).permute(2, 0, 1)
+        if len(self.boxes):
+            colours = [_colour(int(label)) for label in self.labels]
+            if self.masks is not None:
+                canvas = draw_segmentation_masks(canvas, torch.from_numpy(self.masks), alpha=0.5, colors=colours)
+            names = [
+                f"{self.classes[label]} {score:.2f}" for label, score in zip(self.labels, self.scores, strict=True)
+            ]
+            canvas = draw_bounding_boxes(canvas, torch.from_numpy(self.boxes), names, colours)
+        return Image.fromarray(canvas.permute(1, 2, 0).numpy())
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values; masks as COCO's run-length encoding."""
+        from pycocotools import mask as coco_mask
+
+        objects: list[dict[str, Any]] = []
+        for i, (box, score, label) in enumerate(zip(self.boxes, self.scores, self.labels, strict=True)):
+            found = {"class": self.classes[label], "score": float(score), "box": [float(value) for value in box]}
+            if self.masks is not None:
+                encoded = coco_mask.encode(np.asfortranarray(self.masks[i]))
+                found["mask"] = {"size": encoded["size"], "counts": encoded["counts"].decode()}
+            objects.append(found)
+        return {"objects": objects}
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """The class of every pixel of one picture.
+
+    Attributes:
+        picture: (H, W, 3) RGB.
+        labels: (H, W), numbers of `classes`.
+    """
+
+    picture: NDArray[np.uint8] = field(repr=False)
+    labels: NDArray[np.int64]
+    classes: tuple[str, ...] = field(repr=False)
+
+    def draw(self) -> Image.Image:
+        """The picture under the colours of the classes."""
+        present = np.unique(self.labels)
+        masks = torch.from_numpy(self.labels == present[:, None, None])
+        canvas = torch.from_numpy(self.picture.copy()).permute(2, 0, 1)
+        canvas = draw_segmentation_masks(canvas, masks, alpha=0.5, colors=[_colour(int(label)) for label in present])
+        return Image.fromarray(canvas.permute(1, 2, 0).numpy())
+
+    def to_json(self) -> dict[str, Any]:
+        """The share of the picture that each class has."""
+        present, counts = np.unique(self.labels, return_counts=True)
+        order = np.argsort(-counts, kind="stable")
+        return {"classes": {self.classes[present[i]]: float(counts[i] / self.labels.size) for i in order}}
+
+
+class Predictor:
+    """A detector or segmentor, ready for pictures.
+
+    Args:
+        config: a config file, or a loaded `Config`.
+        checkpoint: weights of the whole model: ours, or the original code base's.
+        score_threshold: detections below are left out.
+        device: 'auto' (CUDA where there is one), 'cpu', 'cuda' ...
+
+    Raises:
+        ValueError: the config or the checkpoint cannot be used (also `CheckpointError`).
+    """
+
+    def __init__(
+        self, config: str | Path | Config, checkpoint: str | Path, score_threshold: float = 0.3, device: str = "auto"
+    ):
+        cfg = config if isinstance(config, Config) else read_config(config)
+        init_default_scope(cfg.default_scope)
+        cfg.model.backbone.init_cfg = None
+        read = read_checkpoint(checkpoint)
+        self.classes, self.cfg = _classes(cfg, read.metadata), cfg
+        self.model: nn.Module = MODELS.build(cfg.model)
+        log.info("%s", load_whole(self.model, read.state_dict, str(checkpoint), may_adapt=False))
+        self.device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+        self.model.to(self.device).eval()
+        self.score_threshold = score_threshold
+        dataset = next(datasets_of(cfg.test_dataloader))
+        steps = [step for step in dataset.pipeline[1:] if step["type"].split(".")[-1] != "LoadAnnotations"]
+        self.pipeline = Compose([{"type": "LoadImageFromNDArray"}, *steps])
+
+    @torch.no_grad()
+    def predict(self, picture: str | Path | Image.Image | NDArray[np.uint8]) -> Detections | Segmentation:
+        """What is in a picture: a file, a PIL image, or (H, W, 3) RGB.
+
+        Raises:
+            BadImageError: the file is no picture that can be read.
+        """
+        if isinstance(picture, str | Path):
+            picture = load_rgb(picture)
+        pixels = np.asarray(picture.convert("RGB") if isinstance(picture, Image.Image) else picture)
+        bgr = np.ascontiguousarray(pixels[:, :, ::-1])
+        packed = self.pipeline({"img": bgr, "img_id": 0, "img_path": ""})
+        batch = {"inputs": [packed["inputs"]], "data_samples": [packed["data_samples"]]}
+        (result,) = self.model.test_step(batch)  # type: ignore[operator]
+        if "pred_sem_seg" in result:
+            return Segmentation(pixels, result.pred_sem_seg.data[0].cpu().numpy(), self.classes)
+        found = result.pred_instances
+        found = found[found.scores >= self.score_threshold]
+        masks = found.masks.cpu().numpy().astype(bool) if "masks" in found else None
+        boxes, scores, labels = (found[name].cpu().numpy() for name in ("bboxes", "scores", "labels"))
+        return Detections(pixels, boxes, scores, labels, masks, self.classes)
+
+
+def _classes(cfg: Config, metadata: dict[str, Any]) -> tuple[str, ...]:
+    """The names of the classes: the checkpoint's, else the config's data set's."""
+    meta = metadata.get("meta")
+    saved = meta.get("dataset_meta") if isinstance(meta, dict) else None
+    if isinstance(saved, dict) and saved.get("classes"):
+        return tuple(map(str, saved["classes"]))
+    dataset = next(datasets_of(cfg.test_dataloader))
+    given = (dataset.get("metainfo") or {}).get("classes")
+    if given is None:
+        from mmengine.registry import DATASETS
+
+        given = DATASETS.get(dataset["type"]).METAINFO["classes"]
+    return tuple(given)
+
+
+def _colour(number: int) -> tuple[int, int, int]:
+    """Colours that stay apart for neighbouring numbers: the golden ratio around the circle of hues."""
+    import colorsys
+
+    red, green, blue = colorsys.hsv_to_rgb(number * 0.61803398875 % 1, 0.85 if number % 2 else 0.6, 1.0)
+    return int(255 * red), int(255 * green), int(255 * blue)
