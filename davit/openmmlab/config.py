@@ -61,6 +61,9 @@ def load_config(args: Namespace) -> Config:
     if data_root:
         set_data_root(cfg, str(data_root))
     _use_pretrained(cfg)
+    for name in LOADERS:
+        if (cfg.get(name) or {}).get("num_workers") == 0:
+            cfg[name].persistent_workers = False  # PyTorch refuses none that persist
     return cfg
 
 

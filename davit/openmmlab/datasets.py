@@ -23,7 +23,7 @@ def check_dataset(dataset: Any, split: str, model: Any, labelled: bool = True) -
     Raises:
         DataError: something is missing, broken or does not fit.
     """
-    cls = _class_of(dataset)
+    cls = class_of(dataset)
     if _is_coco(cls):
         from .coco import check_coco
 
@@ -43,7 +43,7 @@ def classes_of(dataset: Any) -> tuple[str, ...]:
     Raises:
         ValueError: files of this kind name none.
     """
-    if _is_coco(_class_of(dataset)):
+    if _is_coco(class_of(dataset)):
         from .coco import categories_of
 
         return categories_of(Path(dataset.get("data_root") or ".") / dataset["ann_file"])
@@ -52,7 +52,7 @@ def classes_of(dataset: Any) -> tuple[str, ...]:
     )
 
 
-def _class_of(dataset: Any) -> Any:
+def class_of(dataset: Any) -> Any:
     """The class of a data set by its name, or None; looked up in mmdet or mmseg, whichever the config is of."""
     if isinstance(dataset["type"], type):
         return dataset["type"]

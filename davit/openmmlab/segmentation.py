@@ -1,4 +1,4 @@
-"""What MMSegmentation gets from us: folders of masks with labels to ignore, and test-time augmentation in little memory.
+"""What MMSegmentation gets from us: labels to ignore, test-time augmentation in little memory, predictions drawn.
 
 Configs name this module in ``custom_imports``, after ``davit.openmmlab``.
 """
@@ -6,12 +6,18 @@ Configs name this module in ``custom_imports``, after ``davit.openmmlab``.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 from mmengine.structures import PixelData
 from mmseg.datasets import BaseSegDataset
+from mmseg.engine.hooks import SegVisualizationHook
 from mmseg.models.segmentors import SegTTAModel
-from mmseg.registry import DATASETS, MODELS
+from mmseg.registry import DATASETS, HOOKS, MODELS
+from PIL import Image, ImageOps
+
+from .overlays import draw_segments
 
 IGNORED = 255  # what losses and metrics leave out
 
@@ -73,3 +79,31 @@ class AveragedTTA(SegTTAModel):
                 }
             )
         return samples
+
+
+@HOOKS.register_module(force=True)
+class DrawnPredictions(SegVisualizationHook):
+    """Writes every test picture with its predicted segments to ``out_dir``, in every process (mmseg's: in the first).
+
+    Files have the pictures' names below the folder that all of them share, and end with .png.
+    """
+
+    def __init__(self, out_dir: str):
+        super().__init__(draw=True)
+        self.out_dir = Path(out_dir)
+
+    def before_test(self, runner: Any) -> None:
+        dataset = runner.test_dataloader.dataset
+        self._meta = dataset.metainfo
+        self._root = Path(dataset.data_prefix.get("img_path") or dataset.data_root or ".").absolute()
+
+    def after_test_iter(self, runner: Any, batch_idx: int, data_batch: Any, outputs: Any) -> None:  # type: ignore[override]
+        for sample in outputs:
+            picture = Path(sample.img_path).absolute()
+            inside = picture.relative_to(self._root) if picture.is_relative_to(self._root) else Path(picture.name)
+            target = (self.out_dir / inside).with_suffix(".png")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with Image.open(picture) as opened:
+                image = np.asarray(ImageOps.exif_transpose(opened).convert("RGB"))
+            labels = sample.pred_sem_seg.data.squeeze().cpu().numpy()
+            draw_segments(image, labels, self._meta["classes"], self._meta["palette"]).save(target)

@@ -54,8 +54,6 @@ def _use_output(args: Namespace, cfg: Config, evaluator: Any) -> None:
 
 def _use_show_dir(cfg: Config, folder: str) -> None:
     if cfg.default_scope == "mmseg":
-        from . import overlays  # noqa: F401  (registers the hook)
-
         cfg.default_hooks.visualization = {"type": "DrawnPredictions", "out_dir": str(Path(folder).absolute())}
     else:
         hook = cfg.default_hooks.visualization
