@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import difflib
 import inspect
-import logging
 from typing import Any
 
+from mmengine.logging import print_log
 from mmengine.registry import MODELS
 
 from ..checkpoint import CheckpointError, LoadReport, load_checkpoint
 from ..pretrained import PUBLISHED, load_pretrained
 from ..pyramid import DaViTPyramid
-
-log = logging.getLogger(__name__)
 
 _PYRAMID = [
     name for name in inspect.signature(DaViTPyramid.__init__).parameters if name not in ("self", "grad_checkpointing")
@@ -60,7 +58,7 @@ class DaViTBackbone(DaViTPyramid):
             return
         source = str(self.init_cfg["checkpoint"])
         report = load_pretrained(self, source) if source in PUBLISHED else load_checkpoint(self, source)
-        log.info("%s", filled(self, report))
+        print_log(filled(self, report), logger="current")
         self.is_init = True
 
 

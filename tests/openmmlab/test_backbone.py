@@ -1,0 +1,106 @@
+"""DaViT under the words of MMDetection's configs."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from mmengine.registry import MODELS
+from torch import nn
+
+from davit import DaViT, DaViTPyramid
+from davit.checkpoint import CheckpointError
+from davit.openmmlab import DaViTBackbone
+
+SMALL: dict[str, Any] = {"embed_dims": (8, 16), "depths": (1, 1), "num_heads": (1, 2), "window_size": 4}
+
+
+def build(**words: Any) -> Any:
+    return MODELS.build({"type": "DaViT", **SMALL, "out_indices": (0, 1), **words})
+
+
+@pytest.fixture
+def classifier(tmp_path: Path) -> Path:
+    torch.manual_seed(3)
+    file = tmp_path / "classifier.pth"
+    torch.save({"state_dict": DaViT(**SMALL, num_classes=5).state_dict()}, file)
+    return file
+
+
+def test_one_registration_serves_both_libraries() -> None:
+    import mmdet.registry
+    import mmseg.registry
+
+    for registry in (mmdet.registry.MODELS, mmseg.registry.MODELS):
+        assert registry.get("DaViT") is DaViTBackbone
+    assert issubclass(DaViTBackbone, DaViTPyramid)
+
+
+def test_the_words_of_configs_reach_the_pyramid() -> None:
+    model = build(out_indices=(1,), with_cp=True, frozen_stages=1, cpe_act=True, ffn=False, drop_path_rate=0.3)
+    assert model.grad_checkpointing and model.frozen_stages == 1 and model.out_indices == (1,)
+    assert [name for name, _ in model.named_children() if name.startswith("norm")] == ["norm1"]
+    assert not any("mlp.fc1" in name for name in model.state_dict())
+    (level,) = model(torch.randn(1, 3, 32, 32))
+    assert level.shape == (1, 16, 4, 4)
+
+
+def test_an_unknown_word_is_named_with_the_nearest() -> None:
+    with pytest.raises(ValueError, match=r"no argument 'embed_dim'; did you mean 'embed_dims'"):
+        DaViTBackbone(embed_dim=(8, 16))
+    with pytest.raises(ValueError, match="Pretrained"):
+        DaViTBackbone(**SMALL, out_indices=(0, 1), init_cfg={"type": "Kaiming"})
+
+
+@pytest.mark.parametrize("layout", ["ours", "timm"])
+def test_a_classifier_starts_the_backbone(
+    classifier: Path, tmp_path: Path, layout: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr("davit.openmmlab.backbone.print_log", lambda text, logger: said.append(text))
+    if layout == "timm":
+        from davit.checkpoint import convert_state_dict
+
+        weights = torch.load(classifier, weights_only=True)["state_dict"]
+        classifier = tmp_path / "timm.pth"
+        torch.save(convert_state_dict(weights, "timm"), classifier)
+    model = build(init_cfg={"type": "Pretrained", "checkpoint": str(classifier)})
+    model.init_weights()
+    torch.manual_seed(3)
+    expected = DaViT(**SMALL, num_classes=5).state_dict()
+    for name, tensor in model.state_dict().items():
+        if not name.startswith("norm"):
+            assert torch.equal(tensor, expected[name]), name
+    assert len(said) == 1 and "100 % of its stages" in said[0] and "norm0" in said[0]
+
+
+def test_weights_of_another_size_stop_it(classifier: Path) -> None:
+    model = build(embed_dims=(8, 24), init_cfg={"type": "Pretrained", "checkpoint": str(classifier)})
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(CheckpointError):
+        model.init_weights()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_published_weights_by_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    weights = timm.create_model("davit_tiny").state_dict()
+    torch.save(weights, tmp_path / "davit_tiny.msft_in1k.bin")
+    monkeypatch.setenv("DAVIT_WEIGHTS_DIR", str(tmp_path))
+    monkeypatch.setattr("davit.pretrained.sha256_of", lambda _: "")
+    from davit import pretrained
+
+    published = pretrained.PUBLISHED["DaViT_tiny"]
+    files = tuple(pretrained.PublishedFile(file.name, "") for file in published.files)
+    monkeypatch.setitem(pretrained.PUBLISHED, "DaViT_tiny", pretrained.Published(published.hub_id, files))
+    model = DaViTBackbone(init_cfg={"type": "Pretrained", "checkpoint": "DaViT_tiny"})
+    model.init_weights()
+    assert torch.equal(model.patch_embeds[0].proj.weight, weights["stem.conv.weight"])
+
+
+def test_initialised_once(classifier: Path) -> None:
+    model = build(init_cfg={"type": "Pretrained", "checkpoint": str(classifier)})
+    model.init_weights()
+    nn.init.zeros_(model.patch_embeds[0].proj.weight)
+    model.init_weights()
+    assert not model.patch_embeds[0].proj.weight.any()
