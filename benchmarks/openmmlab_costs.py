@@ -59,8 +59,8 @@ def main() -> None:
     table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
     (RESULTS / "README.md").write_text(
         "# What detectors and segmentors cost\n\n"
-        "Written by `python benchmarks/openmmlab_costs.py`; one config by `get_flops.py`. Multiply-adds of one picture,\n"
-        "by fvcore; the convention is in `davit/openmmlab/flops.py`. Published: the tables of the original repository.\n\n"
+        "Written by `python benchmarks/openmmlab_costs.py`; one config by `get_flops.py`. Multiply-adds of one\n"
+        "picture by fvcore; the convention is in `davit/openmmlab/flops.py`. Published: the original's tables.\n\n"
         f"{table}\n"
     )
 
