@@ -183,12 +183,12 @@ def _test(args: Namespace, cfg: Config) -> None:
     cfg.model.backbone.init_cfg = None  # the checkpoint holds the backbone
     cfg.train_dataloader = cfg.train_cfg = cfg.optim_wrapper = cfg.param_scheduler = None
     cfg.val_dataloader = cfg.val_cfg = cfg.val_evaluator = None
-    _check_data(args, cfg, ("test",))
+    _check_data(args, cfg, ("test",), labelled=not args.format_only)
     use_evaluation_words(args, cfg)
     DaViTRunner.from_cfg(cfg).test()
 
 
-def _check_data(args: Namespace, cfg: Config, splits: Sequence[str]) -> None:
+def _check_data(args: Namespace, cfg: Config, splits: Sequence[str], labelled: bool = True) -> None:
     """Set the classes, and look at all the data once, in one process of each machine."""
     from .datasets import check_dataset, classes_of
 
@@ -202,4 +202,4 @@ def _check_data(args: Namespace, cfg: Config, splits: Sequence[str]) -> None:
         for dataset in datasets_of(cfg[f"{split}_dataloader"]):
             if "type" not in dataset:
                 raise DataError(f"the config's {split} data set has no type.")
-            check_dataset(dataset, split, cfg.model)
+            check_dataset(dataset, split, cfg.model, labelled)

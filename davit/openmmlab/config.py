@@ -62,6 +62,9 @@ def load_config(args: Namespace) -> Config:
         set_data_root(cfg, str(data_root))
     _evaluate_what_is_read(cfg, options)
     _use_pretrained(cfg)
+    for name in LOADERS:
+        if (cfg.get(name) or {}).get("num_workers") == 0:
+            cfg[name].persistent_workers = False  # PyTorch refuses none that persist
     return cfg
 
 

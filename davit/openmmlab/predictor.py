@@ -19,7 +19,9 @@ from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
 from ..checkpoint import read_checkpoint
 from ..data import load_rgb
-from .config import datasets_of, read_config
+from .config import datasets_of, read_config, set_classes
+from .datasets import class_of
+from .overlays import draw_segments
 from .runner import load_whole
 
 log = logging.getLogger(__name__)
@@ -78,19 +80,17 @@ class Segmentation:
     Attributes:
         picture: (H, W, 3) RGB.
         labels: (H, W), numbers of `classes`.
+        palette: a colour (R, G, B) for each class.
     """
 
     picture: NDArray[np.uint8] = field(repr=False)
     labels: NDArray[np.int64]
     classes: tuple[str, ...] = field(repr=False)
+    palette: tuple[tuple[int, int, int], ...] = field(repr=False)
 
     def draw(self) -> Image.Image:
-        """The picture under the colours of the classes."""
-        present = np.unique(self.labels)
-        masks = torch.from_numpy(self.labels == present[:, None, None])
-        canvas = torch.from_numpy(self.picture.copy()).permute(2, 0, 1)
-        canvas = draw_segmentation_masks(canvas, masks, alpha=0.5, colors=[_colour(int(label)) for label in present])
-        return Image.fromarray(canvas.permute(1, 2, 0).numpy())
+        """The picture under the colours of the classes, and their names below it."""
+        return draw_segments(self.picture, self.labels, self.classes, self.palette)
 
     def to_json(self) -> dict[str, Any]:
         """The share of the picture that each class has."""
@@ -119,7 +119,8 @@ class Predictor:
         init_default_scope(cfg.default_scope)
         cfg.model.backbone.init_cfg = None
         read = read_checkpoint(checkpoint)
-        self.classes, self.cfg = _classes(cfg, read.metadata), cfg
+        self.classes, self.palette, self.cfg = *_classes(cfg, read.metadata), cfg
+        set_classes(cfg, self.classes)  # a model trained with --classes has other heads than its config
         self.model: nn.Module = MODELS.build(cfg.model)
         log.info("%s", load_whole(self.model, read.state_dict, str(checkpoint), may_adapt=False))
         self.device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
@@ -144,7 +145,7 @@ class Predictor:
         batch = {"inputs": [packed["inputs"]], "data_samples": [packed["data_samples"]]}
         (result,) = self.model.test_step(batch)  # type: ignore[operator]
         if "pred_sem_seg" in result:
-            return Segmentation(pixels, result.pred_sem_seg.data[0].cpu().numpy(), self.classes)
+            return Segmentation(pixels, result.pred_sem_seg.data[0].cpu().numpy(), self.classes, self.palette)
         found = result.pred_instances
         found = found[found.scores >= self.score_threshold]
         masks = found.masks.cpu().numpy().astype(bool) if "masks" in found else None
@@ -152,19 +153,19 @@ class Predictor:
         return Detections(pixels, boxes, scores, labels, masks, self.classes)
 
 
-def _classes(cfg: Config, metadata: dict[str, Any]) -> tuple[str, ...]:
-    """The names of the classes: the checkpoint's, else the config's data set's."""
+def _classes(cfg: Config, metadata: dict[str, Any]) -> tuple[tuple[str, ...], tuple[tuple[int, int, int], ...]]:
+    """The names of the classes and their colours: the checkpoint's, else the config's data set's."""
     meta = metadata.get("meta")
     saved = meta.get("dataset_meta") if isinstance(meta, dict) else None
-    if isinstance(saved, dict) and saved.get("classes"):
-        return tuple(map(str, saved["classes"]))
-    dataset = next(datasets_of(cfg.test_dataloader))
-    given = (dataset.get("metainfo") or {}).get("classes")
-    if given is None:
-        from mmengine.registry import DATASETS
-
-        given = DATASETS.get(dataset["type"]).METAINFO["classes"]
-    return tuple(given)
+    if not (isinstance(saved, dict) and saved.get("classes")):
+        dataset = next(datasets_of(cfg.test_dataloader))
+        saved = {**class_of(dataset).METAINFO, **(dataset.get("metainfo") or {})}
+        if not saved.get("classes"):
+            raise ValueError("neither the checkpoint nor the config names the classes: pass --classes NAME NAME ...")
+    classes, palette = tuple(map(str, saved["classes"])), saved.get("palette") or ()
+    if len(palette) != len(classes):
+        palette = [_colour(number) for number in range(len(classes))]
+    return classes, tuple((int(red), int(green), int(blue)) for red, green, blue in palette)
 
 
 def _colour(number: int) -> tuple[int, int, int]:

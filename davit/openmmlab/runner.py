@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from mmengine.dist import broadcast
 from mmengine.logging import HistoryBuffer
-from mmengine.model import MMDistributedDataParallel, is_model_wrapper, revert_sync_batchnorm
+from mmengine.model import BaseTTAModel, MMDistributedDataParallel, is_model_wrapper, revert_sync_batchnorm
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 from torch import Tensor, nn
@@ -129,6 +130,8 @@ class DaViTRunner(Runner):
         written.replace(final)
 
     def call_hook(self, fn_name: str, **kwargs: Any) -> None:
+        if fn_name == "before_val" and self.distributed:
+            share_buffers(self._bare_model())
         super().call_hook(fn_name, **kwargs)
         if fn_name == "before_save_checkpoint":  # last of all: nothing in the file may need a pickle's trust
             _make_plain(kwargs["checkpoint"])
@@ -136,11 +139,18 @@ class DaViTRunner(Runner):
     def wrap_model(self, model_wrapper_cfg: dict[str, Any] | None, model: nn.Module) -> nn.Module:
         """As mmengine's; on CPUs data-parallel too, with plain batch norm, since SyncBatchNorm needs GPUs."""
         if self.distributed and not torch.cuda.is_available() and model_wrapper_cfg is None:
-            return MMDistributedDataParallel(revert_sync_batchnorm(model), broadcast_buffers=False)
+            return MMDistributedDataParallel(revert_sync_batchnorm(model))
         return super().wrap_model(model_wrapper_cfg, model)
 
     def _bare_model(self) -> nn.Module:
-        return self.model.module if is_model_wrapper(self.model) else self.model
+        model = self.model.module if is_model_wrapper(self.model) else self.model
+        return model.module if isinstance(model, BaseTTAModel) else model
+
+
+def share_buffers(model: nn.Module) -> None:
+    """Give every process the first one's buffers: the means of a plain batch norm are each process's own."""
+    for _, buffer in sorted(model.named_buffers()):
+        broadcast(buffer)
 
 
 def newest_whole(folder: Path, logger: logging.Logger) -> Path | None:

@@ -9,6 +9,8 @@ from typing import Any
 
 from mmengine.config import Config, ConfigDict
 
+from .config import datasets_of
+
 METRICS = {"mmdet": ("bbox", "segm", "proposal", "proposal_fast"), "mmseg": ("mIoU", "mDice", "mFscore")}
 _METRIC_KEYS = {"mmdet": "metric", "mmseg": "iou_metrics"}
 
@@ -37,23 +39,25 @@ def use_evaluation_words(args: Namespace, cfg: Config) -> None:
         _use_show_dir(cfg, args.show_dir)
     if args.aug_test:
         _use_augmentation(cfg)
+    if args.format_only and scope == "mmseg":
+        for dataset in datasets_of(cfg.test_dataloader):
+            dataset.pipeline = _without_masks(dataset.pipeline)
 
 
 def _use_output(args: Namespace, cfg: Config, evaluator: Any) -> None:
     target = Path(args.out) if args.out else Path(cfg.work_dir) / "results"
     if cfg.default_scope == "mmseg":
         evaluator.output_dir = str(target)
-        evaluator.keep_results = True
     else:
         evaluator.outfile_prefix = str(target.with_suffix("") if target.suffix in (".json", ".pkl") else target)
 
 
 def _use_show_dir(cfg: Config, folder: str) -> None:
-    hook = cfg.default_hooks.visualization
-    hook.draw = True
     if cfg.default_scope == "mmseg":
-        cfg.visualizer.save_dir = folder
+        cfg.default_hooks.visualization = {"type": "DrawnPredictions", "out_dir": str(Path(folder).absolute())}
     else:
+        hook = cfg.default_hooks.visualization
+        hook.draw = True
         hook.test_out_dir = str(Path(folder).absolute())
 
 
@@ -61,12 +65,17 @@ def _use_augmentation(cfg: Config) -> None:
     """The config's own augmentation at test time; a detector's without one is flipped."""
     if "tta_model" not in cfg or "tta_pipeline" not in cfg:
         raise ValueError("--aug-test: the config has no tta_model and tta_pipeline that say how.")
-    for dataset in _plain_datasets(cfg.test_dataloader.dataset):
+    for dataset in datasets_of(cfg.test_dataloader):
         dataset.pipeline = deepcopy(cfg.tta_pipeline)
     cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
 
 
-def _plain_datasets(dataset: Any) -> list[Any]:
-    from .config import datasets_of
-
-    return list(datasets_of(dataset))
+def _without_masks(pipeline: Any) -> Any:
+    """A test pipeline, also within `TestTimeAug`, that does not load the masks, which a server's test set lacks."""
+    kept = [step for step in pipeline if isinstance(step, list) or step["type"] != "LoadAnnotations"]
+    for index, step in enumerate(kept):
+        if isinstance(step, list):
+            kept[index] = _without_masks(step)
+        elif "transforms" in step:
+            step["transforms"] = _without_masks(step["transforms"])
+    return [step for step in kept if step != []]

@@ -1,0 +1,49 @@
+# UPerNet, DaViT_nano, on scenes of handwritten digits: what `make demo-seg` runs. Not from the paper.
+# Command:  python tools/train.py configs/upernet_davit_nano_digits.py
+_base_ = "./upernet_davit_folders.py"
+
+data_root = "data/scenes/"  # written by python -m davit.data scenes
+metainfo = dict(classes=("ground", *"0123456789"))
+width = 48
+
+model = dict(
+    data_preprocessor=dict(size=(128, 128)),
+    backbone=dict(
+        embed_dims=(32, 64, 128, 160), depths=(1, 1, 1, 1), num_heads=(1, 2, 4, 5), window_size=4, drop_path_rate=0.05
+    ),
+    decode_head=dict(in_channels=[32, 64, 128, 160], channels=width, num_classes=11),
+    auxiliary_head=dict(in_channels=128, channels=width, num_classes=11),
+)
+
+train_pipeline = [dict(type="LoadImageFromFile"), dict(type="LoadAnnotations"), dict(type="PackSegInputs")]
+own = dict(data_root=data_root, img_suffix=".png", metainfo=metainfo, pipeline=train_pipeline)
+train_dataloader = dict(
+    batch_size=8,
+    num_workers=1,
+    dataset=dict(**own, data_prefix=dict(img_path="train2017", seg_map_path="masks/train2017")),
+)
+val_dataloader = dict(
+    num_workers=1,
+    dataset=dict(**own, data_prefix=dict(img_path="val2017", seg_map_path="masks/val2017")),
+)
+test_dataloader = val_dataloader
+tta_pipeline = [
+    dict(type="LoadImageFromFile"),
+    dict(
+        type="TestTimeAug",
+        transforms=[
+            [dict(type="Resize", scale_factor=r, keep_ratio=True) for r in (1.0, 1.25, 1.5)],
+            [dict(type="LoadAnnotations")],  # and no flip: a digit's mirror image is none
+            [dict(type="PackSegInputs")],
+        ],
+    ),
+]
+
+train_cfg = dict(max_iters=1200, val_interval=1200)
+optim_wrapper = dict(optimizer=dict(lr=1e-3), clip_grad=dict(max_norm=5.0))
+param_scheduler = [
+    dict(type="LinearLR", start_factor=0.01, by_epoch=False, begin=0, end=50),
+    dict(type="CosineAnnealingLR", by_epoch=False, begin=50, end=1200, eta_min=1e-5),
+]
+auto_scale_lr = dict(base_batch_size=8)
+default_hooks = dict(checkpoint=dict(interval=1200, max_keep_ckpts=1))

@@ -1,0 +1,9 @@
+#!/usr/bin/env python3
+"""Draw segments: ``python tools/image_demo.py PICTURE|FOLDER CONFIG CHECKPOINT [--out-dir DIR]``."""
+
+import sys
+
+from davit.openmmlab.demo import main
+
+if __name__ == "__main__":
+    sys.exit(main())
