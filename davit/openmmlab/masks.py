@@ -44,7 +44,9 @@ class MaskSummary:
 
     def __str__(self) -> str:
         masks = "all masks" if self.read == self.pictures else f"{self.read:,} masks spread over them"
-        text = f"{self.pictures:,} pictures with masks of {self.classes} classes; all sizes checked; labels of {masks} "
+        text = (
+            f"{self.pictures:,} pictures with masks of {self.classes} classes; all sizes checked; labels of {masks} "
+        )
         text += f"checked: {100 * self.ignored:.3g} % of the pixels are ignored"
         if self.absent:
             text += f", {self.absent} classes do not occur"

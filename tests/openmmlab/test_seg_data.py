@@ -99,7 +99,16 @@ def remove_masks(data: Path) -> str:
 
 @pytest.mark.parametrize(
     "damage",
-    [change_size, change_label, change_to_palette, change_to_rgb, change_to_16_bits, remove_mask, break_mask, cut_mask],
+    [
+        change_size,
+        change_label,
+        change_to_palette,
+        change_to_rgb,
+        change_to_16_bits,
+        remove_mask,
+        break_mask,
+        cut_mask,
+    ],
 )
 def test_a_bad_mask_is_named(data: Path, damage: Callable[[Path], str]) -> None:
     problem = damage(data)

@@ -131,8 +131,9 @@ def test_sliding_averages_where_windows_overlap(data: Path, weights: Path) -> No
     picture = torch.randn(1, 3, 48, 32)
     with torch.no_grad():
         found = model.slide_inference(picture, [{}])
-        upper, lower = model.encode_decode(picture[:, :, :32], [{"img_shape": (32, 32)}]), model.encode_decode(
-            picture[:, :, 16:], [{"img_shape": (32, 32)}]
+        upper, lower = (
+            model.encode_decode(picture[:, :, :32], [{"img_shape": (32, 32)}]),
+            model.encode_decode(picture[:, :, 16:], [{"img_shape": (32, 32)}]),
         )
     torch.testing.assert_close(found[:, :, :16], upper[:, :, :16])
     torch.testing.assert_close(found[:, :, 16:32], (upper[:, :, 16:] + lower[:, :, :16]) / 2)
