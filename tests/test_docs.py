@@ -20,6 +20,7 @@ from davit.complexity import complexity
 from davit.engine import status
 from davit.engine.arguments import NO_LONGER, parse_with_config, train_parser
 from davit.engine.validate_args import _NO_LONGER, validate_parser
+from davit.predict.arguments import parse_predict
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 FOLDERS = ("", "docs", "benchmarks", "configs", "figures", "mmdet", "mmseg")
@@ -155,7 +156,7 @@ def check(words: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> str:
         return _launched(get_args_parser().parse_args(rest), monkeypatch)
     if program == "launch.sh":
         return check(["python", *rest], monkeypatch)
-    if words[0] in ("./train.py", "./validate.py"):
+    if words[0] in ("./train.py", "./validate.py", "./predict.py"):
         program, rest = "python", [*words]
     if not re.fullmatch(r"python[\d.]*", program):
         return ""
@@ -172,6 +173,8 @@ def check(words: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> str:
         parse_with_config(train_parser(), rest[1:])
     elif script == "validate.py":
         parse_with_config(validate_parser(), rest[1:])
+    elif script == "predict.py":
+        parse_predict(rest[1:])
     else:
         places = [REPOSITORY / folder / script for folder in FOLDERS]
         assert any(place.exists() for place in places), f"{script} does not exist"
@@ -292,7 +295,7 @@ def test_every_module_has_a_line_in_changing() -> None:
     helpers = {"data/device.py", "data/errors.py", "data/seeding.py", "engine/totals.py"}
     modules = {
         path.relative_to(REPOSITORY / "davit").as_posix()
-        for folder in ("", "data", "engine", "checkpoint")
+        for folder in ("", "data", "engine", "checkpoint", "predict", "doctor")
         for path in (REPOSITORY / "davit" / folder).glob("*.py")
         if path.name != "__init__.py"
     }

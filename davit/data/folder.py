@@ -53,7 +53,7 @@ class FolderSource:
 
     def __init__(self, folder: str | Path, class_map: str | Path | dict[str, int] | None = None) -> None:
         self.folder = Path(folder)
-        mapping = _read_class_map(class_map, self.folder) if class_map else None
+        mapping = read_class_map(class_map, self.folder) if class_map else None
         found = self._scan(mapping)
         self.class_to_idx = mapping or {
             name: i for i, name in enumerate(sorted(sorted({label for _, label in found}), key=natural_key))
@@ -164,7 +164,7 @@ def _list_folder(folder: Path) -> tuple[list[str], list[str]]:
     return sorted(folders, key=lambda name: (natural_key(name), name)), pictures
 
 
-def _read_class_map(class_map: str | Path | dict[str, int], folder: Path) -> dict[str, int]:
+def read_class_map(class_map: str | Path | dict[str, int], folder: Path) -> dict[str, int]:
     """Class name -> index from a dict or a file (.txt, a name a line; .pkl, a dict)."""
     try:
         mapping = load_class_map(class_map if isinstance(class_map, dict) else str(class_map), str(folder))

@@ -19,6 +19,7 @@ from torch import nn
 from ..checkpoint import Checkpoint, load_checkpoint, read_checkpoint
 from ..checkpoint.keys import Structure, recognise, structure_of
 from ..data import PictureDataset, check_classes, eval_transform
+from ..data.dataset import Transform
 from ..pretrained import PretrainedError
 from ..variants import create_model
 from .labels import Labels, real_labels, subset_labels
@@ -117,13 +118,49 @@ def _model_names(model: str) -> list[str] | None:
     return None
 
 
-def prepare(entry: Entry, args: argparse.Namespace, dataset: PictureDataset, device: torch.device) -> Subject:
-    """The entry's model with its weights, checked against the data, whose transform is set.
+@dataclass(frozen=True)
+class Loaded:
+    """A model with its weights and its preprocessing, not yet bound to any data.
+
+    Attributes:
+        model: on its device, in eval mode.
+        checkpoint: what it was loaded from; None for published weights.
+        weights: "EMA" or "plain" of a checkpoint, else "published".
+        config: how pictures are prepared, as timm's `resolve_data_config` says it.
+        window: the window of test-time pooling, None for none.
+    """
+
+    name: str
+    model: Any
+    checkpoint: Checkpoint | None
+    weights: str
+    config: Mapping[str, Any]
+    window: tuple[int, int] | None
+
+    @property
+    def classifier(self) -> nn.Module:
+        """The model, with test-time pooling where there is a window for it."""
+        return self.model if self.window is None else TestTimePool(self.model, self.window)
+
+    @property
+    def class_names(self) -> list[str] | None:
+        """The names that the checkpoint's training noted, None where it did not."""
+        noted = self.checkpoint.metadata.get("class_names") if self.checkpoint is not None else None
+        return noted if isinstance(noted, list) and all(isinstance(name, str) for name in noted) else None
+
+    def transform(self) -> Transform:
+        """PIL picture -> normalised tensor, as `config` says."""
+        names = ("crop_pct", "crop_mode", "interpolation", "mean", "std")
+        return eval_transform(img_size=self.config["input_size"], **{name: self.config[name] for name in names})
+
+
+def load_entry(entry: Entry, args: argparse.Namespace, device: torch.device) -> Loaded:
+    """The entry's model with its weights; what a checkpoint does not tell, the flags must.
 
     A checkpoint of a training says which model it is of and how its pictures were prepared; flags override it.
 
     Raises:
-        ValueError: the checkpoint, the model and the data do not fit one another.
+        ValueError: the checkpoint and the model do not fit one another, or the flags do not fit the model.
         PretrainedError: published weights could not be fetched.
     """
     checkpoint = None if entry.checkpoint is None else read_checkpoint(entry.checkpoint, args.ema)
@@ -136,29 +173,33 @@ def prepare(entry: Entry, args: argparse.Namespace, dataset: PictureDataset, dev
     model = model.to(device).eval()
     if args.channels_last:
         model = model.to(memory_format=torch.channels_last)
-    check_classes(None, dataset, None if args.valid_labels else model.num_classes)
-    _compare_class_names(checkpoint, dataset)
-    labels = _labels(args, dataset, model.num_classes)
     config, trained_size = _preprocessing(args, saved, model)
     window = _pooling(args, model, trained_size, config["input_size"][-2:])
     if window is not None and args.crop_pct is None:
         config["crop_pct"] = 1.0  # as the original: the larger picture is all looked at
-    dataset.transform = eval_transform(
-        img_size=config["input_size"],
-        crop_pct=config["crop_pct"],
-        crop_mode=config["crop_mode"],
-        interpolation=config["interpolation"],
-        mean=config["mean"],
-        std=config["std"],
-    )
+    return Loaded(name, model, checkpoint, weights, config, window)
+
+
+def prepare(entry: Entry, args: argparse.Namespace, dataset: PictureDataset, device: torch.device) -> Subject:
+    """The entry's model with its weights, checked against the data, whose transform is set.
+
+    Raises:
+        ValueError: the checkpoint, the model and the data do not fit one another.
+        PretrainedError: published weights could not be fetched.
+    """
+    loaded = load_entry(entry, args, device)
+    check_classes(None, dataset, None if args.valid_labels else loaded.model.num_classes)
+    _compare_class_names(loaded.checkpoint, dataset)
+    labels = _labels(args, dataset, loaded.model.num_classes)
+    dataset.transform = loaded.transform()
     return Subject(
-        name=name,
-        model=_optimised(model if window is None else TestTimePool(model, window), args),
-        weights=weights,
-        num_classes=model.num_classes,
-        params=sum(parameter.numel() for parameter in model.parameters()),
-        config=config,
-        pooled=window is not None,
+        name=loaded.name,
+        model=_optimised(loaded.classifier, args),
+        weights=loaded.weights,
+        num_classes=loaded.model.num_classes,
+        params=sum(parameter.numel() for parameter in loaded.model.parameters()),
+        config=loaded.config,
+        pooled=loaded.window is not None,
         labels=labels,
     )
 

@@ -52,7 +52,7 @@ def load_config(args: Namespace) -> Config:
         ValueError: the file is missing (the nearest names are offered) or broken, or a value has no effect.
     """
     cfg = read_config(args.config)
-    options = dict(args.cfg_options)
+    options = _for_both(cfg, dict(args.cfg_options))
     data_root = options.pop("data_root", None) or args.data_root
     try:
         cfg.merge_from_dict(options)
@@ -60,11 +60,34 @@ def load_config(args: Namespace) -> Config:
         raise ValueError(f"--cfg-options {options}: does not fit {args.config}: {error}") from error
     if data_root:
         set_data_root(cfg, str(data_root))
+    _evaluate_what_is_read(cfg, options)
     _use_pretrained(cfg)
     for name in LOADERS:
         if (cfg.get(name) or {}).get("num_workers") == 0:
             cfg[name].persistent_workers = False  # PyTorch refuses none that persist
     return cfg
+
+
+def _for_both(cfg: Config, options: dict[str, Any]) -> dict[str, Any]:
+    """What is said of validation holds for testing too, where the config reads and measures the same in both."""
+    both = dict(options)
+    for part in ("dataloader", "evaluator"):
+        if cfg.get(f"val_{part}") == cfg.get(f"test_{part}"):
+            prefix = f"val_{part}."
+            for name, value in options.items():
+                if name.startswith(prefix):
+                    both.setdefault(f"test_{part}.{name.removeprefix(prefix)}", value)
+    return both
+
+
+def _evaluate_what_is_read(cfg: Config, options: dict[str, Any]) -> None:
+    """An evaluator's annotations are those of its data set, unless they are named on their own."""
+    for split in ("val", "test"):
+        dataset = next(datasets_of(cfg.get(f"{split}_dataloader")), {})
+        evaluator = cfg.get(f"{split}_evaluator")
+        if dataset.get("ann_file") and isinstance(evaluator, dict) and "ann_file" in evaluator:
+            if f"{split}_evaluator.ann_file" not in options:
+                evaluator["ann_file"] = str(Path(dataset.get("data_root") or "") / dataset["ann_file"])
 
 
 def read_config(path: str | Path) -> Config:
@@ -87,18 +110,11 @@ def read_config(path: str | Path) -> Config:
 
 
 def set_data_root(cfg: Config, folder: str) -> None:
-    """Read all splits, and the evaluators' annotations, from another folder."""
-    old = str(cfg.get("data_root", "")).rstrip("/")
+    """Read all splits from another folder."""
     cfg.data_root = folder
     for name in LOADERS:
         for dataset in datasets_of(cfg.get(name)):
             dataset.data_root = folder
-    for name in ("val_evaluator", "test_evaluator"):
-        evaluators = cfg.get(name) or []
-        for evaluator in evaluators if isinstance(evaluators, list) else [evaluators]:
-            ann_file = evaluator.get("ann_file")
-            if ann_file and old and str(ann_file).startswith(old):
-                evaluator.ann_file = str(Path(folder) / str(ann_file)[len(old) :].lstrip("/"))
 
 
 def datasets_of(part: Any) -> Iterator[Any]:

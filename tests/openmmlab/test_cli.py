@@ -3,15 +3,19 @@
 import contextlib
 import json
 import os
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
+from argparse import ArgumentParser
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
 
 from davit import create_model
 from davit.openmmlab import cli, config
@@ -151,6 +155,34 @@ def test_classes_of_the_file(go: Go, small_config: Path, few_scenes: Path, tmp_p
     assert meta["dataset_meta"]["classes"][0] == "digit 0"
 
 
+def test_the_readmes_example_of_own_data(go: Go, small_config: Path, few_scenes: Path, tmp_path: Path) -> None:
+    mydata = tmp_path / "mydata"
+    mydata.mkdir()
+    for split in ("train", "val"):
+        contents = json.loads((few_scenes / f"annotations/instances_{split}2017.json").read_text())
+        for image in contents["images"]:
+            image["file_name"] = f"{split}-{image['file_name']}"
+        for category in contents["categories"]:
+            category["name"] = f"my {category['name']}"
+        (mydata / f"{split}.json").write_text(json.dumps(contents))
+    (mydata / "images").mkdir()
+    for file in few_scenes.glob("*2017/*.png"):
+        shutil.copy(file, mydata / "images" / f"{file.parent.name.removesuffix('2017')}-{file.name}")
+    lines = (REPOSITORY / "mmdet/README.md").read_text().splitlines()
+    commands = [shlex.split(line) for line in lines if "--data-root mydata" in line]
+    assert [words[:3] for words in commands] == [
+        ["python", f"mmdet/tools/{tool}.py", "mmdet/configs/davit_maskrcnn_1x_coco.py"] for tool in ("train", "test")
+    ]
+    trained = go(train, small_config, *commands[0][3:], "--work-dir", "out")
+    assert trained.returncode == 0, trained.stdout
+    words = [
+        word.replace("work_dirs/davit_maskrcnn_1x_coco/epoch_12.pth", "out/epoch_2.pth") for word in commands[1][3:]
+    ]
+    tested = go(evaluate, small_config, *words)
+    assert tested.returncode == 0, tested.stdout
+    assert "4 pictures, 9 objects of 10 classes" in tested.stdout
+
+
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
@@ -221,7 +253,6 @@ def test_old_words_are_answered(go: Go, small_config: Path, caplog: pytest.LogCa
 def test_options_reach_the_config() -> None:
     cfg = Config.fromfile(CONFIGS / "davit_maskrcnn_1x_coco.py")
     config.set_data_root(cfg, "/elsewhere")
-    assert cfg.val_evaluator.ann_file == "/elsewhere/annotations/instances_val2017.json"
     assert {part.data_root for name in config.LOADERS for part in config.datasets_of(cfg[name])} == {"/elsewhere"}
     config.use_auto_scale_lr(cfg)
     assert cfg.auto_scale_lr.enable and cfg.auto_scale_lr.base_batch_size == 16
@@ -232,6 +263,22 @@ def test_options_reach_the_config() -> None:
         config.use_auto_scale_lr(cfg)
     nested = {"dataset": {"datasets": [{"type": "A"}, {"dataset": {"type": "B"}}]}}
     assert [part["type"] for part in config.datasets_of(nested)] == ["A", "B"]
+
+
+def options_of(*words: str) -> Config:
+    parser = ArgumentParser()
+    config.add_config_arguments(parser)
+    return config.load_config(parser.parse_args([str(CONFIGS / "davit_maskrcnn_1x_coco.py"), *words]))
+
+
+def test_evaluators_follow_their_data() -> None:
+    cfg = options_of("--data-root", "/a", "--cfg-options", "val_dataloader.dataset.ann_file=v.json")
+    assert cfg.val_evaluator.ann_file == cfg.test_evaluator.ann_file == "/a/v.json"
+    assert cfg.train_dataloader.dataset.data_root == cfg.test_dataloader.dataset.data_root == "/a"
+    options = ["val_dataloader.dataset.ann_file=v.json", "test_dataloader.dataset.ann_file=t.json"]
+    cfg = options_of("--options", "data_root=/b", *options, "val_evaluator.ann_file=/c/w.json")
+    assert cfg.test_dataloader.dataset.ann_file == "t.json" and cfg.val_dataloader.dataset.ann_file == "v.json"
+    assert (cfg.val_evaluator.ann_file, cfg.test_evaluator.ann_file) == ("/c/w.json", "/c/w.json")
 
 
 def test_mixed_precision_needs_a_gpu(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
@@ -265,7 +312,7 @@ def shell(*words: Any, cwd: Path, **more: str) -> subprocess.CompletedProcess[st
         capture_output=True,
         text=True,
         check=False,
-        timeout=240,
+        timeout=420,
     )
 
 
@@ -315,6 +362,34 @@ def test_two_processes_killed_in_the_second_epoch_and_resumed(
     ours, whole = (torch.load(tmp_path / name / "epoch_2.pth", weights_only=True) for name in ("out", "whole"))
     assert ours["meta"]["iter"] == whole["meta"]["iter"] == 8
     assert ours["param_schedulers"] == whole["param_schedulers"]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("root", [False, True])
+def test_the_published_command_lines(shared: Path, tmp_path: Path, root: bool) -> None:
+    """spec/commands.md, from mmdet/ and from the root, on two processes for eight and on few, small pictures."""
+    torch.save({"state_dict": create_model("DaViT_tiny").state_dict()}, tmp_path / "tiny.pth")
+    cwd, prefix = (REPOSITORY, "mmdet/") if root else (REPOSITORY / "mmdet", "")
+    few = [f"{split}_dataloader.dataset.indices=2" for split in ("train", "val")]
+    few += ["train_cfg.max_epochs=1", "model.test_cfg.rcnn.max_per_img=5", "model.test_cfg.rpn.max_per_img=50"]
+    data = ["--data-root", shared / "data/coco-tiny"]
+    script, config = f"{prefix}tools/dist_train.sh", f"{prefix}configs/davit_retinanet_1x_coco.py"
+    options = ["--cfg-options", f"model.pretrained={tmp_path / 'tiny.pth'}", *few[:3], "train_dataloader.batch_size=1"]
+    trained = shell("bash", script, config, 2, *options, *data, "--work-dir", tmp_path / "a", cwd=cwd, PORT="29615")
+    assert trained.returncode == 0, trained.stderr
+    assert "Backbone: 100 % of its stages" in trained.stdout + trained.stderr
+    model = f"{prefix}configs/davit_maskrcnn_1x_coco.py"
+    whole = MODELS.build(config_of(REPOSITORY / "mmdet/configs/davit_maskrcnn_1x_coco.py").model)
+    torch.save({"state_dict": whole.state_dict()}, tmp_path / "whole.pth")
+    words = [model, tmp_path / "whole.pth", 2, "--eval", "bbox", "segm", *data, "--work-dir", tmp_path / "b"]
+    tested = shell("bash", f"{prefix}tools/dist_test.sh", *words, "--options", few[1], *few[3:], cwd=cwd, PORT="29616")
+    assert tested.returncode == 0, tested.stderr
+    assert "coco/segm_mAP" in scores_of(tmp_path / "b")
+
+
+def config_of(file: Path) -> Config:
+    init_default_scope("mmdet")
+    return Config.fromfile(file)
 
 
 def test_the_scripts_say_how_they_are_called(tmp_path: Path) -> None:

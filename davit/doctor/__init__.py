@@ -1,0 +1,5 @@
+"""What a machine, a data folder or a config lacks for a run: ``python -m davit.doctor [DATASET_DIR|CONFIG]``."""
+
+from .findings import Finding, worst
+
+__all__ = ["Finding", "worst"]

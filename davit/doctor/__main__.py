@@ -1,0 +1,76 @@
+"""Says what a machine, a data folder or a config lacks for a run, and what to do about it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TextIO
+
+from .configs import examine_config
+from .findings import LEVELS, Finding, worst
+from .folders import examine_folder
+from .machine import examine_machine
+
+_SAMPLE = 2000
+_COLOURS = {"ok": "32", "warning": "33", "error": "31"}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit status 0, or 1 where any finding is an error."""
+    options = _parser().parse_args(arguments)
+    if options.sample < 1:
+        _parser().error(f"--sample {options.sample} is not a number of 1 or more")
+    findings = []
+    for finding in _examine(options):
+        findings.append(finding)
+        if not options.json:
+            _write(finding, sys.stdout)
+    if options.json:
+        sys.stdout.write(json.dumps([asdict(finding) for finding in findings], indent=2) + "\n")
+    else:
+        counts = [sum(finding.level == level for finding in findings) for level in LEVELS]
+        sys.stdout.write(f"{counts[0]} ok, {counts[1]} warnings, {counts[2]} errors\n")
+    return 1 if worst(findings) == "error" else 0
+
+
+def _examine(options: argparse.Namespace) -> Iterator[Finding]:
+    yield from examine_machine(Path(options.output))
+    if options.path is not None:
+        limit = None if options.all else options.sample
+        examine = examine_config if options.path.suffix in (".py", ".yaml", ".yml") else examine_folder
+        yield from examine(options.path, limit)
+
+
+def _write(finding: Finding, stream: TextIO) -> None:
+    level = finding.level.ljust(7)
+    if stream.isatty():
+        level = f"\033[{_COLOURS[finding.level]}m{level}\033[0m"
+    remedy = f"\n{'':22}-> {finding.remedy}" if finding.remedy else ""
+    stream.write(f"{level} {finding.subject:13} {finding.text}{remedy}\n")
+    stream.flush()
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m davit.doctor", description=__doc__)
+    parser.add_argument(
+        "path",
+        nargs="?",
+        type=Path,
+        metavar="DATASET_DIR|CONFIG",
+        help="a data folder (classes, COCO or ADE20K), a recipe (.yaml) or a config of mmdet/ or mmseg/ (.py)",
+    )
+    parser.add_argument("--all", action="store_true", help="open every picture, however many there are")
+    parser.add_argument(
+        "--sample", type=int, default=_SAMPLE, metavar="N", help="otherwise: no more of a split (default %(default)s)"
+    )
+    parser.add_argument("--output", default="output", metavar="DIR", help="where runs write, for the free disk")
+    parser.add_argument("--json", action="store_true", help="print a JSON list in place of lines")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

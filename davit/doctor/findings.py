@@ -1,0 +1,45 @@
+"""One line of a diagnosis."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+LEVELS = ("ok", "warning", "error")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What was looked at, and what was found.
+
+    Attributes:
+        level: one of `LEVELS`; with an error, a run fails.
+        subject: what was looked at, in a word or two.
+        text: what was found.
+        remedy: what to do about it; empty for "ok".
+    """
+
+    level: str
+    subject: str
+    text: str
+    remedy: str = ""
+
+    def __post_init__(self) -> None:
+        assert self.level in LEVELS and bool(self.remedy) == (self.level != "ok")
+
+
+def ok(subject: str, text: str) -> Finding:
+    return Finding("ok", subject, text)
+
+
+def warning(subject: str, text: str, remedy: str) -> Finding:
+    return Finding("warning", subject, text, remedy)
+
+
+def error(subject: str, text: str, remedy: str) -> Finding:
+    return Finding("error", subject, text, remedy)
+
+
+def worst(findings: Iterable[Finding]) -> str:
+    """The worst level of all; "ok" for none."""
+    return max((finding.level for finding in findings), key=LEVELS.index, default="ok")

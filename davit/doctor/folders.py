@@ -1,0 +1,176 @@
+"""A data folder: its layout, its classes, its files."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ..data import BadImageError, DataError, PictureDataset, check_classes, load_rgb, open_dataset
+from ..data.folder import some
+from .findings import Finding, error, ok, warning
+
+_SHOWN = 20  # bad files, each with a line of its own
+_UNBALANCED = 20  # times as many pictures in the largest class as in the smallest
+
+
+def examine_folder(root: Path, limit: int | None) -> Iterator[Finding]:
+    """All findings about a data folder of classification, detection (COCO) or segmentation (ADE20K).
+
+    Args:
+        limit: open no more than so many pictures of a split, evenly spread; None opens all.
+    """
+    if not root.exists():
+        yield error("data", f"{root} does not exist", "give the folder that holds train/ and val/")
+    elif (root / "annotations").is_dir() and list((root / "annotations").glob("instances_*.json")):
+        yield from _coco(root, limit)
+    elif (root / "images" / "training").is_dir() or (root / "images" / "validation").is_dir():
+        yield from _ade(root, limit)
+    else:
+        yield from _classes(root, limit)
+
+
+# --- classification ---
+
+
+def _classes(root: Path, limit: int | None) -> Iterator[Finding]:
+    splits: dict[str, PictureDataset] = {}
+    for split in ("train", "validation"):
+        try:
+            with _warnings() as said:
+                splits[split] = open_dataset(root, split)
+        except DataError as fault:
+            yield error(split, str(fault), "train/ and val/ are expected, each with one folder a class")
+            continue
+        yield from (warning(split, text, "move or remove them, if that is not meant") for text in said)
+        yield from _counts(split, splits[split])
+    if len(splits) == 2:
+        try:
+            check_classes(splits["train"], splits["validation"])
+        except DataError as fault:
+            yield error("classes", str(fault), "train and val need the same class folders")
+        else:
+            yield ok("classes", f"the same {len(splits['train'].class_names)} in train and val")
+    for split, dataset in splits.items():
+        files = [dataset.source.path(index) for index in range(len(dataset))]
+        yield from _readable(split, files, limit, remedy="repair or remove it, or pass --skip-bad-images")
+
+
+def _counts(split: str, dataset: PictureDataset) -> Iterator[Finding]:
+    target = getattr(dataset.source, "target", None)
+    assert target is not None  # a folder
+    count = Counter(target(index) for index in range(len(dataset)))
+    names = dataset.class_names
+    least, most = min(count, key=lambda k: count[k]), max(count, key=lambda k: count[k])
+    text = f"{len(dataset)} pictures in {len(count)} classes, {count[least]} to {count[most]} a class"
+    if count[most] > _UNBALANCED * count[least]:
+        remedy = "accuracy will say little about the small ones: add pictures to them, or look at each class"
+        yield warning(split, f"{text} ({names[least]} has least, {names[most]} most)", remedy)
+    else:
+        yield ok(split, text)
+
+
+@contextmanager
+def _warnings() -> Iterator[list[str]]:
+    """What the data package warns of meanwhile, in place of the log."""
+    said: list[str] = []
+
+    class Keep(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            said.append(record.getMessage())
+
+    logger = logging.getLogger("davit.data")
+    handler, propagate = Keep(logging.WARNING), logger.propagate
+    logger.addHandler(handler)
+    logger.propagate = False
+    try:
+        yield said
+    finally:
+        logger.removeHandler(handler)
+        logger.propagate = propagate
+
+
+# --- files ---
+
+
+def _readable(subject: str, files: Sequence[str], limit: int | None, remedy: str) -> Iterator[Finding]:
+    """Opens pictures to the last pixel; a line for each bad one."""
+    chosen = _spread(files, limit)
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        bad = [fault for fault in pool.map(_why_bad, chosen) if fault is not None]
+    yield from (error(subject, f"{file}: {reason}", remedy) for file, reason in bad[:_SHOWN])
+    if len(bad) > _SHOWN:
+        yield error(subject, f"and {len(bad) - _SHOWN} more unreadable files", remedy)
+    if not bad:
+        share = "all" if len(chosen) == len(files) else f"{len(chosen)} of"
+        yield ok(subject, f"{share} {len(files)} files were opened and can be read")
+
+
+def _spread(files: Sequence[str], limit: int | None) -> Sequence[str]:
+    if limit is None or len(files) <= limit:
+        return files
+    return [files[index * len(files) // limit] for index in range(limit)]
+
+
+def _why_bad(file: str) -> tuple[str, str] | None:
+    try:
+        load_rgb(file)
+    except BadImageError as fault:
+        return fault.file, fault.reason
+    except OSError as failure:
+        return file, f"the machine failed ({failure.strerror})"
+    return None
+
+
+# --- detection and segmentation ---
+
+
+def _coco(root: Path, limit: int | None) -> Iterator[Finding]:
+    for file in sorted((root / "annotations").glob("instances_*.json")):
+        split = file.stem.removeprefix("instances_")
+        try:
+            contents: Any = json.loads(file.read_text(encoding="utf-8"))
+            images, objects, categories = (contents[key] for key in ("images", "annotations", "categories"))
+            names = [str(image["file_name"]) for image in images]
+            known = {image["id"] for image in images}
+            classes = {category["id"] for category in categories}
+            strays = sum(one["image_id"] not in known or one["category_id"] not in classes for one in objects)
+        except (OSError, ValueError, KeyError, TypeError) as fault:
+            yield error(split, f"{file} is no COCO annotation ({type(fault).__name__}: {fault})", "fetch it anew")
+            continue
+        yield ok(split, f"{len(images)} pictures, {len(objects)} objects, {len(categories)} categories")
+        if strays:
+            text = f"{strays} objects of pictures or classes that {file} does not list"
+            yield error(split, text, "fetch it anew")
+        missing = [name for name in names if not (root / split / name).is_file()]
+        if missing:
+            text = f"{len(missing)} of {len(names)} pictures are not in {root / split} ({some(missing, 3)})"
+            yield error(split, text, "unpack the pictures there")
+        there = [str(root / split / name) for name in names if (root / split / name).is_file()]
+        yield from _readable(split, there, limit, remedy="fetch it anew")
+
+
+def _ade(root: Path, limit: int | None) -> Iterator[Finding]:
+    for split in ("training", "validation"):
+        pictures = {path.stem: path for path in (root / "images" / split).glob("*.jpg")}
+        masks = {path.stem: path for path in (root / "annotations" / split).glob("*.png")}
+        if not pictures:
+            yield error(split, f"no pictures (.jpg) in {root / 'images' / split}", "unpack ADEChallengeData2016 there")
+            continue
+        unpaired = sorted(set(pictures) ^ set(masks))
+        if unpaired:
+            text = f"of {len(pictures)} pictures and {len(masks)} masks {len(unpaired)} stand alone"
+            text += f" ({some(unpaired, 3)})"
+            yield error(split, text, f"each images/{split}/NAME.jpg needs its annotations/{split}/NAME.png")
+        else:
+            yield ok(split, f"{len(pictures)} pictures, each with its mask")
+        files = [str(path) for _, path in sorted({**pictures}.items())] + [
+            str(path) for _, path in sorted(masks.items())
+        ]
+        yield from _readable(split, files, limit, remedy="fetch it anew")

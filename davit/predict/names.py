@@ -1,0 +1,74 @@
+"""What the classes of a model are called."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from timm.data import ImageNetInfo
+
+from ..data import DataError, open_dataset
+from ..data.folder import read_class_map
+
+log = logging.getLogger(__name__)
+
+IMAGENET_CLASSES = 1000
+
+
+def class_names(
+    num_classes: int, *, noted: Sequence[str] | None = None, source: str | Path | None = None
+) -> tuple[str, ...]:
+    """A name for each class of a model.
+
+    Args:
+        noted: the names that the checkpoint's training noted; taken where there is no `source`.
+        source: a class map (.txt with a name a line), or a data folder, whose class folders are the names.
+
+    Returns:
+        `num_classes` names: those of the source or of the training, ImageNet's where there are neither and 1000
+        classes, else "class 0" and so on. ImageNet's ids (n02124075) are put into words.
+
+    Raises:
+        DataError: `source` cannot be read, or names other classes than the model has.
+    """
+    if source:
+        return _readable(_from_source(Path(source), num_classes))
+    if noted is not None and len(noted) == num_classes:
+        return _readable(noted)
+    if noted is not None:
+        log.warning("the checkpoint names %d classes and its model has %d: not used", len(noted), num_classes)
+    if num_classes == IMAGENET_CLASSES:
+        return _readable(_imagenet().label_names())
+    return tuple(f"class {index}" for index in range(num_classes))
+
+
+def _from_source(source: Path, num_classes: int) -> list[str]:
+    if source.is_dir():
+        try:
+            mapping: Mapping[str, int] = open_dataset(source, "train").class_to_idx
+        except DataError:
+            mapping = open_dataset(source, "validation").class_to_idx
+    else:
+        mapping = read_class_map(source, source.parent)
+    by_index = {index: name for name, index in mapping.items()}
+    if max(by_index) >= num_classes or (len(by_index) < num_classes and source.is_dir()):
+        raise DataError(
+            f"{source} names {max(by_index) + 1} classes and the model has {num_classes}: it belongs to another model"
+        )
+    return [by_index.get(index, f"class {index}") for index in range(num_classes)]
+
+
+def _readable(names: Sequence[str]) -> tuple[str, ...]:
+    """ImageNet's ids in words, where all names are such ids; the first word of several that mean the same."""
+    info = _imagenet()
+    known = set(info.label_names())
+    if not names or not all(name in known for name in names):
+        return tuple(names)
+    return tuple(f"{info.label_name_to_description(name).partition(',')[0]} ({name})" for name in names)
+
+
+@functools.cache
+def _imagenet() -> ImageNetInfo:
+    return ImageNetInfo("imagenet-1k")

@@ -1,0 +1,132 @@
+"""Where the pictures to look at come from: files, folders, standard input, or what a program holds."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+from timm.utils.misc import natural_key
+
+from ..data import DataError, load_rgb
+from ..data.decode import SUFFIXES, to_rgb
+
+# A path, a picture of Pillow's, the bytes of a file, or an array (H, W), (H, W, 3) or (H, W, 4) of uint8.
+Picture: TypeAlias = "str | Path | Image.Image | bytes | np.ndarray[Any, Any]"
+
+
+def open_picture(picture: Picture, name: str | None = None) -> Image.Image:
+    """The picture, upright, as 8-bit RGB; `name` stands for it in errors.
+
+    Raises:
+        BadImageError: a file or bytes that are no readable picture.
+        ValueError: something else than a `Picture`.
+    """
+    if isinstance(picture, str | Path):
+        return load_rgb(picture, name)
+    if isinstance(picture, bytes | bytearray | memoryview):
+        return load_rgb(io.BytesIO(bytes(picture)), name or "the bytes given")
+    if isinstance(picture, Image.Image):
+        return to_rgb(picture)
+    if isinstance(picture, np.ndarray):
+        return to_rgb(Image.fromarray(_checked(picture)))
+    raise ValueError(
+        f"{name or 'the picture'} is a {type(picture).__name__}; give a path, bytes, a picture of Pillow's or an "
+        "array of uint8, (H, W) or (H, W, 3)."
+    )
+
+
+def _checked(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    shaped = array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4))
+    if array.dtype != np.uint8 or not shaped or array.size == 0:
+        raise ValueError(
+            f"an array of {array.dtype} and shape {array.shape} is no picture: it must be uint8, (H, W), (H, W, 3) "
+            "or (H, W, 4), with values of 0 to 255."
+        )
+    return np.ascontiguousarray(array)
+
+
+class StandardInput(bytes):
+    """A picture's bytes that came by standard input."""
+
+
+class PictureSource:
+    """Pictures behind the interface of a data set's source (`davit.data.dataset.Source`), without classes."""
+
+    class_to_idx: dict[str, int] = {}  # noqa: RUF012
+
+    def __init__(self, pictures: Sequence[Picture]) -> None:
+        self._pictures = pictures
+
+    def __len__(self) -> int:
+        return len(self._pictures)
+
+    def filename(self, index: int) -> str:
+        return self.path(index)
+
+    def path(self, index: int) -> str:
+        """The file, or which of the pictures it is, from 0."""
+        picture = self._pictures[index]
+        if isinstance(picture, StandardInput):
+            return "-"
+        return str(picture) if isinstance(picture, str | Path) else f"picture {index}"
+
+    def read(self, index: int) -> tuple[Image.Image, int]:
+        return open_picture(self._pictures[index], self.path(index)), 0
+
+
+def find_pictures(places: Sequence[str], stdin: bytes | None = None) -> list[str | bytes]:
+    """The pictures of a command line: each file as it stands, each folder with all that is below it.
+
+    "-" is `stdin`: the bytes of a picture, or paths in UTF-8, one a line, or separated by NUL.
+
+    Raises:
+        DataError: a folder without pictures, or no picture at all.
+    """
+    found: list[str | bytes] = []
+    for place in places:
+        if place == "-":
+            found += _from_stdin(stdin or b"")
+        else:
+            found += _below(place)
+    if not found:
+        raise DataError("there is no picture to look at: give files, folders, or - with paths on standard input")
+    return found
+
+
+def _below(place: str) -> list[str]:
+    """The pictures of a folder and of its subfolders in natural order, hidden ones left out; a file is itself."""
+    if not Path(place).is_dir():
+        return [place]  # a missing file is reported when it is opened, as a broken one is
+    files = []
+    for folder, below, names in os.walk(place, followlinks=True):
+        below[:] = [name for name in below if not name.startswith(".")]
+        files += [
+            str(Path(folder, name))
+            for name in names
+            if not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES
+        ]
+    if not files:
+        raise DataError(f"{place} holds no pictures: files ending in {' '.join(sorted(SUFFIXES))} count")
+    return sorted(files, key=lambda name: (natural_key(name), name))
+
+
+def _from_stdin(data: bytes) -> list[str | bytes]:
+    try:
+        Image.open(io.BytesIO(data)).close()
+    except (UnidentifiedImageError, ValueError):
+        pass
+    except Exception:  # a known format, damaged: the error comes when it is read
+        return [StandardInput(data)]
+    else:
+        return [StandardInput(data)]
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError:
+        return [StandardInput(data)]  # neither: reading it says so
+    lines = text.split("\0") if "\0" in text else [line.strip() for line in text.splitlines()]
+    return [file for line in lines if line for file in _below(line)]

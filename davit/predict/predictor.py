@@ -1,0 +1,262 @@
+"""A model that classifies pictures, with all that its checkpoint says about them."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, overload
+
+import torch
+from torch import Tensor
+
+from ..data import Batch, DataError, EvalLoader, PictureDataset, prefetch
+from ..engine.distributed import _device as device_named
+from ..engine.evaluate import is_out_of_memory
+from ..engine.precision import precision_from
+from ..engine.subject import Entry, Loaded, load_entry
+from ..engine.validate_args import validate_parser
+from .names import class_names
+from .pictures import Picture, PictureSource
+from .report import as_table
+
+_CPU_BATCH = 32  # more at once gain nothing on a CPU and cost memory
+_WORKERS_FROM = 64  # pictures: for fewer, starting loader processes takes longer than it saves
+
+
+@dataclass(frozen=True)
+class Guess:
+    """One class, and the probability that the model gives it, 0 to 1 (of its softmax, not calibrated)."""
+
+    index: int
+    name: str
+    probability: float
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a model says of one picture.
+
+    Attributes:
+        file: the path, or which of the pictures given.
+        guesses: the most probable classes, the first first; equal ones by their index.
+        probabilities: (num_classes,) float32 on the CPU, of all classes.
+    """
+
+    file: str
+    guesses: tuple[Guess, ...]
+    probabilities: Tensor = field(repr=False, compare=False)
+
+    @property
+    def index(self) -> int:
+        """The most probable class."""
+        return self.guesses[0].index
+
+    @property
+    def name(self) -> str:
+        """The most probable class in words."""
+        return self.guesses[0].name
+
+    @property
+    def probability(self) -> float:
+        """Of the most probable class."""
+        return self.guesses[0].probability
+
+    def __str__(self) -> str:
+        return as_table(self)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A picture that could not be looked at, and why."""
+
+    file: str
+    reason: str
+
+
+class Predictor:
+    """A model ready to classify; `load` makes one.
+
+    Attributes:
+        name: of the architecture.
+        model: in eval mode on `device`.
+        class_names: a name for each output.
+        config: how pictures are prepared, as timm's `resolve_data_config` says it.
+        transform: PIL picture -> (3, H, W), as `config` says.
+    """
+
+    def __init__(
+        self,
+        loaded: Loaded,
+        names: Sequence[str],
+        device: torch.device,
+        autocast: Callable[[], AbstractContextManager[object]],
+    ) -> None:
+        self.name = loaded.name
+        self.model = loaded.model
+        self.class_names = tuple(names)
+        self.config = dict(loaded.config)
+        self.transform = loaded.transform()
+        self.device = device
+        self._classifier = loaded.classifier
+        self._autocast = autocast
+
+    def __repr__(self) -> str:
+        height, width = self.config["input_size"][-2:]
+        return f"Predictor({self.name}, {len(self.class_names)} classes, {height}x{width}, {self.device})"
+
+    @overload
+    def predict(self, pictures: Picture, topk: int = 5) -> Prediction: ...
+
+    @overload
+    def predict(self, pictures: list[Any] | tuple[Any, ...], topk: int = 5) -> list[Prediction]: ...
+
+    def predict(self, pictures: Picture | list[Any] | tuple[Any, ...], topk: int = 5) -> Prediction | list[Prediction]:
+        """Classify one picture, or each of a list.
+
+        Args:
+            pictures: a path, a picture of Pillow's, the bytes of a file, an array (H, W[, 3 or 4]) of uint8, or a
+                list of such.
+            topk: how many classes to name; all where there are fewer.
+
+        Raises:
+            ValueError: a picture cannot be read (`BadImageError` for a file), or its outputs are not finite.
+        """
+        single = not isinstance(pictures, list | tuple)
+        several: Sequence[Any] = [pictures] if single else pictures  # type: ignore[assignment]
+        source = PictureSource(several)
+        results = []
+        for start in range(0, len(several), _CPU_BATCH):
+            images = [self.transform(source.read(i)[0]) for i in range(start, min(start + _CPU_BATCH, len(several)))]
+            probabilities_NK = self._probabilities(torch.stack(images).to(self.device))
+            for offset, row in enumerate(probabilities_NK):
+                result = self._result(source.path(start + offset), row, topk)
+                if isinstance(result, Failure):
+                    raise ValueError(f"{result.file}: {result.reason}.")
+                results.append(result)
+        return results[0] if single else results
+
+    def predict_each(
+        self, pictures: Sequence[Picture], topk: int = 5, *, batch_size: int = 32, workers: int = 0
+    ) -> Iterator[Prediction | Failure]:
+        """Classify pictures in order, as they are asked for; one that cannot be read gives a `Failure`.
+
+        Args:
+            batch_size: pictures that go through the model at once; on a CPU never more than 32.
+            workers: loader processes, for more than 64 pictures.
+
+        Raises:
+            ValueError: `topk`, `batch_size` or `workers` is not a number that makes sense.
+            LoaderError: a loader process died.
+        """
+        _check_topk(topk)
+        source = PictureSource(pictures)
+        loader = EvalLoader(
+            PictureDataset(source, self.transform),
+            batch_size=min(batch_size, _CPU_BATCH) if self.device.type == "cpu" else batch_size,
+            num_workers=workers if len(pictures) > _WORKERS_FROM else 0,
+            skip_bad_images=True,
+        )
+
+        def failures(start: int, stop: int) -> Iterator[Failure]:
+            for index in range(start, stop):
+                file = source.path(index)
+                yield Failure(file, loader.bad_images[file])
+
+        done = 0
+        try:
+            for batch in prefetch(_readable(loader, source), self.device):
+                probabilities_NK = self._probabilities(batch.images)
+                for index, row in zip(batch.indices.tolist(), probabilities_NK, strict=True):
+                    yield from failures(done, index)
+                    yield self._result(source.path(index), row, topk)
+                    done = index + 1
+            yield from failures(done, len(pictures))
+        finally:
+            loader.close()
+
+    def _probabilities(self, images_NCHW: Tensor) -> Tensor:
+        """(N, num_classes) float32 on the CPU; halves of the batch one after the other where memory is short."""
+        try:
+            with torch.inference_mode(), self._autocast():
+                logits_NK = self._classifier(images_NCHW)
+        except Exception as error:
+            if len(images_NCHW) == 1 or not is_out_of_memory(error):
+                raise
+        else:
+            return logits_NK.float().softmax(dim=1).cpu().clone()
+        return torch.cat([self._probabilities(half) for half in images_NCHW.chunk(2)])
+
+    def _result(self, file: str, probabilities_K: Tensor, topk: int) -> Prediction | Failure:
+        _check_topk(topk)
+        if not torch.isfinite(probabilities_K).all():
+            return Failure(file, "the model's outputs are not finite (are its weights damaged?)")
+        order = probabilities_K.argsort(descending=True, stable=True)[:topk].tolist()
+        guesses = tuple(Guess(index, self.class_names[index], probabilities_K[index].item()) for index in order)
+        return Prediction(file, guesses, probabilities_K)
+
+
+def load(
+    checkpoint: str | Path | None = None,
+    model: str | None = None,
+    *,
+    device: str = "auto",
+    names: str | Path | None = None,
+    **flags: Any,
+) -> Predictor:
+    """A classifier from a checkpoint, or with published weights: ``davit.load(FILE).predict(PICTURE)``.
+
+    Args:
+        checkpoint: a file in any layout that `davit.checkpoint` reads; None for published weights of `model`.
+        model: the architecture; None leaves it to the checkpoint.
+        device: auto, cpu, cuda or cuda:N.
+        names: a class map or a data folder, for class names other than the checkpoint's.
+        flags: those of validate.py that say how the model is built and how pictures are prepared, such as
+            img_size, crop_pct, ema="never", amp=True, num_classes, model_kwargs.
+
+    Raises:
+        ValueError: the checkpoint, the model and the flags do not fit one another; a flag is unknown.
+        PretrainedError: published weights could not be fetched.
+    """
+    args = validate_parser().parse_args([])
+    if unknown := sorted(set(flags) - set(vars(args))):
+        raise ValueError(
+            f"load() knows no {', '.join(unknown)}; it takes the flags of validate.py: {', '.join(vars(args))}."
+        )
+    if checkpoint is None and model is None:
+        raise ValueError("load() needs a checkpoint, or the model whose published weights to take.")
+    return load_from(argparse.Namespace(**{**vars(args), **flags}), checkpoint, model, device=device, names=names)
+
+
+def load_from(
+    args: argparse.Namespace,
+    checkpoint: str | Path | None,
+    model: str | None,
+    *,
+    device: str,
+    names: str | Path | None,
+) -> Predictor:
+    """`load` with the flags as validate.py's parser gives them."""
+    where = device_named(device, 0)
+    precision = precision_from(args, where)
+    loaded = load_entry(Entry(model, Path(checkpoint) if checkpoint else None), args, where)
+    if not hasattr(loaded.model, "num_classes") or loaded.model.num_classes < 1:
+        raise ValueError(f"{loaded.name} has no classes to name: it was built without a head.")
+    named = class_names(loaded.model.num_classes, noted=loaded.class_names, source=names)
+    return Predictor(loaded, named, where, precision.autocast)
+
+
+def _check_topk(topk: int) -> None:
+    if topk < 1:
+        raise ValueError(f"topk={topk} is not a number of 1 or more.")
+
+
+def _readable(loader: EvalLoader, source: PictureSource) -> Iterator[Batch]:
+    """The loader's batches; that no picture at all can be read is no error here."""
+    try:
+        yield from loader.batches()
+    except DataError:
+        if any(source.path(index) not in loader.bad_images for index in range(len(source))):
+            raise

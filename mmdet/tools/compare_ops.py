@@ -1,0 +1,60 @@
+#!/usr/bin/env python3
+"""Compare the bridge's operators with those of a compiled mmcv: ``python tools/compare_ops.py [--device cuda]``."""
+
+import sys
+from argparse import ArgumentParser
+
+import torch
+from torch import Tensor
+
+from davit.openmmlab import ops, ops_status
+
+
+def pooled(kind: str, functions: tuple, image: Tensor, rois: Tensor, words: dict) -> tuple[Tensor, Tensor]:
+    """What RoIAlign gives, and the gradient of its image, by functions of either side."""
+    forward, backward = functions
+    output = image.new_zeros(len(rois), image.shape[1], words["aligned_height"], words["aligned_width"])
+    argmax = [output.clone() if kind == "max" else image.new_zeros(0) for _ in range(2)]
+    forward(image, rois, output, *argmax, **words)
+    gradient = torch.zeros_like(image)
+    backward(torch.ones_like(output), rois, *argmax, gradient, **words)
+    return output, gradient
+
+
+def main() -> int:
+    parser = ArgumentParser(description=__doc__)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    device = parser.parse_args().device
+    if ops_status() != "compiled":
+        print(f"mmcv's operators are {ops_status()} here: there is nothing to compare with.")
+        return 2
+    from mmcv import _ext
+
+    torch.manual_seed(0)
+    worst = 0.0
+    corner = torch.rand(300, 2, device=device) * 200
+    boxes = torch.cat([corner, corner + 1 + torch.rand(300, 2, device=device) * 80], 1)
+    scores = torch.rand(300, device=device)
+    for offset in (0, 1):
+        same = torch.equal(
+            _ext.nms(boxes, scores, iou_threshold=0.5, offset=offset), ops.nms(boxes, scores, 0.5, offset)
+        )
+        print(f"nms, offset {offset}: {'equal' if same else 'DIFFERENT'}")
+        worst = max(worst, 0.0 if same else 1.0)
+    image = torch.randn(2, 8, 40, 50, device=device)
+    rois = torch.cat([torch.randint(2, (300, 1), device=device).float(), boxes], 1)
+    for kind, code in (("max", ops.MAX_POOL), ("avg", ops.AVG_POOL)):
+        for aligned in (False, True):
+            for ratio in (0, 2):
+                words = {"aligned_height": 7, "aligned_width": 5, "spatial_scale": 0.2, "sampling_ratio": ratio}
+                words |= {"pool_mode": code, "aligned": aligned}
+                theirs = pooled(kind, (_ext.roi_align_forward, _ext.roi_align_backward), image, rois, words)
+                ours = pooled(kind, (ops.roi_align_forward, ops.roi_align_backward), image, rois, words)
+                errors = [float((a - b).abs().max()) for a, b in zip(theirs, ours, strict=True)]
+                print(f"RoIAlign, {kind}, aligned {aligned}, ratio {ratio}: {errors[0]:.1e}, gradient {errors[1]:.1e}")
+                worst = max(worst, *errors)
+    return 0 if worst < 1e-4 else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

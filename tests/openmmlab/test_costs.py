@@ -1,0 +1,111 @@
+"""Every config: what it costs, that it builds, learns and predicts."""
+
+import csv
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
+
+from davit.openmmlab import flops
+from davit.openmmlab.cli import train_main as train
+from tests.openmmlab.conftest import CONFIGS, REPOSITORY, Go
+
+TABLE = {
+    # millions of parameters as spec/openmmlab.md has them, published GFLOPs at 1280 x 800
+    "davit_maskrcnn_1x_coco": (47.87, 263),
+    "davit_small_maskrcnn_1x_coco": (69.25, 351),
+    "davit_base_maskrcnn_1x_coco": (107.33, 491),
+    "davit_retinanet_1x_coco": (38.53, 244),
+    "davit_small_retinanet_1x_coco": (59.92, 332),
+    "davit_base_retinanet_1x_coco": (98.57, 471),
+}
+ALL = sorted(file.stem for file in CONFIGS.glob("davit_*_coco.py"))
+
+
+def detector(name: str) -> torch.nn.Module:
+    cfg = Config.fromfile(CONFIGS / f"{name}.py")
+    init_default_scope(cfg.default_scope)
+    return MODELS.build(cfg.model)
+
+
+def test_twelve_rows_of_the_table_and_three_cascades() -> None:
+    assert len(ALL) == 15
+    assert sum("cascade" in name for name in ALL) == 3
+    for name in ALL:
+        text = (CONFIGS / f"{name}.py").read_text()
+        assert f"configs/{name}.py 8" in text  # the header's command is this file's
+        assert len(text.splitlines()) <= 12  # a delta
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_parameters(name: str) -> None:
+    model = detector(name)
+    assert f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f}" == f"{TABLE[name][0]:.2f}"
+    levels = [child for child, _ in model.backbone.named_children() if re.fullmatch(r"norm\d", child)]
+    assert levels == [f"norm{level}" for level in ((1, 2, 3) if "retinanet" in name else (0, 1, 2, 3))]
+
+
+@pytest.mark.parametrize("name", [name for name in ALL if "3x" in name])
+def test_three_times_the_schedule(name: str) -> None:
+    cfg = Config.fromfile(CONFIGS / f"{name}.py")
+    assert cfg.train_cfg.max_epochs == 36 and cfg.param_scheduler[1].milestones == [27, 33]
+    assert cfg.model.backbone.drop_path_rate == 0.2
+    if name.replace("3x", "1x") in ALL:
+        short = Config.fromfile(CONFIGS / f"{name.replace('3x', '1x')}.py")
+        assert short.train_cfg.max_epochs == 12 and short.param_scheduler[1].milestones == [8, 11]
+        assert short.model.backbone.drop_path_rate == 0.1
+        cfg.model.backbone.drop_path_rate = 0.1
+        assert cfg.model == short.model
+
+
+def test_flops_of_the_smallest() -> None:
+    cfg = Config.fromfile(CONFIGS / "davit_retinanet_1x_coco.py")
+    found = flops.cost_of(cfg, "retinanet")
+    assert found.flops == pytest.approx(244e9, rel=0.01)
+    assert set(found.shares) == {"backbone", "neck", "bbox_head"} and sum(found.shares.values()) == found.flops
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", [name for name in TABLE if name != "davit_retinanet_1x_coco"])
+def test_flops_of_the_table(name: str) -> None:
+    found = flops.cost_of(Config.fromfile(CONFIGS / f"{name}.py"), name)
+    assert found.flops == pytest.approx(TABLE[name][1] * 1e9, rel=0.01)
+
+
+def test_get_flops_prints_a_line(go: Go, capsys: pytest.CaptureFixture[str]) -> None:
+    result = go(flops.main, CONFIGS / "davit_nano_maskrcnn_digits.py", "--shape", "128")
+    assert result.returncode == 0
+    assert re.search(
+        r"davit_nano_maskrcnn_digits: [\d.]+ M parameters, [\d.]+ GFLOPs at 128 x 128 \(backbone", result.stdout
+    )
+    assert go(flops.main, CONFIGS / "davit_nano_maskrcnn_digits.py", "--shape", "1", "2", "3").returncode == 2
+
+
+def test_the_written_table_is_of_these_configs() -> None:
+    rows = list(csv.DictReader((REPOSITORY / "benchmarks/results/openmmlab_costs/costs.csv").open()))
+    found = {row["config"]: (row["parameters_M"], float(row["gflops"])) for row in rows}
+    for name, (parameters, published) in TABLE.items():
+        assert found[name][0] == f"{parameters:.2f}"
+        assert found[name][1] == pytest.approx(published, rel=0.01)
+    assert set(ALL) <= set(found)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", ALL)
+def test_a_step_and_a_prediction_on_coco(go: Go, shared: Path, tmp_path: Path, name: str) -> None:
+    words = [CONFIGS / f"{name}.py", "--data-root", shared / "data/coco-tiny", "--work-dir", tmp_path / "out"]
+    loaders = [f"{split}_dataloader.{word}" for split in ("train", "val") for word in ("num_workers=0",)]
+    loaders += [f"{split}_dataloader.persistent_workers=False" for split in ("train", "val")]
+    options = [
+        "train_dataloader.dataset.indices=1",
+        "train_dataloader.batch_size=1",
+        "val_dataloader.dataset.indices=1",
+    ]
+    options += ["train_cfg.max_epochs=1", "default_hooks.checkpoint.save_best=None"]
+    result = go(train, *words, "--cfg-options", *loaders, *options)
+    assert result.returncode == 0, result.stdout
+    assert "Epoch(train)" in result.stdout and "loss" in result.stdout
+    assert (tmp_path / "out/epoch_1.pth").exists()

@@ -1,0 +1,110 @@
+"""Whole detectors' weights: every tensor accounted for, old files too, nothing run, nothing half loaded."""
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from davit.checkpoint import CheckpointError
+from davit.openmmlab.runner import _make_plain, _with_buffers, load_whole, newest_whole
+
+
+class Detector(nn.Module):
+    def __init__(self, classes: int = 3, levels: tuple[int, ...] = (1, 2)):
+        super().__init__()
+        self.backbone = nn.ModuleDict({f"norm{level}": nn.LayerNorm(4) for level in levels})
+        self.bbox_head = nn.ModuleDict({"retina_cls": nn.Conv2d(4, classes, 1), "retina_reg": nn.Conv2d(4, 4, 1)})
+
+
+def filled(value: float, **words: Any) -> dict[str, Tensor]:
+    return {name: torch.full_like(tensor, value) for name, tensor in Detector(**words).state_dict().items()}
+
+
+def test_everything_is_loaded_and_said() -> None:
+    model = Detector()
+    said = load_whole(model, filled(2.0), "a.pth", may_adapt=False)
+    assert all((tensor == 2).all() for tensor in model.state_dict().values())
+    assert said.startswith("a.pth: loaded 8 of the model's 8 tensors, 100 %")
+
+
+def test_the_originals_norms_of_unread_levels_are_dropped() -> None:
+    model = Detector()
+    said = load_whole(
+        model, {f"module.{k}": v for k, v in filled(2.0, levels=(0, 1, 2)).items()}, "a", may_adapt=False
+    )
+    assert "dropped 2 tensors of norms of levels" in said
+    assert (model.backbone["norm1"].weight == 2).all()
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"backbone.norm1.weight": None}, "backbone.norm1.weight is missing"),
+        ({"backbone.extra": torch.zeros(1)}, "backbone.extra is unexpected"),
+        ({"bbox_head.retina_reg.bias": torch.zeros(9)}, r"\(9,\) in the file, \(4,\) in the model"),
+        ({"bbox_head.retina_cls.bias": torch.zeros(9)}, r"trained on other classes"),
+    ],
+)
+@pytest.mark.parametrize("may_adapt", [True, False])
+def test_what_does_not_fit_stops_it_whole(change: dict[str, Tensor | None], expected: str, may_adapt: bool) -> None:
+    weights = {**filled(2.0), **{name: tensor for name, tensor in change.items() if tensor is not None}}
+    weights = {name: tensor for name, tensor in weights.items() if change.get(name, tensor) is not None}
+    model = Detector()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    if may_adapt and "retina_cls" in next(iter(change)):
+        said = load_whole(model, weights, "a.pth", may_adapt=True)
+        assert "so new: bbox_head.retina_cls.bias" in said
+        assert torch.equal(model.bbox_head["retina_cls"].bias, before["bbox_head.retina_cls.bias"])
+        return
+    with pytest.raises(CheckpointError, match=f"a.pth does not fit.*{expected}.*Nothing was loaded"):
+        load_whole(model, weights, "a.pth", may_adapt=may_adapt)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_a_classifier_is_no_detector() -> None:
+    with pytest.raises(CheckpointError, match=r"model.pretrained=c.pth"):
+        load_whole(Detector(), {"head.weight": torch.zeros(2)}, "c.pth", may_adapt=True)
+
+
+def test_the_newest_that_is_whole(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    import logging
+
+    logger = logging.getLogger("runner")
+    assert newest_whole(tmp_path, logger) is None
+    for number in (1, 2, 10):
+        torch.save({"state_dict": {"a": torch.full((50,), number)}}, tmp_path / f"epoch_{number}.pth")
+    torch.save({"state_dict": {}}, tmp_path / "best_coco_bbox_mAP_epoch_11.pth")
+    assert newest_whole(tmp_path, logger) == tmp_path / "epoch_10.pth"
+    damaged = bytearray((tmp_path / "epoch_10.pth").read_bytes())
+    damaged[len(damaged) // 2] ^= 255
+    (tmp_path / "epoch_10.pth").write_bytes(damaged)
+    assert newest_whole(tmp_path, logger) == tmp_path / "epoch_2.pth"
+    assert "passed over" in caplog.text
+    (tmp_path / "epoch_2.pth").write_bytes(b"")
+
+    class Program:
+        def __reduce__(self) -> Any:
+            return (Path.touch, (tmp_path / "ran",))
+
+    (tmp_path / "epoch_1.pth").write_bytes(pickle.dumps({"state_dict": {}, "x": Program()}))
+    with pytest.raises(CheckpointError, match="no state in"):
+        newest_whole(tmp_path, logger)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_logs_survive_as_plain_values() -> None:
+    from mmengine.logging import HistoryBuffer
+
+    hub = {
+        "log_scalars": {"loss": HistoryBuffer([3.0, 2.0], [1, 2])},
+        "runtime_info": {},
+        "resumed_keys": {"loss": True},
+    }
+    state = {"message_hub": hub, "meta": {"epoch": 1, "classes": ("a",)}}
+    _make_plain(state)
+    assert state["message_hub"]["log_scalars"]["loss"] == [[3.0, 2.0], [1, 2]]
+    back = _with_buffers(state["message_hub"])["log_scalars"]["loss"]
+    assert back.current() == 2.0 and back.mean() == pytest.approx((3.0 + 2.0) / 3)

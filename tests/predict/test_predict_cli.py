@@ -1,0 +1,220 @@
+"""predict.py as its users call it, those of the original among them."""
+
+import csv
+import io
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import davit
+from davit.predict.arguments import parse_predict, predict_parser
+from davit.predict.report import TableWriter, bar
+from tests.predict.conftest import CLASSES, Outcome, noise, png
+
+Predict = Callable[..., Outcome]
+NATURAL = ["deep/deeper/8.png", "deep/deeper/9.png", *(f"near/{number}.png" for number in range(1, 8))]
+
+
+def rows(text: str) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(text)))
+
+
+# --- the original's flags ---
+
+
+def test_every_flag_of_the_original_with_its_default(shared: Path) -> None:
+    ours = {
+        option: action for action in predict_parser()._actions for option in action.option_strings or [action.dest]
+    }
+    official = json.loads((shared / "spec" / "official_cli.json").read_text())["inference"]
+    assert len(official) == 17
+    for entry in official:
+        for flag in entry["flags"]:
+            action = ours[flag]
+            assert action.default == entry.get("default"), flag
+            if flag != "data":
+                assert action.nargs == entry.get("nargs"), flag
+            assert getattr(action.type, "__name__", "str") == entry.get("type", "str"), flag
+
+
+def test_the_originals_command_line(predict: Predict, checkpoint: Path, folder: Path, tmp_path: Path) -> None:
+    words = [
+        *(folder, "--model", "DaViT_nano", "--checkpoint", checkpoint, "--output_dir", tmp_path / "out"),
+        *("-j", 2, "-b", 4, "--img-size", 16, "--num-classes", 3, "--log-freq", 10, "--num-gpu", 2, "--topk", 2),
+        *("--model-kwargs", "embed_dims=[8,16]", "depths=[1,1]", "num_heads=[1,2]", "window_size=2"),
+    ]
+    done = predict(*words)
+    assert done.status == 0, done.err
+    assert done.err.count("--num-gpu") == 1
+    assert [row[0] for row in csv.reader((tmp_path / "out" / "topk_ids.csv").open())] == [
+        Path(name).name for name in NATURAL
+    ]
+    for row in csv.reader((tmp_path / "out" / "topk_ids.csv").open()):
+        (file,) = folder.rglob(f"[!.]*{row[0]}") if len(row[0]) > 5 else folder.glob(f"[!.]*/**/{row[0]}")
+        best = davit.load(checkpoint).predict(file, topk=2)
+        assert row[1:] == [str(guess.index) for guess in best.guesses]
+
+
+def test_topk_ids_only_when_asked_for(predict: Predict, checkpoint: Path, folder: Path, tmp_path: Path) -> None:
+    assert predict(folder, "--checkpoint", checkpoint).status == 0
+    assert not (tmp_path / "topk_ids.csv").exists()
+    assert predict(folder, "--checkpoint", checkpoint, "--output_dir", "./").status == 0
+    assert len((tmp_path / "topk_ids.csv").read_text().splitlines()) == 9
+
+
+def test_defaults_that_were_not_given_are_not_used() -> None:
+    _, given = parse_predict(["a.png", "--num-classes", "1000", "-j", "0"])
+    assert given == {"data", "num_classes", "workers"}
+
+
+# --- what is printed ---
+
+
+def test_table(predict: Predict, checkpoint: Path, folder: Path) -> None:
+    done = predict(folder / "near" / "1.png", folder / "near" / "2.png", "--checkpoint", checkpoint)
+    assert done.status == 0, done.err
+    lines = done.out.splitlines()
+    assert [line for line in lines if not line.startswith(" ")] == [str(folder / f"near/{n}.png") for n in (1, 2)]
+    shares = [float(line.split("%")[0]) for line in lines if line.startswith(" ")]
+    assert sum(shares[:3]) == pytest.approx(100, abs=0.02)
+    assert shares[:3] == sorted(shares[:3], reverse=True)
+    assert {line.split()[-1] for line in lines[1:4]} == set(CLASSES)
+    longest = [line.count("█") for line in lines[1:4]]
+    assert longest == sorted(longest, reverse=True) and longest[0] > 0
+
+
+def test_one_guess_is_one_line(predict: Predict, checkpoint: Path, folder: Path) -> None:
+    done = predict(folder, "--checkpoint", checkpoint, "--topk", 1)
+    assert [line.split()[-1] for line in done.out.splitlines()] == [str(folder / name) for name in NATURAL]
+
+
+def test_the_formats_agree(predict: Predict, checkpoint: Path, folder: Path) -> None:
+    as_csv = rows(predict(folder, "--checkpoint", checkpoint, "--format", "csv", "--topk", 2).out)
+    as_json = json.loads(predict(folder, "--checkpoint", checkpoint, "--format", "json", "--topk", 2).out)
+    lines = predict(folder, "--checkpoint", checkpoint, "--format", "jsonl", "--topk", 2).out.splitlines()
+    assert [json.loads(line) for line in lines] == as_json
+    assert len(as_json) == len(as_csv) == 9
+    for entry, row in zip(as_json, as_csv, strict=True):
+        assert entry["file"] == row["file"] and row["error"] == ""
+        for rank, guess in enumerate(entry["predictions"], start=1):
+            assert (str(guess["index"]), guess["name"]) == (row[f"index_{rank}"], row[f"name_{rank}"])
+            assert float(row[f"probability_{rank}"]) == pytest.approx(guess["probability"], rel=1e-5)
+        truth = davit.load(checkpoint).predict(entry["file"], topk=2)
+        assert [guess["index"] for guess in entry["predictions"]] == [guess.index for guess in truth.guesses]
+
+
+def test_a_bar_is_as_long_as_its_share() -> None:
+    assert bar(0, 8) == " " * 8 and bar(1, 8) == "█" * 8
+    assert bar(0.5, 8) == "████    " and bar(0.5 + 1 / 64, 8) == "████▏   "
+    assert bar(0.5, 8, plain=True) == "####    "
+
+
+def test_a_terminal_without_unicode(checkpoint: Path) -> None:
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    writer = TableWriter(stream, 80)
+    writer.add(davit.load(checkpoint).predict(noise(1)))
+    writer.close()
+    text = stream.buffer.getvalue().decode()  # type: ignore[attr-defined]
+    assert "#" in text and "ant" in text
+
+
+# --- pictures that cannot be read ---
+
+
+@pytest.mark.parametrize("form", ["table", "csv", "json", "jsonl"])
+def test_bad_pictures_do_not_end_the_batch(predict: Predict, checkpoint: Path, folder: Path, form: str) -> None:
+    (folder / "near" / "5.png").write_bytes(b"no picture at all")
+    words = (folder, folder / "nowhere.png", "--checkpoint", checkpoint, "--format", form, "--output_dir", "out")
+    done = predict(*words)
+    assert done.status == 1
+    assert "5.png could not be read: not a picture" in done.err
+    assert "nowhere.png could not be read: no such file" in done.err
+    assert "2 of 10 pictures could not be read" in done.err
+    assert "near/5.png" in done.out and "not a picture" in done.out
+    assert "near/6.png" in done.out
+    assert len(Path("out/topk_ids.csv").read_text().splitlines()) == 8
+
+
+def test_nothing_can_be_read(predict: Predict, checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"")
+    done = predict(tmp_path / "a.png", "--checkpoint", checkpoint)
+    assert done.status == 1
+    assert "empty file" in done.err
+
+
+# --- standard input ---
+
+
+def test_a_picture_on_standard_input(predict: Predict, checkpoint: Path) -> None:
+    done = predict("-", "--checkpoint", checkpoint, "--format", "json", stdin=png(noise(4)))
+    (entry,) = json.loads(done.out)
+    assert entry["file"] == "-"
+    assert entry["predictions"][0]["name"] == davit.load(checkpoint).predict(noise(4)).name
+
+
+@pytest.mark.parametrize("separator", ["\n", "\0", "\r\n"])
+def test_paths_on_standard_input(predict: Predict, checkpoint: Path, folder: Path, separator: str) -> None:
+    (folder / "near" / "1.png").rename(folder / "near" / "mit Leer ß.png")
+    paths = [str(folder / "near" / "mit Leer ß.png"), str(folder / "deep")]
+    text = separator.join([*paths, ""])
+    done = predict("-", "--checkpoint", checkpoint, "--format", "csv", stdin=text.encode())
+    assert [row["file"] for row in rows(done.out)] == [paths[0], *(str(folder / name) for name in NATURAL[:2])]
+
+
+@pytest.mark.parametrize("stdin", [png(noise(4))[:100], b"\xff\xfe\x00\x01garbage"])
+def test_rubbish_on_standard_input(predict: Predict, checkpoint: Path, stdin: bytes) -> None:
+    done = predict("-", "--checkpoint", checkpoint, stdin=stdin)
+    assert done.status == 1
+    assert "- could not be read" in done.err
+
+
+# --- mistakes ---
+
+
+@pytest.mark.parametrize(
+    "words, why",
+    [
+        (["--topk", 0], "--topk 0"),
+        (["-b", 0], "--batch-size 0"),
+        (["--num-classes", 5], "does not fit"),
+        (["--input-size", 1, 16, 16], "RGB"),
+        (["--pretrained"], "exclude each other"),
+        (["--class-map", "nowhere.txt"], "nowhere.txt"),
+        (["--device", "abacus"], "abacus"),
+        (["--mean", 0.5, 0.5], "mean"),
+        (["--checkpoint", "nowhere.pth"], "nowhere.pth"),
+        (["--output_dir", "model.pth.tar"], "is a file"),
+    ],
+)
+def test_mistakes(predict: Predict, checkpoint: Path, folder: Path, words: list[object], why: str) -> None:
+    done = predict(folder / "near" / "1.png", "--checkpoint", checkpoint, *words)
+    assert done.status == 2
+    assert why in done.err
+    assert done.out == ""
+
+
+@pytest.mark.parametrize("stdin", [b"", b"\n"])
+def test_no_picture(predict: Predict, checkpoint: Path, tmp_path: Path, stdin: bytes) -> None:
+    (tmp_path / "empty").mkdir()
+    done = predict(tmp_path / "empty", "--checkpoint", checkpoint)
+    assert done.status == 2 and "holds no pictures" in done.err
+    done = predict("-", "--checkpoint", checkpoint, stdin=stdin)
+    assert done.status == 2 and done.out == "" and "no picture to look at" in done.err
+
+
+def test_as_a_process_and_a_reader_that_leaves(checkpoint: Path, folder: Path, repository: Path) -> None:
+    words = [sys.executable, str(repository / "predict.py"), "--checkpoint", str(checkpoint), "--format", "jsonl"]
+    env = {**os.environ, "PYTHONPATH": str(repository)}
+    many = [str(folder)] * 40
+    with subprocess.Popen([*words, *many], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stderr is not None
+        assert b"predictions" in process.stdout.readline()
+        process.stdout.close()
+        err = process.stderr.read().decode()
+    assert process.returncode == 0, err
+    assert "Traceback" not in err and "Broken" not in err

@@ -1,0 +1,55 @@
+"""What classes are called: by the checkpoint, a file, a folder, or ImageNet's words."""
+
+import logging
+from pathlib import Path
+
+import pytest
+
+from davit.data import DataError
+from davit.predict.names import class_names
+from tests.predict.conftest import noise
+
+
+def test_those_of_the_training() -> None:
+    assert class_names(2, noted=["ant", "bee"]) == ("ant", "bee")
+
+
+def test_numbers_where_nothing_is_known(caplog: pytest.LogCaptureFixture) -> None:
+    assert class_names(2) == ("class 0", "class 1")
+    with caplog.at_level(logging.WARNING):
+        assert class_names(2, noted=["one"]) == ("class 0", "class 1")
+    assert "names 1 classes and its model has 2" in caplog.text
+
+
+def test_imagenets_words() -> None:
+    names = class_names(1000)
+    assert len(names) == 1000
+    assert names[285] == "Egyptian cat (n02124075)" and names[282] == "tiger cat (n02123159)"  # NOTES of the published
+    assert class_names(2, noted=["n02124075", "n02123159"]) == ("Egyptian cat (n02124075)", "tiger cat (n02123159)")
+    assert class_names(2, noted=["n02124075", "mine"]) == ("n02124075", "mine")
+
+
+def test_a_class_map(tmp_path: Path) -> None:
+    file = tmp_path / "names.txt"
+    file.write_text("wasp\nfly\n")
+    assert class_names(2, noted=["ant", "bee"], source=file) == ("wasp", "fly")
+    assert class_names(3, source=file) == ("wasp", "fly", "class 2")
+    with pytest.raises(DataError, match="belongs to another model"):
+        class_names(1, source=file)
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_the_folders_of_a_data_set(tmp_path: Path, split: str) -> None:
+    for name in ("10", "9", "bee"):
+        (tmp_path / split / name).mkdir(parents=True)
+        noise(0).save(tmp_path / split / name / "0.png")
+    assert class_names(3, source=tmp_path) == ("9", "10", "bee")
+    with pytest.raises(DataError, match="names 3 classes and the model has 4"):
+        class_names(4, source=tmp_path)
+
+
+def test_sources_that_cannot_be_used(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"missing\.txt"):
+        class_names(2, source=tmp_path / "missing.txt")
+    with pytest.raises(DataError, match="no split"):
+        class_names(2, source=tmp_path)
