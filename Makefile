@@ -1,5 +1,6 @@
 # make demo       set up, then train a small DaViT on handwritten digits and evaluate it (3 minutes on 2 cores)
 # make demo-det   train Mask R-CNN on scenes of digits, evaluate it and draw what it finds (10 minutes on 2 cores)
+# make demo-seg   train UPerNet on them, evaluate it and draw what it finds (10 minutes on 2 cores)
 # make test       set up, then run every test that is not marked long
 # make test-long  run the long ones too
 # make lint       ruff, and mypy on davit/
@@ -13,7 +14,7 @@ RUN     = $(VENV)/bin/python
 # One thread a process: two processes run side by side, and results do not depend on the number of cores.
 PYTEST  = OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile
 
-.PHONY: help setup demo demo-det test test-long lint clean
+.PHONY: help setup demo demo-det demo-seg test test-long lint clean
 .DEFAULT_GOAL := help
 
 help:
@@ -40,6 +41,13 @@ demo-det: setup
 	$(RUN) mmdet/tools/train.py $(DETECTOR) --work-dir output/demo-det --seed 0 --no-validate
 	$(RUN) mmdet/tools/test.py $(DETECTOR) output/demo-det/epoch_12.pth --work-dir output/demo-det/test
 	$(RUN) mmdet/tools/image_demo.py data/scenes/val2017 $(DETECTOR) output/demo-det/epoch_12.pth --out-dir output/demo-det/drawn
+
+demo-seg: SEGMENTOR = mmseg/configs/upernet_davit_nano_digits.py
+demo-seg: setup
+	$(RUN) -m davit.data scenes
+	$(RUN) mmseg/tools/train.py $(SEGMENTOR) --work-dir output/demo-seg --seed 0 --no-validate
+	$(RUN) mmseg/tools/test.py $(SEGMENTOR) output/demo-seg/iter_1200.pth --work-dir output/demo-seg/test
+	$(RUN) mmseg/tools/image_demo.py data/scenes/val2017 $(SEGMENTOR) output/demo-seg/iter_1200.pth --out-dir output/demo-seg/drawn
 
 test: setup
 	$(PYTEST) -m "not long" --cov --cov-report=term:skip-covered --cov-fail-under=90

@@ -6,7 +6,8 @@ serves them from torchvision. Configs import it by ``custom_imports``; the tools
     bridge.py, ops.py  mmcv._ext where it is missing
     backbone.py        DaViTPyramid with the words of configs
     config.py          configs, old command-line words, paths, devices
-    data.py            data sets checked before a run starts
+    datasets.py        data sets checked before a run starts: coco.py, masks.py
+    segmentation.py    for MMSegmentation: labels to ignore, views averaged one at a time, predictions drawn
     runner.py          mmengine's runner: files opened safely and audited, states written whole
     cli.py             train.py and test.py of mmdet/tools and mmseg/tools
     flops.py           parameters and FLOPs of detectors and segmentors

@@ -113,6 +113,13 @@ def _check_heads(model: Any, classes: int) -> None:
                     f"model.{name} has {outputs} classes, the data set {classes}. Pass --classes, which sets both, or "
                     f"--cfg-options model.{name}.num_classes={classes}."
                 )
+            for loss in _as_list(head.get("loss_decode")):
+                weights = loss.get("class_weight")
+                if isinstance(weights, list | tuple) and len(weights) != classes:
+                    raise DataError(
+                        f"model.{name}.loss_decode.class_weight has {len(weights)} weights for {classes} classes. Pass "
+                        f"--cfg-options model.{name}.loss_decode.class_weight=None, or a weight for each."
+                    )
 
 
 def _as_list(value: Any) -> list[Any]:

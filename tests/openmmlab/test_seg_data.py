@@ -167,6 +167,14 @@ def test_classes_and_heads_must_agree(data: Path) -> None:
         check(data, metainfo={})
 
 
+def test_weights_and_classes_must_agree(data: Path) -> None:
+    config = CONFIGS / "upernet_davit_nano_camvid.py"
+    where = {"data_prefix": {"img_path": "images/train", "seg_map_path": "masks/train"}}
+    with pytest.raises(DataError, match=r"decode_head.loss_decode.class_weight has 11 weights for 3 classes"):
+        check(data, config=config, classes=("ground", "disc", "bar"), **where)
+    check(data, config=config, ignored_labels=[], **where)
+
+
 def test_names_that_are_not_ade20ks(data: Path) -> None:
     config = CONFIGS / "upernet_davit_512x512_160k_ade20k.py"
     with pytest.raises(DataError, match=r"ADE20KDataset: .*upernet_davit_folders.py"):

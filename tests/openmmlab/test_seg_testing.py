@@ -115,7 +115,7 @@ def test_augmentation_equals_mmsegs(data: Path, weights: Path) -> None:
 
 def test_sliding_equals_whole_where_one_window_covers_the_picture(data: Path, weights: Path, tmp_path: Path) -> None:
     predict(data, weights, tmp_path / "whole", "--out", str(tmp_path / "whole_out"))
-    sliding = ["model.test_cfg.mode=slide", "model.test_cfg.crop_size=(48,64)", "model.test_cfg.stride=(32,42)"]
+    sliding = ["model.test_cfg.mode=slide", "model.test_cfg.crop_size=48,64", "model.test_cfg.stride=32,42"]
     out = str(tmp_path / "slide_out")
     predict(data, weights, tmp_path / "slide", "--out", out, "--cfg-options", *sliding)
     whole, slide = (labels_and(tmp_path / name, data) for name in ("whole_out", "slide_out"))
