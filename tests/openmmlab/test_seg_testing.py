@@ -66,7 +66,7 @@ def test_augmentation_is_the_mean_of_twelve_softmax_maps(data: Path, weights: Pa
 
     cfg = read_config(CONFIG)
     model = build(cfg).eval()
-    model.load_state_dict(torch.load(weights)["state_dict"])
+    model.load_state_dict(torch.load(weights, weights_only=True)["state_dict"])
     augmented = MODELS.build({**cfg.tta_model, "module": model})
     own = {**cfg.test_dataloader.dataset, "data_root": str(data), "pipeline": cfg.tta_pipeline}
     item = DATASETS.build(own)[0]
@@ -97,7 +97,7 @@ def test_augmentation_equals_mmsegs(data: Path, weights: Path) -> None:
 
     cfg = read_config(CONFIG)
     model = build(cfg).eval()
-    model.load_state_dict(torch.load(weights)["state_dict"])
+    model.load_state_dict(torch.load(weights, weights_only=True)["state_dict"])
     own = {**cfg.test_dataloader.dataset, "data_root": str(data), "pipeline": cfg.tta_pipeline}
     dataset = DATASETS.build(own)
 
@@ -127,7 +127,7 @@ def test_sliding_averages_where_windows_overlap(data: Path, weights: Path) -> No
     cfg = read_config(CONFIG)
     cfg.model.test_cfg = {"mode": "slide", "crop_size": (32, 32), "stride": (16, 32)}
     model = build(cfg).eval()
-    model.load_state_dict(torch.load(weights)["state_dict"])
+    model.load_state_dict(torch.load(weights, weights_only=True)["state_dict"])
     picture = torch.randn(1, 3, 48, 32)
     with torch.no_grad():
         found = model.slide_inference(picture, [{}])
