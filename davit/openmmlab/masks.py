@@ -82,8 +82,7 @@ def check_masks(dataset: Any, cls: type[Any], split: str, model: Any, with_masks
     masks = [Path(info["seg_map_path"]) for info in infos]
     _check_there(masks, f"for {len(pictures):,} pictures in {_folder(found, 'img_path')} masks are missing:")
     palette_is_labels = cls.__name__ in _PALETTE_IS_LABELS
-    for _ in _each(lambda pair: _check_header(*pair, palette_is_labels), zip(pictures, masks, strict=True)):
-        pass
+    _each(lambda pair: _check_header(pair[0], pair[1], palette_is_labels), zip(pictures, masks, strict=True))
     summary = _check_labels(found, infos, split)
     log.info("%s: %s.", split, summary)
     return summary
@@ -189,8 +188,8 @@ def _check_header(picture: Path, mask: Path, palette_is_labels: bool) -> None:
         )
     if mask_size != size:
         raise DataError(
-            f"{mask} is {mask_size[0]} x {mask_size[1]} pixels, its picture {picture} {size[0]} x {size[1]}. Make them "
-            "the same size (a mask is scaled by nearest neighbour)."
+            f"{mask} is {mask_size[0]} x {mask_size[1]} pixels, its picture {picture} {size[0]} x {size[1]}. Make "
+            "them the same size (a mask is scaled by nearest neighbour)."
         )
 
 
@@ -230,8 +229,9 @@ def _past_the_classes(found: Any, mask: Path, labels: list[int], files: int) -> 
     classes, reduced = len(found.metainfo["classes"]), found.reduce_zero_label
     first, last = (1, classes) if reduced else (0, classes - 1)
     text = (
-        f"{mask} holds {'label' if len(labels) == 1 else 'labels'} {_some(labels)}, and so do {files - 1} other masks; "
-        f"the {classes} classes are {first} to {last} (reduce_zero_label={reduced}), and {IGNORED} is ignored. "
+        f"{mask} holds {'label' if len(labels) == 1 else 'labels'} {_some(labels)}, and {files - 1} other masks "
+        f"hold such ones; the {classes} classes are {first} to {last} (reduce_zero_label={reduced}), and {IGNORED} is "
+        "ignored. "
     )
     if labels == [classes] and not reduced:
         text += "If the masks number their classes from 1, set reduce_zero_label=True on the data sets; if "

@@ -97,7 +97,7 @@ class DrawnPredictions(SegVisualizationHook):
         self._meta = dataset.metainfo
         self._root = Path(dataset.data_prefix.get("img_path") or dataset.data_root or ".").absolute()
 
-    def after_test_iter(self, runner: Any, batch_idx: int, data_batch: Any, outputs: Any) -> None:  # type: ignore[override]
+    def after_test_iter(self, runner: Any, batch_idx: int, data_batch: Any, outputs: Any) -> None:
         for sample in outputs:
             picture = Path(sample.img_path).absolute()
             inside = picture.relative_to(self._root) if picture.is_relative_to(self._root) else Path(picture.name)

@@ -3,15 +3,24 @@
 _base_ = "./upernet_davit_folders.py"
 
 data_root = "data/scenes/"  # written by python -m davit.data scenes
-metainfo = dict(classes=("ground", *"0123456789"))
-width = 48
+metainfo = dict(
+    classes=("ground", *"0123456789"),
+    palette=[
+        *([0, 0, 0], [230, 25, 75], [60, 180, 75], [255, 225, 25], [0, 130, 200], [245, 130, 48]),
+        *([145, 30, 180], [70, 240, 240], [240, 50, 230], [210, 245, 60], [170, 110, 40]),
+    ],
+)
+width = 32
+weights = [0.3] + [1.0] * 10  # nine tenths of the pixels are ground
 
 model = dict(
     data_preprocessor=dict(size=(128, 128)),
     backbone=dict(
         embed_dims=(32, 64, 128, 160), depths=(1, 1, 1, 1), num_heads=(1, 2, 4, 5), window_size=4, drop_path_rate=0.05
     ),
-    decode_head=dict(in_channels=[32, 64, 128, 160], channels=width, num_classes=11),
+    decode_head=dict(
+        in_channels=[32, 64, 128, 160], channels=width, num_classes=11, loss_decode=dict(class_weight=weights)
+    ),
     auxiliary_head=dict(in_channels=128, channels=width, num_classes=11),
 )
 
@@ -40,7 +49,7 @@ tta_pipeline = [
 ]
 
 train_cfg = dict(max_iters=1200, val_interval=1200)
-optim_wrapper = dict(optimizer=dict(lr=1e-3), clip_grad=dict(max_norm=5.0))
+optim_wrapper = dict(optimizer=dict(lr=2e-3), clip_grad=dict(max_norm=5.0))
 param_scheduler = [
     dict(type="LinearLR", start_factor=0.01, by_epoch=False, begin=0, end=50),
     dict(type="CosineAnnealingLR", by_epoch=False, begin=50, end=1200, eta_min=1e-5),

@@ -1,3 +1,4 @@
+# ruff: noqa: C408  (how configs are written)
 # A segmentor of a few thousand parameters on masks of three classes, for tests.
 _base_ = "../../mmseg/configs/upernet_davit_folders.py"
 metainfo = dict(classes=("ground", "disc", "bar"))

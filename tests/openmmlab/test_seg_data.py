@@ -127,7 +127,7 @@ def test_missing_masks_folder(data: Path) -> None:
 def test_a_broken_picture_is_named(data: Path) -> None:
     file = data / "images" / "train" / "002.png"
     file.write_bytes(b"no picture")
-    with pytest.raises(DataError, match="002.png is not a readable picture"):
+    with pytest.raises(DataError, match=r"002.png is not a readable picture"):
         check(data)
 
 
@@ -136,7 +136,7 @@ def test_a_missing_folder_and_an_empty_one(data: Path) -> None:
         check(data / "elsewhere")
     for file in (data / "images" / "train").iterdir():
         file.unlink()
-    with pytest.raises(DataError, match="holds no picture whose name ends with '.png'; there are no files"):
+    with pytest.raises(DataError, match=r"holds no picture whose name ends with '.png'; there are no files"):
         check(data)
 
 
@@ -152,18 +152,18 @@ def test_a_list_of_pictures(data: Path) -> None:
     (data / "list.txt").write_text("000\n001\n")
     check(data, ann_file="list.txt")
     (data / "list.txt").write_text("")
-    with pytest.raises(DataError, match="is empty"):
+    with pytest.raises(DataError, match=r"is empty"):
         check(data, ann_file="list.txt")
-    with pytest.raises(DataError, match="there is no list of pictures"):
+    with pytest.raises(DataError, match=r"there is no list of pictures"):
         check(data, ann_file="other.txt")
 
 
 def test_classes_and_heads_must_agree(data: Path) -> None:
-    with pytest.raises(DataError, match="model.decode_head has 3 classes, the data set 2"):
+    with pytest.raises(DataError, match=r"model.decode_head has 3 classes, the data set 2"):
         check(data, metainfo={"classes": ("one", "two")})
-    with pytest.raises(DataError, match="holds label 2, .* the 2 classes are 0 to 1"):
+    with pytest.raises(DataError, match=r"holds label 2, .* the 2 classes are 0 to 1"):
         check(data, classes=("one", "two"))
-    with pytest.raises(DataError, match="the data set has no classes"):
+    with pytest.raises(DataError, match=r"the data set has no classes"):
         check(data, metainfo={})
 
 
@@ -201,7 +201,7 @@ def test_a_turned_photograph_fits_its_mask(data: Path) -> None:
     save(np.zeros((64, 48), dtype=np.uint8), data / "masks/train/a.png")
     check(data, img_suffix=".jpg")
     save(np.zeros((48, 64), dtype=np.uint8), data / "masks/train/a.png")
-    with pytest.raises(DataError, match="64 x 48 pixels, its picture .* 48 x 64"):
+    with pytest.raises(DataError, match=r"64 x 48 pixels, its picture .* 48 x 64"):
         check(data, img_suffix=".jpg")
 
 
@@ -212,7 +212,7 @@ def test_labels_of_a_large_set_are_sampled(data: Path, monkeypatch: pytest.Monke
     assert "4 pictures" in caplog.text
     assert "labels of 3 masks spread over them checked: 2.08 % of the pixels are ignored" in caplog.text
     change_size(data)  # sizes are looked at in all
-    with pytest.raises(DataError, match="001.png"):
+    with pytest.raises(DataError, match=r"001.png"):
         check(data)
 
 

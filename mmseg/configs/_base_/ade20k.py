@@ -35,9 +35,9 @@ tta_pipeline = [
     ),
 ]
 
-# Masks hold 0 for "none of the classes" and 1..150 for the classes. With reduce_zero_label 0 becomes 255, which neither
-# the loss nor the metric counts, and 1..150 become 0..149; --format-only writes 1..150 again. Masks that number their
-# classes from 0, as most others do, need False.
+# Masks hold 0 for "none of the classes" and 1..150 for the classes. With reduce_zero_label 0 becomes 255, which
+# neither the loss nor the metric counts, and 1..150 become 0..149; --format-only writes 1..150 again. Masks that
+# number their classes from 0, as most others do, need False.
 reduce_zero_label = True
 
 train_dataloader = dict(

@@ -1,0 +1,85 @@
+# UPerNet, DaViT_nano, on CamVid at 320 x 240, from random weights. Not from the paper.
+# Command:  python tools/train.py THIS --data-root DIR (DIR holds train/, trainannot/, val/ and valannot/)
+# Hardware: two CPU cores.
+# Expected: see ../../benchmarks/results/camvid/README.md
+_base_ = "./upernet_davit_folders.py"
+
+data_root = "data/camvid"
+classes = (
+    *("sky", "building", "pole", "road", "pavement", "tree"),
+    *("sign", "fence", "car", "pedestrian", "bicyclist"),
+)
+palette = [
+    *([128, 128, 128], [128, 0, 0], [192, 192, 128], [128, 64, 128], [60, 40, 222], [128, 128, 0]),
+    *([192, 128, 128], [64, 64, 128], [64, 0, 128], [64, 64, 0], [0, 128, 192]),
+]
+scale, crop_size, width = (320, 240), (192, 224), 48
+# Shares of the pixels differ a hundredfold: a class counts by the inverse square root of its share.
+weights = [0.4, 0.3, 1.6, 0.3, 0.8, 0.5, 1.6, 1.5, 0.7, 2.1, 2.8]
+
+model = dict(
+    data_preprocessor=dict(size=crop_size),
+    backbone=dict(
+        embed_dims=(32, 64, 128, 160), depths=(1, 1, 1, 1), num_heads=(1, 2, 4, 5), window_size=4, drop_path_rate=0.05
+    ),
+    decode_head=dict(
+        in_channels=[32, 64, 128, 160], channels=width, num_classes=11, loss_decode=dict(class_weight=weights)
+    ),
+    auxiliary_head=dict(in_channels=128, channels=width, num_classes=11),
+)
+
+train_pipeline = [
+    dict(type="LoadImageFromFile"),
+    dict(type="LoadAnnotations"),
+    dict(type="RandomResize", scale=scale, ratio_range=(0.75, 1.5), keep_ratio=True),
+    dict(type="RandomCrop", crop_size=crop_size, cat_max_ratio=0.75),
+    dict(type="RandomFlip", prob=0.5),
+    dict(type="PhotoMetricDistortion"),
+    dict(type="PackSegInputs"),
+]
+test_pipeline = [
+    dict(type="LoadImageFromFile"),
+    dict(type="Resize", scale=scale, keep_ratio=True),
+    dict(type="LoadAnnotations"),
+    dict(type="PackSegInputs"),
+]
+camvid = dict(
+    data_root=data_root,
+    img_suffix=".png",
+    ignored_labels=[11],  # void
+    metainfo=dict(classes=classes, palette=palette),
+)
+train_dataloader = dict(
+    batch_size=8,
+    num_workers=1,
+    dataset=dict(**camvid, data_prefix=dict(img_path="train", seg_map_path="trainannot"), pipeline=train_pipeline),
+)
+val_dataloader = dict(
+    num_workers=1,
+    dataset=dict(**camvid, data_prefix=dict(img_path="val", seg_map_path="valannot"), pipeline=test_pipeline),
+)
+test_dataloader = val_dataloader
+tta_pipeline = [
+    dict(type="LoadImageFromFile"),
+    dict(
+        type="TestTimeAug",
+        transforms=[
+            [
+                dict(type="Resize", scale=(int(320 * r), int(240 * r)), keep_ratio=True)
+                for r in (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
+            ],
+            [dict(type="RandomFlip", prob=0.0), dict(type="RandomFlip", prob=1.0)],
+            [dict(type="LoadAnnotations")],
+            [dict(type="PackSegInputs")],
+        ],
+    ),
+]
+
+train_cfg = dict(max_iters=1200, val_interval=400)
+optim_wrapper = dict(optimizer=dict(lr=2e-3), clip_grad=dict(max_norm=5.0))
+param_scheduler = [
+    dict(type="LinearLR", start_factor=0.01, by_epoch=False, begin=0, end=50),
+    dict(type="PolyLR", power=1.0, eta_min=0.0, by_epoch=False, begin=50, end=1200),
+]
+auto_scale_lr = dict(base_batch_size=8)
+default_hooks = dict(checkpoint=dict(interval=400, max_keep_ckpts=1))
