@@ -44,6 +44,11 @@ def epoch_losses(folder: Path) -> list[float]:
     return [float(row["train_loss"]) for row in csv.DictReader((folder / "summary.csv").open())]
 
 
+def children(pid: int) -> list[int]:
+    found = subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True, check=False)
+    return [int(child) for child in found.stdout.split()]
+
+
 @contextmanager
 def ended(command: list[str], cwd: Path) -> Iterator[subprocess.Popen[str]]:
     """A job whose processes are gone when its test is over, however it ends."""
@@ -51,8 +56,7 @@ def ended(command: list[str], cwd: Path) -> Iterator[subprocess.Popen[str]]:
         try:
             yield process
         finally:
-            found = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=False)
-            for pid in (process.pid, *map(int, found.stdout.split())):  # torchrun gives its processes sessions
+            for pid in (process.pid, *children(process.pid)):  # torchrun gives its processes sessions
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
 
