@@ -21,6 +21,7 @@ from timm.models import checkpoint
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
+from . import kernels
 from .windows import pad_odd, window_partition, window_unpartition
 
 ATTENTION_TYPES = ("spatial", "channel")
@@ -186,6 +187,7 @@ class DualAttentionBlock(nn.Module):
         norm_layer: Callable[[int], nn.Module],
     ):
         super().__init__()
+        self.fused = True  # whether it may be; see `DualAttentionStages.set_fused`
         self.cpe = nn.ModuleList([ConvPosEnc(dim, cpe_act), ConvPosEnc(dim, cpe_act)])
         self.norm1 = norm_layer(dim)
         self.attn = attention
@@ -199,12 +201,18 @@ class DualAttentionBlock(nn.Module):
             self.mlp = nn.Identity()
 
     def forward(self, x_BHWC: Tensor) -> Tensor:
+        if not torch.jit.is_scripting():
+            if self.fused and kernels.fuses(self, x_BHWC):
+                return kernels.run_block(self, x_BHWC)
         x_BHWC = self.cpe[0](x_BHWC)
         x_BHWC = x_BHWC + self.drop_path(self.attn(self.norm1(x_BHWC)))
         x_BHWC = self.cpe[1](x_BHWC)
         if self.ffn:
             x_BHWC = x_BHWC + self.drop_path(self.mlp(self.norm2(x_BHWC)))
         return x_BHWC
+
+
+kernels.ORDINARY.update({ConvPosEnc, Mlp, WindowAttention, ChannelAttention})
 
 
 class DualAttentionStages(nn.Module):
@@ -227,6 +235,8 @@ class DualAttentionStages(nn.Module):
         cpe_act: GELU in the position encodings.
         weight_init: '' as released: linear layers truncated normal of std 0.02, convolutions as PyTorch;
             'conv': convolutions normal of std 0.02 with zero bias too.
+        fused: 'auto' computes blocks the fastest way known for the device, number format and sizes, 'off' by the
+            plain modules; see `set_fused`.
 
     Raises:
         ValueError: an argument is outside its choices, or the lists disagree.
@@ -249,6 +259,7 @@ class DualAttentionStages(nn.Module):
         overlapped_patch: bool,
         cpe_act: bool,
         weight_init: str,
+        fused: str,
     ):
         super().__init__()
         _check_stages(depths, embed_dims, num_heads)
@@ -305,6 +316,24 @@ class DualAttentionStages(nn.Module):
             {"num_chs": dim, "reduction": patch_size * 2**stage, "module": f"main_blocks.{stage}"}
             for stage, dim in enumerate(embed_dims)
         ]
+        self.set_fused(fused)
+
+    @torch.jit.ignore
+    def set_fused(self, fused: str) -> None:
+        """Choose how blocks are computed; neither parameters nor, but for rounding, results depend on it.
+
+        With 'auto' a block leaves its plain modules where a faster way is known for what it is given
+        (`davit.kernels.fuses`), and keeps to them everywhere else: in a compiler, an exporter or a trace, and
+        when a module in it was replaced or has a hook. 'off' keeps to them always.
+
+        Raises:
+            ValueError: neither 'auto' nor 'off'.
+        """
+        _check_choice("fused", fused, kernels.FUSED)
+        self.fused = fused
+        for module in self.modules():
+            if isinstance(module, DualAttentionBlock):
+                module.fused = fused == "auto"
 
     @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:
@@ -383,6 +412,7 @@ class DaViT(DualAttentionStages):
         weight_init: str = "",
         drop_rate: float = 0.0,
         global_pool: str = "avg",
+        fused: str = "auto",
     ):
         super().__init__(
             in_chans=in_chans,
@@ -400,6 +430,7 @@ class DaViT(DualAttentionStages):
             overlapped_patch=overlapped_patch,
             cpe_act=cpe_act,
             weight_init=weight_init,
+            fused=fused,
         )
         _check_rate("drop_rate", drop_rate)
         self.num_features = self.head_hidden_size = self.embed_dims[-1]

@@ -49,6 +49,7 @@ class DaViTPyramid(DualAttentionStages):
         out_indices: Sequence[int] = (0, 1, 2, 3),
         frozen_stages: int = -1,
         grad_checkpointing: bool = False,
+        fused: str = "auto",
     ):
         super().__init__(
             in_chans=in_chans,
@@ -66,6 +67,7 @@ class DaViTPyramid(DualAttentionStages):
             overlapped_patch=overlapped_patch,
             cpe_act=cpe_act,
             weight_init=weight_init,
+            fused=fused,
         )
         self.out_indices = _checked_levels(out_indices, self.num_stages)
         if not -1 <= frozen_stages <= self.num_stages:

@@ -295,7 +295,7 @@ def test_every_module_has_a_line_in_changing() -> None:
     helpers = {"data/device.py", "data/errors.py", "data/seeding.py", "engine/totals.py"}
     modules = {
         path.relative_to(REPOSITORY / "davit").as_posix()
-        for folder in ("", "data", "engine", "checkpoint", "predict", "doctor")
+        for folder in ("", "data", "engine", "checkpoint", "predict", "doctor", "visualize", "app")
         for path in (REPOSITORY / "davit" / folder).glob("*.py")
         if path.name != "__init__.py"
     }

@@ -10,7 +10,7 @@ import torch
 from timm.layers import RmsNorm
 from torch import nn
 
-from davit import DaViT, DaViTPyramid
+from davit import DaViT, DaViTPyramid, kernels
 from davit.model import ChannelAttention, WindowAttention
 
 SIZES = [(32, 32), (33, 47), (64, 20), (1, 1), (1, 90), (5, 3)]
@@ -213,6 +213,19 @@ def test_argument_weight_init(either):
     assert all(m.bias.any() for m in plain)  # as PyTorch draws them, by fan-in
     assert plain[0].weight.abs().max() <= (3 * 49) ** -0.5
     assert plain[0].weight.std().item() == pytest.approx((3 * 49) ** -0.5 / 3**0.5, rel=0.05)
+
+
+def test_argument_fused(either, small, picture, monkeypatch):
+    """Which way the blocks go, and nothing else; tests/kernels has the rest."""
+    asked = []
+    monkeypatch.setattr(kernels, "fuses", lambda block, x: asked.append(block) or False)
+    plain = first(small(either, fused="off")(picture()))
+    assert asked == []
+    assert torch.equal(first(small(either, fused="auto")(picture())), plain)
+    assert len(asked) == 10
+    assert small(either).fused == "auto"
+    with pytest.raises(ValueError, match="fused='triton' is unknown; choose from 'auto', 'off'"):
+        small(either, fused="triton")
 
 
 def test_argument_drop_rate(small, picture):

@@ -33,6 +33,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except CheckpointError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
+    except (MemoryError, RuntimeError) as error:  # a crafted file may claim tensors of any size
+        file = getattr(options, "file", None) or options.source
+        sys.stderr.write(f"error: {file} cannot be worked on here: {' '.join(str(error).split())[:300]}\n")
+        return 2
     return 0
 
 

@@ -225,6 +225,8 @@ def _why_heads_apart(
 def _fit(plan: _Plan, source_name: str, tensor: Tensor, name: str, wanted: Tensor, is_stem: bool) -> None:
     """Plan one copy, with the input convolution adapted where only its channels differ."""
     theirs, ours = tuple(tensor.shape), tuple(wanted.shape)
+    if tensor.is_meta or tensor.layout is not torch.strided or tensor.is_quantized:
+        plan.problems[source_name] = "has no plain values in the checkpoint (on the meta device, sparse or quantized)"
     # timm's rule for other channels starts from three
     if is_stem and len(theirs) == 4 and theirs[1] == 3 and ours == (theirs[0], ours[1], *theirs[2:]) != theirs:
         tensor = adapt_input_conv(ours[1], tensor)

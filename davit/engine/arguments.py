@@ -250,7 +250,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     add("--experiment", default="", metavar="NAME", help="folder of this run; default: time, model, size")
     add("--overwrite", action="store_true", help="replace an earlier run in the same folder")
     add("--resume", default="", metavar="FILE", help="go on from this state")
-    add("--no-resume-opt", action="store_true", help="with --resume: the weights alone")
+    add("--no-resume-opt", action="store_true", help="with --resume: weights and epoch alone")
     add("--auto-resume", action="store_true", help="go on from the newest whole state in the run's folder")
     add("--eval-metric", default="top1", choices=("top1", "top5", "loss"), help="what the best is judged by")
     add("--log-tensorboard", action="store_true", help="write TensorBoard events")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import warnings
 from argparse import Namespace
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -14,6 +15,9 @@ from timm.data import Mixup, resolve_data_config
 from timm.layers import convert_splitbn_model
 from timm.loss import JsdCrossEntropy, LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from timm.optim import create_optimizer_v2, optimizer_kwargs
+from timm.scheduler import create_scheduler_v2
+from timm.scheduler.scheduler import Scheduler
+from timm.scheduler.scheduler_factory import scheduler_kwargs
 from torch import Tensor, nn
 
 from ..checkpoint import load_checkpoint
@@ -100,7 +104,13 @@ def _create(args: Namespace, num_classes: int) -> nn.Module:
 
 def data_config(args: Namespace, model: nn.Module) -> dict[str, Any]:
     """Picture size, mean, std, interpolation and crop: the flags', else the model's own."""
-    return resolve_data_config(vars(args), model=model)
+    try:
+        return resolve_data_config(vars(args), model=model)
+    except AssertionError as error:
+        raise ValueError(
+            f"pictures cannot be prepared with --img-size {args.img_size}, --input-size {args.input_size}, --mean "
+            f"{args.mean} and --std {args.std}: a size is one number (--input-size three), the others one or three."
+        ) from error
 
 
 def set_transforms(args: Namespace, data: Data, config: dict[str, Any]) -> None:
@@ -202,6 +212,17 @@ def build_optimizer(args: Namespace, model: nn.Module) -> torch.optim.Optimizer:
         return create_optimizer_v2(model, **optimizer_kwargs(args))
     except (ValueError, AssertionError, RuntimeError, TypeError) as error:
         raise ValueError(f"timm cannot make the optimizer --opt {args.opt!r}: {error}") from error
+
+
+def build_schedule(args: Namespace, optimizer: torch.optim.Optimizer, steps_per_epoch: int) -> tuple[Scheduler, int]:
+    """timm's learning-rate schedule, and the number of epochs with the cool-down; raises `ValueError`."""
+    with warnings.catch_warnings():
+        # plateau's memory, which timm does not save and warns about, is in our own state
+        warnings.filterwarnings("ignore", category=FutureWarning, module="timm")
+        try:
+            return create_scheduler_v2(optimizer, updates_per_epoch=steps_per_epoch, **scheduler_kwargs(args))
+        except (ValueError, AssertionError, RuntimeError, TypeError, IndexError, ZeroDivisionError) as error:
+            raise ValueError(f"timm cannot make the schedule --sched {args.sched!r}: {error!r}.") from error
 
 
 def wrap_for_training(args: Namespace, model: nn.Module, config: dict[str, Any], world: World) -> nn.Module:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -27,6 +28,17 @@ class World:
     local_rank: int
     size: int
     device: torch.device
+    store: dist.Store | None = None
+    """What outlives a restart by torchrun; None for a process alone."""
+
+    def remember(self, key: str, value: str) -> None:
+        """Keep a value for this job's processes after a restart by torchrun."""
+        if self.store is not None:
+            self.store.set(key, value)
+
+    def recall(self, key: str) -> str | None:
+        """What was remembered before a restart, or None."""
+        return (_read(self.store, key) or None) if self.store is not None else None
 
     @property
     def is_main(self) -> bool:
@@ -36,6 +48,18 @@ class World:
     def is_distributed(self) -> bool:
         """Whether a process group exists, if only of one process."""
         return dist.is_available() and dist.is_initialized()
+
+    def on_main(self, work: Callable[[], object]) -> None:
+        """Let the main process alone do something; if it fails there, every process fails with the same status."""
+        problem: Exception | None = None
+        if self.is_main:
+            try:
+                work()
+            except (OSError, RuntimeError, ValueError) as error:
+                problem = error
+        told = self.broadcast(_portable(problem))
+        if told is not None:
+            raise problem or told
 
     def barrier(self) -> None:
         if self.is_distributed:
@@ -78,6 +102,16 @@ class World:
         return _with_tensors(bare, received)
 
 
+def _portable(problem: Exception | None) -> Exception | None:
+    """An exception as other processes can be told of it, of a type that gives the same exit status."""
+    if isinstance(problem, OSError):
+        return OSError(problem.errno, f"the main process stopped: {problem}")
+    if problem is None:
+        return None
+    kind = ValueError if isinstance(problem, ValueError) else RuntimeError
+    return kind(f"the main process stopped: {problem}")
+
+
 @dataclass(frozen=True)
 class _TensorAt:
     index: int
@@ -117,15 +151,16 @@ def init_world(device: str = "auto") -> World:
     chosen = _device(device, local_rank)
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         return World(0, 0, 1, chosen)
+    lasting: dist.Store | None = None
     if not dist.is_initialized():
-        store, rank, size = next(dist.rendezvous("env://", timeout=timedelta(seconds=JOIN_SECONDS)))
-        store = fresh_store(store, rank, size)
+        lasting, rank, size = next(dist.rendezvous("env://", timeout=timedelta(seconds=JOIN_SECONDS)))
+        store = fresh_store(lasting, rank, size)
         if chosen.type == "cuda":
             torch.cuda.set_device(chosen)
             dist.init_process_group("nccl", store=store, rank=rank, world_size=size, device_id=chosen)
         else:
             dist.init_process_group("gloo", store=store, rank=rank, world_size=size)
-    return World(dist.get_rank(), local_rank, dist.get_world_size(), chosen)
+    return World(dist.get_rank(), local_rank, dist.get_world_size(), chosen, lasting)
 
 
 def fresh_store(store: dist.Store, rank: int, size: int) -> dist.Store:

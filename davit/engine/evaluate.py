@@ -41,6 +41,10 @@ class PeerError(ValueError):
         self.out_of_memory = out_of_memory
 
 
+class StoppedError(Exception):
+    """The evaluation was told to stop; raised on every process."""
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """What one pass over a data set gave, over all processes.
@@ -108,12 +112,14 @@ def evaluate(
     channels_last: bool = False,
     limit_batches: int | None = None,
     log_freq: int = 0,
+    stop: Callable[[], bool] = lambda: False,
 ) -> Evaluation:
     """Accuracy and loss of `model` (on `world.device`) over the loader's data set, the same on every rank.
 
     The model runs in eval mode; each of its modules gets its own mode back, and the random states are as
     before. `limit_batches` ends after so many batches of each rank (then nothing is checked against the data
     set). A line is logged every `log_freq` batches. `loader.bad_images` is that of this pass afterwards.
+    `stop` is asked before each batch whether to end, by `StoppedError` on every rank.
 
     Raises:
         BadImageError, DataError, LoaderError: as the loader does. An error on one rank stops all: the others
@@ -134,6 +140,8 @@ def evaluate(
         pace = _Pace(world.device)
         stream = prefetch(checked, world.device, channels_last=channels_last)
         for number, batch in enumerate(_timed(stream, totals), start=1):
+            if stop():
+                raise StoppedError
             step(batch)
             pace.keep()
             if log_freq and world.is_main and (number % log_freq == 0 or number == loader.num_batches):
@@ -161,7 +169,8 @@ def in_step(world: World) -> Iterator[None]:
     """If the body, which must not communicate, fails on one rank, it fails on all, and none is left waiting.
 
     Raises:
-        PeerError: the body succeeded here but failed elsewhere.
+        PeerError: the body succeeded here, or was stopped, but failed elsewhere.
+        StoppedError: it was stopped, here or elsewhere.
     """
     failure: Exception | None = None
     try:
@@ -169,13 +178,19 @@ def in_step(world: World) -> Iterator[None]:
     except Exception as error:
         failure = error
     if world.size > 1:
-        mine = failure and (f"{type(failure).__name__}: {failure}", is_out_of_memory(failure))
-        failed = [(rank, report) for rank, report in enumerate(world.gather(mine)) if report]
-        if failed and failure is None:
+        stopped = isinstance(failure, StoppedError)
+        mine = (
+            None if failure is None or stopped else (f"{type(failure).__name__}: {failure}", is_out_of_memory(failure))
+        )
+        told = world.gather((mine, stopped))
+        failed = [(rank, report) for rank, (report, _) in enumerate(told) if report]
+        if failed and mine is None:
             rank, (text, _) = failed[0]
             # retrying with smaller batches helps only if nothing else went wrong
             starved = all(out_of_memory for _, (_, out_of_memory) in failed)
             raise PeerError(f"process {rank} failed with {text}", out_of_memory=starved)
+        if failure is None and any(one for _, one in told):
+            raise StoppedError
     if failure is not None:
         raise failure
 

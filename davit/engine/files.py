@@ -26,7 +26,9 @@ class _RawFile(io.FileIO):
             raise
 
 
-def write_atomically(path: str | Path, write: Callable[[IO[bytes]], None]) -> None:
+def write_atomically(
+    path: str | Path, write: Callable[[IO[bytes]], None], before_replacing: Callable[[], object] = lambda: None
+) -> None:
     """Put what `write` writes to the stream it is given in the place of `path`, in one step.
 
     Guaranteed: after a return, `path` holds all of it and keeps it through a loss of power. After an
@@ -35,6 +37,9 @@ def write_atomically(path: str | Path, write: Callable[[IO[bytes]], None]) -> No
     may be left beside it for the folder's owner to remove. Writers of one path may overlap: the last to finish
     wins. A symbolic link is replaced, not followed. One exception: where only the last step, the sync of the
     folder, fails, the error is raised with the new file in place.
+
+    Args:
+        before_replacing: called when the new content is safe on the disk and `path` is still the old one.
 
     Raises:
         OSError: the file cannot be written; errno ENOSPC or EDQUOT for a full disk, also where `write`
@@ -53,6 +58,7 @@ def write_atomically(path: str | Path, write: Callable[[IO[bytes]], None]) -> No
             if raw.failure is not None and error is not raw.failure:
                 raise raw.failure from error
             raise
+        before_replacing()
         partial.replace(path)
     except BaseException:
         partial.unlink(missing_ok=True)

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import logging
-import os
 from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from timm.scheduler import PlateauLRScheduler
+
 from ..checkpoint import CheckpointError, load_checkpoint, read_checkpoint
 from . import state as saved
-from .runlog import plain
+from .distributed import World
+from .runlog import check_loggers, plain
 from .totals import EpochTotals
 
 if TYPE_CHECKING:
     from .train import Trainer
 
 log = logging.getLogger(__name__)
+
+_FOLDER = "davit/folder"  # under which a job remembers its folder over restarts
 
 # flags that say where and how, not what
 _MAY_DIFFER = {
@@ -91,12 +95,20 @@ def state_of(trainer: Trainer, epoch: int, step: int, metric: float | None) -> d
         **({"state_dict_ema": trainer.ema.module.state_dict()} if trainer.ema else {}),
         **trainer.stepper.state_dict(),
         "scheduler": plain(trainer.scheduler.state_dict()),
+        **_plateau(trainer.scheduler),
         "totals": vars(trainer.totals),
         "kept": trainer.kept,
         "bad_images": trainer.bad_images,
         "args": plain({**vars(trainer.args), **_data_words(trainer)}),
         "class_names": trainer.data.class_names,
     }
+
+
+def _plateau(scheduler: Any) -> dict[str, Any]:
+    """What --sched plateau remembers of earlier metrics, which timm leaves out of its state."""
+    if not isinstance(scheduler, PlateauLRScheduler):
+        return {}
+    return {"plateau": plain({"rule": scheduler.lr_scheduler.state_dict(), "restore_lr": scheduler.restore_lr})}
 
 
 def _data_words(trainer: Trainer) -> dict[str, Any]:
@@ -112,78 +124,113 @@ def _data_words(trainer: Trainer) -> dict[str, Any]:
     }
 
 
-def open_folder(args: Namespace, config: dict[str, Any]) -> tuple[saved.RunFolder, dict[str, Any] | None]:
-    """The folder of a run, and the state that it goes on from, if any. For the main process.
+def open_folder(
+    args: Namespace, config: dict[str, Any], world: World
+) -> tuple[saved.RunFolder, dict[str, Any] | None, bool]:
+    """The folder of a run, the state that it goes on from, if any, and whether that is the run's own.
+
+    For the main process. A job that torchrun restarted goes on in the folder that it had opened, without
+    --auto-resume; one that had opened none yet is as new.
 
     Raises:
         ValueError: the folder holds another run, or one is writing there (also `CheckpointError`: no whole state).
     """
-    restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
-    path = saved.run_path(args, config, args.auto_resume or restarted)
+    check_loggers(tensorboard=args.log_tensorboard, wandb=args.log_wandb)
+    opened = world.recall(_FOLDER)
+    path = Path(opened) if opened is not None else saved.run_path(args, config)
     folder = saved.RunFolder(path, args.checkpoint_hist, higher_is_better=args.eval_metric != "loss")
     try:
-        return folder, _starting_state(args, folder, args.auto_resume or restarted)
+        folder.remove_partials()
+        state = _newest(folder) if args.auto_resume or opened is not None else None
+        own = state is not None
+        if state is None and args.resume:
+            state = read_any(Path(args.resume))  # before anything is removed: it may lie in this folder
+        if not own and opened is None and folder.holds_a_run():
+            _make_room(folder, args)
+        world.remember(_FOLDER, str(path))
     except BaseException:
         folder.close()
         raise
+    if not own:
+        log.info("Writing to %s.", path)
+    return folder, state, own
 
 
-def _starting_state(args: Namespace, folder: saved.RunFolder, resuming: bool) -> dict[str, Any] | None:
-    """Make the folder ready to be written to; the state that the run goes on from, if any."""
-    path = folder.path
-    folder.remove_partials()
-    if resuming:
-        found = folder.newest_whole()
-        if found is not None:
-            file, state = found
-            log.info("Going on from %s.", file)
-            folder.make_last(file)
-            if state["step"] == 0 and state["metric"] is not None:  # killed between saving and keeping
-                kept = {int(epoch): metric for epoch, metric in state["kept"].items()}
-                state["kept"] = folder.keep_epoch(state["epoch"] - 1, state["metric"], kept)
-            return state
-        log.info("Nothing to resume in %s: starting anew.", path)
-    elif folder.holds_a_run():
-        if not args.overwrite:
-            raise ValueError(
-                f"{path} holds an earlier run: pass --auto-resume to go on with it, --overwrite to replace it, "
-                "or another --experiment."
-            )
-        folder.clear()
-    log.info("Writing to %s.", path)
-    return _read_any(Path(args.resume)) if args.resume else None
+def _newest(folder: saved.RunFolder) -> dict[str, Any] | None:
+    """The newest whole state of a run's folder, made its last one."""
+    found = folder.newest_whole()
+    if found is None:
+        log.info("Nothing to resume in %s: starting anew.", folder.path)
+        return None
+    file, state = found
+    log.info("Going on from %s.", file)
+    folder.make_last(file)
+    if state["step"] == 0 and state["metric"] is not None:  # killed between saving and keeping
+        kept = {int(epoch): metric for epoch, metric in state["kept"].items()}
+        state["kept"] = folder.keep_epoch(state["epoch"] - 1, state["metric"], kept)
+    return state
 
 
-def _read_any(path: Path) -> dict[str, Any]:
-    """A state of ours, or another trainer's checkpoint as weights and epoch."""
+def _make_room(folder: saved.RunFolder, args: Namespace) -> None:
+    if args.auto_resume:
+        return  # a summary, and no state yet: the interrupted run had not come far
+    if not args.overwrite:
+        raise ValueError(
+            f"{folder.path} holds an earlier run: pass --auto-resume to go on with it, --overwrite to replace it, "
+            "or another --experiment."
+        )
+    folder.clear()
+
+
+def read_any(path: Path) -> dict[str, Any]:
+    """A state of ours, or another trainer's checkpoint as weights, their average if it has one, and epoch."""
     try:
         return saved.read_state(path)
     except CheckpointError:
         checkpoint = read_checkpoint(path, ema="never")  # knows more formats, and says better what is wrong
-        return {"state_dict": checkpoint.state_dict, "epoch": checkpoint.metadata.get("epoch", -1)}
+        averaged = read_checkpoint(path)
+        epoch = checkpoint.metadata.get("epoch")
+        return {
+            "state_dict": checkpoint.state_dict,
+            "epoch": epoch if isinstance(epoch, int) else -1,
+            **({"state_dict_ema": averaged.state_dict} if averaged.ema else {}),
+        }
 
 
-def restore(trainer: Trainer, state: dict[str, Any]) -> None:
-    """Put a run where a saved state was; from a foreign checkpoint, its weights and epoch."""
+def restore(trainer: Trainer, state: dict[str, Any], own: bool) -> None:
+    """Put a run where a saved state was.
+
+    Args:
+        own: the state is of this very run (--auto-resume, a restart), rather than the file of --resume. Then
+            --no-resume-opt and --start-epoch have had their effect already.
+    """
     args = trainer.args
-    if args.no_resume_opt or state.get("format") != saved.FORMAT:
-        load_checkpoint(trainer.model, {"state_dict": state["state_dict"]}, head="require")
-        if not args.no_resume_opt:
-            trainer.epoch = int(state.get("epoch", -1)) + 1
-            trainer.scheduler.step(trainer.epoch)
-            log.warning(
-                "The checkpoint was not written by this trainer: its weights and epoch are used, the "
-                "optimizer starts anew."
-            )
-        return
+    whole = state.get("format") == saved.FORMAT
+    if not whole:
+        log.warning(
+            "The checkpoint was not written by this trainer: its weights and epoch are used, the optimizer starts "
+            "anew."
+        )
     load_checkpoint(trainer.model, {"state_dict": state["state_dict"]}, head="require")
     if trainer.ema is not None:
-        trainer.ema.module.load_state_dict(state.get("state_dict_ema", state["state_dict"]))
-    trainer.epoch, trainer.start_step = state["epoch"], _position(trainer, state)
-    _restore_optimizer(trainer, state, _changed(args, state["args"]))
-    trainer.totals = EpochTotals(**state["totals"])
-    trainer.kept = {int(epoch): metric for epoch, metric in state["kept"].items()}
-    trainer.bad_images = state["bad_images"]
+        load_checkpoint(trainer.ema.module, state.get("state_dict_ema", state["state_dict"]), head="require")
+        trainer.stepper.updates = 1  # else the first update would put the weights in the average's place
+    if not whole:  # it names the epoch that it ends
+        trainer.epoch = int(state["epoch"]) + 1
+    else:
+        trainer.epoch, trainer.start_step = state["epoch"], _position(trainer, state)
+    if args.start_epoch is not None and not own:
+        trainer.epoch, trainer.start_step = args.start_epoch, 0
+    if whole and (own or not args.no_resume_opt):
+        _restore_optimizer(trainer, state, _changed(args, state["args"]))
+    else:
+        trainer.enter_schedule()
+    if whole:
+        trainer.bad_images = state["bad_images"]
+    if own:  # those of --resume lie in another folder
+        trainer.kept = {int(epoch): metric for epoch, metric in state["kept"].items()}
+    if trainer.start_step:
+        trainer.totals = EpochTotals(**state["totals"])
     log.info("Resumed at epoch %d, step %d.", trainer.epoch, trainer.start_step)
 
 
@@ -200,15 +247,22 @@ def _changed(args: Namespace, then: dict[str, Any]) -> set[str]:
 def _restore_optimizer(trainer: Trainer, state: dict[str, Any], changed: set[str]) -> None:
     """The optimizer's moments, and the schedule: the saved one, or anew if its flags changed."""
     optimizer, scheduler = trainer.stepper.optimizer, trainer.scheduler
+    if "opt" in changed:
+        raise ValueError(
+            f"the state was saved with --opt {state['args']['opt']}, whose moments --opt {trainer.args.opt} cannot "
+            "take over: keep the optimizer, or start a new run from the weights with --resume FILE --no-resume-opt."
+        )
     anew = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
     trainer.stepper.load_state_dict(state)
     if not changed & _SCHEDULE_FLAGS:
         scheduler.load_state_dict(state["scheduler"])
+        if isinstance(scheduler, PlateauLRScheduler):
+            scheduler.lr_scheduler.load_state_dict(state["plateau"]["rule"])
+            scheduler.restore_lr = state["plateau"]["restore_lr"]
         return
     for group, values in zip(optimizer.param_groups, anew, strict=True):
         group.update(values)
-    scheduler.step(trainer.epoch)
-    scheduler.step_update(trainer.epoch * trainer.train_loader.steps_per_epoch + trainer.start_step)
+    trainer.enter_schedule()
 
 
 def _position(trainer: Trainer, state: dict[str, Any]) -> int:

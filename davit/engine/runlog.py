@@ -40,7 +40,7 @@ class RunLog:
             end is what one uninterrupted run would have. 0 begins anew.
 
     Raises:
-        ValueError: TensorBoard or wandb is asked for and not installed.
+        ValueError: TensorBoard or wandb is asked for and not installed, or wandb cannot start.
         OSError: the summary cannot be written.
     """
 
@@ -54,9 +54,8 @@ class RunLog:
         resume_epoch: int = 0,
     ) -> None:
         self.folder = Path(folder)
-        # both before the summary is touched: they may not be installed
-        board = _require("torch.utils.tensorboard", "tensorboard", "--log-tensorboard") if tensorboard else None
-        service = None if wandb is False else _require("wandb", "wandb", "--log-wandb")
+        # before the summary is touched
+        board, service = check_loggers(tensorboard=tensorboard, wandb=wandb)
         self._summary = Summary(self.folder / SUMMARY, resume_epoch)
         self._board = None
         if board is not None:
@@ -65,7 +64,13 @@ class RunLog:
         self._wandb = None
         if service is not None:
             options = wandb if isinstance(wandb, Mapping) else {}
-            self._wandb = service.init(**{**_wandb_options(self.folder, config), **options})
+            try:
+                self._wandb = service.init(**{**_wandb_options(self.folder, config), **options})
+            except Exception as error:  # no account, no network, an old version: its own types of error
+                raise ValueError(
+                    f"--log-wandb: wandb cannot start ({type(error).__name__}: {error}); see `wandb login`, set "
+                    "WANDB_MODE=offline, or leave --log-wandb out."
+                ) from error
             # rows after a resume may repeat epochs, which wandb's own step, always rising, could not
             self._wandb.define_metric("epoch")
             self._wandb.define_metric("*", step_metric="epoch")
@@ -235,6 +240,16 @@ def _without_nan(value: Any) -> Any:
     if isinstance(value, list):
         return [_without_nan(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def check_loggers(
+    *, tensorboard: bool, wandb: bool | Mapping[str, Any]
+) -> tuple[ModuleType | None, ModuleType | None]:
+    """The modules of the loggers asked for; raises `ValueError` for one that is not installed."""
+    return (
+        _require("torch.utils.tensorboard", "tensorboard", "--log-tensorboard") if tensorboard else None,
+        None if wandb is False else _require("wandb", "wandb", "--log-wandb"),
+    )
 
 
 def _require(module: str, package: str, flag: str) -> ModuleType:

@@ -5,13 +5,15 @@ In the run's folder:
     previous.pth.tar      the one before, for the case that the newest is damaged
     checkpoint-N.pth.tar  the state at the end of epoch N, for the best --checkpoint-hist epochs
     model_best.pth.tar    the best of them
-The last two are hard links, where the file system has them, so keeping an epoch costs no second write.
+The last two are hard links, where the file system has them, so keeping an epoch costs no second write. Which is
+newest follows from these names, never from the clock.
 """
 
 from __future__ import annotations
 
 import fcntl
 import logging
+import math
 import os
 import re
 import shutil
@@ -32,6 +34,12 @@ log = logging.getLogger(__name__)
 FORMAT = 1
 LAST, PREVIOUS, BEST = "last.pth.tar", "previous.pth.tar", "model_best.pth.tar"
 _EPOCH_FILE = re.compile(r"checkpoint-(\d+)\.pth\.tar")
+# what a run writes into its folder, and so what --overwrite removes from it
+_OF_A_RUN = (
+    *(LAST, PREVIOUS, BEST, "checkpoint-*.pth.tar", "*.pth.tar.damaged", ".*.partial"),
+    *("args.yaml", "summary*.csv", "summary.json", "curves.png", "bad_images.csv", "tensorboard", "wandb*"),
+    *("nonfinite-*.pt", "train-batch-*.jpg"),
+)
 
 
 def read_state(path: Path) -> dict[str, Any]:
@@ -84,6 +92,13 @@ def _lock(path: Path) -> IO[str]:
     return stream
 
 
+def _age(file: Path) -> tuple[int, int, str]:
+    """Sorts states from the newest to the oldest."""
+    match = _EPOCH_FILE.fullmatch(file.name)
+    place = 2 if match else {LAST: 0, PREVIOUS: 1, BEST: 4}.get(file.name, 3)
+    return place, -int(match[1]) if match else 0, file.name
+
+
 class RunFolder:
     """The folder of one run, held by one run at a time. Only the main process has one.
 
@@ -108,11 +123,10 @@ class RunFolder:
         return any(self.path.glob("*.pth.tar")) or (self.path / "summary.csv").exists()
 
     def clear(self) -> None:
-        """Remove what an earlier run left."""
-        for entry in self.path.iterdir():
-            if entry.name == ".lock":
-                continue
-            shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+        """Remove what an earlier run left, and nothing else."""
+        for pattern in _OF_A_RUN:
+            for entry in self.path.glob(pattern):
+                shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
 
     def remove_partials(self) -> None:
         """Remove what a killed process had begun to write; the folder is ours alone."""
@@ -126,11 +140,14 @@ class RunFolder:
             self._lock.close()
 
     def save(self, state: dict[str, Any]) -> Path:
-        """Write the newest state; the one before stays beside it."""
+        """Write the newest state; the one before stays beside it, and if it cannot be written both stay."""
         last = self.path / LAST
-        if last.exists():
-            self._link(last, PREVIOUS)
-        write_atomically(last, lambda stream: torch.save(state, stream))
+
+        def keep_the_one_before() -> None:
+            if last.exists():
+                self._link(last, PREVIOUS)
+
+        write_atomically(last, lambda stream: torch.save(state, stream), before_replacing=keep_the_one_before)
         return last
 
     def keep_epoch(self, epoch: int, metric: float, kept: dict[int, float]) -> dict[int, float]:
@@ -144,7 +161,7 @@ class RunFolder:
             Those kept now.
         """
         kept = {**kept, epoch: metric}
-        best_first = sorted(kept, key=lambda e: (-self.sign * kept[e], e))
+        best_first = sorted(kept, key=lambda e: (self.rank(kept[e]), e))
         if epoch in best_first[: self.keep]:
             self._link(self.path / LAST, f"checkpoint-{epoch}.pth.tar")
             if best_first[0] == epoch:
@@ -155,15 +172,18 @@ class RunFolder:
                 file.unlink()
         return {e: kept[e] for e in sorted(best_first[: self.keep])}
 
+    def rank(self, metric: float) -> float:
+        """Lower is better; a metric that is not a number is the worst."""
+        return math.inf if math.isnan(metric) else -self.sign * metric
+
     def newest_whole(self) -> tuple[Path, dict[str, Any]] | None:
         """The newest state that verifies, or None where none was ever saved; damaged ones are reported.
 
         Raises:
             CheckpointError: there are states, and every one is damaged.
         """
-        files = [f for f in self.path.glob("*.pth.tar") if f.name != BEST]
         problems = []
-        for file in sorted(files, key=lambda f: (f.stat().st_mtime_ns, f.name == LAST), reverse=True):
+        for file in sorted(self.path.glob("*.pth.tar"), key=_age):
             try:
                 return file, read_state(file)
             except CheckpointError as error:
@@ -201,15 +221,15 @@ class RunFolder:
             beside.unlink()  # a rename onto another name of the same file does nothing
 
 
-def run_path(args: Namespace, config: dict[str, Any], resuming: bool) -> Path:
+def run_path(args: Namespace, config: dict[str, Any]) -> Path:
     """The folder of a run: --output/--experiment.
 
-    Without a name: the time, the model and the size, so that no two runs meet. A run that goes on without a name
-    (--auto-resume, or restarted by torchrun) takes the newest folder of that model and size.
+    Without a name: the time, the model and the size, so that no two runs meet. With --auto-resume a run without a
+    name takes the newest folder of that model and size.
     """
     output = Path(args.output or "output/train")
     if args.experiment:
         return output / args.experiment
     name = f"{args.model.replace('/', '_')}-{config['input_size'][-1]}"
-    earlier = sorted(path.parent for path in output.glob(f"*-{name}/{LAST}")) if resuming else []
+    earlier = sorted(path.parent for path in output.glob(f"*-{name}/{LAST}")) if args.auto_resume else []
     return earlier[-1] if earlier else output / f"{datetime.now():%Y%m%d-%H%M%S}-{name}"

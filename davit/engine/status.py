@@ -20,6 +20,13 @@ DISK_FULL = 4  # the last state could not be written; older ones are whole
 INTERRUPTED = 75  # SIGTERM or SIGINT: saved; --auto-resume goes on from there (EX_TEMPFAIL)
 
 
+# a path that cannot be written or read, rather than a machine that fails
+_USERS_ERRNOS = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST}) | {
+    errno.ENAMETOOLONG,
+    errno.ELOOP,
+}
+
+
 class Interrupted(Exception):  # noqa: N818
     """The run was told to stop, and its state has been saved."""
 
@@ -57,6 +64,9 @@ def run_cli(main: Callable[[], object]) -> int:
             raise
         return USER_ERROR
     except (OSError, RuntimeError) as error:
+        if isinstance(error, OSError) and error.errno in _USERS_ERRNOS:
+            log.error("%s: check the path, and who may write there.", error)
+            return USER_ERROR
         if not is_disk_full(error):
             raise
         log.error("the disk is full: %s. Older checkpoints are whole; free some space and --auto-resume.", error)

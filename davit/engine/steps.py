@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from timm.data import Mixup
+from timm.models import model_parameters
 from timm.utils import ModelEmaV3, dispatch_clip_grad
 from torch import Tensor, nn
 
@@ -85,6 +86,8 @@ class Stepper:
         self.overflows = OverflowCount()
         self.updates = 0
         self.parameters = [p for p in model.parameters() if p.requires_grad]
+        # adaptive clipping leaves the head alone (Brock et al. 2021), as in timm's script
+        self.clipped = list(model_parameters(model, exclude_head=args.clip_mode == "agc"))
 
     def step(
         self,
@@ -121,7 +124,7 @@ class Stepper:
         total, hit, stops = self.world.sum(mine.double()).tolist()
         skipped = self._check(losses, norm, total, batches, on_nonfinite)
         if self.args.clip_grad is not None and not skipped:
-            dispatch_clip_grad(self.parameters, self.args.clip_grad, self.args.clip_mode)
+            dispatch_clip_grad(self.clipped, self.args.clip_grad, self.args.clip_mode)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 import os
 import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
-from timm.scheduler import create_scheduler_v2
-from timm.scheduler.scheduler_factory import scheduler_kwargs
+from timm.scheduler import PlateauLRScheduler
 from timm.utils import ModelEmaV3, distribute_bn
 from torch import nn
 
@@ -28,16 +28,18 @@ from .build import (
     build_mixup,
     build_model,
     build_optimizer,
+    build_schedule,
     data_config,
     open_data,
     set_transforms,
     wrap_for_training,
 )
 from .distributed import World, close_world, init_world
-from .evaluate import Evaluation, evaluate, peak_memory_mb
+from .evaluate import Evaluation, StoppedError, evaluate, peak_memory_mb
 from .nonfinite import report_nonfinite
 from .precision import precision_from
 from .progress import Progress
+from .ranges import check_flags
 from .resume import open_folder, restore, state_of
 from .runlog import RunLog, plain, write_args, write_bad_images
 from .signals import stop_signals
@@ -66,6 +68,7 @@ def main(argv: Sequence[str] | None = None, default_config: str | Path | None = 
         parser = train_parser()
         args = parse_with_config(parser, argv, default_config)
         say_what_has_no_meaning(parser, args)
+        check_flags(args)
         world = init_world(args.device)
         try:
             if args.data_dir is None and not args.dataset:
@@ -138,13 +141,12 @@ class Trainer:
             self.mixup,
             self.ema,
         )
-        options = scheduler_kwargs(args)
-        self.scheduler, self.num_epochs = create_scheduler_v2(
-            self.stepper.optimizer, updates_per_epoch=self.train_loader.steps_per_epoch, **options
+        self.scheduler, self.num_epochs = build_schedule(
+            args, self.stepper.optimizer, self.train_loader.steps_per_epoch
         )
         self.epoch, self.start_step = args.start_epoch or 0, 0
-        if args.start_epoch:
-            self.scheduler.step(self.epoch)
+        if self.epoch:
+            self.enter_schedule()
         self.totals = EpochTotals()
         self.kept: dict[int, float] = {}
         self.bad_images: dict[str, str] = {}
@@ -158,31 +160,37 @@ class Trainer:
     def prepare_folder(self) -> None:
         """Open the run's folder and, if asked, go on from what is saved; all processes agree or all stop."""
         state: dict[str, Any] | None = None
-        problem: Exception | None = None
-        if self.world.is_main:
-            try:
-                self.folder, state = open_folder(self.args, self.config)
-            except (ValueError, OSError) as error:
-                problem = error
-        problem = self.world.broadcast(problem)
-        if problem is not None:
-            raise problem
-        if self.folder is not None:
+        own = False
+
+        def open_it() -> None:
+            nonlocal state, own
+            self.folder, state, own = open_folder(self.args, self.config, self.world)
             self.path = self.folder.path
-        self.path = self.world.broadcast(self.path)
+
+        self.world.on_main(open_it)
+        self.path, own = self.world.broadcast((self.path, own))
         state = self.world.broadcast_state(state)
         if state is not None:
-            restore(self, state)
-        if self.world.is_main:
-            assert self.folder is not None
-            write_args(self.folder.path, plain(vars(self.args)))
-            self.run_log = RunLog(
-                self.folder.path,
-                tensorboard=self.args.log_tensorboard,
-                wandb=self.args.log_wandb,
-                config=plain(vars(self.args)),
-                resume_epoch=self.epoch,
-            )
+            restore(self, state, own)
+        if self.epoch >= self.num_epochs:
+            log.warning("Epoch %d of %d: there is nothing left to train.", self.epoch, self.num_epochs)
+        self.world.on_main(self._open_record)
+
+    def _open_record(self) -> None:
+        write_args(self.path, plain(vars(self.args)))
+        self.run_log = RunLog(
+            self.path,
+            tensorboard=self.args.log_tensorboard,
+            wandb=self.args.log_wandb,
+            config=plain(vars(self.args)),
+            resume_epoch=self.epoch,
+        )
+
+    def enter_schedule(self) -> None:
+        """Set the learning rate of the place where the run is, as if it had come there step by step."""
+        past = getattr(self.scheduler, "warmup_t", 0) if isinstance(self.scheduler, PlateauLRScheduler) else math.inf
+        self.scheduler.step(int(min(self.epoch, past)))  # a plateau's rate after the warm-up depends on metrics
+        self.scheduler.step_update(self.epoch * self.train_loader.steps_per_epoch + self.start_step)
 
     # ---- the loop ----
 
@@ -191,13 +199,16 @@ class Trainer:
         with stop_signals() as asked:
             while self.epoch < self.num_epochs:
                 self._train_epoch(asked)
-                results = self._evaluate()
+                try:
+                    results = self._evaluate(asked)
+                except StoppedError:
+                    self._save_and_stop(self.train_loader.steps_per_epoch)
                 self._end_epoch(results)
                 if any(self.world.gather(asked())) and self.epoch < self.num_epochs:
                     self._stop()
         if self.world.is_main and self.folder is not None and self.kept:
             metric = self.args.eval_metric
-            best = max(self.kept, key=lambda e: (self.folder.sign * self.kept[e], -e))  # type: ignore[union-attr]
+            best = min(self.kept, key=lambda e: (self.folder.rank(self.kept[e]), e))  # type: ignore[union-attr]
             log.info(
                 "Best %s %.4g at epoch %d; everything is in %s.",
                 metric,
@@ -248,10 +259,9 @@ class Trainer:
                 done = step + 1
                 if args.save_images and done % args.log_interval == 0 and self.folder is not None:
                     save_images(micro_batches[0], self.folder.path / f"train-batch-{done}.jpg")
-                if done < loader.steps_per_epoch:
+                if done < loader.steps_per_epoch:  # behind the last step the evaluation asks again
                     if result.stop_asked:
-                        self._save(self.epoch, done)
-                        self._stop()
+                        self._save_and_stop(done)
                     if args.recovery_interval and done % args.recovery_interval == 0:
                         self._save(self.epoch, done)
         finally:
@@ -263,21 +273,27 @@ class Trainer:
         """Batches of a loader as the model gets them."""
         return prefetch(stream, self.world.device, channels_last=self.args.channels_last)
 
-    def _evaluate(self) -> dict[str, float]:
-        """Metrics of the weights, and of their average where there is one."""
+    def _evaluate(self, asked: Callable[[], bool]) -> dict[str, float]:
+        """Metrics of the weights, and of their average where there is one.
+
+        Raises:
+            StoppedError: a process was told to stop.
+        """
         results = {}
         for prefix, model in (("eval", self.model), ("ema", self.ema.module if self.ema else None)):
             if model is not None:
                 device = next(model.parameters()).device  # the average may live in host memory
                 if device != self.world.device:
                     model = copy.deepcopy(model).to(self.world.device)
-                found = self.evaluate_one(model)
+                found = self.evaluate_one(model, stop=asked)
                 results.update(
                     {f"{prefix}_loss": found.loss, f"{prefix}_top1": found.top1, f"{prefix}_top5": found.top5}
                 )
         return results
 
-    def evaluate_one(self, model: nn.Module, limit_batches: int | None = None) -> Evaluation:
+    def evaluate_one(
+        self, model: nn.Module, limit_batches: int | None = None, stop: Callable[[], bool] = lambda: False
+    ) -> Evaluation:
         return evaluate(
             model,
             self.val_loader,
@@ -285,6 +301,7 @@ class Trainer:
             autocast=self.precision.autocast,
             channels_last=self.args.channels_last,
             limit_batches=limit_batches,
+            stop=stop,
         )
 
     def _end_epoch(self, results: dict[str, float]) -> None:
@@ -318,7 +335,7 @@ class Trainer:
             self.folder.save(state_of(self, self.epoch, 0, metric))
             self.kept = self.folder.keep_epoch(finished, metric, self.kept)
 
-        self._on_main(write)
+        self.world.on_main(write)
 
     def _gather_bad_images(self) -> dict[str, str]:
         """File -> reason of all that any process met so far, from before a resumption too."""
@@ -333,20 +350,13 @@ class Trainer:
             assert self.folder is not None
             self.folder.save(state_of(self, epoch, step, None))
 
-        self._on_main(write)
+        self.world.on_main(write)
 
-    def _on_main(self, write: Callable[[], None]) -> None:
-        """Let the main process write; if it cannot, every process stops for the same reason."""
-        problem: Exception | None = None
-        if self.world.is_main:
-            try:
-                write()
-            except (OSError, RuntimeError) as error:
-                problem = error
-        if self.world.broadcast(problem is not None):
-            raise problem or RuntimeError("the main process could not write the run's state.")
+    def _save_and_stop(self, step: int) -> NoReturn:
+        self._save(self.epoch, step)
+        self._stop()
 
-    def _stop(self) -> None:
+    def _stop(self) -> NoReturn:
         raise Interrupted(
             f"Told to stop: saved at epoch {self.epoch}. The same command with --auto-resume goes on from there."
         )

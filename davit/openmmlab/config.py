@@ -83,7 +83,7 @@ def _for_both(cfg: Config, options: dict[str, Any]) -> dict[str, Any]:
 def _evaluate_what_is_read(cfg: Config, options: dict[str, Any]) -> None:
     """An evaluator's annotations are those of its data set, unless they are named on their own."""
     for split in ("val", "test"):
-        dataset = next(datasets_of(cfg.get(f"{split}_dataloader")), {})
+        dataset: Any = next(datasets_of(cfg.get(f"{split}_dataloader")), {})
         evaluator = cfg.get(f"{split}_evaluator")
         if dataset.get("ann_file") and isinstance(evaluator, dict) and "ann_file" in evaluator:
             if f"{split}_evaluator.ann_file" not in options:

@@ -117,8 +117,8 @@ def _check_heads(model: Any, classes: int) -> None:
                 weights = loss.get("class_weight")
                 if isinstance(weights, list | tuple) and len(weights) != classes:
                     raise DataError(
-                        f"model.{name}.loss_decode.class_weight has {len(weights)} weights for {classes} classes. Pass "
-                        f"--cfg-options model.{name}.loss_decode.class_weight=None, or a weight for each."
+                        f"model.{name}.loss_decode.class_weight has {len(weights)} weights for {classes} classes. "
+                        f"Pass --cfg-options model.{name}.loss_decode.class_weight=None, or a weight for each."
                     )
 
 

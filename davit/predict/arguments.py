@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from ..checkpoint.files import EMA_CHOICES
 from ..engine.arguments import KeyValues
@@ -22,11 +22,15 @@ def parse_predict(argv: Sequence[str] | None) -> tuple[argparse.Namespace, set[s
 
     Some defaults are the original's and are not used unless given, so that their value does not tell.
     """
-    args = predict_parser().parse_args(argv)
-    asked = predict_parser()
+    return predict_parser().parse_args(argv), given_of(predict_parser, argv)
+
+
+def given_of(make_parser: Callable[[], argparse.ArgumentParser], argv: Sequence[str] | None) -> set[str]:
+    """The names of the arguments that a command line gives."""
+    asked = make_parser()
     for action in asked._actions:
         action.default = argparse.SUPPRESS
-    return args, set(vars(asked.parse_args(argv)))
+    return set(vars(asked.parse_args(argv)))
 
 
 def evaluation_flags(args: argparse.Namespace, given: set[str]) -> argparse.Namespace:
@@ -70,12 +74,13 @@ def predict_parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help=f"also write {TOPK_IDS} there, as the original did: a row a picture, its name and its class indices",
     )
-    _add_model(parser)
-    _add_pictures(parser)
+    add_model(parser)
+    add_pictures(parser)
     return parser
 
 
-def _add_model(parser: argparse.ArgumentParser) -> None:
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """The flags that say which model, and how it runs."""
     add = parser.add_argument_group("model").add_argument
     add(
         "--model",
@@ -96,7 +101,8 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     add("--num-gpu", type=int, default=1, help=argparse.SUPPRESS)
 
 
-def _add_pictures(parser: argparse.ArgumentParser) -> None:
+def add_pictures(parser: argparse.ArgumentParser) -> None:
+    """The flags that say how pictures are prepared and taken together."""
     add = parser.add_argument_group("pictures").add_argument
     add("--img-size", type=int, help="side in pixels; default: the checkpoint's, else the model's")
     add("--input-size", type=int, nargs=3, metavar=("C", "H", "W"), help="instead of --img-size")

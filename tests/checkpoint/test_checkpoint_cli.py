@@ -154,3 +154,13 @@ def test_mistakes_end_with_status_2_and_a_paragraph(build, saved, tmp_path, caps
     captured = capsys.readouterr()
     assert captured.out == "" and captured.err.count("\n") == 1
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_tensor_larger_than_memory_is_a_paragraph(build, saved, tmp_path, capsys):
+    weights = {**build().state_dict(), "head.weight": torch.zeros(1).expand(10**15)}
+    file = saved(weights)
+    assert file.stat().st_size < 10_000_000
+    for command in (["inspect", str(file)], ["convert", str(file), str(tmp_path / "out.pth"), "--to", "timm"]):
+        assert main(command) == 2
+        assert str(file) in capsys.readouterr().err
+    assert not (tmp_path / "out.pth").exists()

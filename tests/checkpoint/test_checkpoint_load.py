@@ -446,3 +446,21 @@ def test_one_stage_more_or_less_is_no_pyramid_matter(build, snapshot):
     shorter = {"embed_dims": (16, 32, 48), "depths": (1, 1, 2), "num_heads": (2, 2, 4)}
     model = DaViT(num_classes=7, window_size=4, **shorter)
     refused(model, build(seed=2).state_dict(), snapshot(model))
+
+
+@pytest.mark.filterwarnings("ignore:.*(sparse|quantize).*:UserWarning")
+@pytest.mark.parametrize("kind", ["meta", "sparse", "quantized"])
+def test_a_tensor_without_plain_values_stops_the_load_before_anything_is_copied(build, snapshot, saved, kind):
+    weights = build(seed=1).state_dict()
+    odd = {
+        "meta": lambda tensor: tensor.to("meta"),
+        "sparse": lambda tensor: tensor.to_sparse(),
+        "quantized": lambda tensor: torch.quantize_per_tensor(tensor, 0.1, 0, torch.qint8),
+    }[kind]
+    weights["head.bias"] = odd(weights["head.bias"])
+    model = build(seed=2)
+    unchanged = snapshot(model)
+    for source in [weights] if kind == "quantized" else [weights, saved(weights)]:
+        with pytest.raises(CheckpointError, match=r"head\.bias"):
+            load_checkpoint(model, source)
+        unchanged()

@@ -44,6 +44,11 @@ def epoch_losses(folder: Path) -> list[float]:
     return [float(row["train_loss"]) for row in csv.DictReader((folder / "summary.csv").open())]
 
 
+def children(pid: int) -> list[int]:
+    found = subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True, check=False)
+    return [int(child) for child in found.stdout.split()]
+
+
 @contextmanager
 def ended(command: list[str], cwd: Path) -> Iterator[subprocess.Popen[str]]:
     """A job whose processes are gone when its test is over, however it ends."""
@@ -51,8 +56,7 @@ def ended(command: list[str], cwd: Path) -> Iterator[subprocess.Popen[str]]:
         try:
             yield process
         finally:
-            found = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=False)
-            for pid in (process.pid, *map(int, found.stdout.split())):  # torchrun gives its processes sessions
+            for pid in (process.pid, *children(process.pid)):  # torchrun gives its processes sessions
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
 
@@ -138,22 +142,27 @@ def test_launcher_names_the_variable(tmp_path: Path, variables: dict[str, str], 
 
 
 def test_a_dead_rank_is_brought_back(tmp_path: Path, pictures: Path) -> None:
-    flags = [*PLAIN, "--epochs", "4", "--batch-size", "4", "--recovery-interval", "2"]
+    flags = [*PLAIN[:-2], "--epochs", "4", "--batch-size", "4", "--recovery-interval", "2"]
     whole = tmp_path / "whole"
     whole.mkdir()
-    assert run(train_command(pictures, *flags, processes=2), whole).returncode == 0
+    assert run(train_command(pictures, *flags, "--experiment", "a", processes=2), whole).returncode == 0
+    # a run of someone else's, by its name newer, which a nameless run must not take for its own
+    other = tmp_path / "runs/20990101-000000-DaViT_nano-16/last.pth.tar"
+    other.parent.mkdir(parents=True)
+    shutil.copy(whole / "runs/a/last.pth.tar", other)
     command = train_command(pictures, *flags, processes=2)
     command.insert(command.index("--standalone"), "--max-restarts=2")
     with ended(command, tmp_path) as process:
-        last = tmp_path / "runs/a/last.pth.tar"
-        while not last.exists() and process.poll() is None:
+        while not (own := [f for f in tmp_path.glob("runs/*/last.pth.tar") if f != other]) and process.poll() is None:
             time.sleep(0.05)
         ranks = subprocess.run(["pgrep", "-P", str(process.pid), "-f", "train.py"], capture_output=True, text=True)
         os.kill(int(ranks.stdout.split()[-1]), signal.SIGKILL)
         _, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
     assert "Resumed at epoch" in errors
-    assert weights_hash(last) == weights_hash(whole / "runs/a/last.pth.tar")
+    assert [f for f in tmp_path.glob("runs/*/last.pth.tar") if f != other] == own
+    assert [f.name for f in other.parent.iterdir()] == ["last.pth.tar"]
+    assert weights_hash(own[0]) == weights_hash(whole / "runs/a/last.pth.tar")
 
 
 def join_by(port: int, rank: int, token: str) -> str:

@@ -2,15 +2,19 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
-from tests.distributed.test_processes import PLAIN, epoch_losses
-from tests.engine.runs import REPOSITORY, SMALL_MODEL, environment, run, train_command
+from tests.distributed.test_processes import PLAIN, children, epoch_losses
+from tests.engine.runs import REPOSITORY, SMALL_MODEL, environment, run, train_command, weights_hash
 
 NAMES = ("davit-node0", "davit-node1")
 
@@ -45,30 +49,42 @@ def machines() -> Iterator[tuple[str, str]]:
             subprocess.run(["ip", "netns", "del", node], check=False, capture_output=True)
 
 
+@contextmanager
+def started(commands: Sequence[Sequence[str]], cwd: Path) -> Iterator[list[subprocess.Popen[str]]]:
+    """A launcher on each machine; all of their processes are gone when the test is over, however it ends."""
+    launchers = [
+        subprocess.Popen(
+            ["ip", "netns", "exec", node, *words],
+            cwd=cwd,
+            env=environment(GLOO_SOCKET_IFNAME=_cable_in(node)),
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for node, *words in commands
+    ]
+    try:
+        yield launchers
+    finally:
+        for pid in [pid for launcher in launchers for pid in (launcher.pid, *children(launcher.pid))]:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        for launcher in launchers:
+            launcher.communicate()
+
+
+def ends(launchers: Sequence[subprocess.Popen[str]], timeout: float = 240) -> list[str]:
+    """What each launcher wrote to stderr, read side by side: a full pipe would stop one of them."""
+    with ThreadPoolExecutor(len(launchers)) as pool:
+        return list(pool.map(lambda launcher: launcher.communicate(timeout=timeout)[1], launchers))
+
+
 def test_two_machines_equal_one_process(tmp_path: Path, pictures: Path, machines: tuple[str, str]) -> None:
     flags = [str(pictures), *SMALL_MODEL, *PLAIN, "--epochs", "2", "--batch-size", "4"]
-    nodes = []
-    for rank, node in enumerate(machines):
-        variables = environment(
-            N_NODES="2",
-            NODE_RANK=str(rank),
-            NPROC_PER_NODE="1",
-            MASTER_ADDR="10.77.0.1",
-            MASTER_PORT="29511",
-            PYTHON=sys.executable,
-            GLOO_SOCKET_IFNAME=_cable_in(node),
-        )
-        command = [
-            "ip",
-            "netns",
-            "exec",
-            node,
-            str(REPOSITORY / "tools/launch.sh"),
-            str(REPOSITORY / "train.py"),
-            *flags,
-        ]
-        nodes.append(subprocess.Popen(command, cwd=tmp_path, env=variables, stderr=subprocess.PIPE, text=True))
-    errors = [node.communicate(timeout=240)[1] for node in nodes]
+    job = ["N_NODES=2", "NPROC_PER_NODE=1", "MASTER_ADDR=10.77.0.1", "MASTER_PORT=29511", f"PYTHON={sys.executable}"]
+    script = [str(REPOSITORY / "tools/launch.sh"), str(REPOSITORY / "train.py"), *flags]
+    commands = [[node, "env", f"NODE_RANK={rank}", *job, *script] for rank, node in enumerate(machines)]
+    with started(commands, tmp_path) as nodes:
+        errors = ends(nodes)
     assert [node.returncode for node in nodes] == [0, 0], "\n".join(errors)
     assert "4 pictures x 2 processes" in errors[0]
     alone = tmp_path / "alone"
@@ -76,6 +92,41 @@ def test_two_machines_equal_one_process(tmp_path: Path, pictures: Path, machines
     result = run(train_command(pictures, *PLAIN, "--epochs", "2", "--batch-size", "8"), alone)
     assert result.returncode == 0, result.stderr
     assert epoch_losses(tmp_path / "runs/a") == pytest.approx(epoch_losses(alone / "runs/a"), abs=1e-5)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_rank_that_dies_on_one_machine_is_brought_back(
+    tmp_path: Path, pictures: Path, machines: tuple[str, str], victim: int
+) -> None:
+    flags = [*PLAIN, "--epochs", "6", "--batch-size", "4", "--recovery-interval", "1"]
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    assert run(train_command(pictures, *flags, processes=2), whole).returncode == 0
+    job = [
+        "-m",
+        "torch.distributed.run",
+        "--nnodes=2",
+        "--nproc_per_node=1",
+        "--max-restarts=2",
+        "--rdzv_backend=c10d",
+    ]
+    job += ["--rdzv_id=two", "--rdzv_endpoint=10.77.0.1:29512", "--rdzv_conf=is_host="]
+    script = [str(REPOSITORY / "train.py"), str(pictures), *SMALL_MODEL, *flags]
+    commands = []
+    for rank, node in enumerate(machines):
+        words = [*job[:-1], job[-1] + str(int(rank == 0)), f"--local_addr=10.77.0.{rank + 1}"]
+        commands.append([node, sys.executable, "-u", *words, *script])
+    last = tmp_path / "runs/a/last.pth.tar"
+    with started(commands, tmp_path) as nodes:
+        while not last.exists() and all(node.poll() is None for node in nodes):
+            time.sleep(0.02)
+        (rank,) = children(nodes[victim].pid)
+        os.kill(rank, signal.SIGKILL)
+        errors = ends(nodes)
+    assert [node.returncode for node in nodes] == [0, 0], "\n".join(errors)
+    assert "Resumed at epoch" in "".join(errors)
+    assert weights_hash(last) == weights_hash(whole / "runs/a/last.pth.tar")
 
 
 def _cable_in(node: str) -> str:

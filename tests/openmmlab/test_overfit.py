@@ -18,7 +18,8 @@ annotations = dict(type="LoadAnnotations", with_bbox=True, with_mask={masks})
 keys = ("img_id", "img_path", "ori_shape", "img_shape", "scale_factor")
 model = dict(
     backbone=dict(embed_dims=(32, 64, 128, 160), depths=(1, 1, 1, 1), num_heads=(1, 2, 4, 5), drop_path_rate=0.0),
-    neck=dict(in_channels=[32, 64, 128, 160][{first}:]),
+    neck=dict(in_channels=[32, 64, 128, 160][{first}:], out_channels=64),
+    **{heads!r},
 )
 few = dict(data_root={root!r}, ann_file={annotations!r}, data_prefix=dict(img="train2017/"))
 train_dataloader = dict(
@@ -40,6 +41,26 @@ param_scheduler = [
 ]
 default_hooks = dict(checkpoint=dict(interval={epochs}))
 """
+
+
+# heads of a quarter of the width: the same code, in minutes
+HEADS = {
+    "maskrcnn": {
+        "rpn_head": {"in_channels": 64, "feat_channels": 64},
+        "roi_head": {
+            "bbox_roi_extractor": {"out_channels": 64},
+            "bbox_head": {"in_channels": 64, "fc_out_channels": 256},
+            "mask_roi_extractor": {"out_channels": 64},
+            "mask_head": {"num_convs": 2, "in_channels": 64, "conv_out_channels": 64},
+        },
+        "train_cfg": {
+            "rpn": {"sampler": {"num": 64}},
+            "rpn_proposal": {"nms_pre": 300, "max_per_img": 100},
+            "rcnn": {"sampler": {"num": 64}},
+        },
+    },
+    "retinanet": {"bbox_head": {"in_channels": 64, "feat_channels": 64, "stacked_convs": 2}},
+}
 
 
 def eight_pictures(shared: Path, file: Path) -> None:
@@ -67,6 +88,7 @@ def test_eight_pictures_are_learnt_by_heart(
         NARROW.format(
             base=str(CONFIGS / f"davit_{name}_1x_coco.py"),
             masks=name == "maskrcnn",
+            heads=HEADS[name],
             first=first,
             root=str(shared / "data/coco-tiny/"),
             annotations=str(annotations),

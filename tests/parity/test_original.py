@@ -12,6 +12,7 @@ from make_vectors import NAMES, SIZE_LIMIT, VECTORS, files, fill, image
 from torch import Tensor, nn
 
 from davit import VARIANTS, DaViTPyramid, create_model
+from davit.kernels import FUSED
 
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "tiny_224": ("DaViT_tiny", {}),
@@ -36,13 +37,13 @@ def outputs(name: str) -> dict[str, Tensor]:
         return {key: torch.from_numpy(arrays[key]) for key in arrays}
 
 
-def empty_model(name: str) -> nn.Module:
+def empty_model(name: str, fused: str = "auto") -> nn.Module:
     """The model of a vector, without storage for its weights."""
     variant, options = MODELS[name]
     with torch.device("meta"):
         if name in CLASSIFIERS:
-            return create_model(variant, **options).eval()
-        return DaViTPyramid(**VARIANTS[variant].model_kwargs(), **options).eval()
+            return create_model(variant, fused=fused, **options).eval()
+        return DaViTPyramid(**VARIANTS[variant].model_kwargs(), fused=fused, **options).eval()
 
 
 def picture(name: str) -> Tensor:
@@ -57,17 +58,19 @@ def test_keys_shapes_order_and_parameters(name):
     assert sum(p.numel() for p in model.parameters()) == facts(name)["params"]
 
 
+@pytest.mark.parametrize("fused", FUSED)
 @pytest.mark.parametrize("name", CLASSIFIERS)
-def test_logits(name):
+def test_logits(name, fused):
     with torch.inference_mode():
-        logits = fill(empty_model(name))(picture(name))
+        logits = fill(empty_model(name, fused))(picture(name))
     torch.testing.assert_close(logits, outputs(name)["logits"], rtol=0, atol=2e-5)
 
 
+@pytest.mark.parametrize("fused", FUSED)
 @pytest.mark.parametrize("name", PYRAMIDS)
-def test_pyramid_levels(name):
+def test_pyramid_levels(name, fused):
     with torch.inference_mode():
-        levels = fill(empty_model(name))(picture(name))
+        levels = fill(empty_model(name, fused))(picture(name))
     assert len(levels) == 4
     for i, level in enumerate(levels):
         expected = facts(name)[f"level{i}"]
@@ -81,9 +84,10 @@ def test_pyramid_levels(name):
         assert whole.norm().item() == pytest.approx(expected["norm"], rel=1e-4)
 
 
-def test_loss_and_gradients():
+@pytest.mark.parametrize("fused", FUSED)
+def test_loss_and_gradients(fused):
     name = "tiny_224"
-    model = fill(empty_model(name))
+    model = fill(empty_model(name, fused))
     logits = model(picture(name))
     loss = F.cross_entropy(logits, torch.arange(len(logits)))
     loss.backward()

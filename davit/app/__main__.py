@@ -1,0 +1,78 @@
+"""Serves a page on which one drops a picture and sees what a model finds in it."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import logging
+import os
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..engine.status import run_cli
+from ..predict.arguments import add_model, add_pictures, evaluation_flags, given_of
+from ..predict.predictor import load_from
+from .page import build_page, gradio, serve
+from .readers import ClassifierReader, DrawnReader, Reader
+
+_OURS = "davit.openmmlab.predictor"
+
+
+def main(arguments: Sequence[str] | None = None, block: bool = True) -> int:
+    """Exit status 0 when the page was ended, 2 for a mistake."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    return run_cli(lambda: _main(arguments, block))
+
+
+def _main(arguments: Sequence[str] | None, block: bool) -> None:
+    args = _parser().parse_args(arguments)
+    if args.max_megabytes < 1:
+        raise ValueError(f"--max-megabytes {args.max_megabytes} is not a number of 1 or more.")
+    with tempfile.TemporaryDirectory(prefix="davit-app-") as folder:
+        os.environ["GRADIO_TEMP_DIR"] = folder  # pictures that are dropped; gone when the page ends
+        gradio()
+        reader = _reader(args, given_of(_parser, arguments))
+        serve(build_page(reader), args.host, args.port, args.max_megabytes, block)
+
+
+def _reader(args: argparse.Namespace, given: set[str]) -> Reader:
+    if args.config:
+        if not args.checkpoint:
+            raise ValueError("--config needs the --checkpoint of the detector or segmentor.")
+        try:
+            finder = importlib.import_module(_OURS).Predictor(
+                args.config, args.checkpoint, args.score_thr, device=args.device
+            )
+        except ImportError as error:
+            raise ValueError(f"this needs OpenMMLab's packages ({error}); see mmdet/README.md") from error
+        return DrawnReader(Path(args.config).stem, finder)
+    if not args.checkpoint and "model" not in given:
+        raise ValueError("give the --checkpoint of a classifier, or --model for published weights.")
+    predictor = load_from(
+        evaluation_flags(args, given),
+        *(args.checkpoint or None, args.model if "model" in given or not args.checkpoint else None),
+        device=args.device,
+        names=args.class_map or None,
+    )
+    return ClassifierReader(predictor)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m davit.app", description=__doc__)
+    add = parser.add_argument
+    add("--config", default="", metavar="FILE", help="of a detector or segmentor (mmdet/configs, mmseg/configs)")
+    add("--score-thr", type=float, default=0.3, help="least score of a detection (default %(default)s)")
+    add("--class-map", default="", metavar="FILE|DIR", help="class names, one a line, or a data folder that has them")
+    add("--host", default="127.0.0.1", help="default: this machine alone; 0.0.0.0 lets others in, without a password")
+    add("--port", type=int, default=7860, help="0 takes a free one (default %(default)s)")
+    add("--max-megabytes", type=int, default=20, help="the largest file taken (default %(default)s)")
+    add_model(parser)
+    add_pictures(parser)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,145 @@
+"""The page itself, by Gradio: served to this machine alone unless asked otherwise, and silent to all others."""
+
+from __future__ import annotations
+
+import importlib
+import ipaddress
+import logging
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+from ..data import BadImageError, load_rgb
+from .readers import Answer, Reader
+
+log = logging.getLogger(__name__)
+
+_KEPT_SECONDS = 600  # pictures that were dropped are removed after about so long
+_WAITING = 16  # pictures in the queue
+_SHOWN = 5  # classes
+_FONTS = ["system-ui", "sans-serif"]  # of the viewer's machine: nothing is fetched
+
+
+def answer_file(reader: Reader, file: str | None) -> Answer | str:
+    """What is found in a file that was dropped; errors as a sentence, and "" for no file."""
+    if not file:
+        return ""
+    name = Path(file).name
+    try:
+        return reader.answer(load_rgb(file, name))
+    except BadImageError as error:
+        return f"{name} cannot be read: {error.reason}."
+    except ValueError as error:
+        return f"{name}: {error}"
+    except Exception:
+        log.exception("%s", name)
+        return f"{name}: an error of this program; the log of the server says which."
+
+
+def build_page(reader: Reader) -> Any:
+    """The page, as Gradio's `Blocks`.
+
+    Raises:
+        ValueError: Gradio is not installed.
+    """
+    gr = gradio()
+
+    def show(file: str | None) -> tuple[Any, ...]:
+        answer = answer_file(reader, file)
+        if isinstance(answer, str):
+            hidden = gr.update(value=None, visible=False)
+            return gr.update(value=answer, visible=bool(answer)), None, hidden, hidden
+        return (
+            gr.update(value="", visible=False),
+            dict(answer.scores) or None,
+            gr.update(value=answer.picture, label=answer.caption, visible=True),
+            gr.update(value=answer.detail, visible=answer.detail is not None),
+        )
+
+    # no button to share: it would upload the picture
+    still = {"interactive": False, "visible": False, "format": "png", "buttons": ["fullscreen", "download"]}
+    with gr.Blocks(title="DaViT", analytics_enabled=False, delete_cache=(_KEPT_SECONDS, _KEPT_SECONDS)) as page:
+        gr.Markdown(f"## {reader.title}")
+        with gr.Row():
+            with gr.Column(scale=2):
+                file = gr.File(label="Drop a picture", elem_id="file")
+                message = gr.Textbox(label="Message", visible=False, interactive=False, elem_id="message")
+                scores = gr.Label(label="Classes", num_top_classes=_SHOWN, elem_id="scores")
+            with gr.Column(scale=3):
+                picture = gr.Image(elem_id="picture", **still)
+        detail = gr.Image(label="what the model looks at", elem_id="detail", **still)
+        file.change(show, file, [message, scores, picture, detail], api_visibility="private")
+    page.queue(max_size=_WAITING, api_open=False)
+    return page
+
+
+def serve(page: Any, host: str, port: int, max_megabytes: int, block: bool) -> str:
+    """Serve a page of `build_page`; returns its address.
+
+    Args:
+        port: 0 takes a free one.
+        max_megabytes: files larger than that are refused before they are stored.
+        block: return only when the server ends.
+
+    Raises:
+        ValueError: the port is taken, or the host is none of this machine.
+    """
+    gr = gradio()
+    if not is_loopback(host):
+        log.warning("%s can be reached by other machines, and the page asks nobody for a password", host)
+    _, address, _ = page.launch(
+        server_name=host,
+        server_port=_free_port(host, port),
+        max_file_size=max_megabytes * 1024 * 1024,
+        theme=gr.themes.Default(font=_FONTS, font_mono=["monospace"]),
+        prevent_thread_lock=True,
+        **_QUIET,
+    )
+    log.info("the page is at %s (Ctrl-C ends it)", address)
+    if block:
+        page.block_thread()
+    return str(address)
+
+
+_QUIET: dict[str, Any] = {
+    "share": False,
+    "inbrowser": False,
+    "quiet": True,
+    "show_error": False,
+    "footer_links": [],
+    "run_history": False,
+    "enable_monitoring": False,
+    "ssr_mode": False,
+    "pwa": False,
+    "mcp_server": False,
+}
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach a host."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _free_port(host: str, port: int) -> int:
+    try:
+        with socket.create_server((host, port)) as server:
+            return int(server.getsockname()[1])
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ValueError(f"{host}:{port} cannot be served ({reason}); --port 0 takes a free one.") from error
+
+
+def gradio() -> Any:
+    """Gradio, which is told to report nothing to anyone before it is imported."""
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+    try:
+        return importlib.import_module("gradio")
+    except ImportError as error:
+        raise ValueError(
+            f"the page needs Gradio, which is not installed ({error}): pip install -r requirements-app.txt"
+        ) from error

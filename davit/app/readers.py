@@ -1,0 +1,89 @@
+"""What the page asks of a model: a picture in, scores and pictures out."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from PIL import Image
+
+from ..predict import Predictor
+from ..visualize.figure import evidence_image, look, render
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What is shown of one picture.
+
+    Attributes:
+        scores: name -> 0 to 1, the highest first.
+        picture: the picture with what was found, and its caption.
+        detail: a large figure, where there is one.
+    """
+
+    scores: Mapping[str, float]
+    picture: Image.Image
+    caption: str
+    detail: Image.Image | None = None
+
+
+class Reader(Protocol):
+    """A model as the page knows it.
+
+    Attributes:
+        title: what the page calls it.
+    """
+
+    title: str
+
+    def answer(self, picture: Image.Image) -> Answer:
+        """What the model finds in an upright RGB picture; a `ValueError` is shown as a sentence."""
+        ...
+
+
+class Found(Protocol):
+    """What a detector or a segmentor found, as `davit.openmmlab.predictor` returns it."""
+
+    def draw(self) -> Image.Image: ...
+
+    def to_json(self) -> dict[str, Any]: ...
+
+
+class Finder(Protocol):
+    """A detector or a segmentor."""
+
+    def predict(self, picture: Any) -> Found: ...
+
+
+class ClassifierReader:
+    """A classifier: its classes, the evidence for the first, and the whole figure of `davit.visualize`."""
+
+    def __init__(self, predictor: Predictor) -> None:
+        self.title = f"{predictor.name}, {len(predictor.class_names)} classes"
+        self._predictor = predictor
+
+    def answer(self, picture: Image.Image) -> Answer:
+        seen = look(self._predictor, picture)
+        stream = io.BytesIO()
+        render(self._predictor, seen).savefig(stream, format="png")
+        scores = {guess.name: guess.probability for guess in seen.prediction.guesses}
+        return Answer(scores, evidence_image(seen), f"evidence for {seen.prediction.name}", Image.open(stream))
+
+
+class DrawnReader:
+    """A detector or a segmentor: its boxes, masks or regions drawn, and the best score (or share) of each class."""
+
+    def __init__(self, title: str, finder: Finder) -> None:
+        self.title = title
+        self._finder = finder
+
+    def answer(self, picture: Image.Image) -> Answer:
+        found = self._finder.predict(picture)
+        contents = found.to_json()
+        scores: dict[str, float] = dict(contents.get("classes", {}))
+        for entry in contents.get("objects", []):
+            scores[entry["class"]] = max(entry["score"], scores.get(entry["class"], 0.0))
+        best_first = sorted(scores, key=lambda name: -scores[name])
+        return Answer({name: scores[name] for name in best_first}, found.draw(), "what was found")

@@ -1,0 +1,140 @@
+"""When a block may take a fused path: the conditions, all in one place."""
+
+import platform
+from typing import TYPE_CHECKING, Any
+
+import torch
+from timm.layers import DropPath
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+
+if TYPE_CHECKING:
+    from ..model import DualAttentionBlock
+
+FUSED = ("auto", "off")
+
+#: Modules that a fused path can stand for. `davit.model` adds its own; a subclass, or a module that a user put in
+#: the place of one (an adapter, a quantized layer), is not among them.
+ORDINARY: set[type[nn.Module]] = {nn.Linear, nn.LayerNorm, nn.Conv2d, nn.GELU, nn.Identity, nn.ModuleList, DropPath}
+
+
+def fuses(block: "DualAttentionBlock", x_BHWC: Tensor) -> bool:
+    """Whether a block may leave its plain modules for `run_block` on this input.
+
+    The plain modules run wherever something could tell the difference: under torch.compile, torch.export, a
+    trace, torch.fx, a functional transform, forward-mode differentiation or a dispatch mode (which count or change
+    single operations); for tensor subclasses; and when a module inside the block has a hook, or is not of the
+    class that the model built.
+    """
+    if torch.compiler.is_compiling() or type(x_BHWC) is not Tensor or torch.jit.is_tracing():
+        return False
+    return (
+        x_BHWC.device.type == "cpu"
+        and compute_dtype(x_BHWC) is not None
+        and x_BHWC.numel() > 0
+        and _eager_and_alone()
+        and _is_ordinary(block)
+        and _parameters_match(block, x_BHWC)
+    )
+
+
+def compute_dtype(x: Tensor) -> torch.dtype | None:
+    """The number format of the matrix products, or None where there is no fused path for it on this machine."""
+    dtype: torch.dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+    if dtype != x.dtype:
+        return None
+    supported = _HAS_ONEDNN if dtype == torch.float32 else dtype == torch.bfloat16 and _HAS_BF16
+    return dtype if supported and torch._C._get_mkldnn_enabled() else None
+
+
+def _probe_onednn() -> bool:
+    """Whether the operations that we call are there and do what we think, by a small example."""
+    if platform.machine().lower() not in ("x86_64", "amd64") or not torch.backends.mkldnn.is_available():
+        return False
+    try:
+        x, w, b = torch.ones(2, 16), torch.full((16, 16), 0.125), torch.ones(16)
+        linear = torch.ops.mkldnn._linear_pointwise
+        gelu = linear(x, w, b, "gelu", [], "none")
+        added = linear.binary(x, x, w, b, "add")
+        image, kernel = torch.ones(1, 16, 3, 3).to(memory_format=torch.channels_last), torch.ones(16, 1, 3, 3)
+        conv = torch.ops.mkldnn._convolution_pointwise.binary(
+            image, image, kernel, b, [1, 1], [1, 1], [1, 1], 16, "add", None, None, [], None
+        )
+        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(*(torch.ones(1, 1, 2, 8) for _ in range(3)))
+    except (RuntimeError, AttributeError, NotImplementedError):
+        return False
+    expected = torch.nn.functional.gelu(torch.tensor(3.0))
+    right = torch.allclose(gelu, expected) and bool((added == 4).all()) and conv[0, 0, 1, 1].item() == 11
+    return bool(right)
+
+
+def _probe_bf16() -> bool:
+    try:
+        return _HAS_ONEDNN and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    except (RuntimeError, AttributeError):
+        return False
+
+
+_HAS_ONEDNN = _probe_onednn()
+_HAS_BF16 = _probe_bf16()
+
+
+def _eager_and_alone() -> bool:
+    return (
+        torch._C._len_torch_dispatch_stack() == 0
+        and torch._C._len_torch_function_stack() == 0
+        and torch._C._functorch.peek_interpreter_stack() is None
+        and forward_ad._current_level < 0
+        and not nn.modules.module._has_any_global_hook()
+    )
+
+
+def _is_ordinary(block: "DualAttentionBlock") -> bool:
+    """Nothing in the block was replaced, wrapped or watched. The block itself may be: it is called either way."""
+    for module in block.modules():
+        if module is not block and (
+            type(module) not in ORDINARY
+            or module._forward_hooks
+            or module._forward_pre_hooks
+            or module._backward_hooks
+            or module._backward_pre_hooks
+            or "forward" in module.__dict__
+        ):
+            return False
+    norms = [block.norm1, block.norm2] if block.ffn else [block.norm1]
+    linears = [block.attn.qkv, block.attn.proj, *([block.mlp.fc1, block.mlp.fc2] if hasattr(block.mlp, "fc1") else [])]
+    return (
+        all(type(norm) is nn.LayerNorm for norm in norms)
+        and all(type(layer) is nn.Linear for layer in linears)
+        and len(linears) == (4 if block.ffn else 2)
+        and all(_is_position_encoding(encoding) for encoding in block.cpe)
+        and (not block.ffn or _is_exact_gelu(block.mlp.act))
+        and type(block.drop_path) in (DropPath, nn.Identity)
+    )
+
+
+def _is_position_encoding(encoding: Any) -> bool:
+    conv, act = encoding.proj, encoding.activation
+    return (
+        type(conv) is nn.Conv2d
+        and conv.groups == conv.in_channels == conv.out_channels
+        and (conv.kernel_size, conv.stride, conv.padding, conv.dilation) == ((3, 3), (1, 1), (1, 1), (1, 1))
+        and conv.padding_mode == "zeros"
+        and (type(act) is nn.Identity or _is_exact_gelu(act))
+    )
+
+
+def _is_exact_gelu(act: Any) -> bool:
+    return type(act) is nn.GELU and act.approximate == "none"
+
+
+def _parameters_match(block: nn.Module, x: Tensor) -> bool:
+    """Plain parameters on the CPU, in the input's number format, or float32 under autocast."""
+    mixed = torch.is_autocast_enabled("cpu")
+    return all(
+        type(p) in (nn.Parameter, Tensor)
+        and p.device.type == "cpu"
+        and (p.dtype == x.dtype or (mixed and p.dtype == torch.float32))
+        and p.layout == torch.strided
+        for p in block.parameters()
+    )

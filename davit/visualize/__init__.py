@@ -1,0 +1,7 @@
+"""Seeing what a model does: its attention, its evidence for a class, and the curves of its training."""
+
+from .attention import Attention, ChannelView, SpatialView, attention_of
+from .evidence import Evidence, class_evidence
+from .figure import draw_picture
+
+__all__ = ["Attention", "ChannelView", "Evidence", "SpatialView", "attention_of", "class_evidence", "draw_picture"]

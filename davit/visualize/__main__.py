@@ -1,0 +1,116 @@
+"""Draws what a classifier looks at in pictures, or the curves of training runs."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..data import BadImageError
+from ..engine.curves import draw_curves
+from ..engine.status import OK, run_cli
+from ..predict import Predictor
+from ..predict.arguments import add_model, add_pictures, evaluation_flags, given_of
+from ..predict.pictures import find_pictures
+from ..predict.predictor import load_from
+from .figure import draw_picture
+
+log = logging.getLogger(__name__)
+
+SOME_FAILED = 1
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit status 0; 1 where some pictures could not be drawn; 2 for a mistake."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    failed: list[str] = []
+    status = run_cli(lambda: failed.extend(_main(arguments)))
+    return SOME_FAILED if status == OK and failed else status
+
+
+def _main(arguments: Sequence[str] | None) -> list[str]:
+    """The pictures that could not be drawn."""
+    args = _parser().parse_args(arguments)
+    if args.runs:
+        if args.pictures:
+            raise ValueError("give either pictures or --runs, not both.")
+        out = Path(args.out or "curves.png")
+        draw_curves([_summary(Path(run)) for run in args.runs], out)
+        log.info("%d runs drawn in %s", len(args.runs), out)
+        return []
+    if not args.pictures:
+        raise ValueError("give a picture and --checkpoint, or --runs with the folders of training runs.")
+    return _draw_pictures(args, given_of(_parser, arguments))
+
+
+def _draw_pictures(args: argparse.Namespace, given: set[str]) -> list[str]:
+    files = [str(file) for file in find_pictures([place for place in args.pictures if place != "-"])]
+    if len(files) > 1 and args.out and Path(args.out).suffix:
+        raise ValueError(f"--out {args.out} is one file, and there are {len(files)} pictures; name a folder.")
+    predictor = load_from(
+        evaluation_flags(args, given),
+        *(args.checkpoint or None, args.model if "model" in given or not args.checkpoint else None),
+        device=args.device,
+        names=args.class_map or None,
+    )
+    wanted = _class_index(predictor, args.class_name)
+    failed = []
+    for file in files:
+        out = _destination(file, args.out)
+        try:
+            found = draw_picture(predictor, file, out, wanted)
+        except BadImageError as error:
+            log.error("%s could not be read: %s", error.file, error.reason)
+            failed.append(file)
+        else:
+            log.info("%s: %s, %.1f %%; drawn in %s", file, found.name, 100 * found.probability, out)
+    return failed
+
+
+def _destination(file: str, out: str) -> Path:
+    if out and Path(out).suffix:
+        return Path(out)
+    folder = Path(out or ".")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / f"{Path(file).stem}-seen.png"
+
+
+def _class_index(predictor: Predictor, wanted: str) -> int | None:
+    if not wanted:
+        return None
+    if wanted in predictor.class_names:
+        return predictor.class_names.index(wanted)
+    if wanted.isdigit() and int(wanted) < len(predictor.class_names):
+        return int(wanted)
+    near = [name for name in predictor.class_names if wanted.lower() in name.lower()]
+    if len(near) == 1:
+        return predictor.class_names.index(near[0])
+    choices = ", ".join((near or list(predictor.class_names))[:10])
+    raise ValueError(f"--class {wanted!r} is {'not one' if near else 'none'} of the model's classes: {choices} ...")
+
+
+def _summary(run: Path) -> Path:
+    if run.is_dir():
+        if not (run / "summary.csv").is_file():
+            raise ValueError(f"{run} is no folder of a run: it holds no summary.csv.")
+        return run / "summary.csv"
+    return run
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m davit.visualize", description=__doc__)
+    add = parser.add_argument
+    add("pictures", nargs="*", metavar="PICTURE|FOLDER")
+    add("--runs", nargs="+", default=[], metavar="RUN", help="folders of runs, or their summary.csv: curves together")
+    add("--out", default="", metavar="FILE|DIR", help="default: NAME-seen.png, or curves.png, in the current folder")
+    add("--class", dest="class_name", default="", metavar="CLASS", help="evidence for this class: its name or index")
+    add("--class-map", default="", metavar="FILE|DIR", help="class names, one a line, or a data folder that has them")
+    add_model(parser)
+    add_pictures(parser)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,109 @@
+"""The page in headless Chromium: a picture, a broken file, one that is too large; and what it asks of others."""
+
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import davit
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+pytestmark = [
+    pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt install chromium"),
+    *(
+        pytest.mark.skipif(importlib.util.find_spec(name) is None, reason=f"needs {name}: make setup")
+        for name in ("playwright", "gradio")
+    ),
+]
+PATIENCE = 60_000  # ms
+
+
+@pytest.fixture(scope="module")
+def address(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The page, served by the command in a process of its own."""
+    words = [sys.executable, "-m", "davit.app", "--checkpoint", str(checkpoint), "--port", "0", "--max-megabytes", "1"]
+    repository = Path(__file__).resolve().parents[2]
+    env = {**os.environ, "PYTHONPATH": str(repository), "OMP_NUM_THREADS": "1"}
+    folder = tmp_path_factory.mktemp("server")
+    with subprocess.Popen(words, cwd=folder, env=env, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        said = []
+        for line in process.stderr:
+            said.append(line)
+            if found := re.search(r"the page is at (\S+)", line):
+                yield found[1]
+                break
+        else:
+            pytest.fail("the page did not start: " + "".join(said))
+        process.terminate()
+
+
+@pytest.fixture(scope="module")
+def page(address: str) -> Iterator[tuple[Any, set[str]]]:
+    """The open page, and the hosts that it asked for anything."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        tab = browser.new_page()
+        hosts: set[str] = set()
+        tab.on("request", lambda request: hosts.add(urlparse(request.url).hostname or ""))
+        tab.goto(address)
+        tab.wait_for_selector("#file", timeout=PATIENCE)
+        yield tab, hosts
+        browser.close()
+
+
+def drop(tab: Any, file: Path) -> None:
+    """Put a file in the place of the one before."""
+    if clear := tab.query_selector('#file button[aria-label="Clear"]'):
+        clear.click()
+        tab.wait_for_selector("#file input[type=file]", state="attached", timeout=PATIENCE)
+    tab.set_input_files("#file input[type=file]", str(file))
+
+
+def test_a_picture_is_classified_and_shown(page: tuple[Any, set[str]], checkpoint: Path, tmp_path: Path) -> None:
+    tab, hosts = page
+    pixels = np.random.default_rng(1).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "noise.png")
+    drop(tab, tmp_path / "noise.png")
+    tab.wait_for_selector("#detail img", timeout=PATIENCE)
+    truth = davit.load(checkpoint).predict(tmp_path / "noise.png")
+    text = tab.inner_text("#scores")
+    assert text.split()[1] == truth.name
+    assert f"{truth.probability:.0%}" in text
+    tab.wait_for_function("document.querySelector('#detail img').naturalWidth > 1000", timeout=PATIENCE)
+    assert tab.evaluate("document.querySelector('#picture img').naturalWidth") >= 320
+    assert hosts - {""} == {"127.0.0.1"}, "the page asks others for something"
+    assert tab.query_selector('button[aria-label="Share"]') is None
+
+
+def test_a_broken_file_is_answered_with_a_sentence(page: tuple[Any, set[str]], tmp_path: Path) -> None:
+    tab, _ = page
+    (tmp_path / "broken.png").write_bytes(b"this is no picture")
+    drop(tab, tmp_path / "broken.png")
+    tab.wait_for_function("document.querySelector('#message textarea')?.value", timeout=PATIENCE)
+    assert tab.input_value("#message textarea") == "broken.png cannot be read: not a picture of a known format."
+    assert tab.query_selector("#picture img") is None
+    Image.new("RGB", (40, 40), "red").save(tmp_path / "red.png")
+    drop(tab, tmp_path / "red.png")
+    tab.wait_for_selector("#picture img", timeout=PATIENCE)
+    tab.wait_for_selector("#message textarea", state="hidden", timeout=PATIENCE)
+
+
+def test_a_file_that_is_too_large(page: tuple[Any, set[str]], tmp_path: Path) -> None:
+    tab, _ = page
+    (tmp_path / "large.png").write_bytes(bytes(2 * 1024 * 1024))
+    drop(tab, tmp_path / "large.png")
+    tab.wait_for_function("document.body.innerText.includes('exceed the maximum allowed size')", timeout=PATIENCE)
+    assert "large.png" in tab.inner_text("body")

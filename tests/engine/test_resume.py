@@ -1,0 +1,302 @@
+"""From where a run goes on, and what it never does to the run before."""
+
+import csv
+import os
+import signal
+import subprocess
+from argparse import Namespace
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.distributed import HashStore
+
+from davit.engine import state as saved
+from davit.engine.distributed import World
+from davit.engine.evaluate import StoppedError, in_step
+from davit.engine.resume import open_folder
+from davit.engine.state import LAST, PREVIOUS, RunFolder, read_state
+from davit.engine.steps import Stepper
+from davit.engine.train import Trainer
+from tests.engine.runs import weights_hash
+
+Train = Callable[..., subprocess.CompletedProcess[str]]
+SHORT = [
+    *("--epochs", "3", "--warmup-epochs", "1", "--cooldown-epochs", "0", "--batch-size", "8", "--workers", "0"),
+    *("--output", "runs", "--lr", "1e-3"),
+]
+A = [*SHORT, "--experiment", "a"]
+CPU = torch.device("cpu")
+
+
+def tiny_state(epoch: int, step: int = 0) -> dict[str, Any]:
+    return {"state_dict": {"w": torch.full((1000,), float(epoch))}, "epoch": epoch, "step": step, "metric": None}
+
+
+def arguments(output: Path, **flags: Any) -> Namespace:
+    given = {"output": str(output), "experiment": "", "model": "DaViT_nano", "auto_resume": False, "overwrite": False}
+    more = {"resume": "", "checkpoint_hist": 3, "eval_metric": "top1", "log_tensorboard": False, "log_wandb": False}
+    return Namespace(**{**given, **more, **flags})
+
+
+def opened(args: Namespace, world: World) -> tuple[Path, dict[str, Any] | None]:
+    folder, state, _ = open_folder(args, {"input_size": (3, 16, 16)}, world)
+    folder.close()
+    return folder.path, state
+
+
+def rates(folder: Path) -> list[float]:
+    return [float(row["lr"]) for row in csv.DictReader((folder / "summary.csv").open())]
+
+
+# -- a job that torchrun restarts
+
+
+def test_a_restarted_job_goes_on_in_its_own_folder_and_in_no_other(tmp_path: Path) -> None:
+    earlier = RunFolder(tmp_path / "20990101-000000-DaViT_nano-16")
+    earlier.save(tiny_state(7))
+    earlier.close()
+    world = World(0, 0, 1, CPU, HashStore())
+    path, state = opened(arguments(tmp_path), world)
+    assert path != earlier.path
+    assert state is None
+    again, state = opened(arguments(tmp_path), world)  # restarted before it had saved anything
+    assert (again, state) == (path, None)
+    own = RunFolder(path)
+    own.save(tiny_state(1, 5))
+    own.close()
+    again, state = opened(arguments(tmp_path), world)
+    assert again == path
+    assert state is not None
+    assert (state["epoch"], state["step"]) == (1, 5)
+
+
+def test_a_restart_does_not_soften_the_refusal_of_anothers_folder(tmp_path: Path) -> None:
+    other = RunFolder(tmp_path / "a")
+    other.save(tiny_state(7))
+    other.close()
+    world = World(0, 0, 1, CPU, HashStore())
+    for _ in range(2):
+        with pytest.raises(ValueError, match="holds an earlier run"):
+            opened(arguments(tmp_path, experiment="a"), world)
+    path, state = opened(arguments(tmp_path, experiment="a", overwrite=True), world)
+    assert state is None
+    assert not (path / LAST).exists()
+    own = RunFolder(path)
+    own.save(tiny_state(2))
+    own.close()
+    _, state = opened(arguments(tmp_path, experiment="a", overwrite=True), world)
+    assert state is not None  # its own work is not overwritten by the restart
+    assert state["epoch"] == 2
+
+
+# -- what --overwrite may and may not remove
+
+
+def test_overwrite_reads_what_it_resumes_from_before_it_removes_anything(train: Train, tmp_path: Path) -> None:
+    assert train(*A).returncode == 0
+    whole = weights_hash(tmp_path / "runs/a/last.pth.tar")
+    state = str(tmp_path / "runs/a/checkpoint-0.pth.tar")
+    result = train(*A, "--overwrite", "--resume", state)
+    assert result.returncode == 0, result.stderr
+    assert weights_hash(tmp_path / "runs/a/last.pth.tar") == whole
+
+
+@pytest.mark.parametrize("flags", [["--resume", "no.pth"], ["--log-wandb"], ["--lr", "-1"], ["--opt", "adamx"]])
+def test_a_mistake_beside_overwrite_costs_nothing(train: Train, tmp_path: Path, flags: list[str]) -> None:
+    if flags == ["--log-wandb"]:
+        try:
+            import wandb  # noqa: F401
+        except ImportError:
+            pass
+        else:
+            pytest.skip("wandb is installed here")
+    assert train(*A, "--epochs", "1").returncode == 0
+    before = {file.name: file.stat().st_mtime_ns for file in (tmp_path / "runs/a").iterdir()}
+    assert train(*A, "--overwrite", *flags).returncode == 2
+    assert {file.name: file.stat().st_mtime_ns for file in (tmp_path / "runs/a").iterdir()} == before
+
+
+def test_overwrite_removes_a_run_and_nothing_else(train: Train, tmp_path: Path) -> None:
+    folder = tmp_path / "runs/a"
+    (folder / "notes").mkdir(parents=True)
+    (folder / "notes/mine.txt").write_text("kept")
+    (folder / "weights.pth").write_bytes(b"kept")
+    assert train(*A, "--log-tensorboard", "--save-images", "--log-interval", "1", "--epochs", "2").returncode == 0
+    assert train(*A, "--overwrite", "--epochs", "1").returncode == 0
+    left = {entry.name for entry in folder.iterdir()}
+    assert left == {
+        *("notes", "weights.pth", ".lock", "args.yaml", "summary.csv", "curves.png"),
+        *("last.pth.tar", "model_best.pth.tar", "checkpoint-0.pth.tar"),
+    }
+    assert (folder / "notes/mine.txt").read_text() == "kept"
+
+
+def test_a_folder_that_cannot_be_written_is_one_paragraph(train: Train, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    result = train(*A, "--output", "file")
+    assert result.returncode == 2
+    assert "file" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+# -- which state is the newest
+
+
+def test_the_newest_state_does_not_depend_on_the_clock(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "a")
+    kept: dict[int, float] = {}
+    for epoch in range(12):
+        folder.save(tiny_state(epoch))
+        kept = folder.keep_epoch(epoch, float(epoch), kept)
+    for age, name in enumerate((LAST, PREVIOUS, "checkpoint-9.pth.tar")):
+        os.utime(folder.path / name, (1000 + age, 1000 + age))  # as if the clock had been set back
+    for expected, name in ((11, LAST), (10, PREVIOUS), (9, "checkpoint-9.pth.tar")):
+        found = folder.newest_whole()
+        assert found is not None
+        assert (found[0].name, found[1]["epoch"]) == (name, expected)
+        for file in folder.path.glob("*.pth.tar"):
+            if read_state(file)["epoch"] == expected:
+                file.unlink()
+
+
+def test_a_save_that_fails_leaves_both_states(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = RunFolder(tmp_path / "a")
+    folder.save(tiny_state(1))
+    folder.save(tiny_state(2))
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(saved.torch, "save", full)
+    with pytest.raises(OSError, match="No space"):
+        folder.save(tiny_state(3))
+    assert read_state(folder.path / LAST)["epoch"] == 2
+    assert read_state(folder.path / PREVIOUS)["epoch"] == 1
+
+
+def test_a_metric_that_is_not_a_number_is_the_worst(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "a", keep=2, higher_is_better=False)
+    kept: dict[int, float] = {}
+    for epoch, metric in enumerate((float("nan"), 2.0, float("nan"), 1.0)):
+        folder.save(tiny_state(epoch))
+        kept = folder.keep_epoch(epoch, metric, kept)
+    assert kept == {1: 2.0, 3: 1.0}
+    assert read_state(folder.path / saved.BEST)["epoch"] == 3
+
+
+# -- what is taken from a state
+
+
+def test_no_resume_opt_takes_the_weights_and_the_epoch(train: Train, tmp_path: Path) -> None:
+    assert train(*A, "--epochs", "2").returncode == 0
+    state = str(tmp_path / "runs/a/last.pth.tar")
+    b = [*SHORT, "--experiment", "b", "--epochs", "5", "--resume", state, "--no-resume-opt", "--sched", "step"]
+    result = train(*b, "--opt", "sgd", "--recovery-interval", "1")
+    assert result.returncode == 0, result.stderr
+    folder = tmp_path / "runs/b"
+    assert [row["epoch"] for row in csv.DictReader((folder / "summary.csv").open())] == ["2", "3", "4"]
+    assert rates(folder) == pytest.approx([1e-3] * 3)
+    # interrupted, it goes on from its own state, optimizer and all, rather than from --resume again
+    whole = weights_hash(folder / "last.pth.tar")
+    for name in (LAST, "checkpoint-4.pth.tar"):
+        (folder / name).unlink(missing_ok=True)
+    result = train(*b, "--opt", "sgd", "--auto-resume")
+    assert result.returncode == 0, result.stderr
+    assert weights_hash(folder / "last.pth.tar") == whole
+    c = [*SHORT, "--experiment", "c", "--epochs", "4", "--resume", state, "--no-resume-opt", "--start-epoch", "3"]
+    assert train(*c).returncode == 0
+    assert [row["epoch"] for row in csv.DictReader((tmp_path / "runs/c/summary.csv").open())] == ["3"]
+
+
+def test_a_foreign_average_is_taken_over(train: Train, tmp_path: Path) -> None:
+    still = ["--lr", "0", "--warmup-lr", "0", "--min-lr", "0", "--weight-decay", "0", "--model-ema-decay", "1"]
+    assert train(*A, "--epochs", "1").returncode == 0
+    weights = read_state(tmp_path / "runs/a/last.pth.tar")["state_dict"]
+    average = {name: tensor + 1 for name, tensor in weights.items()}
+    torch.save({"state_dict": weights, "state_dict_ema": average, "epoch": 0}, tmp_path / "timm.pth.tar")
+    result = train(*SHORT, *still, "--experiment", "b", "--model-ema", "--resume", "timm.pth.tar")
+    assert result.returncode == 0, result.stderr
+    state = read_state(tmp_path / "runs/b/last.pth.tar")
+    for name, tensor in average.items():
+        assert torch.equal(state["state_dict_ema"][name], tensor), name
+        assert torch.equal(state["state_dict"][name], weights[name]), name
+
+
+def test_plateau_remembers_earlier_metrics(train: Train, tmp_path: Path) -> None:
+    flags = [*("--sched", "plateau", "--patience-epochs", "1", "--epochs", "8", "--lr-noise", "0.5", "1.0")]
+    flags += [*("--eval-metric", "loss", "--lr", "1e-5", "--warmup-epochs", "0", "--checkpoint-hist", "9")]
+    assert train(*A, *flags).returncode == 0
+    whole = rates(tmp_path / "runs/a")
+    assert len(set(whole)) > 2
+    for epoch in (1, 4):
+        state = str(tmp_path / f"runs/a/checkpoint-{epoch}.pth.tar")
+        result = train(*SHORT, *flags, "--experiment", f"b{epoch}", "--resume", state)
+        assert result.returncode == 0, result.stderr
+        assert rates(tmp_path / f"runs/b{epoch}") == whole[epoch + 1 :]
+        assert weights_hash(tmp_path / f"runs/b{epoch}/last.pth.tar") == weights_hash(tmp_path / "runs/a/last.pth.tar")
+
+
+def test_another_optimizer_does_not_take_over_the_moments(train: Train, tmp_path: Path) -> None:
+    assert train(*A, "--epochs", "1").returncode == 0
+    result = train(*A, "--opt", "sgd", "--auto-resume")
+    assert result.returncode == 2
+    for word in ("--opt adamw", "--opt sgd", "--no-resume-opt"):
+        assert word in result.stderr
+
+
+def test_start_epoch_enters_a_schedule_of_updates(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    used: list[list[float]] = []
+    step = Stepper.step
+
+    def recorded(self: Stepper, *rest: Any) -> Any:
+        used[-1].append(self.optimizer.param_groups[0]["lr"])
+        return step(self, *rest)
+
+    monkeypatch.setattr(Stepper, "step", recorded)
+    for more in ([], ["--start-epoch", "2", "--experiment", "b"]):
+        used.append([])
+        assert train(*A, "--sched-on-updates", *more).returncode == 0
+    assert used[1] == pytest.approx(used[0][12:])
+
+
+# -- told to stop while it evaluates
+
+
+def test_a_signal_in_the_evaluation_is_not_kept_waiting(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert train(*A, "--model-ema").returncode == 0
+    evaluate, told = Trainer._evaluate, []
+
+    def interrupted(self: Trainer, asked: Callable[[], bool]) -> dict[str, float]:
+        if self.epoch == 1 and not told:
+            told.append(self.epoch)
+            os.kill(os.getpid(), signal.SIGTERM)
+        return evaluate(self, asked)
+
+    monkeypatch.setattr(Trainer, "_evaluate", interrupted)
+    b = [*SHORT, "--experiment", "b", "--model-ema"]
+    assert train(*b).returncode == 75
+    state = read_state(tmp_path / "runs/b/last.pth.tar")
+    assert (state["epoch"], state["step"]) == (1, 6)  # the epoch is trained, and yet to be evaluated
+    assert [row["epoch"] for row in csv.DictReader((tmp_path / "runs/b/summary.csv").open())] == ["0"]
+    assert train(*b, "--auto-resume").returncode == 0
+    assert weights_hash(tmp_path / "runs/b/last.pth.tar") == weights_hash(tmp_path / "runs/a/last.pth.tar")
+    for name in ("train_loss", "eval_loss", "ema_top1", "lr"):
+        whole, stopped = (
+            [row[name] for row in csv.DictReader((tmp_path / f"runs/{run}/summary.csv").open())] for run in "ab"
+        )
+        assert whole == stopped, name
+
+
+def test_one_process_told_to_stop_stops_all_and_a_failure_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(0, 0, 2, CPU)
+    for others, expected in (((None, True), StoppedError), ((("boom", False), False), ValueError)):
+        monkeypatch.setattr(World, "gather", lambda self, mine, others=others: [mine, others])
+        with pytest.raises(expected), in_step(world):
+            pass
+        with pytest.raises(expected), in_step(world):
+            raise StoppedError

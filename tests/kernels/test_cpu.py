@@ -1,0 +1,255 @@
+"""The fused path on the CPU against float64 and against the plain modules: values, gradients, memory."""
+
+import copy
+
+import pytest
+import torch
+from timm.layers import DropPath
+
+from davit import DaViT, DaViTPyramid
+from davit.kernels import inference, select, training
+
+pytestmark = pytest.mark.skipif(not select._HAS_ONEDNN, reason="no oneDNN for this processor")
+
+SIZES = [(32, 32), (33, 47), (64, 20), (1, 1), (1, 90), (112, 112)]
+OPTIONS = [
+    {},
+    {"cpe_act": True, "overlapped_patch": True},
+    {"ffn": False, "qkv_bias": False},
+    {"attention_types": ("channel", "channel", "spatial"), "window_size": 7},
+]
+TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 0.05}
+
+
+def first(output):
+    return output if isinstance(output, torch.Tensor) else output[-1]
+
+
+def relative(actual, expected):
+    return ((actual.double() - expected.double()).norm() / expected.double().norm()).item()
+
+
+@pytest.fixture(params=[None, 1 << 12], ids=["whole", "parts"])
+def part_bytes(request, monkeypatch):
+    """As it is, and so small that every map is cut."""
+    if request.param:
+        monkeypatch.setattr(inference, "PART_BYTES", request.param)
+        monkeypatch.setattr(training, "PART_BYTES", request.param)
+
+
+# --- values ---
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("size", SIZES)
+def test_inference_equals_float64(either, small, picture, part_bytes, fused_calls, size, options, dtype):
+    if dtype == torch.bfloat16 and not select._HAS_BF16:
+        pytest.skip("no bfloat16 for this processor")
+    exact = small(either, fused="off", **options).double()
+    model, image = small(either, **options).to(dtype), picture(3, 3, *size)
+    with torch.inference_mode(), fused_calls() as calls:
+        output = first(model(image.to(dtype)))
+        assert len(calls) == sum(model.depths) * len(options.get("attention_types", "12"))
+        assert output.dtype == dtype
+        expected = first(exact(image.double()))
+        plain = first(small(either, fused="off", **options).to(dtype)(image.to(dtype)))
+    error, of_plain = relative(output, expected), relative(plain, expected)
+    assert error < max(TOLERANCE[dtype], 1.3 * of_plain), (error, of_plain)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 5])
+def test_an_image_does_not_depend_on_its_batch(small, picture, part_bytes, batch):
+    model, images = small(), picture(5, 3, 57, 64)
+    with torch.no_grad():
+        together, alone = model(images), torch.cat([model(part) for part in images.split(batch)])
+    torch.testing.assert_close(alone, together, rtol=1e-4, atol=1e-5)
+
+
+def test_an_empty_batch_takes_the_plain_modules(small, picture, fused_calls):
+    with torch.no_grad(), fused_calls() as calls:
+        assert small()(picture(2)[:0]).shape == (0, 7)
+    assert calls == []
+
+
+@pytest.mark.parametrize("layout", ["channels_last", "sliced", "expanded", "flipped"])
+def test_inputs_in_any_memory_layout(either, small, picture, layout):
+    """Of the image, and of the map that a block is given."""
+    image = {
+        "channels_last": lambda: picture(2, 3, 32, 40).to(memory_format=torch.channels_last),
+        "sliced": lambda: picture(4, 3, 64, 80)[::2, :, ::2, ::2],
+        "expanded": lambda: picture(1, 3, 32, 40).expand(2, 3, 32, 40),
+        "flipped": lambda: picture(2, 3, 40, 32).transpose(2, 3),
+    }[layout]()
+    model = small(either)
+    block = model.main_blocks[1][0][0]
+    x = torch.randn(2, 32, 5, 9, generator=torch.Generator().manual_seed(0)).permute(0, 2, 3, 1)
+    for grad in (False, True):
+        with torch.set_grad_enabled(grad):
+            output, y = first(model(image)), block(x)
+            model.set_fused("off")
+            torch.testing.assert_close(output, first(model(image.contiguous())), rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(y, block(x.contiguous()), rtol=1e-4, atol=1e-5)
+            model.set_fused("auto")
+
+
+# --- gradients ---
+
+
+def gradients(model, image, **step):
+    model.zero_grad()
+    torch.manual_seed(step.get("seed", 0))
+    image = image.clone().requires_grad_()
+    output = model(image)
+    loss = sum(level.square().mean() for level in ([output] if isinstance(output, torch.Tensor) else output))
+    loss.backward()
+    return loss.detach(), {"image": image.grad, **{n: p.grad for n, p in model.named_parameters()}}
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("size", [(32, 32), (33, 47), (1, 1)])
+def test_gradients_equal_float64(either, small, picture, part_bytes, fused_calls, size, options):
+    image = picture(3, 3, *size)
+    with fused_calls() as calls:
+        loss, grads = gradients(small(either, drop_path_rate=0.0, **options).train(), image)
+        assert calls
+    exact, expected = gradients(small(either, drop_path_rate=0.0, **options).double().train(), image.double())
+    assert relative(loss, exact) < 1e-5
+    largest = max(grad.norm() for grad in expected.values())
+    for name, grad in grads.items():
+        assert (grad - expected[name]).norm() < 1e-4 * expected[name].norm() + 1e-6 * largest, name
+
+
+@pytest.mark.skipif(not select._HAS_BF16, reason="no bfloat16 for this processor")
+@pytest.mark.parametrize("mixed", [True, False], ids=["autocast", "bfloat16"])
+@pytest.mark.parametrize("size", [(32, 32), (33, 47)])
+def test_gradients_in_bfloat16(small, picture, part_bytes, fused_calls, size, mixed):
+    """As near to float64 as the plain modules are, and in the number format of the parameters."""
+    image = picture(2, 3, *size)
+    _, expected = gradients(small(drop_path_rate=0.0).double().train(), image.double())
+    errors = {}
+    for fused in ("off", "auto"):
+        model = small(drop_path_rate=0.0, fused=fused).train().to(torch.float32 if mixed else torch.bfloat16)
+        with fused_calls() as calls, torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+            _, grads = gradients(model, image.to(model.head.weight.dtype))
+        assert bool(calls) == (fused == "auto")
+        assert all(p.grad.dtype == p.dtype for p in model.parameters())
+        errors[fused] = {name: relative(grad, expected[name]) for name, grad in grads.items()}
+    mean = {fused: sum(values.values()) / len(values) for fused, values in errors.items()}
+    assert mean["auto"] < 1.6 * mean["off"]  # rounding that goes another way by chance
+
+
+def test_drop_path_draws_the_same_numbers(either, small, picture):
+    results = [
+        gradients(small(either, drop_path_rate=0.6, fused=fused).train(), picture(6), seed=3)
+        for fused in ("off", "auto")
+    ]
+    torch.testing.assert_close(results[0][0], results[1][0])
+    for name, grad in results[0][1].items():
+        torch.testing.assert_close(results[1][1][name], grad, rtol=1e-3, atol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize("options", [{"drop_prob": 1.0}, {"drop_prob": 0.4, "scale_by_keep": False}], ids=str)
+def test_any_drop_path_of_timms(small, picture, options):
+    losses = []
+    for fused in ("off", "auto"):
+        model = small(fused=fused).train()
+        for pair in model.main_blocks[2]:
+            pair[1].drop_path = DropPath(**options)
+        losses.append(gradients(model, picture(8))[0])
+    torch.testing.assert_close(losses[0], losses[1])
+
+
+def freeze(model, kept):
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(kept(name))
+    return model
+
+
+@pytest.mark.parametrize(
+    "kept",
+    [
+        lambda name: "bias" in name,
+        lambda name: "weight" in name,
+        lambda name: "norm" in name,
+        lambda name: "main_blocks.2" in name and "fc1" in name,
+        lambda name: "qkv" in name,
+        lambda name: "fc2.bias" in name,
+    ],
+    ids=["biases", "weights", "norms", "fc1", "qkv", "fc2-bias"],
+)
+def test_frozen_parameters_get_no_gradient(small, picture, part_bytes, kept):
+    results = []
+    for fused in ("off", "auto"):
+        model = freeze(small(fused=fused, drop_path_rate=0.0).train(), kept)
+        model(picture()).square().mean().backward()
+        results.append({name: p.grad for name, p in model.named_parameters()})
+    for name, grad in results[0].items():
+        assert (grad is None) == (results[1][name] is None) == (not kept(name)), name
+        if grad is not None:
+            torch.testing.assert_close(results[1][name], grad, rtol=1e-3, atol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize("size", [(32, 32), (33, 47)])
+def test_gradients_of_gradients(small, picture, part_bytes, fused_calls, size):
+    """A gradient penalty: the norm of the loss's gradient by the image is itself differentiated."""
+    results = []
+    for fused in ("off", "auto"):
+        model = small(fused=fused, drop_path_rate=0.0).train()
+        image = picture(2, 3, *size).requires_grad_()
+        (grad,) = torch.autograd.grad(model(image).square().sum(), image, create_graph=True)
+        grad.square().sum().backward()
+        results.append({"image": image.grad, **{n: p.grad for n, p in model.named_parameters()}})
+    for name, grad in results[0].items():
+        if grad is None:  # a bias behind which all is linear
+            assert results[1][name] is None or not results[1][name].any(), name
+        else:
+            assert relative(results[1][name], grad) < 1e-3 or (results[1][name] - grad).norm() < 1e-3, name
+
+
+def test_checkpointed_blocks_have_the_same_gradients(either, small, picture, fused_calls):
+    results = []
+    for checkpointing in (False, True):
+        model = small(either, drop_path_rate=0.3).train()
+        model.set_grad_checkpointing(checkpointing)
+        with fused_calls() as calls:
+            results.append(gradients(model, picture(4)))
+        assert len(calls) == 10 * (1 + checkpointing)
+    for name, grad in results[0][1].items():
+        torch.testing.assert_close(results[1][1][name], grad, msg=name)
+
+
+def test_a_copy_trains_apart(small, picture):
+    model = small(drop_path_rate=0.0).train()
+    twin = copy.deepcopy(model)
+    gradients(model, picture())
+    assert all(p.grad is None for p in twin.parameters())
+
+
+def test_less_is_saved_for_the_backward_pass():
+    """At most 70 % of the bytes, counted by storage."""
+
+    def saved(fused):
+        model = DaViT(num_classes=5, embed_dims=(32, 64, 96, 128), num_heads=(1, 2, 3, 4), fused=fused).train()
+        parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
+        storages = {}
+
+        def keep(tensor):
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in parameters:
+                storages[storage.data_ptr()] = (storage.nbytes(), tensor)  # held, so that no address comes twice
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            model(torch.randn(2, 3, 112, 112)).sum()
+        return sum(size for size, _ in storages.values())
+
+    assert saved("auto") < 0.7 * saved("off")
+
+
+@pytest.mark.parametrize("cls", [DaViT, DaViTPyramid])
+def test_half_frozen_pyramids_and_inference_mode(cls, small, picture):
+    model = small(cls, **({"frozen_stages": 2} if cls is DaViTPyramid else {})).train()
+    first(model(picture())).sum().backward()
+    with torch.inference_mode():
+        assert first(model(picture())).isfinite().all()

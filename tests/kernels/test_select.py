@@ -1,0 +1,211 @@
+"""Where a block may leave its plain modules, and where it must not."""
+
+import warnings
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import parametrizations, prune
+from torch.utils.flop_counter import FlopCounterMode
+
+from davit import create_model, kernels
+from davit.kernels import select
+from davit.model import Mlp
+
+pytestmark = pytest.mark.skipif(not select._HAS_ONEDNN, reason="no oneDNN for this processor")
+
+
+def count(model, image, fused_calls):
+    with fused_calls() as calls, torch.no_grad():
+        model(image)
+    return len(calls)
+
+
+def test_every_block_of_an_ordinary_model_is_fused(either, small, picture, fused_calls):
+    assert count(small(either), picture(), fused_calls) == 10
+    assert count(small(either, fused="off"), picture(), fused_calls) == 0
+
+
+def test_set_fused(either, small, picture, fused_calls):
+    model = small(either)
+    model.set_fused("off")
+    assert (model.fused, count(model, picture(), fused_calls)) == ("off", 0)
+    model.set_fused("auto")
+    assert (model.fused, count(model, picture(), fused_calls)) == ("auto", 10)
+    with pytest.raises(ValueError, match="fused='on' is unknown; choose from 'auto', 'off'"):
+        model.set_fused("on")
+    assert model.fused == "auto"
+
+
+def test_the_switch_passes_through_timm(picture, fused_calls):
+    model = create_model("DaViT_nano", fused="off")
+    assert model.fused == "off"
+    assert count(model, picture(), fused_calls) == 0
+    extractor = create_model("DaViT_nano", features_only=True, fused="off")
+    assert count(extractor, picture(), fused_calls) == 0
+
+
+class OtherLinear(nn.Linear):
+    pass
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda block: block.mlp.fc1.register_forward_hook(lambda *_: None),
+        lambda block: block.attn.register_forward_pre_hook(lambda *_: None),
+        lambda block: block.norm1.register_full_backward_hook(lambda *_: None),
+        lambda block: block.cpe[1].register_full_backward_pre_hook(lambda *_: None),
+        lambda block: setattr(block.mlp, "fc1", OtherLinear(16, 64)),
+        lambda block: setattr(block.mlp, "act", nn.GELU(approximate="tanh")),
+        lambda block: setattr(block.mlp, "act", nn.SiLU()),
+        lambda block: setattr(block.attn, "proj", nn.Sequential(nn.Linear(16, 16))),
+        lambda block: setattr(block, "mlp", nn.Identity()),
+        lambda block: setattr(block.mlp, "fc2", nn.Linear(64, 16, dtype=torch.float64)),
+        lambda block: setattr(block.cpe[0], "proj", nn.Conv2d(16, 16, 5, padding=2)),
+        lambda block: setattr(block.cpe[0], "proj", nn.Conv2d(16, 16, 3, padding=1, padding_mode="circular")),
+        lambda block: parametrizations.weight_norm(block.mlp.fc1),
+        lambda block: prune.l1_unstructured(block.mlp.fc2, "weight", 0.5),
+        lambda block: setattr(block.mlp, "forward", lambda x: x),
+        lambda block: setattr(block, "norm2", nn.Identity()),
+        lambda block: setattr(block, "drop_path", nn.GELU()),
+        lambda block: setattr(block.attn.qkv, "forward", lambda x: x.repeat(1, 1, 1, 3)),
+    ],
+    ids=range(18),
+)
+def test_a_changed_block_keeps_to_its_modules(small, picture, fused_calls, change):
+    """The nine others do not."""
+    model = small()
+    block = model.main_blocks[0][0][0]
+    change(block)
+    with fused_calls() as calls, torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            model(picture())
+        except RuntimeError:  # of float64 weights in a float32 model, which the plain modules report
+            assert block.mlp.fc2.weight.dtype == torch.float64
+    assert block not in calls
+
+
+def test_hooks_on_the_block_itself_run_once(small, picture, fused_calls):
+    model, seen = small(), []
+    model.main_blocks[2][1][0].register_forward_hook(lambda *_: seen.append(1))
+    assert count(model, picture(), fused_calls) == 10
+    assert seen == [1]
+
+
+def test_hooks_on_every_module(small, picture, fused_calls):
+    handle = nn.modules.module.register_module_forward_hook(lambda *_: None)
+    try:
+        assert count(small(), picture(), fused_calls) == 0
+    finally:
+        handle.remove()
+
+
+@pytest.mark.parametrize("norm_layer", [partial(nn.LayerNorm, eps=0.5), partial(nn.LayerNorm, bias=False)])
+def test_layer_norms_of_any_kind_are_fused(small, picture, fused_calls, norm_layer):
+    model = small(norm_layer=norm_layer)
+    assert count(model, picture(), fused_calls) == 10
+    for train in (False, True):
+        with torch.set_grad_enabled(train):
+            model.set_fused("auto")
+            fused = model(picture())
+            model.set_fused("off")
+            torch.testing.assert_close(fused, model(picture()), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("norm_layer", [nn.RMSNorm, partial(nn.LayerNorm, elementwise_affine=False)])
+def test_other_norms_compute_the_same_either_way(small, picture, norm_layer):
+    model = small(norm_layer=norm_layer)
+    fused = model(picture())
+    model.set_fused("off")
+    torch.testing.assert_close(fused, model(picture()), rtol=1e-4, atol=1e-5)
+
+
+def test_a_subclass_of_a_module_of_ours(small, picture, fused_calls):
+    class Other(Mlp):
+        def forward(self, x):
+            return torch.zeros_like(x)
+
+    model = small()
+    block = model.main_blocks[0][0][0]
+    block.mlp = Other(16, 64)
+    with fused_calls() as calls, torch.no_grad():
+        model(picture())
+    assert len(calls) == 9 and block not in calls
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+def test_other_number_formats_take_the_plain_modules(small, picture, fused_calls, dtype):
+    assert count(small().to(dtype), picture().to(dtype), fused_calls) == 0
+
+
+def test_autocast_to_half_takes_the_plain_modules(small, picture, fused_calls):
+    with torch.autocast("cpu", torch.float16):
+        assert count(small(), picture(), fused_calls) == 0
+
+
+def test_onednn_switched_off_takes_the_plain_modules(small, picture, fused_calls):
+    with torch.backends.mkldnn.flags(enabled=False):
+        assert count(small(), picture(), fused_calls) == 0
+
+
+def test_counters_of_operations_see_the_plain_modules(small, picture, fused_calls):
+    counted = []
+    for fused in ("off", "auto"):
+        with FlopCounterMode(display=False) as counter:
+            assert count(small(fused=fused), picture(), fused_calls) == 0
+        counted.append(counter.get_total_flops())
+    assert counted[0] == counted[1] > 0
+
+
+def test_functional_transforms(small, picture, fused_calls):
+    model, image = small(), picture()
+    state = {**dict(model.named_parameters())}
+
+    def loss(parameters, pixels):
+        return torch.func.functional_call(model, parameters, (pixels,)).square().mean()
+
+    with fused_calls() as calls:
+        grads = torch.func.grad(loss)(state, image)
+        each = torch.func.vmap(lambda pixels: model(pixels[None])[0])(image)
+        _, tangent = torch.func.jvp(model, (image,), (torch.ones_like(image),))
+        assert calls == []
+    model(image).square().mean().backward()
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(grads[name], parameter.grad, rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(each, model(image), rtol=1e-4, atol=1e-5)
+    assert tangent.shape == (2, 7)
+
+
+def test_forward_mode_differentiation(small, picture, fused_calls):
+    with fused_calls() as calls, torch.autograd.forward_ad.dual_level():
+        small()(torch.autograd.forward_ad.make_dual(picture(), picture()))
+    assert calls == []
+
+
+def test_subclasses_of_tensor(small, picture, fused_calls):
+    class Marked(torch.Tensor):
+        pass
+
+    with fused_calls() as calls, torch.no_grad():
+        output = small()(picture().as_subclass(Marked))
+    assert isinstance(output, Marked) and calls == []
+
+
+def test_meta_tensors(small, picture, fused_calls):
+    assert count(small().to("meta"), picture().to("meta"), fused_calls) == 0
+
+
+def test_tracing_sees_the_modules(small, picture):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        traced = torch.jit.trace(small(), picture(), check_trace=False)
+    assert "mkldnn" not in str(traced.inlined_graph)
+
+
+def test_the_probe_is_of_what_is_called():
+    """A probe that fails leaves the plain modules in charge."""
+    assert select._probe_onednn() and select._probe_bf16() == select._HAS_BF16
+    assert kernels.FUSED == ("auto", "off")

@@ -1,0 +1,122 @@
+"""The attention that is shown is the one that the model computes."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from davit import DaViTPyramid
+from davit.visualize import attention_of
+
+
+def outputs(model: Any, image: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+    """The input and the output of every attention, by its name."""
+    kept: dict[str, tuple[Tensor, Tensor]] = {}
+    handles = [
+        module.register_forward_hook(lambda m, x, y, name=name: kept.__setitem__(name, (x[0], y)))
+        for name, module in model.named_modules()
+        if name.endswith("attn")
+    ]
+    with torch.no_grad():
+        model(image)
+    for handle in handles:
+        handle.remove()
+    return kept
+
+
+def test_every_attention_in_order(small: Callable[..., Any], picture: Callable[..., Tensor]) -> None:
+    found = attention_of(small(), picture(1, height=64, width=64))
+    assert [view.stage for view in found.spatial] == [0, 1, 2, 2, 3] == [view.stage for view in found.channel]
+    assert found.spatial[3].name == "main_blocks.2.1.0.attn" and found.channel[3].name == "main_blocks.2.1.1.attn"
+    assert found.last(2) == (found.spatial[3], found.channel[3])
+    only_spatial = attention_of(small(attention_types=["spatial"]), picture(1))
+    assert only_spatial.channel == () and only_spatial.last(0)[1] is None
+
+
+def test_rows_sum_to_one(small: Callable[..., Any], picture: Callable[..., Tensor]) -> None:
+    found = attention_of(small(), picture(1))
+    for rows in [view.attention_MGNN for view in found.spatial] + [view.attention_GDD for view in found.channel]:
+        torch.testing.assert_close(rows.sum(-1), torch.ones(rows.shape[:-1]))
+        assert (rows >= 0).all() and rows.std() > 0
+
+
+@pytest.mark.parametrize("size", [(64, 64), (50, 71)])
+def test_the_attention_shown_gives_the_models_output(
+    small: Callable[..., Any], picture: Callable[..., Tensor], size: tuple[int, int]
+) -> None:
+    """Applied to v (to q among channels), projected and put back, it is what the module gave out."""
+    model, image = small(), picture(1, height=size[0], width=size[1])
+    found, kept = attention_of(model, image), outputs(model, image)
+    for view in found.spatial:
+        module = model.get_submodule(view.name)
+        x, y = kept[view.name]
+        H, W, C = x.shape[1:]
+        w, G = view.window, module.num_heads
+        padded = module.qkv.bias.detach()[2 * C :].expand(view.tiling[0] * w, view.tiling[1] * w, C).clone()
+        padded[:H, :W] = module.qkv(x)[0, :, :, 2 * C :]
+        v = padded.reshape(view.tiling[0], w, view.tiling[1], w, G, C // G)
+        v = v.permute(0, 2, 4, 1, 3, 5).reshape(-1, G, w * w, C // G)
+        mixed = (view.attention_MGNN @ v).reshape(*view.tiling, G, w, w, C // G).permute(0, 3, 1, 4, 2, 5)
+        whole = mixed.reshape(view.tiling[0] * w, view.tiling[1] * w, C)[:H, :W]
+        torch.testing.assert_close(module.proj(whole), y[0], rtol=1e-4, atol=1e-5)
+    for view in found.channel:
+        module = model.get_submodule(view.name)
+        x, y = kept[view.name]
+        H, W, C = x.shape[1:]
+        G = module.num_groups
+        q = module.qkv(x)[..., :C].reshape(H * W, G, C // G)
+        mixed = torch.einsum("gij,pgj->pgi", view.attention_GDD, q)
+        torch.testing.assert_close(module.proj(mixed.reshape(1, H, W, C)), y, rtol=1e-4, atol=1e-5)
+        departure = (mixed - mixed.mean(0)).square().mean(2).sqrt().T.reshape(G, H, W)
+        torch.testing.assert_close(view.response_GHW, departure, rtol=1e-4, atol=1e-5)
+
+
+def test_attention_received_is_one_on_average(small: Callable[..., Any], picture: Callable[..., Tensor]) -> None:
+    """In each window that needs no padding."""
+    found = attention_of(small(), picture(1, height=64, width=64))
+    view = found.spatial[0]
+    assert view.received_HW.shape == (16, 16)
+    means = view.received_HW.reshape(4, 4, 4, 4).mean((1, 3))
+    torch.testing.assert_close(means, torch.ones(4, 4))
+    assert view.received_HW.std() > 0.01
+
+
+def test_padding_takes_its_share(small: Callable[..., Any], picture: Callable[..., Tensor]) -> None:
+    view = attention_of(small(), picture(1, height=36, width=64)).spatial[0]  # 9 rows: three of the last window pad
+    assert view.received_HW.shape == (9, 16)
+    assert view.received_HW[8].sum() < 4 * 4 * 4
+    torch.testing.assert_close(view.received_HW[:8].mean(), torch.tensor(1.0))
+
+
+def test_seen_from_a_place(small: Callable[..., Any], picture: Callable[..., Tensor]) -> None:
+    view = attention_of(small(), picture(1, height=64, width=64)).spatial[0]
+    seen = view.seen_from(5, 14)
+    assert seen[4:8, 12:16].sum().item() == pytest.approx(1, abs=1e-5) and seen.sum().item() == pytest.approx(
+        1, abs=1e-5
+    )
+    expected = view.attention_MGNN[1 * 4 + 3, :, 1 * 4 + 2].mean(0).reshape(4, 4)
+    torch.testing.assert_close(seen[4:8, 12:16], expected)
+
+
+def test_the_most_telling_groups(small: Callable[..., Any], picture: Callable[..., Tensor]) -> None:
+    view = attention_of(small(), picture(1, height=64, width=64)).channel[-1]
+    contrast = view.response_GHW.flatten(1).amax(1) / view.response_GHW.flatten(1).mean(1)
+    assert view.most_telling(2) == contrast.argsort(descending=True)[:2].tolist()
+    assert sorted(view.most_telling(99)) == list(range(4))
+
+
+def test_the_model_is_left_as_it_was(small: Callable[..., Any], picture: Callable[..., Tensor]) -> None:
+    model, image = small(), picture(1)
+    before = model(image)
+    attention_of(model, image)
+    assert torch.equal(model(image), before)
+    assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+def test_what_cannot_be_shown(small: Callable[..., Any], picture: Callable[..., Tensor]) -> None:
+    with pytest.raises(ValueError, match=r"one picture .* not \(2, 3"):
+        attention_of(small(), picture(2))
+    with pytest.raises(ValueError, match="not for DaViTPyramid"):
+        attention_of(small(DaViTPyramid), picture(1))

@@ -1,0 +1,170 @@
+"""The figures: they show what they say, and are not merely there."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from davit.predict import Predictor
+from davit.visualize import figure
+from davit.visualize.__main__ import main
+from tests.visualize.conftest import COLOURS, SIDE, scene
+
+
+def panels(predictor: Predictor, file: Path, class_index: int | None = None) -> dict[str, Any]:
+    """The axes of a figure by their titles."""
+    drawn = figure.render(predictor, figure.look(predictor, file, class_index))
+    return {axes.get_title(): axes for axes in drawn.axes}
+
+
+def colours_in(picture: Image.Image) -> int:
+    return len(np.unique(np.asarray(picture.convert("RGB")).reshape(-1, 3), axis=0))
+
+
+def test_the_figure_of_a_picture(trained: Path, scene_file: Path, tmp_path: Path) -> None:
+    assert main([str(scene_file), "--checkpoint", str(trained), "--out", str(tmp_path / "out.png")]) == 0
+    picture = Image.open(tmp_path / "out.png").convert("RGB")
+    assert picture.width > 1000 and picture.height > 500
+    assert colours_in(picture) > 1000
+    share_white = (np.asarray(picture) == 255).all(2).mean()
+    assert 0.1 < share_white < 0.75
+
+
+def test_what_the_panels_hold(predictor: Predictor, scene_file: Path) -> None:
+    """Titles, and data of the right size that is not one colour."""
+    found = panels(predictor, scene_file)
+    colour = COLOURS[scene(1000).colour]
+    assert {"what the model sees", f"evidence for {colour}", "classes", "windows: attention received"} <= set(found)
+    shown = found["what the model sees"].images[0].get_array()
+    np.testing.assert_allclose(shown, scene(1000).pixels / 255, atol=2e-3)
+    for title, axes in found.items():
+        for image in axes.images:
+            assert np.ptp(np.asarray(image.get_array(), dtype=float)) > 0, title
+    assert found[f"evidence for {colour}"].images[1].get_array().shape == (8, 8)
+
+
+def test_the_cross_is_on_the_object(predictor: Predictor, scene_file: Path) -> None:
+    seen = figure.look(predictor, scene_file)
+    assert abs(seen.marked[0] * SIDE - scene(1000).centre[0]) < 16
+    assert abs(seen.marked[1] * SIDE - scene(1000).centre[1]) < 16
+
+
+def test_the_class_may_be_chosen(predictor: Predictor, scene_file: Path) -> None:
+    other = (scene(1000).colour + 1) % 3
+    seen = figure.look(predictor, scene_file, other)
+    assert seen.evidence[0].class_index == other and seen.prediction.index == scene(1000).colour
+    assert len({evidence.class_index for evidence in seen.evidence}) == 3
+
+
+@pytest.mark.parametrize("word", ["blue", "2", "BLU"])
+def test_the_class_on_the_command_line(trained: Path, scene_file: Path, tmp_path: Path, word: str) -> None:
+    out = tmp_path / "out.svg"
+    assert main([str(scene_file), "--checkpoint", str(trained), "--class", word, "--out", str(out)]) == 0
+    text = out.read_text()
+    assert "evidence for blue" in text and text.index("evidence for blue") < text.index("evidence for red")
+
+
+def test_several_pictures_and_a_broken_one(trained: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for seed in (1, 2):
+        Image.fromarray(scene(seed).pixels).save(folder / f"{seed}.png")
+    (folder / "3.png").write_bytes(b"broken")
+    with caplog.at_level(logging.INFO):
+        assert main([str(folder), "--checkpoint", str(trained), "--out", str(tmp_path / "figures")]) == 1
+    assert sorted(path.name for path in (tmp_path / "figures").iterdir()) == ["1-seen.png", "2-seen.png"]
+    assert "3.png could not be read: not a picture" in caplog.text
+    assert COLOURS[scene(1).colour] in caplog.text
+
+
+def test_another_model_has_no_attention_to_show(tmp_path: Path, scene_file: Path) -> None:
+    import timm
+
+    import davit
+
+    model = timm.create_model("resnet10t", num_classes=3)
+    entries = {"state_dict": model.state_dict(), "args": {"model": "resnet10t", "img_size": 32, "num_classes": 3}}
+    torch.save(entries, tmp_path / "resnet.pth")
+    found = panels(davit.load(tmp_path / "resnet.pth"), scene_file)
+    assert len(found) == 5 and "what the model sees" in found
+
+
+def test_evidence_as_one_picture(predictor: Predictor, scene_file: Path) -> None:
+    seen = figure.look(predictor, scene_file)
+    drawn = figure.evidence_image(seen)
+    assert drawn.size == (320, 320) and colours_in(drawn) > 500
+    row, column = (int(320 * share) for share in seen.marked)
+    red, _, blue = np.asarray(drawn)[row, column].astype(int)
+    assert red > blue  # orange speaks for the class
+
+
+# --- curves ---
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> list[Path]:
+    for name, rate in (("fast", 0.5), ("slow", 0.1)):
+        (tmp_path / name).mkdir()
+        rows = [f"{epoch},{2 * (1 - rate) ** epoch},{100 - 90 * (1 - rate) ** epoch}" for epoch in range(8)]
+        (tmp_path / name / "summary.csv").write_text("\n".join(["epoch,train_loss,eval_top1", *rows]) + "\n")
+    return [tmp_path / "fast", tmp_path / "slow" / "summary.csv"]
+
+
+def test_the_curves_of_several_runs(runs: list[Path], tmp_path: Path) -> None:
+    out = tmp_path / "curves.svg"
+    assert main(["--runs", *map(str, runs), "--out", str(out)]) == 0
+    text = out.read_text()
+    assert "fast" in text and "slow" in text and "accuracy" in text
+    assert main(["--runs", str(runs[0]), "--out", str(tmp_path / "one.png")]) == 0
+    assert colours_in(Image.open(tmp_path / "one.png")) > 50
+
+
+# --- mistakes ---
+
+
+@pytest.mark.parametrize(
+    "words, why",
+    [
+        ([], "give a picture"),
+        (["PICTURE", "--runs", "run"], "not both"),
+        (["--runs", "."], "holds no summary.csv"),
+        (["PICTURE", "--class", "mauve"], "mauve"),
+        (["PICTURE", "--class", "3"], "'3' is none"),
+        (["PICTURE", "--class", "e"], "'e' is not one"),
+        (["PICTURE", "--out", "out.doc"], "out.doc cannot be drawn"),
+        (["PICTURE", "PICTURE", "--out", "out.png"], "name a folder"),
+        (["PICTURE", "--checkpoint", "nowhere.pth"], "nowhere.pth"),
+    ],
+)
+def test_mistakes(
+    trained: Path,
+    scene_file: Path,
+    tmp_path: Path,
+    words: list[str],
+    why: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = [str(scene_file) if word == "PICTURE" else word for word in words]
+    if words and "--runs" not in words and "--checkpoint" not in words:
+        words += ["--checkpoint", str(trained)]
+    assert main(words) == 2
+    assert why in caplog.text
+    assert not any(Path().glob("out.*"))
+
+
+def test_a_figure_is_written_whole_or_not_at_all(
+    predictor: Predictor, scene_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(figure, "write_bytes", fail)
+    with pytest.raises(OSError, match="No space"):
+        figure.draw_picture(predictor, scene_file, tmp_path / "out.png")
+    assert not (tmp_path / "out.png").exists()
