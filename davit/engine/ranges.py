@@ -1,4 +1,4 @@
-"""What the numbers of train.py's flags may be: what argparse cannot see, said before anything takes time."""
+"""What the values of flags may be: what argparse cannot see, said before anything takes time."""
 
 from __future__ import annotations
 
@@ -20,26 +20,32 @@ _SHARES = ("mixup_prob", "mixup_switch_prob", "smoothing", "model_ema_decay")
 
 
 def check_flags(args: Namespace) -> None:
-    """Raises `ValueError` naming the first flag whose value makes no sense, and what it may be."""
+    """Raises `ValueError` naming the first flag of train.py whose value makes no sense, and what it may be."""
     for name, least in _COUNTS.items():
-        _require(name, getattr(args, name), least, math.inf, f"a number of {least} or more")
+        require_number(name, getattr(args, name), least, math.inf, f"a number of {least} or more")
     for name in _NOT_NEGATIVE:
-        _require(name, getattr(args, name), 0, math.inf, "a number of 0 or more")
+        require_number(name, getattr(args, name), 0, math.inf, "a number of 0 or more")
     for name in _POSITIVE:
-        _require(name, getattr(args, name), math.ulp(0.0), math.inf, "a number above 0; leave it out for none")
+        require_number(name, getattr(args, name), math.ulp(0.0), math.inf, "a number above 0; leave it out for none")
     for name in _SHARES:
-        _require(name, getattr(args, name), 0, 1, "a share between 0 and 1")
+        require_number(name, getattr(args, name), 0, 1, "a share between 0 and 1")
     _require_length("opt_betas", args.opt_betas, (2, 3))
     _require_length("cutmix_minmax", args.cutmix_minmax, (2,))
     if args.opt_betas:
         for beta in args.opt_betas:
-            _require("opt_betas", beta, 0, 1, "numbers between 0 and 1")
-    if args.torchcompile and args.torchcompile not in torch.compiler.list_backends(exclude_tags=()):
+            require_number("opt_betas", beta, 0, 1, "numbers between 0 and 1")
+    check_backend(args.torchcompile)
+
+
+def check_backend(name: str | None) -> None:
+    """Raises `ValueError` where --torchcompile names no backend of torch.compile."""
+    if name and name not in torch.compiler.list_backends(exclude_tags=()):
         known = ", ".join(torch.compiler.list_backends())
-        raise ValueError(f"--torchcompile {args.torchcompile!r} is unknown; choose from {known}.")
+        raise ValueError(f"--torchcompile {name!r} is unknown; choose from {known}.")
 
 
-def _require(name: str, value: float | None, least: float, most: float, wanted: str) -> None:
+def require_number(name: str, value: float | None, least: float, most: float, wanted: str) -> None:
+    """Raises `ValueError` for a value that is not `wanted`: outside of `least` to `most`, or not finite."""
     if value is not None and not (least <= value <= most and math.isfinite(value)):
         raise ValueError(f"--{name.replace('_', '-')} {value} is not {wanted}.")
 

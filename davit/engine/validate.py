@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 import os
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -17,6 +18,7 @@ from .build import usable_workers
 from .distributed import World, close_world, init_world
 from .evaluate import Evaluation, MiscountError, evaluate, in_step, is_out_of_memory
 from .precision import Precision, precision_from
+from .ranges import check_backend, require_number
 from .results import Row, best_first, print_results, write_results
 from .status import OK, run_cli
 from .subject import Entry, Subject, find_entries, prepare
@@ -100,12 +102,12 @@ def validate(args: argparse.Namespace, world: World, *, named_model: bool) -> li
 
 def _check_flags(args: argparse.Namespace) -> None:
     """What argparse cannot see; raises `ValueError` before anything takes time."""
-    if args.batch_size < 1:
-        raise ValueError(f"--batch-size {args.batch_size} is not a number of 1 or more.")
-    if args.log_freq < 0:
-        raise ValueError(f"--log-freq {args.log_freq} is not a number of 0 (never) or more.")
-    if args.num_classes is not None and args.num_classes < 1:
-        raise ValueError(f"--num-classes {args.num_classes} is not a number of 1 or more.")
+    for name in ("batch_size", "num_classes", "img_size"):
+        require_number(name, getattr(args, name), 1, math.inf, "a number of 1 or more")
+    for name in ("log_freq", "workers"):
+        require_number(name, getattr(args, name), 0, math.inf, "a number of 0 or more")
+    require_number("crop_pct", args.crop_pct, math.ulp(0.0), math.inf, "a share above 0, such as 0.9")
+    check_backend(args.torchcompile)
     if args.input_size and args.input_size[0] != 3:
         raise ValueError(f"--input-size {args.input_size}: pictures are read as RGB, so C must be 3.")
     for one, other in (
