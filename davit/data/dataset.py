@@ -1,7 +1,5 @@
 """A split as an indexed data set, and the wrapper that makes each training sample a function of its key."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol

@@ -16,7 +16,7 @@ from ..data import DataError, load_rgb
 from ..data.decode import SUFFIXES, to_rgb
 
 # A path, a picture of Pillow's, the bytes of a file, or an array (H, W), (H, W, 3) or (H, W, 4) of uint8.
-Picture: TypeAlias = "str | Path | Image.Image | bytes | np.ndarray[Any, Any]"
+Picture: TypeAlias = str | Path | Image.Image | bytes | np.ndarray[Any, Any]
 
 
 def open_picture(picture: Picture, name: str | None = None) -> Image.Image:
