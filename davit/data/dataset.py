@@ -8,9 +8,11 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from .decode import Reduction
 from .errors import BadImageError, DataError
 from .folder import FolderSource, find_split, some
 from .named import NamedSource
+from .scaled import CropFirst
 from .seeding import seeded
 
 # (epoch, index, repeat): `repeat` counts the occurrences of one picture in one epoch, 0 for the first.
@@ -31,7 +33,7 @@ class Source(Protocol):
 
     def path(self, index: int) -> str: ...
 
-    def read(self, index: int) -> tuple[Image.Image, int]: ...
+    def read(self, index: int, reduction: Reduction | None = None) -> tuple[Image.Image, int]: ...
 
 
 class PictureDataset(Dataset[tuple[Any, int]]):
@@ -69,6 +71,10 @@ class PictureDataset(Dataset[tuple[Any, int]]):
         return [self.source.filename(index) for index in range(len(self))]
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
+        if isinstance(self.transform, CropFirst):
+            sample = self.transform.sample()
+            image, target = self.source.read(index, sample.reduction)
+            return sample.finish(image), target
         image, target = self.source.read(index)
         return (self.transform(image) if self.transform is not None else image), target
 
