@@ -50,8 +50,8 @@ demo-seg: SEGMENTOR = mmseg/configs/upernet_davit_nano_digits.py
 demo-seg: setup
 	$(RUN) -m davit.data scenes
 	$(RUN) mmseg/tools/train.py $(SEGMENTOR) --work-dir output/demo-seg --seed 0 --no-validate
-	$(RUN) mmseg/tools/test.py $(SEGMENTOR) output/demo-seg/iter_1200.pth --work-dir output/demo-seg/test
-	$(RUN) mmseg/tools/image_demo.py data/scenes/val2017 $(SEGMENTOR) output/demo-seg/iter_1200.pth --out-dir output/demo-seg/drawn
+	$(RUN) mmseg/tools/test.py $(SEGMENTOR) output/demo-seg/iter_2400.pth --work-dir output/demo-seg/test
+	$(RUN) mmseg/tools/image_demo.py data/scenes/val2017 $(SEGMENTOR) output/demo-seg/iter_2400.pth --out-dir output/demo-seg/drawn
 
 test: setup
 	$(PYTEST) -m "not long" --cov --cov-report=term:skip-covered --cov-fail-under=90

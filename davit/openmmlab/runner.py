@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from mmengine.dist import broadcast
+from mmengine.hooks import LoggerHook
 from mmengine.logging import HistoryBuffer
 from mmengine.model import BaseTTAModel, MMDistributedDataParallel, is_model_wrapper, revert_sync_batchnorm
 from mmengine.registry import RUNNERS
@@ -132,7 +133,13 @@ class DaViTRunner(Runner):
     def call_hook(self, fn_name: str, **kwargs: Any) -> None:
         if fn_name == "before_val" and self.distributed:
             share_buffers(self._bare_model())
-        super().call_hook(fn_name, **kwargs)
+        hooks = self._hooks
+        if fn_name == "after_test_epoch" and self.rank != 0:  # all processes would write the one file of results
+            self._hooks = [hook for hook in hooks if not isinstance(hook, LoggerHook)]
+        try:
+            super().call_hook(fn_name, **kwargs)
+        finally:
+            self._hooks = hooks
         if fn_name == "before_save_checkpoint":  # last of all: nothing in the file may need a pickle's trust
             _make_plain(kwargs["checkpoint"])
 

@@ -16,7 +16,7 @@ weights = [0.3] + [1.0] * 10  # nine tenths of the pixels are ground
 model = dict(
     data_preprocessor=dict(size=(128, 128)),
     backbone=dict(
-        embed_dims=(32, 64, 128, 160), depths=(1, 1, 1, 1), num_heads=(1, 2, 4, 5), window_size=4, drop_path_rate=0.05
+        embed_dims=(32, 64, 128, 160), depths=(1, 1, 1, 1), num_heads=(1, 2, 4, 5), window_size=4, drop_path_rate=0.0
     ),
     decode_head=dict(
         in_channels=[32, 64, 128, 160], channels=width, num_classes=11, loss_decode=dict(class_weight=weights)
@@ -48,11 +48,11 @@ tta_pipeline = [
     ),
 ]
 
-train_cfg = dict(max_iters=1200, val_interval=1200)
-optim_wrapper = dict(optimizer=dict(lr=2e-3), clip_grad=dict(max_norm=5.0))
+train_cfg = dict(max_iters=2400, val_interval=2400)
+optim_wrapper = dict(optimizer=dict(lr=1e-3), clip_grad=dict(max_norm=5.0))
 param_scheduler = [
     dict(type="LinearLR", start_factor=0.01, by_epoch=False, begin=0, end=50),
-    dict(type="CosineAnnealingLR", by_epoch=False, begin=50, end=1200, eta_min=1e-5),
+    dict(type="CosineAnnealingLR", by_epoch=False, begin=50, end=2400, eta_min=1e-5),
 ]
 auto_scale_lr = dict(base_batch_size=8)
-default_hooks = dict(checkpoint=dict(interval=1200, max_keep_ckpts=1))
+default_hooks = dict(checkpoint=dict(interval=2400, max_keep_ckpts=1))

@@ -69,7 +69,7 @@ def test_two_processes_measure_what_one_does(data: Path, tmp_path: Path) -> None
 @pytest.mark.long
 def test_a_resumed_run_ends_where_it_would_have(data: Path, tmp_path: Path) -> None:
     """Two processes, plain batch norm; no dropout, whose random numbers are drawn anew after resuming."""
-    still = ["model.decode_head.dropout_ratio=0", "model.auxiliary_head.dropout_ratio=0"]
+    still = ["model.decode_head.dropout_ratio=0", "model.auxiliary_head.dropout_ratio=0", "log_level=INFO"]
 
     def train(name: str, *words: Any) -> str:
         more = ["--data-root", data, "--work-dir", tmp_path / name, "--seed", 3, *words, "--options", *still]
@@ -106,7 +106,7 @@ def test_a_killed_run_goes_on(data: Path, tmp_path: Path) -> None:
         os.killpg(running.pid, signal.SIGKILL)
         running.wait()
     newest = max(int(file.stem.split("_")[1]) for file in (tmp_path / "run").glob("iter_*.pth"))
-    options = [f"train_cfg.max_iters={newest + 4}", f"train_cfg.val_interval={newest + 4}"]
+    options = [f"train_cfg.max_iters={newest + 4}", f"train_cfg.val_interval={newest + 4}", "log_level=INFO"]
     said = launch([*words[:-1], "--resume", "--options", *options], tmp_path)
     assert "Resumed from" in said
     assert (tmp_path / "run" / f"iter_{newest + 4}.pth").is_file()
