@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,15 +15,17 @@ from ..variants import create_model
 from .findings import Finding, error, ok, warning
 from .folders import examine_folder
 
+_PACKAGES = "pip install the packages that mmdet/README.md names"
+
 
 def examine_config(file: Path, limit: int | None) -> Iterator[Finding]:
     """All findings about a config, and about the data that it names.
 
     Args:
-        limit: as `examine_folder` has it.
+        limit: as `examine_folder` has it; only for a recipe.
     """
     if file.suffix == ".py":
-        yield from _openmmlab(file, limit)
+        yield from _openmmlab(file)
     else:
         yield from _recipe(file, limit)
 
@@ -60,20 +61,31 @@ def _class_count(args: Any) -> Iterator[Finding]:
             yield error("classes", text, "leave num_classes out: train.py counts the folders")
 
 
-def _openmmlab(file: Path, limit: int | None) -> Iterator[Finding]:
-    if importlib.util.find_spec("mmengine") is None:
-        yield warning("config", f"{file}: mmengine is not installed, so it was not read", "see mmdet/README.md")
-        return
+def _openmmlab(file: Path) -> Iterator[Finding]:
+    """A config of mmdet/ or mmseg/ and its data sets, by the checks that the tools make before a run."""
     try:
-        config = importlib.import_module("mmengine.config").Config.fromfile(str(file))
+        config = importlib.import_module("davit.openmmlab.config").read_config(file)
+    except ImportError as fault:
+        yield warning("config", f"{file} was not read: OpenMMLab's packages are missing ({fault})", _PACKAGES)
+        return
     except Exception as fault:  # a config is Python, and fails as Python does
         yield error("config", f"{file} cannot be read: {type(fault).__name__}: {fault}", "correct it, or its _base_")
         return
     yield ok("config", f"{file}, with all that it inherits")
-    root = config.get("data_root")
-    if root is None:
-        yield warning("data", "the config names no data_root", "give it, or check the paths of its data sets by hand")
-        return
-    # paths of a config are relative to the folder that holds configs/
-    places = [Path(root), *(parent.parent / root for parent in file.absolute().parents if parent.name == "configs")]
-    yield from examine_folder(next((place for place in places if place.exists()), places[-1]), limit)
+    scope = config.get("default_scope")
+    if scope is not None:
+        importlib.import_module("mmengine.registry").init_default_scope(scope)
+    datasets_of = importlib.import_module("davit.openmmlab.config").datasets_of
+    check_dataset = importlib.import_module("davit.openmmlab.datasets").check_dataset
+    seen = []
+    for split in ("train", "val", "test"):
+        for dataset in datasets_of(config.get(f"{split}_dataloader")):
+            if dataset in seen:  # most configs test on what they validate on
+                continue
+            seen.append(dataset)
+            try:
+                check_dataset(dataset, split, config.get("model") or {})
+            except Exception as fault:
+                yield error(split, str(fault), "put the data there (README.md of mmdet/, mmseg/), or give --data-root")
+            else:
+                yield ok(split, f"{dataset['type']} in {dataset.get('data_root') or '.'}")

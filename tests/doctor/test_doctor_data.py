@@ -3,6 +3,8 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -191,23 +193,65 @@ def test_a_recipe_with_its_data(tmp_path: Path, folder: Path) -> None:
     assert level == "error" and "num_classes is 3" in text and "has 2" in text
 
 
-def test_a_config_of_openmmlab(tmp_path: Path, coco: Path) -> None:
-    pytest.importorskip("mmengine", reason="needs mmengine, which is not installed")
-    file = tmp_path / "project" / "configs" / "one.py"
-    file.parent.mkdir(parents=True)
-    file.write_text("data_root = '../coco/'\n")
+class _Config(dict[str, Any]):
+    """Enough of mmengine's."""
+
+
+def test_a_config_of_openmmlab(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Its data sets are checked as the tools check them; one that two splits share, once."""
+    shared_by_two = {"type": "CocoDataset", "data_root": "good"}
+    config = _Config(
+        default_scope="mmdet",
+        model={"type": "RetinaNet"},
+        train_dataloader=[{"type": "CocoDataset", "data_root": "bad"}],
+        val_dataloader=[shared_by_two],
+        test_dataloader=[dict(shared_by_two)],
+    )
+    scopes, checked = [], []
+
+    def check_dataset(dataset: dict[str, str], split: str, model: dict[str, str]) -> None:
+        checked.append((dataset["data_root"], split, model["type"]))
+        if dataset["data_root"] == "bad":
+            raise ValueError("annotations are missing")
+
+    modules = {
+        "davit.openmmlab.config": SimpleNamespace(read_config=lambda _: config, datasets_of=iter),
+        "davit.openmmlab.datasets": SimpleNamespace(check_dataset=check_dataset),
+        "mmengine.registry": SimpleNamespace(init_default_scope=scopes.append),
+    }
+    monkeypatch.setattr("importlib.import_module", modules.__getitem__)
+    findings = list(examine_config(tmp_path / "one.py", None))
+    assert [(finding.level, finding.subject) for finding in findings] == [
+        *(("ok", "config"), ("error", "train"), ("ok", "val")),
+    ]
+    assert findings[1].text == "annotations are missing"
+    assert checked == [("bad", "train", "RetinaNet"), ("good", "val", "RetinaNet")]
+    assert scopes == ["mmdet"]
+
+
+def test_a_config_of_ours_names_what_is_missing(repository: Path) -> None:
+    pytest.importorskip("davit.openmmlab.datasets", reason="needs OpenMMLab's packages: mmdet/README.md")
+    file = repository / "mmdet" / "configs" / "davit_retinanet_1x_coco.py"
+    if (repository / "mmdet" / "data" / "coco").exists():
+        pytest.skip("COCO is there")
     findings = list(examine_config(file, None))
-    assert faults(findings) == [] and findings[1].text == "2 pictures, 1 objects, 1 categories"
-    file.write_text("nothing = 1\n")
-    assert [level for level, _ in faults(list(examine_config(file, None)))] == ["warning"]
-    file.write_text("_base_ = './missing.py'\n")
-    assert [level for level, _ in faults(list(examine_config(file, None)))] == ["error"]
+    assert [finding.level for finding in findings] == ["ok", "error", "error"]
+    assert "instances_train2017.json" in findings[1].text and "instances_val2017.json" in findings[2].text
 
 
-def test_a_config_without_mmengine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
-    ((level, text),) = faults(list(examine_config(tmp_path / "one.py", None)))
-    assert level == "warning" and "mmengine is not installed" in text
+@pytest.mark.parametrize(
+    "fault, level, text",
+    [(ImportError("no mmengine"), "warning", "no mmengine"), (SyntaxError("bad"), "error", "SyntaxError: bad")],
+)
+def test_a_config_that_cannot_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: Exception, level: str, text: str
+) -> None:
+    def fail(_: str) -> None:
+        raise fault
+
+    monkeypatch.setattr("importlib.import_module", fail)
+    ((found, said),) = faults(list(examine_config(tmp_path / "one.py", None)))
+    assert found == level and text in said
 
 
 # --- the command ---
