@@ -4,6 +4,8 @@
 # make test       set up, then run every test that is not marked long
 # make test-long  run the long ones too
 # make lint       ruff, and mypy on davit/
+# make figures    draw the pictures of figures/ again
+# make api        the documentation of every public class and function, in output/api
 # make help       this text
 
 PYTHON ?= python3
@@ -11,10 +13,12 @@ VENV   ?= .venv
 OUTPUT ?= output/demo
 RUN     = $(VENV)/bin/python
 
+API     = davit $(addprefix davit.,app checkpoint complexity data doctor engine predict visualize)
+
 # One thread a process: two processes run side by side, and results do not depend on the number of cores.
 PYTEST  = OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile
 
-.PHONY: help setup demo demo-det demo-seg test test-long lint clean
+.PHONY: help setup demo demo-det demo-seg test test-long lint figures api clean
 .DEFAULT_GOAL := help
 
 help:
@@ -59,6 +63,12 @@ lint: setup
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
+
+figures: setup
+	$(RUN) figures/draw.py
+
+api: setup
+	$(RUN) -W error::UserWarning -m pdoc --docformat google -o output/api $(API)
 
 clean:
 	rm -rf $(VENV) output data .pytest_cache .mypy_cache .ruff_cache build *.egg-info

@@ -17,19 +17,18 @@ from davit.openmmlab.flops import cost_of
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "openmmlab_costs"
 
-# published (parameters in millions, GFLOPs), by detector or segmentor and size of DaViT
-PUBLISHED = {
-    "maskrcnn": {"tiny": (47.8, 263), "small": (69.2, 351), "base": (107.3, 491)},
-    "retinanet": {"tiny": (38.5, 244), "small": (59.9, 332), "base": (98.5, 471)},
-    "upernet": {"tiny": (60, 940), "small": (81, 1030), "base": (121, 1175)},
-}
+METHODS = {"maskrcnn": "Mask R-CNN", "retinanet": "RetinaNet", "upernet": "UPerNet"}
 
 
-def published(config: str) -> tuple[float | str, float | str]:
-    """The published parameters and FLOPs of a config, or two empty words."""
+def published(config: str) -> tuple[str, str]:
+    """The published parameters (millions) and GFLOPs of a config, or two empty words."""
     size = next((size for size in ("small", "base") if f"_{size}_" in config), "tiny")
-    kind = next((kind for kind in PUBLISHED if f"_{kind}_" in f"_{config}_" and "cascade" not in config), None)
-    return PUBLISHED[kind][size] if kind else ("", "")
+    method = next((name for word, name in METHODS.items() if word in config and "cascade" not in config), None)
+    with (ROOT / "figures" / "published.csv").open() as stream:
+        for row in csv.DictReader(stream):
+            if (row["method"], row["variant"]) == (method, size):
+                return row["params_M"], row["flops_G"]
+    return "", ""
 
 
 def main() -> None:

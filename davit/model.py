@@ -112,11 +112,15 @@ class Mlp(nn.Module):
 
     def __init__(self, dim: int, hidden_dim: int):
         super().__init__()
+        self.fused = True
         self.fc1 = nn.Linear(dim, hidden_dim)
         self.act = nn.GELU()
         self.fc2 = nn.Linear(hidden_dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
+        if not torch.jit.is_scripting():
+            if self.fused and kernels.as_convolution(x):
+                return kernels.convolve(self.fc2, self.act(kernels.convolve(self.fc1, x)))
         return self.fc2(self.act(self.fc1(x)))
 
 
@@ -130,6 +134,7 @@ class WindowAttention(nn.Module):
 
     def __init__(self, dim: int, num_heads: int, window_size: int, qkv_bias: bool):
         super().__init__()
+        self.fused = True
         self.num_heads = num_heads
         self.window_size = window_size
         self.scale = (dim // num_heads) ** -0.5
@@ -137,14 +142,21 @@ class WindowAttention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x_BHWC: Tensor) -> Tensor:
-        H, W, C = x_BHWC.shape[1], x_BHWC.shape[2], x_BHWC.shape[3]
-        qkv_MNE, tiling = window_partition(self.qkv(x_BHWC), self.window_size, self.qkv.bias)
+        if not torch.jit.is_scripting():
+            if self.fused and kernels.as_convolution(x_BHWC):
+                return kernels.convolve(self.proj, self.products(kernels.convolve(self.qkv, x_BHWC)))
+        return self.proj(self.products(self.qkv(x_BHWC)))
+
+    def products(self, qkv_BHWE: Tensor) -> Tensor:
+        """Attention of the map of q, k and v, E = 3 C channels."""
+        H, W, C = qkv_BHWE.shape[1], qkv_BHWE.shape[2], qkv_BHWE.shape[3] // 3
+        qkv_MNE, tiling = window_partition(qkv_BHWE, self.window_size, self.qkv.bias)
         M, N = qkv_MNE.shape[0], qkv_MNE.shape[1]
         qkv = qkv_MNE.reshape(M, N, 3, self.num_heads, C // self.num_heads)
         q_MGND, k_MGND, v_MGND = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         attention_MGNN = ((q_MGND * self.scale) @ k_MGND.transpose(-2, -1)).softmax(dim=-1)
         x_MNC = (attention_MGNN @ v_MGND).transpose(1, 2).reshape(M, N, C)
-        return self.proj(window_unpartition(x_MNC, self.window_size, tiling, (H, W)))
+        return window_unpartition(x_MNC, self.window_size, tiling, (H, W))
 
 
 class ChannelAttention(nn.Module):
@@ -156,18 +168,26 @@ class ChannelAttention(nn.Module):
 
     def __init__(self, dim: int, num_groups: int, qkv_bias: bool):
         super().__init__()
+        self.fused = True
         self.num_groups = num_groups
         self.scale = (dim // num_groups) ** -0.5
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x_BHWC: Tensor) -> Tensor:
-        B, H, W, C = x_BHWC.shape
-        qkv = self.qkv(x_BHWC).reshape(B, H * W, 3, self.num_groups, C // self.num_groups)
+        if not torch.jit.is_scripting():
+            if self.fused and kernels.as_convolution(x_BHWC):
+                return kernels.convolve(self.proj, self.products(kernels.convolve(self.qkv, x_BHWC)))
+        return self.proj(self.products(self.qkv(x_BHWC)))
+
+    def products(self, qkv_BHWE: Tensor) -> Tensor:
+        """Attention of the map of q, k and v, E = 3 C channels."""
+        B, H, W, C = qkv_BHWE.shape[0], qkv_BHWE.shape[1], qkv_BHWE.shape[2], qkv_BHWE.shape[3] // 3
+        qkv = qkv_BHWE.reshape(B, H * W, 3, self.num_groups, C // self.num_groups)
         q_BGND, k_BGND, v_BGND = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         attention_BGDD = ((k_BGND * self.scale).transpose(-2, -1) @ v_BGND).softmax(dim=-1)
         x_BGDN = attention_BGDD @ q_BGND.transpose(-2, -1)
-        return self.proj(x_BGDN.permute(0, 3, 1, 2).reshape(B, H, W, C))
+        return x_BGDN.permute(0, 3, 1, 2).reshape(B, H, W, C)
 
 
 class DualAttentionBlock(nn.Module):
@@ -332,7 +352,7 @@ class DualAttentionStages(nn.Module):
         _check_choice("fused", fused, kernels.FUSED)
         self.fused = fused
         for module in self.modules():
-            if isinstance(module, DualAttentionBlock):
+            if isinstance(module, DualAttentionBlock | WindowAttention | ChannelAttention | Mlp):
                 module.fused = fused == "auto"
 
     @torch.jit.ignore

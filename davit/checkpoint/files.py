@@ -25,8 +25,6 @@ from .pickles import NOT_PLAIN, plain_value, read_pickle
 
 _logger = logging.getLogger(__name__)
 
-Source: TypeAlias = "str | Path | Checkpoint | Mapping[str, Any]"
-
 _SUFFIXES = (".safetensors", ".pth", ".pth.tar", ".pt", ".bin")
 EMA_CHOICES = ("auto", "always", "never")
 EMA_WRAPPERS = ("state_dict_ema", "model_ema")
@@ -62,6 +60,9 @@ class Checkpoint:
             return str(self.metadata[FUNCTION_ENTRY])
         found = recognise(self.state_dict, self.origin)
         return found.function if found else DAVIT_FUNCTION
+
+
+Source: TypeAlias = str | Path | Checkpoint | Mapping[str, Any]
 
 
 def read_checkpoint(path: str | Path, ema: str = "auto") -> Checkpoint:
@@ -166,6 +167,7 @@ def _leads_to_weights(value: object, depth: int = 0) -> bool:
 
 
 def sha256_of(path: Path) -> str:
+    """The hex digest of a file, read in pieces."""
     digest = hashlib.sha256()
     with path.open("rb") as stream:
         while block := stream.read(1 << 20):

@@ -303,6 +303,7 @@ def detect_layout(state_dict: Mapping[str, Tensor]) -> str:
 
 
 def recognised_or_error(state_dict: Mapping[str, Tensor], origin: str = "the state dict") -> Recognised:
+    """`recognise`, or a `CheckpointError` that says what the file holds instead."""
     found = recognise(state_dict, origin)
     if found is None:
         first = ", ".join(list(state_dict)[:3])

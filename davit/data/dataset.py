@@ -1,7 +1,5 @@
 """A split as an indexed data set, and the wrapper that makes each training sample a function of its key."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -10,9 +8,11 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from .decode import Reduction
 from .errors import BadImageError, DataError
 from .folder import FolderSource, find_split, some
 from .named import NamedSource
+from .scaled import CropFirst
 from .seeding import seeded
 
 # (epoch, index, repeat): `repeat` counts the occurrences of one picture in one epoch, 0 for the first.
@@ -33,7 +33,7 @@ class Source(Protocol):
 
     def path(self, index: int) -> str: ...
 
-    def read(self, index: int) -> tuple[Image.Image, int]: ...
+    def read(self, index: int, reduction: Reduction | None = None) -> tuple[Image.Image, int]: ...
 
 
 class PictureDataset(Dataset[tuple[Any, int]]):
@@ -71,6 +71,10 @@ class PictureDataset(Dataset[tuple[Any, int]]):
         return [self.source.filename(index) for index in range(len(self))]
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
+        if isinstance(self.transform, CropFirst):
+            sample = self.transform.sample()
+            image, target = self.source.read(index, sample.reduction)
+            return sample.finish(image), target
         image, target = self.source.read(index)
         return (self.transform(image) if self.transform is not None else image), target
 

@@ -9,6 +9,7 @@ import errno
 import functools
 import os
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -30,6 +31,9 @@ _FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM", "J
 # Errors of opening that belong to the one file; any other errno (EIO, EMFILE, ESTALE, ...) is the machine's.
 _FILE_ERRNOS = frozenset({errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ELOOP})
 
+# (width, height of the upright picture, whether its decoder can scale) -> 1, 2, 4 or 8: decode at one over it.
+Reduction = Callable[[int, int, bool], int]
+
 # EXIF orientation -> what makes the picture upright; 1 is upright (EXIF 2.3, tag 0x0112).
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -41,13 +45,20 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 
+_SIDEWAYS = frozenset({5, 6, 7, 8})
+_SCALABLE = frozenset({"JPEG", "MPO"})  # decoders that leave out the fine frequencies
+
 _TIFF_BITS, _TIFF_PHOTOMETRIC, _TIFF_SAMPLE_FORMAT = 258, 262, 339
 _TIFF_WHITE_IS_ZERO, _TIFF_SIGNED = 0, 2
 
 
-def load_rgb(source: str | Path | BinaryIO, name: str | None = None) -> Image.Image:
+def load_rgb(
+    source: str | Path | BinaryIO, name: str | None = None, reduction: Reduction | None = None
+) -> Image.Image:
     """The picture in `source`, upright, as 8-bit RGB; of an animation the first frame.
 
+    `reduction` is asked once the size is known and before any pixel is decoded. A JPEG is then decoded at the
+    fraction that it answers, its sides rounded up; every other format at its full size.
     `name` stands for the file in errors; by default the path. Raises `BadImageError` for a file that is
     not a whole picture, and `OSError` with the file's name when the machine failed rather than the file.
     """
@@ -56,6 +67,8 @@ def load_rgb(source: str | Path | BinaryIO, name: str | None = None) -> Image.Im
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(source, formats=_formats()) as image:
+                if reduction is not None:
+                    _reduce(image, reduction)
                 return to_rgb(image)
     except MemoryError:
         raise
@@ -99,6 +112,15 @@ def _orientation(image: Image.Image) -> int:
         return int(image.getexif().get(ExifTag.Orientation, 1))
     except Exception:  # a damaged EXIF block says nothing about the pixels, which are whole
         return 1
+
+
+def _reduce(image: Image.Image, reduction: Reduction) -> None:
+    width, height = image.size
+    if _orientation(image) in _SIDEWAYS:
+        width, height = height, width
+    factor = reduction(width, height, image.format in _SCALABLE)
+    if factor > 1 and image.format in _SCALABLE:
+        image.draft(image.mode, (-(-image.width // factor), -(-image.height // factor)))
 
 
 def _scale_grey(image: Image.Image) -> Image.Image:

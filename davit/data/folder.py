@@ -13,7 +13,7 @@ from PIL import Image
 from timm.data.readers.class_map import load_class_map
 from timm.utils.misc import natural_key
 
-from .decode import SUFFIXES, load_rgb
+from .decode import SUFFIXES, Reduction, load_rgb
 from .errors import DataError
 
 _logger = logging.getLogger(__name__)
@@ -81,9 +81,9 @@ class FolderSource:
         """The class index of a picture, without opening it."""
         return int(self._targets[index])
 
-    def read(self, index: int) -> tuple[Image.Image, int]:
-        """The RGB picture and its class index."""
-        return load_rgb(self.path(index)), self.target(index)
+    def read(self, index: int, reduction: Reduction | None = None) -> tuple[Image.Image, int]:
+        """The RGB picture and its class index; see `load_rgb` for `reduction`."""
+        return load_rgb(self.path(index), reduction=reduction), self.target(index)
 
     def _scan(self, mapping: dict[str, int] | None) -> list[tuple[str, str]]:
         """(path below the folder, class) of every picture; the checks of the layout."""

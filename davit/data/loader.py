@@ -1,7 +1,5 @@
 """Batches of pictures: for training resumable at any step, for evaluation each picture exactly once."""
 
-from __future__ import annotations
-
 import atexit
 import os
 import signal

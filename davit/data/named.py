@@ -10,7 +10,7 @@ from timm.data import ImageDataset, create_dataset
 from torch.utils.data import Dataset, IterableDataset
 from torchvision.datasets import DatasetFolder
 
-from .decode import load_rgb, to_rgb
+from .decode import Reduction, load_rgb, to_rgb
 from .errors import BadImageError, DataError
 
 
@@ -50,16 +50,16 @@ class NamedSource:
         """The name for errors and lists: data set, split and position."""
         return f"{self._label}[{index}]"
 
-    def read(self, index: int) -> tuple[Image.Image, int]:
-        """The RGB picture and its class index."""
+    def read(self, index: int, reduction: Reduction | None = None) -> tuple[Image.Image, int]:
+        """The RGB picture and its class index; what torchvision decodes itself comes at full size."""
         name = self.path(index)
         if isinstance(self._dataset, DatasetFolder):
             file, target = self._dataset.samples[index]
-            return load_rgb(file, name), int(target)
+            return load_rgb(file, name, reduction), int(target)
         if self._reader is not None:
             stream, target, *_ = self._reader[index]
             with stream:
-                return load_rgb(stream, name), _class_index(target, name)
+                return load_rgb(stream, name, reduction), _class_index(target, name)
         try:
             image, target = self._dataset[index]
         except (OSError, SyntaxError) as error:  # what Pillow raises inside torchvision's data sets

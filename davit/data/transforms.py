@@ -11,9 +11,12 @@ from timm.data import create_transform
 from timm.data.auto_augment import AugmentOp, posterize
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.data.random_erasing import RandomErasing
+from timm.data.transforms import RandomResizedCropAndInterpolation
 from torch import Tensor
+from torchvision.transforms import Compose
 
 from .dataset import Transform
+from .scaled import CropFirst
 
 INTERPOLATIONS = ("bicubic", "bilinear", "nearest", "lanczos", "box", "hamming")
 ERASE_MODES = ("const", "rand", "pixel")
@@ -38,12 +41,14 @@ def train_transform(
     resplit: bool = False,
     aug_splits: int = 0,
     no_aug: bool = False,
+    scaled_decoding: bool = True,
 ) -> Transform:
     """PIL picture -> (3, H, W), or (aug_splits, 3, H, W) with split 0 unaugmented; float32, normalised.
 
     `img_size` is H = W, (H, W) or (C, H, W). `resplit` keeps random erasing off the clean split; without
     splits timm then erases in the second half of each batch only, which for a single sample is half the
-    probability. Raises `ValueError` naming the value and the choices.
+    probability. With `scaled_decoding` a data set decodes a JPEG that is much larger than its crop needs at a
+    fraction of its size (see `davit.data.scaled`); not with splits. Raises `ValueError` naming the value and the choices.
     """
     _check_choice("--train-interpolation", train_interpolation, ("random", *INTERPOLATIONS))
     _check_choice("--remode", remode, ERASE_MODES)
@@ -72,7 +77,11 @@ def train_transform(
         "re_count": recount,
     }
     if not aug_splits:
-        return _create(img_size, mean, std, **options, re_prob=reprob / 2 if resplit else reprob)
+        transform = _create(img_size, mean, std, **options, re_prob=reprob / 2 if resplit else reprob)
+        first, *rest = transform.transforms
+        if scaled_decoding and isinstance(first, RandomResizedCropAndInterpolation):
+            return CropFirst(first, Compose(rest))
+        return transform
     eraser = RandomErasing(
         reprob, mode=remode, max_count=recount, num_splits=aug_splits if resplit else 0, device="cpu"
     )

@@ -29,14 +29,17 @@ class Finding:
 
 
 def ok(subject: str, text: str) -> Finding:
+    """What is as it should be."""
     return Finding("ok", subject, text)
 
 
 def warning(subject: str, text: str, remedy: str) -> Finding:
+    """What may go wrong, and the remedy."""
     return Finding("warning", subject, text, remedy)
 
 
 def error(subject: str, text: str, remedy: str) -> Finding:
+    """What makes a run fail, and the remedy."""
     return Finding("error", subject, text, remedy)
 
 

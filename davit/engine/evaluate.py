@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 
 _Z95 = 1.959963984540054  # of the normal distribution: 95 % lie within
 _MEGABYTE = 1e6
+_STOPPED = "stopped"  # what a process tells the others that was told to stop
 
 
 class MiscountError(RuntimeError):
@@ -178,18 +179,19 @@ def in_step(world: World) -> Iterator[None]:
     except Exception as error:
         failure = error
     if world.size > 1:
-        stopped = isinstance(failure, StoppedError)
-        mine = (
-            None if failure is None or stopped else (f"{type(failure).__name__}: {failure}", is_out_of_memory(failure))
-        )
-        told = world.gather((mine, stopped))
-        failed = [(rank, report) for rank, (report, _) in enumerate(told) if report]
-        if failed and mine is None:
+        mine: str | tuple[str, bool] | None = None
+        if isinstance(failure, StoppedError):
+            mine = _STOPPED
+        elif failure is not None:
+            mine = f"{type(failure).__name__}: {failure}", is_out_of_memory(failure)
+        told = world.gather(mine)
+        failed = [(rank, report) for rank, report in enumerate(told) if isinstance(report, tuple)]
+        if failed and not isinstance(mine, tuple):
             rank, (text, _) = failed[0]
             # retrying with smaller batches helps only if nothing else went wrong
             starved = all(out_of_memory for _, (_, out_of_memory) in failed)
             raise PeerError(f"process {rank} failed with {text}", out_of_memory=starved)
-        if failure is None and any(one for _, one in told):
+        if failure is None and _STOPPED in told:
             raise StoppedError
     if failure is not None:
         raise failure

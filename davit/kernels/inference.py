@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ..model import DualAttentionBlock
 
 PART_BYTES = 16 << 20  # of the widest map, which is the MLP's hidden one; measured, see docs/performance.md
+LOOP_ELEMENTS = 1 << 15  # of one image's map, from which channel attention goes image by image
 
 
 def infer_block(block: "DualAttentionBlock", x_BHWC: Tensor) -> Tensor:
@@ -113,18 +114,28 @@ def _channel_attention(attn: Any, weights: dict[str, Tensor], x: Tensor, y: Tens
     B, H, W, C = x.shape
     G = attn.num_groups
     qkv = linear(y, weights["attn.qkv.weight"], weights.get("attn.qkv.bias")).view(B, H * W, 3, G, C // G)
-    mixed = x.new_empty(B, H * W, G, C // G)
-    for image, out in zip(qkv, mixed, strict=True):
-        out.copy_(channel_products(image, attn.scale)[1])
+    mixed = channel_products(qkv, attn.scale)[1]
     return linear_add(mixed.view(B, H, W, C), weights["attn.proj.weight"], weights["attn.proj.bias"], x)
 
 
-def channel_products(qkv_N3GD: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """One image's attention (G, D, D) and what it makes of q, (N, G, D); a batch's groups would not be views."""
-    q_GND, k_GND, v_GND = qkv_N3GD.permute(1, 2, 0, 3).unbind(0)
-    nothing = k_GND.new_zeros(())
-    attention = torch.baddbmm(nothing, k_GND.transpose(1, 2), v_GND, beta=0, alpha=scale).softmax(-1)
-    return attention, torch.bmm(q_GND, attention.transpose(1, 2)).transpose(0, 1)
+def channel_products(qkv_BN3GD: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """Channel attention (B, G, D, D), and what it makes of q, (B, N, G, D).
+
+    The groups of one image are strided views that a product of matrices reads as they are; those of a batch would be
+    copied. So a loop, unless images are so small that its own cost counts.
+    """
+    B, N, _, G, D = qkv_BN3GD.shape
+    if N * G * D < LOOP_ELEMENTS:
+        q, k, v = qkv_BN3GD.permute(2, 0, 3, 1, 4).unbind(0)
+        attention = ((k * scale).transpose(2, 3) @ v).softmax(-1)
+        return attention, (q @ attention.transpose(2, 3)).transpose(1, 2).contiguous()
+    attention, out = qkv_BN3GD.new_empty(B, G, D, D), qkv_BN3GD.new_empty(B, N, G, D)
+    nothing = qkv_BN3GD.new_zeros(())
+    for b in range(B):
+        q, k, v = qkv_BN3GD[b].permute(1, 2, 0, 3).unbind(0)
+        attention[b] = torch.baddbmm(nothing, k.transpose(1, 2), v, beta=0, alpha=scale).softmax(-1)
+        out[b] = torch.bmm(q, attention[b].transpose(1, 2)).transpose(0, 1)
+    return attention, out
 
 
 def _mlp(block: "DualAttentionBlock", weights: dict[str, Tensor], x_BHWC: Tensor, rows: int) -> Tensor:

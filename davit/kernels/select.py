@@ -17,14 +17,18 @@ FUSED = ("auto", "off")
 #: the place of one (an adapter, a quantized layer), is not among them.
 ORDINARY: set[type[nn.Module]] = {nn.Linear, nn.LayerNorm, nn.Conv2d, nn.GELU, nn.Identity, nn.ModuleList, DropPath}
 
+#: Multiply-adds of a linear layer to four times its width over the whole input, below which a block keeps to its
+#: plain modules: there oneDNN's start costs more than it gains. Measured; see docs/performance.md.
+LEAST_WORK = 100_000_000
+
 
 def fuses(block: "DualAttentionBlock", x_BHWC: Tensor) -> bool:
     """Whether a block may leave its plain modules for `run_block` on this input.
 
     The plain modules run wherever something could tell the difference: under torch.compile, torch.export, a
     trace, torch.fx, a functional transform, forward-mode differentiation or a dispatch mode (which count or change
-    single operations); for tensor subclasses; and when a module inside the block has a hook, or is not of the
-    class that the model built.
+    single operations); for tensor subclasses; when a module inside the block has a hook, or is not of the class that
+    the model built; and for maps so small that nothing is gained.
     """
     if torch.compiler.is_compiling() or type(x_BHWC) is not Tensor or torch.jit.is_tracing():
         return False
@@ -32,6 +36,7 @@ def fuses(block: "DualAttentionBlock", x_BHWC: Tensor) -> bool:
         x_BHWC.device.type == "cpu"
         and compute_dtype(x_BHWC) is not None
         and x_BHWC.numel() > 0
+        and 4 * x_BHWC.numel() * x_BHWC.shape[-1] >= LEAST_WORK
         and _eager_and_alone()
         and _is_ordinary(block)
         and _parameters_match(block, x_BHWC)
@@ -137,4 +142,20 @@ def _parameters_match(block: nn.Module, x: Tensor) -> bool:
         and (p.dtype == x.dtype or (mixed and p.dtype == torch.float32))
         and p.layout == torch.strided
         for p in block.parameters()
+    )
+
+
+def as_convolution(x: Tensor) -> bool:
+    """Whether the linear layers of a (B, H, W, C) map go to torch.compile as 1x1 convolutions.
+
+    In float32 on the CPU, Inductor gives linear layers to MKL and convolutions to oneDNN, which is faster and takes
+    the GELU or the residual on its way; in bfloat16 both go to oneDNN. An exporter gets the linear layers.
+    """
+    return (
+        torch.compiler.is_compiling()
+        and not torch.compiler.is_exporting()
+        and x.device.type == "cpu"
+        and x.dtype == torch.float32
+        and not torch.is_autocast_enabled("cpu")
+        and x.dim() == 4
     )

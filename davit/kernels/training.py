@@ -14,7 +14,7 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 
 from ..windows import window_partition, window_unpartition
-from .inference import PART_BYTES, attention_of, channel_products, linear
+from .inference import LOOP_ELEMENTS, PART_BYTES, attention_of, channel_products, linear
 
 if TYPE_CHECKING:
     from ..model import DualAttentionBlock
@@ -286,11 +286,7 @@ class ChannelProducts(_Recomputing):
 
     @staticmethod
     def forward(ctx: Any, qkv_BN3GD: Tensor, scale: float) -> Tensor:
-        B, N, _, G, D = qkv_BN3GD.shape
-        attention = qkv_BN3GD.new_empty(B, G, D, D)
-        out = qkv_BN3GD.new_empty(B, N, G, D)
-        for b in range(B):
-            attention[b], out[b] = channel_products(qkv_BN3GD[b], scale)
+        attention, out = channel_products(qkv_BN3GD, scale)
         ctx.save_for_backward(qkv_BN3GD, attention)
         ctx.scale = scale
         return out
@@ -300,16 +296,23 @@ class ChannelProducts(_Recomputing):
         qkv_BN3GD, attention_BGDD = ctx.saved_tensors
         if torch.is_grad_enabled():
             return ChannelProducts.differentiable(ctx, (qkv_BN3GD, ctx.scale), grad)
-        grad_qkv = torch.empty_like(qkv_BN3GD)
-        for qkv, attention, grad_out, target in zip(qkv_BN3GD, attention_BGDD, grad, grad_qkv, strict=True):
-            q, k, v = qkv.permute(1, 2, 0, 3).unbind(0)
-            g = grad_out.transpose(0, 1)
-            grad_attention = torch.bmm(g.transpose(1, 2), q)
-            grad_score = torch._softmax_backward_data(grad_attention, attention, -1, attention.dtype) * ctx.scale
-            target[:, 0] = torch.bmm(g, attention).transpose(0, 1)
-            target[:, 1] = torch.bmm(v, grad_score.transpose(1, 2)).transpose(0, 1)
-            target[:, 2] = torch.bmm(k, grad_score).transpose(0, 1)
-        return grad_qkv, None
+        B, N, _, G, D = qkv_BN3GD.shape
+        images = B if N * G * D < LOOP_ELEMENTS else 1
+        parts = zip(*(t.split(images) for t in (qkv_BN3GD, attention_BGDD, grad)), strict=True)
+        grads = [_channel_grads(qkv, attention, g, ctx.scale) for qkv, attention, g in parts]
+        return (grads[0] if len(grads) == 1 else torch.cat(grads)), None
+
+
+def _channel_grads(qkv_BN3GD: Tensor, attention_BGDD: Tensor, grad_BNGD: Tensor, scale: float) -> Tensor:
+    q, k, v = qkv_BN3GD.permute(2, 0, 3, 1, 4).unbind(0)
+    g = grad_BNGD.transpose(1, 2)
+    grad_attention = g.transpose(2, 3) @ q
+    grad_score = torch._softmax_backward_data(grad_attention, attention_BGDD, -1, attention_BGDD.dtype) * scale
+    target = torch.empty_like(qkv_BN3GD)
+    target[:, :, 0] = (g @ attention_BGDD).transpose(1, 2)
+    target[:, :, 1] = (v @ grad_score.transpose(2, 3)).transpose(1, 2)
+    target[:, :, 2] = (k @ grad_score).transpose(1, 2)
+    return target
 
 
 def _like(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:

@@ -37,6 +37,7 @@ class DaViTRunner(Runner):
     for. A state is written beside, synced and renamed; the newest that is whole is resumed from.
     """
 
+    _hooks: list[Any]
     optim_wrapper: Any
     param_schedulers: Any
 

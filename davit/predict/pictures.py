@@ -13,23 +13,23 @@ from PIL import Image, UnidentifiedImageError
 from timm.utils.misc import natural_key
 
 from ..data import DataError, load_rgb
-from ..data.decode import SUFFIXES, to_rgb
+from ..data.decode import SUFFIXES, Reduction, to_rgb
 
 # A path, a picture of Pillow's, the bytes of a file, or an array (H, W), (H, W, 3) or (H, W, 4) of uint8.
-Picture: TypeAlias = "str | Path | Image.Image | bytes | np.ndarray[Any, Any]"
+Picture: TypeAlias = str | Path | Image.Image | bytes | np.ndarray[Any, Any]
 
 
-def open_picture(picture: Picture, name: str | None = None) -> Image.Image:
-    """The picture, upright, as 8-bit RGB; `name` stands for it in errors.
+def open_picture(picture: Picture, name: str | None = None, reduction: Reduction | None = None) -> Image.Image:
+    """The picture, upright, as 8-bit RGB; `name` stands for it in errors, `reduction` is `load_rgb`'s.
 
     Raises:
         BadImageError: a file or bytes that are no readable picture.
         ValueError: something else than a `Picture`.
     """
     if isinstance(picture, str | Path):
-        return load_rgb(picture, name)
+        return load_rgb(picture, name, reduction)
     if isinstance(picture, bytes | bytearray | memoryview):
-        return load_rgb(io.BytesIO(bytes(picture)), name or "the bytes given")
+        return load_rgb(io.BytesIO(bytes(picture)), name or "the bytes given", reduction)
     if isinstance(picture, Image.Image):
         return to_rgb(picture)
     if isinstance(picture, np.ndarray):
@@ -75,8 +75,8 @@ class PictureSource:
             return "-"
         return str(picture) if isinstance(picture, str | Path) else f"picture {index}"
 
-    def read(self, index: int) -> tuple[Image.Image, int]:
-        return open_picture(self._pictures[index], self.path(index)), 0
+    def read(self, index: int, reduction: Reduction | None = None) -> tuple[Image.Image, int]:
+        return open_picture(self._pictures[index], self.path(index), reduction), 0
 
 
 def find_pictures(places: Sequence[str], stdin: bytes | None = None) -> list[str | bytes]:

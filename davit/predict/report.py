@@ -52,6 +52,8 @@ def bar(share: float, length: int, plain: bool = False) -> str:
 
 
 class TableWriter:
+    """`as_table` of each; bars of ASCII where the stream cannot take others."""
+
     def __init__(self, stream: TextIO, width: int) -> None:
         self._stream = stream
         self._width = width

@@ -38,6 +38,7 @@ from davit.data import (
     to_device,
     train_transform,
 )
+from davit.data.decode import Reduction
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than cores
 MakeFolder = Callable[..., Path]
@@ -79,10 +80,10 @@ class CountingSource:
     def path(self, index: int) -> str:
         return self.source.path(index)
 
-    def read(self, index: int) -> tuple[Image.Image, int]:
+    def read(self, index: int, reduction: Reduction | None = None) -> tuple[Image.Image, int]:
         with self.log.open("a") as file:
             file.write(f"{index}\n")
-        return self.source.read(index)
+        return self.source.read(index, reduction)
 
     def decoded(self) -> list[int]:
         return [int(line) for line in self.log.read_text().split()] if self.log.exists() else []

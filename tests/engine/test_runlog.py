@@ -335,6 +335,16 @@ def test_absent_package_is_an_error_with_the_remedy(
     assert (tmp_path / "summary.csv").exists()
 
 
+def test_wandb_that_cannot_start_is_an_error_with_the_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Broken(FakeWandb):
+        def init(self, **options: Any) -> "FakeWandb":
+            raise ConnectionError("no account")
+
+    monkeypatch.setitem(sys.modules, "wandb", Broken())
+    with pytest.raises(ValueError, match=r"--log-wandb.*no account.*WANDB_MODE=offline"):
+        RunLog(tmp_path, wandb=True, config={})
+
+
 # -- the other files
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from davit import kernels
+from davit.kernels import select
 
 
 @pytest.fixture
@@ -22,3 +23,10 @@ def fused_calls(monkeypatch: pytest.MonkeyPatch) -> Callable[[], Any]:
             yield calls
 
     return record
+
+
+@pytest.fixture(autouse=True)
+def _no_block_is_too_small(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that the small models of the tests are fused, but in tests of the threshold."""
+    if "threshold" not in request.node.name:
+        monkeypatch.setattr(select, "LEAST_WORK", 0)

@@ -31,10 +31,12 @@ def relative(actual, expected):
 
 @pytest.fixture(params=[None, 1 << 12], ids=["whole", "parts"])
 def part_bytes(request, monkeypatch):
-    """As it is, and so small that every map is cut."""
+    """As it is, and so small that every map is cut and every image taken by itself."""
     if request.param:
         monkeypatch.setattr(inference, "PART_BYTES", request.param)
         monkeypatch.setattr(training, "PART_BYTES", request.param)
+        for module in (inference, training):
+            monkeypatch.setattr(module, "LOOP_ELEMENTS", 0)
 
 
 # --- values ---

@@ -27,6 +27,16 @@ def test_every_block_of_an_ordinary_model_is_fused(either, small, picture, fused
     assert count(small(either, fused="off"), picture(), fused_calls) == 0
 
 
+def test_the_threshold_of_size(small, picture, fused_calls, monkeypatch):
+    """By the work of the whole batch: positions x channels x 4 channels."""
+    model = small()
+    assert count(model, picture(), fused_calls) == 0
+    work = 4 * 2 * 8 * 12 * 16 * 16  # of the first two stages; the others have less
+    monkeypatch.setattr(select, "LEAST_WORK", work)
+    assert count(model, picture(2, 3, 32, 48), fused_calls) == 4
+    assert count(model, picture(1, 3, 32, 48), fused_calls) == 0
+
+
 def test_set_fused(either, small, picture, fused_calls):
     model = small(either)
     model.set_fused("off")
@@ -209,3 +219,52 @@ def test_the_probe_is_of_what_is_called():
     """A probe that fails leaves the plain modules in charge."""
     assert select._probe_onednn() and select._probe_bf16() == select._HAS_BF16
     assert kernels.FUSED == ("auto", "off")
+
+
+# --- what a compiler gets ---
+
+
+def linear_layers_of_graph(model, image, dtype=torch.float32):
+    """Names of the operations of the whole graph."""
+    torch._dynamo.reset()
+    names = []
+
+    def keep(graph, _inputs):
+        names.extend(str(node.target) for node in graph.graph.nodes if node.op == "call_function")
+        return graph.forward
+
+    with torch.no_grad():
+        compiled = torch.compile(model.to(dtype), backend=keep, fullgraph=True)
+        output = compiled(image.to(dtype))
+    return output, sum("conv2d" in name for name in names), sum("linear" in name for name in names)
+
+
+TWO_STAGES = {"embed_dims": (16, 32), "depths": (1, 1), "num_heads": (2, 4)}
+
+
+def test_a_compiler_for_the_cpu_gets_convolutions_in_float32(small, picture):
+    """Four linear layers in each of four blocks; the head stays one. Position encodings and embeddings are 10."""
+    model = small(**TWO_STAGES)
+    output, convolutions, linears = linear_layers_of_graph(model, picture())
+    assert (convolutions, linears) == (10 + 16, 1)
+    torch.testing.assert_close(output, model(picture()), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("options", "dtype"), [({"fused": "off"}, torch.float32), ({}, torch.bfloat16)], ids=str)
+def test_a_compiler_gets_linear_layers_otherwise(small, picture, options, dtype):
+    _, convolutions, linears = linear_layers_of_graph(small(**TWO_STAGES, **options), picture(), dtype)
+    assert (convolutions, linears) == (10, 17)
+
+
+def test_a_compiler_gets_a_hooked_layer_as_it_is(small, picture):
+    model = small(**TWO_STAGES)
+    model.main_blocks[0][0][0].mlp.fc1.register_forward_hook(lambda _m, _i, out: 2 * out)
+    output, convolutions, linears = linear_layers_of_graph(model, picture())
+    assert (convolutions, linears) == (10 + 15, 2)
+    torch.testing.assert_close(output, model(picture()), rtol=1e-4, atol=1e-5)
+
+
+def test_an_exporter_gets_linear_layers(small, picture):
+    program = torch.export.export(small(**TWO_STAGES), (picture(),))
+    targets = [str(node.target) for node in program.graph.nodes]
+    assert sum("linear" in target for target in targets) == 17

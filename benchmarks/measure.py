@@ -1,0 +1,364 @@
+"""What the benchmarks share: cases to run, each in a process of its own; interleaved timing; memory; the report.
+
+A case is written ``MODEL/DTYPE/EXECUTION``, for example ``DaViT_tiny/float32/eager``:
+
+- MODEL: a name of ours or of timm's; ``DaViT_tiny:off`` is ours by its plain modules.
+- DTYPE: float32, bfloat16 or float16 (weights too; for inference), or amp (autocast to bfloat16; for training).
+- EXECUTION: eager or compile. A compiled model that infers on the CPU has its weights frozen (Inductor's
+  ``freezing``), as one that is served would.
+"""
+
+import argparse
+import datetime
+import json
+import multiprocessing
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch
+
+RESULTS = Path(__file__).parent / "results"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "amp": torch.float32}
+EXECUTIONS = ("eager", "compile")
+MODES = ("inference", "training")
+TASKS = ("classify", "pyramid")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One thing to measure.
+
+    Attributes:
+        mode: 'inference' (no gradients) or 'training' (forward, backward, AdamW step).
+        task: 'classify', or 'pyramid' for the maps of all four stages.
+        size: height and width in pixels.
+        threads: 0 leaves PyTorch's choice.
+    """
+
+    model: str
+    dtype: str
+    execution: str
+    mode: str = "inference"
+    task: str = "classify"
+    device: str = "cpu"
+    batch: int = 8
+    size: tuple[int, int] = (224, 224)
+    threads: int = 0
+    channels_last: bool = False
+
+    @property
+    def name(self) -> str:
+        return f"{self.model}/{self.dtype}/{self.execution}"
+
+
+@dataclass
+class Measured:
+    """Seconds of one step each, in the order of the rounds; peak bytes above those of the process without a model."""
+
+    case: Case
+    seconds: list[float] = field(default_factory=list)
+    peak_bytes: int = 0
+    ratios: list[float] = field(default_factory=list)
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.seconds)
+
+    def quantile(self, share: float) -> float:
+        ordered = sorted(self.seconds)
+        return ordered[min(len(ordered) - 1, round(share * (len(ordered) - 1)))]
+
+
+def parsed_case(text: str, **common: Any) -> Case:
+    """The case that ``MODEL/DTYPE/EXECUTION`` stands for.
+
+    Raises:
+        ValueError: not three parts, or a part is none of its choices.
+    """
+    parts = text.split("/")
+    if len(parts) != 3 or parts[1] not in DTYPES or parts[2] not in EXECUTIONS:
+        raise ValueError(
+            f"case {text!r} must be MODEL/DTYPE/EXECUTION with DTYPE one of {', '.join(DTYPES)} and EXECUTION one "
+            f"of {', '.join(EXECUTIONS)}, for example DaViT_tiny/float32/eager."
+        )
+    return Case(parts[0], parts[1], parts[2], **common)
+
+
+# --- in the process of a case ---
+
+
+def build(case: Case) -> torch.nn.Module:
+    import timm
+
+    import davit
+
+    name, _, variant = case.model.partition(":")
+    options: dict[str, Any] = {"fused": variant} if variant else {}
+    if case.task == "pyramid" and name in davit.VARIANTS:
+        model: torch.nn.Module = davit.DaViTPyramid(**davit.VARIANTS[name].model_kwargs(), **options)
+    elif case.task == "pyramid":
+        model = timm.create_model(name, features_only=True, **options)
+    else:
+        sized = {"img_size": case.size} if name.startswith("swin") and case.size != (224, 224) else {}
+        model = davit.create_model(name, drop_path_rate=0.1, **sized, **options)
+    model = model.train(case.mode == "training").to(case.device, DTYPES[case.dtype])
+    return model.to(memory_format=torch.channels_last) if case.channels_last else model
+
+
+def prepared(case: Case) -> Callable[[], None]:
+    """A function that runs one step and waits for its end."""
+    torch.manual_seed(0)
+    model = build(case)
+    if case.execution == "compile":
+        from torch._inductor import config
+
+        config.freezing = case.device == "cpu" and case.mode == "inference"
+        model.compile()
+    image = torch.randn(case.batch, 3, *case.size, device=case.device, dtype=DTYPES[case.dtype])
+    if case.channels_last:
+        image = image.to(memory_format=torch.channels_last)
+    autocast = torch.autocast(case.device, torch.bfloat16, enabled=case.dtype == "amp")
+    synchronize = torch.cuda.synchronize if case.device == "cuda" else lambda: None
+
+    def infer() -> None:
+        with torch.no_grad(), autocast:  # frozen weights need no_grad, not inference_mode
+            model(image)
+        synchronize()
+
+    if case.mode == "inference":
+        return infer
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    target = torch.randint(0, 1000, (case.batch,), device=case.device)
+
+    def train() -> None:
+        with autocast:
+            output = model(image)
+            if case.task == "classify":
+                loss = torch.nn.functional.cross_entropy(output, target)
+            else:
+                loss = sum(level.float().square().mean() for level in output)  # type: ignore[assignment]
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        synchronize()
+
+    return train
+
+
+def peak_memory(device: str) -> int:
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def serve(case: Case, connection: Connection) -> None:
+    """Run a step for each message that asks for one; the first answer is the peak memory of three steps."""
+    warnings.simplefilter("ignore")
+    try:
+        if case.threads:
+            torch.set_num_threads(case.threads)
+        import timm  # noqa: F401  what is imported belongs to no model
+
+        import davit  # noqa: F401
+
+        before = 0 if case.device == "cuda" else peak_memory("cpu")
+        step = prepared(case)
+        for _ in range(3):
+            step()
+        connection.send(("ready", peak_memory(case.device) - before))
+        while connection.recv() == "step":
+            start = time.perf_counter()
+            step()
+            connection.send(("seconds", time.perf_counter() - start))
+    except EOFError:
+        return
+    except Exception as error:  # the other cases go on
+        connection.send(("failed", f"{type(error).__name__}: {error}"))
+
+
+# --- in the process that compares ---
+
+
+def compare(cases: Sequence[Case], reference: Case, rounds: int, log: Callable[[str], None]) -> list[Measured]:
+    """Time every case in turn, ``rounds`` times over, each in a process of its own that waits meanwhile.
+
+    A ratio is the reference's time in a round over the case's time in that round, so that what slows the machine
+    for a while falls on both.
+    """
+    context = multiprocessing.get_context("spawn")
+    running: list[tuple[Measured, Any, Connection]] = []
+    try:
+        for case in cases:
+            ours, theirs = context.Pipe()
+            process = context.Process(target=serve, args=(case, theirs), daemon=True)
+            process.start()
+            theirs.close()
+            measured = Measured(case)
+            kind, value = _answer(ours)
+            if kind == "failed":
+                log(f"{case.name}: left out: {value}")
+                process.join()
+                continue
+            measured.peak_bytes = int(value)
+            log(f"{case.name}: ready, peak memory {value / 2**20:.0f} MiB")
+            running.append((measured, process, ours))
+        for number in range(rounds):
+            for measured, _, connection in running:
+                connection.send("step")
+                kind, value = _answer(connection)
+                if kind == "failed":
+                    raise RuntimeError(f"{measured.case.name}: {value}")
+                measured.seconds.append(float(value))
+            log(f"round {number + 1} of {rounds}: " + ", ".join(f"{m.seconds[-1]:.3f}" for m, _, _ in running))
+    finally:
+        for _, process, connection in running:
+            connection.close()
+            process.join(timeout=20)
+            if process.is_alive():
+                process.kill()
+    results = [measured for measured, _, _ in running]
+    of_reference = next((m.seconds for m in results if m.case == reference), None)
+    if of_reference is not None:
+        for measured in results:
+            measured.ratios = [a / b for a, b in zip(of_reference, measured.seconds, strict=True)]
+    return results
+
+
+def _answer(connection: Connection) -> tuple[str, Any]:
+    try:
+        return connection.recv()
+    except EOFError:
+        return "failed", "its process ended (out of memory?)"
+
+
+# --- reports ---
+
+
+def environment() -> dict[str, Any]:
+    """Hardware and versions, for a result to be judged and repeated by."""
+    import timm
+
+    import davit
+
+    cpu = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        names = [
+            line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")
+        ]
+        cpu = names[0] if names else cpu
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {
+        "date": datetime.date.today().isoformat(),
+        "cpu": f"{cpu}, {cores} cores, {torch.backends.cpu.get_cpu_capability()}",
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "timm": timm.__version__,
+        "davit": f"{davit.__version__} at {_commit()}",
+        "load": [round(value, 1) for value in os.getloadavg()] if hasattr(os, "getloadavg") else [],
+    }
+
+
+def _commit() -> str:
+    done = subprocess.run(
+        ["git", "describe", "--always", "--dirty"],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return done.stdout.strip() or "an unknown commit"
+
+
+def command_line() -> str:
+    return "python benchmarks/" + " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Markdown; all columns but the first to the right."""
+    rule = ["---", *(["---:"] * (len(header) - 1))]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in [header, rule, *rows])
+
+
+def comparison_table(results: Sequence[Measured]) -> str:
+    reference = next((m for m in results if m.ratios and all(r == 1 for r in m.ratios)), None)
+    rows = []
+    for m in results:
+        memory = f"{m.peak_bytes / reference.peak_bytes:.2f}" if reference and reference.peak_bytes else "-"
+        spread = f"{min(m.ratios):.2f} to {max(m.ratios):.2f}" if m.ratios else "-"
+        rows.append(
+            [
+                f"`{m.case.name}`",
+                f"{m.case.batch / m.median:.1f}",
+                f"{statistics.median(m.ratios):.2f}" if m.ratios else "-",
+                spread,
+                f"{1e3 * m.quantile(0.5):.0f}",
+                f"{1e3 * m.quantile(0.99):.0f}",
+                f"{m.peak_bytes / 2**20:.0f}",
+                memory,
+            ]
+        )
+    header = ["case", "images/s", "speed, ratio", "of the rounds", "p50, ms", "p99, ms", "peak, MiB", "memory, ratio"]
+    return table(header, rows)
+
+
+def write_report(
+    name: str, title: str, sections: Sequence[tuple[str, str]], data: Any, folder: Path = RESULTS
+) -> Path:
+    """``name``.json with the data and ``name``.md with the sections (heading, text), both with the surroundings."""
+    folder.mkdir(parents=True, exist_ok=True)
+    around = {"command": command_line(), **environment()}
+    (folder / f"{name}.json").write_text(json.dumps({"environment": around, "results": data}, indent=1) + "\n")
+    lines = [f"# {title}", "", f"`{around['command']}`", ""]
+    lines += [
+        f"{around['date']}; {around['cpu']}; GPU: {around['gpu']}; {around['threads']} threads; "
+        f"Python {around['python']}, torch {around['torch']}, timm {around['timm']}, davit {around['davit']}; "
+        f"load average at the end {', '.join(map(str, around['load']))}.",
+        "",
+    ]
+    for heading, text in sections:
+        lines += [f"## {heading}", "", text, ""] if heading else [text, ""]
+    path = folder / f"{name}.md"
+    path.write_text("\n".join(lines).rstrip() + "\n")
+    return path
+
+
+def as_data(results: Sequence[Measured]) -> list[dict[str, Any]]:
+    return [
+        {
+            **asdict(m.case),
+            "name": m.case.name,
+            "seconds": [round(s, 5) for s in m.seconds],
+            "images_per_second": round(m.case.batch / m.median, 3),
+            "ratio": round(statistics.median(m.ratios), 4) if m.ratios else None,
+            "p50_ms": round(1e3 * m.quantile(0.5), 2),
+            "p99_ms": round(1e3 * m.quantile(0.99), 2),
+            "peak_bytes": m.peak_bytes,
+        }
+        for m in results
+    ]
+
+
+def size_argument(text: str) -> tuple[int, int]:
+    """224 or 800x1333."""
+    try:
+        sides = [int(side) for side in text.lower().split("x")]
+        height, width = sides * 2 if len(sides) == 1 else sides
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size: give pixels, such as 224 or 800x1333") from None
+    if min(height, width) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size: sides are 1 or more")
+    return height, width

@@ -1,0 +1,141 @@
+"""Images per second, latency and peak memory, ours against named peers, interleaved and in separate processes.
+
+    python benchmarks/throughput.py --suite targets                      # the comparisons of docs/performance.md
+    python benchmarks/throughput.py --device cuda --suite all            # everything that a CUDA machine can show
+    python benchmarks/throughput.py --cases DaViT_tiny/float32/eager davit_tiny/float32/eager --mode training
+
+Every case runs in a process of its own, one step a turn: A B C, A B C, ... The first case is the reference: ratios
+are its time over the case's time in the same round, so above 1 is faster than the reference.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from measure import (
+    EXECUTIONS,
+    MODES,
+    RESULTS,
+    TASKS,
+    Case,
+    as_data,
+    compare,
+    comparison_table,
+    parsed_case,
+    size_argument,
+    write_report,
+)
+
+PEERS = {
+    "tiny": ("davit_tiny", "swin_tiny_patch4_window7_224", "convnext_tiny"),
+    "small": ("davit_small", "swin_small_patch4_window7_224", "convnext_small"),
+    "base": ("davit_base", "swin_base_patch4_window7_224", "convnext_base"),
+}
+
+
+def cpu_targets(common: dict[str, Any]) -> list[tuple[str, list[Case]]]:
+    """timm's port in float32 and eager first: what all others are compared with."""
+    infer = ["davit_tiny/float32/eager", "DaViT_tiny:off/float32/eager", "DaViT_tiny/float32/eager"]
+    infer += ["davit_tiny/bfloat16/eager", "DaViT_tiny:off/bfloat16/eager", "DaViT_tiny/bfloat16/eager"]
+    compiled = [
+        f"{model}/{dtype}/compile" for dtype in ("float32", "bfloat16") for model in ("davit_tiny", "DaViT_tiny")
+    ]
+    train = [
+        f"{model}/{dtype}/eager"
+        for dtype in ("float32", "amp")
+        for model in ("davit_tiny", "DaViT_tiny:off", "DaViT_tiny")
+    ]
+    peers = ["davit_tiny/float32/eager", *(f"{peer}/float32/eager" for peer in ("DaViT_tiny", *PEERS["tiny"][1:]))]
+    return [
+        ("Inference", cases(infer, common, mode="inference")),
+        ("Inference, compiled", cases(["davit_tiny/float32/eager", *compiled], common, mode="inference")),
+        ("Training", cases(train, common, mode="training")),
+        ("Inference, other architectures", cases(peers, common, mode="inference")),
+        ("Training, other architectures", cases(peers, common, mode="training")),
+    ]
+
+
+def cuda_targets(common: dict[str, Any], everything: bool) -> list[tuple[str, list[Case]]]:
+    sections = []
+    for size, peers in PEERS.items() if everything else [("tiny", PEERS["tiny"])]:
+        ours = f"DaViT_{size}"
+        for mode, dtype in (("inference", "bfloat16"), ("training", "amp")):
+            names = [f"{peers[0]}/{dtype}/eager"]
+            names += [f"{model}/{dtype}/{way}" for way in EXECUTIONS for model in (ours, f"{ours}:off", *peers)]
+            sections.append((f"{size}, {mode}", cases(list(dict.fromkeys(names)), common, mode=mode)))
+    large = {**common, "task": "pyramid", "size": (800, 1333), "batch": 8}
+    names = [
+        f"{model}/bfloat16/{way}" for way in EXECUTIONS for model in ("davit_tiny", "DaViT_tiny", "DaViT_tiny:off")
+    ]
+    sections.append(("pyramid at 800 x 1333, inference", cases(names, large, mode="inference")))
+    return sections
+
+
+def cases(names: Sequence[str], common: dict[str, Any], **more: Any) -> list[Case]:
+    return [parsed_case(name, **{**common, **more}) for name in names]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--suite", choices=("targets", "all"), help="a list of comparisons instead of --cases")
+    parser.add_argument(
+        "--cases", nargs="+", default=[], metavar="MODEL/DTYPE/EXECUTION", help="the first is the reference"
+    )
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--mode", choices=MODES, default="inference")
+    parser.add_argument("--task", choices=TASKS, default="classify")
+    parser.add_argument("--batch", type=int, help="default: 8 on the CPU, 256 on CUDA")
+    parser.add_argument("--size", type=size_argument, default=(224, 224), metavar="PIXELS", help="224, or 800x1333")
+    parser.add_argument("--threads", type=int, default=0, help="default: PyTorch's choice")
+    parser.add_argument(
+        "--channels-last", action="store_true", help="images and convolution weights in channels-last memory"
+    )
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--only", help="of a suite: the comparisons whose heading contains this")
+    parser.add_argument("--name", default="throughput", help="results/NAME.json and .md are written")
+    parser.add_argument("--folder", type=Path, default=RESULTS)
+    options = parser.parse_args(arguments)
+    common = {
+        "device": options.device,
+        "batch": options.batch or (8 if options.device == "cpu" else 256),
+        "size": options.size,
+        "threads": options.threads,
+        "channels_last": options.channels_last,
+    }
+    if (options.batch is not None and options.batch < 1) or options.rounds < 1:
+        parser.error("--batch and --rounds must be 1 or more")
+    try:
+        if options.suite:
+            targets = cpu_targets(common) if options.device == "cpu" else cuda_targets(common, options.suite == "all")
+        else:
+            targets = [("", cases(options.cases, common, mode=options.mode, task=options.task))]
+    except ValueError as error:
+        parser.error(str(error))
+    if options.only:
+        targets = [target for target in targets if options.only.lower() in target[0].lower()]
+    if not targets or not all(listed for _, listed in targets):
+        parser.error("nothing to measure: give --suite or --cases")
+    return run(targets, options)
+
+
+def run(targets: list[tuple[str, list[Case]]], options: argparse.Namespace) -> int:
+    sections, data = [], {}
+    for heading, listed in targets:
+        sys.stderr.write(f"== {heading or 'cases'}; load {os.getloadavg()[0]:.1f}\n")
+        results = compare(listed, listed[0], options.rounds, lambda line: sys.stderr.write(line + "\n") and None)
+        if not results:
+            return 1
+        sections.append((f"{heading} (batch {listed[0].batch}, {options.rounds} rounds)", comparison_table(results)))
+        data[heading or "cases"] = as_data(results)
+        path = write_report(options.name, "Throughput", sections, data, options.folder)
+    sys.stdout.write(path.read_text())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,101 @@
+"""The harness measures what it says: cases, ratios, processes of their own, reports."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+
+
+@pytest.fixture(autouse=True)
+def _import_scripts(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+
+
+@pytest.fixture
+def measure():
+    import measure
+
+    return measure
+
+
+def test_a_case_is_named_by_its_parts(measure):
+    case = measure.parsed_case("DaViT_tiny:off/amp/eager", mode="training", batch=3)
+    assert (case.model, case.dtype, case.execution, case.mode, case.batch) == (
+        "DaViT_tiny:off",
+        "amp",
+        "eager",
+        "training",
+        3,
+    )
+    assert case.name == "DaViT_tiny:off/amp/eager"
+
+
+@pytest.mark.parametrize("text", ["DaViT_tiny", "a/b/c", "DaViT_tiny/float32/quick", "DaViT_tiny/int8/eager"])
+def test_a_case_that_is_none(measure, text):
+    with pytest.raises(ValueError, match="must be MODEL/DTYPE/EXECUTION with DTYPE one of float32, bfloat16"):
+        measure.parsed_case(text)
+
+
+@pytest.mark.parametrize(("text", "size"), [("224", (224, 224)), ("800x1333", (800, 1333))])
+def test_sizes(measure, text, size):
+    assert measure.size_argument(text) == size
+
+
+def test_quantiles_and_ratios(measure):
+    measured = measure.Measured(measure.Case("a", "float32", "eager"), [0.4, 0.1, 0.2, 0.3], ratios=[1, 2])
+    assert measured.median == 0.25
+    assert (measured.quantile(0.0), measured.quantile(1.0)) == (0.1, 0.4)
+
+
+def test_models_are_built_as_the_case_says(measure):
+    build, case = measure.build, measure.Case
+    assert build(case("DaViT_nano:off", "bfloat16", "eager")).fused == "off"
+    assert build(case("DaViT_nano", "amp", "eager", mode="training")).training
+    levels = build(case("DaViT_nano", "float32", "eager", task="pyramid"))
+    assert type(levels).__name__ == "DaViTPyramid" and not levels.training
+
+
+@pytest.mark.parametrize("mode", ["inference", "training"])
+def test_cases_are_compared_in_processes_of_their_own(measure, tmp_path, capfd, mode):
+    """From the command line to the two files; a model that does not exist is left out, not fatal."""
+    import throughput
+
+    names = ["DaViT_nano:off/float32/eager", "DaViT_nano/float32/eager", "no_such_model/float32/eager"]
+    arguments = ["--cases", *names, "--mode", mode, "--batch", "2", "--size", "32", "--rounds", "3", "--threads", "1"]
+    assert throughput.main([*arguments, "--folder", str(tmp_path), "--name", "small"]) == 0
+    captured = capfd.readouterr()
+    assert "no_such_model/float32/eager: left out" in captured.err
+    data = json.loads((tmp_path / "small.json").read_text())
+    assert data["environment"]["torch"] and data["environment"]["cpu"]
+    first, second = data["results"]["cases"]
+    assert first["ratio"] == 1 and len(second["seconds"]) == 3 and second["ratio"] > 0
+    assert first["peak_bytes"] > 0 and first["p99_ms"] >= first["p50_ms"] > 0
+    text = (tmp_path / "small.md").read_text()
+    assert text == captured.out and "`DaViT_nano/float32/eager`" in text
+
+
+def test_nothing_to_measure(measure, capsys):
+    import throughput
+
+    with pytest.raises(SystemExit):
+        throughput.main([])
+    assert "give --suite or --cases" in capsys.readouterr().err
+
+
+def test_suites_name_models_that_exist(measure):
+    import throughput
+    import timm
+
+    import davit
+
+    common = {"batch": 1}
+    for suite in (throughput.cpu_targets(common), throughput.cuda_targets(common, everything=True)):
+        for _, listed in suite:
+            assert len(set(listed)) == len(listed) > 1
+            for case in listed:
+                name = case.model.removesuffix(":off")
+                assert name in davit.VARIANTS or timm.is_model(name), name
+    assert "measure" in sys.modules

@@ -1,0 +1,178 @@
+"""The commands of the documents, run as they stand: in a folder where every word of theirs is a file.
+
+What is too large for a test is made smaller by flags at its end (`SMALLER`); what is not run is in `NOT_RUN`, with
+the reason. Every command of a shell block is one or the other.
+"""
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from davit import create_model
+from tests.test_docs import DOCUMENTS, FENCE, SHELLS, name_of
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+OURS = ("train.py", "validate.py", "predict.py", "davit", "configs", "tools", "figures", "requirements.txt")
+CLASSES = ("1", "2", "3")
+_TINY = "--img-size 32 --epochs 1 --warmup-epochs 0 --cooldown-epochs 0 --batch-size 2 --workers 0"
+
+# the first that is found in a command counts
+NOT_RUN = {
+    r"^make ": "make runs these tests; CI runs make itself",
+    r"^pip install|^apt": "installs",
+    r"--pretrained|--model 'DaViT_\*'": "fetches published weights; tests/test_pretrained.py has the loading",
+    r"davit\.app": "serves until it is ended; tests/app/test_page_in_a_browser.py runs it",
+    r"tools/launch\.sh": "for two machines; tests/distributed/test_two_machines.py has them",
+    r"davit\.engine\.nonfinite": "needs the batch of a failed step; tests/engine/test_nonfinite.py has one",
+    r"configs/davit_(small|base)_224\.yaml$": "as tiny's; tests/engine/test_train_cli.py reads every recipe",
+    r"^python train\.py$|--img-size 64 --experiment mine": "minutes of training on the digits: make demo is that",
+    r"(mmdet|mmseg|tools/(dist_|slurm_|train|test|image_demo|get_flops))": "tests/openmmlab runs the tools",
+    r"^(cd|bash|source|unzip|mkdir|ln|export) ": "sets a place up",
+    r"^tar |^python -m venv": "sets a place up",
+    r"pytest": "runs tests",
+    r"benchmarks/": "measures for minutes; tests/benchmarks has the harness",
+}
+SMALLER = {
+    r"torch\.distributed\.launch": f"{_TINY} --experiment launched",
+    r"torchrun .*train\.py": f"{_TINY} --dry-run",
+    r"--dry-run|--throughput": _TINY,
+    r"train\.py .*--output OUTPUT_DIR": f"{_TINY} --experiment trained",
+    r"train\.py .*--resume ": f"{_TINY} --epochs 41",
+    r"train\.py": _TINY,
+    r"validate\.py": "--workers 0 --batch-size 4",
+}
+
+
+class Line(NamedTuple):
+    """One line of a shell block, its continuation lines joined to it, without a comment."""
+
+    document: str
+    text: str
+
+
+def lines(document: str, name: str = "") -> Iterator[Line]:
+    """The command lines of a document."""
+    for language, block in FENCE.findall(document):
+        if language not in SHELLS:
+            continue
+        for line in re.sub(r"\\\n\s*", " ", block).splitlines():
+            if language == "console":
+                if not line.startswith("$ "):
+                    continue
+                line = line.removeprefix("$ ")
+            line = re.sub(r"\s+#\s.*$", "", line).strip()
+            if line and not line.startswith("#"):
+                yield Line(name, line)
+
+
+LINES = [line for path in DOCUMENTS for line in lines(path.read_text(encoding="utf-8"), name_of(path))]
+
+
+def why_not_run(line: Line) -> str:
+    """The reason, or "" for a command that is run."""
+    if line.document.startswith(("mmdet/", "mmseg/")):
+        return "tests/openmmlab runs the tools"
+    bare = re.sub(r"^([A-Z_]+=\S+\s+)+", "", line.text)
+    return next((reason for pattern, reason in NOT_RUN.items() if re.search(pattern, bare)), "")
+
+
+def as_run(line: Line) -> str:
+    """The command with the flags that make it small, and no more than two processes."""
+    text = re.sub(r"--nproc_per_node=\d+", "--nproc_per_node=2", line.text)
+    extra = next((flags for pattern, flags in SMALLER.items() if re.search(pattern, text)), "")
+    return f"{text} {extra}".strip()
+
+
+RUN = [line for line in dict.fromkeys(LINES) if not why_not_run(line)]
+
+
+def test_most_commands_are_run() -> None:
+    ours = [line for line in LINES if line.document in ("README.md", "docs/training.md", "docs/predict.md")]
+    assert len([line for line in ours if line in RUN]) > 20
+    assert sum(line.document == "README.md" for line in RUN) > 10
+
+
+def test_what_is_not_run_says_why() -> None:
+    assert all(len(reason) > 7 for reason in NOT_RUN.values())
+    assert why_not_run(Line("README.md", "N_NODES=2 tools/launch.sh train.py DIR")).startswith("for two machines")
+    assert why_not_run(Line("README.md", "python predict.py PICTURE --checkpoint FILE")) == ""
+
+
+def test_lines_are_read_as_a_shell_reads_them() -> None:
+    text = "```shell\n# a remark\npython a.py \\\n  --b 1   # another\nfind . | python b.py - > c\n```\n"
+    assert [line.text for line in lines(text)] == ["python a.py  --b 1", "find . | python b.py - > c"]
+
+
+def picture(file: Path, seed: int) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(file, "PNG")
+
+
+@pytest.fixture(scope="module")
+def new_folder(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """For each document a folder with the repository's files, a data set, pictures, and a checkpoint."""
+    state = _state(tmp_path_factory.mktemp("checkpoint") / "state.pth.tar")
+
+    class Folders(dict[str, Path]):
+        def __missing__(self, document: str) -> Path:
+            folder = tmp_path_factory.mktemp("document")
+            _furnish(folder, state)
+            self[document] = folder
+            return folder
+
+    return Folders()
+
+
+def _state(file: Path) -> Path:
+    torch.manual_seed(0)
+    model = create_model("DaViT_tiny", num_classes=len(CLASSES))
+    args = {"model": "DaViT_tiny", "img_size": 32, "num_classes": len(CLASSES)}
+    torch.save({"state_dict": model.state_dict(), "args": args, "class_names": list(CLASSES), "epoch": 39}, file)
+    return file
+
+
+def _furnish(folder: Path, state: Path) -> None:
+    for name in OURS:
+        (folder / name).symlink_to(REPOSITORY / name)
+    for split, count in (("train", 4), ("val", 2)):
+        for number in range(count):
+            for name in CLASSES:
+                picture(folder / "DATASET_DIR" / split / name / f"{number}.png", number)
+    picture(folder / "FOLDER" / "a.png", 1)
+    picture(folder / "FOLDER" / "b.jpg", 2)
+    for name in ("PICTURE", "one.jpg", "two.png"):
+        picture(folder / name, 3)
+    for name in ("FILE", "TRAINED_MODEL_PATH", "OUTPUT_DIR/NAME/model_best.pth.tar", "output/demo/model_best.pth.tar"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).symlink_to(state)
+    (folder / "FOLDER_OF_CHECKPOINTS").mkdir()
+    (folder / "FOLDER_OF_CHECKPOINTS" / "one.pth.tar").symlink_to(state)
+    for run in ("one", "two"):
+        (folder / "RUNS" / run).mkdir(parents=True)
+        rows = "epoch,train_loss,eval_top1\n0,2.0,10\n1,1.0,50\n"
+        (folder / "RUNS" / run / "summary.csv").write_text(rows)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("line", RUN, ids=lambda line: f"{line.document}: {line.text}"[:90])
+def test_a_command_runs(line: Line, new_folder: dict[str, Path]) -> None:
+    """In the order of the document, in one folder, by a shell in which `python` is this one."""
+    folder = new_folder[line.document]
+    programs = Path(sys.executable).parent
+    env = {**os.environ, "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
+    env.pop("PYTHONPATH", None)
+    done = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", as_run(line)],
+        **{"cwd": folder, "env": env, "capture_output": True, "text": True, "timeout": 400, "check": False},
+    )
+    assert done.returncode == 0, f"{as_run(line)}\n{done.stdout[-1500:]}\n{done.stderr[-3000:]}"
