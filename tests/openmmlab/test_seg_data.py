@@ -244,6 +244,12 @@ def test_train_stops_before_it_starts(data: Path, tmp_path: Path, capfd: Any) ->
     assert not (tmp_path / "run").exists()
 
 
+def test_a_batch_of_one_is_refused(data: Path, tmp_path: Path, capfd: Any) -> None:
+    words = [str(CONFIG), "--data-root", str(data), "--work-dir", str(tmp_path / "run")]
+    assert run_train([*words, "--options", "train_dataloader.batch_size=1"]) == 2
+    assert "train_dataloader.batch_size=1: the decode head pools" in capfd.readouterr().err
+
+
 def test_ignored_labels_become_255(data: Path) -> None:
     """CamVid's void, 11 where eleven classes are 0 to 10."""
     from davit.openmmlab.segmentation import MaskFolders
