@@ -168,7 +168,7 @@ def test_classes_and_heads_must_agree(data: Path) -> None:
 
 
 def test_weights_and_classes_must_agree(data: Path) -> None:
-    config = CONFIGS / "upernet_davit_nano_camvid.py"
+    config = CONFIGS / "upernet_davit_nano_digits.py"
     where = {"data_prefix": {"img_path": "images/train", "seg_map_path": "masks/train"}}
     with pytest.raises(DataError, match=r"decode_head.loss_decode.class_weight has 11 weights for 3 classes"):
         check(data, config=config, classes=("ground", "disc", "bar"), **where)
