@@ -18,6 +18,7 @@ from ..engine.distributed import close_world, init_world
 from ..engine.status import run_cli
 from .config import (
     add_config_arguments,
+    check_batch,
     datasets_of,
     load_config,
     set_classes,
@@ -172,6 +173,7 @@ def _train(args: Namespace, cfg: Config) -> None:
     cfg.load_from = args.load_from if not args.resume else None if args.resume == "auto" else args.resume
     if cfg.load_from and not Path(cfg.load_from).is_file():
         raise ValueError(f"{cfg.load_from}: there is no such file to start from.")
+    check_batch(cfg)
     _check_data(args, cfg, ("train",) if args.no_validate else ("train", "val"))
     DaViTRunner.from_cfg(cfg).train()
 

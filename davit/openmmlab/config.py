@@ -181,3 +181,20 @@ def use_auto_scale_lr(cfg: Config) -> None:
     if not cfg.get("auto_scale_lr", {}).get("base_batch_size"):
         raise ValueError("--auto-scale-lr: the config has no auto_scale_lr.base_batch_size to scale from.")
     cfg.auto_scale_lr.enable = True
+
+
+def check_batch(cfg: Config) -> None:
+    """UPerNet pools a picture to a single cell, which batch norm cannot normalise over a batch of one.
+
+    Raises:
+        ValueError: a process would train on one picture a step with a batch norm of its own.
+    """
+    head = cfg.model.get("decode_head") or {}
+    norm = (head.get("norm_cfg") or {}).get("type") if isinstance(head, dict) else None
+    shared = norm == "SyncBN" and cfg.launcher != "none" and torch.cuda.is_available()
+    if norm in ("BN", "SyncBN") and not shared and 1 in head.get("pool_scales", ()):
+        if cfg.train_dataloader.get("batch_size") == 1:
+            raise ValueError(
+                "train_dataloader.batch_size=1: the decode head pools each picture to one cell, and batch norm in one "
+                "process needs two. Pass --cfg-options train_dataloader.batch_size=2 or more."
+            )

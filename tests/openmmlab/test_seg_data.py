@@ -168,7 +168,7 @@ def test_classes_and_heads_must_agree(data: Path) -> None:
 
 
 def test_weights_and_classes_must_agree(data: Path) -> None:
-    config = CONFIGS / "upernet_davit_nano_camvid.py"
+    config = CONFIGS / "upernet_davit_nano_digits.py"
     where = {"data_prefix": {"img_path": "images/train", "seg_map_path": "masks/train"}}
     with pytest.raises(DataError, match=r"decode_head.loss_decode.class_weight has 11 weights for 3 classes"):
         check(data, config=config, classes=("ground", "disc", "bar"), **where)
@@ -242,6 +242,12 @@ def test_train_stops_before_it_starts(data: Path, tmp_path: Path, capfd: Any) ->
     assert run_train(words) == 2
     assert str(mask(data)) in capfd.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_a_batch_of_one_is_refused(data: Path, tmp_path: Path, capfd: Any) -> None:
+    words = [str(CONFIG), "--data-root", str(data), "--work-dir", str(tmp_path / "run")]
+    assert run_train([*words, "--options", "train_dataloader.batch_size=1"]) == 2
+    assert "train_dataloader.batch_size=1: the decode head pools" in capfd.readouterr().err
 
 
 def test_ignored_labels_become_255(data: Path) -> None:
