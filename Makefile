@@ -44,7 +44,7 @@ demo-det: setup
 	$(RUN) -m davit.data scenes
 	$(RUN) mmdet/tools/train.py $(DETECTOR) --work-dir output/demo-det --seed 0 --no-validate
 	$(RUN) mmdet/tools/test.py $(DETECTOR) output/demo-det/epoch_12.pth --work-dir output/demo-det/test
-	$(RUN) mmdet/tools/image_demo.py data/scenes/val2017 $(DETECTOR) output/demo-det/epoch_12.pth --out-dir output/demo-det/drawn
+	$(RUN) mmdet/tools/image_demo.py data/scenes/val2017 $(DETECTOR) output/demo-det/epoch_12.pth --out-dir output/demo-det/drawn --score-thr 0.5
 
 demo-seg: SEGMENTOR = mmseg/configs/upernet_davit_nano_digits.py
 demo-seg: setup

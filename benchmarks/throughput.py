@@ -18,6 +18,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from measure import (
+    CLOCKS,
     EXECUTIONS,
     MODES,
     RESULTS,
@@ -95,6 +96,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--channels-last", action="store_true", help="images and convolution weights in channels-last memory"
     )
+    parser.add_argument(
+        "--clock", choices=tuple(CLOCKS), default="wall", help="cpu: processor time, for a shared machine"
+    )
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--only", help="of a suite: the comparisons whose heading contains this")
     parser.add_argument("--name", default="throughput", help="results/NAME.json and .md are written")
@@ -106,6 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "size": options.size,
         "threads": options.threads,
         "channels_last": options.channels_last,
+        "clock": options.clock,
     }
     if (options.batch is not None and options.batch < 1) or options.rounds < 1:
         parser.error("--batch and --rounds must be 1 or more")
@@ -130,7 +135,12 @@ def run(targets: list[tuple[str, list[Case]]], options: argparse.Namespace) -> i
         results = compare(listed, listed[0], options.rounds, lambda line: sys.stderr.write(line + "\n") and None)
         if not results:
             return 1
-        sections.append((f"{heading} (batch {listed[0].batch}, {options.rounds} rounds)", comparison_table(results)))
+        sections.append(
+            (
+                f"{heading} (batch {listed[0].batch}, {options.rounds} rounds, {options.clock} time)",
+                comparison_table(results),
+            )
+        )
         data[heading or "cases"] = as_data(results)
         path = write_report(options.name, "Throughput", sections, data, options.folder)
     sys.stdout.write(path.read_text())

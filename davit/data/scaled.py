@@ -2,9 +2,9 @@
 
 A JPEG is stored as frequencies of 8 x 8 blocks; its decoder can leave out the fine ones and give the picture at
 1/2, 1/4 or 1/8 of its size for less work, and the crop then has less to shrink. The crop, and all that follows it,
-draw the same random numbers as with the whole picture. Where a crop is less than `MARGIN` times 2 times as large as
-the output, nothing changes, to the last bit; elsewhere pixels differ by about one level of 255 in the mean
-(benchmarks/results/input_pipeline.md, and the test holds the bound).
+draw the same random numbers as with the whole picture. Where a crop is less than twice as large as the output,
+nothing changes, to the last bit; elsewhere pixels differ by about one level of 255 in the mean
+(benchmarks/results/input_pipeline.md, and the test holds a bound).
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as F  # noqa: N812
 
-MARGIN = 1.25  # the reduced crop is at least this many times the output, so that there is still something to average
+# A fraction of one over the key is taken where the crop is at least key x value times as large as the output: the more
+# is left out by the decoder, the more is left for the resizing to average.
+MARGINS = {2: 1.0, 4: 1.5, 8: 1.5}
 
 _PILLOW = {
     InterpolationMode.NEAREST: Image.Resampling.NEAREST,
@@ -64,8 +66,8 @@ class Sample:
         self._box = crop.get_params(torch.empty(1, height, width, device="meta"), crop.scale, crop.ratio)
         if not scalable:
             return 1
-        room = min(side / (MARGIN * wanted) for side, wanted in zip(self._box[2:], crop.size, strict=True))
-        return max((factor for factor in (1, 2, 4, 8) if factor <= room), default=1)
+        room = min(side / wanted for side, wanted in zip(self._box[2:], crop.size, strict=True))
+        return max((factor for factor, margin in MARGINS.items() if factor * margin <= room), default=1)
 
     def finish(self, image: Image.Image) -> Tensor:
         """Crop, resize and transform the decoded picture, reduced or whole."""

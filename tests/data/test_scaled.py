@@ -11,7 +11,7 @@ from timm.data import create_transform
 from davit.data.dataset import PictureDataset, SeededDataset
 from davit.data.decode import load_rgb
 from davit.data.folder import FolderSource
-from davit.data.scaled import MARGIN, CropFirst
+from davit.data.scaled import MARGINS, CropFirst
 from davit.data.transforms import train_transform
 
 PLAIN = {"aa": None, "color_jitter": None, "reprob": 0.0, "hflip": 0.0, "mean": (0, 0, 0), "std": (1, 1, 1)}
@@ -76,8 +76,9 @@ def test_a_large_picture_is_decoded_at_the_largest_fraction_that_leaves_the_marg
     dataset, seen = saved(landscape(1500, 1000)), set()
     for seed in range(60):
         factor, sample = fraction(dataset, seed)
-        room = min(sample._box[2:]) / (224 * MARGIN)
-        assert factor <= max(room, 1) < max(2 * factor, 2)
+        room = min(sample._box[2:]) / 224
+        assert factor == 1 or factor * MARGINS[factor] <= room
+        assert factor == 8 or room < 2 * factor * MARGINS[2 * factor]
         seen.add(factor)
     assert {1, 2} <= seen
     assert fraction(dataset, 0, img_size=32, scale=(0.9, 1.0))[0] == 8

@@ -1,0 +1,150 @@
+"""Pictures decoded and augmented per second of one core: ours against timm's data set and transform.
+
+    python benchmarks/input_pipeline.py --folder DATASET_DIR/train     # pictures of your own
+    python benchmarks/input_pipeline.py                                # JPEGs of 1500 x 1000 made for the purpose
+
+Both sides read the same files in the same order, in one process and one thread, by turns; the time is the
+processor's. Beside the speed stands how far pixels lie apart (levels of 255, before normalisation), which is what
+decoding at a fraction costs.
+"""
+
+import argparse
+import random
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from measure import RESULTS, table, write_report
+from timm.data import create_dataset, create_transform
+
+from davit.data import open_dataset, train_transform
+
+AUGMENTATIONS = {
+    "default (RandAugment, erasing)": {"aa": "rand-m9-mstd0.5-inc1", "color_jitter": 0.4, "reprob": 0.25},
+    "crop and flip": {"aa": None, "color_jitter": None, "reprob": 0.0},
+}
+
+
+def make_pictures(folder: Path, count: int, width: int, height: int) -> None:
+    """JPEGs with structure at all scales and sensor noise: about 450 kB each at 1500 x 1000."""
+    (folder / "train" / "made").mkdir(parents=True)
+    for number in range(count):
+        rng = np.random.default_rng(number)
+        total = np.zeros((height, width, 3))
+        for octave in range(1, 9):
+            small = Image.fromarray(rng.integers(0, 256, (2**octave, 2**octave, 3), dtype=np.uint8))
+            total += np.asarray(small.resize((width, height), Image.Resampling.BICUBIC), float) / octave
+        total = (total - total.min()) / (total.max() - total.min()) * 255 + rng.normal(0, 4, (height, width, 1))
+        picture = Image.fromarray(total.clip(0, 255).astype(np.uint8))
+        picture.save(folder / "train" / "made" / f"{number:03d}.jpg", quality=90)
+
+
+def seconds(read: Callable[[int], object], count: int, seed: int) -> float:
+    random.seed(seed), np.random.seed(seed), torch.manual_seed(seed)
+    start = time.process_time()
+    for index in range(count):
+        read(index)
+    return time.process_time() - start
+
+
+def compare_on(root: Path, split: str, limit: int, rounds: int) -> tuple[list[list[str]], list[dict[str, object]]]:
+    rows, data = [], []
+    for name, options in AUGMENTATIONS.items():
+        ours = open_dataset(root, split, transform=train_transform(**options))  # type: ignore[arg-type]
+        theirs = create_dataset("", root=str(root / split) if split != "." else str(root))
+        theirs.transform = create_transform(
+            224,
+            is_training=True,
+            auto_augment=options["aa"],
+            color_jitter=options["color_jitter"],
+            re_prob=options["reprob"],
+            re_mode="pixel",
+            interpolation="bicubic",
+        )
+        count = min(limit, len(ours))
+        readers = {"timm": theirs.__getitem__, "ours": ours.__getitem__}
+        times: dict[str, list[float]] = {key: [] for key in readers}
+        for number in range(rounds + 1):
+            for key, read in readers.items():
+                spent = seconds(read, count, number)
+                if number:  # the first fills the cache of files
+                    times[key].append(spent)
+        ratios = [a / b for a, b in zip(times["timm"], times["ours"], strict=True)]
+        rate = {key: count / statistics.median(value) for key, value in times.items()}
+        rows.append(
+            [name, f"{rate['timm']:.0f}", f"{rate['ours']:.0f}", f"{statistics.median(ratios):.2f}",
+             f"{min(ratios):.2f} to {max(ratios):.2f}"]
+        )  # fmt: skip
+        data.append({"augmentation": name, "pictures": count, "seconds": times, "ratio": statistics.median(ratios)})
+    return rows, data
+
+
+def differences(root: Path, split: str, limit: int) -> tuple[str, dict[str, float]]:
+    """Our samples with and without decoding at a fraction, of the same crops."""
+    plain = {"aa": None, "color_jitter": None, "reprob": 0.0, "hflip": 0.0, "mean": (0, 0, 0), "std": (1, 1, 1)}
+    dataset = open_dataset(root, split)
+    means, high, largest, changed = [], [], 0.0, 0
+    count = min(limit, len(dataset))
+    for index in range(count):
+        pair = []
+        for scaled in (True, False):
+            dataset.transform = train_transform(scaled_decoding=scaled, **plain)  # type: ignore[arg-type]
+            random.seed(index)
+            pair.append(dataset[index][0])
+        difference = 255 * (pair[0] - pair[1]).abs()
+        if difference.any():
+            changed += 1
+            means.append(difference.mean().item())
+            high.append(difference.flatten().quantile(0.99).item())
+            largest = max(largest, difference.max().item())
+    if not changed:
+        return f"{count} pictures: every pixel equal.", {"changed": 0, "of": count}
+    text = (
+        f"{changed} of {count} samples were decoded at a fraction. Among them the mean difference is "
+        f"{statistics.mean(means):.2f} levels of 255 (at most {max(means):.2f} in a sample), 99 of 100 pixels lie "
+        f"within {max(high):.1f}, the largest is {largest:.0f}."
+    )
+    return text, {"changed": changed, "of": count, "mean": statistics.mean(means), "largest": largest}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, nargs="*", default=[], help="folders with one folder a class")
+    parser.add_argument("--limit", type=int, default=200, help="pictures read of each folder")
+    parser.add_argument("--made", type=int, default=40, help="pictures made of 1500 x 1000 (0: none)")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--name", default="input_pipeline")
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    sections, data = [], {}
+    with tempfile.TemporaryDirectory() as temporary:
+        places = [(folder.name, folder, ".") for folder in options.folder]
+        if options.made:
+            make_pictures(Path(temporary), options.made, 1500, 1000)
+            places.append(("JPEGs of 1500 x 1000", Path(temporary), "train"))
+        for name, root, split in places:
+            rows, measured = compare_on(root, split, options.limit, options.rounds)
+            text, bound = differences(root, split, options.limit)
+            header = ["augmentation", "timm, images/s", "ours, images/s", "ratio", "of the rounds"]
+            sections.append((name, table(header, rows) + "\n\n" + text))
+            data[name] = {"speed": measured, "difference": bound}
+    if not sections:
+        parser.error("nothing to measure: give --folder or --made")
+    sys.stdout.write(
+        write_report(options.name, "Input pipeline, one core", sections, data, options.results).read_text()
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,108 @@
+"""Time and memory over the number of pixels, ours and peers', with a plot: cost should grow linearly.
+
+    python benchmarks/linear_cost.py --sizes 224 384 512 768 1024 1536
+
+One image a step, inference; every model and size in a process of its own (see throughput.py). The exponent is the
+slope of time over pixels between the smallest and the largest size, both logarithmic: 1 is linear, and a model whose
+attention is global tends to 2. A model that a size does not suit is left out of it.
+"""
+
+import argparse
+import math
+import sys
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from measure import CLOCKS, RESULTS, Measured, as_data, compare, parsed_case, table, write_report
+
+MODELS = ("DaViT_tiny", "davit_tiny", "swin_tiny_patch4_window7_224", "convnext_tiny", "deit_small_patch16_224")
+
+
+def exponent(points: dict[int, float]) -> float:
+    """Of cost over pixels, from sizes in pixels a side to cost."""
+    low, high = min(points), max(points)
+    return math.log(points[high] / points[low]) / (2 * math.log(high / low)) if high > low else math.nan
+
+
+def draw(times: dict[str, dict[int, float]], memory: dict[str, dict[int, float]], path: Path) -> None:
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
+    for axis, values, label in zip(axes, (times, memory), ("seconds an image", "peak memory, MiB"), strict=True):
+        for model, points in values.items():
+            sides = sorted(points)
+            axis.plot(
+                [side * side / 1e6 for side in sides], [points[s] for s in sides], "o-", label=model, markersize=4
+            )
+        axis.set_xscale("log")
+        axis.set_yscale("log")
+        axis.set_xlabel("pixels, millions")
+        axis.set_ylabel(label)
+        axis.grid(alpha=0.3, which="both")
+    sides = sorted({side for points in times.values() for side in points})
+    if sides:
+        start = min(points[sides[0]] for points in times.values() if sides[0] in points)
+        line = [start * (side / sides[0]) ** 2 for side in sides]
+        axes[0].plot([side * side / 1e6 for side in sides], line, "k:", label="linear", linewidth=1)
+    axes[0].legend(fontsize=8)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", default=MODELS)
+    parser.add_argument("--sizes", nargs="+", type=int, default=(224, 384, 512, 768, 1024, 1536))
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--clock", choices=tuple(CLOCKS), default="wall")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--name", default="linear_cost")
+    parser.add_argument("--folder", type=Path, default=RESULTS)
+    options = parser.parse_args(arguments)
+    results: list[Measured] = []
+    for side in options.sizes:
+        common = {"batch": 1, "size": (side, side), "device": options.device, "threads": options.threads}
+        try:
+            listed = [parsed_case(f"{m}/{options.dtype}/eager", clock=options.clock, **common) for m in options.models]
+        except ValueError as error:
+            parser.error(str(error))
+        sys.stderr.write(f"== {side} px\n")
+        results += compare(listed, listed[0], options.rounds, lambda line: sys.stderr.write(line + "\n") and None)
+    times: dict[str, dict[int, float]] = defaultdict(dict)
+    memory: dict[str, dict[int, float]] = defaultdict(dict)
+    for measured in results:
+        times[measured.case.model][measured.case.size[0]] = measured.median
+        memory[measured.case.model][measured.case.size[0]] = measured.peak_bytes / 2**20
+    if not times:
+        sys.stderr.write("no model ran at any size\n")
+        return 1
+    header = ["model", *(f"{side} px" for side in options.sizes), "exponent"]
+    tables = []
+    for values, number in ((times, "{:.3f}"), (memory, "{:.0f}")):
+        rows = [
+            [f"`{m}`", *(number.format(p[s]) if s in p else "-" for s in options.sizes), f"{exponent(p):.2f}"]
+            for m, p in values.items()
+        ]
+        tables.append(table(header, rows))
+    options.folder.mkdir(parents=True, exist_ok=True)
+    draw(times, memory, options.folder / f"{options.name}.png")
+    sections = [
+        (f"Seconds an image ({options.clock} time, {options.dtype}, {options.rounds} rounds)", tables[0]),
+        ("Peak memory, MiB, above that of the process without a model", tables[1]),
+        ("", f"![time and memory over pixels]({options.name}.png)"),
+    ]
+    path = write_report(options.name, "Cost over the number of pixels", sections, as_data(results), options.folder)
+    sys.stdout.write(path.read_text())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
