@@ -1,7 +1,7 @@
 # UPerNet, DaViT_nano, on CamVid at 320 x 240, from random weights. Not from the paper.
 # Command:  python tools/train.py THIS --data-root DIR (DIR holds train/, trainannot/, val/ and valannot/)
 # Hardware: two CPU cores.
-# Expected: see ../../benchmarks/results/camvid/README.md
+# Expected: not measured yet; python benchmarks/camvid.py CAMVID_DIR does
 _base_ = "./upernet_davit_folders.py"
 
 data_root = "data/camvid"

@@ -1,5 +1,7 @@
 # UPerNet, DaViT_nano, on scenes of handwritten digits: what `make demo-seg` runs. Not from the paper.
-# Command:  python tools/train.py configs/upernet_davit_nano_digits.py
+# Command:  python tools/train.py THIS
+# Hardware: two CPU cores.
+# Expected: not measured yet.
 _base_ = "./upernet_davit_folders.py"
 
 data_root = "data/scenes/"  # written by python -m davit.data scenes
