@@ -9,6 +9,7 @@ _SETS = {"digits": write_digits, "scenes": write_scenes}
 
 
 def main() -> None:
+    """Write the set that the command line names, and print its folder."""
     parser = ArgumentParser(prog="python -m davit.data", description="Write an embedded data set, unless it is there.")
     parser.add_argument("name", choices=_SETS, help="digits: an image folder; scenes: detection and segmentation")
     parser.add_argument("folder", nargs="?", help="where to (default: data/NAME)")

@@ -219,4 +219,4 @@ class _TerminalBar:
 
 
 def _is_terminal(stream: Any) -> bool:
-    return bool(getattr(stream, "isatty", bool)())
+    return not getattr(stream, "closed", False) and bool(getattr(stream, "isatty", bool)())

@@ -21,6 +21,7 @@ LOOP_ELEMENTS = 1 << 15  # of one image's map, from which channel attention goes
 
 
 def infer_block(block: "DualAttentionBlock", x_BHWC: Tensor) -> Tensor:
+    """What ``block`` computes of (B, H, W, C), as many images at a time as the cache holds; no gradients."""
     weights = {
         name: p.to(x_BHWC.dtype) if p.dtype != x_BHWC.dtype and "norm" not in name else p
         for name, p in block.named_parameters()

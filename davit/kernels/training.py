@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 
 def train_block(block: "DualAttentionBlock", x_BHWC: Tensor) -> Tensor:
+    """What ``block`` computes of (B, H, W, C), with gradients, drop path included."""
     x = _position_encoding(block.cpe[0], x_BHWC)
     attention = _window_attention if hasattr(block.attn, "window_size") else _channel_attention
     x = _add(x, attention(block, x), block.drop_path)

@@ -12,7 +12,7 @@ metainfo = dict(
         *([145, 30, 180], [70, 240, 240], [240, 50, 230], [210, 245, 60], [170, 110, 40]),
     ],
 )
-width = 32
+width = 64
 weights = [0.3] + [1.0] * 10  # nine tenths of the pixels are ground
 
 model = dict(
@@ -26,16 +26,26 @@ model = dict(
     auxiliary_head=dict(in_channels=128, channels=width, num_classes=11),
 )
 
-train_pipeline = [dict(type="LoadImageFromFile"), dict(type="LoadAnnotations"), dict(type="PackSegInputs")]
-own = dict(data_root=data_root, img_suffix=".png", metainfo=metainfo, pipeline=train_pipeline)
+train_pipeline = [
+    dict(type="LoadImageFromFile"),
+    dict(type="LoadAnnotations"),
+    dict(type="RandomResize", scale=(128, 128), ratio_range=(0.75, 1.5), keep_ratio=True),
+    dict(type="RandomCrop", crop_size=(128, 128)),  # and no flip: a digit's mirror image is none
+    dict(type="PhotoMetricDistortion"),
+    dict(type="PackSegInputs"),
+]
+test_pipeline = [dict(type="LoadImageFromFile"), dict(type="LoadAnnotations"), dict(type="PackSegInputs")]
+own = dict(data_root=data_root, img_suffix=".png", metainfo=metainfo)
 train_dataloader = dict(
     batch_size=8,
     num_workers=1,
-    dataset=dict(**own, data_prefix=dict(img_path="train2017", seg_map_path="masks/train2017")),
+    dataset=dict(
+        **own, data_prefix=dict(img_path="train2017", seg_map_path="masks/train2017"), pipeline=train_pipeline
+    ),
 )
 val_dataloader = dict(
     num_workers=1,
-    dataset=dict(**own, data_prefix=dict(img_path="val2017", seg_map_path="masks/val2017")),
+    dataset=dict(**own, data_prefix=dict(img_path="val2017", seg_map_path="masks/val2017"), pipeline=test_pipeline),
 )
 test_dataloader = val_dataloader
 tta_pipeline = [
@@ -44,14 +54,14 @@ tta_pipeline = [
         type="TestTimeAug",
         transforms=[
             [dict(type="Resize", scale_factor=r, keep_ratio=True) for r in (1.0, 1.25, 1.5)],
-            [dict(type="LoadAnnotations")],  # and no flip: a digit's mirror image is none
+            [dict(type="LoadAnnotations")],
             [dict(type="PackSegInputs")],
         ],
     ),
 ]
 
 train_cfg = dict(max_iters=2400, val_interval=2400)
-optim_wrapper = dict(optimizer=dict(lr=1e-3), clip_grad=dict(max_norm=5.0))
+optim_wrapper = dict(optimizer=dict(lr=2e-3), clip_grad=dict(max_norm=5.0))
 param_scheduler = [
     dict(type="LinearLR", start_factor=0.01, by_epoch=False, begin=0, end=50),
     dict(type="CosineAnnealingLR", by_epoch=False, begin=50, end=2400, eta_min=1e-5),

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from davit.engine import progress as module
-from davit.engine.progress import Progress
+from davit.engine.progress import Progress, _is_terminal
 
 
 class Clock:
@@ -242,3 +242,10 @@ def test_other_processes_are_silent(terminal: Callable[..., Terminal], caplog: p
 def test_interval_of_none_is_refused() -> None:
     with pytest.raises(ValueError, match=r"log interval is 0"):
         Progress(1, "epoch", images_per_step=1, interval=0)
+
+
+def test_a_closed_stream_is_no_terminal(terminal: Callable[..., Terminal]) -> None:
+    """A handler that another part of the program left behind must not end a run."""
+    tty = terminal(80)
+    tty.stream.close()
+    assert not _is_terminal(tty.stream)

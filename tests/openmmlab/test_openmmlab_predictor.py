@@ -61,10 +61,12 @@ def test_colours_reach_the_model_as_it_was_trained(small_config: Path, checkpoin
 def test_segmentation_draws_and_counts() -> None:
     labels = np.zeros((4, 6), np.int64)
     labels[:, 4:] = 2
-    found = Segmentation(np.full((4, 6, 3), 100, np.uint8), labels, ("ground", "cat", "dog"))
+    palette = ((0, 0, 0), (255, 0, 0), (0, 0, 255))
+    found = Segmentation(np.full((4, 6, 3), 100, np.uint8), labels, ("ground", "cat", "dog"), palette)
     assert found.to_json() == {"classes": {"ground": pytest.approx(2 / 3), "dog": pytest.approx(1 / 3)}}
-    drawn = np.asarray(found.draw())
-    assert not np.array_equal(drawn[0, 0], drawn[0, 5]) and np.array_equal(drawn[0, 0], drawn[3, 3])
+    drawn = np.asarray(found.draw()).astype(int)  # enlarged, with the names below
+    left, right = drawn[1, 1], drawn[1, -2]
+    assert right[2] > right[0] and left[2] == left[0]  # blue for the dog alone
 
 
 def test_image_demo(go: Go, small_config: Path, checkpoint: Path, few_scenes: Path, tmp_path: Path) -> None:
