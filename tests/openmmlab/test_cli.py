@@ -6,6 +6,7 @@ import os
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from argparse import ArgumentParser
@@ -301,7 +302,11 @@ def test_the_variables_of_slurm() -> None:
 
 
 def shell_environment(**more: str) -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHON": sys.executable, **more}
+    with socket.socket() as free:  # a port that no other test's job has
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    own = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHON": sys.executable, "PORT": port}
+    return {**os.environ, **own, **more}
 
 
 def shell(*words: Any, cwd: Path, **more: str) -> subprocess.CompletedProcess[str]:
@@ -331,7 +336,7 @@ def test_two_processes_train_and_give_the_ap_of_one(
     assert one.returncode == 0
     tools = REPOSITORY / "mmdet" / "tools"
     words = ["--data-root", few_scenes, "--eval", "bbox", "segm", "--work-dir", tmp_path / "two"]
-    two = shell("bash", tools / "dist_test.sh", small_config, trained, 2, *words, cwd=tmp_path, PORT="29611")
+    two = shell("bash", tools / "dist_test.sh", small_config, trained, 2, *words, cwd=tmp_path)
     assert two.returncode == 0, two.stderr
     expected, found = scores_of(tmp_path / "one"), scores_of(tmp_path / "two")
     measured = [name for name in expected if name.startswith("coco/")]
@@ -346,17 +351,15 @@ def test_two_processes_killed_in_the_second_epoch_and_resumed(
     words = [small_config, 2, "--data-root", few_scenes, "--seed", "1", "--no-validate"]
     options = ["--cfg-options", "default_hooks.logger.interval=1", "train_dataloader.batch_size=1"]
     command = ["bash", tools / "dist_train.sh", *words, *options]
-    assert shell(*command, "--work-dir", tmp_path / "whole", cwd=tmp_path, PORT="29612").returncode == 0
+    assert shell(*command, "--work-dir", tmp_path / "whole", cwd=tmp_path).returncode == 0
     killed = [str(word) for word in (*command, "--work-dir", tmp_path / "out")]
-    with subprocess.Popen(
-        killed, cwd=tmp_path, env=shell_environment(PORT="29613"), stdout=subprocess.PIPE, text=True
-    ) as process:
+    with subprocess.Popen(killed, cwd=tmp_path, env=shell_environment(), stdout=subprocess.PIPE, text=True) as process:
         for line in process.stdout:
             if "Epoch(train)" in line and "[2][2/4]" in line:
                 break
         kill_tree(process.pid)
     assert not (tmp_path / "out/epoch_2.pth").exists()
-    more = shell(*command, "--work-dir", tmp_path / "out", "--resume", cwd=tmp_path, PORT="29614")
+    more = shell(*command, "--work-dir", tmp_path / "out", "--resume", cwd=tmp_path)
     assert more.returncode == 0, more.stderr
     assert "Resumed from" in more.stdout + more.stderr
     ours, whole = (torch.load(tmp_path / name / "epoch_2.pth", weights_only=True) for name in ("out", "whole"))
@@ -372,17 +375,18 @@ def test_the_published_command_lines(shared: Path, tmp_path: Path, root: bool) -
     cwd, prefix = (REPOSITORY, "mmdet/") if root else (REPOSITORY / "mmdet", "")
     few = [f"{split}_dataloader.dataset.indices=2" for split in ("train", "val")]
     few += ["train_cfg.max_epochs=1", "model.test_cfg.rcnn.max_per_img=5", "model.test_cfg.rpn.max_per_img=50"]
+    few += ["model.test_cfg.rcnn.score_thr=0.0"]  # of random weights: something is found
     data = ["--data-root", shared / "data/coco-tiny"]
     script, config = f"{prefix}tools/dist_train.sh", f"{prefix}configs/davit_retinanet_1x_coco.py"
     options = ["--cfg-options", f"model.pretrained={tmp_path / 'tiny.pth'}", *few[:3], "train_dataloader.batch_size=1"]
-    trained = shell("bash", script, config, 2, *options, *data, "--work-dir", tmp_path / "a", cwd=cwd, PORT="29615")
+    trained = shell("bash", script, config, 2, *options, *data, "--work-dir", tmp_path / "a", cwd=cwd)
     assert trained.returncode == 0, trained.stderr
     assert "Backbone: 100 % of its stages" in trained.stdout + trained.stderr
     model = f"{prefix}configs/davit_maskrcnn_1x_coco.py"
     whole = MODELS.build(config_of(REPOSITORY / "mmdet/configs/davit_maskrcnn_1x_coco.py").model)
     torch.save({"state_dict": whole.state_dict()}, tmp_path / "whole.pth")
     words = [model, tmp_path / "whole.pth", 2, "--eval", "bbox", "segm", *data, "--work-dir", tmp_path / "b"]
-    tested = shell("bash", f"{prefix}tools/dist_test.sh", *words, "--options", few[1], *few[3:], cwd=cwd, PORT="29616")
+    tested = shell("bash", f"{prefix}tools/dist_test.sh", *words, "--options", few[1], *few[3:], cwd=cwd)
     assert tested.returncode == 0, tested.stderr
     assert "coco/segm_mAP" in scores_of(tmp_path / "b")
 
