@@ -1,6 +1,7 @@
 """What tests of several folders need: the shared material, and models small enough for milliseconds."""
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,20 @@ SMALL: dict[str, Any] = {
 def _one_thread() -> None:
     """Small models gain nothing from more, and threads that wait for a busy core slow them down tenfold."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _no_foreign_handlers() -> Iterator[None]:
+    """A tool's main logs to the standard error of its test, which is closed afterwards; no other test may meet it."""
+    _drop_stream_handlers()
+    yield
+    _drop_stream_handlers()
+
+
+def _drop_stream_handlers() -> None:
+    for handler in logging.root.handlers[:]:
+        if type(handler) is logging.StreamHandler:  # pytest's own are of subclasses
+            logging.root.removeHandler(handler)
 
 
 @pytest.fixture(scope="session")
