@@ -12,6 +12,7 @@ from typing import Any
 from mmdet.registry import DATASETS
 
 from ..data import DataError
+from .datasets import absent
 
 log = logging.getLogger(__name__)
 
@@ -187,17 +188,11 @@ def _check_classes(file: Path, categories: list[Any], classes: tuple[str, ...]) 
 
 
 def _check_files(file: Path, folder: Path, names: list[str]) -> None:
-    """Every picture is there; listed folder by folder, which is quick for a hundred thousand."""
+    """Every picture is there."""
     if not folder.is_dir():
         raise DataError(f"{file} lists {len(names)} pictures, but their folder {folder} does not exist.")
-    listed: dict[Path, set[str]] = {}
-    missing = []
-    for name in names:
-        path = folder / name
-        if path.parent not in listed:
-            listed[path.parent] = {entry.name for entry in path.parent.iterdir()} if path.parent.is_dir() else set()
-        if path.name not in listed[path.parent]:
-            missing.append(name)
+    gone = set(absent([folder / name for name in names]))
+    missing = [name for name in names if folder / name in gone]
     if missing:
         raise DataError(
             f"{file} names {len(missing)} pictures that are not in {folder}: {_some(missing)}. Copy them there, or "

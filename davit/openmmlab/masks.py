@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image
 
 from ..data import DataError
+from .datasets import absent
 
 log = logging.getLogger(__name__)
 
@@ -152,14 +153,8 @@ def _pairs(found: Any) -> list[dict[str, Any]]:
 
 
 def _check_there(files: list[Path], what: str) -> None:
-    """Every file is there; listed folder by folder, which is quick for a hundred thousand."""
-    listed: dict[Path, set[str]] = {}
-    missing = []
-    for file in files:
-        if file.parent not in listed:
-            listed[file.parent] = {entry.name for entry in file.parent.iterdir()} if file.parent.is_dir() else set()
-        if file.name not in listed[file.parent]:
-            missing.append(file)
+    """Every file is there."""
+    missing = absent(files)
     if missing:
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         raise DataError(
