@@ -13,6 +13,9 @@ VENV   ?= .venv
 OUTPUT ?= output/demo
 RUN     = $(VENV)/bin/python
 
+# Threads sleep while they wait. Spinning, as is the default, they starve each other as soon as another program needs a core.
+export OMP_WAIT_POLICY ?= PASSIVE
+
 API     = davit $(addprefix davit.,app checkpoint complexity data doctor engine predict visualize)
 
 # One thread a process: two processes run side by side, and results do not depend on the number of cores.
@@ -43,15 +46,15 @@ demo-det: DETECTOR = mmdet/configs/davit_nano_maskrcnn_digits.py
 demo-det: setup
 	$(RUN) -m davit.data scenes
 	$(RUN) mmdet/tools/train.py $(DETECTOR) --work-dir output/demo-det --seed 0 --no-validate
-	$(RUN) mmdet/tools/test.py $(DETECTOR) output/demo-det/epoch_12.pth --work-dir output/demo-det/test
-	$(RUN) mmdet/tools/image_demo.py data/scenes/val2017 $(DETECTOR) output/demo-det/epoch_12.pth --out-dir output/demo-det/drawn --score-thr 0.5
+	$(RUN) mmdet/tools/test.py $(DETECTOR) output/demo-det/epoch_3.pth --work-dir output/demo-det/test
+	$(RUN) mmdet/tools/image_demo.py data/scenes/val2017 $(DETECTOR) output/demo-det/epoch_3.pth --out-dir output/demo-det/drawn --score-thr 0.5
 
 demo-seg: SEGMENTOR = mmseg/configs/upernet_davit_nano_digits.py
 demo-seg: setup
 	$(RUN) -m davit.data scenes
 	$(RUN) mmseg/tools/train.py $(SEGMENTOR) --work-dir output/demo-seg --seed 0 --no-validate
-	$(RUN) mmseg/tools/test.py $(SEGMENTOR) output/demo-seg/iter_2400.pth --work-dir output/demo-seg/test
-	$(RUN) mmseg/tools/image_demo.py data/scenes/val2017 $(SEGMENTOR) output/demo-seg/iter_2400.pth --out-dir output/demo-seg/drawn
+	$(RUN) mmseg/tools/test.py $(SEGMENTOR) output/demo-seg/iter_1800.pth --work-dir output/demo-seg/test
+	$(RUN) mmseg/tools/image_demo.py data/scenes/val2017 $(SEGMENTOR) output/demo-seg/iter_1800.pth --out-dir output/demo-seg/drawn
 
 test: setup
 	$(PYTEST) -m "not long" --cov --cov-report=term:skip-covered --cov-fail-under=90

@@ -166,7 +166,7 @@ def peak_memory(device: str) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def serve(case: Case, connection: Connection) -> None:
+def serve(case: Case, connection: Connection, prepare: Callable[[Case], Callable[[], None]]) -> None:
     """Run a step for each message that asks for one; the first answer is the peak memory of three steps."""
     warnings.simplefilter("ignore")
     try:
@@ -177,7 +177,7 @@ def serve(case: Case, connection: Connection) -> None:
         import davit  # noqa: F401
 
         before = 0 if case.device == "cuda" else peak_memory("cpu")
-        step = prepared(case)
+        step = prepare(case)
         for _ in range(3):
             step()
         connection.send(("ready", peak_memory(case.device) - before))
@@ -195,8 +195,16 @@ def serve(case: Case, connection: Connection) -> None:
 # --- in the process that compares ---
 
 
-def compare(cases: Sequence[Case], reference: Case, rounds: int, log: Callable[[str], None]) -> list[Measured]:
+def compare(
+    cases: Sequence[Case],
+    reference: Case,
+    rounds: int,
+    log: Callable[[str], None],
+    prepare: Callable[[Case], Callable[[], None]] = prepared,
+) -> list[Measured]:
     """Time every case in turn, ``rounds`` times over, each in a process of its own that waits meanwhile.
+
+    ``prepare`` makes a case's step in its process; it is found there by its name.
 
     A ratio is the reference's time in a round over the case's time in that round, so that what slows the machine
     for a while falls on both.
@@ -206,7 +214,7 @@ def compare(cases: Sequence[Case], reference: Case, rounds: int, log: Callable[[
     try:
         for case in cases:
             ours, theirs = context.Pipe()
-            process = context.Process(target=serve, args=(case, theirs), daemon=True)
+            process = context.Process(target=serve, args=(case, theirs, prepare), daemon=True)
             process.start()
             theirs.close()
             measured = Measured(case)

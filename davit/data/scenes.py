@@ -18,7 +18,7 @@ from .digits import Array, load_glyphs, write_once
 from .errors import DataError
 
 SIDE = 128  # pixels
-COUNTS = {"train": 600, "val": 100}
+COUNTS = {"train": 2400, "val": 100}
 CLASSES = tuple(str(digit) for digit in range(10))
 _SEED = 0
 _SIZES = (24, 64)  # pixels, a digit's height and width

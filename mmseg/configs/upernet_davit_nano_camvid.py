@@ -2,7 +2,7 @@
 # Command:  python tools/train.py THIS --data-root DIR (DIR holds train/, trainannot/, val/ and valannot/)
 # Hardware: two CPU cores.
 # Expected: not measured yet; python benchmarks/camvid.py CAMVID_DIR does
-_base_ = "./upernet_davit_folders.py"
+_base_ = "./_base_/nano_from_scratch.py"
 
 data_root = "data/camvid"
 classes = (
@@ -13,16 +13,9 @@ palette = [
     *([128, 128, 128], [128, 0, 0], [192, 192, 128], [128, 64, 128], [60, 40, 222], [128, 128, 0]),
     *([192, 128, 128], [64, 64, 128], [64, 0, 128], [64, 64, 0], [0, 128, 192]),
 ]
-scale, crop_size, width = (320, 240), (144, 176), 48
+scale, crop_size = (320, 240), (144, 176)
 
-model = dict(
-    data_preprocessor=dict(size=crop_size),
-    backbone=dict(
-        embed_dims=(32, 64, 128, 160), depths=(1, 1, 1, 1), num_heads=(1, 2, 4, 5), window_size=4, drop_path_rate=0.05
-    ),
-    decode_head=dict(in_channels=[32, 64, 128, 160], channels=width, num_classes=11),
-    auxiliary_head=dict(in_channels=128, channels=width, num_classes=11),
-)
+model = dict(data_preprocessor=dict(size=crop_size), backbone=dict(drop_path_rate=0.05))
 
 train_pipeline = [
     dict(type="LoadImageFromFile"),
@@ -46,12 +39,9 @@ camvid = dict(
     metainfo=dict(classes=classes, palette=palette),
 )
 train_dataloader = dict(
-    batch_size=8,
-    num_workers=1,
     dataset=dict(**camvid, data_prefix=dict(img_path="train", seg_map_path="trainannot"), pipeline=train_pipeline),
 )
 val_dataloader = dict(
-    num_workers=1,
     dataset=dict(**camvid, data_prefix=dict(img_path="val", seg_map_path="valannot"), pipeline=test_pipeline),
 )
 test_dataloader = val_dataloader
@@ -72,10 +62,8 @@ tta_pipeline = [
 ]
 
 train_cfg = dict(max_iters=600, val_interval=600)
-optim_wrapper = dict(optimizer=dict(lr=2e-3), clip_grad=dict(max_norm=5.0))
 param_scheduler = [
     dict(type="LinearLR", start_factor=0.01, by_epoch=False, begin=0, end=30),
     dict(type="PolyLR", power=1.0, eta_min=0.0, by_epoch=False, begin=30, end=600),
 ]
-auto_scale_lr = dict(base_batch_size=8)
 default_hooks = dict(checkpoint=dict(interval=600, max_keep_ckpts=1))

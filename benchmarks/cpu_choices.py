@@ -1,0 +1,136 @@
+"""What the CPU path chose between, at the sizes of DaViT_tiny's four stages: linear layers and window attention.
+
+    python benchmarks/cpu_choices.py            # batch 8, 224 px, PyTorch's number of threads
+    python benchmarks/cpu_choices.py --threads 1 --clock cpu
+
+Candidates take turns within a round; times are medians over the rounds. Writes results/cpu_choices.{json,md}.
+"""
+
+import argparse
+import statistics
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from measure import CLOCKS, RESULTS, table, write_report
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from davit.kernels.inference import linear
+from davit.kernels.training import WindowProducts
+from davit.variants import VARIANTS
+
+DTYPES = (torch.float32, torch.bfloat16)
+Step = Callable[[], Any]
+
+
+def timed(candidates: dict[str, Step], rounds: int, clock: str) -> dict[str, float]:
+    """Milliseconds of each candidate."""
+    now = CLOCKS[clock]
+    seconds: dict[str, list[float]] = {name: [] for name in candidates}
+    for number in range(rounds + 2):
+        for name, step in candidates.items():
+            start = now()
+            step()
+            if number >= 2:  # the first two warm up
+                seconds[name].append(now() - start)
+    return {name: 1e3 * statistics.median(found) for name, found in seconds.items()}
+
+
+def linear_layers(rows: int, width_in: int, width_out: int, dtype: torch.dtype) -> dict[str, Step]:
+    """One linear layer, by each of the ways to compute it."""
+    x, weight = torch.randn(rows, width_in, dtype=dtype), torch.randn(width_out, width_in, dtype=dtype)
+    bias = torch.randn(width_out, dtype=dtype)
+    image, kernel = x.view(1, rows, 1, width_in).permute(0, 3, 1, 2), weight[:, :, None, None]
+    packed = torch.ops.mkldnn._reorder_linear_weight(weight, rows)
+
+    def of_packed(weight: torch.Tensor) -> torch.Tensor:
+        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+
+    return {
+        "F.linear": lambda: F.linear(x, weight, bias),
+        "oneDNN": lambda: linear(x, weight, bias),
+        "oneDNN, packed": lambda: of_packed(packed),
+        "packed each call": lambda: of_packed(torch.ops.mkldnn._reorder_linear_weight(weight, rows)),
+        "1x1 convolution": lambda: F.conv2d(image, kernel, bias),
+        "oneDNN + GELU": lambda: linear(x, weight, bias, "gelu"),
+    }
+
+
+def window_products(windows: int, positions: int, heads: int, dim: int, dtype: torch.dtype) -> dict[str, Step]:
+    """Window attention of q, k and v with its backward pass."""
+    qkv = torch.randn(windows, positions, 3, heads, dim, dtype=dtype, requires_grad=True)
+    grad = torch.randn(windows, positions, heads, dim, dtype=dtype)
+
+    def fused() -> torch.Tensor:
+        q, k, v = (t.transpose(1, 2) for t in qkv.unbind(2))
+        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+
+    def both(attend: Step) -> Step:
+        return lambda: torch.autograd.grad(attend(), qkv, grad)
+
+    def ours() -> torch.Tensor:
+        return WindowProducts.apply(qkv, dim**-0.5)
+
+    return {
+        "PyTorch's, forward": lambda: fused().detach(),
+        "ours, forward": lambda: ours().detach(),
+        "PyTorch's, both": both(fused),
+        "ours, both": both(ours),
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=0, help="default: PyTorch's choice")
+    parser.add_argument("--clock", choices=tuple(CLOCKS), default="wall")
+    parser.add_argument("--folder", type=Path, default=RESULTS)
+    options = parser.parse_args(arguments)
+    if options.batch < 1 or options.rounds < 1:
+        parser.error("--batch and --rounds must be 1 or more")
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+    variant = VARIANTS["DaViT_tiny"].model_kwargs()
+    stages = list(zip((56, 28, 14, 7), variant["embed_dims"], variant["num_heads"], strict=True))
+    sections, data = [], []
+    for dtype in DTYPES:
+        rows = []
+        for side, C, _ in stages:
+            for width_in, width_out in ((C, 3 * C), (C, C), (C, 4 * C), (4 * C, C)):
+                with torch.no_grad():
+                    step = linear_layers(options.batch * side * side, width_in, width_out, dtype)
+                    rows.append((f"{options.batch * side * side} x {width_in} to {width_out}", step))
+        sections.append(section(f"Linear layers, {dtype}, ms", rows, options, data))
+        rows = [
+            (f"stage {i + 1}", window_products(options.batch * (side // 7) ** 2, 49, heads, C // heads, dtype))
+            for i, (side, C, heads) in enumerate(stages)
+        ]
+        sections.append(section(f"Window attention, {dtype}, ms", rows, options, data))
+    path = write_report("cpu_choices", "What the CPU path chose between", sections, data, options.folder)
+    sys.stdout.write(path.read_text())
+    return 0
+
+
+def section(
+    heading: str, rows: Sequence[tuple[str, dict[str, Step]]], options: argparse.Namespace, data: list[Any]
+) -> tuple[str, str]:
+    """Time the rows; a heading and a table, the sums in its last line."""
+    found = []
+    for name, candidates in rows:
+        with torch.set_grad_enabled(heading.startswith("Window")):
+            found.append((name, timed(candidates, options.rounds, options.clock)))
+        data.append({"section": heading, "case": name, "ms": {k: round(v, 3) for k, v in found[-1][1].items()}})
+    names = list(found[0][1])
+    sums = {name: sum(row[name] for _, row in found) for name in names}
+    lines = [[case, *(f"{row[name]:.2f}" for name in names)] for case, row in [*found, ("sum", sums)]]
+    return heading, table(["", *names], lines)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

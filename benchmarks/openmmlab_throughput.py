@@ -1,0 +1,164 @@
+"""Pictures per second and peak memory of detectors and segmentors that differ in the backbone alone.
+
+    python benchmarks/openmmlab_throughput.py                                    # Mask R-CNN, RetinaNet, UPerNet
+    python benchmarks/openmmlab_throughput.py --device cuda --dtype amp --batch 8
+    python benchmarks/openmmlab_throughput.py --methods upernet --mode training --size 512
+
+Heads, losses and post-processing are those of mmdet/configs and mmseg/configs; the backbone is ours, ours by its plain
+modules, or timm's of the same widths. Every case runs in a process of its own, one step a turn, as in throughput.py;
+weights and pictures are random, with eight objects in each.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from measure import Case, as_data, compare, comparison_table, size_argument, write_report
+from torch import Tensor, nn
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIGS = {
+    "maskrcnn": ROOT / "mmdet" / "configs" / "davit_maskrcnn_1x_coco.py",
+    "retinanet": ROOT / "mmdet" / "configs" / "davit_retinanet_1x_coco.py",
+    "upernet": ROOT / "mmseg" / "configs" / "upernet_davit_512x512_160k_ade20k.py",
+}
+BACKBONES = ("davit_tiny", "DaViT_tiny", "DaViT_tiny:off", "swin_tiny_patch4_window7_224", "convnext_tiny")
+OBJECTS = 8
+
+
+class TimmLevels(nn.Module):
+    """The four maps of one of timm's backbones, as NCHW."""
+
+    def __init__(self, name: str, size: tuple[int, int]):
+        super().__init__()
+        import timm
+
+        sized = {"img_size": size} if name.startswith("swin") else {}
+        self.levels = timm.create_model(name, features_only=True, **sized)
+        self.channels = self.levels.feature_info.channels()
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        maps = zip(self.levels(image), self.channels, strict=True)
+        return tuple(m if m.shape[1] == channels else m.permute(0, 3, 1, 2) for m, channels in maps)
+
+
+def build(case: Case) -> Any:
+    """The detector or segmentor of a case, whose task names its config."""
+    from mmengine.registry import MODELS, init_default_scope
+
+    import davit.openmmlab  # noqa: F401  before mmdet and mmseg
+    from davit.openmmlab.config import read_config
+
+    cfg = read_config(CONFIGS[case.task])
+    init_default_scope(cfg.default_scope)
+    name, _, variant = case.model.partition(":")
+    if name == "DaViT_tiny" and variant:
+        cfg.model.backbone.fused = variant
+    cfg.model.data_preprocessor = None
+    model = MODELS.build(cfg.model)
+    if name != "DaViT_tiny":
+        model.backbone = TimmLevels(name, case.size)
+    return model.train(case.mode == "training").to(case.device)
+
+
+def samples(case: Case, detection: bool) -> list[Any]:
+    """What a data set would say of each picture: its size, and objects of all sizes or a mask of 150 classes."""
+    height, width = case.size
+    draw = torch.Generator().manual_seed(0)
+    about = {
+        "img_shape": case.size, "ori_shape": case.size, "pad_shape": case.size, "batch_input_shape": case.size,
+        "scale_factor": (1.0, 1.0), "img_id": 0, "padding_size": [0, 0, 0, 0],
+    }  # fmt: skip
+    if not detection:
+        from mmengine.structures import PixelData
+        from mmseg.structures import SegDataSample
+
+        labels = torch.randint(0, 150, (1, height, width), generator=draw)
+        of_pixels = [SegDataSample(metainfo=about, gt_sem_seg=PixelData(data=labels)) for _ in range(case.batch)]
+        return [sample.to(case.device) for sample in of_pixels]
+    import numpy as np
+    from mmdet.structures import DetDataSample
+    from mmdet.structures.mask import BitmapMasks
+    from mmengine.structures import InstanceData
+
+    corners = torch.rand(OBJECTS, 4, generator=draw).view(OBJECTS, 2, 2).sort(1).values
+    boxes = (corners * torch.tensor([width, height])).view(OBJECTS, 4) + torch.tensor([0.0, 0.0, 8.0, 8.0])
+    masks = np.zeros((OBJECTS, height, width), dtype=np.uint8)
+    for mask, (left, top, right, bottom) in zip(masks, boxes.int().tolist(), strict=True):
+        mask[top:bottom, left:right] = 1
+    found = InstanceData(bboxes=boxes, labels=torch.arange(OBJECTS), masks=BitmapMasks(masks, height, width))
+    return [DetDataSample(metainfo=about, gt_instances=found.clone()).to(case.device) for _ in range(case.batch)]
+
+
+def prepared(case: Case) -> Callable[[], None]:
+    """A function that runs one step and waits for its end."""
+    torch.manual_seed(0)
+    model = build(case)
+    image = torch.randn(case.batch, 3, *case.size, device=case.device)
+    data = samples(case, detection=case.task != "upernet")
+    autocast = torch.autocast(case.device, torch.bfloat16, enabled=case.dtype == "amp")
+    synchronize = torch.cuda.synchronize if case.device == "cuda" else lambda: None
+
+    def infer() -> None:
+        with torch.no_grad(), autocast:
+            model(image, data, mode="predict")
+        synchronize()
+
+    if case.mode == "inference":
+        return infer
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+
+    def train() -> None:
+        with autocast:
+            losses = model.parse_losses(model(image, data, mode="loss"))[0]
+        losses.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        synchronize()
+
+    return train
+
+
+def log(line: str) -> None:
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--methods", nargs="+", choices=tuple(CONFIGS), default=list(CONFIGS))
+    parser.add_argument("--backbones", nargs="+", default=list(BACKBONES), help="the first is the reference")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--mode", choices=("inference", "training"), default="inference")
+    parser.add_argument("--dtype", choices=("float32", "amp"), default="float32", help="amp: autocast to bfloat16")
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--size", type=size_argument, metavar="PIXELS", help="default 800x1344, UPerNet 512x512")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--name", default="openmmlab_throughput", help="results/NAME.json and .md are written")
+    parser.add_argument("--folder", type=Path, default=ROOT / "benchmarks" / "results")
+    options = parser.parse_args(arguments)
+    if options.batch < 1 or options.rounds < 1:
+        parser.error("--batch and --rounds must be 1 or more")
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: this machine has none that PyTorch can use")
+    sections, data = [], []
+    for method in options.methods:
+        size = options.size or ((512, 512) if method == "upernet" else (800, 1344))
+        cases = [
+            Case(name, options.dtype, "eager", options.mode, method, options.device, options.batch, size)
+            for name in options.backbones
+        ]
+        results = compare(cases, cases[0], options.rounds, log, prepared)
+        about = f"batch {options.batch}, {size[0]} x {size[1]}, {options.rounds} rounds"
+        sections.append((f"{method}, {options.mode} ({about})", comparison_table(results)))
+        data += as_data(results)
+    title = "Detectors and segmentors, backbone against backbone"
+    sys.stdout.write(write_report(options.name, title, sections, data, options.folder).read_text())
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
