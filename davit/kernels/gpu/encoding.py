@@ -33,8 +33,8 @@ def plain(
         y_BCHW = F.conv2d(x_BHWC.permute(0, 3, 1, 2), weight.to(dtype), conv_bias, padding=1, groups=C)
         y = x_BHWC + y_BCHW.permute(0, 2, 3, 1)
         wide = torch.promote_types(dtype, torch.float32)
-        parameters = [None if p is None else p.to(wide) for p in (scale, shift)]
-        return y, F.layer_norm(y.to(wide), [C], *parameters, eps).to(norm_dtype)
+        wide_scale, wide_shift = (None if p is None else p.to(wide) for p in (scale, shift))
+        return y, F.layer_norm(y.to(wide), [C], wide_scale, wide_shift, eps).to(norm_dtype)
 
 
 @torch.library.custom_op("davit::encode_and_norm", mutates_args=())
@@ -53,8 +53,7 @@ def encode_and_norm(
         x + encoding and the normalised map, both (B, H, W, C); mean and reciprocal deviation of each position,
         in float32, which have no gradient.
     """
-    B, H, W, C = x_BHWC.shape
-    mean, rstd = (x_BHWC.new_empty(B, H, W, dtype=torch.float32) for _ in range(2))
+    mean, rstd = (x_BHWC.new_empty(x_BHWC.shape[:3], dtype=torch.float32) for _ in range(2))
     if not runs_on(x_BHWC):
         y, normed = plain(x_BHWC, weight, bias, scale, shift, eps, norm_dtype)
         variance = torch.var_mean(y.float(), dim=3, correction=0)
@@ -70,7 +69,7 @@ def encode_and_norm_backward(
     grad_y: Tensor | None, grad_normed: Tensor | None, x_BHWC: Tensor, weight: Tensor, scale: Tensor | None,
     y_BHWC: Tensor, mean: Tensor, rstd: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Gradients of x; of the convolution's weight (C, 9); of its bias, the norm's scale and shift (3, C), in float32."""
+    """Gradients of x; in float32 of the weight (C, 9), and of bias, the norm's scale and its shift (3, C)."""
     x, C = channels_together(x_BHWC), x_BHWC.shape[3]
     grad, vectors_3C = _norm_backward(grad_y, grad_normed, scale, y_BHWC, mean, rstd)
     grad_x = torch.empty_like(grad)
@@ -159,8 +158,8 @@ def _(
     y_BHWC: Tensor, mean: Tensor, rstd: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     C = x_BHWC.shape[3]
-    wide = {"dtype": torch.float32}
-    return torch.empty_like(y_BHWC), x_BHWC.new_empty(C, 9, **wide), x_BHWC.new_empty(3, C, **wide)
+    sums = [x_BHWC.new_empty(shape, dtype=torch.float32) for shape in ((C, 9), (3, C))]
+    return torch.empty_like(y_BHWC), sums[0], sums[1]
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -241,7 +240,11 @@ def _encode_kernel(
     image = x + b * stride_b
     turn: tl.constexpr = 1 if NORM else -1  # the transposed convolution reads its weights from the other end
     start: tl.constexpr = 0 if NORM else 8
-    w00, w01, w02 = _tap(weight, start, C, CP), _tap(weight, start + turn, C, CP), _tap(weight, start + 2 * turn, C, CP)
+    w00, w01, w02 = (
+        _tap(weight, start, C, CP),
+        _tap(weight, start + turn, C, CP),
+        _tap(weight, start + 2 * turn, C, CP),
+    )
     w10, w11 = _tap(weight, start + 3 * turn, C, CP), _tap(weight, 4, C, CP) + 1.0  # and the residual
     w12, w20 = _tap(weight, start + 5 * turn, C, CP), _tap(weight, start + 6 * turn, C, CP)
     w21, w22 = _tap(weight, start + 7 * turn, C, CP), _tap(weight, start + 8 * turn, C, CP)

@@ -59,7 +59,7 @@ class GeluLinear(torch.autograd.Function):
         _, need_weight, need_bias = ctx.needs_input_grad
         grad_x, hidden = gelu_backward(grad @ weight.to(grad.dtype), x)
         grad_NC = grad.reshape(-1, grad.shape[-1])
-        of_weight = grad_NC.t() @ hidden.view(-1, hidden.shape[-1]) if need_weight else None
+        of_weight = grad_NC.t() @ hidden.view(-1, hidden.shape[-1]).to(grad.dtype) if need_weight else None
         of_bias = grad_NC.sum(0) if need_bias and bias is not None else None
         return (
             grad_x,

@@ -54,7 +54,7 @@ def window_attention_backward(
 ) -> tuple[Tensor, Tensor]:
     """Gradients of the map (B, H, W, E), and of the bias through the padded positions (E, in float32)."""
     qkv, grad = channels_together(qkv_BHWE), channels_together(grad_BHWC)
-    B, H, W, E = qkv.shape
+    E = qkv.shape[3]
     grad_qkv = torch.empty_like(qkv, memory_format=torch.contiguous_format)
     programs, sizes, constants = _plan(qkv, bias_E, window, heads)
     bias = qkv if bias_E is None else bias_E.contiguous()
@@ -157,7 +157,7 @@ def _forward_kernel(
     qkv, bias, out, stride_b, stride_h, stride_w, H, W, rows, columns, G, scale,
     WINDOW: constexpr, NP: constexpr, D: constexpr, DP: constexpr, HAS_FILL: constexpr,
 ):  # fmt: skip
-    b, m, g, h, w, exists, inside = _locate(tl.program_id(0), H, W, rows, columns, G, WINDOW, NP)
+    b, _m, g, h, w, exists, inside = _locate(tl.program_id(0), H, W, rows, columns, G, WINDOW, NP)
     C, padded = G * D, exists & (inside == 0)
     source = qkv + b * stride_b + h * stride_h + w * stride_w
     q = _load(source, g * D, bias, inside, padded, D, DP, HAS_FILL)
