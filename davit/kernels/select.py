@@ -245,7 +245,7 @@ def takes_encoding(encoding: Any, norm: Any, x_BHWC: Tensor) -> bool:
         and type(encoding.activation) is nn.Identity
         and _is_position_encoding(encoding)
         and x_BHWC.shape[3] <= MOST_CHANNELS
-        and (torch.compiler.is_compiling() or x_BHWC.numel() >= LEAST_ELEMENTS)
+        and (torch.compiler.is_compiling() or support.INTERPRETED or x_BHWC.numel() >= LEAST_ELEMENTS)
         and _are_plain(*encoding.proj.parameters(), *norm.parameters())
         and _formats_agree(x_BHWC, *encoding.proj.parameters(), *norm.parameters())
     )
