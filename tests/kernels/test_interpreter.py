@@ -20,7 +20,7 @@ FOLDER = Path(__file__).parent / "gpu"
 )
 def test_kernels_in_the_interpreter(kind):
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-m", kind, "-p", "no:cacheprovider", str(FOLDER)],
+        [sys.executable, "-m", "pytest", "-m", kind, "-p", "no:cacheprovider", str(FOLDER)],
         cwd=FOLDER.parents[2],
         env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
         capture_output=True,

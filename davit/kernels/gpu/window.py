@@ -80,7 +80,7 @@ def _plan(qkv: Tensor, bias: Tensor | None, window: int, heads: int) -> tuple[in
         "D": D,
         "DP": power_of_two(D, 16),
         "HAS_FILL": bias is not None and (H % window > 0 or W % window > 0),
-        "num_warps": 4 if positions <= 64 else 8,
+        "num_warps": 4 if positions <= 64 and qkv.element_size() == 2 else 8,
         "num_stages": 1,
     }
     return B * rows * columns * heads, (H, W, rows, columns, heads), constants

@@ -181,8 +181,9 @@ def test_less_is_saved_for_the_backward_pass(tiny, image):
     assert saved("auto") < 0.75 * saved("off")
 
 
-@pytest.mark.long
-@pytest.mark.parametrize("kernel", [*sorted(EVERY - {"gelu"}), "every"])
+@pytest.mark.parametrize(
+    "kernel", ["window", "channel", *(pytest.param(name, marks=pytest.mark.long) for name in ("encoding", "every"))]
+)
 def test_reference_vectors(monkeypatch, device, only, kernel):
     """The original's logits, through each kernel alone and all together."""
     monkeypatch.syspath_prepend(str(Path(__file__).resolve().parents[2] / "parity"))
