@@ -1,4 +1,4 @@
-"""benchmarks/kernels.py: the sizes it takes, that both ways of a span agree, and what it says where nothing can run."""
+"""benchmarks/kernels.py: its sizes, that both ways of a span agree, and what it says where nothing can run."""
 
 import sys
 from pathlib import Path

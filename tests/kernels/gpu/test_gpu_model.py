@@ -182,7 +182,7 @@ def test_less_is_saved_for_the_backward_pass(tiny, image):
 
 
 @pytest.mark.parametrize(
-    "kernel", ["window", "channel", *(pytest.param(name, marks=pytest.mark.long) for name in ("encoding", "every"))]
+    "kernel", ["channel", *(pytest.param(name, marks=pytest.mark.long) for name in ("window", "encoding", "every"))]
 )
 def test_reference_vectors(monkeypatch, device, only, kernel):
     """The original's logits, through each kernel alone and all together."""
@@ -233,6 +233,7 @@ def test_compiled_training_step_has_the_operators(tiny, image, compiled, checkpo
         assert_operators(names)
 
 
+@pytest.mark.long
 def test_compiled_with_autocast(tiny, image, device, compiled):
     model, names = tiny(drop_path_rate=0.0).train(), []
     with torch.autocast(device, torch.bfloat16):
