@@ -7,6 +7,8 @@ import torch
 from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.autograd import forward_ad
+from torch.overrides import _get_current_function_mode_stack
+from torch.utils._device import DeviceContext
 
 from .gpu import support
 from .gpu.encoding import MOST_CHANNELS
@@ -101,10 +103,14 @@ _HAS_ONEDNN = _probe_onednn()
 _HAS_BF16 = _probe_bf16()
 
 
-def _eager_and_alone() -> bool:
+def _eager_and_alone(default_device: bool = False) -> bool:
+    """No mode, transform or hook for everything; ``default_device`` allows that of torch.set_default_device."""
+    functions = torch._C._len_torch_function_stack()
+    if functions and default_device:
+        functions = sum(type(mode) is not DeviceContext for mode in _get_current_function_mode_stack())
     return (
         torch._C._len_torch_dispatch_stack() == 0
-        and torch._C._len_torch_function_stack() == 0
+        and functions == 0
         and torch._C._functorch.peek_interpreter_stack() is None
         and forward_ad._current_level < 0
         and not nn.modules.module._has_any_global_hook()
@@ -200,7 +206,7 @@ def takes_kernels(x: Tensor) -> bool:
         return False
     if compiling:
         return not _is_transformed() and not torch.onnx.is_in_onnx_export()
-    return x.numel() > 0 and not torch.jit.is_tracing() and _eager_and_alone()
+    return x.numel() > 0 and not torch.jit.is_tracing() and _eager_and_alone(default_device=True)
 
 
 @torch.compiler.assume_constant_result

@@ -61,6 +61,7 @@ def channel_attention_backward(
     q, k, v = _split(qkv_BHWE)
     grad = channels_together(grad_BHWC.reshape(B, H * W, E // 3))
     _, constants = _constants(E // 3, groups)
+    attention_BGDD = attention_BGDD.contiguous()
     grad_score = torch.empty_like(attention_BGDD)
     parts_BGSDD = _products(grad, q, groups)
     launch(

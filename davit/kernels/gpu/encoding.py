@@ -118,10 +118,11 @@ def _norm_backward(
     blocks = ceil_div(positions, constants["P"])
     part = constants["P"] * max(1, ceil_div(blocks, MANY_PROGRAMS))
     programs = ceil_div(positions, part)
-    grad, parts = torch.empty_like(y), y.new_empty(programs, 3, C, dtype=torch.float32)
-    given = [y if g is None else g.contiguous() for g in (grad_y, grad_normed, scale)]
+    grad = torch.empty_like(y, memory_format=torch.contiguous_format)
+    parts = y.new_empty(programs, 3, C, dtype=torch.float32)
+    given = [y if g is None else g.contiguous() for g in (grad_y, grad_normed, scale, y, mean, rstd)]
     launch(
-        _norm_backward_kernel, programs, y.device, *given, y, mean, rstd, grad, parts, positions, part,
+        _norm_backward_kernel, programs, y.device, *given, grad, parts, positions, part,
         HAS_Y=grad_y is not None, HAS_NORMED=grad_normed is not None, HAS_SCALE=scale is not None, **constants,
     )  # fmt: skip
     return grad, parts.sum(0)
@@ -159,7 +160,7 @@ def _(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     C = x_BHWC.shape[3]
     sums = [x_BHWC.new_empty(shape, dtype=torch.float32) for shape in ((C, 9), (3, C))]
-    return torch.empty_like(y_BHWC), sums[0], sums[1]
+    return torch.empty_like(y_BHWC, memory_format=torch.contiguous_format), sums[0], sums[1]
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

@@ -362,6 +362,14 @@ def test_counters_transforms_traces_and_subclasses_see_plain_modules(tiny, image
     assert counter.get_total_flops() == plain.get_total_flops() > 0
 
 
+def test_a_default_device_is_no_obstacle(tiny, image, device, launches):
+    """torch.set_default_device is a mode of its own, which changes no operation of the model."""
+    model, pixels = tiny(), image()
+    with launches() as names, torch.no_grad(), torch.device(device):
+        model(pixels)
+    assert set(names) == OF_FORWARD
+
+
 def test_onnx_export_sees_plain_modules(tiny, image, launches, monkeypatch):
     """An exporter for ONNX says so; the graph that it asks torch.export for has no operator of ours."""
     monkeypatch.setattr(torch.onnx, "is_in_onnx_export", lambda: True)
