@@ -69,4 +69,5 @@ def power_of_two(number: int, least: int = 1) -> int:
 
 
 def ceil_div(a: int, b: int) -> int:
+    """a / b, rounded up."""
     return -(-a // b)
