@@ -4,6 +4,7 @@
 # make test       set up, then run every test that is not marked long
 # make test-long  run the long ones too
 # make lint       ruff, and mypy on davit/
+# make bench-cuda on a CUDA machine: every kernel against float64 and timed, then whole models beside their peers
 # make figures    draw the pictures of figures/ again
 # make api        the documentation of every public class and function, in output/api
 # make help       this text
@@ -21,7 +22,7 @@ API     = davit $(addprefix davit.,app checkpoint complexity data doctor engine 
 # One thread a process: two processes run side by side, and results do not depend on the number of cores.
 PYTEST  = OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile
 
-.PHONY: help setup demo demo-det demo-seg test test-long lint figures api clean
+.PHONY: help setup demo demo-det demo-seg test test-long lint bench-cuda figures api clean
 .DEFAULT_GOAL := help
 
 help:
@@ -66,6 +67,10 @@ lint: setup
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
+
+bench-cuda: setup
+	$(RUN) benchmarks/kernels.py
+	$(RUN) benchmarks/throughput.py --device cuda --suite all --name throughput_cuda
 
 figures: setup
 	$(RUN) figures/draw.py

@@ -17,6 +17,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import torch
 from measure import (
     CLOCKS,
     EXECUTIONS,
@@ -114,6 +115,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     }
     if (options.batch is not None and options.batch < 1) or options.rounds < 1:
         parser.error("--batch and --rounds must be 1 or more")
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: this machine has no CUDA device that PyTorch can use, so nothing was measured")
     try:
         if options.suite:
             targets = cpu_targets(common) if options.device == "cpu" else cuda_targets(common, options.suite == "all")

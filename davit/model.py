@@ -121,6 +121,8 @@ class Mlp(nn.Module):
         if not torch.jit.is_scripting():
             if self.fused and kernels.as_convolution(x):
                 return kernels.convolve(self.fc2, self.act(kernels.convolve(self.fc1, x)))
+            if self.fused and kernels.takes_gelu(self, x):
+                return kernels.gelu_linear(self.fc2, self.fc1(x))
         return self.fc2(self.act(self.fc1(x)))
 
 
@@ -149,6 +151,9 @@ class WindowAttention(nn.Module):
 
     def products(self, qkv_BHWE: Tensor) -> Tensor:
         """Attention of the map of q, k and v, E = 3 C channels."""
+        if not torch.jit.is_scripting():
+            if self.fused and kernels.takes_window(qkv_BHWE, self.qkv.bias, self.window_size, self.num_heads):
+                return kernels.window_attention(qkv_BHWE, self.qkv.bias, self.window_size, self.num_heads, self.scale)
         H, W, C = qkv_BHWE.shape[1], qkv_BHWE.shape[2], qkv_BHWE.shape[3] // 3
         qkv_MNE, tiling = window_partition(qkv_BHWE, self.window_size, self.qkv.bias)
         M, N = qkv_MNE.shape[0], qkv_MNE.shape[1]
@@ -182,6 +187,9 @@ class ChannelAttention(nn.Module):
 
     def products(self, qkv_BHWE: Tensor) -> Tensor:
         """Attention of the map of q, k and v, E = 3 C channels."""
+        if not torch.jit.is_scripting():
+            if self.fused and kernels.takes_channel(qkv_BHWE, self.num_groups):
+                return kernels.channel_attention(qkv_BHWE, self.num_groups, self.scale)[0]
         B, H, W, C = qkv_BHWE.shape[0], qkv_BHWE.shape[1], qkv_BHWE.shape[2], qkv_BHWE.shape[3] // 3
         qkv = qkv_BHWE.reshape(B, H * W, 3, self.num_groups, C // self.num_groups)
         q_BGND, k_BGND, v_BGND = qkv.permute(2, 0, 3, 1, 4).unbind(0)
@@ -224,6 +232,8 @@ class DualAttentionBlock(nn.Module):
         if not torch.jit.is_scripting():
             if self.fused and kernels.fuses(self, x_BHWC):
                 return kernels.run_block(self, x_BHWC)
+            if self.fused and kernels.takes_kernels(x_BHWC):
+                return kernels.run_encoded_block(self, x_BHWC)
         x_BHWC = self.cpe[0](x_BHWC)
         x_BHWC = x_BHWC + self.drop_path(self.attn(self.norm1(x_BHWC)))
         x_BHWC = self.cpe[1](x_BHWC)
@@ -343,8 +353,9 @@ class DualAttentionStages(nn.Module):
         """Choose how blocks are computed; neither parameters nor, but for rounding, results depend on it.
 
         With 'auto' a block leaves its plain modules where a faster way is known for what it is given
-        (`davit.kernels.fuses`), and keeps to them everywhere else: in a compiler, an exporter or a trace, and
-        when a module in it was replaced or has a hook. 'off' keeps to them always.
+        (`davit.kernels.select`: oneDNN on x86, Triton on CUDA), and keeps to them everywhere else: in a trace, an
+        ONNX export or a functional transform, where a module in question was replaced or has a hook, and on the
+        CPU in a compiler or exporter. 'off' keeps to them always.
 
         Raises:
             ValueError: neither 'auto' nor 'off'.

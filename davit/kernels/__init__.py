@@ -1,24 +1,55 @@
 """Faster ways to compute what `davit.model` computes, taken only where they are known to hold.
 
-The plain modules of `davit.model` are the reference. A block asks `fuses` on every call; the answer is no for
-everything out of the ordinary (see there), and then the plain modules run. docs/performance.md has the
+The plain modules of `davit.model` are the reference. On the CPU a block asks `fuses` on every call, and leaves them as
+a whole; on CUDA single spans ask `takes_window`, `takes_channel`, `takes_encoding` and `takes_gelu`. The answer is no
+for everything out of the ordinary (see there), and then the plain modules run. docs/performance.md has the
 measurements behind each choice.
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .gpu.channel import channel_attention
+from .gpu.encoding import encode_and_norm
+from .gpu.gelu import GeluLinear
+from .gpu.window import window_attention
 from .inference import infer_block
-from .select import FUSED, ORDINARY, as_convolution, fuses
+from .select import (
+    FUSED,
+    ORDINARY,
+    as_convolution,
+    autocast_dtype,
+    fuses,
+    takes_channel,
+    takes_encoding,
+    takes_gelu,
+    takes_kernels,
+    takes_window,
+)
 from .training import train_block
 
 if TYPE_CHECKING:
     from ..model import DualAttentionBlock
 
-__all__ = ["FUSED", "ORDINARY", "as_convolution", "convolve", "fuses", "run_block"]
+__all__ = [
+    "FUSED",
+    "ORDINARY",
+    "as_convolution",
+    "channel_attention",
+    "convolve",
+    "fuses",
+    "gelu_linear",
+    "run_block",
+    "run_encoded_block",
+    "takes_channel",
+    "takes_gelu",
+    "takes_kernels",
+    "takes_window",
+    "window_attention",
+]
 
 
 def run_block(block: "DualAttentionBlock", x_BHWC: Tensor) -> Tensor:
@@ -37,3 +68,32 @@ def convolve(layer: nn.Module, x_BHWC: Tensor) -> Tensor:
         return layer(x_BHWC)
     weight = layer.weight[:, :, None, None]
     return F.conv2d(x_BHWC.permute(0, 3, 1, 2), weight, layer.bias).permute(0, 2, 3, 1)
+
+
+def run_encoded_block(block: "DualAttentionBlock", x_BHWC: Tensor) -> Tensor:
+    """What ``block`` computes, for an input that `takes_kernels` accepted: each encoding together with its norm."""
+    attention: Any = block.attn
+    x, y = _encode(block.cpe[0], block.norm1, getattr(attention, "qkv", None), x_BHWC)
+    x = x + block.drop_path(attention(y))
+    if not block.ffn:
+        return block.cpe[1](x)
+    mlp: Any = block.mlp
+    x, y = _encode(block.cpe[1], block.norm2, getattr(mlp, "fc1", None), x)
+    return x + block.drop_path(mlp(y))
+
+
+def _encode(encoding: Any, norm: Any, reader: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+    """The encoded map and its norm; for a linear layer as ``reader`` in the number format that autocast gives it."""
+    if not takes_encoding(encoding, norm, x):
+        x = encoding(x)
+        return x, norm(x)
+    conv = encoding.proj
+    dtype = x.dtype
+    if torch.is_autocast_enabled(x.device.type):
+        dtype = autocast_dtype(x) if type(reader) is nn.Linear else torch.float32
+    return encode_and_norm(x, conv.weight, conv.bias, norm.weight, norm.bias, norm.eps, dtype)[:2]
+
+
+def gelu_linear(layer: nn.Module, x: Tensor) -> Tensor:
+    """A linear layer behind a GELU, where `takes_gelu` said so."""
+    return GeluLinear.apply(x, layer.weight, layer.bias)

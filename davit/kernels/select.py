@@ -7,6 +7,11 @@ import torch
 from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.autograd import forward_ad
+from torch.overrides import _get_current_function_mode_stack
+from torch.utils._device import DeviceContext
+
+from .gpu import support
+from .gpu.encoding import MOST_CHANNELS
 
 if TYPE_CHECKING:
     from ..model import DualAttentionBlock
@@ -21,6 +26,19 @@ ORDINARY: set[type[nn.Module]] = {nn.Linear, nn.LayerNorm, nn.Conv2d, nn.GELU, n
 #: plain modules: there oneDNN's start costs more than it gains. Measured; see docs/performance.md.
 LEAST_WORK = 100_000_000
 
+#: The Triton kernels that may be taken; tests and benchmarks leave some out.
+TRITON = {"window", "channel", "encoding", "gelu"}
+
+#: Elements of a map from which the position encoding leaves its modules in eager mode: below, the time is that of the
+#: launches on the CPU, three of PyTorch's or one of ours with a costlier start. Estimated, not measured.
+LEAST_ELEMENTS = 1 << 20
+
+#: Positions of a window x channels of a head, each as a power of two, that a program keeps on chip for a window; and
+#: channels of a group. For float32, whose products are done without tensor cores, and for the 2-byte formats. From
+#: the compiler's count of registers and shared memory for an H100 and an A100 (`benchmarks/kernels.py --compile`).
+MOST_TILE = {4: 64 * 32, 2: 128 * 64}
+MOST_GROUP = {4: 32, 2: 64}
+
 
 def fuses(block: "DualAttentionBlock", x_BHWC: Tensor) -> bool:
     """Whether a block may leave its plain modules for `run_block` on this input.
@@ -34,6 +52,7 @@ def fuses(block: "DualAttentionBlock", x_BHWC: Tensor) -> bool:
         return False
     return (
         x_BHWC.device.type == "cpu"
+        and not support.INTERPRETED
         and compute_dtype(x_BHWC) is not None
         and x_BHWC.numel() > 0
         and 4 * x_BHWC.numel() * x_BHWC.shape[-1] >= LEAST_WORK
@@ -84,10 +103,14 @@ _HAS_ONEDNN = _probe_onednn()
 _HAS_BF16 = _probe_bf16()
 
 
-def _eager_and_alone() -> bool:
+def _eager_and_alone(default_device: bool = False) -> bool:
+    """No mode, transform or hook for everything; ``default_device`` allows that of torch.set_default_device."""
+    functions = torch._C._len_torch_function_stack()
+    if functions and default_device:
+        functions = sum(type(mode) is not DeviceContext for mode in _get_current_function_mode_stack())
     return (
         torch._C._len_torch_dispatch_stack() == 0
-        and torch._C._len_torch_function_stack() == 0
+        and functions == 0
         and torch._C._functorch.peek_interpreter_stack() is None
         and forward_ad._current_level < 0
         and not nn.modules.module._has_any_global_hook()
@@ -97,14 +120,7 @@ def _eager_and_alone() -> bool:
 def _is_ordinary(block: "DualAttentionBlock") -> bool:
     """Nothing in the block was replaced, wrapped or watched. The block itself may be: it is called either way."""
     for module in block.modules():
-        if module is not block and (
-            type(module) not in ORDINARY
-            or module._forward_hooks
-            or module._forward_pre_hooks
-            or module._backward_hooks
-            or module._backward_pre_hooks
-            or "forward" in module.__dict__
-        ):
+        if module is not block and (type(module) not in ORDINARY or _is_watched(module)):
             return False
     norms = [block.norm1, block.norm2] if block.ffn else [block.norm1]
     linears = [block.attn.qkv, block.attn.proj, *([block.mlp.fc1, block.mlp.fc2] if hasattr(block.mlp, "fc1") else [])]
@@ -115,6 +131,16 @@ def _is_ordinary(block: "DualAttentionBlock") -> bool:
         and all(_is_position_encoding(encoding) for encoding in block.cpe)
         and (not block.ffn or _is_exact_gelu(block.mlp.act))
         and type(block.drop_path) in (DropPath, nn.Identity)
+    )
+
+
+def _is_watched(module: nn.Module) -> bool:
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or "forward" in module.__dict__
     )
 
 
@@ -159,3 +185,108 @@ def as_convolution(x: Tensor) -> bool:
         and not torch.is_autocast_enabled("cpu")
         and x.dim() == 4
     )
+
+
+# --- Triton kernels, on CUDA: each stands for a span of its own between two modules ---
+
+
+def takes_kernels(x: Tensor) -> bool:
+    """Whether Triton kernels may stand for plain formulas on this input, sizes and modules aside.
+
+    In eager mode, torch.compile and torch.export. Not for an ONNX export, a trace, torch.fx, a functional transform,
+    forward-mode differentiation, a dispatch mode, a tensor subclass, or a GPU older than Ampere. On the CPU in
+    Triton's interpreter alone.
+    """
+    compiling = torch.compiler.is_compiling()
+    if not (type(x) is Tensor or (torch.compiler.is_exporting() and isinstance(x, Tensor))):
+        return False
+    if x.dtype not in (torch.float32, torch.bfloat16, torch.float16) or not support.runs_on(x):
+        return False
+    if x.is_cuda and not _is_recent(x.device.index):
+        return False
+    if compiling:
+        return not _is_transformed() and not torch.onnx.is_in_onnx_export()
+    return x.numel() > 0 and not torch.jit.is_tracing() and _eager_and_alone(default_device=True)
+
+
+@torch.compiler.assume_constant_result
+def _is_recent(index: int) -> bool:
+    return torch.version.cuda is not None and torch.cuda.get_device_capability(index) >= (8, 0)
+
+
+@torch.compiler.assume_constant_result
+def _is_transformed() -> bool:
+    """Whether a compiler is inside vmap, grad or the like: it knows no rule for our operators."""
+    return torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
+
+
+def takes_window(qkv_BHWE: Tensor, bias_E: Tensor | None, window: int, heads: int) -> bool:
+    """Whether window attention takes its kernel: a window of one head must fit a program."""
+    if "window" not in TRITON or not takes_kernels(qkv_BHWE) or not _are_plain(bias_E):
+        return False
+    positions = support.power_of_two(window * window, 16)
+    channels = support.power_of_two(qkv_BHWE.shape[3] // 3 // heads, 16)
+    return positions <= 128 and channels <= 128 and positions * channels <= MOST_TILE[qkv_BHWE.element_size()]
+
+
+def takes_channel(qkv_BHWE: Tensor, groups: int) -> bool:
+    """Whether channel attention takes its kernels: the D x D attention of a group must fit a program."""
+    if "channel" not in TRITON or not takes_kernels(qkv_BHWE):
+        return False
+    return qkv_BHWE.shape[3] // 3 // groups <= MOST_GROUP[qkv_BHWE.element_size()]
+
+
+def takes_encoding(encoding: Any, norm: Any, x_BHWC: Tensor) -> bool:
+    """Whether a position encoding and the norm behind it take their kernel: both as the model built them, unwatched.
+
+    With a GELU in the encoding they do not: it is no part of the released models.
+    """
+    if "encoding" not in TRITON or not takes_kernels(x_BHWC) or not hasattr(encoding, "activation"):
+        return False
+    modules = (encoding, encoding.proj, encoding.activation, norm)
+    return (
+        all(type(module) in ORDINARY and not _is_watched(module) for module in modules)
+        and not nn.modules.module._has_any_global_hook()
+        and type(norm) is nn.LayerNorm
+        and type(encoding.activation) is nn.Identity
+        and _is_position_encoding(encoding)
+        and x_BHWC.shape[3] <= MOST_CHANNELS
+        and (torch.compiler.is_compiling() or support.INTERPRETED or x_BHWC.numel() >= LEAST_ELEMENTS)
+        and _are_plain(*encoding.proj.parameters(), *norm.parameters())
+        and _formats_agree(x_BHWC, *encoding.proj.parameters(), *norm.parameters())
+    )
+
+
+def takes_gelu(mlp: Any, x: Tensor) -> bool:
+    """Whether the MLP keeps the map in front of its GELU only. In eager training: a compiler does so by itself."""
+    return (
+        not torch.compiler.is_compiling()
+        and "gelu" in TRITON
+        and torch.is_grad_enabled()
+        and takes_kernels(x)
+        and _is_exact_gelu(mlp.act)
+        and type(mlp.fc2) is nn.Linear
+        and not _is_watched(mlp.act)
+        and not _is_watched(mlp.fc2)
+        and _are_plain(*mlp.fc2.parameters())
+        and _formats_agree(x, *mlp.fc2.parameters())
+    )
+
+
+def autocast_dtype(x: Tensor) -> torch.dtype:
+    """Number format of the linear layer that reads ``x``."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+
+
+def _are_plain(*parameters: Tensor | None) -> bool:
+    """No subclasses (quantized, distributed); what an exporter has put in their place is none."""
+    return torch.compiler.is_exporting() or all(p is None or type(p) in (nn.Parameter, Tensor) for p in parameters)
+
+
+def _formats_agree(x: Tensor, *parameters: Tensor) -> bool:
+    """All in the number format of ``x``; under autocast also float32. The plain modules report anything else."""
+    allowed = {x.dtype}
+    if torch.is_autocast_enabled(x.device.type):
+        allowed = {torch.float32, autocast_dtype(x)}
+    return x.dtype in allowed and all(p.dtype in allowed and p.device == x.device for p in parameters)

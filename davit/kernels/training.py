@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..windows import window_partition, window_unpartition
 from .inference import LOOP_ELEMENTS, PART_BYTES, attention_of, channel_products, linear
+from .twice import differentiable
 
 if TYPE_CHECKING:
     from ..model import DualAttentionBlock
@@ -89,11 +90,7 @@ class _Recomputing(torch.autograd.Function):
     @classmethod
     def differentiable(cls, ctx: Any, inputs: tuple[Any, ...], grad: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients that can be differentiated again (``create_graph``): through the plain formula."""
-        wanted = [i for i, needed in enumerate(ctx.needs_input_grad) if needed]
-        with torch.enable_grad():
-            grads = torch.autograd.grad(cls.plain(*inputs), [inputs[i] for i in wanted], grad, create_graph=True)
-        found = dict(zip(wanted, grads, strict=True))
-        return tuple(found.get(i) for i in range(len(inputs)))
+        return differentiable(cls.plain, ctx.needs_input_grad, inputs, [grad])
 
 
 class Linear(_Recomputing):

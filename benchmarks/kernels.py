@@ -1,0 +1,312 @@
+"""The Triton kernels one by one, at the sizes of the four stages: right against float64, and how fast beside PyTorch.
+
+    python benchmarks/kernels.py                  # on a CUDA machine; results/kernels.md
+    python benchmarks/kernels.py --compile 90     # anywhere: what the compiler makes of them for an H100
+
+Each kernel and the plain modules that it stands for run in turn, A B A B, and the ratio is plain over kernel: above 1
+the kernel is faster. Errors are of outputs and gradients, by norm, the largest of them, against float64.
+"""
+
+import argparse
+import copy
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+import torch.nn.functional as F
+from measure import DTYPES, RESULTS, table, write_report
+from torch import Tensor, nn
+
+from davit import VARIANTS, kernels
+from davit.kernels.gpu import channel, encoding, gelu, support, window
+from davit.model import ChannelAttention, ConvPosEnc, WindowAttention
+
+WINDOW = 7
+
+
+class Span(nn.Module):
+    """What one kernel stands for: its modules, the input it reads, and both ways to compute it."""
+
+    def __init__(self, dim: int, heads: int):
+        super().__init__()
+        self.dim, self.heads = dim, heads
+
+    def channels(self) -> int:
+        return self.dim
+
+    def plain(self, x: Tensor) -> tuple[Tensor, ...]:
+        raise NotImplementedError
+
+    def kernel(self, x: Tensor) -> tuple[Tensor, ...]:
+        raise NotImplementedError
+
+
+class WindowSpan(Span):
+    def __init__(self, dim: int, heads: int):
+        super().__init__(dim, heads)
+        self.attention = WindowAttention(dim, heads, WINDOW, True)
+        self.attention.fused = False
+
+    def channels(self) -> int:
+        return 3 * self.dim
+
+    def plain(self, x: Tensor) -> tuple[Tensor, ...]:
+        return (self.attention.products(x),)
+
+    def kernel(self, x: Tensor) -> tuple[Tensor, ...]:
+        a = self.attention
+        return (kernels.window_attention(x, a.qkv.bias, a.window_size, a.num_heads, a.scale),)
+
+
+class ChannelSpan(Span):
+    def __init__(self, dim: int, heads: int):
+        super().__init__(dim, heads)
+        self.attention = ChannelAttention(dim, heads, True)
+        self.attention.fused = False
+
+    def channels(self) -> int:
+        return 3 * self.dim
+
+    def plain(self, x: Tensor) -> tuple[Tensor, ...]:
+        return (self.attention.products(x),)
+
+    def kernel(self, x: Tensor) -> tuple[Tensor, ...]:
+        return (kernels.channel_attention(x, self.attention.num_groups, self.attention.scale)[0],)
+
+
+class EncodingSpan(Span):
+    def __init__(self, dim: int, heads: int):
+        super().__init__(dim, heads)
+        self.encoding, self.norm = ConvPosEnc(dim, False), nn.LayerNorm(dim)
+
+    def plain(self, x: Tensor) -> tuple[Tensor, ...]:
+        y = self.encoding(x)
+        return y, self.norm(y)
+
+    def kernel(self, x: Tensor) -> tuple[Tensor, ...]:
+        conv, norm = self.encoding.proj, self.norm
+        return encoding.encode_and_norm(x, conv.weight, conv.bias, norm.weight, norm.bias, norm.eps, x.dtype)[:2]
+
+
+class GeluSpan(Span):
+    def __init__(self, dim: int, heads: int):
+        super().__init__(dim, heads)
+        self.linear = nn.Linear(4 * dim, dim)
+
+    def channels(self) -> int:
+        return 4 * self.dim
+
+    def plain(self, x: Tensor) -> tuple[Tensor, ...]:
+        return (self.linear(F.gelu(x)),)
+
+    def kernel(self, x: Tensor) -> tuple[Tensor, ...]:
+        return (gelu.GeluLinear.apply(x, self.linear.weight, self.linear.bias),)
+
+
+SPANS: dict[str, type[Span]] = {
+    "window": WindowSpan,
+    "channel": ChannelSpan,
+    "encoding": EncodingSpan,
+    "gelu": GeluSpan,
+}
+
+
+def stages(variants: Sequence[str], pixels: int) -> Iterator[tuple[int, int, int]]:
+    """Channels, heads and side of the map of every stage, each once."""
+    seen: set[tuple[int, int, int]] = set()
+    for name in variants:
+        options = VARIANTS[name].model_kwargs()
+        side = pixels // 4
+        for dim, heads in zip(options["embed_dims"], options["num_heads"], strict=True):
+            if (dim, heads, side) not in seen:
+                seen.add((dim, heads, side))
+                yield dim, heads, side
+            side = -(-side // 2)
+
+
+# --- on CUDA ---
+
+
+def gradients(function: Callable[[Tensor], tuple[Tensor, ...]], span: Span, x: Tensor) -> list[Tensor]:
+    """Outputs, and gradients of the input and of all parameters that have one."""
+    outputs = function(x)
+    leaves = [x, *span.parameters()]
+    generator = torch.Generator(x.device).manual_seed(0)
+    grads = [torch.randn(o.shape, device=o.device, generator=generator).to(o.dtype) for o in outputs]
+    found = torch.autograd.grad(outputs, leaves, grads, allow_unused=True)
+    return [o.detach() for o in outputs] + [g for g in found if g is not None]
+
+
+def errors(span: Span, x: Tensor) -> tuple[float, float]:
+    """Largest relative error of the kernel and of the plain modules, on two images."""
+    x = x[:2].detach().requires_grad_()
+    exact = copy.deepcopy(span).double()
+    right = gradients(exact.plain, exact, x.detach().double().requires_grad_())
+    largest = []
+    for function in (span.kernel, span.plain):
+        found = [t for t in gradients(function, span, x) if t.any()]
+        expected = [t for t in right if t.any()]
+        largest.append(max(((t - e).norm() / e.norm()).item() for t, e in zip(found, expected, strict=True)))
+    return largest[0], largest[1]
+
+
+def seconds(step: Callable[[], Any]) -> float:
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    step()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) / 1e3
+
+
+def times(span: Span, x: Tensor, training: bool, rounds: int) -> tuple[float, float]:
+    """Median seconds of the kernel and of the plain modules, in turn; the first five rounds are not counted."""
+
+    def step(function: Callable[[Tensor], tuple[Tensor, ...]]) -> None:
+        with torch.set_grad_enabled(training):
+            outputs = function(x)
+        if training:
+            torch.autograd.grad(
+                outputs, [x, *span.parameters()], [torch.ones_like(o) for o in outputs], allow_unused=True
+            )
+
+    taken = [[seconds(lambda f=f: step(f)) for f in (span.kernel, span.plain)] for _ in range(5 + rounds)][5:]
+    return statistics.median(a for a, _ in taken), statistics.median(b for _, b in taken)
+
+
+def measure(options: argparse.Namespace) -> int:
+    if not torch.cuda.is_available() or not support.HAS_TRITON:
+        missing = "no CUDA device that PyTorch can use" if support.HAS_TRITON else "no Triton"
+        sys.stderr.write(
+            f"This machine has {missing}, so nothing was measured. The kernels' tests run without one "
+            "(tests/kernels/test_interpreter.py), and --compile 90 compiles them for a GPU that is elsewhere.\n"
+        )
+        return 2
+    rows, data, dtype = [], [], DTYPES[options.dtype]
+    for dim, heads, side in stages(options.models, options.size):
+        for name in options.kernels:
+            torch.manual_seed(0)
+            span = SPANS[name](dim, heads).to("cuda", dtype)
+            shape = options.batch, side, side, span.channels()
+            x = torch.randn(shape, device="cuda").to(dtype).requires_grad_()
+            error, of_plain = errors(span, x)
+            forward, both = (times(span, x, training, options.rounds) for training in (False, True))
+            rows.append(
+                [f"{name}, {side} x {side} x {dim}", f"{error:.1e}", f"{of_plain:.1e}"]
+                + [f"{value:.3f}" for a, b in (forward, both) for value in (1e3 * a, 1e3 * b, b / a)]
+            )
+            data.append({"kernel": name, "side": side, "channels": dim, "error": error, "error_plain": of_plain})
+            data[-1] |= {"forward": forward, "forward_backward": both}
+            sys.stderr.write(" | ".join(rows[-1]) + "\n")
+    header = ["kernel", "error", "of plain", "forward, ms", "plain", "ratio", "with backward, ms", "plain", "ratio"]
+    heading = f"{options.dtype}, batch {options.batch}, {options.rounds} rounds"
+    path = write_report(
+        options.name or "kernels", "Triton kernels", [(heading, table(header, rows))], data, options.folder
+    )
+    sys.stdout.write(path.read_text())
+    return 0
+
+
+# --- anywhere: what the compiler makes of them ---
+
+
+def compiled(kernel: Any, arguments: Sequence[Any], constants: dict[str, Any], capability: int) -> dict[str, int]:
+    """Registers a thread, bytes of its stack (what did not fit into registers) and of shared memory."""
+    from triton.backends.compiler import GPUTarget
+    from triton.backends.nvidia import compiler as nvidia
+    from triton.compiler import ASTSource, compile
+
+    pointers = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
+    options = {key: constants.pop(key) for key in ("num_warps", "num_stages") if key in constants}
+    signature, fixed, attributes = {}, dict(constants), {}
+    for i, (name, value) in enumerate(zip(kernel.arg_names, arguments, strict=False)):
+        if isinstance(value, Tensor):
+            signature[name] = pointers[value.dtype]
+        elif value == 1:
+            fixed[name] = 1
+        else:
+            signature[name] = "fp32" if isinstance(value, float) else "i32"
+        if isinstance(value, Tensor) or (isinstance(value, int) and value % 16 == 0):
+            attributes[(i,)] = [["tt.divisibility", 16]]
+    signature |= dict.fromkeys(fixed, "constexpr")
+    source = ASTSource(fn=kernel, signature=signature, constexprs=fixed, attrs=attributes)
+    binary = compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(binary.asm["cubin"])
+        file.flush()
+        tool = Path(nvidia.__file__).parent / "bin" / "cuobjdump"
+        usage = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
+    found = re.search(r"REG:(\d+) STACK:(\d+)", usage)
+    if found is None:
+        raise RuntimeError(f"cuobjdump gave no usage of {kernel.__name__}: {usage!r}")
+    return {"registers": int(found[1]), "stack": int(found[2]), "shared": binary.metadata.shared, **options}
+
+
+def compile_all(options: argparse.Namespace) -> int:
+    """Runs the operators on the CPU, where each launch compiles instead. What they compute is thrown away."""
+    if not support.HAS_TRITON or support.INTERPRETED:
+        sys.stderr.write("--compile needs Triton, without TRITON_INTERPRET.\n")
+        return 2
+    rows: list[list[str]] = []
+    data: list[dict[str, Any]] = []
+    label = ""
+
+    def launch(kernel: Any, _programs: int, _device: Any, *arguments: Any, **constants: Any) -> None:
+        usage = compiled(kernel, arguments, constants, options.compile)
+        row = [
+            f"{label}: `{kernel.__name__}`",
+            *(str(usage.get(k, 4)) for k in ("num_warps", "registers", "stack", "shared")),
+        ]
+        if row not in rows:
+            rows.append(row)
+            data.append({"span": label, "kernel": kernel.__name__, **usage})
+            sys.stderr.write(" | ".join(row) + "\n")
+
+    for module in (channel, encoding, gelu, window):
+        module.launch, module.runs_on = launch, lambda _: True
+    for dim, heads, side in stages(options.models, options.size):
+        for name in options.kernels:
+            span = SPANS[name](dim, heads).to(DTYPES[options.dtype])
+            x = torch.zeros(1, side, side, span.channels(), dtype=DTYPES[options.dtype], requires_grad=True)
+            label = f"{name}, {dim} channels" + (", padded" if name == "window" and side % WINDOW else "")
+            torch.autograd.backward([o.sum() for o in span.kernel(x)])
+    header = ["kernel", "warps", "registers", "stack, bytes", "shared memory, bytes"]
+    heading = f"{options.dtype}, compute capability {options.compile / 10}, Triton {sys.modules['triton'].__version__}"
+    name = options.name or f"kernels_compiled_{options.compile}_{options.dtype}"
+    path = write_report(name, "Triton kernels, compiled", [(heading, table(header, rows))], data, options.folder)
+    sys.stdout.write(path.read_text())
+    return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kernels", nargs="+", choices=tuple(SPANS), default=list(SPANS))
+    parser.add_argument(
+        "--models", nargs="+", choices=tuple(VARIANTS), default=["DaViT_tiny", "DaViT_base"], metavar="NAME",
+        help="whose stages; DaViT_small has the sizes of DaViT_tiny",
+    )  # fmt: skip
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="bfloat16")
+    parser.add_argument("--batch", type=int, default=256)
+    parser.add_argument("--size", type=int, default=224, help="pixels of a side of the image")
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument(
+        "--compile", type=int, metavar="CAPABILITY", help="compile only, for 80, 90, ...: no GPU is needed"
+    )
+    parser.add_argument("--name", help="results/NAME.json and .md are written")
+    parser.add_argument("--folder", type=Path, default=RESULTS)
+    options = parser.parse_args(arguments)
+    if min(options.batch, options.rounds, options.size // 4) < 1:
+        parser.error("--batch and --rounds must be 1 or more, --size 4 or more")
+    return compile_all(options) if options.compile else measure(options)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

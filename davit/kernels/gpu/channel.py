@@ -1,0 +1,234 @@
+"""Channel attention in two passes over strided views of the map of q, k and v; nothing is transposed in memory.
+
+First k^T v, D x D for each image and group, summed over parts of the positions by one program each (in float32 and
+in a fixed order: no atomic additions), and its softmax; then q times that, block by block of positions. The backward
+pass has the same two passes. Saved are the map of q, k and v, and the D x D attention in float32.
+"""
+
+# mypy: disable-error-code="no-untyped-def"
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..twice import differentiable
+from .support import MANY_PROGRAMS, ceil_div, channels_together, constexpr, dot, jit, launch, power_of_two, runs_on, tl
+
+BLOCK = 128  # positions at a time
+
+
+def plain(qkv_BHWE: Tensor, groups: int, scale: float) -> tuple[Tensor, Tensor]:
+    """What the kernels must equal: (B, H, W, 3 C) to (B, H, W, C), and the attention (B, G, D, D) in float32."""
+    B, H, W, C = *qkv_BHWE.shape[:3], qkv_BHWE.shape[3] // 3
+    qkv = qkv_BHWE.reshape(B, H * W, 3, groups, C // groups)
+    q_BGND, k_BGND, v_BGND = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+    attention_BGDD = ((k_BGND * scale).transpose(-2, -1) @ v_BGND).softmax(dim=-1)
+    x_BNGD = (q_BGND @ attention_BGDD.transpose(-2, -1)).transpose(1, 2)
+    return x_BNGD.reshape(B, H, W, C), attention_BGDD.float()
+
+
+@torch.library.custom_op("davit::channel_attention", mutates_args=())
+def channel_attention(qkv_BHWE: Tensor, groups: int, scale: float) -> tuple[Tensor, Tensor]:
+    """Attention among the channels of each group, of a map of q, k and v, E = 3 C channels.
+
+    Returns:
+        The map (B, H, W, C), and the attention (B, G, D, D) in float32, which has no gradient.
+    """
+    if not runs_on(qkv_BHWE):
+        return plain(qkv_BHWE, groups, scale)
+    B, H, W, E = qkv_BHWE.shape
+    q, k, v = _split(qkv_BHWE)
+    D, constants = _constants(E // 3, groups)
+    attention = qkv_BHWE.new_empty(B, groups, D, D, dtype=torch.float32)
+    parts_BGSDD = _products(k, v, groups)
+    launch(_softmax_kernel, B * groups, q.device, parts_BGSDD, attention, parts_BGSDD.shape[2], scale, **constants)
+    out = qkv_BHWE.new_empty(B, H, W, E // 3)
+    blocks = ceil_div(H * W, BLOCK)
+    launch(
+        _apply_kernel, B * groups * blocks, q.device, q, attention, out,
+        q.stride(0), q.stride(1), H * W, groups, blocks, BN=BLOCK, **constants,
+    )  # fmt: skip
+    return out, attention
+
+
+@torch.library.custom_op("davit::channel_attention_backward", mutates_args=())
+def channel_attention_backward(
+    grad_BHWC: Tensor, qkv_BHWE: Tensor, attention_BGDD: Tensor, groups: int, scale: float
+) -> Tensor:
+    """Gradient of the map of q, k and v, (B, H, W, E)."""
+    B, H, W, E = qkv_BHWE.shape
+    q, k, v = _split(qkv_BHWE)
+    grad = channels_together(grad_BHWC.reshape(B, H * W, E // 3))
+    _, constants = _constants(E // 3, groups)
+    attention_BGDD = attention_BGDD.contiguous()
+    grad_score = torch.empty_like(attention_BGDD)
+    parts_BGSDD = _products(grad, q, groups)
+    launch(
+        _softmax_backward_kernel, B * groups, q.device, parts_BGSDD, attention_BGDD, grad_score,
+        parts_BGSDD.shape[2], scale, **constants,
+    )  # fmt: skip
+    grad_qkv = torch.empty_like(qkv_BHWE, memory_format=torch.contiguous_format)
+    blocks = ceil_div(H * W, BLOCK)
+    launch(
+        _apply_backward_kernel, B * groups * blocks, q.device, k, v, grad, attention_BGDD, grad_score, grad_qkv,
+        *k.stride()[:2], *grad.stride()[:2], H * W, groups, blocks, BN=BLOCK, **constants,
+    )  # fmt: skip
+    return grad_qkv
+
+
+def _split(qkv_BHWE: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """q, k and v as views (B, N, C) of one map, contiguous in their channels."""
+    qkv_BNE = channels_together(qkv_BHWE).flatten(1, 2)
+    q, k, v = qkv_BNE.chunk(3, dim=2)
+    return q, k, v
+
+
+def _constants(C: int, groups: int) -> tuple[int, dict[str, Any]]:
+    D = C // groups
+    return D, {"D": D, "DP": power_of_two(D, 16), "num_warps": 4 if D <= 64 else 8, "num_stages": 2}
+
+
+def _products(x_BNC: Tensor, y_BNC: Tensor, groups: int) -> Tensor:
+    """x^T y of each image and group, as sums over S parts of the positions: (B, G, S, D, D) in float32."""
+    B, N, C = x_BNC.shape
+    D, constants = _constants(C, groups)
+    blocks = ceil_div(N, BLOCK)
+    part = BLOCK * ceil_div(blocks, min(blocks, max(1, MANY_PROGRAMS // max(1, B * groups))))
+    splits = ceil_div(N, part)
+    out = x_BNC.new_empty(B, groups, splits, D, D, dtype=torch.float32)
+    launch(
+        _product_kernel, B * groups * splits, x_BNC.device, x_BNC, y_BNC, out,
+        *x_BNC.stride()[:2], *y_BNC.stride()[:2], N, part, groups, splits, BN=BLOCK, **constants,
+    )  # fmt: skip
+    return out
+
+
+@channel_attention.register_fake
+def _(qkv_BHWE: Tensor, groups: int, scale: float) -> tuple[Tensor, Tensor]:
+    B, H, W, E = qkv_BHWE.shape
+    D = E // 3 // groups
+    return qkv_BHWE.new_empty(B, H, W, E // 3), qkv_BHWE.new_empty(B, groups, D, D, dtype=torch.float32)
+
+
+@channel_attention_backward.register_fake
+def _(grad_BHWC: Tensor, qkv_BHWE: Tensor, attention_BGDD: Tensor, groups: int, scale: float) -> Tensor:
+    return torch.empty_like(qkv_BHWE, memory_format=torch.contiguous_format)
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(inputs[0], output[1])
+    ctx.options = inputs[1:]
+
+
+def _backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor | None, ...]:
+    qkv, attention = ctx.saved_tensors
+    if torch.is_grad_enabled() or not runs_on(qkv):
+        return differentiable(plain, ctx.needs_input_grad, (qkv, *ctx.options), [grad, None])
+    return channel_attention_backward(grad, qkv, attention, *ctx.options), None, None
+
+
+channel_attention.register_autograd(_backward, setup_context=_setup)
+
+
+# --- kernels; BN positions at a time, DP channels of a group as a power of two ---
+
+
+@jit
+def _tile(source, stride_n, n_N, N, D: constexpr, DP: constexpr):
+    d = tl.arange(0, DP)
+    address = source + n_N.to(tl.int64)[:, None] * stride_n + d[None, :]
+    return tl.load(address, mask=(n_N < N)[:, None] & (d < D)[None, :], other=0.0)
+
+
+@jit
+def _square(source, index, D: constexpr, DP: constexpr):
+    """A D x D matrix of a row of such."""
+    d = tl.arange(0, DP)
+    address = source + index * (D * D) + d[:, None] * D + d[None, :]
+    return tl.load(address, mask=(d < D)[:, None] & (d < D)[None, :], other=0.0)
+
+
+@jit
+def _store_square(target, index, value, D: constexpr, DP: constexpr):
+    d = tl.arange(0, DP)
+    address = target + index * (D * D) + d[:, None] * D + d[None, :]
+    tl.store(address, value, mask=(d < D)[:, None] & (d < D)[None, :])
+
+
+@jit
+def _product_kernel(
+    x, y, out, x_stride_b, x_stride_n, y_stride_b, y_stride_n, N, part, G, splits,
+    BN: constexpr, D: constexpr, DP: constexpr,
+):  # fmt: skip
+    program = tl.program_id(0).to(tl.int64)
+    split, g, b = program % splits, (program // splits) % G, program // splits // G
+    x_rows, y_rows = x + b * x_stride_b + g * D, y + b * y_stride_b + g * D
+    first = (split * part).to(tl.int32)
+    total = tl.zeros([DP, DP], tl.float32)
+    for start in range(first, tl.minimum(first + part, N), BN):
+        n = start + tl.arange(0, BN)
+        total += dot(tl.trans(_tile(x_rows, x_stride_n, n, N, D, DP)), _tile(y_rows, y_stride_n, n, N, D, DP))
+    _store_square(out, program, total, D, DP)
+
+
+@jit
+def _summed(parts, program, splits, D: constexpr, DP: constexpr):
+    total = tl.zeros([DP, DP], tl.float32)
+    for split in range(0, splits):
+        total += _square(parts, program * splits + split, D, DP)
+    return total
+
+
+@jit
+def _softmax_kernel(parts, attention, splits, scale, D: constexpr, DP: constexpr):
+    program = tl.program_id(0).to(tl.int64)
+    score = _summed(parts, program, splits, D, DP) * scale
+    score = tl.where((tl.arange(0, DP) < D)[None, :], score, float("-inf"))
+    weight = tl.exp(score - tl.max(score, axis=1)[:, None])
+    _store_square(attention, program, weight / tl.sum(weight, axis=1)[:, None], D, DP)
+
+
+@jit
+def _softmax_backward_kernel(parts, attention, grad_score, splits, scale, D: constexpr, DP: constexpr):
+    program = tl.program_id(0).to(tl.int64)
+    grad = _summed(parts, program, splits, D, DP)
+    weight = _square(attention, program, D, DP)
+    grad = weight * (grad - tl.sum(weight * grad, axis=1)[:, None]) * scale
+    _store_square(grad_score, program, grad, D, DP)
+
+
+@jit
+def _apply_kernel(
+    q, attention, out, stride_b, stride_n, N, G, blocks, BN: constexpr, D: constexpr, DP: constexpr
+):  # fmt: skip
+    program = tl.program_id(0).to(tl.int64)
+    block, g, b = program % blocks, (program // blocks) % G, program // blocks // G
+    n, d = block * BN + tl.arange(0, BN), tl.arange(0, DP)
+    tile = _tile(q + b * stride_b + g * D, stride_n, n, N, D, DP)
+    weight = _square(attention, b * G + g, D, DP).to(tile.dtype)
+    x = dot(tile, tl.trans(weight))
+    target = out + (b * N + n)[:, None] * (G * D) + g * D + d[None, :]
+    tl.store(target, x.to(out.dtype.element_ty), mask=(n < N)[:, None] & (d < D)[None, :])
+
+
+@jit
+def _apply_backward_kernel(
+    k, v, grad, attention, grad_score, grad_qkv, stride_b, stride_n, grad_stride_b, grad_stride_n, N, G, blocks,
+    BN: constexpr, D: constexpr, DP: constexpr,
+):  # fmt: skip
+    program = tl.program_id(0).to(tl.int64)
+    block, g, b = program % blocks, (program // blocks) % G, program // blocks // G
+    n, d = block * BN + tl.arange(0, BN), tl.arange(0, DP)
+    C = G * D
+    mask = (n < N)[:, None] & (d < D)[None, :]
+    target = grad_qkv + (b * N + n)[:, None] * (3 * C) + g * D + d[None, :]
+    dx = _tile(grad + b * grad_stride_b + g * D, grad_stride_n, n, N, D, DP)
+    dq = dot(dx, _square(attention, b * G + g, D, DP).to(dx.dtype))
+    tl.store(target, dq.to(grad_qkv.dtype.element_ty), mask=mask)
+    dscore = _square(grad_score, b * G + g, D, DP).to(dx.dtype)
+    dk = dot(_tile(v + b * stride_b + g * D, stride_n, n, N, D, DP), tl.trans(dscore))
+    tl.store(target + C, dk.to(grad_qkv.dtype.element_ty), mask=mask)
+    dv = dot(_tile(k + b * stride_b + g * D, stride_n, n, N, D, DP), dscore)
+    tl.store(target + 2 * C, dv.to(grad_qkv.dtype.element_ty), mask=mask)

@@ -1,0 +1,343 @@
+"""Position encoding, its residual and the LayerNorm behind it in one pass over a channels-last map.
+
+A program takes a strip of a few columns and all channels, and slides down its rows: each row is read once for its
+three neighbours in width, and adds to the three rows of the result that it touches, which stay in registers. A row
+that is complete is normalised and written. The backward pass is three kernels: that of the norm, the same sliding
+convolution with the weights turned round, and the gradients of the weights. Sums over the map are written as one part
+a program and added afterwards, so that they do not depend on the order in which programs run.
+"""
+
+# mypy: disable-error-code="no-untyped-def"
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..twice import differentiable
+from .support import MANY_PROGRAMS, ceil_div, channels_together, constexpr, jit, launch, power_of_two, runs_on, tl
+
+TILE = 1024  # positions x channels at a time
+MOST_CHANNELS = 2048
+
+
+def plain(
+    x_BHWC: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor | None, shift: Tensor | None,
+    eps: float, norm_dtype: torch.dtype,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """What the kernels must equal: y = x + depthwise 3x3 convolution of x, and LayerNorm(y) in ``norm_dtype``."""
+    dtype, C = x_BHWC.dtype, x_BHWC.shape[3]
+    conv_bias = None if bias is None else bias.to(dtype)
+    with torch.autocast(x_BHWC.device.type, enabled=False):
+        y_BCHW = F.conv2d(x_BHWC.permute(0, 3, 1, 2), weight.to(dtype), conv_bias, padding=1, groups=C)
+        y = x_BHWC + y_BCHW.permute(0, 2, 3, 1)
+        wide = torch.promote_types(dtype, torch.float32)
+        wide_scale, wide_shift = (None if p is None else p.to(wide) for p in (scale, shift))
+        return y, F.layer_norm(y.to(wide), [C], wide_scale, wide_shift, eps).to(norm_dtype)
+
+
+@torch.library.custom_op("davit::encode_and_norm", mutates_args=())
+def encode_and_norm(
+    x_BHWC: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor | None, shift: Tensor | None,
+    eps: float, norm_dtype: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Position encoding with its residual, and what LayerNorm makes of it.
+
+    Args:
+        weight: (C, 1, 3, 3), of the depthwise convolution.
+        scale: of the norm, with ``shift`` and ``eps``.
+        norm_dtype: number format of the normalised map; under autocast that of the linear layer that reads it.
+
+    Returns:
+        x + encoding and the normalised map, both (B, H, W, C); mean and reciprocal deviation of each position,
+        in float32, which have no gradient.
+    """
+    mean, rstd = (x_BHWC.new_empty(x_BHWC.shape[:3], dtype=torch.float32) for _ in range(2))
+    if not runs_on(x_BHWC):
+        y, normed = plain(x_BHWC, weight, bias, scale, shift, eps, norm_dtype)
+        variance = torch.var_mean(y.float(), dim=3, correction=0)
+        return y, normed, mean.copy_(variance[1]), rstd.copy_((variance[0] + eps).rsqrt())
+    y = torch.empty_like(x_BHWC, memory_format=torch.contiguous_format)
+    normed = torch.empty_like(y, dtype=norm_dtype)
+    _encode(channels_together(x_BHWC), weight, bias, y, (normed, scale, shift, mean, rstd), eps)
+    return y, normed, mean, rstd
+
+
+@torch.library.custom_op("davit::encode_and_norm_backward", mutates_args=())
+def encode_and_norm_backward(
+    grad_y: Tensor | None, grad_normed: Tensor | None, x_BHWC: Tensor, weight: Tensor, scale: Tensor | None,
+    y_BHWC: Tensor, mean: Tensor, rstd: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Gradients of x; in float32 of the weight (C, 9), and of bias, the norm's scale and its shift (3, C)."""
+    x, C = channels_together(x_BHWC), x_BHWC.shape[3]
+    grad, vectors_3C = _norm_backward(grad_y, grad_normed, scale, y_BHWC, mean, rstd)
+    grad_x = torch.empty_like(grad)
+    _encode(grad, weight, None, grad_x, None, 0.0)
+    return grad_x, _weight_gradient(x, grad).view(9, C).t().contiguous(), vectors_3C
+
+
+def _constants(C: int) -> dict[str, Any]:
+    channels = power_of_two(C, 16)
+    positions = max(1, TILE // channels)
+    return {"C": C, "CP": channels, "P": positions, "num_warps": 4 if channels <= TILE else 8}
+
+
+def _strips(B: int, H: int, W: int, P: int) -> tuple[int, int, int]:
+    """Rows of a strip, strips down and strips across: as long as programs are many."""
+    across, rows = ceil_div(W, P), 16
+    while rows > 2 and B * across * ceil_div(H, rows) < 2 * MANY_PROGRAMS:
+        rows //= 2
+    return rows, ceil_div(H, rows), across
+
+
+def _encode(
+    x: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor,
+    norm: tuple[Tensor, Tensor | None, Tensor | None, Tensor, Tensor] | None, eps: float,
+) -> None:  # fmt: skip
+    """Into ``y`` the encoding and residual of ``x``, and its norm; without a norm, the transposed convolution."""
+    B, H, W, C = x.shape
+    constants = _constants(C)
+    rows, down, across = _strips(B, H, W, constants["P"])
+    normed, scale, shift, mean, rstd = norm or (y, None, None, y, y)
+    given = [weight.reshape(C, 9).contiguous(), *(y if p is None else p.contiguous() for p in (bias, scale, shift))]
+    launch(
+        _encode_kernel, B * down * across, x.device, x, *given, y, normed, mean, rstd,
+        *x.stride()[:3], H, W, rows, down, across, eps,
+        HAS_BIAS=bias is not None, HAS_SCALE=scale is not None, HAS_SHIFT=shift is not None,
+        NORM=norm is not None, **constants,
+    )  # fmt: skip
+
+
+def _norm_backward(
+    grad_y: Tensor | None, grad_normed: Tensor | None, scale: Tensor | None, y: Tensor, mean: Tensor, rstd: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The whole gradient of y; sums over the map: of it, and of the norm's scale and shift."""
+    C = y.shape[3]
+    positions, constants = y.numel() // C, _constants(C)
+    blocks = ceil_div(positions, constants["P"])
+    part = constants["P"] * max(1, ceil_div(blocks, MANY_PROGRAMS))
+    programs = ceil_div(positions, part)
+    grad = torch.empty_like(y, memory_format=torch.contiguous_format)
+    parts = y.new_empty(programs, 3, C, dtype=torch.float32)
+    given = [y if g is None else g.contiguous() for g in (grad_y, grad_normed, scale, y, mean, rstd)]
+    launch(
+        _norm_backward_kernel, programs, y.device, *given, grad, parts, positions, part,
+        HAS_Y=grad_y is not None, HAS_NORMED=grad_normed is not None, HAS_SCALE=scale is not None, **constants,
+    )  # fmt: skip
+    return grad, parts.sum(0)
+
+
+def _weight_gradient(x: Tensor, grad: Tensor) -> Tensor:
+    """Of the depthwise convolution, (9, C)."""
+    B, H, W, C = x.shape
+    constants = _constants(C)
+    rows, down, across = _strips(B, H, W, constants["P"])
+    part = max(1, ceil_div(B * down, max(1, 2 * MANY_PROGRAMS // across)))
+    splits = ceil_div(B * down, part)
+    parts = x.new_empty(splits * across, 9, C, dtype=torch.float32)
+    launch(
+        _weight_gradient_kernel, splits * across, x.device, x, grad, parts, *x.stride()[:3],
+        B, H, W, rows, down, across, part, **constants,
+    )  # fmt: skip
+    return parts.sum(0)
+
+
+@encode_and_norm.register_fake
+def _(
+    x_BHWC: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor | None, shift: Tensor | None,
+    eps: float, norm_dtype: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    y = torch.empty_like(x_BHWC, memory_format=torch.contiguous_format)
+    mean, rstd = (x_BHWC.new_empty(x_BHWC.shape[:3], dtype=torch.float32) for _ in range(2))
+    return y, torch.empty_like(y, dtype=norm_dtype), mean, rstd
+
+
+@encode_and_norm_backward.register_fake
+def _(
+    grad_y: Tensor | None, grad_normed: Tensor | None, x_BHWC: Tensor, weight: Tensor, scale: Tensor | None,
+    y_BHWC: Tensor, mean: Tensor, rstd: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    C = x_BHWC.shape[3]
+    sums = [x_BHWC.new_empty(shape, dtype=torch.float32) for shape in ((C, 9), (3, C))]
+    return torch.empty_like(y_BHWC, memory_format=torch.contiguous_format), sums[0], sums[1]
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.mark_non_differentiable(*output[2:])
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*inputs[:5], output[0], *output[2:])
+    ctx.options = inputs[5:]
+
+
+def _backward(ctx: Any, grad_y: Tensor | None, grad_normed: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+    x, weight, bias, scale, shift, y, mean, rstd = ctx.saved_tensors
+    if grad_y is None and grad_normed is None:
+        return (None,) * 7
+    if torch.is_grad_enabled() or not runs_on(x):
+        inputs = (x, weight, bias, scale, shift, *ctx.options)
+        return differentiable(plain, ctx.needs_input_grad, inputs, [grad_y, grad_normed])
+    grad_x, grad_weight, (of_bias, of_scale, of_shift) = encode_and_norm_backward(
+        grad_y, grad_normed, x, weight, scale, y, mean, rstd
+    )
+    vectors = [
+        None if p is None else g.to(p.dtype)
+        for p, g in zip((bias, scale, shift), (of_bias, of_scale, of_shift), strict=True)
+    ]
+    return grad_x, grad_weight.to(weight.dtype).view_as(weight), *vectors, None, None
+
+
+encode_and_norm.register_autograd(_backward, setup_context=_setup)
+
+
+# --- kernels; P columns at a time, CP channels as a power of two ---
+
+
+@jit
+def _vector(source, C: constexpr, CP: constexpr):
+    c = tl.arange(0, CP)
+    return tl.load(source + c, mask=c < C, other=0.0).to(tl.float32)
+
+
+@jit
+def _tap(weight, tap, C: constexpr, CP: constexpr):
+    """One of the nine weights of every channel."""
+    c = tl.arange(0, CP)
+    return tl.load(weight + c * 9 + tap, mask=c < C, other=0.0).to(tl.float32)[None, :]
+
+
+@jit
+def _row(image, h, w_P, stride_h, stride_w, H, W, C: constexpr, CP: constexpr):
+    """Positions of row ``h``, zeros outside the map; (P, CP) in float32."""
+    c = tl.arange(0, CP)
+    inside = (h >= 0) & (h < H) & (w_P >= 0) & (w_P < W)
+    address = image + h * stride_h + w_P.to(tl.int64)[:, None] * stride_w + c[None, :]
+    return tl.load(address, mask=inside[:, None] & (c < C)[None, :], other=0.0).to(tl.float32)
+
+
+@jit
+def _normalise(y_PC, scale, shift, eps, C: constexpr, CP: constexpr, HAS_SCALE: constexpr, HAS_SHIFT: constexpr):
+    mean = tl.sum(y_PC, axis=1) / C
+    centred = tl.where((tl.arange(0, CP) < C)[None, :], y_PC - mean[:, None], 0.0)
+    rstd = 1.0 / tl.sqrt(tl.sum(centred * centred, axis=1) / C + eps)
+    normed = centred * rstd[:, None]
+    if HAS_SCALE:
+        normed *= _vector(scale, C, CP)[None, :]
+    if HAS_SHIFT:
+        normed += _vector(shift, C, CP)[None, :]
+    return normed, mean, rstd
+
+
+@jit
+def _encode_kernel(
+    x, weight, bias, scale, shift, y, normed, mean, rstd, stride_b, stride_h, stride_w,
+    H, W, rows, down, across, eps,
+    C: constexpr, CP: constexpr, P: constexpr,
+    HAS_BIAS: constexpr, HAS_SCALE: constexpr, HAS_SHIFT: constexpr, NORM: constexpr,
+):  # fmt: skip
+    program = tl.program_id(0)
+    w, c = (program % across) * P + tl.arange(0, P), tl.arange(0, CP)
+    first, b = ((program // across) % down) * rows, (program // across // down).to(tl.int64)
+    image = x + b * stride_b
+    turn: tl.constexpr = 1 if NORM else -1  # the transposed convolution reads its weights from the other end
+    start: tl.constexpr = 0 if NORM else 8
+    w00, w01, w02 = (
+        _tap(weight, start, C, CP),
+        _tap(weight, start + turn, C, CP),
+        _tap(weight, start + 2 * turn, C, CP),
+    )
+    w10, w11 = _tap(weight, start + 3 * turn, C, CP), _tap(weight, 4, C, CP) + 1.0  # and the residual
+    w12, w20 = _tap(weight, start + 5 * turn, C, CP), _tap(weight, start + 6 * turn, C, CP)
+    w21, w22 = _tap(weight, start + 7 * turn, C, CP), _tap(weight, start + 8 * turn, C, CP)
+    above = tl.zeros([P, CP], tl.float32)
+    if HAS_BIAS:
+        above += _vector(bias, C, CP)[None, :]
+    initial, here = above, above
+    last = tl.minimum(first + rows, H)
+    for h in range(first - 1, last + 1):
+        left = _row(image, tl.cast(h, tl.int64), w - 1, stride_h, stride_w, H, W, C, CP)
+        middle = _row(image, tl.cast(h, tl.int64), w, stride_h, stride_w, H, W, C, CP)
+        right = _row(image, tl.cast(h, tl.int64), w + 1, stride_h, stride_w, H, W, C, CP)
+        done = above + w20 * left + w21 * middle + w22 * right
+        if h > first:
+            position = (b * H + h - 1) * W + w
+            target, mask = position[:, None] * C + c[None, :], (w < W)[:, None] & (c < C)[None, :]
+            rounded = done.to(y.dtype.element_ty)
+            tl.store(y + target, rounded, mask=mask)
+            if NORM:
+                result, m, r = _normalise(rounded.to(tl.float32), scale, shift, eps, C, CP, HAS_SCALE, HAS_SHIFT)
+                tl.store(normed + target, result.to(normed.dtype.element_ty), mask=mask)
+                tl.store(mean + position, m, mask=w < W)
+                tl.store(rstd + position, r, mask=w < W)
+        above = here + w10 * left + w11 * middle + w12 * right
+        here = initial + w00 * left + w01 * middle + w02 * right
+
+
+@jit
+def _norm_backward_kernel(
+    grad_y, grad_normed, scale, y, mean, rstd, grad, parts, positions, part,
+    C: constexpr, CP: constexpr, P: constexpr, HAS_Y: constexpr, HAS_NORMED: constexpr, HAS_SCALE: constexpr,
+):  # fmt: skip
+    program, c = tl.program_id(0).to(tl.int64), tl.arange(0, CP)
+    of_bias, of_scale, of_shift = tl.zeros([CP], tl.float32), tl.zeros([CP], tl.float32), tl.zeros([CP], tl.float32)
+    for step in range(0, part, P):
+        n = program * part + step + tl.arange(0, P)
+        address, mask = n[:, None] * C + c[None, :], (n < positions)[:, None] & (c < C)[None, :]
+        total = tl.zeros([P, CP], tl.float32)
+        if HAS_NORMED:
+            m = tl.load(mean + n, mask=n < positions, other=0.0)
+            r = tl.load(rstd + n, mask=n < positions, other=0.0)
+            g = tl.load(grad_normed + address, mask=mask, other=0.0).to(tl.float32)
+            value = tl.load(y + address, mask=mask, other=0.0).to(tl.float32)
+            value = tl.where(mask, (value - m[:, None]) * r[:, None], 0.0)
+            of_scale += tl.sum(g * value, axis=0)
+            of_shift += tl.sum(g, axis=0)
+            if HAS_SCALE:
+                g *= _vector(scale, C, CP)[None, :]
+            along = tl.sum(g * value, axis=1) / C
+            total = tl.where(mask, (g - (tl.sum(g, axis=1) / C)[:, None] - value * along[:, None]) * r[:, None], 0.0)
+        if HAS_Y:
+            total += tl.load(grad_y + address, mask=mask, other=0.0).to(tl.float32)
+        rounded = total.to(grad.dtype.element_ty)
+        tl.store(grad + address, rounded, mask=mask)
+        of_bias += tl.sum(rounded.to(tl.float32), axis=0)
+    target = parts + program * 3 * C + c
+    tl.store(target, of_bias, mask=c < C)
+    tl.store(target + C, of_scale, mask=c < C)
+    tl.store(target + 2 * C, of_shift, mask=c < C)
+
+
+@jit
+def _weight_gradient_kernel(
+    x, grad, parts, stride_b, stride_h, stride_w, B, H, W, rows, down, across, part,
+    C: constexpr, CP: constexpr, P: constexpr,
+):  # fmt: skip
+    """Each row of the gradient meets the rows of x above, beside and below it."""
+    program, c = tl.program_id(0), tl.arange(0, CP)
+    w, split = (program % across) * P + tl.arange(0, P), program // across
+    zero = tl.zeros([P, CP], tl.float32)
+    d00, d01, d02, d10, d11, d12, d20, d21, d22 = zero, zero, zero, zero, zero, zero, zero, zero, zero
+    for strip in range(split * part, tl.minimum(split * part + part, B * down)):
+        b, first = tl.cast(strip // down, tl.int64), (strip % down) * rows
+        image, of_image = x + b * stride_b, grad + b * H * W * C
+        above = _row(image, tl.cast(first - 1, tl.int64), w, stride_h, stride_w, H, W, C, CP)
+        here = _row(image, tl.cast(first, tl.int64), w, stride_h, stride_w, H, W, C, CP)
+        for h in range(first, tl.minimum(first + rows, H)):
+            below = _row(image, tl.cast(h + 1, tl.int64), w, stride_h, stride_w, H, W, C, CP)
+            left = _row(of_image, tl.cast(h, tl.int64), w + 1, W * C, C, H, W, C, CP)
+            middle = _row(of_image, tl.cast(h, tl.int64), w, W * C, C, H, W, C, CP)
+            right = _row(of_image, tl.cast(h, tl.int64), w - 1, W * C, C, H, W, C, CP)
+            d00, d01, d02 = d00 + above * left, d01 + above * middle, d02 + above * right
+            d10, d11, d12 = d10 + here * left, d11 + here * middle, d12 + here * right
+            d20, d21, d22 = d20 + below * left, d21 + below * middle, d22 + below * right
+            above, here = here, below
+    target, mask = parts + tl.cast(program, tl.int64) * 9 * C + c, c < C
+    tl.store(target, tl.sum(d00, axis=0), mask=mask)
+    tl.store(target + C, tl.sum(d01, axis=0), mask=mask)
+    tl.store(target + 2 * C, tl.sum(d02, axis=0), mask=mask)
+    tl.store(target + 3 * C, tl.sum(d10, axis=0), mask=mask)
+    tl.store(target + 4 * C, tl.sum(d11, axis=0), mask=mask)
+    tl.store(target + 5 * C, tl.sum(d12, axis=0), mask=mask)
+    tl.store(target + 6 * C, tl.sum(d20, axis=0), mask=mask)
+    tl.store(target + 7 * C, tl.sum(d21, axis=0), mask=mask)
+    tl.store(target + 8 * C, tl.sum(d22, axis=0), mask=mask)

@@ -1,0 +1,80 @@
+"""The backward pass of exact GELU, and its output once more, in one pass.
+
+PyTorch's own GELU is one pass already and its matrix products are cuBLAS's, so forward nothing is gained by a kernel.
+What can be spared is memory: a linear layer behind a GELU keeps its input for the gradient of its weight, 4 values
+for each position and channel of a block. Here only the map in front of the GELU is kept.
+"""
+
+# mypy: disable-error-code="no-untyped-def"
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..twice import differentiable
+from .support import ceil_div, constexpr, jit, launch, runs_on, tl
+
+BLOCK = 1024
+
+
+@torch.library.custom_op("davit::gelu_backward", mutates_args=())
+def gelu_backward(grad: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """The gradient in front of the GELU, from that behind it; and GELU(x)."""
+    if not runs_on(x):
+        return torch.ops.aten.gelu_backward(grad, x), F.gelu(x)
+    x, grad = x.contiguous(), grad.contiguous()
+    grad_x, again = torch.empty_like(x), torch.empty_like(x)
+    launch(_kernel, ceil_div(x.numel(), BLOCK), x.device, grad, x, grad_x, again, x.numel(), BLOCK=BLOCK)
+    return grad_x, again
+
+
+@gelu_backward.register_fake
+def _(grad: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    like = torch.empty_like(x, memory_format=torch.contiguous_format)
+    return like, torch.empty_like(like)
+
+
+class GeluLinear(torch.autograd.Function):
+    """GELU and a linear layer, of which only the input of the GELU is saved; for eager mode.
+
+    (A compiler finds by itself that GELU is cheap to compute again.)
+    """
+
+    @staticmethod
+    def plain(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return F.linear(F.gelu(x), weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight, bias)
+        return GeluLinear.plain(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, bias = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return differentiable(GeluLinear.plain, ctx.needs_input_grad, (x, weight, bias), [grad])
+        _, need_weight, need_bias = ctx.needs_input_grad
+        grad_x, hidden = gelu_backward(grad @ weight.to(grad.dtype), x)
+        grad_NC = grad.reshape(-1, grad.shape[-1])
+        of_weight = grad_NC.t() @ hidden.view(-1, hidden.shape[-1]).to(grad.dtype) if need_weight else None
+        of_bias = grad_NC.sum(0) if need_bias and bias is not None else None
+        return (
+            grad_x,
+            None if of_weight is None else of_weight.to(weight.dtype),
+            None if of_bias is None or bias is None else of_bias.to(bias.dtype),
+        )
+
+
+@jit
+def _kernel(grad, x, grad_x, again, size, BLOCK: constexpr):
+    n = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    mask = n < size
+    value = tl.load(x + n, mask=mask, other=0.0).to(tl.float32)
+    g = tl.load(grad + n, mask=mask, other=0.0).to(tl.float32)
+    below = 0.5 * (1.0 + tl.math.erf(value * 0.7071067811865476))  # the normal distribution
+    density = 0.3989422804014327 * tl.exp(-0.5 * value * value)
+    tl.store(grad_x + n, (g * (below + value * density)).to(grad_x.dtype.element_ty), mask=mask)
+    tl.store(again + n, (value * below).to(again.dtype.element_ty), mask=mask)

@@ -1,0 +1,73 @@
+"""What the Triton kernels share. Triton is imported here and nowhere else: not every wheel of PyTorch brings it."""
+
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+try:
+    import triton
+    import triton.language as tl
+    from triton.runtime.jit import JITFunction
+except ImportError:  # macOS, Windows, wheels for the CPU
+    HAS_TRITON = INTERPRETED = False
+    tl: Any = None  # type: ignore[no-redef]
+    constexpr: Any = None
+
+    def jit(function: Any) -> Any:
+        """The kernel as it is: nothing will launch it."""
+        return function
+
+else:
+    HAS_TRITON = True
+    jit, constexpr = triton.jit, tl.constexpr
+
+    @jit
+    def _probe() -> None:
+        pass
+
+    #: TRITON_INTERPRET=1 was set when Triton was imported: kernels run on the CPU, slowly, which is for tests.
+    INTERPRETED = not isinstance(_probe, JITFunction)
+
+#: Triton's interpreter keeps bfloat16 as its bits, and multiplies those.
+WIDE_DOT = constexpr(INTERPRETED) if HAS_TRITON else False
+
+#: Programs that fill a large GPU a few times over (an H100 has 132 multiprocessors). What is summed in parts is cut by
+#: it, and not by the GPU at hand, so that results are the same everywhere.
+MANY_PROGRAMS = 528
+
+
+@jit
+def dot(a, b):  # type: ignore[no-untyped-def]
+    """Product of matrices, summed in float32, without TF32."""
+    if WIDE_DOT:
+        a, b = a.to(tl.float32), b.to(tl.float32)
+    return tl.dot(a, b, input_precision="ieee")
+
+
+def runs_on(x: Tensor) -> bool:
+    """Whether kernels can be launched for this tensor."""
+    return HAS_TRITON and (x.is_cuda or (INTERPRETED and x.device.type == "cpu"))
+
+
+def launch(kernel: Any, programs: int, device: torch.device, *arguments: Any, **constants: Any) -> None:
+    """Run a kernel on a line of programs, on the device of its tensors."""
+    if programs > 0:
+        with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+            kernel[(programs,)](*arguments, **constants)
+
+
+def channels_together(x: Tensor) -> Tensor:
+    """The tensor itself where its last axis is contiguous, as kernels want it, else a copy."""
+    return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
+
+
+def power_of_two(number: int, least: int = 1) -> int:
+    """The smallest power of two that is at least ``number`` and ``least``."""
+    return max(least, 1 << (number - 1).bit_length())
+
+
+def ceil_div(a: int, b: int) -> int:
+    """a / b, rounded up."""
+    return -(-a // b)

@@ -1,0 +1,399 @@
+"""Whole models through the Triton kernels against their plain modules; compilers; where kernels must not run."""
+
+import copy
+import warnings
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.export import Dim
+from torch.utils.flop_counter import FlopCounterMode
+
+from davit import DaViT, DaViTPyramid
+from davit.kernels import select
+from davit.model import ConvPosEnc
+
+EVERY = {"window", "channel", "encoding", "gelu"}
+OF_FORWARD = {"_forward_kernel", "_product_kernel", "_softmax_kernel", "_apply_kernel", "_encode_kernel"}
+OF_BACKWARD = {
+    "_backward_kernel", "_softmax_backward_kernel", "_apply_backward_kernel", "_norm_backward_kernel",
+    "_weight_gradient_kernel", "_kernel",
+}  # fmt: skip
+
+
+@pytest.fixture
+def tiny(small, device):
+    """A model of two stages, each with one block of either kind."""
+
+    def make(cls=DaViT, **options):
+        levels = {"out_indices": (0, 1)} if cls is DaViTPyramid else {}
+        shape = {"embed_dims": (8, 12), "depths": (1, 1), "num_heads": (1, 2), "mlp_ratio": 2.0}
+        return small(cls, **{**shape, **levels, **options}).to(device)
+
+    return make
+
+
+@pytest.fixture
+def image(picture, device):
+    """Small, since the interpreter is slow: 3 x 6 and 2 x 3 positions in the two stages, windows of 4."""
+    return lambda *shape: picture(*(shape or (1, 3, 9, 21))).to(device)
+
+
+def aslist(output):
+    return [output] if isinstance(output, torch.Tensor) else list(output)
+
+
+def step(model, pixels, function=None):
+    """Outputs and all gradients."""
+    model.zero_grad()
+    pixels = pixels.clone().requires_grad_()
+    outputs = aslist(model(pixels) if function is None else function(pixels))
+    sum(level.float().square().mean() for level in outputs).backward()
+    return [*(o.detach() for o in outputs), pixels.grad, *(p.grad for p in model.parameters())]
+
+
+def assert_close(results, expected, tolerance=2e-5):
+    scale = max(t.norm() for t in expected)
+    for one, other in zip(results, expected, strict=True):
+        assert one.dtype == other.dtype
+        assert (one.double() - other.double()).norm() < tolerance * (other.double().norm() + 1e-2 * scale)
+
+
+# --- values ---
+
+
+@pytest.mark.parametrize("options", [{}, {"qkv_bias": False, "ffn": False}, {"cpe_act": True}], ids=str)
+def test_models_through_kernels(either, tiny, image, launches, options):
+    model = tiny(either, drop_path_rate=0.0, **options).train()
+    with launches() as names:
+        results = step(model, image(2, 3, 17, 30))
+    expected = OF_FORWARD | OF_BACKWARD
+    if "ffn" in options:
+        expected = expected - {"_kernel"}
+    if "cpe_act" in options:
+        expected = expected - {"_encode_kernel", "_norm_backward_kernel", "_weight_gradient_kernel"}
+    assert set(names) == expected
+    model.set_fused("off")
+    with launches() as names:
+        assert_close(results, step(model, image(2, 3, 17, 30)))
+    assert names == []
+
+
+@pytest.mark.parametrize("kernel", sorted(EVERY))
+def test_each_kernel_alone(tiny, image, launches, only, kernel):
+    only(kernel)
+    model = tiny(drop_path_rate=0.0).train()
+    with launches() as names:
+        results = step(model, image())
+    assert names
+    only()
+    with launches() as names:
+        assert_close(results, step(model, image()))
+    assert names == []
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("mixed", [True, False], ids=["autocast", "whole"])
+def test_two_byte_formats(tiny, image, device, launches, dtype, mixed):
+    """As near to float64 as the plain modules are, in the number formats that these give."""
+    model = tiny(drop_path_rate=0.0).train()
+    exact = step(copy.deepcopy(model).double(), image().double())
+    model = model if mixed else model.to(dtype)
+    errors, dtypes = {}, {}
+    for fused in ("auto", "off"):
+        model.set_fused(fused)
+        with torch.autocast(device, dtype, enabled=mixed), launches() as names:
+            results = step(model, image().to(torch.float32 if mixed else dtype))
+        assert set(names) == (OF_FORWARD | OF_BACKWARD if fused == "auto" else set())
+        errors[fused] = sum(((r.double() - e).norm() / e.norm()).item() for r, e in zip(results, exact, strict=True))
+        dtypes[fused] = [r.dtype for r in results]
+    assert errors["auto"] < 2 * errors["off"]  # of so small a map, rounding goes either way by chance
+    assert dtypes["auto"] == dtypes["off"]
+
+
+def test_checkpointed_blocks(tiny, image):
+    model = tiny(drop_path_rate=0.0).train()
+    expected = step(model, image())
+    model.set_grad_checkpointing()
+    assert_close(step(model, image()), expected)
+
+
+def test_gradients_of_gradients(tiny, image):
+    results = []
+    for fused in ("auto", "off"):
+        model, pixels = tiny(drop_path_rate=0.0, fused=fused).train(), image().requires_grad_()
+        (grad,) = torch.autograd.grad(model(pixels).square().sum(), pixels, create_graph=True)
+        grad.square().sum().backward()
+        results.append([pixels.grad, *(p.grad for p in model.parameters() if p.grad is not None)])
+    assert_close(*results, tolerance=1e-4)
+
+
+def test_frozen_parameters(tiny, image):
+    for kept in (lambda name: "norm" in name, lambda name: "fc2.bias" in name, lambda name: "cpe" in name):
+        model = tiny(drop_path_rate=0.0).train()
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(kept(name))
+        grads = []
+        for fused in ("auto", "off"):
+            model.set_fused(fused)
+            model.zero_grad()
+            model(image()).square().mean().backward()
+            assert all((p.grad is not None) == kept(name) for name, p in model.named_parameters())
+            grads.append([p.grad for p in model.parameters() if p.grad is not None])
+        assert_close(*grads)
+
+
+@pytest.mark.parametrize("norm_layer", [partial(nn.LayerNorm, eps=0.5), partial(nn.LayerNorm, bias=False), nn.RMSNorm])
+def test_norms_of_any_kind(tiny, image, launches, norm_layer):
+    model = tiny(norm_layer=norm_layer, drop_path_rate=0.0).train()
+    with launches() as names:
+        results = step(model, image())
+    assert ("_encode_kernel" in names) == (norm_layer is not nn.RMSNorm)
+    model.set_fused("off")
+    assert_close(results, step(model, image()))
+
+
+def test_an_empty_batch(tiny, image):
+    with torch.no_grad():
+        assert tiny()(image()[:0]).shape == (0, 7)
+
+
+def test_less_is_saved_for_the_backward_pass(tiny, image):
+    """At most 0.75 of the bytes of the plain modules, counted by storage."""
+
+    def saved(fused):
+        model = tiny(fused=fused, mlp_ratio=4.0).train()
+        parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
+        storages = {}
+
+        def keep(tensor):
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in parameters:
+                storages[storage.data_ptr()] = (storage.nbytes(), tensor)  # held, so that no address comes twice
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            model(image()).sum()
+        return sum(size for size, _ in storages.values())
+
+    assert saved("auto") < 0.75 * saved("off")
+
+
+@pytest.mark.parametrize(
+    "kernel", ["channel", *(pytest.param(name, marks=pytest.mark.long) for name in ("window", "encoding", "every"))]
+)
+def test_reference_vectors(monkeypatch, device, only, kernel):
+    """The original's logits, through each kernel alone and all together."""
+    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parents[2] / "parity"))
+    from test_original import empty_model, fill, outputs, picture
+
+    only(*(EVERY if kernel == "every" else {kernel}))
+    with torch.inference_mode():
+        logits = fill(empty_model("tiny_225x257")).to(device)(picture("tiny_225x257").to(device))
+    torch.testing.assert_close(logits.cpu(), outputs("tiny_225x257")["logits"], rtol=0, atol=2e-5)
+
+
+# --- compilers ---
+
+
+@pytest.fixture
+def compiled():
+    """``compiled(model, names)``: by AOTAutograd; the names of our operators in its graphs are put into the list."""
+    torch._dynamo.reset()
+
+    def make(model, names):
+        def keep(graph, inputs):
+            names.extend(str(n.target) for n in graph.graph.nodes if "davit" in str(n.target))
+            return torch._dynamo.lookup_backend("aot_eager")(graph, inputs)
+
+        return torch.compile(model, fullgraph=True, backend=keep)
+
+    yield make
+    torch._dynamo.reset()
+
+
+def assert_operators(names, blocks=4):
+    found = {name: names.count(name) for name in set(names)}
+    assert found == {
+        "davit.window_attention.default": blocks // 2,
+        "davit.channel_attention.default": blocks // 2,
+        "davit.encode_and_norm.default": 2 * blocks,
+    }
+
+
+@pytest.mark.parametrize("checkpointing", [False, pytest.param(True, marks=pytest.mark.long)])
+def test_compiled_training_step_has_the_operators(tiny, image, compiled, checkpointing):
+    model, names = tiny(drop_path_rate=0.0).train(), []
+    expected = step(model, image())
+    model.set_grad_checkpointing(checkpointing)
+    assert_close(step(model, image(), compiled(model, names)), expected)
+    if not checkpointing:  # else they are in graphs of their own
+        assert_operators(names)
+
+
+@pytest.mark.long
+def test_compiled_with_autocast(tiny, image, device, compiled):
+    model, names = tiny(drop_path_rate=0.0).train(), []
+    with torch.autocast(device, torch.bfloat16):
+        expected = step(model, image())
+        assert_close(step(model, image(), compiled(model, names)), expected, tolerance=0.06)
+    assert_operators(names)
+
+
+def test_a_compiler_sees_no_operator_when_off_or_transformed(tiny, image, compiled):
+    model, names = tiny(fused="off"), []
+    with torch.no_grad():
+        compiled(model, names)(image())
+        model.set_fused("auto")
+        torch._dynamo.reset()
+        each = compiled(lambda x: torch.func.vmap(lambda pixels: model(pixels[None])[0])(x), names)(image())
+        torch.testing.assert_close(each, model(image()), rtol=1e-4, atol=1e-5)
+    assert names == []
+
+
+@pytest.mark.parametrize("strict", [False, pytest.param(True, marks=pytest.mark.long)])
+def test_export_keeps_the_operators(tiny, image, tmp_path, strict):
+    model = tiny()
+    dynamic = ({0: Dim.AUTO, 2: Dim.AUTO, 3: Dim.AUTO},)
+    program = torch.export.export(model, (image(2, 3, 17, 30),), dynamic_shapes=dynamic, strict=strict)
+    torch.export.save(program, tmp_path / "model.pt2")
+    program = torch.export.load(tmp_path / "model.pt2")
+    assert_operators([str(node.target) for node in program.graph.nodes if "davit" in str(node.target)])
+    with torch.no_grad():
+        for shape in ((2, 3, 9, 21), (1, 3, 40, 33)):
+            torch.testing.assert_close(program.module()(image(*shape)), model(image(*shape)), rtol=1e-4, atol=1e-5)
+
+
+# --- where kernels must not run ---
+
+
+class OtherEncoding(ConvPosEnc):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda block: block.norm1.register_forward_hook(lambda *_: None),
+        lambda block: block.cpe[0].register_forward_pre_hook(lambda *_: None),
+        lambda block: block.cpe[0].proj.register_full_backward_hook(lambda *_: None),
+        lambda block: setattr(block, "norm1", nn.Identity()),
+        lambda block: setattr(block.cpe, "0", nn.Identity()),
+        lambda block: setattr(block.cpe, "0", OtherEncoding(8, False)),
+        lambda block: setattr(block.cpe[0], "proj", nn.Conv2d(8, 8, 5, padding=2)),
+        lambda block: setattr(block.cpe[0], "activation", nn.SiLU()),
+        lambda block: setattr(block.cpe[0], "forward", lambda x: x),
+    ],
+    ids=range(9),
+)
+def test_a_changed_encoding_keeps_to_its_modules(tiny, image, launches, only, change):
+    only("encoding")
+    model = tiny()
+    change(model.main_blocks[0][0][0])
+    with launches() as names, torch.no_grad():
+        results = aslist(model(image()))
+    assert names == 7 * ["_encode_kernel"]
+    model.set_fused("off")
+    with torch.no_grad():
+        assert_close(results, aslist(model(image())))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda mlp: mlp.act.register_forward_hook(lambda *_: None),
+        lambda mlp: mlp.fc2.register_forward_pre_hook(lambda *_: None),
+        lambda mlp: setattr(mlp, "act", nn.GELU(approximate="tanh")),
+        lambda mlp: setattr(mlp, "fc2", nn.Sequential(mlp.fc2)),
+    ],
+    ids=range(4),
+)
+def test_a_changed_mlp_keeps_to_its_modules(tiny, image, launches, only, change):
+    only("gelu")
+    model = tiny()
+    change(model.main_blocks[0][0][0].mlp)
+    with launches() as names:
+        results = step(model, image())
+    assert names == 3 * ["_kernel"]
+    model.set_fused("off")
+    assert_close(results, step(model, image()))
+
+
+def test_hooks_and_layers_around_a_span_stay_in_use(tiny, image, launches):
+    """The kernels stand between them: a low-rank adapter, an observer."""
+    model, seen = tiny(), []
+    attention = model.main_blocks[0][0][0].attn
+    attention.qkv.register_forward_hook(lambda _m, _i, out: seen.append(1) or 2 * out)
+    attention.proj = nn.Sequential(attention.proj, nn.Tanh())
+    with launches() as names, torch.no_grad():
+        results = aslist(model(image()))
+    assert "_forward_kernel" in names and seen == [1]
+    model.set_fused("off")
+    with torch.no_grad():
+        assert_close(results, aslist(model(image())))
+
+
+def test_counters_transforms_traces_and_subclasses_see_plain_modules(tiny, image, launches):
+    class Marked(torch.Tensor):
+        pass
+
+    model, pixels = tiny(), image()
+    state = dict(model.named_parameters())
+    with launches() as names, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with FlopCounterMode(display=False) as counter:
+            model(pixels)
+        torch.func.grad(lambda p: torch.func.functional_call(model, p, (pixels,)).square().mean())(state)
+        torch.func.jvp(model, (pixels,), (torch.ones_like(pixels),))
+        with torch.no_grad():
+            torch.func.vmap(lambda one: model(one[None])[0])(pixels)
+            torch.jit.trace(model, pixels, check_trace=False)
+            assert isinstance(model(pixels.as_subclass(Marked)), Marked)
+        torch.fx.symbolic_trace(model)(pixels)
+        torch.jit.script(model)(pixels)
+        model.double()(pixels.double())
+    assert names == []
+    model.float().set_fused("off")
+    with FlopCounterMode(display=False) as plain:
+        model(pixels)
+    assert counter.get_total_flops() == plain.get_total_flops() > 0
+
+
+def test_a_default_device_is_no_obstacle(tiny, image, device, launches):
+    """torch.set_default_device is a mode of its own, which changes no operation of the model."""
+    model, pixels = tiny(), image()
+    with launches() as names, torch.no_grad(), torch.device(device):
+        model(pixels)
+    assert set(names) == OF_FORWARD
+
+
+def test_onnx_export_sees_plain_modules(tiny, image, launches, monkeypatch):
+    """An exporter for ONNX says so; the graph that it asks torch.export for has no operator of ours."""
+    monkeypatch.setattr(torch.onnx, "is_in_onnx_export", lambda: True)
+    program = torch.export.export(tiny(), (image(),))
+    assert not any("davit" in str(node.target) for node in program.graph.nodes)
+
+
+def test_sizes_that_fit_no_program(tiny, image, launches):
+    """A window of 12 positions a side; a group of 128 channels."""
+    for options, absent in (
+        ({"window_size": 12}, "_forward_kernel"),
+        ({"embed_dims": (128, 128), "num_heads": (1, 1)}, "_product_kernel"),
+    ):
+        model = tiny(**options)
+        with launches() as names, torch.no_grad():
+            results = aslist(model(image()))
+        assert absent not in names and names
+        model.set_fused("off")
+        with torch.no_grad():
+            assert_close(results, aslist(model(image())))
+
+
+def test_the_threshold_of_the_encoding_is_for_eager_mode_on_a_gpu(monkeypatch, device, launches, tiny, image):
+    monkeypatch.setattr(select, "LEAST_ELEMENTS", 1 << 40)
+    with launches() as names, torch.no_grad():
+        tiny()(image())
+    assert ("_encode_kernel" in names) == (device == "cpu")
