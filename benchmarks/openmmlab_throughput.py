@@ -134,13 +134,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--mode", choices=("inference", "training"), default="inference")
     parser.add_argument("--dtype", choices=("float32", "amp"), default="float32", help="amp: autocast to bfloat16")
-    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--batch", type=int, help="default 1, in training 2: UPerNet's batch norm needs two")
     parser.add_argument("--size", type=size_argument, metavar="PIXELS", help="default 800x1344, UPerNet 512x512")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--name", default="openmmlab_throughput", help="results/NAME.json and .md are written")
     parser.add_argument("--folder", type=Path, default=ROOT / "benchmarks" / "results")
     options = parser.parse_args(arguments)
-    if options.batch < 1 or options.rounds < 1:
+    batch = options.batch if options.batch is not None else 2 if options.mode == "training" else 1
+    if batch < 1 or options.rounds < 1:
         parser.error("--batch and --rounds must be 1 or more")
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: this machine has none that PyTorch can use")
@@ -148,11 +149,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for method in options.methods:
         size = options.size or ((512, 512) if method == "upernet" else (800, 1344))
         cases = [
-            Case(name, options.dtype, "eager", options.mode, method, options.device, options.batch, size)
+            Case(name, options.dtype, "eager", options.mode, method, options.device, batch, size)
             for name in options.backbones
         ]
         results = compare(cases, cases[0], options.rounds, log, prepared)
-        about = f"batch {options.batch}, {size[0]} x {size[1]}, {options.rounds} rounds"
+        about = f"batch {batch}, {size[0]} x {size[1]}, {options.rounds} rounds"
         sections.append((f"{method}, {options.mode} ({about})", comparison_table(results)))
         data += as_data(results)
     title = "Detectors and segmentors, backbone against backbone"

@@ -1,7 +1,7 @@
 # UPerNet, DaViT_nano, on scenes of handwritten digits: what `make demo-seg` runs. Not from the paper.
 # Command:  python tools/train.py THIS
-# Hardware: two CPU cores.
-# Expected: not measured yet.
+# Hardware: two CPU cores, 7 minutes.
+# Expected: mIoU 65.9 (seed 0, n = 1), see benchmarks/results/digit_scenes_segmentation.
 _base_ = "./_base_/nano_from_scratch.py"
 
 data_root = "data/scenes/"  # written by python -m davit.data scenes

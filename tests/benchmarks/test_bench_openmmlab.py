@@ -1,0 +1,62 @@
+"""Detectors and segmentors are compared by their backbone, and by nothing else."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+
+
+@pytest.fixture
+def script(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import openmmlab_throughput
+
+    return openmmlab_throughput
+
+
+def case(script, model, **more):
+    return script.Case(model, "float32", "eager", **{"task": "upernet", "size": (64, 96), "batch": 2, **more})
+
+
+def test_a_case_has_the_backbone_that_it_names(script):
+    ours, plain = (script.build(case(script, name)) for name in ("DaViT_tiny", "DaViT_tiny:off"))
+    assert (ours.backbone.fused, plain.backbone.fused) == ("auto", "off")
+    peer = script.build(case(script, "convnext_tiny"))
+    assert type(peer.backbone).__name__ == "TimmLevels"
+    assert [n for n, _ in peer.named_parameters() if not n.startswith("backbone")] == [
+        n for n, _ in ours.named_parameters() if not n.startswith("backbone")
+    ]
+
+
+@pytest.mark.parametrize("name", ["davit_tiny", "swin_tiny_patch4_window7_224", "convnext_tiny"])
+def test_peers_give_the_maps_that_the_heads_read(script, name):
+    levels = script.TimmLevels(name, (64, 96))(torch.zeros(1, 3, 64, 96))
+    assert [tuple(level.shape[1:]) for level in levels] == [(96, 16, 24), (192, 8, 12), (384, 4, 6), (768, 2, 3)]
+
+
+def test_a_step_of_training_moves_the_weights(script, monkeypatch):
+    built = []
+    build = script.build
+    monkeypatch.setattr(script, "build", lambda of: built.append(build(of)) or built[-1])
+    step = script.prepared(case(script, "DaViT_tiny", mode="training", task="retinanet"))
+    before = {name: p.detach().clone() for name, p in built[0].named_parameters()}
+    step()
+    moved = {name.split(".")[0] for name, p in built[0].named_parameters() if not torch.equal(p, before[name])}
+    assert moved == {"backbone", "neck", "bbox_head"}
+
+
+@pytest.mark.parametrize("words", [["--batch", "0"], ["--rounds", "0"], ["--methods", "yolo"]])
+def test_flags_that_make_no_sense(script, words, capsys):
+    with pytest.raises(SystemExit):
+        script.main(words)
+    assert "must be 1 or more" in (text := capsys.readouterr().err) or "invalid choice" in text
+
+
+def test_no_gpu_is_said(script, capsys):
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    with pytest.raises(SystemExit):
+        script.main(["--device", "cuda"])
+    assert "this machine has none" in capsys.readouterr().err
