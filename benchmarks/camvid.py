@@ -65,9 +65,10 @@ def main() -> None:
         draw_segments(nothing, labels, meta.classes, meta.palette).save(RESULTS / name)
     clock = re.findall(r"time: (\d+\.\d+)  data_time", "\n".join(lines))
     minutes = cfg.train_cfg.max_iters * np.mean([float(one) for one in clock]) / 60
+    pictures = len([*(data / cfg.train_dataloader.dataset.data_prefix.img_path).glob("*.png")])
     (RESULTS / "README.md").write_text(
         f"""# CamVid from scratch
-UPerNet with DaViT_nano from random weights: 62 training pictures, {cfg.train_cfg.max_iters} iterations of
+UPerNet with DaViT_nano from random weights: {pictures} training pictures, {cfg.train_cfg.max_iters} iterations of
 {cfg.train_dataloader.batch_size} crops at 320 x 240; evaluated at 480 x 360 on 26 pictures, one seed.
 
 | test | mIoU | mAcc | aAcc |
@@ -75,7 +76,7 @@ UPerNet with DaViT_nano from random weights: 62 training pictures, {cfg.train_cf
 | once | {once["mIoU"]:.2f} | {once["mAcc"]:.2f} | {once["aAcc"]:.2f} |
 | `--aug-test`, 12 views | {augmented["mIoU"]:.2f} | {augmented["mAcc"]:.2f} | {augmented["aAcc"]:.2f} |
 
-Machine: {platform.machine()}, one thread of a shared two-core machine without a GPU, {minutes:.0f} minutes of training
+Machine: {platform.machine()}, two cores, no GPU, {minutes:.0f} minutes of training
 (wall clock, with other programs running); torch {torch.__version__}, Python {platform.python_version()}.
 Again: `python benchmarks/camvid.py CAMVID_DIR`. The losses are in [log.txt](log.txt).
 

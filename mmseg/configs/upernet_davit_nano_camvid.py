@@ -1,7 +1,7 @@
 # UPerNet, DaViT_nano, on CamVid at 320 x 240, from random weights. Not from the paper.
 # Command:  python tools/train.py THIS --data-root DIR (DIR holds train/, trainannot/, val/ and valannot/)
-# Hardware: two CPU cores.
-# Expected: not measured yet; python benchmarks/camvid.py CAMVID_DIR does
+# Hardware: two CPU cores, 3 minutes.
+# Expected: mIoU 35.1 (seed 0, n = 1), see benchmarks/results/camvid; again: python benchmarks/camvid.py CAMVID_DIR
 _base_ = "./_base_/nano_from_scratch.py"
 
 data_root = "data/camvid"
