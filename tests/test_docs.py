@@ -18,8 +18,8 @@ from torch.distributed.run import get_args_parser
 from davit import VARIANTS, create_model
 from davit.complexity import complexity
 from davit.engine import status
-from davit.engine.arguments import NO_LONGER, parse_with_config, train_parser
-from davit.engine.validate_args import _NO_LONGER, validate_parser
+from davit.engine.arguments import parse_with_config, train_parser
+from davit.engine.validate_args import NO_LONGER, validate_parser
 from davit.predict.arguments import parse_predict
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -104,17 +104,19 @@ class Command(NamedTuple):
 
 
 def commands(document: str, name: str = "") -> Iterator[Command]:
-    """The commands of a document's shell blocks. In a console block they are what follows '$ '."""
+    """The commands of a document's shell blocks."""
+    for line in shell_lines(document):
+        for words in _simple_commands(line):
+            yield Command(name, tuple(words))
+
+
+def shell_lines(document: str) -> Iterator[str]:
+    """The lines of a document's shell blocks, continuation lines joined; in a console block those behind '$ '."""
     for language, block in FENCE.findall(document):
-        if language not in SHELLS:
-            continue
-        for line in re.sub(r"\\\n\s*", " ", block).splitlines():
-            if language == "console":
-                if not line.startswith("$ "):
-                    continue
-                line = line.removeprefix("$ ")
-            for words in _simple_commands(line):
-                yield Command(name, tuple(words))
+        if language in SHELLS:
+            for line in re.sub(r"\\\n\s*", " ", block).splitlines():
+                if language != "console" or line.startswith("$ "):
+                    yield line.removeprefix("$ ") if language == "console" else line
 
 
 def _simple_commands(line: str) -> Iterator[list[str]]:
@@ -311,7 +313,7 @@ def test_exit_statuses_are_those_of_the_code() -> None:
 def test_flags_without_a_meaning_are_those_of_the_code() -> None:
     section = TRAINING.read_text(encoding="utf-8").partition("\n## Flags that have no meaning today")[2]
     listed = {flag.replace("-", "_") for flag in re.findall(r"^\| `--([\w-]+)`", section, re.MULTILINE)}
-    assert listed == {*NO_LONGER, *_NO_LONGER}
+    assert listed == {*NO_LONGER}
 
 
 def test_the_introductions_table_of_variants() -> None:

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 from davit import create_model
-from tests.test_docs import DOCUMENTS, FENCE, SHELLS, name_of
+from tests.test_docs import DOCUMENTS, name_of, shell_lines
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 OURS = ("train.py", "validate.py", "predict.py", "davit", "configs", "tools", "figures", "requirements.txt")
@@ -61,17 +61,10 @@ class Line(NamedTuple):
 
 def lines(document: str, name: str = "") -> Iterator[Line]:
     """The command lines of a document."""
-    for language, block in FENCE.findall(document):
-        if language not in SHELLS:
-            continue
-        for line in re.sub(r"\\\n\s*", " ", block).splitlines():
-            if language == "console":
-                if not line.startswith("$ "):
-                    continue
-                line = line.removeprefix("$ ")
-            line = re.sub(r"\s+#\s.*$", "", line).strip()
-            if line and not line.startswith("#"):
-                yield Line(name, line)
+    for line in shell_lines(document):
+        line = re.sub(r"\s+#\s.*$", "", line).strip()
+        if line and not line.startswith("#"):
+            yield Line(name, line)
 
 
 LINES = [line for path in DOCUMENTS for line in lines(path.read_text(encoding="utf-8"), name_of(path))]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -342,9 +342,13 @@ def _converted(action: argparse.Action, key: str, value: Any, path: Path) -> Any
     return converted
 
 
-def say_what_has_no_meaning(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+def changed(parser: argparse.ArgumentParser, args: argparse.Namespace) -> set[str]:
+    """The names of the flags whose values are not the defaults."""
+    return {name for name, value in vars(args).items() if value is not None and value != parser.get_default(name)}
+
+
+def say_no_longer(answers: Mapping[str, str], given: Collection[str]) -> None:
     """One line for each flag that was given and does nothing, or something else, today."""
-    for dest, instead in NO_LONGER.items():
-        given = getattr(args, dest, None)
-        if given is not None and given != parser.get_default(dest) and dest != "local_rank":
-            log.warning("--%s: %s.", dest.replace("_", "-"), instead)
+    for name, instead in answers.items():
+        if name in given and name != "local_rank":  # launchers add that one
+            log.warning("--%s: %s.", name.replace("_", "-"), instead)

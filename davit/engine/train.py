@@ -20,7 +20,7 @@ from torch import nn
 
 from ..data import Batch, prefetch, save_images, write_digits
 from . import state as saved
-from .arguments import parse_with_config, say_what_has_no_meaning, train_parser
+from .arguments import NO_LONGER, changed, parse_with_config, say_no_longer, train_parser
 from .build import (
     Data,
     build_loaders,
@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None, default_config: str | Path | None = 
     def work() -> None:
         parser = train_parser()
         args = parse_with_config(parser, argv, default_config)
-        say_what_has_no_meaning(parser, args)
+        say_no_longer(NO_LONGER, changed(parser, args))
         check_flags(args)
         world = init_world(args.device)
         try:

@@ -14,6 +14,7 @@ import torch
 
 from ..data import EvalLoader, PictureDataset, open_dataset, write_digits
 from ..pretrained import PretrainedError
+from .arguments import changed, say_no_longer
 from .build import usable_workers
 from .distributed import World, close_world, init_world
 from .evaluate import Evaluation, MiscountError, evaluate, in_step, is_out_of_memory
@@ -22,7 +23,7 @@ from .ranges import check_backend, require_number
 from .results import Row, best_first, print_results, write_results
 from .status import OK, run_cli
 from .subject import Entry, Subject, find_entries, prepare
-from .validate_args import parse_validate, say_what_flags_do
+from .validate_args import NO_LONGER, parse_validate, validate_parser
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +64,7 @@ def validate(args: argparse.Namespace, world: World, *, named_model: bool) -> li
         ValueError: a flag, a checkpoint or the data cannot be used.
         MiscountError: a picture was evaluated twice or not at all.
     """
-    say_what_flags_do(args)
+    say_no_longer(NO_LONGER, changed(validate_parser(), args))
     with in_step(world):
         _check_flags(args)
         precision = precision_from(args, world.device)

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import logging
 from collections.abc import Sequence
 
 from ..checkpoint.files import EMA_CHOICES
-from .arguments import KeyValues, parse_with_config, say_what_has_no_meaning
+from .arguments import NO_LONGER as OF_TRAINING
+from .arguments import KeyValues, parse_with_config
 from .labels import BUNDLED_REAL
-
-log = logging.getLogger(__name__)
 
 RESULT_FORMATS = ("csv", "json")
 
-# beyond those that training has too (arguments.NO_LONGER)
-_NO_LONGER = {
+NO_LONGER = {
+    **OF_TRAINING,
     "tf_preprocessing": "TensorFlow is not used; the pictures go through the same transform as without it",
     "legacy_jit": "PyTorch has one TorchScript executor today; --torchscript runs on it",
     "num_gpu": "each process uses one GPU; torchrun --nproc_per_node=N validate.py ... uses N",
@@ -33,15 +31,6 @@ def parse_validate(argv: Sequence[str] | None) -> tuple[argparse.Namespace, bool
         if action.dest != "config":
             action.default = argparse.SUPPRESS
     return args, "model" in vars(parse_with_config(given, argv))
-
-
-def say_what_flags_do(args: argparse.Namespace) -> None:
-    """One line for each flag that was given and does nothing, or something else, today."""
-    parser = validate_parser()
-    say_what_has_no_meaning(parser, args)
-    for dest, instead in _NO_LONGER.items():
-        if getattr(args, dest) != parser.get_default(dest):
-            log.warning("--%s: %s.", dest.replace("_", "-"), instead)
 
 
 def validate_parser() -> argparse.ArgumentParser:

@@ -14,6 +14,7 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
 from ..data import DataError
+from ..engine.arguments import changed, say_no_longer
 from ..engine.distributed import close_world, init_world
 from ..engine.status import run_cli
 from .config import (
@@ -98,9 +99,7 @@ def _add_without_meaning(parser: ArgumentParser, *names: str) -> None:
 def _run(parser: ArgumentParser, argv: Sequence[str] | None, work: Callable[[Namespace, Config], None]) -> int:
     def main() -> None:
         args = parser.parse_args(argv)
-        for name, answer in _NO_MEANING.items():
-            if getattr(args, name, None):
-                log.warning("--%s: %s.", name.replace("_", "-"), answer)
+        say_no_longer(_NO_MEANING, changed(parser, args))
         cfg = load_config(args)
         init_default_scope(cfg.default_scope)
         cfg.work_dir = args.work_dir or cfg.get("work_dir") or str(Path("work_dirs") / Path(args.config).stem)

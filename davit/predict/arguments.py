@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import logging
 from collections.abc import Callable, Sequence
 
 from ..checkpoint.files import EMA_CHOICES
 from ..engine.arguments import KeyValues
 from ..engine.validate_args import validate_parser
 from .report import FORMATS, TOPK_IDS
-
-log = logging.getLogger(__name__)
 
 NO_LONGER = {"num_gpu": "one process uses one device; start several on parts of the pictures, each with its --device"}
 _ORIGINAL_CLASSES = 1000
@@ -40,13 +37,6 @@ def evaluation_flags(args: argparse.Namespace, given: set[str]) -> argparse.Name
         if name in given:
             setattr(flags, name, getattr(args, name))
     return flags
-
-
-def say_what_flags_do(args: argparse.Namespace, given: set[str]) -> None:
-    """One line for each flag that was given and does nothing, or something else, today."""
-    for dest, instead in NO_LONGER.items():
-        if dest in given:
-            log.warning("--%s: %s.", dest.replace("_", "-"), instead)
 
 
 def predict_parser() -> argparse.ArgumentParser:

@@ -10,10 +10,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..engine.arguments import say_no_longer
 from ..engine.build import usable_workers
 from ..engine.progress import Progress
 from ..engine.status import OK, run_cli
-from .arguments import evaluation_flags, parse_predict, say_what_flags_do
+from .arguments import NO_LONGER, evaluation_flags, parse_predict
 from .pictures import Picture, find_pictures
 from .predictor import Failure, Prediction, Predictor, load_from
 from .report import write_topk_ids, writer
@@ -39,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _main(argv: Sequence[str] | None) -> list[Failure]:
     """The pictures that could not be read."""
     args, given = parse_predict(argv)
-    say_what_flags_do(args, given)
+    say_no_longer(NO_LONGER, given)
     _check(args, given)
     pictures = find_pictures(args.data, sys.stdin.buffer.read() if "-" in args.data else None)
     predictor = load_from(
