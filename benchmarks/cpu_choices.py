@@ -1,4 +1,5 @@
-"""What the CPU path chose between, at the sizes of DaViT_tiny's four stages: linear layers and window attention.
+"""What the CPU path chose between: linear layers and window attention at the sizes of DaViT_tiny's four stages, the
+size of the parts that a batch is cut into, and the size from which blocks are fused at all.
 
     python benchmarks/cpu_choices.py            # batch 8, 224 px, PyTorch's number of threads
     python benchmarks/cpu_choices.py --threads 1 --clock cpu
@@ -12,6 +13,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +21,8 @@ from measure import CLOCKS, RESULTS, table, write_report
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import davit
+from davit.kernels import inference, select
 from davit.kernels.inference import linear
 from davit.kernels.training import WindowProducts
 from davit.variants import VARIANTS
@@ -83,6 +87,36 @@ def window_products(windows: int, positions: int, heads: int, dim: int, dtype: t
     }
 
 
+def part_sizes(batch: int, dtype: torch.dtype) -> dict[str, Step]:
+    """Inference of DaViT_tiny with the batch cut into parts of several sizes."""
+    model = davit.create_model("DaViT_tiny").eval().to(dtype)
+    image = torch.randn(batch, 3, 224, 224, dtype=dtype)
+
+    def with_parts(megabytes: int) -> Step:
+        def step() -> None:
+            with patch.object(inference, "PART_BYTES", megabytes << 20):
+                model(image)
+
+        return step
+
+    return {f"{megabytes} MB": with_parts(megabytes) for megabytes in (1, 2, 4, 8, 16, 32, 1024)}
+
+
+def small_inputs(side: int) -> dict[str, Step]:
+    """A training step of DaViT_nano on pictures so small that its blocks are left plain, and with them fused."""
+    model = davit.create_model("DaViT_nano", num_classes=10)
+    image = torch.randn(64, 3, side, side)
+
+    def with_least(work: int) -> Step:
+        def step() -> None:
+            with patch.object(select, "LEAST_WORK", work):
+                model(image).sum().backward()
+
+        return step
+
+    return {"plain": with_least(1 << 62), "fused": with_least(0)}
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch", type=int, default=8)
@@ -111,24 +145,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
             (f"stage {i + 1}", window_products(options.batch * (side // 7) ** 2, 49, heads, C // heads, dtype))
             for i, (side, C, heads) in enumerate(stages)
         ]
-        sections.append(section(f"Window attention, {dtype}, ms", rows, options, data))
+        sections.append(section(f"Window attention, {dtype}, ms", rows, options, data, grad=True))
+        rows = [(f"batch {options.batch}", part_sizes(options.batch, dtype))]
+        sections.append(section(f"Parts of the batch, inference of DaViT_tiny, {dtype}, ms", rows, options, data))
+    rows = [(f"{side} px", small_inputs(side)) for side in (32, 64, 128)]
+    sections.append(section("Small inputs, training of DaViT_nano, batch 64, ms", rows, options, data, grad=True))
     path = write_report("cpu_choices", "What the CPU path chose between", sections, data, options.folder)
     sys.stdout.write(path.read_text())
     return 0
 
 
 def section(
-    heading: str, rows: Sequence[tuple[str, dict[str, Step]]], options: argparse.Namespace, data: list[Any]
+    heading: str,
+    rows: Sequence[tuple[str, dict[str, Step]]],
+    options: argparse.Namespace,
+    data: list[Any],
+    grad: bool = False,
 ) -> tuple[str, str]:
     """Time the rows; a heading and a table, the sums in its last line."""
     found = []
     for name, candidates in rows:
-        with torch.set_grad_enabled(heading.startswith("Window")):
+        with torch.set_grad_enabled(grad):
             found.append((name, timed(candidates, options.rounds, options.clock)))
         data.append({"section": heading, "case": name, "ms": {k: round(v, 3) for k, v in found[-1][1].items()}})
     names = list(found[0][1])
     sums = {name: sum(row[name] for _, row in found) for name in names}
-    lines = [[case, *(f"{row[name]:.2f}" for name in names)] for case, row in [*found, ("sum", sums)]]
+    shown = found if len(found) == 1 or "inputs" in heading else [*found, ("sum", sums)]
+    lines = [[case, *(f"{row[name]:.2f}" for name in names)] for case, row in shown]
     return heading, table(["", *names], lines)
 
 

@@ -31,6 +31,7 @@ import torch
 RESULTS = Path(__file__).parent / "results"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "amp": torch.float32}
 EXECUTIONS = ("eager", "compile")
+OF_ONE_SIZE = ("swin", "deit", "vit")  # of timm's models those that are built for the size they read
 MODES = ("inference", "training")
 TASKS = ("classify", "pyramid")
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
@@ -114,7 +115,7 @@ def build(case: Case) -> torch.nn.Module:
     elif case.task == "pyramid":
         model = timm.create_model(name, features_only=True, **options)
     else:
-        sized = {"img_size": case.size} if name.startswith("swin") and case.size != (224, 224) else {}
+        sized = {"img_size": case.size} if name.startswith(OF_ONE_SIZE) and case.size != (224, 224) else {}
         model = davit.create_model(name, drop_path_rate=0.1, **sized, **options)
     model = model.train(case.mode == "training").to(case.device, DTYPES[case.dtype])
     return model.to(memory_format=torch.channels_last) if case.channels_last else model

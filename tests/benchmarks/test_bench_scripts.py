@@ -1,0 +1,117 @@
+"""The smaller scripts under benchmarks/ say what they were given."""
+
+import json
+import statistics
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+
+
+@pytest.fixture
+def scenes(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import digit_scenes
+
+    return digit_scenes
+
+
+@pytest.fixture
+def choices(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import cpu_choices
+
+    return cpu_choices
+
+
+def test_minutes_of_a_log_may_pass_midnight(scenes: ModuleType) -> None:
+    log = "11/25 23:50:00 - mmengine - INFO - a\nno time\n11/26 00:05:30 - mmengine - INFO - b\n"
+    assert scenes.minutes(log) == 15.5
+
+
+def test_metrics_of_both_tasks(scenes: ModuleType) -> None:
+    table = scenes.metrics("segmentation", {"mIoU": 65.881, "mAcc": 80.0, "aAcc": 96.5})
+    assert table.splitlines()[-1] == "| 65.88 | 80.00 | 96.50 |"
+    found = {f"coco/{kind}_mAP{limit}": 0.5 for kind in ("bbox", "segm") for limit in ("", "_50", "_75")}
+    table = scenes.metrics("detection", {**found, "coco/segm_mAP_75": 0.25})
+    assert table.splitlines()[-2:] == ["| boxes | 0.500 | 0.500 | 0.500 |", "| masks | 0.500 | 0.500 | 0.250 |"]
+
+
+def test_a_run_that_is_not_there(scenes: ModuleType, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="run make demo-seg first"):
+        scenes.newest(tmp_path / "demo-seg", "*/*.log")
+
+
+def test_all_ways_of_a_linear_layer_agree(choices: ModuleType) -> None:
+    """So that times of the same computation are compared."""
+    if not choices.select._HAS_ONEDNN:
+        pytest.skip("needs oneDNN's operators, as the CPU path does")
+    steps = choices.linear_layers(24, 32, 48, torch.float32)
+    gelu = steps.pop("oneDNN + GELU")()
+    expected = steps["F.linear"]()
+    for name, step in steps.items():
+        got = step()
+        got = got if got.dim() == 2 else got.permute(0, 2, 3, 1).reshape(24, 48)
+        assert torch.allclose(got, expected, atol=1e-4), name
+    assert torch.allclose(gelu, torch.nn.functional.gelu(expected), atol=1e-4)
+
+
+def test_ways_of_window_attention_agree(choices: ModuleType) -> None:
+    steps = choices.window_products(6, 16, 2, 8, torch.float32)
+    assert torch.allclose(steps["PyTorch's, forward"](), steps["ours, forward"](), atol=1e-5)
+    (one,), (other,) = steps["PyTorch's, both"](), steps["ours, both"]()
+    assert torch.allclose(one, other, atol=1e-5)
+
+
+def test_candidates_take_turns(choices: ModuleType) -> None:
+    order: list[str] = []
+    times = choices.timed({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, 3, "wall")
+    assert order == ["a", "b"] * 5 and set(times) == {"a", "b"} and min(times.values()) >= 0
+
+
+# --- numbers in documents are those of benchmarks/results ---
+
+ROWS = {
+    "inference, float32, eager": ("throughput_cpu", "Inference", "float32/eager"),
+    "inference, float32, compiled with frozen weights": ("throughput_cpu", "Inference, compiled", "float32/compile"),
+    "inference, bfloat16, eager": ("throughput_cpu", "Inference", "bfloat16/eager"),
+    "inference, bfloat16, compiled with frozen weights": ("throughput_cpu", "Inference, compiled", "bfloat16/compile"),
+    "training step, float32": ("throughput_cpu_training", "Training", "float32/eager"),
+    "training step, autocast to bfloat16": ("throughput_cpu_training", "Training", "amp/eager"),
+}
+
+
+def results(name: str, section: str) -> dict[str, Any]:
+    found = json.loads((BENCHMARKS / "results" / f"{name}.json").read_text())["results"][section]
+    return {row["name"]: row for row in found}
+
+
+def cells(document: str, first: str) -> list[str]:
+    (line,) = (line for line in document.splitlines() if line.startswith(f"| {first} |"))
+    return [cell.strip() for cell in line.strip("|").split("|")][1:]
+
+
+@pytest.mark.parametrize("words", ROWS)
+def test_ratios_of_the_performance_document(words: str) -> None:
+    name, section, how = ROWS[words]
+    found = results(name, section)
+    reference = found["davit_tiny/float32/eager"]["seconds"]
+    _, *shown = cells((BENCHMARKS.parent / "docs" / "performance.md").read_text(), words)
+    for model, cell in zip(("DaViT_tiny", "davit_tiny", "DaViT_tiny:off"), shown, strict=True):
+        row = found.get(f"{model}/{how}")
+        if row is None:
+            assert cell == "-"
+            continue
+        ratios = [a / b for a, b in zip(reference, row["seconds"], strict=True)]
+        assert cell == f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+
+
+def test_speeds_of_the_readme() -> None:
+    text = (BENCHMARKS.parent / "README.md").read_text()
+    found = results("throughput_cpu", "Inference, other architectures")
+    for name, row in found.items():
+        assert cells(text, f"`{name}`") == [f"{row['images_per_second']:.1f}", f"{row['ratio']:.2f}"]
