@@ -21,7 +21,7 @@ from ..checkpoint import read_checkpoint
 from ..data import load_rgb
 from .config import datasets_of, read_config, set_classes
 from .datasets import class_of
-from .overlays import draw_segments
+from .overlays import draw_segments, enlargement
 from .runner import load_whole
 
 log = logging.getLogger(__name__)
@@ -47,16 +47,18 @@ class Detections:
     classes: tuple[str, ...] = field(repr=False)
 
     def draw(self) -> Image.Image:
-        """The picture with boxes, names, scores and masks."""
-        canvas = torch.from_numpy(self.picture.copy()).permute(2, 0, 1)
+        """The picture with boxes, names, scores and masks; a small one enlarged."""
+        times = enlargement(self.picture.shape[:2])
+        canvas = torch.from_numpy(self.picture.repeat(times, 0).repeat(times, 1)).permute(2, 0, 1)
         if len(self.boxes):
             colours = [_colour(int(label)) for label in self.labels]
             if self.masks is not None:
-                canvas = draw_segmentation_masks(canvas, torch.from_numpy(self.masks), alpha=0.5, colors=colours)
+                masks = torch.from_numpy(self.masks.repeat(times, 1).repeat(times, 2))
+                canvas = draw_segmentation_masks(canvas, masks, alpha=0.5, colors=colours)
             names = [
                 f"{self.classes[label]} {score:.2f}" for label, score in zip(self.labels, self.scores, strict=True)
             ]
-            canvas = draw_bounding_boxes(canvas, torch.from_numpy(self.boxes), names, colours)
+            canvas = draw_bounding_boxes(canvas, torch.from_numpy(times * self.boxes), names, colours)
         return Image.fromarray(canvas.permute(1, 2, 0).numpy())
 
     def to_json(self) -> dict[str, Any]:
