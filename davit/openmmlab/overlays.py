@@ -13,9 +13,9 @@ _NAMED = 12  # classes that the legend has room for
 _SIDE = 320  # pixels; smaller pictures are enlarged to this, so that names can be read
 
 
-def enlargement(size: tuple[int, int]) -> int:
+def enlargement(height: int, width: int) -> int:
     """How many times as large a picture is drawn; 1 for all but small ones."""
-    return max(1, -(-_SIDE // min(size)))
+    return max(1, -(-_SIDE // min(height, width)))
 
 
 def draw_segments(image: Any, labels: Any, classes: Sequence[str], palette: Sequence[Sequence[int]]) -> Image.Image:
@@ -31,7 +31,7 @@ def draw_segments(image: Any, labels: Any, classes: Sequence[str], palette: Sequ
     colours = np.asarray(palette, dtype=float)[np.where(known, labels, 0)]
     mixed = np.where(known[..., None], _STRENGTH * colours + (1 - _STRENGTH) * np.asarray(image), image)
     drawn = Image.fromarray(mixed.round().astype(np.uint8))
-    drawn = ImageOps.scale(drawn, enlargement(drawn.size), Image.Resampling.NEAREST)
+    drawn = ImageOps.scale(drawn, enlargement(*labels.shape), Image.Resampling.NEAREST)
     numbers, areas = np.unique(labels[known], return_counts=True)
     largest = [int(number) for number in numbers[np.argsort(-areas)][:_NAMED]]
     return _with_legend(drawn, [(classes[number], tuple(palette[number])) for number in largest])

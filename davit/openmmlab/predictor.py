@@ -48,7 +48,7 @@ class Detections:
 
     def draw(self) -> Image.Image:
         """The picture with boxes, names, scores and masks; a small one enlarged."""
-        times = enlargement(self.picture.shape[:2])
+        times = enlargement(*self.picture.shape[:2])
         canvas = torch.from_numpy(self.picture.repeat(times, 0).repeat(times, 1)).permute(2, 0, 1)
         if len(self.boxes):
             colours = [_colour(int(label)) for label in self.labels]
