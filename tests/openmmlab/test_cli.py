@@ -1,11 +1,9 @@
 """train.py and test.py of mmdet/tools as a user runs them, in this process and on a small detector."""
 
-import contextlib
 import json
 import os
 import shlex
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -23,6 +21,7 @@ from davit.openmmlab import cli, config
 from davit.openmmlab.cli import test_main as evaluate
 from davit.openmmlab.cli import train_main as train
 from tests.openmmlab.conftest import CONFIGS, REPOSITORY, Go
+from tests.processes import kill_tree
 
 
 def weights(file: Path) -> dict[str, torch.Tensor]:
@@ -319,14 +318,6 @@ def shell(*words: Any, cwd: Path, **more: str) -> subprocess.CompletedProcess[st
         check=False,
         timeout=420,
     )
-
-
-def kill_tree(pid: int) -> None:
-    """Kill a launcher and the processes that it started, at once."""
-    children = subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True, check=False)
-    for one in (pid, *map(int, children.stdout.split())):
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(one, signal.SIGKILL)
 
 
 def test_two_processes_train_and_give_the_ap_of_one(

@@ -43,7 +43,7 @@ def test_detections_are_of_the_picture_as_it_came(small_config: Path, checkpoint
     large = noise.repeat(7, 0).repeat(7, 1)  # so that names can be read
     changed = (drawn != large).any(2)
     assert drawn.shape == large.shape and changed.any()
-    left, top, right, bottom = (7 * found.boxes[0]).astype(int)
+    left, top, _, bottom = (7 * found.boxes[0]).astype(int)
     assert changed[top : bottom + 1, left].mean() > 0.9, "the first box is not where it was found"
     strict = Predictor(small_config, checkpoint, score_threshold=1.1, device="cpu").predict(noise)
     assert len(strict.boxes) == 0 and np.array_equal(np.asarray(strict.draw()), large)

@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -20,6 +19,7 @@ import davit.openmmlab  # noqa: F401  (before mmseg)
 from davit import create_model
 from davit.openmmlab.cli import test_main as run_test
 from tests.openmmlab.segs import CONFIG, TOOLS, checkpoint, write_set
+from tests.processes import kill_tree
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -95,7 +95,7 @@ def test_a_killed_run_goes_on(data: Path, tmp_path: Path) -> None:
     options = ["train_cfg.max_iters=2000", "train_cfg.val_interval=2000"]
     running = subprocess.Popen(
         ["bash", *map(str, [*words, *options])],
-        cwd=tmp_path, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+        cwd=tmp_path, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )  # fmt: skip
     try:
         deadline = time.monotonic() + 200
@@ -103,7 +103,7 @@ def test_a_killed_run_goes_on(data: Path, tmp_path: Path) -> None:
             assert running.poll() is None and time.monotonic() < deadline
             time.sleep(0.1)
     finally:
-        os.killpg(running.pid, signal.SIGKILL)
+        kill_tree(running.pid)
         running.wait()
     newest = max(int(file.stem.split("_")[1]) for file in (tmp_path / "run").glob("iter_*.pth"))
     options = [f"train_cfg.max_iters={newest + 4}", f"train_cfg.val_interval={newest + 4}", "log_level=INFO"]
