@@ -49,10 +49,12 @@ class Span(nn.Module):
         raise NotImplementedError
 
 
-class WindowSpan(Span):
-    def __init__(self, dim: int, heads: int):
+class AttentionSpan(Span):
+    """What lies between the qkv layer and the projection of an attention."""
+
+    def __init__(self, dim: int, heads: int, attention: Any):
         super().__init__(dim, heads)
-        self.attention = WindowAttention(dim, heads, WINDOW, True)
+        self.attention = attention
         self.attention.fused = False
 
     def channels(self) -> int:
@@ -60,23 +62,20 @@ class WindowSpan(Span):
 
     def plain(self, x: Tensor) -> tuple[Tensor, ...]:
         return (self.attention.products(x),)
+
+
+class WindowSpan(AttentionSpan):
+    def __init__(self, dim: int, heads: int):
+        super().__init__(dim, heads, WindowAttention(dim, heads, WINDOW, True))
 
     def kernel(self, x: Tensor) -> tuple[Tensor, ...]:
         a = self.attention
         return (kernels.window_attention(x, a.qkv.bias, a.window_size, a.num_heads, a.scale),)
 
 
-class ChannelSpan(Span):
+class ChannelSpan(AttentionSpan):
     def __init__(self, dim: int, heads: int):
-        super().__init__(dim, heads)
-        self.attention = ChannelAttention(dim, heads, True)
-        self.attention.fused = False
-
-    def channels(self) -> int:
-        return 3 * self.dim
-
-    def plain(self, x: Tensor) -> tuple[Tensor, ...]:
-        return (self.attention.products(x),)
+        super().__init__(dim, heads, ChannelAttention(dim, heads, True))
 
     def kernel(self, x: Tensor) -> tuple[Tensor, ...]:
         return (kernels.channel_attention(x, self.attention.num_groups, self.attention.scale)[0],)

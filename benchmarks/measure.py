@@ -133,27 +133,37 @@ def prepared(case: Case) -> Callable[[], None]:
     image = torch.randn(case.batch, 3, *case.size, device=case.device, dtype=DTYPES[case.dtype])
     if case.channels_last:
         image = image.to(memory_format=torch.channels_last)
+    target = torch.randint(0, 1000, (case.batch,), device=case.device)
+
+    def loss() -> torch.Tensor:
+        output = model(image)
+        if case.task == "classify":
+            return torch.nn.functional.cross_entropy(output, target)
+        return torch.stack([level.float().square().mean() for level in output]).sum()
+
+    return step_of(case, model, lambda: model(image), loss)
+
+
+def step_of(
+    case: Case, model: torch.nn.Module, infer: Callable[[], Any], loss: Callable[[], torch.Tensor]
+) -> Callable[[], None]:
+    """One step of a case's mode, under its autocast, that waits for its end; training with AdamW."""
     autocast = torch.autocast(case.device, torch.bfloat16, enabled=case.dtype == "amp")
     synchronize = torch.cuda.synchronize if case.device == "cuda" else lambda: None
 
-    def infer() -> None:
+    def inference() -> None:
         with torch.no_grad(), autocast:  # frozen weights need no_grad, not inference_mode
-            model(image)
+            infer()
         synchronize()
 
     if case.mode == "inference":
-        return infer
+        return inference
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
-    target = torch.randint(0, 1000, (case.batch,), device=case.device)
 
     def train() -> None:
         with autocast:
-            output = model(image)
-            if case.task == "classify":
-                loss = torch.nn.functional.cross_entropy(output, target)
-            else:
-                loss = sum(level.float().square().mean() for level in output)  # type: ignore[assignment]
-        loss.backward()
+            total = loss()
+        total.backward()
         optimizer.step()
         optimizer.zero_grad()
         synchronize()

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measure import Case, as_data, compare, comparison_table, size_argument, write_report
+from measure import Case, as_data, compare, comparison_table, size_argument, step_of, write_report
 from torch import Tensor, nn
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -99,27 +99,12 @@ def prepared(case: Case) -> Callable[[], None]:
     model = build(case)
     image = torch.randn(case.batch, 3, *case.size, device=case.device)
     data = samples(case, detection=case.task != "upernet")
-    autocast = torch.autocast(case.device, torch.bfloat16, enabled=case.dtype == "amp")
-    synchronize = torch.cuda.synchronize if case.device == "cuda" else lambda: None
-
-    def infer() -> None:
-        with torch.no_grad(), autocast:
-            model(image, data, mode="predict")
-        synchronize()
-
-    if case.mode == "inference":
-        return infer
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
-
-    def train() -> None:
-        with autocast:
-            losses = model.parse_losses(model(image, data, mode="loss"))[0]
-        losses.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        synchronize()
-
-    return train
+    return step_of(
+        case,
+        model,
+        infer=lambda: model(image, data, mode="predict"),
+        loss=lambda: model.parse_losses(model(image, data, mode="loss"))[0],
+    )
 
 
 def log(line: str) -> None:

@@ -191,8 +191,9 @@ def _check_files(file: Path, folder: Path, names: list[str]) -> None:
     """Every picture is there."""
     if not folder.is_dir():
         raise DataError(f"{file} lists {len(names)} pictures, but their folder {folder} does not exist.")
-    gone = set(absent([folder / name for name in names]))
-    missing = [name for name in names if folder / name in gone]
+    files = [folder / name for name in names]
+    gone = set(absent(files))
+    missing = [name for name, path in zip(names, files, strict=True) if path in gone]
     if missing:
         raise DataError(
             f"{file} names {len(missing)} pictures that are not in {folder}: {_some(missing)}. Copy them there, or "

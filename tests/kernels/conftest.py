@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
+import torch
 
 from davit import kernels
 from davit.kernels import select
@@ -23,6 +24,27 @@ def fused_calls(monkeypatch: pytest.MonkeyPatch) -> Callable[[], Any]:
             yield calls
 
     return record
+
+
+@pytest.fixture
+def saved_bytes() -> Callable[[torch.nn.Module, torch.Tensor], int]:
+    """What a model keeps of an image for the backward pass, parameters aside, counted by storage."""
+
+    def count(model: torch.nn.Module, image: torch.Tensor) -> int:
+        parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
+        storages: dict[int, tuple[int, torch.Tensor]] = {}
+
+        def keep(tensor: torch.Tensor) -> torch.Tensor:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in parameters:
+                storages[storage.data_ptr()] = (storage.nbytes(), tensor)  # held, so that no address comes twice
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            model(image).sum()
+        return sum(size for size, _ in storages.values())
+
+    return count
 
 
 @pytest.fixture(autouse=True)

@@ -72,6 +72,17 @@ def noise(device: str) -> Callable[..., Tensor]:
     return make
 
 
+@pytest.fixture(params=["sliced", "channels first", "expanded", "of every other channel"])
+def laid_out(request: pytest.FixtureRequest, noise: Callable[..., Tensor]) -> Callable[[int], Tensor]:
+    """``laid_out(C)``: noise (2, 5, 7, C) that is not contiguous, in each layout in turn."""
+    return {
+        "sliced": lambda C: noise((2, 10, 12, C))[:, ::2, 1:8],
+        "channels first": lambda C: noise((2, C, 5, 7)).permute(0, 2, 3, 1),
+        "expanded": lambda C: noise((1, 5, 7, C)).expand(2, 5, 7, C),
+        "of every other channel": lambda C: noise((2, 5, 7, 2 * C))[..., ::2],
+    }[request.param]
+
+
 @pytest.fixture
 def close() -> Callable[[Tensor | None, Tensor | None, torch.dtype], None]:
     """Of the same shape, and as near to a float64 result as the number format allows, by the norm of all elements."""

@@ -78,14 +78,8 @@ def test_sums_over_the_map_may_be_cut_anywhere(noise, close, double, monkeypatch
         close(one, other, torch.float32)
 
 
-@pytest.mark.parametrize("layout", ["sliced", "channels first", "expanded", "of every other channel"])
-def test_encoding_kernel_reads_any_layout(noise, close, double, layout):
-    x = {
-        "sliced": lambda: noise((2, 10, 12, 20))[:, ::2, 1:8],
-        "channels first": lambda: noise((2, 20, 5, 7)).permute(0, 2, 3, 1),
-        "expanded": lambda: noise((1, 5, 7, 20)).expand(2, 5, 7, 20),
-        "of every other channel": lambda: noise((2, 5, 7, 40))[..., ::2],
-    }[layout]()
+def test_encoding_kernel_reads_any_layout(noise, close, double, laid_out):
+    x = laid_out(20)
     vectors, exact = parameters(noise, 20, torch.float32), double(x)
     maps = kernels.encode_and_norm(x, *vectors, 1e-5, torch.float32)[:2]
     expected = kernels.plain(exact, *(p.double() for p in vectors), 1e-5, torch.float64)

@@ -160,23 +160,11 @@ def test_an_empty_batch(tiny, image):
         assert tiny()(image()[:0]).shape == (0, 7)
 
 
-def test_less_is_saved_for_the_backward_pass(tiny, image):
+def test_less_is_saved_for_the_backward_pass(tiny, image, saved_bytes):
     """At most 0.75 of the bytes of the plain modules, counted by storage."""
 
     def saved(fused):
-        model = tiny(fused=fused, mlp_ratio=4.0).train()
-        parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
-        storages = {}
-
-        def keep(tensor):
-            storage = tensor.untyped_storage()
-            if storage.data_ptr() not in parameters:
-                storages[storage.data_ptr()] = (storage.nbytes(), tensor)  # held, so that no address comes twice
-            return tensor
-
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            model(image()).sum()
-        return sum(size for size, _ in storages.values())
+        return saved_bytes(tiny(fused=fused, mlp_ratio=4.0).train(), image())
 
     assert saved("auto") < 0.75 * saved("off")
 
