@@ -140,12 +140,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 with torch.no_grad():
                     step = linear_layers(options.batch * side * side, width_in, width_out, dtype)
                     rows.append((f"{options.batch * side * side} x {width_in} to {width_out}", step))
-        sections.append(section(f"Linear layers, {dtype}, ms", rows, options, data))
+        sections.append(section(f"Linear layers, {dtype}, ms", rows, options, data, total=True))
         rows = [
             (f"stage {i + 1}", window_products(options.batch * (side // 7) ** 2, 49, heads, C // heads, dtype))
             for i, (side, C, heads) in enumerate(stages)
         ]
-        sections.append(section(f"Window attention, {dtype}, ms", rows, options, data, grad=True))
+        sections.append(section(f"Window attention, {dtype}, ms", rows, options, data, grad=True, total=True))
         rows = [(f"batch {options.batch}", part_sizes(options.batch, dtype))]
         sections.append(section(f"Parts of the batch, inference of DaViT_tiny, {dtype}, ms", rows, options, data))
     rows = [(f"{side} px", small_inputs(side)) for side in (32, 64, 128)]
@@ -161,8 +161,9 @@ def section(
     options: argparse.Namespace,
     data: list[Any],
     grad: bool = False,
+    total: bool = False,
 ) -> tuple[str, str]:
-    """Time the rows; a heading and a table, the sums in its last line."""
+    """Time the rows; a heading and a table, with ``total`` the sums in its last line."""
     found = []
     for name, candidates in rows:
         with torch.set_grad_enabled(grad):
@@ -170,7 +171,7 @@ def section(
         data.append({"section": heading, "case": name, "ms": {k: round(v, 3) for k, v in found[-1][1].items()}})
     names = list(found[0][1])
     sums = {name: sum(row[name] for _, row in found) for name in names}
-    shown = found if len(found) == 1 or "inputs" in heading else [*found, ("sum", sums)]
+    shown = [*found, ("sum", sums)] if total else found
     lines = [[case, *(f"{row[name]:.2f}" for name in names)] for case, row in shown]
     return heading, table(["", *names], lines)
 

@@ -112,7 +112,7 @@ class Linear(_Recomputing):
             return Linear.differentiable(ctx, (x, weight, bias), grad)
         need_x, *need = ctx.needs_input_grad
         grad_x = _input_grad(grad, weight) if need_x else None
-        return grad_x, *_weight_grads(grad, x, weight, bias, need)
+        return grad_x, *weight_grads(grad, x, weight, bias, need)
 
 
 class NormLinear(_Recomputing):
@@ -152,7 +152,7 @@ class NormLinear(_Recomputing):
             y = F.layer_norm(x, x.shape[-1:], scale, shift, ctx.eps)
             if ctx.window:
                 y, _ = window_partition(y, ctx.window, None)
-            grad_weight, grad_bias = _weight_grads(grad, y, weight, bias, (need_weight, need_bias))
+            grad_weight, grad_bias = weight_grads(grad, y, weight, bias, (need_weight, need_bias))
             del y
         grad_y = _input_grad(grad, weight)
         if ctx.window:
@@ -208,10 +208,10 @@ class NormMlp(_Recomputing):
         parts = zip(x.reshape(-1, C).split(ctx.rows), grad.reshape(-1, C).split(ctx.rows), strict=True)
         for i, (x_part, grad_part) in enumerate(parts):
             mean, rstd, hidden = saved[3 * i : 3 * i + 3]
-            second = _weight_grads(grad_part, F.gelu(hidden), weight2, bias2, need[2:])
+            second = weight_grads(grad_part, F.gelu(hidden), weight2, bias2, need[2:])
             grad_hidden = torch.ops.aten.gelu_backward(_input_grad(grad_part, weight2), hidden)
             y = F.layer_norm(x_part, [C], scale, shift, ctx.eps)
-            first = _weight_grads(grad_hidden, y, weight1, bias1, need[:2])
+            first = weight_grads(grad_hidden, y, weight1, bias1, need[:2])
             grad_y = _input_grad(grad_hidden, weight1)
             of_x, *of_norm = _norm_grads(grad_y, x_part, scale, shift, mean, rstd, (need_x, need_scale, need_shift))
             if grad_x is not None and of_x is not None:
@@ -322,9 +322,10 @@ def _input_grad(grad: Tensor, weight: Tensor) -> Tensor:
     return linear(grad, weight.to(grad.dtype).t(), None)
 
 
-def _weight_grads(
+def weight_grads(
     grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, need: Sequence[bool]
 ) -> tuple[Tensor | None, Tensor | None]:
+    """Of a linear layer's weight and bias, each where it is needed, in their own number formats."""
     grad_NE, x_NC = grad.reshape(-1, grad.shape[-1]), x.reshape(-1, x.shape[-1])
     return (
         (grad_NE.t() @ x_NC).to(weight.dtype) if need[0] else None,

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..training import weight_grads
 from ..twice import differentiable
 from .support import ceil_div, constexpr, jit, launch, runs_on, tl
 
@@ -56,16 +57,8 @@ class GeluLinear(torch.autograd.Function):
         x, weight, bias = ctx.saved_tensors
         if torch.is_grad_enabled():
             return differentiable(GeluLinear.plain, ctx.needs_input_grad, (x, weight, bias), [grad])
-        _, need_weight, need_bias = ctx.needs_input_grad
         grad_x, hidden = gelu_backward(grad @ weight.to(grad.dtype), x)
-        grad_NC = grad.reshape(-1, grad.shape[-1])
-        of_weight = grad_NC.t() @ hidden.view(-1, hidden.shape[-1]).to(grad.dtype) if need_weight else None
-        of_bias = grad_NC.sum(0) if need_bias and bias is not None else None
-        return (
-            grad_x,
-            None if of_weight is None else of_weight.to(weight.dtype),
-            None if of_bias is None or bias is None else of_bias.to(bias.dtype),
-        )
+        return grad_x, *weight_grads(grad, hidden.to(grad.dtype), weight, bias, ctx.needs_input_grad[1:])
 
 
 @jit
