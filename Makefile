@@ -3,7 +3,7 @@
 # make demo-seg   train UPerNet on them, evaluate it and draw what it finds (8 minutes on 2 cores)
 # make test       set up, then run every test that is not marked long
 # make test-long  run the long ones too
-# make lint       ruff, and mypy on davit/
+# make lint       ruff, clang-format, and mypy on davit/
 # make bench-cuda on a CUDA machine: every kernel against float64 and timed, then whole models beside their peers
 # make figures    draw the pictures of figures/ again
 # make api        the documentation of every public class and function, in output/api
@@ -30,7 +30,7 @@ help:
 
 setup: $(VENV)/.installed
 
-$(VENV)/.installed: requirements.txt requirements-dev.txt requirements-app.txt pyproject.toml
+$(VENV)/.installed: requirements.txt requirements-dev.txt requirements-app.txt pyproject.toml setup.py davit/kernels/cpu/native.cpp
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
 	  echo "Python 3.10 or newer is needed; $$($(PYTHON) --version) was found. Try: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 2; }
 	@test -x $(RUN) || $(PYTHON) -m venv $(VENV) || { \
@@ -66,6 +66,7 @@ test-long: setup
 lint: setup
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
+	$(VENV)/bin/clang-format --dry-run -Werror davit/kernels/cpu/native.cpp
 	$(RUN) -m mypy
 
 bench-cuda: setup

@@ -22,10 +22,12 @@ from measure import CLOCKS, RESULTS, table, write_report
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import davit
-from davit.kernels import inference, select
-from davit.kernels.inference import linear
-from davit.kernels.training import WindowProducts
+from davit.kernels import select
+from davit.kernels.cpu import inference
+from davit.kernels.cpu.inference import linear
+from davit.kernels.operators.window import plain, window_attention
 from davit.variants import VARIANTS
+from davit.windows import window_partition, window_unpartition
 
 DTYPES = (torch.float32, torch.bfloat16)
 Step = Callable[[], Any]
@@ -64,27 +66,28 @@ def linear_layers(rows: int, width_in: int, width_out: int, dtype: torch.dtype) 
     }
 
 
-def window_products(windows: int, positions: int, heads: int, dim: int, dtype: torch.dtype) -> dict[str, Step]:
-    """Window attention of q, k and v with its backward pass."""
-    qkv = torch.randn(windows, positions, 3, heads, dim, dtype=dtype, requires_grad=True)
-    grad = torch.randn(windows, positions, heads, dim, dtype=dtype)
+def window_products(batch: int, side: int, heads: int, dim: int, dtype: torch.dtype) -> dict[str, Step]:
+    """Window attention from the map of q, k and v, with its backward pass."""
+    scale, window = dim**-0.5, 7
+    qkv = torch.randn(batch, side, side, 3 * heads * dim, dtype=dtype, requires_grad=True)
+    grad = torch.randn(batch, side, side, heads * dim, dtype=dtype)
 
     def fused() -> torch.Tensor:
-        q, k, v = (t.transpose(1, 2) for t in qkv.unbind(2))
-        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+        windows, tiling = window_partition(qkv, window, None)
+        q, k, v = windows.view(len(windows), window**2, 3, heads, dim).permute(2, 0, 3, 1, 4)
+        x = F.scaled_dot_product_attention(q, k, v, scale=scale).transpose(1, 2).reshape(len(windows), window**2, -1)
+        return window_unpartition(x, window, tiling, (side, side))
 
     def both(attend: Step) -> Step:
         return lambda: torch.autograd.grad(attend(), qkv, grad)
 
-    def ours() -> torch.Tensor:
-        return WindowProducts.apply(qkv, dim**-0.5)
-
-    return {
-        "PyTorch's, forward": lambda: fused().detach(),
-        "ours, forward": lambda: ours().detach(),
-        "PyTorch's, both": both(fused),
-        "ours, both": both(ours),
+    ways: dict[str, Step] = {
+        "plain": lambda: plain(qkv, None, window, heads, scale),
+        "PyTorch's": fused,
+        "native": lambda: window_attention(qkv, None, window, heads, scale),
     }
+    forward: dict[str, Step] = {f"{name}, forward": lambda way=way: way().detach() for name, way in ways.items()}
+    return forward | {f"{name}, both": both(way) for name, way in ways.items()}
 
 
 def part_sizes(batch: int, dtype: torch.dtype) -> dict[str, Step]:
@@ -142,7 +145,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     rows.append((f"{options.batch * side * side} x {width_in} to {width_out}", step))
         sections.append(section(f"Linear layers, {dtype}, ms", rows, options, data, total=True))
         rows = [
-            (f"stage {i + 1}", window_products(options.batch * (side // 7) ** 2, 49, heads, C // heads, dtype))
+            (f"stage {i + 1}", window_products(options.batch, side, heads, C // heads, dtype))
             for i, (side, C, heads) in enumerate(stages)
         ]
         sections.append(section(f"Window attention, {dtype}, ms", rows, options, data, grad=True, total=True))

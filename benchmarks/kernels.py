@@ -1,6 +1,7 @@
-"""The Triton kernels one by one, at the sizes of the four stages: right against float64, and how fast beside PyTorch.
+"""The kernels one by one, at the sizes of the four stages: right against float64, and how fast beside PyTorch.
 
     python benchmarks/kernels.py                  # on a CUDA machine; results/kernels.md
+    python benchmarks/kernels.py --device cpu     # those of native.cpp; results/kernels_cpu_DTYPE.md
     python benchmarks/kernels.py --compile 90     # anywhere: what the compiler makes of them for an H100
 
 Each kernel and the plain modules that it stands for run in turn, A B A B, and the ratio is plain over kernel: above 1
@@ -14,6 +15,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,7 +28,10 @@ from measure import DTYPES, RESULTS, table, write_report
 from torch import Tensor, nn
 
 from davit import VARIANTS, kernels
+from davit.kernels.cpu import native
 from davit.kernels.gpu import channel, encoding, gelu, support, window
+from davit.kernels.operators.encoding import encode_and_norm
+from davit.kernels.operators.gelu import GeluLinear
 from davit.model import ChannelAttention, ConvPosEnc, WindowAttention
 
 WINDOW = 7
@@ -92,7 +97,7 @@ class EncodingSpan(Span):
 
     def kernel(self, x: Tensor) -> tuple[Tensor, ...]:
         conv, norm = self.encoding.proj, self.norm
-        return encoding.encode_and_norm(x, conv.weight, conv.bias, norm.weight, norm.bias, norm.eps, x.dtype)[:2]
+        return encode_and_norm(x, conv.weight, conv.bias, norm.weight, norm.bias, norm.eps, x.dtype)[:2]
 
 
 class GeluSpan(Span):
@@ -107,7 +112,7 @@ class GeluSpan(Span):
         return (self.linear(F.gelu(x)),)
 
     def kernel(self, x: Tensor) -> tuple[Tensor, ...]:
-        return (gelu.GeluLinear.apply(x, self.linear.weight, self.linear.bias),)
+        return (GeluLinear.apply(x, self.linear.weight, self.linear.bias),)
 
 
 SPANS: dict[str, type[Span]] = {
@@ -131,7 +136,7 @@ def stages(variants: Sequence[str], pixels: int) -> Iterator[tuple[int, int, int
             side = -(-side // 2)
 
 
-# --- on CUDA ---
+# --- on a device that runs them ---
 
 
 def gradients(function: Callable[[Tensor], tuple[Tensor, ...]], span: Span, x: Tensor) -> list[Tensor]:
@@ -157,7 +162,11 @@ def errors(span: Span, x: Tensor) -> tuple[float, float]:
     return largest[0], largest[1]
 
 
-def seconds(step: Callable[[], Any]) -> float:
+def seconds(step: Callable[[], Any], device: str) -> float:
+    if device == "cpu":
+        begin = time.perf_counter()
+        step()
+        return time.perf_counter() - begin
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     start.record()
     step()
@@ -177,25 +186,34 @@ def times(span: Span, x: Tensor, training: bool, rounds: int) -> tuple[float, fl
                 outputs, [x, *span.parameters()], [torch.ones_like(o) for o in outputs], allow_unused=True
             )
 
-    taken = [[seconds(lambda f=f: step(f)) for f in (span.kernel, span.plain)] for _ in range(5 + rounds)][5:]
+    taken = [
+        [seconds(lambda f=f: step(f), x.device.type) for f in (span.kernel, span.plain)] for _ in range(5 + rounds)
+    ][5:]
     return statistics.median(a for a, _ in taken), statistics.median(b for _, b in taken)
 
 
 def measure(options: argparse.Namespace) -> int:
-    if not torch.cuda.is_available() or not support.HAS_TRITON:
-        missing = "no CUDA device that PyTorch can use" if support.HAS_TRITON else "no Triton"
+    device, batch = options.device, options.batch or (8 if options.device == "cpu" else 256)
+    missing = "no CUDA device that PyTorch can use" if support.HAS_TRITON else "no Triton"
+    if device == "cpu" and native.LIBRARY is None:
+        sys.stderr.write(
+            "davit was installed without its compiled functions (no C++ compiler?): nothing was measured.\n"
+        )
+        return 2
+    if device == "cuda" and not (torch.cuda.is_available() and support.HAS_TRITON):
         sys.stderr.write(
             f"This machine has {missing}, so nothing was measured. The kernels' tests run without one "
-            "(tests/kernels/test_interpreter.py), and --compile 90 compiles them for a GPU that is elsewhere.\n"
+            "(tests/kernels/test_interpreter.py), --compile 90 compiles them for a GPU that is elsewhere, and "
+            "--device cpu measures those of the CPU.\n"
         )
         return 2
     rows, data, dtype = [], [], DTYPES[options.dtype]
     for dim, heads, side in stages(options.models, options.size):
         for name in options.kernels:
             torch.manual_seed(0)
-            span = SPANS[name](dim, heads).to("cuda", dtype)
-            shape = options.batch, side, side, span.channels()
-            x = torch.randn(shape, device="cuda").to(dtype).requires_grad_()
+            span = SPANS[name](dim, heads).to(device, dtype)
+            shape = batch, side, side, span.channels()
+            x = torch.randn(shape, device=device).to(dtype).requires_grad_()
             error, of_plain = errors(span, x)
             forward, both = (times(span, x, training, options.rounds) for training in (False, True))
             rows.append(
@@ -206,10 +224,9 @@ def measure(options: argparse.Namespace) -> int:
             data[-1] |= {"forward": forward, "forward_backward": both}
             sys.stderr.write(" | ".join(rows[-1]) + "\n")
     header = ["kernel", "error", "of plain", "forward, ms", "plain", "ratio", "with backward, ms", "plain", "ratio"]
-    heading = f"{options.dtype}, batch {options.batch}, {options.rounds} rounds"
-    path = write_report(
-        options.name or "kernels", "Triton kernels", [(heading, table(header, rows))], data, options.folder
-    )
+    heading = f"{options.dtype}, batch {batch}, {options.rounds} rounds"
+    name = options.name or ("kernels" if device == "cuda" else f"kernels_cpu_{options.dtype}")
+    path = write_report(name, "Kernels", [(heading, table(header, rows))], data, options.folder)
     sys.stdout.write(path.read_text())
     return 0
 
@@ -270,7 +287,8 @@ def compile_all(options: argparse.Namespace) -> int:
             sys.stderr.write(" | ".join(row) + "\n")
 
     for module in (channel, encoding, gelu, window):
-        module.launch, module.runs_on = launch, lambda _: True
+        module.launch = launch
+    support.runs_on = lambda _: True
     for dim, heads, side in stages(options.models, options.size):
         for name in options.kernels:
             span = SPANS[name](dim, heads).to(DTYPES[options.dtype])
@@ -293,7 +311,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="whose stages; DaViT_small has the sizes of DaViT_tiny",
     )  # fmt: skip
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="bfloat16")
-    parser.add_argument("--batch", type=int, default=256)
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument("--batch", type=int, help="default: 256 on CUDA, 8 on the CPU")
     parser.add_argument("--size", type=int, default=224, help="pixels of a side of the image")
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument(
@@ -302,7 +321,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--name", help="results/NAME.json and .md are written")
     parser.add_argument("--folder", type=Path, default=RESULTS)
     options = parser.parse_args(arguments)
-    if min(options.batch, options.rounds, options.size // 4) < 1:
+    if options.batch == 0 or min(options.batch or 1, options.rounds, options.size // 4) < 1:
         parser.error("--batch and --rounds must be 1 or more, --size 4 or more")
     return compile_all(options) if options.compile else measure(options)
 

@@ -219,6 +219,7 @@ def test_argument_fused(either, small, picture, monkeypatch):
     """Which way the blocks go, and nothing else; tests/kernels has the rest."""
     asked = []
     monkeypatch.setattr(kernels, "fuses", lambda block, x: asked.append(block) or False)
+    monkeypatch.setattr(kernels.select, "KERNELS", set())
     plain = first(small(either, fused="off")(picture()))
     assert asked == []
     assert torch.equal(first(small(either, fused="auto")(picture())), plain)

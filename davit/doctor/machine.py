@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from ..kernels.cpu import native
 from .findings import Finding, error, ok, warning
 
 _OLDEST_PYTHON = (3, 10)
@@ -37,6 +38,7 @@ def examine_machine(place: Path) -> Iterator[Finding]:
     yield from _openmmlab()
     yield _disk(place)
     yield _memory()
+    yield _compiled_functions()
     yield from _shared_memory()
     yield from _limits()
 
@@ -82,6 +84,17 @@ def _torchvision() -> Finding:
     except Exception as failure:
         return error("torchvision", f"its operators do not run ({_first_line(failure)})", f"{_INSTALL}: one pair")
     return ok("torchvision", "its operators run")
+
+
+def _compiled_functions() -> Finding:
+    """native.cpp, which is built with the package where there is a compiler."""
+    subject, where = "CPU", platform.machine()
+    if native.LIBRARY is not None:
+        return ok(subject, f"blocks run by {Path(native.LIBRARY._name).name.split('.')[0].removeprefix('_')}")
+    if sys.platform != "linux" or where.lower() not in ("x86_64", "amd64"):
+        return ok(subject, f"no compiled functions for {sys.platform} on {where}: blocks run by PyTorch's")
+    remedy = "install a C++ compiler (Debian, Ubuntu: apt install g++), then pip install -e . or make setup again"
+    return warning(subject, "the compiled functions were not built, or from another source: blocks run slower", remedy)
 
 
 def _gpus() -> Iterator[Finding]:

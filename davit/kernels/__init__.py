@@ -1,7 +1,7 @@
 """Faster ways to compute what `davit.model` computes, taken only where they are known to hold.
 
 The plain modules of `davit.model` are the reference. On the CPU a block asks `fuses` on every call, and leaves them as
-a whole; on CUDA single spans ask `takes_window`, `takes_channel`, `takes_encoding` and `takes_gelu`. The answer is no
+a whole; single spans ask `takes_window`, `takes_channel`, `takes_encoding` and `takes_gelu`. The answer is no
 for everything out of the ordinary (see there), and then the plain modules run. docs/performance.md has the
 measurements behind each choice.
 """
@@ -12,11 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .gpu.channel import channel_attention
-from .gpu.encoding import encode_and_norm
-from .gpu.gelu import GeluLinear
-from .gpu.window import window_attention
-from .inference import infer_block
+from .cpu.inference import infer_block
+from .cpu.training import train_block
+from .operators.channel import channel_attention
+from .operators.encoding import encode_and_norm
+from .operators.gelu import GeluLinear
+from .operators.window import window_attention
 from .select import (
     FUSED,
     ORDINARY,
@@ -29,7 +30,6 @@ from .select import (
     takes_kernels,
     takes_window,
 )
-from .training import train_block
 
 if TYPE_CHECKING:
     from ..model import DualAttentionBlock

@@ -10,6 +10,7 @@ from torch.autograd import forward_ad
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils._device import DeviceContext
 
+from .cpu import native
 from .gpu import support
 from .gpu.encoding import MOST_CHANNELS
 
@@ -24,10 +25,10 @@ ORDINARY: set[type[nn.Module]] = {nn.Linear, nn.LayerNorm, nn.Conv2d, nn.GELU, n
 
 #: Multiply-adds of a linear layer to four times its width over the whole input, below which a block keeps to its
 #: plain modules: there oneDNN's start costs more than it gains. Measured; see docs/performance.md.
-LEAST_WORK = 100_000_000
+LEAST_WORK = 10_000_000
 
-#: The Triton kernels that may be taken; tests and benchmarks leave some out.
-TRITON = {"window", "channel", "encoding", "gelu"}
+#: The kernels that may be taken, of Triton and of native.cpp; tests and benchmarks leave some out.
+KERNELS = {"window", "channel", "encoding", "gelu"}
 
 #: Elements of a map from which the position encoding leaves its modules in eager mode: below, the time is that of the
 #: launches on the CPU, three of PyTorch's or one of ours with a costlier start. Estimated, not measured.
@@ -187,20 +188,21 @@ def as_convolution(x: Tensor) -> bool:
     )
 
 
-# --- Triton kernels, on CUDA: each stands for a span of its own between two modules ---
+# --- kernels, of Triton on CUDA and of native.cpp on the CPU: each stands for a span between two modules ---
 
 
 def takes_kernels(x: Tensor) -> bool:
-    """Whether Triton kernels may stand for plain formulas on this input, sizes and modules aside.
+    """Whether kernels may stand for plain formulas on this input, sizes and modules aside.
 
-    In eager mode, torch.compile and torch.export. Not for an ONNX export, a trace, torch.fx, a functional transform,
-    forward-mode differentiation, a dispatch mode, a tensor subclass, or a GPU older than Ampere. On the CPU in
-    Triton's interpreter alone.
+    In eager mode and torch.compile, on CUDA also in torch.export. Not for an ONNX export, a trace, torch.fx, a
+    functional transform, forward-mode differentiation, a dispatch mode, a tensor subclass, or a GPU older than Ampere.
     """
     compiling = torch.compiler.is_compiling()
     if not (type(x) is Tensor or (torch.compiler.is_exporting() and isinstance(x, Tensor))):
         return False
-    if x.dtype not in (torch.float32, torch.bfloat16, torch.float16) or not support.runs_on(x):
+    if x.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        return False
+    if not support.runs_on(x) and (not native.runs_on(x) or torch.compiler.is_exporting()):
         return False
     if x.is_cuda and not _is_recent(x.device.index):
         return False
@@ -222,8 +224,10 @@ def _is_transformed() -> bool:
 
 def takes_window(qkv_BHWE: Tensor, bias_E: Tensor | None, window: int, heads: int) -> bool:
     """Whether window attention takes its kernel: a window of one head must fit a program."""
-    if "window" not in TRITON or not takes_kernels(qkv_BHWE) or not _are_plain(bias_E):
+    if "window" not in KERNELS or not takes_kernels(qkv_BHWE) or not _are_plain(bias_E):
         return False
+    if not support.runs_on(qkv_BHWE):
+        return native.takes_window(qkv_BHWE, window, heads)
     positions = support.power_of_two(window * window, 16)
     channels = support.power_of_two(qkv_BHWE.shape[3] // 3 // heads, 16)
     return positions <= 128 and channels <= 128 and positions * channels <= MOST_TILE[qkv_BHWE.element_size()]
@@ -231,8 +235,10 @@ def takes_window(qkv_BHWE: Tensor, bias_E: Tensor | None, window: int, heads: in
 
 def takes_channel(qkv_BHWE: Tensor, groups: int) -> bool:
     """Whether channel attention takes its kernels: the D x D attention of a group must fit a program."""
-    if "channel" not in TRITON or not takes_kernels(qkv_BHWE):
+    if "channel" not in KERNELS or not takes_kernels(qkv_BHWE):
         return False
+    if not support.runs_on(qkv_BHWE):
+        return native.takes_channel(qkv_BHWE, groups)
     return qkv_BHWE.shape[3] // 3 // groups <= MOST_GROUP[qkv_BHWE.element_size()]
 
 
@@ -241,7 +247,7 @@ def takes_encoding(encoding: Any, norm: Any, x_BHWC: Tensor) -> bool:
 
     With a GELU in the encoding they do not: it is no part of the released models.
     """
-    if "encoding" not in TRITON or not takes_kernels(x_BHWC) or not hasattr(encoding, "activation"):
+    if "encoding" not in KERNELS or not takes_kernels(x_BHWC) or not hasattr(encoding, "activation"):
         return False
     modules = (encoding, encoding.proj, encoding.activation, norm)
     return (
@@ -250,7 +256,7 @@ def takes_encoding(encoding: Any, norm: Any, x_BHWC: Tensor) -> bool:
         and type(norm) is nn.LayerNorm
         and type(encoding.activation) is nn.Identity
         and _is_position_encoding(encoding)
-        and x_BHWC.shape[3] <= MOST_CHANNELS
+        and (x_BHWC.shape[3] <= MOST_CHANNELS if support.runs_on(x_BHWC) else native.takes_rows(x_BHWC))
         and (torch.compiler.is_compiling() or support.INTERPRETED or x_BHWC.numel() >= LEAST_ELEMENTS)
         and _are_plain(*encoding.proj.parameters(), *norm.parameters())
         and _formats_agree(x_BHWC, *encoding.proj.parameters(), *norm.parameters())
@@ -261,7 +267,7 @@ def takes_gelu(mlp: Any, x: Tensor) -> bool:
     """Whether the MLP keeps the map in front of its GELU only. In eager training: a compiler does so by itself."""
     return (
         not torch.compiler.is_compiling()
-        and "gelu" in TRITON
+        and "gelu" in KERNELS
         and torch.is_grad_enabled()
         and takes_kernels(x)
         and _is_exact_gelu(mlp.act)

@@ -47,7 +47,7 @@ def test_kernels_compile_for_a_gpu_that_is_elsewhere(capsys, tmp_path, monkeypat
     monkeypatch.setattr(bench, "stages", lambda *_: [(64, 2, 5)])
     for module in (bench.channel, bench.encoding, bench.gelu, bench.window):
         monkeypatch.setattr(module, "launch", module.launch)  # put back behind the test
-        monkeypatch.setattr(module, "runs_on", module.runs_on)
+    monkeypatch.setattr(support, "runs_on", support.runs_on)
     assert bench.main(["--compile", "90", "--folder", str(tmp_path)]) == 0
     rows = [
         line.split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| ") and "`" in line

@@ -222,3 +222,28 @@ def test_few_files_and_busy_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.getloadavg", lambda: (1000.0, 0.0, 0.0))
     files, load = doctor._limits()
     assert "ulimit" in files.remedy and "OMP_NUM_THREADS" in load.remedy
+
+
+@pytest.mark.parametrize(
+    ("system", "processor", "level", "text"),
+    [
+        ("linux", "x86_64", "warning", "were not built"),
+        ("linux", "aarch64", "ok", "no compiled functions for linux on aarch64"),
+        ("darwin", "arm64", "ok", "no compiled functions for darwin"),
+    ],
+)
+def test_no_compiled_functions(
+    monkeypatch: pytest.MonkeyPatch, system: str, processor: str, level: str, text: str
+) -> None:
+    monkeypatch.setattr(doctor.native, "LIBRARY", None)
+    monkeypatch.setattr(doctor.sys, "platform", system)
+    monkeypatch.setattr(doctor.platform, "machine", lambda: processor)
+    finding = doctor._compiled_functions()
+    assert finding.level == level and text in finding.text
+    assert ("apt install g++" in (finding.remedy or "")) == (level == "warning")
+
+
+@pytest.mark.skipif(doctor.native.LIBRARY is None, reason="no compiled functions for this processor")
+def test_the_compiled_functions_in_use() -> None:
+    finding = doctor._compiled_functions()
+    assert finding.level == "ok" and "native_avx" in finding.text

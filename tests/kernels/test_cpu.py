@@ -7,7 +7,8 @@ import torch
 from timm.layers import DropPath
 
 from davit import DaViT, DaViTPyramid
-from davit.kernels import inference, select, training
+from davit.kernels import select
+from davit.kernels.cpu import inference, training
 
 pytestmark = pytest.mark.skipif(not select._HAS_ONEDNN, reason="no oneDNN for this processor")
 
@@ -17,6 +18,7 @@ OPTIONS = [
     {"cpe_act": True, "overlapped_patch": True},
     {"ffn": False, "qkv_bias": False},
     {"attention_types": ("channel", "channel", "spatial"), "window_size": 7},
+    {"num_heads": (1, 2, 3, 4), "window_size": 5},  # all that native.cpp has
 ]
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 0.05}
 
@@ -35,8 +37,6 @@ def part_bytes(request, monkeypatch):
     if request.param:
         monkeypatch.setattr(inference, "PART_BYTES", request.param)
         monkeypatch.setattr(training, "PART_BYTES", request.param)
-        for module in (inference, training):
-            monkeypatch.setattr(module, "LOOP_ELEMENTS", 0)
 
 
 # --- values ---

@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from davit import create_model, kernels
 from davit.kernels import select
+from davit.kernels.cpu import native
 from davit.model import Mlp
 
 pytestmark = pytest.mark.skipif(not select._HAS_ONEDNN, reason="no oneDNN for this processor")
@@ -242,25 +243,35 @@ def linear_layers_of_graph(model, image, dtype=torch.float32):
 TWO_STAGES = {"embed_dims": (16, 32), "depths": (1, 1), "num_heads": (2, 4)}
 
 
-def test_a_compiler_for_the_cpu_gets_convolutions_in_float32(small, picture):
-    """Four linear layers in each of four blocks; the head stays one. Position encodings and embeddings are 10."""
+@pytest.fixture(params=[True, False], ids=["compiled functions", "none"])
+def encodings(request, monkeypatch):
+    """Convolutions of the position encodings in a graph: none where native.cpp has them."""
+    if not request.param:
+        monkeypatch.setattr(native, "LIBRARY", None)
+    elif native.LIBRARY is None:
+        pytest.skip("no compiled functions for this processor")
+    return 0 if request.param else 8
+
+
+def test_a_compiler_for_the_cpu_gets_convolutions_in_float32(small, picture, encodings):
+    """Four linear layers in each of four blocks; the head stays one. Embeddings are 2."""
     model = small(**TWO_STAGES)
     output, convolutions, linears = linear_layers_of_graph(model, picture())
-    assert (convolutions, linears) == (10 + 16, 1)
+    assert (convolutions, linears) == (2 + encodings + 16, 1)
     torch.testing.assert_close(output, model(picture()), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(("options", "dtype"), [({"fused": "off"}, torch.float32), ({}, torch.bfloat16)], ids=str)
-def test_a_compiler_gets_linear_layers_otherwise(small, picture, options, dtype):
+def test_a_compiler_gets_linear_layers_otherwise(small, picture, encodings, options, dtype):
     _, convolutions, linears = linear_layers_of_graph(small(**TWO_STAGES, **options), picture(), dtype)
-    assert (convolutions, linears) == (10, 17)
+    assert (convolutions, linears) == (2 + (8 if options else encodings), 17)
 
 
-def test_a_compiler_gets_a_hooked_layer_as_it_is(small, picture):
+def test_a_compiler_gets_a_hooked_layer_as_it_is(small, picture, encodings):
     model = small(**TWO_STAGES)
     model.main_blocks[0][0][0].mlp.fc1.register_forward_hook(lambda _m, _i, out: 2 * out)
     output, convolutions, linears = linear_layers_of_graph(model, picture())
-    assert (convolutions, linears) == (10 + 15, 2)
+    assert (convolutions, linears) == (2 + encodings + 15, 2)
     torch.testing.assert_close(output, model(picture()), rtol=1e-4, atol=1e-5)
 
 

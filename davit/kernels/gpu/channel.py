@@ -1,8 +1,6 @@
-"""Channel attention in two passes over strided views of the map of q, k and v; nothing is transposed in memory.
+"""Channel attention in Triton: sums over parts of the positions by one program each, then block by block.
 
-First k^T v, D x D for each image and group, summed over parts of the positions by one program each (in float32 and
-in a fixed order: no atomic additions), and its softmax; then q times that, block by block of positions. The backward
-pass has the same two passes. Saved are the map of q, k and v, and the D x D attention in float32.
+No atomic additions: the parts are written, and added in a fixed order.
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -12,31 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..twice import differentiable
-from .support import MANY_PROGRAMS, ceil_div, channels_together, constexpr, dot, jit, launch, power_of_two, runs_on, tl
+from .support import MANY_PROGRAMS, ceil_div, channels_together, constexpr, dot, jit, launch, power_of_two, tl
 
 BLOCK = 128  # positions at a time
 
 
-def plain(qkv_BHWE: Tensor, groups: int, scale: float) -> tuple[Tensor, Tensor]:
-    """What the kernels must equal: (B, H, W, 3 C) to (B, H, W, C), and the attention (B, G, D, D) in float32."""
-    B, H, W, C = *qkv_BHWE.shape[:3], qkv_BHWE.shape[3] // 3
-    qkv = qkv_BHWE.reshape(B, H * W, 3, groups, C // groups)
-    q_BGND, k_BGND, v_BGND = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-    attention_BGDD = ((k_BGND * scale).transpose(-2, -1) @ v_BGND).softmax(dim=-1)
-    x_BNGD = (q_BGND @ attention_BGDD.transpose(-2, -1)).transpose(1, 2)
-    return x_BNGD.reshape(B, H, W, C), attention_BGDD.float()
-
-
-@torch.library.custom_op("davit::channel_attention", mutates_args=())
-def channel_attention(qkv_BHWE: Tensor, groups: int, scale: float) -> tuple[Tensor, Tensor]:
-    """Attention among the channels of each group, of a map of q, k and v, E = 3 C channels.
-
-    Returns:
-        The map (B, H, W, C), and the attention (B, G, D, D) in float32, which has no gradient.
-    """
-    if not runs_on(qkv_BHWE):
-        return plain(qkv_BHWE, groups, scale)
+def attend(qkv_BHWE: Tensor, groups: int, scale: float) -> tuple[Tensor, Tensor]:
+    """What `operators.channel.channel_attention` is, for a tensor that kernels can be launched for."""
     B, H, W, E = qkv_BHWE.shape
     q, k, v = _split(qkv_BHWE)
     D, constants = _constants(E // 3, groups)
@@ -52,11 +32,8 @@ def channel_attention(qkv_BHWE: Tensor, groups: int, scale: float) -> tuple[Tens
     return out, attention
 
 
-@torch.library.custom_op("davit::channel_attention_backward", mutates_args=())
-def channel_attention_backward(
-    grad_BHWC: Tensor, qkv_BHWE: Tensor, attention_BGDD: Tensor, groups: int, scale: float
-) -> Tensor:
-    """Gradient of the map of q, k and v, (B, H, W, E)."""
+def attend_backward(grad_BHWC: Tensor, qkv_BHWE: Tensor, attention_BGDD: Tensor, groups: int, scale: float) -> Tensor:
+    """Gradient of the map of q, k and v."""
     B, H, W, E = qkv_BHWE.shape
     q, k, v = _split(qkv_BHWE)
     grad = channels_together(grad_BHWC.reshape(B, H * W, E // 3))
@@ -102,34 +79,6 @@ def _products(x_BNC: Tensor, y_BNC: Tensor, groups: int) -> Tensor:
         *x_BNC.stride()[:2], *y_BNC.stride()[:2], N, part, groups, splits, BN=BLOCK, **constants,
     )  # fmt: skip
     return out
-
-
-@channel_attention.register_fake
-def _(qkv_BHWE: Tensor, groups: int, scale: float) -> tuple[Tensor, Tensor]:
-    B, H, W, E = qkv_BHWE.shape
-    D = E // 3 // groups
-    return qkv_BHWE.new_empty(B, H, W, E // 3), qkv_BHWE.new_empty(B, groups, D, D, dtype=torch.float32)
-
-
-@channel_attention_backward.register_fake
-def _(grad_BHWC: Tensor, qkv_BHWE: Tensor, attention_BGDD: Tensor, groups: int, scale: float) -> Tensor:
-    return torch.empty_like(qkv_BHWE, memory_format=torch.contiguous_format)
-
-
-def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    ctx.mark_non_differentiable(output[1])
-    ctx.save_for_backward(inputs[0], output[1])
-    ctx.options = inputs[1:]
-
-
-def _backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor | None, ...]:
-    qkv, attention = ctx.saved_tensors
-    if torch.is_grad_enabled() or not runs_on(qkv):
-        return differentiable(plain, ctx.needs_input_grad, (qkv, *ctx.options), [grad, None])
-    return channel_attention_backward(grad, qkv, attention, *ctx.options), None, None
-
-
-channel_attention.register_autograd(_backward, setup_context=_setup)
 
 
 # --- kernels; BN positions at a time, DP channels of a group as a power of two ---

@@ -1,10 +1,7 @@
-"""Window attention on the unpartitioned map: one program reads a window of one head by strides and writes it in place.
+"""Window attention in Triton: one program reads a window of one head by strides and writes it in place.
 
 A window is one tile (49 positions of a window of 7, padded to 64), so that softmax needs no second pass, and the
-backward pass computes it again from q and k: nothing but the map of q, k and v is saved.
-
-Positions outside the map take part as keys whose k and v are the bias of the qkv layer (`davit.model.WindowAttention`
-says why); as queries they would be cropped, and are not written.
+backward pass computes it again from q and k.
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -14,31 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...windows import window_partition, window_unpartition
-from ..twice import differentiable
-from .support import ceil_div, channels_together, constexpr, dot, jit, launch, power_of_two, runs_on, tl
+from .support import ceil_div, channels_together, constexpr, dot, jit, launch, power_of_two, tl
 
 
-def plain(qkv_BHWE: Tensor, bias_E: Tensor | None, window: int, heads: int, scale: float) -> Tensor:
-    """What the kernel must equal: (B, H, W, 3 C) to (B, H, W, C)."""
-    H, W, C = qkv_BHWE.shape[1], qkv_BHWE.shape[2], qkv_BHWE.shape[3] // 3
-    qkv_MNE, tiling = window_partition(qkv_BHWE, window, bias_E)
-    M, N = qkv_MNE.shape[:2]
-    q_MGND, k_MGND, v_MGND = qkv_MNE.reshape(M, N, 3, heads, C // heads).permute(2, 0, 3, 1, 4).unbind(0)
-    attention_MGNN = ((q_MGND * scale) @ k_MGND.transpose(-2, -1)).softmax(dim=-1)
-    x_MNC = (attention_MGNN @ v_MGND).transpose(1, 2).reshape(M, N, C)
-    return window_unpartition(x_MNC, window, tiling, (H, W))
-
-
-@torch.library.custom_op("davit::window_attention", mutates_args=())
-def window_attention(qkv_BHWE: Tensor, bias_E: Tensor | None, window: int, heads: int, scale: float) -> Tensor:
-    """Attention within windows of a map of q, k and v, E = 3 C channels; (B, H, W, C).
-
-    Args:
-        bias_E: of the layer that made the map; None where it has none.
-    """
-    if not runs_on(qkv_BHWE):
-        return plain(qkv_BHWE, bias_E, window, heads, scale)
+def attend(qkv_BHWE: Tensor, bias_E: Tensor | None, window: int, heads: int, scale: float) -> Tensor:
+    """What `operators.window.window_attention` is, for a tensor that kernels can be launched for."""
     qkv = channels_together(qkv_BHWE)
     B, H, W, E = qkv.shape
     out = qkv.new_empty(B, H, W, E // 3)
@@ -48,11 +25,10 @@ def window_attention(qkv_BHWE: Tensor, bias_E: Tensor | None, window: int, heads
     return out
 
 
-@torch.library.custom_op("davit::window_attention_backward", mutates_args=())
-def window_attention_backward(
+def attend_backward(
     grad_BHWC: Tensor, qkv_BHWE: Tensor, bias_E: Tensor | None, window: int, heads: int, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of the map (B, H, W, E), and of the bias through the padded positions (E, in float32)."""
+    """Gradients of the map, and of the k and v of padded positions: one part (2 C) a window, or none."""
     qkv, grad = channels_together(qkv_BHWE), channels_together(grad_BHWC)
     E = qkv.shape[3]
     grad_qkv = torch.empty_like(qkv, memory_format=torch.contiguous_format)
@@ -64,9 +40,7 @@ def window_attention_backward(
         _backward_kernel, programs, qkv.device, qkv, bias, grad, grad_qkv, parts_MC,
         *qkv.stride()[:3], *grad.stride()[:3], *sizes, scale, **constants,
     )  # fmt: skip
-    grad_bias = qkv.new_zeros(E, dtype=torch.float32)
-    grad_bias[E // 3 :] = parts_MC.sum(0)
-    return grad_qkv, grad_bias
+    return grad_qkv, parts_MC
 
 
 def _plan(qkv: Tensor, bias: Tensor | None, window: int, heads: int) -> tuple[int, tuple[int, ...], dict[str, Any]]:
@@ -84,36 +58,6 @@ def _plan(qkv: Tensor, bias: Tensor | None, window: int, heads: int) -> tuple[in
         "num_stages": 1,
     }
     return B * rows * columns * heads, (H, W, rows, columns, heads), constants
-
-
-@window_attention.register_fake
-def _(qkv_BHWE: Tensor, bias_E: Tensor | None, window: int, heads: int, scale: float) -> Tensor:
-    B, H, W, E = qkv_BHWE.shape
-    return qkv_BHWE.new_empty(B, H, W, E // 3)
-
-
-@window_attention_backward.register_fake
-def _(
-    grad_BHWC: Tensor, qkv_BHWE: Tensor, bias_E: Tensor | None, window: int, heads: int, scale: float
-) -> tuple[Tensor, Tensor]:
-    grad_qkv = torch.empty_like(qkv_BHWE, memory_format=torch.contiguous_format)
-    return grad_qkv, qkv_BHWE.new_empty(qkv_BHWE.shape[3], dtype=torch.float32)
-
-
-def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.save_for_backward(inputs[0], inputs[1])
-    ctx.options = inputs[2:]
-
-
-def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    qkv, bias = ctx.saved_tensors
-    if torch.is_grad_enabled() or not runs_on(qkv):
-        return differentiable(plain, ctx.needs_input_grad, (qkv, bias, *ctx.options), [grad])
-    grad_qkv, grad_bias = window_attention_backward(grad, qkv, bias, *ctx.options)
-    return grad_qkv, None if bias is None else grad_bias.to(bias.dtype), None, None, None
-
-
-window_attention.register_autograd(_backward, setup_context=_setup)
 
 
 # --- kernels; in names of tiles N is positions of the window, NP that as a power of two, and so for D ---

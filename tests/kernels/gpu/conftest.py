@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from davit.kernels import select
+from davit.kernels.cpu import native
 from davit.kernels.gpu import channel, encoding, gelu, support, window
 
 RUNS = support.HAS_TRITON and (support.INTERPRETED or torch.cuda.is_available())
@@ -38,7 +39,18 @@ def device() -> str:
 @pytest.fixture
 def only(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """``only("window", ...)``: no other kernel is taken."""
-    return lambda *names: monkeypatch.setattr(select, "TRITON", set(names))
+    return lambda *names: monkeypatch.setattr(select, "KERNELS", set(names))
+
+
+@pytest.fixture
+def without_kernels(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """``without_kernels()``: from now on as on a machine that has neither Triton nor a compiler."""
+
+    def remove() -> None:
+        monkeypatch.setattr(support, "runs_on", lambda _: False)
+        monkeypatch.setattr(native, "LIBRARY", None)
+
+    return remove
 
 
 @pytest.fixture

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from davit.kernels.gpu import channel as kernels
+from davit.kernels.gpu import channel as triton_kernels
+from davit.kernels.operators import channel as kernels
 from davit.model import ChannelAttention
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -38,8 +39,8 @@ def test_channel_kernels_equal_float64(noise, close, double, case, dtype):
 
 @pytest.mark.parametrize("programs", [1, 2, 1000])
 def test_the_positions_may_be_cut_into_any_number_of_parts(noise, close, double, monkeypatch, programs):
-    monkeypatch.setattr(kernels, "MANY_PROGRAMS", programs)
-    monkeypatch.setattr(kernels, "BLOCK", 16)
+    monkeypatch.setattr(triton_kernels, "MANY_PROGRAMS", programs)
+    monkeypatch.setattr(triton_kernels, "BLOCK", 16)
     qkv = noise((1, 7, 9, 48))
     out, _ = kernels.channel_attention(qkv, 1, 0.25)
     exact = double(qkv)
@@ -92,10 +93,10 @@ def test_gradients_of_gradients_of_channels(noise, close, double):
     close(*results, torch.float32)
 
 
-def test_channel_attention_without_triton_computes_the_same(noise, close, double, monkeypatch):
+def test_channel_attention_without_triton_computes_the_same(noise, close, double, without_kernels):
     qkv = noise((1, 3, 5, 48))
     exact = double(qkv)
-    monkeypatch.setattr(kernels, "runs_on", lambda _: False)
+    without_kernels()
     out, expected = kernels.channel_attention(qkv, 2, 0.25)[0], kernels.plain(exact, 2, 0.25)[0]
     close(out, expected, torch.float32)
     close(*(torch.autograd.grad(o.sum(), t)[0] for o, t in ((out, qkv), (expected, exact))), torch.float32)

@@ -4,8 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from davit.kernels.gpu import encoding as kernels
-from davit.kernels.gpu import gelu
+from davit.kernels.gpu import encoding as triton_kernels
+from davit.kernels.operators import encoding as kernels
+from davit.kernels.operators import gelu
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 CASES = {  # batch, height, width, channels
@@ -65,7 +66,7 @@ def test_encoding_with_parts_left_out(noise, close, double, kind, outputs):
 
 @pytest.mark.parametrize("many", [1, 100000], ids=["few programs", "many programs"])
 def test_sums_over_the_map_may_be_cut_anywhere(noise, close, double, monkeypatch, many):
-    monkeypatch.setattr(kernels, "MANY_PROGRAMS", many)
+    monkeypatch.setattr(triton_kernels, "MANY_PROGRAMS", many)
     x, vectors = noise((2, 19, 3, 12)), parameters(noise, 12, torch.float32)
     results = []
     for function, inputs in (
@@ -135,10 +136,10 @@ def test_gradients_of_gradients_of_encodings(noise, close, double):
         close(one, other, torch.float32)
 
 
-def test_encoding_without_triton_computes_the_same(noise, close, double, monkeypatch):
+def test_encoding_without_triton_computes_the_same(noise, close, double, without_kernels):
     x, vectors = noise((1, 3, 5, 12)), parameters(noise, 12, torch.float32)
     with_triton = kernels.encode_and_norm(x, *vectors, 1e-5, torch.float32)
-    monkeypatch.setattr(kernels, "runs_on", lambda _: False)
+    without_kernels()
     without = kernels.encode_and_norm(x, *vectors, 1e-5, torch.float32)
     for one, other in zip(with_triton, without, strict=True):
         close(one, other.double(), torch.float32)

@@ -1,0 +1,104 @@
+"""A block on the CPU without gradients, by oneDNN's operations and in pieces that stay in the cache.
+
+What it gains over the plain modules: matrix products by oneDNN instead of MKL, with GELU or the residual added on
+the way out; what stands between them in one pass each (native.cpp); the batch in parts, below the size from which the
+allocator asks the system for new pages on every call.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from . import native
+
+if TYPE_CHECKING:
+    from ...model import DualAttentionBlock
+
+PART_BYTES = 8 << 20  # of the widest map, which is the MLP's hidden one; measured, see docs/performance.md
+
+
+def infer_block(block: "DualAttentionBlock", x_BHWC: Tensor) -> Tensor:
+    """What ``block`` computes of (B, H, W, C), as many images at a time as the cache holds; no gradients."""
+    weights = {
+        name: p.to(x_BHWC.dtype) if p.dtype != x_BHWC.dtype and "norm" not in name else p
+        for name, p in block.named_parameters()
+    }
+    B, H, W, C = x_BHWC.shape
+    hidden = weights["mlp.fc1.weight"].shape[0] if block.ffn else 3 * C
+    row_bytes = max(hidden, 3 * C) * x_BHWC.element_size()
+    images = max(1, PART_BYTES // (H * W * row_bytes))
+    if images >= B:
+        return _part(block, weights, x_BHWC.contiguous(), PART_BYTES // row_bytes)
+    out = torch.empty_like(x_BHWC, memory_format=torch.contiguous_format)
+    for start in range(0, B, images):
+        part = x_BHWC[start : start + images].contiguous()
+        out[start : start + images] = _part(block, weights, part, PART_BYTES // row_bytes)
+    return out
+
+
+def _part(block: "DualAttentionBlock", weights: dict[str, Tensor], x_BHWC: Tensor, rows: int) -> Tensor:
+    attn: Any = block.attn
+    x, y = _encode_and_norm(block, weights, 0, block.norm1, x_BHWC)
+    mixed = attn.products(linear(y, weights["attn.qkv.weight"], weights.get("attn.qkv.bias")))
+    x = linear_add(mixed, weights["attn.proj.weight"], weights["attn.proj.bias"], x)
+    if not block.ffn:
+        return _encode(block, weights, 1, x)
+    x, y = _encode_and_norm(block, weights, 1, block.norm2, x)
+    return _mlp(weights, x, y, rows)
+
+
+def _encode_and_norm(
+    block: "DualAttentionBlock", weights: dict[str, Tensor], which: int, norm: Any, x: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Position encoding with its residual, and what the norm makes of it."""
+    if not encodes_natively(block.cpe[which], x):
+        x = _encode(block, weights, which, x)
+        return x, F.layer_norm(x, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
+    conv: Any = block.cpe[which].proj
+    y, normed = torch.empty_like(x), torch.empty_like(x)
+    native.encode(x, conv.weight, conv.bias, y, (normed, norm.weight, norm.bias, None, None), norm.eps)
+    return y, normed
+
+
+def encodes_natively(encoding: Any, x: Tensor) -> bool:
+    """Whether native.cpp has this position encoding: with a GELU it does not, as no released model has one."""
+    return isinstance(encoding.activation, nn.Identity) and native.takes_rows(x)
+
+
+def _encode(block: "DualAttentionBlock", weights: dict[str, Tensor], which: int, x: Tensor) -> Tensor:
+    C = x.shape[3]
+    x_BCHW = x.permute(0, 3, 1, 2)
+    weight, bias = weights[f"cpe.{which}.proj.weight"], weights[f"cpe.{which}.proj.bias"]
+    one = [1, 1]
+    if isinstance(block.cpe[which].activation, nn.GELU):
+        encoding = F.gelu(F.conv2d(x_BCHW, weight, bias, padding=1, groups=C))
+        return (x_BCHW + encoding).permute(0, 2, 3, 1).contiguous()
+    added = torch.ops.mkldnn._convolution_pointwise.binary(
+        x_BCHW, x_BCHW, weight, bias, one, one, one, C, "add", None, None, [], None
+    )
+    return added.permute(0, 2, 3, 1).contiguous()
+
+
+def _mlp(weights: dict[str, Tensor], x_BHWC: Tensor, y_BHWC: Tensor, rows: int) -> Tensor:
+    """x + the MLP of its norm y, some rows at a time."""
+    C = x_BHWC.shape[3]
+    pairs = zip(x_BHWC.view(-1, C).split(max(rows, 64)), y_BHWC.view(-1, C).split(max(rows, 64)), strict=True)
+    parts = [_mlp_rows(weights, x_NC, y_NC) for x_NC, y_NC in pairs]
+    return (parts[0] if len(parts) == 1 else torch.cat(parts)).view(x_BHWC.shape)
+
+
+def _mlp_rows(weights: dict[str, Tensor], x_NC: Tensor, y_NC: Tensor) -> Tensor:
+    hidden = linear(y_NC, weights["mlp.fc1.weight"], weights["mlp.fc1.bias"], "gelu")
+    return linear_add(hidden, weights["mlp.fc2.weight"], weights["mlp.fc2.bias"], x_NC)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None, post: str = "none") -> Tensor:
+    """oneDNN's linear layer, with ``post`` 'gelu' (exact) or 'none' on the result."""
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, post, [], "none" if post == "gelu" else "")
+
+
+def linear_add(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor) -> Tensor:
+    """residual + linear layer, in one pass."""
+    return torch.ops.mkldnn._linear_pointwise.binary(x, residual, weight, bias, "add")

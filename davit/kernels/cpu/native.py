@@ -1,0 +1,232 @@
+"""The compiled functions of native.cpp, on tensors.
+
+setup.py builds them with the package, once for AVX2 and once for AVX-512, where there is a C++ compiler and the
+processor is an x86 under Linux. Without them, or after native.cpp changed, `takes_window` and the like answer no.
+"""
+
+import ctypes
+import hashlib
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_logger = logging.getLogger(__name__)
+
+HERE = Path(__file__).parent
+TYPES = {torch.float32: 0, torch.bfloat16: 1}
+LANES = 16  # channels, and those of a head or group, are a multiple of it
+MOST_POSITIONS = 256  # of a window, whose attention lies in the cache
+MOST_GROUP = 128  # channels
+POSITIONS = 512  # of a part of channel attention, as in native.cpp
+BANDS = 64  # parts of a map, for the gradients of weights
+
+
+def load(folder: Path = HERE) -> ctypes.CDLL | None:
+    """The library for this processor, or None where there is none that belongs to this native.cpp."""
+    built = {"AVX512": ["avx512", "avx2"], "AVX2": ["avx2"]}.get(torch.backends.cpu.get_cpu_capability(), [])
+    for path in (path for isa in built for path in sorted(folder.glob(f"_native_{isa}.*"))):
+        try:
+            library = ctypes.CDLL(str(path))
+            library.davit_source.restype = ctypes.c_char_p
+            source = library.davit_source().decode()
+        except (OSError, AttributeError) as error:
+            _logger.warning("%s could not be loaded (%s); blocks run without it.", path.name, error)
+            continue
+        text = folder / "native.cpp"
+        if not text.exists() or source == digest(text):  # a wheel does not bring it
+            return library
+        _logger.warning(
+            "%s was built from another native.cpp and is not used. Build it again: pip install -e . (or make setup).",
+            path.name,
+        )
+    return None
+
+
+def digest(source: Path) -> str:
+    """What a library says about the source that it was built from; setup.py has the same."""
+    return hashlib.sha256(source.read_bytes()).hexdigest()[:16]
+
+
+LIBRARY = load()
+
+
+def runs_on(x: Tensor) -> bool:
+    """Whether the functions can be called on this tensor, sizes aside."""
+    return LIBRARY is not None and x.device.type == "cpu" and x.dtype in TYPES
+
+
+def takes_window(qkv_BHWE: Tensor, window: int, heads: int) -> bool:
+    """Whether a window of one head has a size that is compiled and stays in the cache."""
+    channels = qkv_BHWE.shape[3] // 3 // heads
+    return runs_on(qkv_BHWE) and channels % LANES == 0 and window * window <= MOST_POSITIONS
+
+
+def takes_channel(qkv_BHWE: Tensor, groups: int) -> bool:
+    """Whether a group has a size that is compiled."""
+    channels = qkv_BHWE.shape[3] // 3 // groups
+    return runs_on(qkv_BHWE) and channels % LANES == 0 and channels <= MOST_GROUP
+
+
+def takes_rows(x: Tensor) -> bool:
+    """Whether a position encoding, or the gradients of a norm or a GELU, are compiled for so many channels."""
+    return runs_on(x) and x.shape[-1] % LANES == 0
+
+
+def window_attention(qkv_BHWE: Tensor, bias_E: Tensor | None, window: int, heads: int, scale: float) -> Tensor:
+    """What `operators.window.window_attention` is, where `takes_window` says so."""
+    qkv = qkv_BHWE.contiguous()
+    B, H, W, E = qkv.shape
+    out = qkv.new_empty(B, H, W, E // 3)
+    _call("davit_window_attention", qkv, _like(qkv, bias_E), out, B, H, W, E // 3, heads, window, scale)
+    return out
+
+
+def window_attention_backward(
+    grad_BHWC: Tensor, qkv_BHWE: Tensor, bias_E: Tensor | None, window: int, heads: int, scale: float
+) -> tuple[Tensor, Tensor]:
+    """Gradients of the map, and of the k and v of padded positions: one part (2 C) a window, or none."""
+    qkv = qkv_BHWE.contiguous()
+    B, H, W, E = qkv.shape
+    grad_qkv = torch.empty_like(qkv)
+    padded = bias_E is not None and (H % window > 0 or W % window > 0)
+    parts_MC = qkv.new_empty(B * -(-H // window) * -(-W // window) if padded else 0, 2 * E // 3, dtype=torch.float32)
+    given = (_like(qkv, grad_BHWC), qkv, _like(qkv, bias_E), grad_qkv, parts_MC if padded else None)
+    _call("davit_window_attention_backward", *given, B, H, W, E // 3, heads, window, scale)
+    return grad_qkv, parts_MC
+
+
+def channel_attention(qkv_BHWE: Tensor, groups: int, scale: float) -> tuple[Tensor, Tensor]:
+    """What `operators.channel.channel_attention` is, where `takes_channel` says so."""
+    qkv = qkv_BHWE.contiguous()
+    B, H, W, E = qkv.shape
+    out = qkv.new_empty(B, H, W, E // 3)
+    attention, parts = _squares(qkv, groups)
+    _call("davit_channel_attention", qkv, parts, attention, out, B, H * W, E // 3, groups, scale)
+    return out, attention
+
+
+def channel_attention_backward(
+    grad_BHWC: Tensor, qkv_BHWE: Tensor, attention_BGDD: Tensor, groups: int, scale: float
+) -> Tensor:
+    """Gradient of the map of q, k and v."""
+    qkv = qkv_BHWE.contiguous()
+    B, H, W, E = qkv.shape
+    grad_qkv = torch.empty_like(qkv)
+    grad_score, parts = _squares(qkv, groups)
+    given = (_like(qkv, grad_BHWC), qkv, attention_BGDD.contiguous(), parts, grad_score, grad_qkv)
+    _call("davit_channel_attention_backward", *given, B, H * W, E // 3, groups, scale)
+    return grad_qkv
+
+
+def _squares(qkv_BHWE: Tensor, groups: int) -> tuple[Tensor, Tensor]:
+    """Memory for a D x D matrix of each image and group, and for its sums over parts of the positions."""
+    B, H, W, E = qkv_BHWE.shape
+    D = E // 3 // groups
+    parts = -(-H * W // POSITIONS)
+    whole = qkv_BHWE.new_empty(B, groups, D, D, dtype=torch.float32)
+    return whole, qkv_BHWE.new_empty(B, groups, parts, D, D, dtype=torch.float32)
+
+
+def encode(
+    x_BHWC: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor,
+    norm: tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None] | None, eps: float,
+) -> None:  # fmt: skip
+    """Into ``y`` the encoding and residual of ``x``; ``norm``: the normalised map, scale and shift, mean and rstd.
+
+    Of ``norm`` the first is written to, and the last two where they are given.
+    """
+    x, C = x_BHWC.contiguous(), x_BHWC.shape[3]
+    normed, scale, shift, mean, rstd = norm or (None, None, None, None, None)
+    vectors = [_vector(x, bias, 0.0), _vector(x, scale, 1.0), _vector(x, shift, 0.0)]
+    kind = TYPES[y.dtype if normed is None else normed.dtype]
+    _call("davit_encode", x, _taps(weight), *vectors, eps, y, normed, mean, rstd, kind, *x.shape[:3], C)
+
+
+def encode_backward(
+    grad_y: Tensor | None, grad_normed: Tensor | None, x_BHWC: Tensor, weight: Tensor, scale: Tensor | None,
+    y_BHWC: Tensor, mean: Tensor, rstd: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """What `operators.encoding.encode_and_norm_backward` is, where `takes_rows` says so."""
+    vectors = y_BHWC.new_zeros(3, y_BHWC.shape[3], dtype=torch.float32)
+    grad = grad_y
+    if grad_normed is not None:
+        copy = grad_normed.to(y_BHWC.dtype, copy=True, memory_format=torch.contiguous_format)
+        _, grad, vectors[1], vectors[2] = norm_backward(copy, y_BHWC, mean, rstd, scale, None)
+        grad = grad if grad_y is None else grad.add_(grad_y)
+    assert grad is not None
+    grad_x, grad_weight, vectors[0] = encode_gradients(grad, x_BHWC, weight)
+    return grad_x, grad_weight, vectors
+
+
+def encode_gradients(grad_BHWC: Tensor, x_BHWC: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Of the encoding with its residual: of x, and in float32 of the weight (C, 9) and the bias (C)."""
+    x = x_BHWC.contiguous()
+    grad = _like(x, grad_BHWC)
+    grad_x = torch.empty_like(x)
+    encode(grad, weight.flip(2, 3), None, grad_x, None, 0.0)
+    B, H, W, C = x.shape
+    parts = torch.empty(max(1, min(BANDS, B * H)), 10, C)
+    _call("davit_encode_weights", grad, x, parts, len(parts), B, H, W, C)
+    sums = parts.sum(0)
+    return grad_x, sums[:9].t().contiguous(), sums[9]
+
+
+def norm_backward(
+    grad: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, scale: Tensor | None, shift: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What LayerNorm gave, and gradients of x and, in float32, of its scale and shift (C). Overwrites ``grad``."""
+    x, C = x.contiguous(), x.shape[-1]
+    grad, again = _like(x, grad), torch.empty_like(x)
+    sums = _bands(x, 2, C)
+    vectors = (mean.float().contiguous(), rstd.float().contiguous(), _vector(x, scale, 1.0), _vector(x, shift, 0.0))
+    _call("davit_norm_backward", grad, x, *vectors, grad, again, sums, len(sums), x.numel() // C, C)
+    return again, grad, *sums.sum(0)
+
+
+def gelu_backward(grad: Tensor, x: Tensor, in_place: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradient in front of an exact GELU; GELU(x); and in float32 the former's sum over the rows.
+
+    With ``in_place`` the first is written over ``grad``.
+    """
+    x, C = x.contiguous(), x.shape[-1]
+    grad, again = _like(x, grad), torch.empty_like(x)
+    grad_x = grad if in_place else torch.empty_like(x)
+    sums = _bands(x, C)
+    _call("davit_gelu_backward", grad, x, grad_x, again, sums, len(sums), x.numel() // C, C)
+    return grad_x, again, sums.sum(0)
+
+
+def _bands(x: Tensor, *shape: int) -> Tensor:
+    """Memory for sums over parts of the rows of ``x``: as many whatever the number of threads."""
+    rows = x.numel() // x.shape[-1]
+    return torch.empty(max(1, min(BANDS, rows)), *shape)
+
+
+def _like(x: Tensor, other: Tensor | None) -> Any:
+    return None if other is None else other.to(x.dtype).contiguous()
+
+
+def _taps(weight: Tensor) -> Tensor:
+    """Weights of a depthwise convolution as (9, C)."""
+    return weight.reshape(-1, 9).t().float().contiguous()
+
+
+def _vector(x: Tensor, given: Tensor | None, otherwise: float) -> Tensor:
+    if given is None:
+        return x.new_full([x.shape[-1]], otherwise, dtype=torch.float32)
+    return given.float().contiguous()
+
+
+def _call(name: str, first: Tensor, *rest: Any) -> None:
+    """Call a function of the library: its number formats are those of ``first``, its threads PyTorch's."""
+    given = [ctypes.c_int(TYPES[first.dtype]), *(_convert(a) for a in (first, *rest))]
+    getattr(LIBRARY, name)(*given, ctypes.c_int(torch.get_num_threads()))
+
+
+def _convert(argument: Any) -> Any:
+    if argument is None or isinstance(argument, Tensor):
+        return ctypes.c_void_p(None if argument is None else argument.data_ptr())
+    return ctypes.c_float(argument) if isinstance(argument, float) else ctypes.c_int64(argument)

@@ -1,0 +1,267 @@
+"""A block on the CPU with gradients: fewer saved maps and oneDNN's products, forward and backward.
+
+Saved for the backward pass are the inputs of the convolutions and norms, q, k and v, what the attention gave, and
+the MLP's hidden map in front of its GELU: 12 values for each position and channel. The plain modules save about
+20: also what the norms and the GELU made, which costs little to compute again, attention matrices and copies.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from timm.layers import DropPath
+from torch import Tensor, nn
+
+from ..twice import differentiable
+from . import native
+from .inference import PART_BYTES, encodes_natively, linear
+
+if TYPE_CHECKING:
+    from ...model import DualAttentionBlock
+
+
+def train_block(block: "DualAttentionBlock", x_BHWC: Tensor) -> Tensor:
+    """What ``block`` computes of (B, H, W, C), with gradients, drop path included."""
+    x = _position_encoding(block.cpe[0], x_BHWC)
+    x = _add(x, _attention(block, x), block.drop_path)
+    x = _position_encoding(block.cpe[1], x)
+    if not block.ffn:
+        return x
+    norm: Any = block.norm2
+    mlp: Any = block.mlp
+    branch = NormMlp.apply(
+        x, norm.weight, norm.bias, norm.eps, mlp.fc1.weight, mlp.fc1.bias, mlp.fc2.weight, mlp.fc2.bias
+    )
+    return _add(x, branch, block.drop_path)
+
+
+def _add(x: Tensor, branch: Tensor, drop_path: nn.Module) -> Tensor:
+    """x + drop_path(branch), drawing the same numbers as timm's DropPath, in one pass that saves the mask alone."""
+    if not isinstance(drop_path, DropPath) or drop_path.drop_prob == 0.0 or not drop_path.training:
+        return x + branch
+    keep = 1.0 - drop_path.drop_prob
+    mask = branch.new_empty((branch.shape[0], 1, 1, 1)).bernoulli_(keep)
+    if keep > 0.0 and drop_path.scale_by_keep:
+        mask.div_(keep)
+    return torch.addcmul(x, branch, mask)
+
+
+def _position_encoding(encoding: Any, x: Tensor) -> Tensor:
+    conv = encoding.proj
+    if encodes_natively(encoding, x):
+        return PositionEncoding.apply(x, conv.weight, conv.bias)
+    map_BCHW = F.conv2d(x.permute(0, 3, 1, 2), conv.weight, conv.bias, padding=1, groups=conv.groups)
+    if isinstance(encoding.activation, nn.GELU):
+        return x + F.gelu(map_BCHW).permute(0, 2, 3, 1)
+    return map_BCHW.permute(0, 2, 3, 1).add_(x)
+
+
+def _attention(block: "DualAttentionBlock", x: Tensor) -> Tensor:
+    attn: Any = block.attn
+    norm: Any = block.norm1
+    qkv = NormLinear.apply(x, norm.weight, norm.bias, norm.eps, attn.qkv.weight, attn.qkv.bias)
+    return Linear.apply(attn.products(qkv), attn.proj.weight, attn.proj.bias)
+
+
+class _Recomputing(torch.autograd.Function):
+    """What the functions below share: the plain formula, for gradients of gradients."""
+
+    @staticmethod
+    def plain(*inputs: Any) -> Tensor:
+        raise NotImplementedError
+
+    @classmethod
+    def differentiable(cls, ctx: Any, inputs: tuple[Any, ...], grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients that can be differentiated again (``create_graph``): through the plain formula."""
+        return differentiable(cls.plain, ctx.needs_input_grad, inputs, [grad])
+
+
+class Linear(_Recomputing):
+    """x @ weight^T + bias."""
+
+    @staticmethod
+    def plain(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return F.linear(x, *_like(x, weight, bias))
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight, bias)
+        return linear(x, *_like(x, weight, bias))
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, bias = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return Linear.differentiable(ctx, (x, weight, bias), grad)
+        need_x, *need = ctx.needs_input_grad
+        grad_x = _input_grad(grad, weight) if need_x else None
+        return grad_x, *weight_grads(grad, x, weight, bias, need)
+
+
+class PositionEncoding(_Recomputing):
+    """x + depthwise 3x3 convolution of x, of which x alone is saved."""
+
+    @staticmethod
+    def plain(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        x_BCHW = x.permute(0, 3, 1, 2)
+        return x + F.conv2d(x_BCHW, *_like(x, weight, bias), padding=1, groups=x.shape[3]).permute(0, 2, 3, 1)
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight, bias)
+        y = torch.empty_like(x, memory_format=torch.contiguous_format)
+        native.encode(x, weight, bias, y, None, 0.0)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, bias = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return PositionEncoding.differentiable(ctx, (x, weight, bias), grad)
+        grad_x, grad_weight, grad_bias = native.encode_gradients(grad, x, weight)
+        of_weight = grad_weight.view_as(weight).to(weight.dtype)
+        return grad_x, of_weight, None if bias is None else grad_bias.to(bias.dtype)
+
+
+class NormLinear(_Recomputing):
+    """LayerNorm, linear layer. What the norm gave is not saved."""
+
+    @staticmethod
+    def plain(
+        x: Tensor, scale: Tensor | None, shift: Tensor | None, eps: float, weight: Tensor, bias: Tensor | None
+    ) -> Tensor:
+        y = F.layer_norm(x, x.shape[-1:], scale, shift, eps)
+        return F.linear(y, *_like(y, weight, bias))
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, scale: Tensor | None, shift: Tensor | None, eps: float,
+        weight: Tensor, bias: Tensor | None,
+    ) -> Tensor:  # fmt: skip
+        y, mean, rstd = torch.native_layer_norm(x, x.shape[-1:], scale, shift, eps)
+        ctx.save_for_backward(x, scale, shift, weight, bias, mean, rstd)
+        ctx.eps = eps
+        return linear(y, *_like(y, weight, bias))
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, scale, shift, weight, bias, mean, rstd = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return NormLinear.differentiable(ctx, (x, scale, shift, ctx.eps, weight, bias), grad)
+        needed = ctx.needs_input_grad
+        y, *norm_grads = _norm_backward(_input_grad(grad, weight), x, scale, shift, ctx.eps, mean, rstd, needed[:3])
+        return *norm_grads, None, *weight_grads(grad, y, weight, bias, needed[4:])
+
+
+class NormMlp(_Recomputing):
+    """LayerNorm, linear layer, exact GELU, linear layer, a part of the rows at a time.
+
+    Only the hidden map in front of the GELU is saved, one tensor a part.
+    """
+
+    @staticmethod
+    def plain(
+        x: Tensor, scale: Tensor | None, shift: Tensor | None, eps: float,
+        weight1: Tensor, bias1: Tensor | None, weight2: Tensor, bias2: Tensor | None,
+    ) -> Tensor:  # fmt: skip
+        y = F.layer_norm(x, x.shape[-1:], scale, shift, eps)
+        return F.linear(F.gelu(F.linear(y, *_like(y, weight1, bias1))), *_like(y, weight2, bias2))
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, scale: Tensor | None, shift: Tensor | None, eps: float,
+        weight1: Tensor, bias1: Tensor | None, weight2: Tensor, bias2: Tensor | None,
+    ) -> Tensor:  # fmt: skip
+        C = x.shape[-1]
+        rows = max(64, PART_BYTES // (weight1.shape[0] * x.element_size()))
+        first, second = _like(x, weight1, bias1), _like(x, weight2, bias2)
+        out = torch.empty_like(x, memory_format=torch.contiguous_format)
+        saved = []
+        for part, target in zip(x.reshape(-1, C).split(rows), out.view(-1, C).split(rows), strict=True):
+            y, mean, rstd = torch.native_layer_norm(part, [C], scale, shift, eps)
+            hidden = linear(y, *first)
+            target.copy_(linear(F.gelu(hidden), *second))
+            saved += [mean, rstd, hidden]
+        ctx.save_for_backward(x, scale, shift, weight1, bias1, weight2, bias2, *saved)
+        ctx.eps, ctx.rows = eps, rows
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, scale, shift, weight1, bias1, weight2, bias2, *saved = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            inputs = (x, scale, shift, ctx.eps, weight1, bias1, weight2, bias2)
+            return NormMlp.differentiable(ctx, inputs, grad)
+        C = x.shape[-1]
+        needed = ctx.needs_input_grad
+        grad_x = torch.empty_like(x, memory_format=torch.contiguous_format) if needed[0] else None
+        sums: list[Tensor | None] = [None] * 6
+        parts = zip(x.reshape(-1, C).split(ctx.rows), grad.reshape(-1, C).split(ctx.rows), strict=True)
+        for i, (x_part, grad_part) in enumerate(parts):
+            mean, rstd, hidden = saved[3 * i : 3 * i + 3]
+            grad_hidden, activated, of_bias1 = _gelu_backward(_input_grad(grad_part, weight2), hidden)
+            second = weight_grads(grad_part, activated, weight2, bias2, needed[6:])
+            del activated
+            grad_y = _input_grad(grad_hidden, weight1)
+            y, of_x, *of_norm = _norm_backward(grad_y, x_part, scale, shift, ctx.eps, mean, rstd, needed[:3])
+            first = weight_grads(grad_hidden, y, weight1, bias1, needed[4:6], of_bias1)
+            if grad_x is not None and of_x is not None:
+                grad_x.view(-1, C)[i * ctx.rows : i * ctx.rows + len(x_part)].copy_(of_x)
+            sums = [_sum(old, new) for old, new in zip(sums, (*of_norm, *first, *second), strict=True)]
+        return grad_x, sums[0], sums[1], None, *sums[2:]
+
+
+def _gelu_backward(grad: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The gradient in front of a GELU, over ``grad``; what the GELU gave; and the former's sum, where it is known."""
+    if native.takes_rows(hidden):
+        return native.gelu_backward(grad, hidden, in_place=True)
+    return torch.ops.aten.gelu_backward(grad, hidden), F.gelu(hidden), None
+
+
+def _norm_backward(
+    grad: Tensor, x: Tensor, scale: Tensor | None, shift: Tensor | None, eps: float, mean: Tensor, rstd: Tensor,
+    need: Sequence[bool],
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:  # fmt: skip
+    """What a LayerNorm gave, and the gradients of its input, scale and shift that are needed. Overwrites ``grad``."""
+    mask = [need[0], need[1] and scale is not None, need[2] and shift is not None]
+    if native.takes_rows(x):
+        y, of_x, of_scale, of_shift = native.norm_backward(grad, x, mean, rstd, scale, shift)
+        vectors = [
+            g.to(p.dtype) if wanted and p is not None else None
+            for g, p, wanted in zip((of_scale, of_shift), (scale, shift), mask[1:], strict=True)
+        ]
+        return y, of_x, vectors[0], vectors[1]
+    y = F.layer_norm(x, x.shape[-1:], scale, shift, eps)
+    grads = torch.ops.aten.native_layer_norm_backward(
+        grad.contiguous(), x, x.shape[-1:], mean, rstd, scale, shift, mask
+    )
+    return y, *grads
+
+
+def _like(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """A layer's parameters in the number format of ``x``: under autocast they are float32."""
+    return weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
+
+
+def _input_grad(grad: Tensor, weight: Tensor) -> Tensor:
+    return linear(grad, weight.to(grad.dtype).t(), None)
+
+
+def weight_grads(
+    grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, need: Sequence[bool], of_bias: Tensor | None = None
+) -> tuple[Tensor | None, Tensor | None]:
+    """Of a linear layer's weight and bias, each where it is needed, in their own number formats.
+
+    Args:
+        of_bias: the sum of ``grad`` over the positions, where it is known already.
+    """
+    grad_NE, x_NC = grad.reshape(-1, grad.shape[-1]), x.reshape(-1, x.shape[-1])
+    grad_weight = (grad_NE.t() @ x_NC).to(weight.dtype) if need[0] else None
+    if not need[1] or bias is None:
+        return grad_weight, None
+    return grad_weight, (grad_NE.sum(0) if of_bias is None else of_bias).to(bias.dtype)
+
+
+def _sum(old: Tensor | None, new: Tensor | None) -> Tensor | None:
+    return new if old is None or new is None else old.add_(new)

@@ -1,0 +1,487 @@
+"""The functions of native.cpp against float64: values, gradients, layouts, threads; and how they are found."""
+
+import ctypes
+import logging
+import os
+import re
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from davit import DaViT
+from davit.kernels.cpu import native
+from davit.kernels.operators import channel, encoding, gelu, window
+
+pytestmark = pytest.mark.skipif(
+    native.LIBRARY is None or torch.cuda.is_available(), reason="no compiled functions for this processor"
+)
+
+DTYPES = [torch.float32, torch.bfloat16]
+TOLERANCE = {torch.float32: 3e-6, torch.bfloat16: 0.006}
+WINDOWS = {  # batch, height, width, heads, channels of a head, window, bias
+    "window 7, tiled": (2, 14, 7, 3, 32, 7, True),
+    "window 7, padded": (2, 9, 15, 2, 32, 7, True),
+    "smaller than a window": (1, 3, 5, 2, 16, 4, True),
+    "padded, no bias": (2, 5, 9, 1, 48, 3, False),
+    "window 12": (1, 13, 12, 1, 64, 12, True),
+    "window 16, as large as may be": (1, 16, 17, 1, 16, 16, True),
+    "window of one position": (1, 3, 2, 1, 16, 1, True),
+    "one position": (3, 1, 1, 2, 32, 7, True),
+    "empty batch": (0, 5, 5, 1, 16, 4, True),
+}
+CHANNELS = {  # batch, height, width, groups, channels of a group
+    "one part": (2, 5, 7, 3, 32),
+    "several parts, the last one short": (2, 37, 31, 2, 32),
+    "one position": (2, 1, 1, 2, 16),
+    "wide groups": (1, 9, 9, 1, 128),
+    "48 channels": (1, 24, 24, 2, 48),
+    "empty batch": (0, 5, 5, 1, 16),
+}
+MAPS = {  # batch, height, width, channels
+    "several strips of columns": (1, 5, 90, 96),
+    "wide": (2, 3, 4, 1536),
+    "one column": (2, 5, 1, 16),
+    "one row": (2, 1, 9, 48),
+    "one position": (1, 1, 1, 32),
+    "more rows than bands": (2, 41, 3, 16),
+    "empty batch": (0, 5, 5, 16),
+}
+
+
+def noise(shape, dtype=torch.float32, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype).requires_grad_()
+
+
+def double(tensor):
+    return None if tensor is None else tensor.detach().double().requires_grad_()
+
+
+def assert_close(actual, expected, dtype):
+    assert actual.shape == expected.shape
+    if expected.numel():
+        error = ((actual.double() - expected).norm() / expected.norm().clamp_min(1e-12)).item()
+        assert error < TOLERANCE[dtype], error
+
+
+# --- values and gradients ---
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("case", WINDOWS)
+def test_windows_equal_float64(case, dtype):
+    B, H, W, G, D, size, has_bias = WINDOWS[case]
+    qkv, bias = noise((B, H, W, 3 * G * D), dtype), noise((3 * G * D,), dtype, 1) if has_bias else None
+    assert native.takes_window(qkv, size, G)
+    out = window.window_attention(qkv, bias, size, G, D**-0.5)
+    grad = noise(out.shape, dtype, 2).detach()
+    inputs = [qkv, *([bias] if has_bias else [])]
+    found = torch.autograd.grad(out, inputs, grad)
+    exact = [double(t) for t in inputs]
+    expected = window.plain(exact[0], exact[1] if has_bias else None, size, G, D**-0.5)
+    assert out.dtype == dtype
+    assert_close(out, expected, dtype)
+    for one, other in zip(found, torch.autograd.grad(expected, exact, grad.double(), allow_unused=True), strict=True):
+        assert one.dtype == dtype
+        if other is None:
+            assert not one.any()  # of a bias that meets no padding
+        else:
+            assert_close(one, other, dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("case", CHANNELS)
+def test_channels_equal_float64(case, dtype):
+    B, H, W, G, D = CHANNELS[case]
+    qkv = (noise((B, H, W, 3 * G * D)).detach() * 0.5).to(dtype).requires_grad_()
+    assert native.takes_channel(qkv, G)
+    out, attention = channel.channel_attention(qkv, G, D**-0.5)
+    grad = noise(out.shape, dtype, 2).detach()
+    (found,) = torch.autograd.grad(out, qkv, grad)
+    exact = double(qkv)
+    expected, right = channel.plain(exact, G, D**-0.5)
+    assert out.dtype == dtype and attention.dtype == torch.float32 and not attention.requires_grad
+    assert_close(out, expected, dtype)
+    assert_close(attention, right.double(), torch.float32)
+    (of_qkv,) = torch.autograd.grad(expected, exact, grad.double())
+    for one, other in zip(found.chunk(3, dim=-1), of_qkv.chunk(3, dim=-1), strict=True):
+        if H * W > 1:  # of one position nothing but v matters, up to rounding
+            assert_close(one, other, dtype)
+
+
+def vectors(C, dtype, kind="all"):
+    made = [noise(shape, dtype, i + 5) for i, shape in enumerate([(C, 1, 3, 3), (C,), (C,), (C,)])]
+    return made if kind == "all" else [made[0], None, made[2] if kind == "no bias" else None, None]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("case", MAPS)
+def test_encodings_equal_float64(case, dtype):
+    shape = MAPS[case]
+    x, parameters = noise(shape, dtype), vectors(shape[3], dtype)
+    assert native.takes_rows(x)
+    y, normed, mean, rstd = encoding.encode_and_norm(x, *parameters, 1e-3, dtype)
+    assert (y.dtype, normed.dtype, mean.requires_grad, rstd.requires_grad) == (dtype, dtype, False, False)
+    grads = [noise(shape, dtype, i).detach() for i in (2, 3)]
+    found = torch.autograd.grad([y, normed], [x, *parameters], grads)
+    exact = [double(t) for t in (x, *parameters)]
+    expected = encoding.plain(*exact, 1e-3, torch.float64)
+    assert_close(y, expected[0], dtype)
+    assert_close(normed, expected[1], dtype)
+    right = torch.autograd.grad(expected, exact, [g.double() for g in grads])
+    for one, other in zip(found, right, strict=True):
+        assert one.dtype == dtype
+        assert_close(one, other, dtype)
+
+
+@pytest.mark.parametrize("kind", ["all", "no bias", "weight alone"])
+@pytest.mark.parametrize("outputs", [(0,), (1,), (0, 1)], ids=["y", "normed", "both"])
+def test_encodings_with_parts_left_out(kind, outputs):
+    inputs = [noise((2, 3, 5, 32)), *vectors(32, torch.float32, kind)]
+    results = []
+    for function, given in ((encoding.encode_and_norm, inputs), (encoding.plain, [double(t) for t in inputs])):
+        maps = function(*given, 1e-5, given[0].dtype)
+        leaves = [t for t in given if t is not None]
+        loss = sum(maps[i].sin().sum() for i in outputs)
+        results.append([*maps[:2], *torch.autograd.grad(loss, leaves, allow_unused=True)])
+    for one, other in zip(*results, strict=True):
+        assert one is None or not one.any() if other is None else one is not None
+        if other is not None:
+            assert_close(one, other, torch.float32)
+
+
+@pytest.mark.parametrize("formats", [(torch.float32, torch.bfloat16), (torch.bfloat16, torch.float32)], ids=str)
+def test_the_norm_may_have_another_format(formats):
+    """As autocast has it: a residual stream in one, what a linear layer reads in the other."""
+    x, parameters = noise((1, 3, 4, 48), formats[0]), vectors(48, torch.float32)
+    y, normed, *_ = encoding.encode_and_norm(x, *parameters, 1e-5, formats[1])
+    expected = encoding.plain(*(t.double() for t in (x, *parameters)), 1e-5, torch.float64)
+    assert (y.dtype, normed.dtype) == formats
+    assert_close(y, expected[0], formats[0])
+    assert_close(normed, expected[1], torch.bfloat16)
+    (y.float().sum() + normed.float().sin().sum()).backward()
+    assert [t.grad.dtype for t in (x, *parameters)] == [formats[0], *4 * [torch.float32]]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_gelu_equals_float64_far_out(dtype):
+    """In float32 nearer than PyTorch's own, whose 1 + erf cancels where x is far below 0."""
+    x = torch.cat([torch.linspace(-20, 20, 64001), torch.tensor([0.0, -0.0, 1e-30, -1e30, 1e30, 3e38, -1e-6])])
+    x = F.pad(x, (0, -len(x) % 16)).to(dtype)
+    grad = torch.ones_like(x)
+    grad_x, again = gelu.gelu_backward(grad, x)
+    exact = x.double()
+    if dtype == torch.float32:
+        tail = (exact < -1) & (exact > -12)  # beyond, the density leaves float32's range
+        right = 0.5 * exact * torch.special.erfc(-exact / 2**0.5)
+        relative = (again - right).abs() / right.abs()
+        assert (relative <= 5e-7 * (1 + exact.square()))[tail].all()  # of e^(-x^2 / 2) no more is to be had
+    torch.testing.assert_close(again.double(), F.gelu(exact), rtol=0.005, atol=1e-6)
+    torch.testing.assert_close(
+        grad_x.double(), torch.ops.aten.gelu_backward(grad.double(), exact), rtol=0.006, atol=2e-6
+    )
+
+
+def test_the_polynomial_of_gelu_is_the_best_of_its_kind():
+    """native.cpp's coefficients, fitted again: the normal distribution's tail over its density, in 1/(1 + 0.21 x)."""
+    special = pytest.importorskip("scipy.special")
+    source = (native.HERE / "native.cpp").read_text()
+    body = source[source.index("INLINE void normal(") : source.index("below = x < 0.0f")]
+    signs_and_numbers = re.findall(r"(?:splat\(|\* t ([+-]) )(-?[\d.]+)f", body)
+    written = [float(number) * (-1 if sign == "-" else 1) for sign, number in signs_and_numbers][::-1]
+    assert len(written) == 9
+    angles = np.pi * (np.arange(4000) + 0.5) / 4000
+    last = 1 / (1 + 0.21 * 14)
+    t = last + (1 - last) * (np.cos(angles) + 1) / 2
+    ratio = special.erfcx((1 / t - 1) / 0.21 / np.sqrt(2)) / 2
+    powers = np.stack([t**i for i in range(1, 10)], axis=1) / ratio[:, None]
+    assert np.abs(powers @ written - 1).max() < 2e-7
+    weight = np.ones(len(t))
+    for _ in range(40):  # towards the least maximum
+        fitted = np.linalg.lstsq(powers * weight[:, None], weight, rcond=None)[0]
+        error = np.abs(powers @ fitted - 1)
+        weight *= np.sqrt(1 + error / error.max())
+    np.testing.assert_allclose(written, fitted, rtol=1e-3)
+
+
+def test_infinities_and_nan_are_passed_on():
+    for bad in (float("nan"), float("inf")):
+        x = noise((1, 7, 7, 96)).detach()
+        x[0, 3, 3, 40] = bad
+        assert not window.window_attention(x, None, 7, 2, 0.25)[..., :16].isfinite().all()
+        assert window.window_attention(x, None, 7, 2, 0.25)[..., 16:].isfinite().all()
+        assert not channel.channel_attention(x, 2, 0.25)[0].isfinite().all()
+        y = encoding.encode_and_norm(x, *vectors(96, torch.float32), 1e-5, torch.float32)[0]
+        reached = torch.zeros(7, 7, dtype=torch.bool)
+        reached[2:5, 2:5] = True
+        assert torch.equal(~y[0].isfinite().all(-1), reached)
+    assert native.gelu_backward(torch.ones(1, 16), torch.full((1, 16), float("nan")))[1].isnan().all()
+
+
+@pytest.mark.parametrize("layout", ["sliced", "channels first", "expanded", "of every other channel"])
+def test_any_layout_of_memory(layout):
+    def laid_out(C):
+        return {
+            "sliced": lambda: noise((2, 10, 12, C))[:, ::2, 1:8],
+            "channels first": lambda: noise((2, C, 5, 7)).permute(0, 2, 3, 1),
+            "expanded": lambda: noise((1, 5, 7, C)).expand(2, 5, 7, C),
+            "of every other channel": lambda: noise((2, 5, 7, 2 * C))[..., ::2],
+        }[layout]()
+
+    parameters = vectors(96, torch.float32)
+    for function in (
+        lambda x: window.window_attention(x, None, 4, 2, 0.25),
+        lambda x: channel.channel_attention(x, 2, 0.25)[0],
+        lambda x: encoding.encode_and_norm(x, *parameters, 1e-5, torch.float32)[1],
+    ):
+        x, copy = laid_out(96), laid_out(96).detach().contiguous().requires_grad_()
+        out, expected = function(x), function(copy)
+        assert torch.equal(out, expected)
+        for grad in (torch.ones_like(out[..., :1]).expand_as(out), noise(out.transpose(1, 2).shape).transpose(1, 2)):
+            (actual,) = torch.autograd.grad(out, x, grad, retain_graph=True)
+            (right,) = torch.autograd.grad(expected, copy, grad.contiguous(), retain_graph=True)
+            assert torch.equal(actual, right)
+
+
+def test_results_do_not_depend_on_the_number_of_threads():
+    def everything():
+        qkv, x = noise((2, 25, 26, 96)), noise((2, 25, 26, 48))
+        parameters, bias = vectors(48, torch.float32), noise((96,), seed=1)
+        maps = [window.window_attention(qkv, bias, 7, 2, 0.25), channel.channel_attention(qkv, 2, 0.25)[0]]
+        maps += encoding.encode_and_norm(x, *parameters, 1e-5, torch.float32)[:2]
+        grads = torch.autograd.grad(sum(m.sin().sum() for m in maps), [qkv, bias, x, *parameters])
+        return [*maps, *grads, *native.gelu_backward(x.detach(), x.detach() * 2)]
+
+    results, before = [], torch.get_num_threads()
+    try:
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            results.append(everything())
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(torch.equal(one, two) for one, two in zip(results[0], other, strict=True))
+
+
+def test_operators_are_well_formed():
+    qkv, bias, x, parameters = (
+        noise((2, 3, 5, 48)),
+        noise((48,), seed=1),
+        noise((2, 3, 5, 16)),
+        vectors(16, torch.float32),
+    )
+    torch.library.opcheck(window.window_attention, (qkv, bias, 4, 1, 0.25))
+    torch.library.opcheck(channel.channel_attention, (qkv, 1, 0.25))
+    torch.library.opcheck(encoding.encode_and_norm, (x, *parameters, 1e-5, torch.float32))
+    torch.library.opcheck(gelu.gelu_backward, (x.detach(), x.detach() + 1))
+    qkv, bias, x, grad = (t.detach() for t in (qkv, bias, x, noise(x.shape, seed=3)))
+    torch.library.opcheck(window.window_attention_backward, (grad, qkv, bias, 4, 1, 0.25))
+    attention = channel.channel_attention(qkv, 1, 0.25)[1]
+    torch.library.opcheck(channel.channel_attention_backward, (grad, qkv, attention, 1, 0.25))
+    weight, scale = parameters[0].detach(), parameters[2].detach()
+    y, normed, mean, rstd = encoding.encode_and_norm(x, weight, None, scale, None, 1e-5, torch.float32)
+    torch.library.opcheck(encoding.encode_and_norm_backward, (grad, normed, x, weight, scale, y, mean, rstd))
+
+
+# --- where they run ---
+
+
+@pytest.fixture
+def called(monkeypatch):
+    """Names of the functions of the library that are called, in order."""
+    names, call = [], native._call
+    monkeypatch.setattr(
+        native, "_call", lambda name, *rest: names.append(name.removeprefix("davit_")) or call(name, *rest)
+    )
+    return names
+
+
+@pytest.fixture
+def model():
+    def make(**options):
+        torch.manual_seed(0)
+        shape = {"embed_dims": (32, 48), "depths": (1, 1), "num_heads": (2, 3), "window_size": 4, "num_classes": 7}
+        return DaViT(**{**shape, "drop_path_rate": 0.0, **options})
+
+    return make
+
+
+FORWARD = {"window_attention", "channel_attention", "encode"}
+BACKWARD = {
+    "window_attention_backward",
+    "channel_attention_backward",
+    "encode_weights",
+    "norm_backward",
+    "gelu_backward",
+}
+
+
+def test_blocks_call_them(model, picture, called):
+    with torch.no_grad():
+        model().eval()(picture())
+    assert set(called) == FORWARD and called.count("encode") == 8
+    called.clear()
+    model()(picture()).sum().backward()
+    assert set(called) == FORWARD | BACKWARD
+    called.clear()
+    model(fused="off")(picture()).sum().backward()
+    assert called == []
+
+
+def test_without_the_library_blocks_compute_the_same(model, picture, called, monkeypatch):
+    results = []
+    for library in (native.LIBRARY, None):
+        monkeypatch.setattr(native, "LIBRARY", library)
+        net, pixels = model(), picture().requires_grad_()
+        logits = net(pixels)
+        logits.square().sum().backward()
+        with torch.no_grad():
+            results.append([logits, net.eval()(picture()), pixels.grad, *(p.grad for p in net.parameters())])
+        assert bool(called) == (library is not None)
+        called.clear()
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
+
+
+def test_sizes_that_they_do_not_have(model, picture, called):
+    """Heads of 8 channels, windows of 17 positions a side, maps of 24 channels, a GELU in the encoding."""
+    for options, absent in (
+        ({"num_heads": (4, 6)}, {"window_attention", "channel_attention"}),
+        ({"window_size": 17}, {"window_attention"}),
+        ({"embed_dims": (24, 40), "num_heads": (1, 1)}, FORWARD),
+        ({"cpe_act": True}, {"encode"}),
+    ):
+        called.clear()
+        net = model(**options).eval()
+        with torch.no_grad():
+            logits = net(picture())
+            assert set(called) == FORWARD - absent
+            net.set_fused("off")
+            torch.testing.assert_close(logits, net(picture()), rtol=1e-4, atol=1e-5)
+
+
+def test_a_watched_block_still_has_its_spans(model, picture, called):
+    """A hook on the MLP's first layer leaves attention and the encodings to them."""
+    net, seen = model().eval(), []
+    for pair in net.main_blocks.modules():
+        if hasattr(pair, "fc1"):
+            pair.fc1.register_forward_hook(lambda *_: seen.append(1))
+    with torch.no_grad():
+        logits = net(picture())
+        assert len(seen) == 4 and FORWARD >= set(called) >= {"window_attention", "channel_attention"}
+        net.set_fused("off")
+        torch.testing.assert_close(logits, net(picture()), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("train", [False, True], ids=["inference", "training"])
+def test_a_compiler_sees_them_as_single_operators(model, picture, train, dtype):
+    torch._dynamo.reset()
+    names = []
+
+    def keep(graph, inputs):
+        names.extend(str(n.target).split(".")[1] for n in graph.graph.nodes if "davit." in str(n.target))
+        return torch._dynamo.lookup_backend("aot_eager")(graph, inputs)
+
+    net, image = model().to(dtype).train(train), picture().to(dtype)
+    results = []
+    with torch.set_grad_enabled(train):
+        for function in (net, torch.compile(net, fullgraph=True, backend=keep)):
+            net.zero_grad()
+            logits = function(image)
+            if train:
+                logits.float().square().sum().backward()
+            results.append([logits, *(p.grad for p in net.parameters() if train)])
+    found = {name: names.count(name) for name in set(names)}
+    assert found == {"window_attention": 2, "channel_attention": 2, "encode_and_norm": 8}
+    for one, other in zip(*results, strict=True):
+        error = (one.double() - other.double()).norm() / other.double().norm().clamp_min(1e-3)
+        assert error < (1e-4 if dtype == torch.float32 else 0.1)
+    torch._dynamo.reset()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, "autocast"], ids=str)
+def test_inductor_runs_them(model, picture, dtype):
+    torch._dynamo.reset()
+    exact = model().eval().double()
+    net = model().eval() if dtype == "autocast" else model().eval().to(dtype)
+    image = picture()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=dtype == "autocast"):
+        logits = torch.compile(net, fullgraph=True)(image if dtype == "autocast" else image.to(dtype))
+    with torch.no_grad():
+        expected = exact(image.double())
+    error = (logits.double() - expected).norm() / expected.norm()
+    assert error < (1e-5 if dtype == torch.float32 else 0.03)
+    torch._dynamo.reset()
+
+
+def test_exports_do_not_need_them(model, picture):
+    program = torch.export.export(model().eval(), (picture(),))
+    assert not any("davit" in str(node.target) for node in program.graph.nodes)
+
+
+# --- how the library is found ---
+
+
+def test_it_belongs_to_its_source():
+    assert native.LIBRARY.davit_source().decode() == native.digest(native.HERE / "native.cpp")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A copy of the libraries and their source."""
+    for path in [*native.HERE.glob("_native_*"), native.HERE / "native.cpp"]:
+        shutil.copy(path, tmp_path)
+    return tmp_path
+
+
+def test_a_library_of_another_source_is_left(folder, caplog):
+    assert isinstance(native.load(folder), ctypes.CDLL)
+    (folder / "native.cpp").write_text("// changed\n")
+    with caplog.at_level(logging.WARNING):
+        assert native.load(folder) is None
+    assert "was built from another native.cpp" in caplog.text and "pip install -e ." in caplog.text
+
+
+def test_a_broken_library_is_left(folder, caplog):
+    for path in folder.glob("_native_*"):
+        path.write_bytes(b"not a library")
+    with caplog.at_level(logging.WARNING):
+        assert native.load(folder) is None
+    assert "could not be loaded" in caplog.text
+
+
+def test_a_library_without_its_source_is_taken(folder):
+    """As in a wheel."""
+    (folder / "native.cpp").unlink()
+    assert isinstance(native.load(folder), ctypes.CDLL)
+
+
+def test_where_none_was_built(tmp_path, caplog):
+    with caplog.at_level(logging.WARNING):
+        assert native.load(tmp_path) is None
+    assert caplog.text == ""
+
+
+def test_processors_without_avx512_have_a_library_too(repository):
+    """These tests, in a process whose PyTorch is told that there is AVX2 and no more; and one with neither."""
+    program = "from davit.kernels.cpu import native; import sys; sys.exit(0 if native.LIBRARY is None else 1)"
+    for capability, arguments in (
+        ("avx2", ["-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", "float64 or call_them"]),
+        ("default", ["-c", program]),
+    ):
+        done = subprocess.run(
+            [sys.executable, *arguments],
+            cwd=repository,
+            env={**os.environ, "ATEN_CPU_CAPABILITY": capability},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=300,
+        )
+        assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
