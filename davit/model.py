@@ -120,7 +120,7 @@ class Mlp(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not torch.jit.is_scripting():
             if self.fused and kernels.as_convolution(x):
-                return kernels.convolve(self.fc2, self.act(kernels.convolve(self.fc1, x)))
+                return kernels.convolve_mlp(self, x)
             if self.fused and kernels.takes_gelu(self, x):
                 return kernels.gelu_linear(self.fc2, self.fc1(x))
         return self.fc2(self.act(self.fc1(x)))

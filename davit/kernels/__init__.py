@@ -40,6 +40,7 @@ __all__ = [
     "as_convolution",
     "channel_attention",
     "convolve",
+    "convolve_mlp",
     "fuses",
     "gelu_linear",
     "run_block",
@@ -70,16 +71,33 @@ def convolve(layer: nn.Module, x_BHWC: Tensor) -> Tensor:
     return F.conv2d(x_BHWC.permute(0, 3, 1, 2), weight, layer.bias).permute(0, 2, 3, 1)
 
 
+def convolve_mlp(mlp: Any, x_BHWC: Tensor) -> Tensor:
+    """Both layers of an MLP as 1x1 convolutions, a GELU between them in their layout: then oneDNN computes it."""
+    hidden_BHWE = convolve(mlp.fc1, x_BHWC)
+    if type(mlp.act) is nn.GELU:
+        hidden_BHWE = mlp.act(hidden_BHWE.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+    else:
+        hidden_BHWE = mlp.act(hidden_BHWE)
+    return convolve(mlp.fc2, hidden_BHWE)
+
+
 def run_encoded_block(block: "DualAttentionBlock", x_BHWC: Tensor) -> Tensor:
     """What ``block`` computes, for an input that `takes_kernels` accepted: each encoding together with its norm."""
     attention: Any = block.attn
     x, y = _encode(block.cpe[0], block.norm1, getattr(attention, "qkv", None), x_BHWC)
-    x = x + block.drop_path(attention(y))
+    x = _add(x, block.drop_path(attention(y)))
     if not block.ffn:
         return block.cpe[1](x)
     mlp: Any = block.mlp
     x, y = _encode(block.cpe[1], block.norm2, getattr(mlp, "fc1", None), x)
-    return x + block.drop_path(mlp(y))
+    return _add(x, block.drop_path(mlp(y)))
+
+
+def _add(x: Tensor, branch: Tensor) -> Tensor:
+    """x + branch; where the branch ends in a 1x1 convolution, in its layout: then Inductor lets oneDNN add."""
+    if not as_convolution(x):
+        return x + branch
+    return (x.permute(0, 3, 1, 2) + branch.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
 
 def _encode(encoding: Any, norm: Any, reader: Any, x: Tensor) -> tuple[Tensor, Tensor]:

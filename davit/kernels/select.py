@@ -198,6 +198,8 @@ def takes_kernels(x: Tensor) -> bool:
     functional transform, forward-mode differentiation, a dispatch mode, a tensor subclass, or a GPU older than Ampere.
     """
     compiling = torch.compiler.is_compiling()
+    if not compiling and torch.jit.is_tracing():  # before sizes are asked for, which would be traced
+        return False
     if not (type(x) is Tensor or (torch.compiler.is_exporting() and isinstance(x, Tensor))):
         return False
     if x.dtype not in (torch.float32, torch.bfloat16, torch.float16):
@@ -208,7 +210,7 @@ def takes_kernels(x: Tensor) -> bool:
         return False
     if compiling:
         return not _is_transformed() and not torch.onnx.is_in_onnx_export()
-    return x.numel() > 0 and not torch.jit.is_tracing() and _eager_and_alone(default_device=True)
+    return x.numel() > 0 and _eager_and_alone(default_device=True)
 
 
 @torch.compiler.assume_constant_result
