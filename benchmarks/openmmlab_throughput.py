@@ -5,8 +5,8 @@
     python benchmarks/openmmlab_throughput.py --methods upernet --mode training --size 512
 
 Heads, losses and post-processing are those of mmdet/configs and mmseg/configs; the backbone is ours, ours by its plain
-modules, or timm's of the same widths. Every case runs in a process of its own, one step a turn, as in throughput.py;
-weights and pictures are random, with eight objects in each.
+modules, or timm's of the same widths. Every case runs in a process of its own, two steps a turn, the second timed, as
+in throughput.py; weights and pictures are random, with eight objects in each.
 """
 
 import argparse

@@ -14,21 +14,24 @@ import sys
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import nn
-from torch.profiler import ProfilerActivity, profile
+from torch.profiler import ProfilerActivity, profile, record_function
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from measure import RESULTS, size_argument, table, write_report
 
 from davit import VARIANTS, create_model
+from davit.kernels.cpu import native
 from davit.model import DaViT, DualAttentionBlock, WindowAttention
 
 KINDS = {  # what an operation's name contains, first match
+    "native.cpp": ("davit",),
     "matrix products": ("linear", "addmm", "::mm", "bmm", "matmul"),
-    "fused attention": ("scaled_dot_product", "flash_attention"),
     "convolutions": ("convolution", "conv2d"),
     "LayerNorm": ("layer_norm",),
     "GELU": ("gelu",),
@@ -118,7 +121,13 @@ def profiled(name: str, batch: int, size: tuple[int, int], fused: str, training:
 
     for _ in range(2):
         step()
-    with profile(activities=[ProfilerActivity.CPU]) as measured:
+    call = native._call
+
+    def named(function: str, *arguments: Any) -> None:
+        with record_function(function):
+            call(function, *arguments)
+
+    with patch.object(native, "_call", named), profile(activities=[ProfilerActivity.CPU]) as measured:
         step()
     kinds = dict.fromkeys(KINDS, 0.0)
     for event in measured.key_averages():

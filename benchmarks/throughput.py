@@ -4,8 +4,8 @@
     python benchmarks/throughput.py --device cuda --suite all            # everything that a CUDA machine can show
     python benchmarks/throughput.py --cases DaViT_tiny/float32/eager davit_tiny/float32/eager --mode training
 
-Every case runs in a process of its own, one step a turn: A B C, A B C, ... The first case is the reference: ratios
-are its time over the case's time in the same round, so above 1 is faster than the reference.
+Every case runs in a process of its own, two steps a turn, the second timed: A B C, A B C, ... The first case is the
+reference: ratios are its time over the case's time in the same round, so above 1 is faster than the reference.
 """
 
 import argparse
