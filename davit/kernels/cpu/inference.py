@@ -83,9 +83,8 @@ def _encode(block: "DualAttentionBlock", weights: dict[str, Tensor], which: int,
 
 def _mlp(weights: dict[str, Tensor], x_BHWC: Tensor, y_BHWC: Tensor, rows: int) -> Tensor:
     """x + the MLP of its norm y, some rows at a time."""
-    C = x_BHWC.shape[3]
-    pairs = zip(x_BHWC.view(-1, C).split(max(rows, 64)), y_BHWC.view(-1, C).split(max(rows, 64)), strict=True)
-    parts = [_mlp_rows(weights, x_NC, y_NC) for x_NC, y_NC in pairs]
+    xs, ys = (t.view(-1, t.shape[3]).split(max(rows, 64)) for t in (x_BHWC, y_BHWC))
+    parts = [_mlp_rows(weights, x_NC, y_NC) for x_NC, y_NC in zip(xs, ys, strict=True)]
     return (parts[0] if len(parts) == 1 else torch.cat(parts)).view(x_BHWC.shape)
 
 

@@ -168,7 +168,7 @@ def encode_gradients(grad_BHWC: Tensor, x_BHWC: Tensor, weight: Tensor) -> tuple
     grad_x = torch.empty_like(x)
     encode(grad, weight.flip(2, 3), None, grad_x, None, 0.0)
     B, H, W, C = x.shape
-    parts = torch.empty(max(1, min(BANDS, B * H)), 10, C)
+    parts = _bands(B * H, 10, C)
     _call("davit_encode_weights", grad, x, parts, len(parts), B, H, W, C)
     sums = parts.sum(0)
     return grad_x, sums[:9].t().contiguous(), sums[9]
@@ -179,10 +179,10 @@ def norm_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """What LayerNorm gave, and gradients of x and, in float32, of its scale and shift (C). Overwrites ``grad``."""
     x, C = x.contiguous(), x.shape[-1]
-    grad, again = _like(x, grad), torch.empty_like(x)
-    sums = _bands(x, 2, C)
+    rows, grad, again = x.numel() // C, _like(x, grad), torch.empty_like(x)
+    sums = _bands(rows, 2, C)
     vectors = (mean.float().contiguous(), rstd.float().contiguous(), _vector(x, scale, 1.0), _vector(x, shift, 0.0))
-    _call("davit_norm_backward", grad, x, *vectors, grad, again, sums, len(sums), x.numel() // C, C)
+    _call("davit_norm_backward", grad, x, *vectors, grad, again, sums, len(sums), rows, C)
     return again, grad, *sums.sum(0)
 
 
@@ -192,16 +192,15 @@ def gelu_backward(grad: Tensor, x: Tensor, in_place: bool = False) -> tuple[Tens
     With ``in_place`` the first is written over ``grad``.
     """
     x, C = x.contiguous(), x.shape[-1]
-    grad, again = _like(x, grad), torch.empty_like(x)
+    rows, grad, again = x.numel() // C, _like(x, grad), torch.empty_like(x)
     grad_x = grad if in_place else torch.empty_like(x)
-    sums = _bands(x, C)
-    _call("davit_gelu_backward", grad, x, grad_x, again, sums, len(sums), x.numel() // C, C)
+    sums = _bands(rows, C)
+    _call("davit_gelu_backward", grad, x, grad_x, again, sums, len(sums), rows, C)
     return grad_x, again, sums.sum(0)
 
 
-def _bands(x: Tensor, *shape: int) -> Tensor:
-    """Memory for sums over parts of the rows of ``x``: as many whatever the number of threads."""
-    rows = x.numel() // x.shape[-1]
+def _bands(rows: int, *shape: int) -> Tensor:
+    """Memory for sums over parts of so many rows: as many parts whatever the number of threads."""
     return torch.empty(max(1, min(BANDS, rows)), *shape)
 
 
