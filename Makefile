@@ -30,7 +30,7 @@ help:
 
 setup: $(VENV)/.installed
 
-$(VENV)/.installed: requirements.txt requirements-dev.txt requirements-app.txt pyproject.toml setup.py davit/kernels/cpu/native.cpp
+$(VENV)/.installed: requirements.txt requirements-dev.txt requirements-app.txt pyproject.toml setup.py $(wildcard davit/kernels/cpu/cpp/*)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
 	  echo "Python 3.10 or newer is needed; $$($(PYTHON) --version) was found. Try: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 2; }
 	@test -x $(RUN) || $(PYTHON) -m venv $(VENV) || { \
@@ -66,7 +66,7 @@ test-long: setup
 lint: setup
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
-	$(VENV)/bin/clang-format --dry-run -Werror davit/kernels/cpu/native.cpp
+	$(VENV)/bin/clang-format --dry-run -Werror $(wildcard davit/kernels/cpu/cpp/*)
 	$(RUN) -m mypy
 
 bench-cuda: setup

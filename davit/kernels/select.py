@@ -11,6 +11,7 @@ from torch.overrides import _get_current_function_mode_stack
 from torch.utils._device import DeviceContext
 
 from .cpu import native
+from .cpu.inference import infers_natively
 from .gpu import support
 from .gpu.encoding import MOST_CHANNELS
 
@@ -169,6 +170,22 @@ def _parameters_match(block: nn.Module, x: Tensor) -> bool:
         and (p.dtype == x.dtype or (mixed and p.dtype == torch.float32))
         and p.layout == torch.strided
         for p in block.parameters()
+    )
+
+
+def infers_as_one(block: "DualAttentionBlock", x_BHWC: Tensor) -> bool:
+    """Whether torch.compile sees a block as one operator: without gradients, and where native.cpp has all of it."""
+    return (
+        torch.compiler.is_compiling()
+        and not torch.compiler.is_exporting()
+        and not torch.is_grad_enabled()
+        and takes_kernels(x_BHWC)
+        and not support.runs_on(x_BHWC)
+        and not torch.is_autocast_enabled("cpu")
+        and {"window", "channel", "encoding", "gelu"} <= KERNELS
+        and _is_ordinary(block)
+        and _parameters_match(block, x_BHWC)
+        and infers_natively(block, x_BHWC)
     )
 
 

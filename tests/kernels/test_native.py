@@ -187,9 +187,9 @@ def test_gelu_equals_float64_far_out(dtype):
 
 
 def test_the_polynomial_of_gelu_is_the_best_of_its_kind():
-    """native.cpp's coefficients, fitted again: the normal distribution's tail over its density, in 1/(1 + 0.21 x)."""
+    """Those of the gradient, fitted again: the normal distribution's tail over its density, in 1/(1 + 0.21 x)."""
     special = pytest.importorskip("scipy.special")
-    source = (native.HERE / "native.cpp").read_text()
+    source = (native.HERE / "cpp/vectors.h").read_text()
     body = source[source.index("INLINE void normal(") : source.index("below = x < 0.0f")]
     signs_and_numbers = re.findall(r"(?:splat\(|\* t ([+-]) )(-?[\d.]+)f", body)
     written = [float(number) * (-1 if sign == "-" else 1) for sign, number in signs_and_numbers][::-1]
@@ -206,6 +206,116 @@ def test_the_polynomial_of_gelu_is_the_best_of_its_kind():
         error = np.abs(powers @ fitted - 1)
         weight *= np.sqrt(1 + error / error.max())
     np.testing.assert_allclose(written, fitted, rtol=1e-3)
+
+
+def test_the_table_of_gelu_is_the_best_of_its_kind():
+    """Its 16 pieces, fitted again: the normal distribution's tail as a polynomial, so that x times it is nearest."""
+    special = pytest.importorskip("scipy.special")
+    source = (native.HERE / "cpp/vectors.h").read_text()
+    body = source[source.index("TAIL[6][16] = {") : source.index("INLINE vfloat gelu(")]
+    written = np.array([float(number) for number in re.findall(r"(-?[\d.]+(?:e-?\d+)?)f", body)]).reshape(6, 16)
+    angles = np.pi * (np.arange(400) + 0.5) / 400
+    for piece in range(16):
+        f = (np.cos(angles) + (piece == 0)) / (2 if piece else 4)
+        x = (piece + f) / 2.75
+        tail, weight = special.ndtr(-x), np.maximum(x, 0.05)
+        powers = np.stack([f**i for i in range(6)], axis=1)
+        fitted = np.linalg.lstsq(powers * weight[:, None], tail * weight, rcond=None)[0]
+        least = (np.abs(powers @ fitted - tail) * weight).max()
+        assert (np.abs(powers @ written[:, piece] - tail) * weight).max() < 1.2 * least + 2e-8
+        assert (np.abs(powers @ written[:, piece] - tail) * x).max() < 3e-8
+
+
+def layers(C, E, dtype):
+    """Norm's scale and shift, and weight and bias of two layers."""
+    shapes = [(C,), (C,), (E, C), (E,), (C, E), (C,)]
+    return [(noise(shape, seed=i).detach() * shape[-1] ** -0.5).to(dtype) for i, shape in enumerate(shapes)]
+
+
+PRODUCTS = {  # rows, channels read, channels written or hidden
+    "one row": ((1,), 32, 64),
+    "fewer rows than a tile": ((5,), 64, 32),
+    "a map": ((2, 7, 9), 96, 288),
+    "several tasks, the last one short": ((1, 29, 31), 32, 96),
+    "panels of 64, 32 and 16": ((3, 11), 112, 112),
+    "several parts of the hidden map": ((150,), 128, 544),
+    "wide": ((70,), 1024, 256),
+    "no rows": ((0, 4), 32, 32),
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("case", PRODUCTS)
+def test_products_equal_float64(case, dtype):
+    rows, C, E = PRODUCTS[case]
+    if dtype == torch.bfloat16 and (C % 32 or not native.multiplies(dtype)):
+        pytest.skip("no such products of bfloat16, or none on this processor")
+    x, residual = noise((*rows, C), dtype).detach(), noise((*rows, E), dtype, 1).detach()
+    scale, shift, weight1, bias1, weight2, bias2 = layers(C, E, dtype)
+    norm = native.Norm(scale, shift, 1e-3)
+    exact = [t.double() for t in (x, scale, shift, weight1, bias1, weight2, bias2, residual)]
+    normed = F.layer_norm(exact[0], (C,), exact[1], exact[2], 1e-3)
+    hidden = F.linear(normed, *exact[3:5])
+    assert_close(native.linear(x, weight1, bias1), F.linear(exact[0], *exact[3:5]), dtype)
+    assert_close(native.linear(x, weight1, None, norm=native.Norm(None, None, 1e-3)),
+                 F.linear(F.layer_norm(exact[0], (C,), eps=1e-3), exact[3]), dtype)  # fmt: skip
+    assert_close(native.linear(x, weight1, bias1, residual, norm), hidden + exact[7], dtype)
+    expected = F.linear(F.gelu(hidden), *exact[5:7])
+    assert_close(native.mlp(x, norm, weight1, bias1, weight2, bias2), expected, dtype)
+    kept, out = torch.empty_like(residual), torch.empty_like(x)
+    mean, rstd = torch.empty(rows), torch.empty(rows)
+    norm = norm._replace(mean=mean, rstd=rstd)
+    assert native.mlp(x, norm, weight1, bias1, weight2, bias2, True, kept, out) is out
+    assert_close(out, expected + exact[0], dtype)
+    assert_close(kept, hidden, dtype)
+    assert_close(mean, exact[0].mean(-1), torch.float32)
+    if mean.numel():
+        assert_close(rstd, (exact[0].var(-1, correction=0) + 1e-3).rsqrt(), torch.float32)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_gelu_of_an_mlp_equals_float64_far_out(dtype):
+    """Through layers that multiply by 1: a value of each row, from -20 to 20 and beyond."""
+    if not native.multiplies(dtype):
+        pytest.skip("no products of bfloat16 on this processor")
+    x = torch.cat([torch.linspace(-20, 20, 4001), torch.tensor([0.0, 1e-30, -1e30, 1e30, 3e38, -1e-6, -5.6, -5.7])])
+    one = torch.eye(32, dtype=dtype)
+    maps = torch.zeros(len(x), 32).to(dtype)
+    bias = torch.zeros(32)
+    results = []
+    for start in range(0, len(x), 32):  # the value comes in by the bias, which is added after the product
+        values = x[start : start + 32].to(dtype)
+        given = F.pad(values, (0, 32 - len(values)))
+        norm = native.Norm(torch.zeros(32), bias, 1e-5)
+        results.append(native.mlp(maps[:1], norm, one, given, one, None)[0, : len(values)])
+    found = torch.cat(results)
+    exact = x.to(dtype).double()
+    torch.testing.assert_close(
+        found.double(), F.gelu(exact), rtol=3e-7 if dtype == torch.float32 else 0.005, atol=1.5e-7
+    )
+    for bad in (float("nan"), float("inf")):
+        given = torch.full((32,), bad, dtype=dtype)
+        assert not native.mlp(maps[:1], native.Norm(None, None, 1e-5), one, given, one, None).isfinite().any()
+
+
+def test_products_of_any_layout():
+    scale, shift, weight1, bias1, weight2, bias2 = layers(64, 96, torch.float32)
+    norm, x = native.Norm(scale, shift, 1e-5), noise((2, 64, 5, 7)).detach().permute(0, 2, 3, 1)
+    turned1, turned2 = weight1.t().contiguous().t(), weight2.t().contiguous().t()
+    expected = native.mlp(x.contiguous(), norm, weight1, bias1, weight2, bias2)
+    assert torch.equal(native.mlp(x, norm, turned1, bias1, turned2, bias2), expected)
+    expected = native.linear(x.contiguous(), weight1, bias1)
+    assert torch.equal(native.linear(x, turned1, bias1), expected)
+
+
+def test_products_that_oneDNN_has_better():
+    x = torch.empty(28 * torch.get_num_threads(), 64)
+    assert native.takes_products(x, 64, 96)
+    assert not native.takes_products(x[:-1], 64, 96)  # rows for every thread
+    assert not native.takes_products(x, 64, 90)
+    assert not native.takes_products(x.half(), 64, 96)
+    assert native.takes_products(x.bfloat16(), 64, 96) == native.multiplies(torch.bfloat16)
+    assert not native.takes_products(x.bfloat16(), 64, 80)  # a panel's rows are pairs
 
 
 def test_infinities_and_nan_are_passed_on():
@@ -254,6 +364,9 @@ def test_results_do_not_depend_on_the_number_of_threads():
         maps = [window.window_attention(qkv, bias, 7, 2, 0.25), channel.channel_attention(qkv, 2, 0.25)[0]]
         maps += encoding.encode_and_norm(x, *parameters, 1e-5, torch.float32)[:2]
         grads = torch.autograd.grad(sum(m.sin().sum() for m in maps), [qkv, bias, x, *parameters])
+        scale, shift, *given = layers(96, 320, torch.float32)
+        maps.append(native.mlp(qkv.detach(), native.Norm(scale, shift, 1e-5), *given, True))
+        maps.append(native.linear(qkv.detach(), *given[:2]))
         return [*maps, *grads, *native.gelu_backward(x.detach(), x.detach() * 2)]
 
     results, before = [], torch.get_num_threads()
@@ -311,6 +424,7 @@ def model():
 
 
 FORWARD = {"window_attention", "channel_attention", "encode"}
+PRODUCT = {"linear", "mlp"}
 BACKWARD = {
     "window_attention_backward",
     "channel_attention_backward",
@@ -323,7 +437,7 @@ BACKWARD = {
 def test_blocks_call_them(model, picture, called):
     with torch.no_grad():
         model().eval()(picture())
-    assert set(called) == FORWARD and called.count("encode") == 8
+    assert set(called) == FORWARD | PRODUCT and called.count("encode") == 8
     called.clear()
     model()(picture()).sum().backward()
     assert set(called) == FORWARD | BACKWARD
@@ -359,7 +473,7 @@ def test_sizes_that_they_do_not_have(model, picture, called):
         net = model(**options).eval()
         with torch.no_grad():
             logits = net(picture())
-            assert set(called) == FORWARD - absent
+            assert set(called) - PRODUCT == FORWARD - absent
             net.set_fused("off")
             torch.testing.assert_close(logits, net(picture()), rtol=1e-4, atol=1e-5)
 
@@ -397,7 +511,13 @@ def test_a_compiler_sees_them_as_single_operators(model, picture, train, dtype):
                 logits.float().square().sum().backward()
             results.append([logits, *(p.grad for p in net.parameters() if train)])
     found = {name: names.count(name) for name in set(names)}
-    assert found == {"window_attention": 2, "channel_attention": 2, "encode_and_norm": 8}
+    one_by_one = {"window_attention": 2, "channel_attention": 2, "encode_and_norm": 8}
+    if train or not native.multiplies(dtype):
+        assert found == one_by_one
+    elif dtype == torch.float32:
+        assert found == {"block": 4}
+    else:  # with 48 channels, the second stage is not for products of bfloat16
+        assert found == {"block": 2} | {name: count // 2 for name, count in one_by_one.items()}
     for one, other in zip(*results, strict=True):
         error = (one.double() - other.double()).norm() / other.double().norm().clamp_min(1e-3)
         assert error < (1e-4 if dtype == torch.float32 else 0.1)
@@ -429,23 +549,25 @@ def test_exports_do_not_need_them(model, picture):
 
 
 def test_it_belongs_to_its_source():
-    assert native.LIBRARY.davit_source().decode() == native.digest(native.HERE / "native.cpp")
+    assert native.LIBRARY.davit_source().decode() == native.digest(sorted((native.HERE / "cpp").iterdir()))
 
 
 @pytest.fixture
 def folder(tmp_path):
     """A copy of the libraries and their source."""
-    for path in [*native.HERE.glob("_native_*"), native.HERE / "native.cpp"]:
+    for path in native.HERE.glob("_native_*"):
         shutil.copy(path, tmp_path)
+    shutil.copytree(native.HERE / "cpp", tmp_path / "cpp")
     return tmp_path
 
 
 def test_a_library_of_another_source_is_left(folder, caplog):
     assert isinstance(native.load(folder), ctypes.CDLL)
-    (folder / "native.cpp").write_text("// changed\n")
+    with (folder / "cpp/products.h").open("a") as file:
+        file.write("// changed\n")
     with caplog.at_level(logging.WARNING):
         assert native.load(folder) is None
-    assert "was built from another native.cpp" in caplog.text and "pip install -e ." in caplog.text
+    assert "was built from another source" in caplog.text and "pip install -e ." in caplog.text
 
 
 def test_a_broken_library_is_left(folder, caplog):
@@ -458,7 +580,7 @@ def test_a_broken_library_is_left(folder, caplog):
 
 def test_a_library_without_its_source_is_taken(folder):
     """As in a wheel."""
-    (folder / "native.cpp").unlink()
+    shutil.rmtree(folder / "cpp")
     assert isinstance(native.load(folder), ctypes.CDLL)
 
 

@@ -250,6 +250,7 @@ def encodings(request, monkeypatch):
         monkeypatch.setattr(native, "LIBRARY", None)
     elif native.LIBRARY is None:
         pytest.skip("no compiled functions for this processor")
+    monkeypatch.setattr(native, "LEAST_ROWS", 1 << 40)  # or whole blocks are one operator
     return 0 if request.param else 8
 
 
@@ -272,6 +273,16 @@ def test_a_compiler_gets_a_hooked_layer_as_it_is(small, picture, encodings):
     model.main_blocks[0][0][0].mlp.fc1.register_forward_hook(lambda _m, _i, out: 2 * out)
     output, convolutions, linears = linear_layers_of_graph(model, picture())
     assert (convolutions, linears) == (2 + encodings + 15, 2)
+    torch.testing.assert_close(output, model(picture()), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.skipif(native.LIBRARY is None, reason="no compiled functions for this processor")
+def test_a_compiler_leaves_a_hooked_block_in_pieces(small, picture):
+    """The others are one operator each."""
+    model = small(**TWO_STAGES)
+    model.main_blocks[0][0][0].mlp.fc1.register_forward_hook(lambda _m, _i, out: 2 * out)
+    output, convolutions, linears = linear_layers_of_graph(model, picture())
+    assert (convolutions, linears) == (2 + 3, 2)
     torch.testing.assert_close(output, model(picture()), rtol=1e-4, atol=1e-5)
 
 

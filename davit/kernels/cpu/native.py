@@ -1,14 +1,16 @@
 """The compiled functions of native.cpp, on tensors.
 
-setup.py builds them with the package, once for AVX2 and once for AVX-512, where there is a C++ compiler and the
-processor is an x86 under Linux. Without them, or after native.cpp changed, `takes_window` and the like answer no.
+setup.py builds them with the package, for AVX2, for AVX-512 and for AVX-512 with bfloat16, where there is a C++
+compiler and the processor is an x86 under Linux. Without them, or after their source changed, `takes_window` and the
+like answer no.
 """
 
 import ctypes
 import hashlib
 import logging
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,12 +23,15 @@ LANES = 16  # channels, and those of a head or group, are a multiple of it
 MOST_POSITIONS = 256  # of a window, whose attention lies in the cache
 MOST_GROUP = 128  # channels
 POSITIONS = 512  # of a part of channel attention, as in native.cpp
+LEAST_ROWS = 28  # of a thread's task, from which products beat oneDNN's
 BANDS = 64  # parts of a map, for the gradients of weights
 
 
 def load(folder: Path = HERE) -> ctypes.CDLL | None:
     """The library for this processor, or None where there is none that belongs to this native.cpp."""
     built = {"AVX512": ["avx512", "avx2"], "AVX2": ["avx2"]}.get(torch.backends.cpu.get_cpu_capability(), [])
+    if "avx512" in built and torch.cpu._is_avx512_bf16_supported():
+        built = ["avx512_bf16", *built]
     for path in (path for isa in built for path in sorted(folder.glob(f"_native_{isa}.*"))):
         try:
             library = ctypes.CDLL(str(path))
@@ -35,22 +40,35 @@ def load(folder: Path = HERE) -> ctypes.CDLL | None:
         except (OSError, AttributeError) as error:
             _logger.warning("%s could not be loaded (%s); blocks run without it.", path.name, error)
             continue
-        text = folder / "native.cpp"
-        if not text.exists() or source == digest(text):  # a wheel does not bring it
+        texts = sorted((folder / "cpp").glob("*"))
+        if not texts or source == digest(texts):  # a wheel does not bring them
             return library
         _logger.warning(
-            "%s was built from another native.cpp and is not used. Build it again: pip install -e . (or make setup).",
+            "%s was built from another source and is not used. Build it again: pip install -e . (or make setup).",
             path.name,
         )
     return None
 
 
-def digest(source: Path) -> str:
+def digest(texts: Sequence[Path]) -> str:
     """What a library says about the source that it was built from; setup.py has the same."""
-    return hashlib.sha256(source.read_bytes()).hexdigest()[:16]
+    return hashlib.sha256(b"".join(text.read_bytes() for text in texts)).hexdigest()[:16]
 
 
 LIBRARY = load()
+
+_HAS_PAIRS = LIBRARY is not None and bool(LIBRARY.davit_has_pairs())
+_HAS_AMX = torch.cpu._is_amx_tile_supported()
+
+
+class Norm(NamedTuple):
+    """A LayerNorm, and where its mean and 1 / standard deviation of each position are written to, if wanted."""
+
+    scale: Tensor | None
+    shift: Tensor | None
+    eps: float
+    mean: Tensor | None = None
+    rstd: Tensor | None = None
 
 
 def runs_on(x: Tensor) -> bool:
@@ -73,6 +91,62 @@ def takes_channel(qkv_BHWE: Tensor, groups: int) -> bool:
 def takes_rows(x: Tensor) -> bool:
     """Whether a position encoding, or the gradients of a norm or a GELU, are compiled for so many channels."""
     return runs_on(x) and x.shape[-1] % LANES == 0
+
+
+def multiplies(dtype: torch.dtype) -> bool:
+    """Whether `linear` and `mlp` are there for this number format: of bfloat16, by an instruction for two at once."""
+    return LIBRARY is not None and (dtype == torch.float32 or (dtype == torch.bfloat16 and _HAS_PAIRS))
+
+
+def takes_products(x: Tensor, *widths: int) -> bool:
+    """Whether `linear` and `mlp` are faster than oneDNN on the rows of ``x``, for layers from and to so many channels.
+
+    A task has its weights to itself, so there must be rows for every thread. Matrix units (AMX) are oneDNN's.
+    """
+    per_word = 4 // x.element_size()
+    return (
+        runs_on(x)
+        and multiplies(x.dtype)
+        and not (x.dtype == torch.bfloat16 and _HAS_AMX)
+        and x.numel() // x.shape[-1] >= LEAST_ROWS * _threads()
+        and all(width % (LANES * per_word) == 0 for width in widths)
+    )
+
+
+@torch.compiler.assume_constant_result
+def _threads() -> int:
+    return torch.get_num_threads()
+
+
+def linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None = None, norm: Norm | None = None,
+    out: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """x, or its LayerNorm, times weight^T, + bias + residual, where `takes_products` says so."""
+    x, (N, K) = x.contiguous(), weight.shape
+    out = x.new_empty(*x.shape[:-1], N) if out is None else out
+    given = (weight.contiguous(), _vector(out, bias, 0.0), _like(x, residual), out, x.new_empty(N * K))
+    _call("davit_linear", x, *_norm(x, norm), *given, x.numel() // K, K, N)
+    return out
+
+
+def mlp(
+    x: Tensor, norm: Norm, weight1: Tensor, bias1: Tensor | None, weight2: Tensor, bias2: Tensor | None,
+    added: bool = False, hidden: Tensor | None = None, out: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """LayerNorm, linear layer, exact GELU, linear layer, where `takes_products` says so.
+
+    Args:
+        added: whether the result is on top of x.
+        hidden: where what is in front of the GELU is written to, if it is wanted.
+        out: where the result is written to, otherwise to a new tensor.
+    """
+    x, (E, C) = x.contiguous(), weight1.shape
+    out = torch.empty_like(x) if out is None else out
+    packed = [x.new_empty(E * C) for _ in range(2)]  # apart: the allocator asks the system for pages from 32 MB on
+    layers = (weight1.contiguous(), _vector(weight2, bias1, 0.0), weight2.contiguous(), _vector(x, bias2, 0.0))
+    _call("davit_mlp", x, *_norm(x, norm), *layers, int(added), hidden, out, *packed, x.numel() // C, C, E)
+    return out
 
 
 def window_attention(qkv_BHWE: Tensor, bias_E: Tensor | None, window: int, heads: int, scale: float) -> Tensor:
@@ -202,6 +276,12 @@ def gelu_backward(grad: Tensor, x: Tensor, in_place: bool = False) -> tuple[Tens
 def _bands(rows: int, *shape: int) -> Tensor:
     """Memory for sums over parts of so many rows: as many parts whatever the number of threads."""
     return torch.empty(max(1, min(BANDS, rows)), *shape)
+
+
+def _norm(x: Tensor, norm: Norm | None) -> tuple[Tensor | None, Tensor | None, float, Tensor | None, Tensor | None]:
+    if norm is None:
+        return None, None, 0.0, None, None
+    return _vector(x, norm.scale, 1.0), _vector(x, norm.shift, 0.0), *norm[2:]
 
 
 def _like(x: Tensor, other: Tensor | None) -> Any:

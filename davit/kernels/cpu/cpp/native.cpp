@@ -1,0 +1,115 @@
+// What stands for parts of a block, on the CPU: each in one pass over maps that lie channels last.
+//
+// Every function takes float32 or bfloat16 (`type` 0 or 1) and adds in float32. Sums over parts are added in a fixed
+// order, so results do not depend on the number of threads. Channels, and channels of a head, are multiples of 16:
+// `davit/kernels/cpu/native.py` asks for nothing else, and holds the memory.
+//
+// Built for AVX2, AVX-512 and AVX-512 with products of bfloat16 by setup.py; OpenMP's functions are those that PyTorch
+// has loaded.
+
+#include "attention.h"
+#include "backward.h"
+#include "encoding.h"
+#include "linear.h"
+
+// --- what native.py calls ---
+
+#define BY_TYPE(call)                                                                                                 \
+    if (type == 0) {                                                                                                  \
+        typedef float T;                                                                                              \
+        call;                                                                                                         \
+    } else {                                                                                                          \
+        typedef bfloat16 T;                                                                                           \
+        call;                                                                                                         \
+    }
+
+// Of bfloat16 only where there is an instruction for it.
+#ifdef __AVX512BF16__
+#define WITH_PRODUCTS BY_TYPE
+#else
+#define WITH_PRODUCTS(call)                                                                                           \
+    if (type == 0) {                                                                                                  \
+        typedef float T;                                                                                              \
+        call;                                                                                                         \
+    }
+#endif
+
+extern "C" {
+
+const char *davit_source() { return SOURCE; }
+
+// `normed` may be null: then no norm; `norm_type` is its number format.
+void davit_encode(int type, const void *x, const float *weight, const float *bias, const float *scale,
+                  const float *shift, float eps, void *y, void *normed, float *mean, float *rstd, size norm_type,
+                  size B, size H, size W, size C, int threads) {
+    Norm norm = {scale, shift, eps, mean, rstd};
+    if (type == norm_type) {
+        BY_TYPE(encode((const T *)x, weight, bias, norm, (T *)y, (T *)normed, B, H, W, C, threads))
+    } else if (type == 0) {
+        encode((const float *)x, weight, bias, norm, (float *)y, (bfloat16 *)normed, B, H, W, C, threads);
+    } else {
+        encode((const bfloat16 *)x, weight, bias, norm, (bfloat16 *)y, (float *)normed, B, H, W, C, threads);
+    }
+}
+
+void davit_encode_weights(int type, const void *grad, const void *x, float *out, size parts, size B, size H, size W,
+                          size C, int threads) {
+    BY_TYPE(encode_weights((const T *)grad, (const T *)x, out, parts, B, H, W, C, threads))
+}
+
+void davit_window_attention(int type, const void *qkv, const void *bias, void *out, size B, size H, size W, size C,
+                            size G, size window, float scale, int threads) {
+    BY_TYPE(window_attention((const T *)qkv, (const T *)bias, (T *)out, Map(B, H, W, C, G, window), scale, threads))
+}
+
+void davit_window_attention_backward(int type, const void *grad, const void *qkv, const void *bias, void *out,
+                                     float *of_fill, size B, size H, size W, size C, size G, size window, float scale,
+                                     int threads) {
+    BY_TYPE(window_attention_backward((const T *)grad, (const T *)qkv, (const T *)bias, (T *)out, of_fill,
+                                      Map(B, H, W, C, G, window), scale, threads))
+}
+
+void davit_channel_attention(int type, const void *qkv, float *parts, float *attention, void *out, size B, size N,
+                             size C, size G, float scale, int threads) {
+    BY_TYPE(channel_attention((const T *)qkv, parts, attention, (T *)out, B, N, C, G, scale, threads))
+}
+
+void davit_channel_attention_backward(int type, const void *grad, const void *qkv, const float *attention,
+                                      float *parts, float *score, void *out, size B, size N, size C, size G,
+                                      float scale, int threads) {
+    BY_TYPE(channel_attention_backward((const T *)grad, (const T *)qkv, attention, parts, score, (T *)out, B, N, C, G,
+                                       scale, threads))
+}
+
+void davit_norm_backward(int type, const void *grad, const void *x, const float *mean, const float *rstd,
+                         const float *scale, const float *shift, void *grad_x, void *again, float *sums, size parts,
+                         size N, size C, int threads) {
+    BY_TYPE(norm_backward((const T *)grad, (const T *)x, mean, rstd, scale, shift, (T *)grad_x, (T *)again, sums,
+                          parts, N, C, threads))
+}
+
+void davit_gelu_backward(int type, const void *grad, const void *x, void *grad_x, void *again, float *sums, size parts,
+                         size N, size C, int threads) {
+    BY_TYPE(gelu_backward((const T *)grad, (const T *)x, (T *)grad_x, (T *)again, sums, parts, N, C, threads))
+}
+
+int davit_has_pairs() { return HAS_PAIRS; }
+
+// Without a `scale` there is no norm; `mean` and `rstd` may be null, and so may `residual`.
+void davit_linear(int type, const void *x, const float *scale, const float *shift, float eps, float *mean, float *rstd,
+                  const void *weight, const float *bias, const void *residual, void *out, void *packed, size M, size K,
+                  size N, int threads) {
+    Norm norm = {scale, shift, eps, mean, rstd};
+    WITH_PRODUCTS(linear((const T *)x, norm, (const T *)weight, bias, (const T *)residual, (T *)out,
+                         (Word<T>::type *)packed, M, K, N, threads))
+}
+
+// `mean`, `rstd` and `kept` may be null.
+void davit_mlp(int type, const void *x, const float *scale, const float *shift, float eps, float *mean, float *rstd,
+               const void *weight1, const float *bias1, const void *weight2, const float *bias2, size added,
+               void *kept, void *out, void *packed1, void *packed2, size M, size C, size E, int threads) {
+    Norm norm = {scale, shift, eps, mean, rstd};
+    WITH_PRODUCTS(mlp((const T *)x, norm, (const T *)weight1, bias1, (const T *)weight2, bias2, added, (T *)kept,
+                      (T *)out, (Word<T>::type *)packed1, (Word<T>::type *)packed2, M, C, E, threads))
+}
+}
