@@ -8,7 +8,7 @@ from timm.layers import DropPath
 
 from davit import DaViT, DaViTPyramid
 from davit.kernels import select
-from davit.kernels.cpu import inference, training
+from davit.kernels.cpu import inference, native, training
 
 pytestmark = pytest.mark.skipif(not select._HAS_ONEDNN, reason="no oneDNN for this processor")
 
@@ -31,12 +31,17 @@ def relative(actual, expected):
     return ((actual.double() - expected.double()).norm() / expected.double().norm()).item()
 
 
-@pytest.fixture(params=[None, 1 << 12], ids=["whole", "parts"])
+@pytest.fixture(
+    params=[(None, 0), (1 << 12, native.LEAST_ROWS), (1 << 12, 1 << 40)],
+    ids=["whole, products of native.cpp", "parts, of both", "parts, of oneDNN"],
+)
 def part_bytes(request, monkeypatch):
-    """As it is, and so small that every map is cut and every image taken by itself."""
-    if request.param:
-        monkeypatch.setattr(inference, "PART_BYTES", request.param)
-        monkeypatch.setattr(training, "PART_BYTES", request.param)
+    """Parts as they are, or so small that every map is cut and every image taken by itself; and whose products."""
+    size, least_rows = request.param
+    monkeypatch.setattr(native, "LEAST_ROWS", least_rows)
+    if size:
+        monkeypatch.setattr(inference, "PART_BYTES", size)
+        monkeypatch.setattr(training, "PART_BYTES", size)
 
 
 # --- values ---

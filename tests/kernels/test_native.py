@@ -269,8 +269,45 @@ def test_products_equal_float64(case, dtype):
     assert_close(out, expected + exact[0], dtype)
     assert_close(kept, hidden, dtype)
     assert_close(mean, exact[0].mean(-1), torch.float32)
-    if mean.numel():
-        assert_close(rstd, (exact[0].var(-1, correction=0) + 1e-3).rsqrt(), torch.float32)
+    centred = exact[0] - exact[0].mean(-1, keepdim=True)
+    assert_close(rstd, (centred.square().mean(-1) + 1e-3).rsqrt(), torch.float32)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("case", PRODUCTS)
+def test_gradients_of_products_equal_float64(case, dtype):
+    """From what the forward pass gave, as float64 has it."""
+    rows, C, E = PRODUCTS[case]
+    if dtype == torch.bfloat16 and (C % 32 or not native.multiplies(dtype)):
+        pytest.skip("no such products of bfloat16, or none on this processor")
+    x, grad, grad_wide = noise((*rows, C), dtype), noise((*rows, C), dtype, 1), noise((*rows, E), dtype, 2)
+    scale, shift, weight1, bias1, weight2, bias2 = layers(C, E, dtype)
+    exact = [double(t) for t in (x, scale, shift, weight1, bias1, weight2, bias2)]
+    normed = F.layer_norm(exact[0], (C,), exact[1], exact[2], 1e-3)
+    hidden = F.linear(normed, *exact[3:5])
+    hidden.retain_grad()
+    activated = F.gelu(hidden)
+    centred = x.detach().double() - (mean := x.detach().double().mean(-1))[..., None]
+    rstd = (centred.square().mean(-1) + 1e-3).rsqrt()
+    norm = native.Norm(scale, shift, 1e-3, mean.float(), rstd.float())
+    x, grad, grad_wide = x.detach(), grad.detach(), grad_wide.detach()
+
+    found = native.linear(grad_wide, weight1, None, turned=True)
+    assert_close(found, grad_wide.double() @ exact[3], dtype)
+    y, *found = native.linear_backward(grad_wide, x, norm, weight1)
+    assert_close(y, normed, dtype)
+    right = torch.autograd.grad(hidden, exact[:3], grad_wide.double(), retain_graph=True)
+    for one, other in zip(found, right, strict=True):
+        assert_close(one, other, dtype)
+
+    of_hidden, of_bias, again, y, *found = native.mlp_backward(
+        grad, x, norm, weight1, weight2, hidden.detach().to(dtype)
+    )
+    right = torch.autograd.grad(F.linear(activated, *exact[5:]), [*exact[:3], hidden, exact[4]], grad.double())
+    assert_close(y, normed, dtype)
+    assert_close(again, activated, dtype)
+    for one, other in zip((*found, of_hidden, of_bias), right, strict=True):
+        assert_close(one, other, dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -367,6 +404,10 @@ def test_results_do_not_depend_on_the_number_of_threads():
         scale, shift, *given = layers(96, 320, torch.float32)
         maps.append(native.mlp(qkv.detach(), native.Norm(scale, shift, 1e-5), *given, True))
         maps.append(native.linear(qkv.detach(), *given[:2]))
+        wide = noise((2, 25, 26, 320), seed=3).detach()
+        norm = native.Norm(scale, shift, 1e-5, qkv.detach().mean(-1), qkv.detach().std(-1))
+        maps += native.linear_backward(wide, qkv.detach(), norm, given[0])
+        maps += native.mlp_backward(qkv.detach(), qkv.detach(), norm, given[0], given[2], wide)
         return [*maps, *grads, *native.gelu_backward(x.detach(), x.detach() * 2)]
 
     results, before = [], torch.get_num_threads()
@@ -425,22 +466,21 @@ def model():
 
 FORWARD = {"window_attention", "channel_attention", "encode"}
 PRODUCT = {"linear", "mlp"}
-BACKWARD = {
-    "window_attention_backward",
-    "channel_attention_backward",
-    "encode_weights",
-    "norm_backward",
-    "gelu_backward",
-}
+BACKWARD = {"window_attention_backward", "channel_attention_backward", "encode_weights"}
 
 
-def test_blocks_call_them(model, picture, called):
+def test_blocks_call_them(model, picture, called, monkeypatch):
     with torch.no_grad():
         model().eval()(picture())
     assert set(called) == FORWARD | PRODUCT and called.count("encode") == 8
     called.clear()
     model()(picture()).sum().backward()
-    assert set(called) == FORWARD | BACKWARD
+    assert set(called) == FORWARD | BACKWARD | PRODUCT | {"linear_backward", "mlp_backward"}
+    called.clear()
+    with monkeypatch.context() as patched:
+        patched.setattr(native, "LEAST_ROWS", 1 << 40)
+        model()(picture()).sum().backward()
+    assert set(called) == FORWARD | BACKWARD | {"norm_backward", "gelu_backward"}
     called.clear()
     model(fused="off")(picture()).sum().backward()
     assert called == []

@@ -24,7 +24,7 @@ MOST_POSITIONS = 256  # of a window, whose attention lies in the cache
 MOST_GROUP = 128  # channels
 POSITIONS = 512  # of a part of channel attention, as in native.cpp
 LEAST_ROWS = 28  # of a thread's task, from which products beat oneDNN's
-BANDS = 64  # parts of a map, for the gradients of weights
+BANDS = 64  # parts of a map, for the gradients of vectors
 
 
 def load(folder: Path = HERE) -> ctypes.CDLL | None:
@@ -120,14 +120,35 @@ def _threads() -> int:
 
 def linear(
     x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None = None, norm: Norm | None = None,
-    out: Tensor | None = None,
+    turned: bool = False,
 ) -> Tensor:  # fmt: skip
-    """x, or its LayerNorm, times weight^T, + bias + residual, where `takes_products` says so."""
-    x, (N, K) = x.contiguous(), weight.shape
-    out = x.new_empty(*x.shape[:-1], N) if out is None else out
-    given = (weight.contiguous(), _vector(out, bias, 0.0), _like(x, residual), out, x.new_empty(N * K))
+    """x, or its LayerNorm, times weight^T, + bias + residual, where `takes_products` says so.
+
+    Args:
+        turned: multiply by the weight instead, as the gradient is.
+    """
+    x, (K, N) = x.contiguous(), weight.shape if turned else weight.shape[::-1]
+    out = x.new_empty(*x.shape[:-1], N)
+    given = (weight.contiguous(), int(turned), _vector(out, bias, 0.0), _like(x, residual), out, x.new_empty(N * K))
     _call("davit_linear", x, *_norm(x, norm), *given, x.numel() // K, K, N)
     return out
+
+
+def linear_backward(grad: Tensor, x: Tensor, norm: Norm, weight: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients in front of a LayerNorm with a linear layer behind it, from that behind the layer.
+
+    Args:
+        norm: with the mean and rstd that it had.
+
+    Returns:
+        What the norm gave, and the gradients of x and, in float32, of the norm's scale and shift (C).
+    """
+    x, (N, C) = x.contiguous(), weight.shape
+    M, normed, grad_x = x.numel() // C, torch.empty_like(x), torch.empty_like(x)
+    rows, sums = _tasks(M, C)
+    given = (weight.contiguous(), grad_x, normed, sums, x.new_empty(N * C))
+    _call("davit_linear_backward", _like(x, grad), x, *_norm(x, norm), *given, rows, M, C, N)
+    return normed, grad_x, *sums.sum(0)
 
 
 def mlp(
@@ -147,6 +168,36 @@ def mlp(
     layers = (weight1.contiguous(), _vector(weight2, bias1, 0.0), weight2.contiguous(), _vector(x, bias2, 0.0))
     _call("davit_mlp", x, *_norm(x, norm), *layers, int(added), hidden, out, *packed, x.numel() // C, C, E)
     return out
+
+
+def mlp_backward(
+    grad: Tensor, x: Tensor, norm: Norm, weight1: Tensor, weight2: Tensor, hidden: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients in front of a LayerNorm with an MLP behind it, from that behind the MLP.
+
+    Args:
+        norm: with the mean and rstd that it had.
+        hidden: what was in front of the GELU.
+
+    Returns:
+        The gradient of ``hidden``, its sum over the positions (E, in float32); what the GELU and the norm gave; and
+        the gradients of x and, in float32, of the norm's scale and shift (C).
+    """
+    x, hidden, (E, C) = x.contiguous(), hidden.contiguous(), weight1.shape
+    M, normed, grad_x = x.numel() // C, torch.empty_like(x), torch.empty_like(x)
+    grad_hidden, activated, (rows, sums) = torch.empty_like(hidden), torch.empty_like(hidden), _tasks(M, C)
+    of_bias = torch.empty(len(sums), E)
+    maps = (weight1.contiguous(), weight2.contiguous(), hidden, grad_hidden, activated, grad_x, normed)
+    packed = [x.new_empty(E * C) for _ in range(2)]
+    _call("davit_mlp_backward", _like(x, grad), x, *_norm(x, norm), *maps, sums, of_bias, *packed, rows, M, C, E)
+    return grad_hidden, of_bias.sum(0), activated, normed, grad_x, *sums.sum(0)
+
+
+def _tasks(rows: int, C: int) -> tuple[int, Tensor]:
+    """Rows of a task, whatever the number of threads, and memory for the norm's sums of each."""
+    most = max(28, min(112, 86016 // C))
+    tasks = -(-rows // most)
+    return -(-rows // max(1, tasks)) or 1, torch.empty(tasks, 2, C)
 
 
 def window_attention(qkv_BHWE: Tensor, bias_E: Tensor | None, window: int, heads: int, scale: float) -> Tensor:
@@ -255,8 +306,8 @@ def norm_backward(
     x, C = x.contiguous(), x.shape[-1]
     rows, grad, again = x.numel() // C, _like(x, grad), torch.empty_like(x)
     sums = _bands(rows, 2, C)
-    vectors = (mean.float().contiguous(), rstd.float().contiguous(), _vector(x, scale, 1.0), _vector(x, shift, 0.0))
-    _call("davit_norm_backward", grad, x, *vectors, grad, again, sums, len(sums), rows, C)
+    norm = Norm(scale, shift, 0.0, mean.float().contiguous(), rstd.float().contiguous())
+    _call("davit_norm_backward", grad, x, *_norm(x, norm), grad, again, sums, len(sums), rows, C)
     return again, grad, *sums.sum(0)
 
 

@@ -87,6 +87,8 @@ class Linear(_Recomputing):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight, bias)
+        if native.takes_products(x, *weight.shape):
+            return native.linear(x, *_like(x, weight, bias))
         return linear(x, *_like(x, weight, bias))
 
     @staticmethod
@@ -139,10 +141,15 @@ class NormLinear(_Recomputing):
         ctx: Any, x: Tensor, scale: Tensor | None, shift: Tensor | None, eps: float,
         weight: Tensor, bias: Tensor | None,
     ) -> Tensor:  # fmt: skip
-        y, mean, rstd = torch.native_layer_norm(x, x.shape[-1:], scale, shift, eps)
-        ctx.save_for_backward(x, scale, shift, weight, bias, mean, rstd)
         ctx.eps = eps
-        return linear(y, *_like(y, weight, bias))
+        if native.takes_products(x, *weight.shape):
+            mean, rstd = _moments(x)
+            out = native.linear(x, *_like(x, weight, bias), norm=native.Norm(scale, shift, eps, mean, rstd))
+        else:
+            y, mean, rstd = torch.native_layer_norm(x, x.shape[-1:], scale, shift, eps)
+            out = linear(y, *_like(y, weight, bias))
+        ctx.save_for_backward(x, scale, shift, weight, bias, mean, rstd)
+        return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -150,8 +157,13 @@ class NormLinear(_Recomputing):
         if torch.is_grad_enabled():
             return NormLinear.differentiable(ctx, (x, scale, shift, ctx.eps, weight, bias), grad)
         needed = ctx.needs_input_grad
-        y, *norm_grads = _norm_backward(_input_grad(grad, weight), x, scale, shift, ctx.eps, mean, rstd, needed[:3])
-        return *norm_grads, None, *weight_grads(grad, y, weight, bias, needed[4:])
+        norm = native.Norm(scale, shift, ctx.eps, mean, rstd)
+        if native.takes_products(x, *weight.shape):
+            y, *given = native.linear_backward(grad, x, norm, weight.to(x.dtype))
+            of_norm = [*_needed(norm, given, needed[:3])]
+        else:
+            y, *of_norm = _norm_backward(_input_grad(grad, weight), x, norm, needed[:3])
+        return *of_norm, None, *weight_grads(grad, y, weight, bias, needed[4:])
 
 
 class NormMlp(_Recomputing):
@@ -178,10 +190,17 @@ class NormMlp(_Recomputing):
         first, second = _like(x, weight1, bias1), _like(x, weight2, bias2)
         out = torch.empty_like(x, memory_format=torch.contiguous_format)
         saved = []
+        natively = native.takes_products(x, *weight1.shape)
         for part, target in zip(x.reshape(-1, C).split(rows), out.view(-1, C).split(rows), strict=True):
-            y, mean, rstd = torch.native_layer_norm(part, [C], scale, shift, eps)
-            hidden = linear(y, *first)
-            target.copy_(linear(F.gelu(hidden), *second))
+            if natively:
+                mean, rstd = _moments(part)
+                hidden = x.new_empty(len(part), weight1.shape[0])
+                norm = native.Norm(scale, shift, eps, mean, rstd)
+                native.mlp(part, norm, *first, *second, hidden=hidden, out=target)
+            else:
+                y, mean, rstd = torch.native_layer_norm(part, [C], scale, shift, eps)
+                hidden = linear(y, *first)
+                target.copy_(linear(F.gelu(hidden), *second))
             saved += [mean, rstd, hidden]
         ctx.save_for_backward(x, scale, shift, weight1, bias1, weight2, bias2, *saved)
         ctx.eps, ctx.rows = eps, rows
@@ -197,15 +216,23 @@ class NormMlp(_Recomputing):
         needed = ctx.needs_input_grad
         grad_x = torch.empty_like(x, memory_format=torch.contiguous_format) if needed[0] else None
         sums: list[Tensor | None] = [None] * 6
+        natively = native.takes_products(x, *weight1.shape)
         parts = zip(x.reshape(-1, C).split(ctx.rows), grad.reshape(-1, C).split(ctx.rows), strict=True)
         for i, (x_part, grad_part) in enumerate(parts):
             mean, rstd, hidden = saved[3 * i : 3 * i + 3]
-            grad_hidden, activated, of_bias1 = _gelu_backward(_input_grad(grad_part, weight2), hidden)
+            norm = native.Norm(scale, shift, ctx.eps, mean, rstd)
+            of_bias1: Tensor | None
+            if natively:
+                grad_hidden, of_bias1, activated, y, *norm_grads = native.mlp_backward(
+                    grad_part, x_part, norm, weight1.to(x.dtype), weight2.to(x.dtype), hidden
+                )
+                of_x, *of_norm = _needed(norm, norm_grads, needed[:3])
+            else:
+                grad_hidden, activated, of_bias1 = _gelu_backward(_input_grad(grad_part, weight2), hidden)
+                y, of_x, *of_norm = _norm_backward(_input_grad(grad_hidden, weight1), x_part, norm, needed[:3])
             second = weight_grads(grad_part, activated, weight2, bias2, needed[6:])
-            del activated
-            grad_y = _input_grad(grad_hidden, weight1)
-            y, of_x, *of_norm = _norm_backward(grad_y, x_part, scale, shift, ctx.eps, mean, rstd, needed[:3])
             first = weight_grads(grad_hidden, y, weight1, bias1, needed[4:6], of_bias1)
+            del activated, grad_hidden
             if grad_x is not None and of_x is not None:
                 grad_x.view(-1, C)[i * ctx.rows : i * ctx.rows + len(x_part)].copy_(of_x)
             sums = [_sum(old, new) for old, new in zip(sums, (*of_norm, *first, *second), strict=True)]
@@ -219,24 +246,37 @@ def _gelu_backward(grad: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor
     return torch.ops.aten.gelu_backward(grad, hidden), F.gelu(hidden), None
 
 
+def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Memory for the mean and the reciprocal deviation of each position."""
+    return x.new_empty(x.shape[:-1], dtype=torch.float32), x.new_empty(x.shape[:-1], dtype=torch.float32)
+
+
 def _norm_backward(
-    grad: Tensor, x: Tensor, scale: Tensor | None, shift: Tensor | None, eps: float, mean: Tensor, rstd: Tensor,
-    need: Sequence[bool],
-) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:  # fmt: skip
+    grad: Tensor, x: Tensor, norm: native.Norm, need: Sequence[bool]
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
     """What a LayerNorm gave, and the gradients of its input, scale and shift that are needed. Overwrites ``grad``."""
-    mask = [need[0], need[1] and scale is not None, need[2] and shift is not None]
+    scale, shift, eps, mean, rstd = norm
+    assert mean is not None and rstd is not None
     if native.takes_rows(x):
-        y, of_x, of_scale, of_shift = native.norm_backward(grad, x, mean, rstd, scale, shift)
-        vectors = [
-            g.to(p.dtype) if wanted and p is not None else None
-            for g, p, wanted in zip((of_scale, of_shift), (scale, shift), mask[1:], strict=True)
-        ]
-        return y, of_x, vectors[0], vectors[1]
+        y, *given = native.norm_backward(grad, x, mean, rstd, scale, shift)
+        return y, *_needed(norm, given, need)
     y = F.layer_norm(x, x.shape[-1:], scale, shift, eps)
+    mask = [need[0], need[1] and scale is not None, need[2] and shift is not None]
     grads = torch.ops.aten.native_layer_norm_backward(
         grad.contiguous(), x, x.shape[-1:], mean, rstd, scale, shift, mask
     )
     return y, *grads
+
+
+def _needed(
+    norm: native.Norm, grads: Sequence[Tensor], need: Sequence[bool]
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Of the gradients of a norm's input, scale and shift those that are needed, in the parameters' number formats."""
+    vectors = [
+        grad.to(p.dtype) if wanted and p is not None else None
+        for grad, p, wanted in zip(grads[1:], norm[:2], need[1:], strict=True)
+    ]
+    return grads[0] if need[0] else None, vectors[0], vectors[1]
 
 
 def _like(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -245,6 +285,8 @@ def _like(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tenso
 
 
 def _input_grad(grad: Tensor, weight: Tensor) -> Tensor:
+    if native.takes_products(grad, *weight.shape):
+        return native.linear(grad, weight.to(grad.dtype), None, turned=True)
     return linear(grad, weight.to(grad.dtype).t(), None)
 
 

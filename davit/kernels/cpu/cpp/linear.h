@@ -30,6 +30,30 @@ template <class T> INLINE void pack(const T *weight, size N, size K, typename Wo
                   (float *)packed + first * words);
 }
 
+// Rows of n numbers as words: of bfloat16 two rows, the second one zero where there is none.
+template <class T>
+INLINE void pack_rows(const T *from, size stride, size rows, size n, typename Word<T>::type *packed) {
+    for (size i = 0; i < rows; i += sizeof(float) / sizeof(T), packed += n)
+        for (size c = 0; c < n; c += VL)
+            if constexpr (sizeof(T) == sizeof(float)) {
+                store(packed + c, load(from + i * stride + c));
+            } else {
+                vhalf low, high = {};
+                memcpy(&low, from + i * stride + c, sizeof low);
+                if (i + 1 < rows)
+                    memcpy(&high, from + (i + 1) * stride + c, sizeof high);
+                vword both = __builtin_convertvector(low, vword) | __builtin_convertvector(high, vword) << 16;
+                memcpy(packed + c, &both, sizeof both);
+            }
+}
+
+// The same panels of a weight that is (K, N) itself.
+template <class T> INLINE void pack_turned(const T *weight, size K, size N, typename Word<T>::type *packed) {
+#pragma omp for schedule(dynamic)
+    for (size first = 0; first < N; first += PANEL)
+        pack_rows(weight + first, N, K, least(PANEL, N - first), packed + first * K * (size)sizeof(T) / 4);
+}
+
 // finish(i, c, sum) of x (rows, K) times packed panels of N columns.
 template <class T, class F>
 INLINE void panels(const T *x, size rows, size K, const typename Word<T>::type *packed, size N, const F &finish) {
@@ -42,16 +66,20 @@ INLINE void panels(const T *x, size rows, size K, const typename Word<T>::type *
     }
 }
 
-// x or, where `norm` has a scale, LayerNorm(x), times weight^T, + bias + residual; the last may be absent.
+// x or, where `norm` has a scale, LayerNorm(x), times weight^T, + bias + residual; the last may be absent. The weight
+// is (N, K) or, `turned`, (K, N).
 template <class T>
-static void linear(const T *x, const Norm &norm, const T *weight, const float *bias, const T *residual, T *out,
-                   typename Word<T>::type *packed, size M, size K, size N, int threads) {
+static void linear(const T *x, const Norm &norm, const T *weight, bool turned, const float *bias, const T *residual,
+                   T *out, typename Word<T>::type *packed, size M, size K, size N, int threads) {
     Tasks tasks(M, 4 * K, threads);
 #pragma omp parallel num_threads(threads)
     {
         Scratch scratch(tasks.rows * K);
         T *normed = (T *)scratch.take(tasks.rows * K);
-        pack(weight, N, K, packed);
+        if (turned)
+            pack_turned(weight, K, N, packed);
+        else
+            pack(weight, N, K, packed);
 #pragma omp for schedule(dynamic)
         for (size task = 0; task < tasks.count; task++) {
             size start = task * tasks.rows, rows = least(tasks.rows, M - start);

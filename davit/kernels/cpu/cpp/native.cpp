@@ -11,6 +11,7 @@
 #include "backward.h"
 #include "encoding.h"
 #include "linear.h"
+#include "linear_backward.h"
 
 // --- what native.py calls ---
 
@@ -81,11 +82,11 @@ void davit_channel_attention_backward(int type, const void *grad, const void *qk
                                        scale, threads))
 }
 
-void davit_norm_backward(int type, const void *grad, const void *x, const float *mean, const float *rstd,
-                         const float *scale, const float *shift, void *grad_x, void *again, float *sums, size parts,
-                         size N, size C, int threads) {
-    BY_TYPE(norm_backward((const T *)grad, (const T *)x, mean, rstd, scale, shift, (T *)grad_x, (T *)again, sums,
-                          parts, N, C, threads))
+void davit_norm_backward(int type, const void *grad, const void *x, const float *scale, const float *shift, float eps,
+                         float *mean, float *rstd, void *grad_x, void *again, float *sums, size parts, size N, size C,
+                         int threads) {
+    Norm norm = {scale, shift, eps, mean, rstd};
+    BY_TYPE(norm_backward((const T *)grad, (const T *)x, norm, (T *)grad_x, (T *)again, sums, parts, N, C, threads))
 }
 
 void davit_gelu_backward(int type, const void *grad, const void *x, void *grad_x, void *again, float *sums, size parts,
@@ -97,10 +98,10 @@ int davit_has_pairs() { return HAS_PAIRS; }
 
 // Without a `scale` there is no norm; `mean` and `rstd` may be null, and so may `residual`.
 void davit_linear(int type, const void *x, const float *scale, const float *shift, float eps, float *mean, float *rstd,
-                  const void *weight, const float *bias, const void *residual, void *out, void *packed, size M, size K,
-                  size N, int threads) {
+                  const void *weight, size turned, const float *bias, const void *residual, void *out, void *packed,
+                  size M, size K, size N, int threads) {
     Norm norm = {scale, shift, eps, mean, rstd};
-    WITH_PRODUCTS(linear((const T *)x, norm, (const T *)weight, bias, (const T *)residual, (T *)out,
+    WITH_PRODUCTS(linear((const T *)x, norm, (const T *)weight, turned, bias, (const T *)residual, (T *)out,
                          (Word<T>::type *)packed, M, K, N, threads))
 }
 
@@ -111,5 +112,23 @@ void davit_mlp(int type, const void *x, const float *scale, const float *shift, 
     Norm norm = {scale, shift, eps, mean, rstd};
     WITH_PRODUCTS(mlp((const T *)x, norm, (const T *)weight1, bias1, (const T *)weight2, bias2, added, (T *)kept,
                       (T *)out, (Word<T>::type *)packed1, (Word<T>::type *)packed2, M, C, E, threads))
+}
+
+void davit_linear_backward(int type, const void *grad, const void *x, const float *scale, const float *shift,
+                           float eps, float *mean, float *rstd, const void *weight, void *grad_x, void *normed,
+                           float *sums, void *packed, size rows, size M, size C, size N, int threads) {
+    Norm norm = {scale, shift, eps, mean, rstd};
+    WITH_PRODUCTS(linear_backward((const T *)grad, (const T *)x, norm, (const T *)weight, (T *)grad_x, (T *)normed,
+                                  sums, (Word<T>::type *)packed, rows, M, C, N, threads))
+}
+
+void davit_mlp_backward(int type, const void *grad, const void *x, const float *scale, const float *shift, float eps,
+                        float *mean, float *rstd, const void *weight1, const void *weight2, const void *hidden,
+                        void *grad_hidden, void *activated, void *grad_x, void *normed, float *sums, float *of_bias,
+                        void *packed1, void *packed2, size rows, size M, size C, size E, int threads) {
+    Norm norm = {scale, shift, eps, mean, rstd};
+    WITH_PRODUCTS(mlp_backward((const T *)grad, (const T *)x, norm, (const T *)weight1, (const T *)weight2,
+                               (const T *)hidden, (T *)grad_hidden, (T *)activated, (T *)grad_x, (T *)normed, sums,
+                               of_bias, (Word<T>::type *)packed1, (Word<T>::type *)packed2, rows, M, C, E, threads))
 }
 }
