@@ -1,5 +1,5 @@
-"""What the CPU path chose between: linear layers and window attention at the sizes of DaViT_tiny's four stages, the
-size of the parts that a batch is cut into, and the size from which blocks are fused at all.
+"""What the CPU path chose between: linear layers, MLPs and window attention at the sizes of DaViT_tiny's four stages,
+the size of the parts that a batch is cut into, and the size from which blocks are fused at all.
 
     python benchmarks/cpu_choices.py            # batch 8, 224 px, PyTorch's number of threads
     python benchmarks/cpu_choices.py --threads 1 --clock cpu
@@ -23,8 +23,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import davit
 from davit.kernels import select
-from davit.kernels.cpu import inference
-from davit.kernels.cpu.inference import linear
+from davit.kernels.cpu import inference, native
+from davit.kernels.cpu.inference import linear, linear_add
 from davit.kernels.operators.window import plain, window_attention
 from davit.variants import VARIANTS
 from davit.windows import window_partition, window_unpartition
@@ -56,7 +56,7 @@ def linear_layers(rows: int, width_in: int, width_out: int, dtype: torch.dtype) 
     def of_packed(weight: torch.Tensor) -> torch.Tensor:
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
-    return {
+    ways = {
         "F.linear": lambda: F.linear(x, weight, bias),
         "oneDNN": lambda: linear(x, weight, bias),
         "oneDNN, packed": lambda: of_packed(packed),
@@ -64,6 +64,32 @@ def linear_layers(rows: int, width_in: int, width_out: int, dtype: torch.dtype) 
         "1x1 convolution": lambda: F.conv2d(image, kernel, bias),
         "oneDNN + GELU": lambda: linear(x, weight, bias, "gelu"),
     }
+    return ways | ({"native": lambda: native.linear(x, weight, bias)} if native.multiplies(dtype) else {})
+
+
+def mlps(rows: int, C: int, dtype: torch.dtype) -> dict[str, Step]:
+    """A norm, an MLP and its residual, by each of the ways to compute them."""
+    x, scale, shift = torch.randn(rows, C).to(dtype), torch.ones(C, dtype=dtype), torch.zeros(C, dtype=dtype)
+    weight1, weight2 = torch.randn(4 * C, C).to(dtype) * C**-0.5, torch.randn(C, 4 * C).to(dtype) * C**-0.5
+    bias1, bias2 = torch.zeros(4 * C, dtype=dtype), torch.zeros(C, dtype=dtype)
+    part = max(64, inference.PART_BYTES // (4 * C * x.element_size()))
+
+    def plain() -> torch.Tensor:
+        return x + F.linear(F.gelu(F.linear(F.layer_norm(x, (C,), scale, shift), weight1, bias1)), weight2, bias2)
+
+    def onednn() -> torch.Tensor:
+        y = F.layer_norm(x, (C,), scale, shift)
+        parts = [
+            linear_add(linear(y_part, weight1, bias1, "gelu"), weight2, bias2, x_part)
+            for x_part, y_part in zip(x.split(part), y.split(part), strict=True)
+        ]
+        return torch.cat(parts)
+
+    norm = native.Norm(scale, shift, 1e-5)
+    ways: dict[str, Step] = {"plain": plain, "oneDNN": onednn}
+    if native.multiplies(dtype):
+        ways["native"] = lambda: native.mlp(x, norm, weight1, bias1, weight2, bias2, True)
+    return ways
 
 
 def window_products(batch: int, side: int, heads: int, dim: int, dtype: torch.dtype) -> dict[str, Step]:
@@ -144,6 +170,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     step = linear_layers(options.batch * side * side, width_in, width_out, dtype)
                     rows.append((f"{options.batch * side * side} x {width_in} to {width_out}", step))
         sections.append(section(f"Linear layers, {dtype}, ms", rows, options, data, total=True))
+        with torch.no_grad():
+            rows = [
+                (f"{options.batch * side**2} x {C}", mlps(options.batch * side**2, C, dtype)) for side, C, _ in stages
+            ]
+        sections.append(section(f"Norm and MLP, {dtype}, ms", rows, options, data, total=True))
         rows = [
             (f"stage {i + 1}", window_products(options.batch, side, heads, C // heads, dtype))
             for i, (side, C, heads) in enumerate(stages)

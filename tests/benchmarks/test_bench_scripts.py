@@ -60,6 +60,14 @@ def test_all_ways_of_a_linear_layer_agree(choices: ModuleType) -> None:
     assert torch.allclose(gelu, torch.nn.functional.gelu(expected), atol=1e-4)
 
 
+def test_all_ways_of_an_mlp_agree(choices: ModuleType) -> None:
+    if not choices.select._HAS_ONEDNN:
+        pytest.skip("needs oneDNN's operators, as the CPU path does")
+    plain, *others = choices.mlps(70, 32, torch.float32).values()
+    for step in others:
+        assert torch.allclose(step(), plain(), atol=1e-4)
+
+
 def test_ways_of_window_attention_agree(choices: ModuleType) -> None:
     steps = choices.window_products(2, 14, 2, 16, torch.float32)
     for way in ("PyTorch's", "native"):

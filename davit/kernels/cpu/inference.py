@@ -17,7 +17,7 @@ from . import native
 if TYPE_CHECKING:
     from ...model import DualAttentionBlock
 
-PART_BYTES = 12 << 20  # of the widest map; measured, see docs/performance.md
+PART_BYTES = 8 << 20  # of the widest map; measured, see docs/performance.md
 
 #: Parameters of a block that `infer_natively` reads.
 PARAMETERS = (

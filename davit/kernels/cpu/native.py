@@ -134,21 +134,25 @@ def linear(
     return out
 
 
-def linear_backward(grad: Tensor, x: Tensor, norm: Norm, weight: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def linear_backward(
+    grad: Tensor, x: Tensor, norm: Norm, weight: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients in front of a LayerNorm with a linear layer behind it, from that behind the layer.
 
     Args:
         norm: with the mean and rstd that it had.
 
     Returns:
-        What the norm gave, and the gradients of x and, in float32, of the norm's scale and shift (C).
+        What the norm gave; the sum of ``grad`` over the positions (N, in float32); and the gradients of x and, in
+        float32, of the norm's scale and shift (C).
     """
     x, (N, C) = x.contiguous(), weight.shape
     M, normed, grad_x = x.numel() // C, torch.empty_like(x), torch.empty_like(x)
     rows, sums = _tasks(M, C)
-    given = (weight.contiguous(), grad_x, normed, sums, x.new_empty(N * C))
+    of_bias = torch.empty(len(sums), N)
+    given = (weight.contiguous(), grad_x, normed, sums, of_bias, x.new_empty(N * C))
     _call("davit_linear_backward", _like(x, grad), x, *_norm(x, norm), *given, rows, M, C, N)
-    return normed, grad_x, *sums.sum(0)
+    return normed, of_bias.sum(0), grad_x, *sums.sum(0)
 
 
 def mlp(
@@ -172,7 +176,7 @@ def mlp(
 
 def mlp_backward(
     grad: Tensor, x: Tensor, norm: Norm, weight1: Tensor, weight2: Tensor, hidden: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients in front of a LayerNorm with an MLP behind it, from that behind the MLP.
 
     Args:
@@ -180,17 +184,31 @@ def mlp_backward(
         hidden: what was in front of the GELU.
 
     Returns:
-        The gradient of ``hidden``, its sum over the positions (E, in float32); what the GELU and the norm gave; and
-        the gradients of x and, in float32, of the norm's scale and shift (C).
+        The gradient of ``hidden``; what the GELU and the norm gave; in float32 the sums over the positions of that
+        gradient (E) and of ``grad`` (C); and the gradients of x and, in float32, of the norm's scale and shift (C).
     """
     x, hidden, (E, C) = x.contiguous(), hidden.contiguous(), weight1.shape
     M, normed, grad_x = x.numel() // C, torch.empty_like(x), torch.empty_like(x)
     grad_hidden, activated, (rows, sums) = torch.empty_like(hidden), torch.empty_like(hidden), _tasks(M, C)
-    of_bias = torch.empty(len(sums), E)
+    of_bias1, of_bias2 = torch.empty(len(sums), E), torch.empty(len(sums), C)
     maps = (weight1.contiguous(), weight2.contiguous(), hidden, grad_hidden, activated, grad_x, normed)
     packed = [x.new_empty(E * C) for _ in range(2)]
-    _call("davit_mlp_backward", _like(x, grad), x, *_norm(x, norm), *maps, sums, of_bias, *packed, rows, M, C, E)
-    return grad_hidden, of_bias.sum(0), activated, normed, grad_x, *sums.sum(0)
+    _call(
+        "davit_mlp_backward",
+        _like(x, grad),
+        x,
+        *_norm(x, norm),
+        *maps,
+        sums,
+        of_bias1,
+        of_bias2,
+        *packed,
+        rows,
+        M,
+        C,
+        E,
+    )
+    return grad_hidden, activated, normed, of_bias1.sum(0), of_bias2.sum(0), grad_x, *sums.sum(0)
 
 
 def _tasks(rows: int, C: int) -> tuple[int, Tensor]:
@@ -265,9 +283,11 @@ def encode(
     """
     x, C = x_BHWC.contiguous(), x_BHWC.shape[3]
     normed, scale, shift, mean, rstd = norm or (None, None, None, None, None)
-    vectors = [_vector(x, bias, 0.0), _vector(x, scale, 1.0), _vector(x, shift, 0.0)]
+    if normed is not None:
+        scale, shift = _vector(x, scale, 1.0), _vector(x, shift, 0.0)
     kind = TYPES[y.dtype if normed is None else normed.dtype]
-    _call("davit_encode", x, _taps(weight), *vectors, eps, y, normed, mean, rstd, kind, *x.shape[:3], C)
+    given = (_taps(weight), _vector(x, bias, 0.0), scale, shift, eps, y, normed, mean, rstd, kind)
+    _call("davit_encode", x, *given, *x.shape[:3], C)
 
 
 def encode_backward(

@@ -158,12 +158,13 @@ class NormLinear(_Recomputing):
             return NormLinear.differentiable(ctx, (x, scale, shift, ctx.eps, weight, bias), grad)
         needed = ctx.needs_input_grad
         norm = native.Norm(scale, shift, ctx.eps, mean, rstd)
+        of_bias: Tensor | None = None
         if native.takes_products(x, *weight.shape):
-            y, *given = native.linear_backward(grad, x, norm, weight.to(x.dtype))
+            y, of_bias, *given = native.linear_backward(grad, x, norm, weight.to(x.dtype))
             of_norm = [*_needed(norm, given, needed[:3])]
         else:
             y, *of_norm = _norm_backward(_input_grad(grad, weight), x, norm, needed[:3])
-        return *of_norm, None, *weight_grads(grad, y, weight, bias, needed[4:])
+        return *of_norm, None, *weight_grads(grad, y, weight, bias, needed[4:], of_bias)
 
 
 class NormMlp(_Recomputing):
@@ -222,15 +223,16 @@ class NormMlp(_Recomputing):
             mean, rstd, hidden = saved[3 * i : 3 * i + 3]
             norm = native.Norm(scale, shift, ctx.eps, mean, rstd)
             of_bias1: Tensor | None
+            of_bias2: Tensor | None = None
             if natively:
-                grad_hidden, of_bias1, activated, y, *norm_grads = native.mlp_backward(
+                grad_hidden, activated, y, of_bias1, of_bias2, *norm_grads = native.mlp_backward(
                     grad_part, x_part, norm, weight1.to(x.dtype), weight2.to(x.dtype), hidden
                 )
                 of_x, *of_norm = _needed(norm, norm_grads, needed[:3])
             else:
                 grad_hidden, activated, of_bias1 = _gelu_backward(_input_grad(grad_part, weight2), hidden)
                 y, of_x, *of_norm = _norm_backward(_input_grad(grad_hidden, weight1), x_part, norm, needed[:3])
-            second = weight_grads(grad_part, activated, weight2, bias2, needed[6:])
+            second = weight_grads(grad_part, activated, weight2, bias2, needed[6:], of_bias2)
             first = weight_grads(grad_hidden, y, weight1, bias1, needed[4:6], of_bias1)
             del activated, grad_hidden
             if grad_x is not None and of_x is not None:

@@ -116,19 +116,21 @@ void davit_mlp(int type, const void *x, const float *scale, const float *shift, 
 
 void davit_linear_backward(int type, const void *grad, const void *x, const float *scale, const float *shift,
                            float eps, float *mean, float *rstd, const void *weight, void *grad_x, void *normed,
-                           float *sums, void *packed, size rows, size M, size C, size N, int threads) {
+                           float *sums, float *of_bias, void *packed, size rows, size M, size C, size N, int threads) {
     Norm norm = {scale, shift, eps, mean, rstd};
     WITH_PRODUCTS(linear_backward((const T *)grad, (const T *)x, norm, (const T *)weight, (T *)grad_x, (T *)normed,
-                                  sums, (Word<T>::type *)packed, rows, M, C, N, threads))
+                                  sums, of_bias, (Word<T>::type *)packed, rows, M, C, N, threads))
 }
 
 void davit_mlp_backward(int type, const void *grad, const void *x, const float *scale, const float *shift, float eps,
                         float *mean, float *rstd, const void *weight1, const void *weight2, const void *hidden,
-                        void *grad_hidden, void *activated, void *grad_x, void *normed, float *sums, float *of_bias,
-                        void *packed1, void *packed2, size rows, size M, size C, size E, int threads) {
+                        void *grad_hidden, void *activated, void *grad_x, void *normed, float *sums, float *of_bias1,
+                        float *of_bias2, void *packed1, void *packed2, size rows, size M, size C, size E,
+                        int threads) {
     Norm norm = {scale, shift, eps, mean, rstd};
     WITH_PRODUCTS(mlp_backward((const T *)grad, (const T *)x, norm, (const T *)weight1, (const T *)weight2,
                                (const T *)hidden, (T *)grad_hidden, (T *)activated, (T *)grad_x, (T *)normed, sums,
-                               of_bias, (Word<T>::type *)packed1, (Word<T>::type *)packed2, rows, M, C, E, threads))
+                               of_bias1, of_bias2, (Word<T>::type *)packed1, (Word<T>::type *)packed2, rows, M, C, E,
+                               threads))
 }
 }
