@@ -1,8 +1,8 @@
-"""A block on the CPU without gradients, in pieces that stay in the cache.
+"""A block on the CPU without gradients, by native.cpp where it has everything of it.
 
-By native.cpp where it has everything of it; otherwise with the matrix products of oneDNN instead of MKL, GELU or the
-residual added on the way out. Either way the batch is cut into parts, below the size from which the allocator asks
-the system for new pages on every call.
+Otherwise with the matrix products of oneDNN instead of MKL, and GELU or the residual added on the way out. Either way
+the batch is cut into parts that the cache keeps, below the size from which the allocator asks the system for new
+pages on every call.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""A block on the CPU with gradients: fewer saved maps and oneDNN's products, forward and backward.
+"""A block on the CPU with gradients: fewer saved maps, and products by native.cpp or oneDNN, forward and backward.
 
 Saved for the backward pass are the inputs of the convolutions and norms, q, k and v, what the attention gave, and
 the MLP's hidden map in front of its GELU: 12 values for each position and channel. The plain modules save about

@@ -14,7 +14,7 @@ constexpr size MOST_HIDDEN = 256;   // columns of an MLP's hidden map at a time
 struct Tasks { // as many for each thread, as even as can be
     size rows, count;
     Tasks(size M, size bytes, int threads) { // of a row, in the scratch
-        size most = least(MOST_ROWS, CACHE / bytes), tasks = (M - 1) / most + 1;
+        size most = least(MOST_ROWS, CACHE / bytes + 1), tasks = (M - 1) / most + 1;
         tasks = (tasks + threads - 1) / threads * threads;
         rows = M > 0 ? (M - 1) / tasks + 1 : 1;
         count = (M + rows - 1) / rows;
@@ -30,7 +30,7 @@ template <class T> INLINE void pack(const T *weight, size N, size K, typename Wo
                   (float *)packed + first * words);
 }
 
-// Rows of n numbers as words: of bfloat16 two rows, the second one zero where there is none.
+// Rows of n numbers as words: of bfloat16 two rows.
 template <class T>
 INLINE void pack_rows(const T *from, size stride, size rows, size n, typename Word<T>::type *packed) {
     for (size i = 0; i < rows; i += sizeof(float) / sizeof(T), packed += n)
@@ -38,10 +38,9 @@ INLINE void pack_rows(const T *from, size stride, size rows, size n, typename Wo
             if constexpr (sizeof(T) == sizeof(float)) {
                 store(packed + c, load(from + i * stride + c));
             } else {
-                vhalf low, high = {};
+                vhalf low, high;
                 memcpy(&low, from + i * stride + c, sizeof low);
-                if (i + 1 < rows)
-                    memcpy(&high, from + (i + 1) * stride + c, sizeof high);
+                memcpy(&high, from + (i + 1) * stride + c, sizeof high);
                 vword both = __builtin_convertvector(low, vword) | __builtin_convertvector(high, vword) << 16;
                 memcpy(packed + c, &both, sizeof both);
             }
