@@ -24,6 +24,7 @@ from .select import (
     ORDINARY,
     as_convolution,
     autocast_dtype,
+    drops_paths,
     fuses,
     infers_as_one,
     takes_channel,
@@ -57,7 +58,8 @@ __all__ = [
 
 def run_block(block: "DualAttentionBlock", x_BHWC: Tensor) -> Tensor:
     """What ``block`` computes, for an input that `fuses` accepted."""
-    if torch.is_grad_enabled() and (x_BHWC.requires_grad or any(p.requires_grad for p in block.parameters())):
+    graded = torch.is_grad_enabled() and (x_BHWC.requires_grad or any(p.requires_grad for p in block.parameters()))
+    if graded or drops_paths(block):
         return train_block(block, x_BHWC)
     return infer_block(block, x_BHWC)
 

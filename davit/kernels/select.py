@@ -64,6 +64,12 @@ def fuses(block: "DualAttentionBlock", x_BHWC: Tensor) -> bool:
     )
 
 
+def drops_paths(block: "DualAttentionBlock") -> bool:
+    """Whether stochastic depth is on: in training mode, gradients or not."""
+    drop_path = block.drop_path
+    return isinstance(drop_path, DropPath) and drop_path.training and drop_path.drop_prob > 0.0
+
+
 def compute_dtype(x: Tensor) -> torch.dtype | None:
     """The number format of the matrix products, or None where there is no fused path for it on this machine."""
     dtype: torch.dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
@@ -179,6 +185,7 @@ def infers_as_one(block: "DualAttentionBlock", x_BHWC: Tensor) -> bool:
         torch.compiler.is_compiling()
         and not torch.compiler.is_exporting()
         and not torch.is_grad_enabled()
+        and not drops_paths(block)
         and takes_kernels(x_BHWC)
         and not support.runs_on(x_BHWC)
         and not torch.is_autocast_enabled("cpu")

@@ -156,6 +156,20 @@ def test_drop_path_draws_the_same_numbers(either, small, picture):
         torch.testing.assert_close(results[1][1][name], grad, rtol=1e-3, atol=1e-5, msg=name)
 
 
+def test_paths_are_dropped_without_gradients_too(small, picture, part_bytes, fused_calls):
+    """In training mode under no_grad, as the teacher of a self-supervised model may be."""
+    outputs = []
+    for fused in ("off", "auto"):
+        model = small(drop_path_rate=0.8, fused=fused).train()
+        torch.manual_seed(3)
+        with torch.no_grad(), fused_calls() as calls:
+            outputs.append(model(picture(6)))
+        assert bool(calls) == (fused == "auto")
+    torch.testing.assert_close(outputs[1], outputs[0], rtol=1e-4, atol=1e-5)
+    with torch.no_grad():
+        assert not torch.allclose(model.eval()(picture(6)), outputs[1], rtol=1e-2)
+
+
 @pytest.mark.parametrize("options", [{"drop_prob": 1.0}, {"drop_prob": 0.4, "scale_by_keep": False}], ids=str)
 def test_any_drop_path_of_timms(small, picture, options):
     losses = []

@@ -563,6 +563,22 @@ def test_a_compiler_sees_them_as_single_operators(model, picture, train, dtype):
     torch._dynamo.reset()
 
 
+def test_a_compiler_leaves_paths_to_be_dropped(model, picture):
+    """A block in training mode is no operator for inference, gradients or not."""
+    torch._dynamo.reset()
+    net, compiled = model(drop_path_rate=0.9), []
+
+    def keep(graph, inputs):
+        compiled.extend(str(node.target) for node in graph.graph.nodes)
+        return graph.forward
+
+    with torch.no_grad():
+        torch.compile(net.train(), fullgraph=True, backend=keep)(picture())
+        assert sum("bernoulli" in name for name in compiled) == 6  # twice a block; the first one keeps all
+        assert sum("davit.block" in name for name in compiled) == 1
+    torch._dynamo.reset()
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, "autocast"], ids=str)
 def test_inductor_runs_them(model, picture, dtype):
