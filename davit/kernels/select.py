@@ -183,7 +183,7 @@ def infers_as_one(block: "DualAttentionBlock", x_BHWC: Tensor) -> bool:
     """Whether torch.compile sees a block as one operator: without gradients, and where native.cpp has all of it."""
     return (
         torch.compiler.is_compiling()
-        and not torch.compiler.is_exporting()
+        and not is_exporting()
         and not torch.is_grad_enabled()
         and not drops_paths(block)
         and takes_kernels(x_BHWC)
@@ -204,7 +204,7 @@ def as_convolution(x: Tensor) -> bool:
     """
     return (
         torch.compiler.is_compiling()
-        and not torch.compiler.is_exporting()
+        and not is_exporting()
         and x.device.type == "cpu"
         and x.dtype == torch.float32
         and not torch.is_autocast_enabled("cpu")
@@ -224,17 +224,22 @@ def takes_kernels(x: Tensor) -> bool:
     compiling = torch.compiler.is_compiling()
     if not compiling and torch.jit.is_tracing():  # before sizes are asked for, which would be traced
         return False
-    if not (type(x) is Tensor or (torch.compiler.is_exporting() and isinstance(x, Tensor))):
+    if not (type(x) is Tensor or (is_exporting() and isinstance(x, Tensor))):
         return False
     if x.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         return False
-    if not support.runs_on(x) and (not native.runs_on(x) or torch.compiler.is_exporting()):
+    if not support.runs_on(x) and (not native.runs_on(x) or is_exporting()):
         return False
     if x.is_cuda and not _is_recent(x.device.index):
         return False
     if compiling:
         return not _is_transformed() and not torch.onnx.is_in_onnx_export()
     return x.numel() > 0 and _eager_and_alone(default_device=True)
+
+
+def is_exporting() -> bool:
+    """As torch.compiler's; in torch 2.11 Dynamo takes that for true in torch.compile as well, but not its flag."""
+    return bool(torch.compiler._is_exporting_flag)
 
 
 @torch.compiler.assume_constant_result
@@ -313,7 +318,7 @@ def autocast_dtype(x: Tensor) -> torch.dtype:
 
 def _are_plain(*parameters: Tensor | None) -> bool:
     """No subclasses (quantized, distributed); what an exporter has put in their place is none."""
-    return torch.compiler.is_exporting() or all(p is None or type(p) in (nn.Parameter, Tensor) for p in parameters)
+    return is_exporting() or all(p is None or type(p) in (nn.Parameter, Tensor) for p in parameters)
 
 
 def _formats_agree(x: Tensor, *parameters: Tensor) -> bool:
