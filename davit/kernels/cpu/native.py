@@ -191,29 +191,15 @@ def mlp_backward(
     M, normed, grad_x = x.numel() // C, torch.empty_like(x), torch.empty_like(x)
     grad_hidden, activated, (rows, sums) = torch.empty_like(hidden), torch.empty_like(hidden), _tasks(M, C)
     of_bias1, of_bias2 = torch.empty(len(sums), E), torch.empty(len(sums), C)
-    maps = (weight1.contiguous(), weight2.contiguous(), hidden, grad_hidden, activated, grad_x, normed)
-    packed = [x.new_empty(E * C) for _ in range(2)]
-    _call(
-        "davit_mlp_backward",
-        _like(x, grad),
-        x,
-        *_norm(x, norm),
-        *maps,
-        sums,
-        of_bias1,
-        of_bias2,
-        *packed,
-        rows,
-        M,
-        C,
-        E,
-    )
+    layers = (weight1.contiguous(), weight2.contiguous(), hidden, grad_hidden, activated, grad_x, normed)
+    memory = (sums, of_bias1, of_bias2, x.new_empty(E * C), x.new_empty(E * C))
+    _call("davit_mlp_backward", _like(x, grad), x, *_norm(x, norm), *layers, *memory, rows, M, C, E)
     return grad_hidden, activated, normed, of_bias1.sum(0), of_bias2.sum(0), grad_x, *sums.sum(0)
 
 
 def _tasks(rows: int, C: int) -> tuple[int, Tensor]:
     """Rows of a task, whatever the number of threads, and memory for the norm's sums of each."""
-    most = max(28, min(112, 86016 // C))
+    most = max(28, min(112, 86016 // C))  # fewer above 768 channels: the cache holds a task's sums
     tasks = -(-rows // most)
     return -(-rows // max(1, tasks)) or 1, torch.empty(tasks, 2, C)
 

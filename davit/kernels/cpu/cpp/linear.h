@@ -65,6 +65,19 @@ INLINE void panels(const T *x, size rows, size K, const typename Word<T>::type *
     }
 }
 
+// sums (rows, N) += x (rows, width), its rows `stride` apart, times the rows from k on of packed panels of K rows.
+template <class T>
+INLINE void add_panels(const T *x, size stride, size rows, size k, size width, const typename Word<T>::type *packed,
+                       size K, size N, float *sums) {
+    typedef typename Word<T>::type W;
+    constexpr size PER = sizeof(W) / sizeof(T);
+    for (size first = 0; first < N; first += PANEL) {
+        size n = least(PANEL, N - first);
+        product((const W *)x, stride / PER, 1, packed + (first * K + k * n) / PER, n, rows, width / PER, n,
+                Add{sums + first, N});
+    }
+}
+
 // x or, where `norm` has a scale, LayerNorm(x), times weight^T, + bias + residual; the last may be absent. The weight
 // is (N, K) or, `turned`, (K, N).
 template <class T>
@@ -118,25 +131,19 @@ static void mlp(const T *x, const Norm &norm, const T *weight1, const float *bia
                 memcpy(sum + i * C, bias2, 4 * C);
             for (size e = 0; e < E; e += MOST_HIDDEN) {
                 size width = least(MOST_HIDDEN, E - e);
-                auto activate = [&](size i, size c, vfloat total) INLINE_LAMBDA {
-                    vfloat y = total + load(bias1 + e + c);
-                    if (kept)
-                        y = store_rounded(kept + (start + i) * E + e + c, y);
-                    store(hidden + i * width + c, gelu(y));
-                };
                 for (size first = 0; first < width; first += PANEL) {
                     size n = least(PANEL, width - first);
                     product((const W *)normed, C / PER, 1, packed1 + (e + first) * C / PER, n, rows, C / PER, n,
                             Write{strip, n});
                     for (size i = 0; i < rows; i++)
-                        for (size c = 0; c < n; c += VL)
-                            activate(i, first + c, load(strip + i * n + c));
+                        for (size c = 0; c < n; c += VL) {
+                            vfloat y = load(strip + i * n + c) + load(bias1 + e + first + c);
+                            if (kept)
+                                y = store_rounded(kept + (start + i) * E + e + first + c, y);
+                            store(hidden + i * width + first + c, gelu(y));
+                        }
                 }
-                for (size first = 0; first < C; first += PANEL) {
-                    size n = least(PANEL, C - first);
-                    const W *panel = packed2 + (first * E + e * n) / PER;
-                    product((const W *)hidden, width / PER, 1, panel, n, rows, width / PER, n, Add{sum + first, C});
-                }
+                add_panels(hidden, width, rows, e, width, packed2, E, C, sum);
             }
             for (size i = 0; i < rows * C; i += VL)
                 store(out + start * C + i, added ? load(sum + i) + load(x + start * C + i) : load(sum + i));

@@ -79,12 +79,7 @@ static void mlp_backward(const T *grad, const T *x, const Norm &norm, const T *w
                         store(bias + first + c, total);
                     }
                 }
-                for (size first = 0; first < C; first += PANEL) {
-                    size n = least(PANEL, C - first);
-                    const W *panel = packed1 + (first * E + e * n) / PER;
-                    product((const W *)(grad_hidden + start * E + e), E / PER, 1, panel, n, rows, width / PER, n,
-                            Add{of_y + first, C});
-                }
+                add_panels(grad_hidden + start * E + e, E, rows, e, width, packed1, E, C, of_y);
             }
             memset(sum, 0, 8 * C);
             norm_rows_backward(of_y, x + at, norm, grad_x + at, normed + at, sum, start, rows, C);
