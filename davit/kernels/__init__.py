@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .cpu.inference import PARAMETERS, epsilons, infer_block
+from .cpu.inference import arguments, infer_block
 from .cpu.training import train_block
 from .operators import block as whole
 from .operators.channel import channel_attention
@@ -87,13 +87,9 @@ def convolve_mlp(mlp: Any, x_BHWC: Tensor) -> Tensor:
 
 def run_encoded_block(block: "DualAttentionBlock", x_BHWC: Tensor) -> Tensor:
     """What ``block`` computes, for an input that `takes_kernels` accepted: each encoding together with its norm."""
-    attention: Any = block.attn
     if infers_as_one(block, x_BHWC):
-        named = dict(block.named_parameters())
-        weights = [named.get(name) for name in PARAMETERS]
-        heads = attention.num_heads if hasattr(attention, "num_heads") else attention.num_groups
-        window = getattr(attention, "window_size", 0)
-        return whole.infer(x_BHWC, weights, window, heads, attention.scale, epsilons(block))
+        return whole.infer(x_BHWC, *arguments(block))
+    attention: Any = block.attn
     x, y = _encode(block.cpe[0], block.norm1, getattr(attention, "qkv", None), x_BHWC)
     x = _add(x, block.drop_path(attention(y)))
     if not block.ffn:

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -15,7 +16,10 @@ import torch.nn.functional as F
 
 from davit import DaViT
 from davit.kernels.cpu import native
+from davit.kernels.cpu.inference import arguments
+from davit.kernels.operators import block as whole
 from davit.kernels.operators import channel, encoding, gelu, window
+from davit.model import ChannelAttention, DualAttentionBlock, WindowAttention
 
 pytestmark = pytest.mark.skipif(
     native.LIBRARY is None or torch.cuda.is_available(), reason="no compiled functions for this processor"
@@ -255,23 +259,23 @@ def product_sizes(case, dtype):
 @pytest.mark.parametrize("case", PRODUCTS)
 def test_products_equal_float64(case, dtype):
     rows, C, E = product_sizes(case, dtype)
-    x, residual = noise((*rows, C), dtype).detach(), noise((*rows, E), dtype, 1).detach()
+    x = noise((*rows, C), dtype).detach()
     scale, shift, weight1, bias1, weight2, bias2 = layers(C, E, dtype)
     norm = native.Norm(scale, shift, 1e-3)
-    exact = [t.double() for t in (x, scale, shift, weight1, bias1, weight2, bias2, residual)]
+    exact = [t.double() for t in (x, scale, shift, weight1, bias1, weight2, bias2)]
     normed = F.layer_norm(exact[0], (C,), exact[1], exact[2], 1e-3)
     hidden = F.linear(normed, *exact[3:5])
     assert_close(native.linear(x, weight1, bias1), F.linear(exact[0], *exact[3:5]), dtype)
     assert_close(native.linear(x, weight1, None, norm=native.Norm(None, None, 1e-3)),
                  F.linear(F.layer_norm(exact[0], (C,), eps=1e-3), exact[3]), dtype)  # fmt: skip
-    assert_close(native.linear(x, weight1, bias1, residual, norm), hidden + exact[7], dtype)
+    assert_close(native.linear(x, weight1, bias1, norm), hidden, dtype)
     expected = F.linear(F.gelu(hidden), *exact[5:7])
     assert_close(native.mlp(x, norm, weight1, bias1, weight2, bias2), expected, dtype)
-    kept, out = torch.empty_like(residual), torch.empty_like(x)
+    kept, out = x.new_empty(*rows, E), torch.empty_like(x)
     mean, rstd = torch.empty(rows), torch.empty(rows)
     norm = norm._replace(mean=mean, rstd=rstd)
-    assert native.mlp(x, norm, weight1, bias1, weight2, bias2, True, kept, out) is out
-    assert_close(out, expected + exact[0], dtype)
+    assert native.mlp(x, norm, weight1, bias1, weight2, bias2, kept, out) is out
+    assert_close(out, expected, dtype)
     assert_close(kept, hidden, dtype)
     assert_close(mean, exact[0].mean(-1), torch.float32)
     centred = exact[0] - exact[0].mean(-1, keepdim=True)
@@ -335,6 +339,93 @@ def test_gelu_of_an_mlp_equals_float64_far_out(dtype):
     for bad in (float("nan"), float("inf")):
         given = torch.full((32,), bad, dtype=dtype)
         assert not native.mlp(maps[:1], native.Norm(None, None, 1e-5), one, given, one, None).isfinite().any()
+
+
+BLOCKS = {  # batch, height, width, channels, heads or groups, window (0: channel attention), options
+    "window 7, tiled": (2, 14, 21, 96, 3, 7, {}),
+    "window 7, padded": (2, 9, 15, 64, 2, 7, {}),
+    "several images at a time, and the rest": (5, 90, 90, 32, 1, 7, {}),
+    "smaller than a window": (2, 3, 5, 64, 2, 4, {"qkv_bias": False}),
+    "window 12, heads of 64": (1, 13, 12, 128, 2, 12, {}),
+    "window 16, as large as may be": (1, 16, 17, 32, 1, 16, {}),
+    "windows of one position": (1, 9, 20, 32, 1, 1, {}),
+    "windows without an MLP": (1, 14, 14, 96, 3, 7, {"mlp_ratio": None}),
+    "heads of 16, an odd number": (1, 15, 14, 112, 7, 7, {"mlp_ratio": 2.0}),
+    "wide heads": (1, 8, 8, 192, 1, 4, {}),
+    "channels, one unit": (3, 5, 5, 96, 3, 0, {"qkv_bias": False}),
+    "channels, several units": (2, 37, 31, 64, 2, 0, {}),
+    "channels, units of 112 positions": (1, 120, 97, 32, 1, 0, {}),
+    "channels, several images at a time": (5, 90, 90, 32, 1, 0, {}),
+    "channels, one position": (7, 1, 1, 64, 2, 0, {}),
+    "channels, groups of 128": (1, 9, 9, 256, 2, 0, {}),
+    "channels, groups of 16": (2, 9, 11, 112, 7, 0, {}),
+    "channels without an MLP": (1, 12, 9, 96, 3, 0, {"mlp_ratio": None}),
+}
+
+
+def block_of(C, heads, window, dtype=torch.float32, qkv_bias=True, mlp_ratio=4.0):
+    """With parameters that all matter."""
+    attention = WindowAttention(C, heads, window, qkv_bias) if window else ChannelAttention(C, heads, qkv_bias)
+    block = DualAttentionBlock(C, attention, mlp_ratio, 0.0, False, torch.nn.LayerNorm)
+    for i, parameter in enumerate(block.parameters()):
+        fan = parameter[0].numel() if parameter.dim() > 1 else 4
+        parameter.data = noise(parameter.shape, seed=i).detach() * fan**-0.5
+    return block.to(dtype).eval().requires_grad_(False)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("case", BLOCKS)
+def test_blocks_equal_float64(case, dtype):
+    B, H, W, C, heads, window, options = BLOCKS[case]
+    if dtype == torch.bfloat16 and (C // heads % 32 or not native.multiplies(dtype)):
+        pytest.skip("no such products of bfloat16, or none on this processor")
+    block, x = block_of(C, heads, window, dtype, **options), noise((B, H, W, C), dtype).detach()
+    exact = block_of(C, heads, window, dtype, **options).double()
+    given = x.clone()
+    found = native.block(x, *arguments(block))
+    assert found.dtype == dtype and torch.equal(x, given)
+    error, expected = found.double() - exact(x.double()), exact(x.double())
+    block.fused = block.attn.fused = False
+    of_plain = (block(x).double() - expected).norm()
+    assert (
+        error.norm() < max(2e-6 if dtype == torch.float32 else 0.0, 1.1 * of_plain / expected.norm()) * expected.norm()
+    )
+
+
+def test_norms_of_a_block_may_stay_in_float32():
+    if not native.multiplies(torch.bfloat16):
+        pytest.skip("no products of bfloat16 on this processor")
+    block, x = block_of(64, 2, 7), noise((2, 9, 9, 64), torch.bfloat16).detach()
+    expected = block.double()(x.double())
+    errors = []
+    for kept in (False, True):
+        rounded = block_of(64, 2, 7, torch.bfloat16)
+        if kept:
+            rounded.norm1, rounded.norm2 = block.norm1.float(), block.norm2.float()
+        errors.append((native.block(x, *arguments(rounded)).double() - expected).norm().item())
+    assert errors[1] < errors[0] and errors[1] < 0.02 * expected.norm()
+
+
+def test_memory_of_blocks_is_kept_by_each_thread_of_python():
+    small, large = noise((1, 7, 7, 96)).detach(), noise((1, 28, 28, 96)).detach()
+    given = arguments(block_of(96, 3, 0))
+    expected = native.block(large, *given)
+    kept = native._kept.memory
+    native.block(small, *given)
+    assert native._kept.memory is kept  # and too large
+    with ThreadPoolExecutor(3) as pool:
+        for found in pool.map(lambda _: native.block(large, *given), range(9)):
+            assert torch.equal(found, expected)
+    assert native._kept.memory is kept
+
+
+def test_nan_stays_in_the_reach_of_a_block():
+    x = noise((1, 21, 7, 96)).detach()
+    x[0, 3, 3, 40] = float("nan")
+    out = native.block(x, *arguments(block_of(96, 3, 7)))[0]
+    reached = torch.zeros(21, 7, dtype=torch.bool)
+    reached[:8] = True  # its window, and a row further by the second encoding
+    assert torch.equal(~out.isfinite().any(-1), reached)
 
 
 def test_products_of_any_layout():
@@ -404,8 +495,9 @@ def test_results_do_not_depend_on_the_number_of_threads():
         maps += encoding.encode_and_norm(x, *parameters, 1e-5, torch.float32)[:2]
         grads = torch.autograd.grad(sum(m.sin().sum() for m in maps), [qkv, bias, x, *parameters])
         scale, shift, *given = layers(96, 320, torch.float32)
-        maps.append(native.mlp(qkv.detach(), native.Norm(scale, shift, 1e-5), *given, True))
+        maps.append(native.mlp(qkv.detach(), native.Norm(scale, shift, 1e-5), *given))
         maps.append(native.linear(qkv.detach(), *given[:2]))
+        maps += [native.block(qkv.detach(), *arguments(block_of(96, 3, kind))) for kind in (0, 7)]
         wide = noise((2, 25, 26, 320), seed=3).detach()
         norm = native.Norm(scale, shift, 1e-5, qkv.detach().mean(-1), qkv.detach().std(-1))
         maps += native.linear_backward(wide, qkv.detach(), norm, given[0])
@@ -441,6 +533,8 @@ def test_operators_are_well_formed():
     weight, scale = parameters[0].detach(), parameters[2].detach()
     y, normed, mean, rstd = encoding.encode_and_norm(x, weight, None, scale, None, 1e-5, torch.float32)
     torch.library.opcheck(encoding.encode_and_norm_backward, (grad, normed, x, weight, scale, y, mean, rstd))
+    for size in (0, 4):
+        torch.library.opcheck(whole.infer, (x, *arguments(block_of(x.shape[3], 1, size))))
 
 
 # --- where they run ---
@@ -460,7 +554,7 @@ def called(monkeypatch):
 def model():
     def make(**options):
         torch.manual_seed(0)
-        shape = {"embed_dims": (32, 48), "depths": (1, 1), "num_heads": (2, 3), "window_size": 4, "num_classes": 7}
+        shape = {"embed_dims": (64, 48), "depths": (1, 1), "num_heads": (2, 3), "window_size": 4, "num_classes": 7}
         return DaViT(**{**shape, "drop_path_rate": 0.0, **options})
 
     return make
@@ -474,7 +568,7 @@ BACKWARD = {"window_attention_backward", "channel_attention_backward", "encode_w
 def test_blocks_call_them(model, picture, called, monkeypatch):
     with torch.no_grad():
         model().eval()(picture())
-    assert set(called) == FORWARD | PRODUCT and called.count("encode") == 8
+    assert set(called) == {"block"} and called.count("block") == 4
     called.clear()
     model()(picture()).sum().backward()
     assert set(called) == FORWARD | BACKWARD | PRODUCT | {"linear_backward", "mlp_backward"}
@@ -505,17 +599,17 @@ def test_without_the_library_blocks_compute_the_same(model, picture, called, mon
 
 def test_sizes_that_they_do_not_have(model, picture, called):
     """Heads of 8 channels, windows of 17 positions a side, maps of 24 channels, a GELU in the encoding."""
-    for options, absent in (
-        ({"num_heads": (4, 6)}, {"window_attention", "channel_attention"}),
-        ({"window_size": 17}, {"window_attention"}),
-        ({"embed_dims": (24, 40), "num_heads": (1, 1)}, FORWARD),
-        ({"cpe_act": True}, {"encode"}),
+    for options, left in (
+        ({"num_heads": (8, 6)}, {"encode"}),
+        ({"window_size": 17}, {"encode", "block"}),
+        ({"embed_dims": (24, 40), "num_heads": (1, 1)}, set()),
+        ({"cpe_act": True}, {"window_attention", "channel_attention"}),
     ):
         called.clear()
         net = model(**options).eval()
         with torch.no_grad():
             logits = net(picture())
-            assert set(called) - PRODUCT == FORWARD - absent
+            assert set(called) == left
             net.set_fused("off")
             torch.testing.assert_close(logits, net(picture()), rtol=1e-4, atol=1e-5)
 
@@ -558,7 +652,7 @@ def test_a_compiler_sees_them_as_single_operators(model, picture, train, dtype):
         assert found == one_by_one
     elif dtype == torch.float32:
         assert found == {"block": 4}
-    else:  # with 48 channels, the second stage is not for products of bfloat16
+    else:  # with 48 channels in heads of 16, the second stage is not for products of bfloat16
         assert found == {"block": 2} | {name: count // 2 for name, count in one_by_one.items()}
     for one, other in zip(*results, strict=True):
         error = (one.double() - other.double()).norm() / other.double().norm().clamp_min(1e-3)
@@ -651,12 +745,12 @@ def test_where_none_was_built(tmp_path, caplog):
 def test_processors_without_avx512_have_a_library_too(repository):
     """These tests, in a process whose PyTorch is told that there is AVX2 and no more; and one with neither."""
     program = "from davit.kernels.cpu import native; import sys; sys.exit(0 if native.LIBRARY is None else 1)"
-    for capability, arguments in (
+    for capability, options in (
         ("avx2", ["-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", "float64 or call_them"]),
         ("default", ["-c", program]),
     ):
         done = subprocess.run(
-            [sys.executable, *arguments],
+            [sys.executable, *options],
             cwd=repository,
             env={**os.environ, "ATEN_CPU_CAPABILITY": capability},
             capture_output=True,

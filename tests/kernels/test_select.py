@@ -269,7 +269,7 @@ def test_a_compiler_gets_linear_layers_otherwise(small, picture, encodings, opti
 
 
 def test_a_compiler_gets_a_hooked_layer_as_it_is(small, picture, encodings):
-    model = small(**TWO_STAGES)
+    model = small(**{**TWO_STAGES, "num_heads": (1, 2)})  # of 16 channels, as compiled
     model.main_blocks[0][0][0].mlp.fc1.register_forward_hook(lambda _m, _i, out: 2 * out)
     output, convolutions, linears = linear_layers_of_graph(model, picture())
     assert (convolutions, linears) == (2 + encodings + 15, 2)
@@ -279,7 +279,7 @@ def test_a_compiler_gets_a_hooked_layer_as_it_is(small, picture, encodings):
 @pytest.mark.skipif(native.LIBRARY is None, reason="no compiled functions for this processor")
 def test_a_compiler_leaves_a_hooked_block_in_pieces(small, picture):
     """The others are one operator each."""
-    model = small(**TWO_STAGES)
+    model = small(**{**TWO_STAGES, "num_heads": (1, 2)})  # of 16 channels, as compiled
     model.main_blocks[0][0][0].mlp.fc1.register_forward_hook(lambda _m, _i, out: 2 * out)
     output, convolutions, linears = linear_layers_of_graph(model, picture())
     assert (convolutions, linears) == (2 + 3, 2)

@@ -1,11 +1,10 @@
 """A block on the CPU without gradients, by native.cpp where it has everything of it.
 
-Otherwise with the matrix products of oneDNN instead of MKL, and GELU or the residual added on the way out. Either way
-the batch is cut into parts that the cache keeps, below the size from which the allocator asks the system for new
-pages on every call.
+Otherwise with the matrix products of oneDNN instead of MKL, and GELU or the residual added on the way out; the batch
+is then cut into parts that the cache keeps, below the size from which the allocator asks the system for new pages on
+every call.
 """
 
-from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,9 +16,9 @@ from . import native
 if TYPE_CHECKING:
     from ...model import DualAttentionBlock
 
-PART_BYTES = 8 << 20  # of the widest map; measured, see docs/performance.md
+PART_BYTES = 8 << 20  # of the widest map, by oneDNN and in training; measured, see docs/performance.md
 
-#: Parameters of a block that `infer_natively` reads.
+#: Parameters of a block, in the order in which native.cpp is given them.
 PARAMETERS = (
     *(f"cpe.{which}.proj.{kind}" for which in (0, 1) for kind in ("weight", "bias")),
     *(f"{norm}.{kind}" for norm in ("norm1", "norm2") for kind in ("weight", "bias")),
@@ -28,14 +27,13 @@ PARAMETERS = (
 
 
 def infer_block(block: "DualAttentionBlock", x_BHWC: Tensor) -> Tensor:
-    """What ``block`` computes of (B, H, W, C), as many images at a time as the cache holds; no gradients."""
-    attn: Any = block.attn
+    """What ``block`` computes of (B, H, W, C); no gradients."""
+    if infers_natively(block, x_BHWC):
+        return native.block(x_BHWC, *arguments(block))
     weights = {
         name: p.to(x_BHWC.dtype) if p.dtype != x_BHWC.dtype and "norm" not in name else p
         for name, p in block.named_parameters()
     }
-    if infers_natively(block, x_BHWC):
-        return infer_natively(x_BHWC, weights, attn.products, epsilons(block))
     H, W, C = x_BHWC.shape[1:]
     hidden = weights["mlp.fc1.weight"].shape[0] if block.ffn else C
     rows = PART_BYTES // (max(hidden, 3 * C) * x_BHWC.element_size())
@@ -44,60 +42,31 @@ def infer_block(block: "DualAttentionBlock", x_BHWC: Tensor) -> Tensor:
 
 
 def infers_natively(block: "DualAttentionBlock", x_BHWC: Tensor) -> bool:
-    """Whether native.cpp has everything of a block; the attentions' own formulas may stand in for it."""
+    """Whether native.cpp has everything of a block."""
+    attn: Any = block.attn
     mlp: Any = block.mlp
-    hidden = mlp.fc1.out_features if block.ffn else x_BHWC.shape[3]
-    return native.takes_products(x_BHWC, x_BHWC.shape[3], hidden) and all(
-        encodes_natively(encoding, x_BHWC) for encoding in block.cpe
+    C, (window, heads) = x_BHWC.shape[3], attention(attn)
+    return (
+        native.takes_products(x_BHWC, C, C // heads, mlp.fc1.out_features if block.ffn else C)
+        and native.takes_attention(C, window, heads)
+        and all(encodes_natively(encoding, x_BHWC) for encoding in block.cpe)
     )
 
 
-def epsilons(block: "DualAttentionBlock") -> tuple[float, float]:
-    """Of both norms."""
+def attention(attn: Any) -> tuple[int, int]:
+    """The side of a window, 0 for channel attention; and the number of heads or groups."""
+    return (attn.window_size, attn.num_heads) if hasattr(attn, "window_size") else (0, attn.num_groups)
+
+
+def arguments(
+    block: "DualAttentionBlock",
+) -> tuple[list[Tensor | None], int, int, float, tuple[float, float]]:
+    """What `native.block` is given of a block, behind the map."""
+    attn: Any = block.attn
     norms: list[Any] = [block.norm1, block.norm2 if block.ffn else block.norm1]
-    return norms[0].eps, norms[1].eps
-
-
-def infer_natively(
-    x_BHWC: Tensor,
-    weights: Mapping[str, Tensor | None],
-    attend: Callable[[Tensor], Tensor],
-    eps: Sequence[float],
-) -> Tensor:
-    """A block by native.cpp.
-
-    Args:
-        weights: of `PARAMETERS`, in the number format of x; norms may have another. Without 'mlp.fc1.weight' there is
-            no MLP.
-        attend: from the map of q, k and v to that of the attention.
-        eps: of both norms.
-    """
-    get = weights.get
-
-    def encode(x: Tensor, which: int) -> Tensor:
-        y, kernel = torch.empty_like(x), get(f"cpe.{which}.proj.weight")
-        assert kernel is not None
-        native.encode(x, kernel, get(f"cpe.{which}.proj.bias"), y, None, 0.0)
-        return y
-
-    def layer(name: str) -> tuple[Tensor, Tensor | None]:
-        weight = get(f"{name}.weight")
-        assert weight is not None
-        return weight, get(f"{name}.bias")
-
-    norms = [native.Norm(get(f"norm{i}.weight"), get(f"norm{i}.bias"), eps[i - 1]) for i in (1, 2)]
-    H, W, C = x_BHWC.shape[1:]
-    images = max(1, PART_BYTES // (H * W * 3 * C * x_BHWC.element_size()))
-    out = torch.empty_like(x_BHWC, memory_format=torch.contiguous_format)
-    for part, target in zip(x_BHWC.contiguous().split(images), out.split(images), strict=True):
-        x = encode(part, 0)
-        mixed = attend(native.linear(x, *layer("attn.qkv"), norm=norms[0]))
-        x = native.linear(mixed, *layer("attn.proj"), residual=x)
-        if get("mlp.fc1.weight") is None:
-            target.copy_(encode(x, 1))
-        else:
-            native.mlp(encode(x, 1), norms[1], *layer("mlp.fc1"), *layer("mlp.fc2"), added=True, out=target)
-    return out
+    named = dict(block.named_parameters())
+    weights: list[Tensor | None] = [named.get(name) for name in PARAMETERS]
+    return weights, *attention(attn), attn.scale, (norms[0].eps, norms[1].eps)
 
 
 def _part(block: "DualAttentionBlock", weights: dict[str, Tensor], x_BHWC: Tensor, rows: int) -> Tensor:

@@ -8,6 +8,7 @@ like answer no.
 import ctypes
 import hashlib
 import logging
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,6 +37,7 @@ def load(folder: Path = HERE) -> ctypes.CDLL | None:
         try:
             library = ctypes.CDLL(str(path))
             library.davit_source.restype = ctypes.c_char_p
+            library.davit_block_memory.restype = ctypes.c_int64
             source = library.davit_source().decode()
         except (OSError, AttributeError) as error:
             _logger.warning("%s could not be loaded (%s); blocks run without it.", path.name, error)
@@ -78,14 +80,18 @@ def runs_on(x: Tensor) -> bool:
 
 def takes_window(qkv_BHWE: Tensor, window: int, heads: int) -> bool:
     """Whether a window of one head has a size that is compiled and stays in the cache."""
-    channels = qkv_BHWE.shape[3] // 3 // heads
-    return runs_on(qkv_BHWE) and channels % LANES == 0 and window * window <= MOST_POSITIONS
+    return runs_on(qkv_BHWE) and takes_attention(qkv_BHWE.shape[3] // 3, window, heads)
 
 
 def takes_channel(qkv_BHWE: Tensor, groups: int) -> bool:
     """Whether a group has a size that is compiled."""
-    channels = qkv_BHWE.shape[3] // 3 // groups
-    return runs_on(qkv_BHWE) and channels % LANES == 0 and channels <= MOST_GROUP
+    return runs_on(qkv_BHWE) and takes_attention(qkv_BHWE.shape[3] // 3, 0, groups)
+
+
+def takes_attention(channels: int, window: int, heads: int) -> bool:
+    """Whether windows, or with ``window`` 0 groups of channels, have a size that is compiled."""
+    each = channels // heads
+    return each % LANES == 0 and (window * window <= MOST_POSITIONS if window else each <= MOST_GROUP)
 
 
 def takes_rows(x: Tensor) -> bool:
@@ -118,18 +124,15 @@ def _threads() -> int:
     return torch.get_num_threads()
 
 
-def linear(
-    x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None = None, norm: Norm | None = None,
-    turned: bool = False,
-) -> Tensor:  # fmt: skip
-    """x, or its LayerNorm, times weight^T, + bias + residual, where `takes_products` says so.
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None, norm: Norm | None = None, turned: bool = False) -> Tensor:
+    """x, or its LayerNorm, times weight^T, + bias, where `takes_products` says so.
 
     Args:
         turned: multiply by the weight instead, as the gradient is.
     """
     x, (K, N) = x.contiguous(), weight.shape if turned else weight.shape[::-1]
     out = x.new_empty(*x.shape[:-1], N)
-    given = (weight.contiguous(), int(turned), _vector(out, bias, 0.0), _like(x, residual), out, x.new_empty(N * K))
+    given = (weight.contiguous(), int(turned), _vector(out, bias, 0.0), out, x.new_empty(N * K))
     _call("davit_linear", x, *_norm(x, norm), *given, x.numel() // K, K, N)
     return out
 
@@ -157,12 +160,11 @@ def linear_backward(
 
 def mlp(
     x: Tensor, norm: Norm, weight1: Tensor, bias1: Tensor | None, weight2: Tensor, bias2: Tensor | None,
-    added: bool = False, hidden: Tensor | None = None, out: Tensor | None = None,
+    hidden: Tensor | None = None, out: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """LayerNorm, linear layer, exact GELU, linear layer, where `takes_products` says so.
 
     Args:
-        added: whether the result is on top of x.
         hidden: where what is in front of the GELU is written to, if it is wanted.
         out: where the result is written to, otherwise to a new tensor.
     """
@@ -170,8 +172,44 @@ def mlp(
     out = torch.empty_like(x) if out is None else out
     packed = [x.new_empty(E * C) for _ in range(2)]  # apart: the allocator asks the system for pages from 32 MB on
     layers = (weight1.contiguous(), _vector(weight2, bias1, 0.0), weight2.contiguous(), _vector(x, bias2, 0.0))
-    _call("davit_mlp", x, *_norm(x, norm), *layers, int(added), hidden, out, *packed, x.numel() // C, C, E)
+    _call("davit_mlp", x, *_norm(x, norm), *layers, hidden, out, *packed, x.numel() // C, C, E)
     return out
+
+
+def block(
+    x_BHWC: Tensor, weights: Sequence[Tensor | None], window: int, heads: int, scale: float, eps: Sequence[float]
+) -> Tensor:
+    """What a `davit.model.DualAttentionBlock` computes, where `inference.infers_natively` says so.
+
+    Args:
+        weights: as in `inference.PARAMETERS`; those of norms may be float32 whatever the rest is, None is absent.
+        window: 0 for channel attention.
+        heads: or groups.
+        eps: of both norms.
+    """
+    x, (B, H, W, C) = x_BHWC.contiguous(), x_BHWC.shape
+    vectors = [p for p in weights[4:8] if p is not None]
+    like_x = all(p.dtype == x.dtype for p in vectors)
+    kinds = [x.dtype if like_x or not 4 <= i < 8 else torch.float32 for i in range(len(weights))]
+    given = [None if p is None else p.to(kind).contiguous() for p, kind in zip(weights, kinds, strict=True)]
+    pointers = (ctypes.c_void_p * len(given))(*(None if p is None else p.data_ptr() for p in given))
+    hidden, out = weights[12], torch.empty_like(x)
+    sizes = (B, H, W, C, 0 if hidden is None else hidden.shape[0], heads, window)
+    memory = _workspace(_ask("davit_block_memory", x.dtype, *sizes))
+    kind = TYPES[x.dtype if like_x else torch.float32]
+    _call("davit_block", x, pointers, kind, memory, out, *eps, scale, *sizes)
+    return out
+
+
+_kept = threading.local()
+
+
+def _workspace(size: int) -> Tensor:
+    """Bytes that a thread of Python keeps from one block to the next: new pages cost up to a tenth of a step."""
+    kept: Tensor | None = getattr(_kept, "memory", None)
+    if kept is None or len(kept) < size:
+        kept = _kept.memory = torch.empty(size, dtype=torch.uint8)
+    return kept
 
 
 def mlp_backward(
@@ -357,12 +395,20 @@ def _vector(x: Tensor, given: Tensor | None, otherwise: float) -> Tensor:
 
 
 def _call(name: str, first: Tensor, *rest: Any) -> None:
-    """Call a function of the library: its number formats are those of ``first``, its threads PyTorch's."""
-    given = [ctypes.c_int(TYPES[first.dtype]), *(_convert(a) for a in (first, *rest))]
-    getattr(LIBRARY, name)(*given, ctypes.c_int(torch.get_num_threads()))
+    """Call a function of the library: its number formats are those of ``first``."""
+    _ask(name, first.dtype, first, *rest)
+
+
+def _ask(name: str, dtype: torch.dtype, *given: Any) -> int:
+    """The same of a function that may return something. Its threads are PyTorch's."""
+    arguments = [ctypes.c_int(TYPES[dtype]), *(_convert(a) for a in given)]
+    answer: int = getattr(LIBRARY, name)(*arguments, ctypes.c_int(torch.get_num_threads()))
+    return answer
 
 
 def _convert(argument: Any) -> Any:
     if argument is None or isinstance(argument, Tensor):
         return ctypes.c_void_p(None if argument is None else argument.data_ptr())
+    if isinstance(argument, ctypes.Array):
+        return argument
     return ctypes.c_float(argument) if isinstance(argument, float) else ctypes.c_int64(argument)

@@ -5,30 +5,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..cpu.inference import PARAMETERS, infer_natively
-from .channel import channel_attention
-from .window import window_attention
+from ..cpu import native
 
 
 @torch.library.custom_op("davit::block", mutates_args=())
 def infer(
     x_BHWC: Tensor, weights: Sequence[Tensor | None], window: int, heads: int, scale: float, eps: Sequence[float]
 ) -> Tensor:
-    """A block of window attention, or of channel attention where ``window`` is 0.
-
-    Args:
-        weights: as in `PARAMETERS`; None is absent.
-        heads: or groups.
-        eps: of both norms.
-    """
-    given = dict(zip(PARAMETERS, weights, strict=True))
-
-    def attend(qkv: Tensor) -> Tensor:
-        if window:
-            return window_attention(qkv, given["attn.qkv.bias"], window, heads, scale)
-        return channel_attention(qkv, heads, scale)[0]
-
-    return infer_natively(x_BHWC, given, attend, eps)
+    """As `native.block`."""
+    return native.block(x_BHWC, weights, window, heads, scale, eps)
 
 
 @infer.register_fake

@@ -21,16 +21,21 @@ struct Tasks { // as many for each thread, as even as can be
     }
 };
 
-// Panels of the transposed weight (N, K): of n columns, at p * PANEL * K words, K rows of n. By all threads.
-template <class T> INLINE void pack(const T *weight, size N, size K, typename Word<T>::type *packed) {
+// A panel of the transposed weight (N, K): n columns from `first` on, at first * K words, K rows of n.
+template <class T>
+INLINE void pack_panel(const T *weight, size first, size n, size K, typename Word<T>::type *packed) {
     size words = K * sizeof(T) / 4;
-#pragma omp for schedule(dynamic)
-    for (size first = 0; first < N; first += PANEL)
-        transpose((const float *)(weight + first * K), words, words, least(PANEL, N - first),
-                  (float *)packed + first * words);
+    transpose((const float *)(weight + first * K), words, words, n, (float *)packed + first * words);
 }
 
-// Rows of n numbers as words: of bfloat16 two rows.
+// All its panels, by all threads.
+template <class T> INLINE void pack(const T *weight, size N, size K, typename Word<T>::type *packed) {
+#pragma omp for schedule(dynamic)
+    for (size first = 0; first < N; first += PANEL)
+        pack_panel(weight, first, least(PANEL, N - first), K, packed);
+}
+
+// Rows of n numbers as words: of bfloat16 two rows, behind the last one zeros.
 template <class T>
 INLINE void pack_rows(const T *from, size stride, size rows, size n, typename Word<T>::type *packed) {
     for (size i = 0; i < rows; i += sizeof(float) / sizeof(T), packed += n)
@@ -38,9 +43,10 @@ INLINE void pack_rows(const T *from, size stride, size rows, size n, typename Wo
             if constexpr (sizeof(T) == sizeof(float)) {
                 store(packed + c, load(from + i * stride + c));
             } else {
-                vhalf low, high;
+                vhalf low, high = {};
                 memcpy(&low, from + i * stride + c, sizeof low);
-                memcpy(&high, from + (i + 1) * stride + c, sizeof high);
+                if (i + 1 < rows)
+                    memcpy(&high, from + (i + 1) * stride + c, sizeof high);
                 vword both = __builtin_convertvector(low, vword) | __builtin_convertvector(high, vword) << 16;
                 memcpy(packed + c, &both, sizeof both);
             }
@@ -78,11 +84,10 @@ INLINE void add_panels(const T *x, size stride, size rows, size k, size width, c
     }
 }
 
-// x or, where `norm` has a scale, LayerNorm(x), times weight^T, + bias + residual; the last may be absent. The weight
-// is (N, K) or, `turned`, (K, N).
+// x or, where `norm` has a scale, LayerNorm(x), times weight^T, + bias. The weight is (N, K) or, `turned`, (K, N).
 template <class T>
-static void linear(const T *x, const Norm &norm, const T *weight, bool turned, const float *bias, const T *residual,
-                   T *out, typename Word<T>::type *packed, size M, size K, size N, int threads) {
+static void linear(const T *x, const Norm &norm, const T *weight, bool turned, const float *bias, T *out,
+                   typename Word<T>::type *packed, size M, size K, size N, int threads) {
     Tasks tasks(M, 4 * K, threads);
 #pragma omp parallel num_threads(threads)
     {
@@ -98,28 +103,56 @@ static void linear(const T *x, const Norm &norm, const T *weight, bool turned, c
             if (norm.scale)
                 norm_rows(x + start * K, norm, normed, start, rows, K);
             panels(norm.scale ? normed : x + start * K, rows, K, packed, N,
-                   [&](size i, size c, vfloat total) INLINE_LAMBDA {
-                       size at = (start + i) * N + c;
-                       total += load(bias + c);
-                       store(out + at, residual ? total + load(residual + at) : total);
-                   });
+                   [&](size i, size c, vfloat total)
+                       INLINE_LAMBDA { store(out + (start + i) * N + c, total + load(bias + c)); });
         }
     }
 }
 
-// The MLP of LayerNorm(x), on top of x where it is `added`: (M, C), hidden (M, E), exact GELU. What is in front of the
-// GELU is kept where `kept` is given.
+template <class T> struct Mlp { // exact GELU; both weights packed
+    typedef typename Word<T>::type W;
+    const W *packed1, *packed2; // of (E, C) and (C, E)
+    const float *bias1, *bias2;
+    size C, E;
+    static constexpr size PER = sizeof(W) / sizeof(T);
+
+    static size scratch_of_row(size C) { return PANEL + MOST_HIDDEN + C; }
+
+    // sums (rows, C) = the MLP of x (rows, C). What is in front of the GELU is kept where `kept` is given, (rows, E).
+    INLINE_METHOD void operator()(const T *x, size rows, T *kept, float *strip, T *hidden, float *sums) const {
+        for (size i = 0; i < rows; i++)
+            memcpy(sums + i * C, bias2, 4 * C);
+        for (size e = 0; e < E; e += MOST_HIDDEN) {
+            size width = least(MOST_HIDDEN, E - e);
+            for (size first = 0; first < width; first += PANEL) {
+                size n = least(PANEL, width - first);
+                product((const W *)x, C / PER, 1, packed1 + (e + first) * C / PER, n, rows, C / PER, n,
+                        Write{strip, n});
+                for (size i = 0; i < rows; i++)
+                    for (size c = 0; c < n; c += VL) {
+                        vfloat y = load(strip + i * n + c) + load(bias1 + e + first + c);
+                        if (kept)
+                            y = store_rounded(kept + i * E + e + first + c, y);
+                        store(hidden + i * width + first + c, gelu(y));
+                    }
+            }
+            add_panels(hidden, width, rows, e, width, packed2, E, C, sums);
+        }
+    }
+};
+
+// The MLP of LayerNorm(x) (M, C), hidden (M, E). What is in front of the GELU is kept where `kept` is given.
 template <class T>
 static void mlp(const T *x, const Norm &norm, const T *weight1, const float *bias1, const T *weight2,
-                const float *bias2, bool added, T *kept, T *out, typename Word<T>::type *packed1,
-                typename Word<T>::type *packed2, size M, size C, size E, int threads) {
-    typedef typename Word<T>::type W;
-    constexpr size PER = sizeof(W) / sizeof(T);
-    Tasks tasks(M, 4 * (PANEL + MOST_HIDDEN + 2 * C), threads);
+                const float *bias2, T *kept, T *out, typename Word<T>::type *packed1, typename Word<T>::type *packed2,
+                size M, size C, size E, int threads) {
+    size of_row = Mlp<T>::scratch_of_row(C) + C;
+    Tasks tasks(M, 4 * of_row, threads);
+    Mlp<T> layers = {packed1, packed2, bias1, bias2, C, E};
 #pragma omp parallel num_threads(threads)
     {
-        Scratch scratch(tasks.rows * (PANEL + MOST_HIDDEN + 2 * C));
-        float *strip = scratch.take(tasks.rows * PANEL), *sum = scratch.take(tasks.rows * C);
+        Scratch scratch(tasks.rows * of_row);
+        float *strip = scratch.take(tasks.rows * PANEL), *sums = scratch.take(tasks.rows * C);
         T *hidden = (T *)scratch.take(tasks.rows * MOST_HIDDEN), *normed = (T *)scratch.take(tasks.rows * C);
         pack(weight1, E, C, packed1);
         pack(weight2, C, E, packed2);
@@ -127,26 +160,9 @@ static void mlp(const T *x, const Norm &norm, const T *weight1, const float *bia
         for (size task = 0; task < tasks.count; task++) {
             size start = task * tasks.rows, rows = least(tasks.rows, M - start);
             norm_rows(x + start * C, norm, normed, start, rows, C);
-            for (size i = 0; i < rows; i++)
-                memcpy(sum + i * C, bias2, 4 * C);
-            for (size e = 0; e < E; e += MOST_HIDDEN) {
-                size width = least(MOST_HIDDEN, E - e);
-                for (size first = 0; first < width; first += PANEL) {
-                    size n = least(PANEL, width - first);
-                    product((const W *)normed, C / PER, 1, packed1 + (e + first) * C / PER, n, rows, C / PER, n,
-                            Write{strip, n});
-                    for (size i = 0; i < rows; i++)
-                        for (size c = 0; c < n; c += VL) {
-                            vfloat y = load(strip + i * n + c) + load(bias1 + e + first + c);
-                            if (kept)
-                                y = store_rounded(kept + (start + i) * E + e + first + c, y);
-                            store(hidden + i * width + first + c, gelu(y));
-                        }
-                }
-                add_panels(hidden, width, rows, e, width, packed2, E, C, sum);
-            }
+            layers(normed, rows, kept ? kept + start * E : nullptr, strip, hidden, sums);
             for (size i = 0; i < rows * C; i += VL)
-                store(out + start * C + i, added ? load(sum + i) + load(x + start * C + i) : load(sum + i));
+                store(out + start * C + i, load(sums + i));
         }
     }
 }

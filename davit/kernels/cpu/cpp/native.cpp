@@ -7,10 +7,8 @@
 // Built for AVX2, AVX-512 and AVX-512 with products of bfloat16 by setup.py; OpenMP's functions are those that PyTorch
 // has loaded.
 
-#include "attention.h"
 #include "backward.h"
-#include "encoding.h"
-#include "linear.h"
+#include "block.h"
 #include "linear_backward.h"
 
 // --- what native.py calls ---
@@ -96,22 +94,38 @@ void davit_gelu_backward(int type, const void *grad, const void *x, void *grad_x
 
 int davit_has_pairs() { return HAS_PAIRS; }
 
-// Without a `scale` there is no norm; `mean` and `rstd` may be null, and so may `residual`.
+// Without a `scale` there is no norm; `mean` and `rstd` may be null.
 void davit_linear(int type, const void *x, const float *scale, const float *shift, float eps, float *mean, float *rstd,
-                  const void *weight, size turned, const float *bias, const void *residual, void *out, void *packed,
-                  size M, size K, size N, int threads) {
+                  const void *weight, size turned, const float *bias, void *out, void *packed, size M, size K, size N,
+                  int threads) {
     Norm norm = {scale, shift, eps, mean, rstd};
-    WITH_PRODUCTS(linear((const T *)x, norm, (const T *)weight, turned, bias, (const T *)residual, (T *)out,
-                         (Word<T>::type *)packed, M, K, N, threads))
+    WITH_PRODUCTS(linear((const T *)x, norm, (const T *)weight, turned, bias, (T *)out, (Word<T>::type *)packed, M, K,
+                         N, threads))
 }
 
 // `mean`, `rstd` and `kept` may be null.
 void davit_mlp(int type, const void *x, const float *scale, const float *shift, float eps, float *mean, float *rstd,
-               const void *weight1, const float *bias1, const void *weight2, const float *bias2, size added,
-               void *kept, void *out, void *packed1, void *packed2, size M, size C, size E, int threads) {
+               const void *weight1, const float *bias1, const void *weight2, const float *bias2, void *kept, void *out,
+               void *packed1, void *packed2, size M, size C, size E, int threads) {
     Norm norm = {scale, shift, eps, mean, rstd};
-    WITH_PRODUCTS(mlp((const T *)x, norm, (const T *)weight1, bias1, (const T *)weight2, bias2, added, (T *)kept,
-                      (T *)out, (Word<T>::type *)packed1, (Word<T>::type *)packed2, M, C, E, threads))
+    WITH_PRODUCTS(mlp((const T *)x, norm, (const T *)weight1, bias1, (const T *)weight2, bias2, (T *)kept, (T *)out,
+                      (Word<T>::type *)packed1, (Word<T>::type *)packed2, M, C, E, threads))
+}
+
+// Bytes that davit_block needs.
+size davit_block_memory(int type, size B, size H, size W, size C, size E, size G, size window, int threads) {
+    size bytes = 0;
+    Sizes of = {B, H, W, C, E, G, window, 0.0f, 0.0f, 0.0f, threads};
+    BY_TYPE(of.B = images_of_part(of, sizeof(T)); Memory<T>(nullptr, of, bytes))
+    return bytes;
+}
+
+// `weights`: by Parameter, those of the norms float32 or like x (`norm_type`).
+void davit_block(int type, const void *x, const void *const *weights, size norm_type, void *memory, void *out,
+                 float eps1, float eps2, float scale, size B, size H, size W, size C, size E, size G, size window,
+                 int threads) {
+    Sizes of = {B, H, W, C, E, G, window, scale, eps1, eps2, threads};
+    WITH_PRODUCTS(block((const T *)x, weights, norm_type == 0, (char *)memory, (T *)out, of))
 }
 
 void davit_linear_backward(int type, const void *grad, const void *x, const float *scale, const float *shift,
