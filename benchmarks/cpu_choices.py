@@ -181,7 +181,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ]
         sections.append(section(f"Window attention, {dtype}, ms", rows, options, data, grad=True, total=True))
         rows = [(f"batch {options.batch}", part_sizes(options.batch, dtype))]
-        sections.append(section(f"Parts of the batch, inference of DaViT_tiny by oneDNN, {dtype}, ms", rows, options, data))
+        heading = f"Parts of the batch, inference of DaViT_tiny by oneDNN, {dtype}, ms"
+        sections.append(section(heading, rows, options, data))
     rows = [(f"{side} px", small_inputs(side)) for side in (32, 64, 128)]
     sections.append(section("Small inputs, training of DaViT_nano, batch 64, ms", rows, options, data, grad=True))
     path = write_report("cpu_choices", "What the CPU path chose between", sections, data, options.folder)

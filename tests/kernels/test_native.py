@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from davit import DaViT
-from davit.kernels.cpu import native
+from davit.kernels.cpu import library, native
 from davit.kernels.cpu.inference import arguments
 from davit.kernels.operators import block as whole
 from davit.kernels.operators import channel, encoding, gelu, window
@@ -193,7 +193,7 @@ def test_gelu_equals_float64_far_out(dtype):
 def test_the_polynomial_of_gelu_is_the_best_of_its_kind():
     """Those of the gradient, fitted again: the normal distribution's tail over its density, in 1/(1 + 0.21 x)."""
     special = pytest.importorskip("scipy.special")
-    source = (native.HERE / "cpp/vectors.h").read_text()
+    source = (library.HERE / "cpp/vectors.h").read_text()
     body = source[source.index("INLINE void normal(") : source.index("below = x < 0.0f")]
     signs_and_numbers = re.findall(r"(?:splat\(|\* t ([+-]) )(-?[\d.]+)f", body)
     written = [float(number) * (-1 if sign == "-" else 1) for sign, number in signs_and_numbers][::-1]
@@ -215,7 +215,7 @@ def test_the_polynomial_of_gelu_is_the_best_of_its_kind():
 def test_the_table_of_gelu_is_the_best_of_its_kind():
     """Its 16 pieces, fitted again: the normal distribution's tail as a polynomial, so that x times it is nearest."""
     special = pytest.importorskip("scipy.special")
-    source = (native.HERE / "cpp/vectors.h").read_text()
+    source = (library.HERE / "cpp/vectors.h").read_text()
     body = source[source.index("TAIL[6][16] = {") : source.index("INLINE vfloat gelu(")]
     written = np.array([float(number) for number in re.findall(r"(-?[\d.]+(?:e-?\d+)?)f", body)]).reshape(6, 16)
     angles = np.pi * (np.arange(400) + 0.5) / 400
@@ -584,14 +584,14 @@ def test_blocks_call_them(model, picture, called, monkeypatch):
 
 def test_without_the_library_blocks_compute_the_same(model, picture, called, monkeypatch):
     results = []
-    for library in (native.LIBRARY, None):
-        monkeypatch.setattr(native, "LIBRARY", library)
+    for found in (native.LIBRARY, None):
+        monkeypatch.setattr(native, "LIBRARY", found)
         net, pixels = model(), picture().requires_grad_()
         logits = net(pixels)
         logits.square().sum().backward()
         with torch.no_grad():
             results.append([logits, net.eval()(picture()), pixels.grad, *(p.grad for p in net.parameters())])
-        assert bool(called) == (library is not None)
+        assert bool(called) == (found is not None)
         called.clear()
     for one, other in zip(*results, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
@@ -701,24 +701,24 @@ def test_exports_do_not_need_them(model, picture):
 
 
 def test_it_belongs_to_its_source():
-    assert native.LIBRARY.davit_source().decode() == native.digest(sorted((native.HERE / "cpp").iterdir()))
+    assert native.LIBRARY.davit_source().decode() == library.digest(sorted((library.HERE / "cpp").iterdir()))
 
 
 @pytest.fixture
 def folder(tmp_path):
     """A copy of the libraries and their source."""
-    for path in native.HERE.glob("_native_*"):
+    for path in library.HERE.glob("_native_*"):
         shutil.copy(path, tmp_path)
-    shutil.copytree(native.HERE / "cpp", tmp_path / "cpp")
+    shutil.copytree(library.HERE / "cpp", tmp_path / "cpp")
     return tmp_path
 
 
 def test_a_library_of_another_source_is_left(folder, caplog):
-    assert isinstance(native.load(folder), ctypes.CDLL)
+    assert isinstance(library.load(folder), ctypes.CDLL)
     with (folder / "cpp/products.h").open("a") as file:
         file.write("// changed\n")
     with caplog.at_level(logging.WARNING):
-        assert native.load(folder) is None
+        assert library.load(folder) is None
     assert "was built from another source" in caplog.text and "pip install -e ." in caplog.text
 
 
@@ -726,19 +726,19 @@ def test_a_broken_library_is_left(folder, caplog):
     for path in folder.glob("_native_*"):
         path.write_bytes(b"not a library")
     with caplog.at_level(logging.WARNING):
-        assert native.load(folder) is None
+        assert library.load(folder) is None
     assert "could not be loaded" in caplog.text
 
 
 def test_a_library_without_its_source_is_taken(folder):
     """As in a wheel."""
     shutil.rmtree(folder / "cpp")
-    assert isinstance(native.load(folder), ctypes.CDLL)
+    assert isinstance(library.load(folder), ctypes.CDLL)
 
 
 def test_where_none_was_built(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
-        assert native.load(tmp_path) is None
+        assert library.load(tmp_path) is None
     assert caplog.text == ""
 
 

@@ -1,24 +1,15 @@
-"""The compiled functions of native.cpp, on tensors.
-
-setup.py builds them with the package, for AVX2, for AVX-512 and for AVX-512 with bfloat16, where there is a C++
-compiler and the processor is an x86 under Linux. Without them, or after their source changed, `takes_window` and the
-like answer no.
-"""
+"""The compiled functions of native.cpp, on tensors. Where there are none, `takes_window` and the like answer no."""
 
 import ctypes
-import hashlib
-import logging
 import threading
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-_logger = logging.getLogger(__name__)
+from .library import load
 
-HERE = Path(__file__).parent
 TYPES = {torch.float32: 0, torch.bfloat16: 1}
 LANES = 16  # channels, and those of a head or group, are a multiple of it
 MOST_POSITIONS = 256  # of a window, whose attention lies in the cache
@@ -26,36 +17,6 @@ MOST_GROUP = 128  # channels
 POSITIONS = 512  # of a part of channel attention, as in native.cpp
 LEAST_ROWS = 28  # of a thread's task, from which products beat oneDNN's
 BANDS = 64  # parts of a map, for the gradients of vectors
-
-
-def load(folder: Path = HERE) -> ctypes.CDLL | None:
-    """The library for this processor, or None where there is none that belongs to this native.cpp."""
-    built = {"AVX512": ["avx512", "avx2"], "AVX2": ["avx2"]}.get(torch.backends.cpu.get_cpu_capability(), [])
-    if "avx512" in built and torch.cpu._is_avx512_bf16_supported():
-        built = ["avx512_bf16", *built]
-    for path in (path for isa in built for path in sorted(folder.glob(f"_native_{isa}.*"))):
-        try:
-            library = ctypes.CDLL(str(path))
-            library.davit_source.restype = ctypes.c_char_p
-            library.davit_block_memory.restype = ctypes.c_int64
-            source = library.davit_source().decode()
-        except (OSError, AttributeError) as error:
-            _logger.warning("%s could not be loaded (%s); blocks run without it.", path.name, error)
-            continue
-        texts = sorted((folder / "cpp").glob("*"))
-        if not texts or source == digest(texts):  # a wheel does not bring them
-            return library
-        _logger.warning(
-            "%s was built from another source and is not used. Build it again: pip install -e . (or make setup).",
-            path.name,
-        )
-    return None
-
-
-def digest(texts: Sequence[Path]) -> str:
-    """What a library says about the source that it was built from; setup.py has the same."""
-    return hashlib.sha256(b"".join(text.read_bytes() for text in texts)).hexdigest()[:16]
-
 
 LIBRARY = load()
 

@@ -1,0 +1,46 @@
+"""Where the compiled functions of native.cpp are.
+
+setup.py builds them with the package, for AVX2, for AVX-512 and for AVX-512 with bfloat16, where there is a C++
+compiler and the processor is an x86 under Linux.
+"""
+
+import ctypes
+import hashlib
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+_logger = logging.getLogger(__name__)
+
+HERE = Path(__file__).parent
+
+
+def load(folder: Path = HERE) -> ctypes.CDLL | None:
+    """The library for this processor, or None where there is none that belongs to this native.cpp."""
+    built = {"AVX512": ["avx512", "avx2"], "AVX2": ["avx2"]}.get(torch.backends.cpu.get_cpu_capability(), [])
+    if "avx512" in built and torch.cpu._is_avx512_bf16_supported():
+        built = ["avx512_bf16", *built]
+    for path in (path for isa in built for path in sorted(folder.glob(f"_native_{isa}.*"))):
+        try:
+            library = ctypes.CDLL(str(path))
+            library.davit_source.restype = ctypes.c_char_p
+            library.davit_block_memory.restype = ctypes.c_int64
+            source = library.davit_source().decode()
+        except (OSError, AttributeError) as error:
+            _logger.warning("%s could not be loaded (%s); blocks run without it.", path.name, error)
+            continue
+        texts = sorted((folder / "cpp").glob("*"))
+        if not texts or source == digest(texts):  # a wheel does not bring them
+            return library
+        _logger.warning(
+            "%s was built from another source and is not used. Build it again: pip install -e . (or make setup).",
+            path.name,
+        )
+    return None
+
+
+def digest(texts: Sequence[Path]) -> str:
+    """What a library says about the source that it was built from; setup.py has the same."""
+    return hashlib.sha256(b"".join(text.read_bytes() for text in texts)).hexdigest()[:16]
