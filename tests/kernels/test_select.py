@@ -269,7 +269,7 @@ def test_a_compiler_gets_linear_layers_otherwise(small, picture, encodings, opti
 
 
 def test_a_compiler_gets_a_hooked_layer_as_it_is(small, picture, encodings):
-    model = small(**{**TWO_STAGES, "num_heads": (1, 2)})  # of 16 channels, as compiled
+    model = small(**TWO_STAGES)
     model.main_blocks[0][0][0].mlp.fc1.register_forward_hook(lambda _m, _i, out: 2 * out)
     output, convolutions, linears = linear_layers_of_graph(model, picture())
     assert (convolutions, linears) == (2 + encodings + 15, 2)

@@ -24,8 +24,7 @@ enum Parameter {
     FC1,
     FC1_BIAS,
     FC2,
-    FC2_BIAS,
-    PARAMETERS
+    FC2_BIAS
 };
 
 struct Sizes {
@@ -196,9 +195,7 @@ static void window_pass(const T *x, const Encoding &encoding, const Norm &norm, 
     Map map(of.B, of.H, of.W, of.C, of.G, of.window);
     Chunks chunks(of);
     size C = of.C, D = C / of.G, N = of.window * of.window, words = C / PER;
-    size most = MOST_ROWS / N > 1 ? MOST_ROWS / N : 1, tasks = (map.windows() + most - 1) / most;
-    tasks = (tasks + of.threads - 1) / of.threads * of.threads;
-    size each = (map.windows() + tasks - 1) / tasks; // windows of a task
+    size each = of_task(map.windows(), MOST_ROWS / N > 1 ? MOST_ROWS / N : 1, of.threads); // windows
     T *y = memory.middle;
 #pragma omp parallel num_threads(of.threads)
     {
@@ -271,9 +268,8 @@ static void channel_pass(const T *x, const Encoding &encoding, const Norm &norm,
     Units units(of.B, of.H * of.W);
     Chunks chunks(of);
     size C = of.C, G = of.G, D = C / G, N = units.N, words = C / PER, U = units.of_image;
-    size largest = (N + U - 1) / U, most = MOST_ROWS / largest, tasks = (units.count + most - 1) / most;
-    tasks = (tasks + of.threads - 1) / of.threads * of.threads;
-    size each = (units.count + tasks - 1) / tasks, places = each * largest; // units of a task
+    size largest = (N + U - 1) / U, each = of_task(units.count, MOST_ROWS / largest, of.threads); // units
+    size places = each * largest;
     Tasks later(of.M(), 4 * C, of.threads);
     T *y = memory.middle, *q = memory.q;
 #pragma omp parallel num_threads(of.threads)

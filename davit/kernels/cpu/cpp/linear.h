@@ -11,14 +11,17 @@ constexpr size MOST_ROWS = 112;     // of a task
 constexpr size CACHE = 700 << 10;   // bytes of its scratch; the rest is for a panel
 constexpr size MOST_HIDDEN = 256;   // columns of an MLP's hidden map at a time
 
-struct Tasks { // as many for each thread, as even as can be
+// Items of a task, `most` at most: as many tasks for each thread, as even as can be.
+INLINE size of_task(size items, size most, int threads) {
+    size tasks = (items + most - 1) / most;
+    tasks = (tasks + threads - 1) / threads * threads;
+    return items > 0 ? (items - 1) / tasks + 1 : 1;
+}
+
+struct Tasks {
     size rows, count;
-    Tasks(size M, size bytes, int threads) { // of a row, in the scratch
-        size most = least(MOST_ROWS, CACHE / bytes + 1), tasks = (M - 1) / most + 1;
-        tasks = (tasks + threads - 1) / threads * threads;
-        rows = M > 0 ? (M - 1) / tasks + 1 : 1;
-        count = (M + rows - 1) / rows;
-    }
+    Tasks(size M, size bytes, int threads) // of a row, in the scratch
+        : rows(of_task(M, least(MOST_ROWS, CACHE / bytes + 1), threads)), count((M + rows - 1) / rows) {}
 };
 
 // A panel of the transposed weight (N, K): n columns from `first` on, at first * K words, K rows of n.
