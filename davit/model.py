@@ -79,6 +79,7 @@ class PatchEmbed(nn.Module):
         norm_layer: Callable[[int], nn.Module],
     ):
         super().__init__()
+        self.fused = True
         self.stem = stem
         self.halving = not stem and not overlapped
         kernel, padding = (7, 3) if stem else (3, 1) if overlapped else (2, 0)
@@ -86,6 +87,9 @@ class PatchEmbed(nn.Module):
         self.norm = norm_layer(embed_dim if stem else in_chans)
 
     def forward(self, x: Tensor) -> Tensor:
+        if not torch.jit.is_scripting():
+            if self.fused and kernels.takes_patches(self, x):
+                return kernels.embed_patches(self, x)
         if self.stem:
             return self.norm(self.proj(x).permute(0, 2, 3, 1))
         x_BHWC = self.norm(x)
@@ -352,10 +356,10 @@ class DualAttentionStages(nn.Module):
     def set_fused(self, fused: str) -> None:
         """Choose how blocks are computed; neither parameters nor, but for rounding, results depend on it.
 
-        With 'auto' a block leaves its plain modules where a faster way is known for what it is given
-        (`davit.kernels.select`: oneDNN on x86, Triton on CUDA), and keeps to them everywhere else: in a trace, an
-        ONNX export or a functional transform, where a module in question was replaced or has a hook, and on the
-        CPU in a compiler or exporter. 'off' keeps to them always.
+        With 'auto' a block or a patch embedding leaves its plain modules where a faster way is known for what it is
+        given (`davit.kernels.select`: compiled functions and oneDNN on x86, Triton on CUDA), and keeps to them
+        everywhere else: in a trace, an ONNX export or a functional transform, where a module in question was
+        replaced or has a hook, and on the CPU in an exporter. 'off' keeps to them always.
 
         Raises:
             ValueError: neither 'auto' nor 'off'.
@@ -363,7 +367,7 @@ class DualAttentionStages(nn.Module):
         _check_choice("fused", fused, kernels.FUSED)
         self.fused = fused
         for module in self.modules():
-            if isinstance(module, DualAttentionBlock | WindowAttention | ChannelAttention | Mlp):
+            if isinstance(module, PatchEmbed | DualAttentionBlock | WindowAttention | ChannelAttention | Mlp):
                 module.fused = fused == "auto"
 
     @torch.jit.ignore

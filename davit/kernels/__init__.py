@@ -1,9 +1,9 @@
 """Faster ways to compute what `davit.model` computes, taken only where they are known to hold.
 
 The plain modules of `davit.model` are the reference. On the CPU a block asks `fuses` on every call, and leaves them as
-a whole; single spans ask `takes_window`, `takes_channel`, `takes_encoding` and `takes_gelu`. The answer is no
-for everything out of the ordinary (see there), and then the plain modules run. docs/performance.md has the
-measurements behind each choice.
+a whole, and a patch embedding asks `takes_patches`; single spans ask `takes_window`, `takes_channel`, `takes_encoding`
+and `takes_gelu`. The answer is no for everything out of the ordinary (see there), and then the plain modules run.
+docs/performance.md has the measurements behind each choice.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .cpu import native
 from .cpu.inference import arguments, infer_block
 from .cpu.training import train_block
 from .operators import block as whole
@@ -19,23 +20,25 @@ from .operators.channel import channel_attention
 from .operators.encoding import encode_and_norm
 from .operators.gelu import GeluLinear
 from .operators.window import window_attention
+from .ordinary import ORDINARY
 from .select import (
     FUSED,
-    ORDINARY,
     as_convolution,
     autocast_dtype,
     drops_paths,
     fuses,
     infers_as_one,
+    is_graded,
     takes_channel,
     takes_encoding,
     takes_gelu,
     takes_kernels,
+    takes_patches,
     takes_window,
 )
 
 if TYPE_CHECKING:
-    from ..model import DualAttentionBlock
+    from ..model import DualAttentionBlock, PatchEmbed
 
 __all__ = [
     "FUSED",
@@ -44,6 +47,7 @@ __all__ = [
     "channel_attention",
     "convolve",
     "convolve_mlp",
+    "embed_patches",
     "fuses",
     "gelu_linear",
     "run_block",
@@ -51,6 +55,7 @@ __all__ = [
     "takes_channel",
     "takes_gelu",
     "takes_kernels",
+    "takes_patches",
     "takes_window",
     "window_attention",
 ]
@@ -58,10 +63,17 @@ __all__ = [
 
 def run_block(block: "DualAttentionBlock", x_BHWC: Tensor) -> Tensor:
     """What ``block`` computes, for an input that `fuses` accepted."""
-    graded = torch.is_grad_enabled() and (x_BHWC.requires_grad or any(p.requires_grad for p in block.parameters()))
-    if graded or drops_paths(block):
+    if is_graded(block, x_BHWC) or drops_paths(block):
         return train_block(block, x_BHWC)
     return infer_block(block, x_BHWC)
+
+
+def embed_patches(embed: "PatchEmbed", x: Tensor) -> Tensor:
+    """What ``embed`` computes, for an input that `takes_patches` accepted."""
+    conv: Any = embed.proj
+    norm: Any = embed.norm
+    run = whole.embed if torch.compiler.is_compiling() else native.patch_embed
+    return run(x, conv.weight, conv.bias, norm.weight, norm.bias, norm.eps, conv.stride[0], embed.stem)
 
 
 def convolve(layer: nn.Module, x_BHWC: Tensor) -> Tensor:

@@ -14,22 +14,27 @@ from .cpu import native
 from .cpu.inference import infers_natively
 from .gpu import support
 from .gpu.encoding import MOST_CHANNELS
+from .ordinary import (
+    ORDINARY,
+    has_size,
+    is_exact_gelu,
+    is_ordinary_block,
+    is_ordinary_embedding,
+    is_position_encoding,
+    is_watched,
+)
 
 if TYPE_CHECKING:
-    from ..model import DualAttentionBlock
+    from ..model import DualAttentionBlock, PatchEmbed
 
 FUSED = ("auto", "off")
-
-#: Modules that a fused path can stand for. `davit.model` adds its own; a subclass, or a module that a user put in
-#: the place of one (an adapter, a quantized layer), is not among them.
-ORDINARY: set[type[nn.Module]] = {nn.Linear, nn.LayerNorm, nn.Conv2d, nn.GELU, nn.Identity, nn.ModuleList, DropPath}
 
 #: Multiply-adds of a linear layer to four times its width over the whole input, below which a block keeps to its
 #: plain modules: there oneDNN's start costs more than it gains. Measured; see docs/performance.md.
 LEAST_WORK = 10_000_000
 
 #: The kernels that may be taken, of Triton and of native.cpp; tests and benchmarks leave some out.
-KERNELS = {"window", "channel", "encoding", "gelu"}
+KERNELS = {"window", "channel", "encoding", "gelu", "patches"}
 
 #: Elements of a map from which the position encoding leaves its modules in eager mode: below, the time is that of the
 #: launches on the CPU, three of PyTorch's or one of ours with a costlier start. Estimated, not measured.
@@ -59,8 +64,7 @@ def fuses(block: "DualAttentionBlock", x_BHWC: Tensor) -> bool:
         and x_BHWC.numel() > 0
         and 4 * x_BHWC.numel() * x_BHWC.shape[-1] >= LEAST_WORK
         and _eager_and_alone()
-        and _is_ordinary(block)
-        and _parameters_match(block, x_BHWC)
+        and is_ordinary_block(block, x_BHWC)
     )
 
 
@@ -125,60 +129,6 @@ def _eager_and_alone(default_device: bool = False) -> bool:
     )
 
 
-def _is_ordinary(block: "DualAttentionBlock") -> bool:
-    """Nothing in the block was replaced, wrapped or watched. The block itself may be: it is called either way."""
-    for module in block.modules():
-        if module is not block and (type(module) not in ORDINARY or _is_watched(module)):
-            return False
-    norms = [block.norm1, block.norm2] if block.ffn else [block.norm1]
-    linears = [block.attn.qkv, block.attn.proj, *([block.mlp.fc1, block.mlp.fc2] if hasattr(block.mlp, "fc1") else [])]
-    return (
-        all(type(norm) is nn.LayerNorm for norm in norms)
-        and all(type(layer) is nn.Linear for layer in linears)
-        and len(linears) == (4 if block.ffn else 2)
-        and all(_is_position_encoding(encoding) for encoding in block.cpe)
-        and (not block.ffn or _is_exact_gelu(block.mlp.act))
-        and type(block.drop_path) in (DropPath, nn.Identity)
-    )
-
-
-def _is_watched(module: nn.Module) -> bool:
-    return bool(
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-        or "forward" in module.__dict__
-    )
-
-
-def _is_position_encoding(encoding: Any) -> bool:
-    conv, act = encoding.proj, encoding.activation
-    return (
-        type(conv) is nn.Conv2d
-        and conv.groups == conv.in_channels == conv.out_channels
-        and (conv.kernel_size, conv.stride, conv.padding, conv.dilation) == ((3, 3), (1, 1), (1, 1), (1, 1))
-        and conv.padding_mode == "zeros"
-        and (type(act) is nn.Identity or _is_exact_gelu(act))
-    )
-
-
-def _is_exact_gelu(act: Any) -> bool:
-    return type(act) is nn.GELU and act.approximate == "none"
-
-
-def _parameters_match(block: nn.Module, x: Tensor) -> bool:
-    """Plain parameters on the CPU, in the input's number format, or float32 under autocast."""
-    mixed = torch.is_autocast_enabled("cpu")
-    return all(
-        type(p) in (nn.Parameter, Tensor)
-        and p.device.type == "cpu"
-        and (p.dtype == x.dtype or (mixed and p.dtype == torch.float32))
-        and p.layout == torch.strided
-        for p in block.parameters()
-    )
-
-
 def infers_as_one(block: "DualAttentionBlock", x_BHWC: Tensor) -> bool:
     """Whether torch.compile sees a block as one operator: without gradients, and where native.cpp has all of it."""
     return (
@@ -186,14 +136,32 @@ def infers_as_one(block: "DualAttentionBlock", x_BHWC: Tensor) -> bool:
         and not is_exporting()
         and not torch.is_grad_enabled()
         and not drops_paths(block)
-        and takes_kernels(x_BHWC)
-        and not support.runs_on(x_BHWC)
-        and not torch.is_autocast_enabled("cpu")
+        and _runs_natively(x_BHWC)
         and {"window", "channel", "encoding", "gelu"} <= KERNELS
-        and _is_ordinary(block)
-        and _parameters_match(block, x_BHWC)
+        and is_ordinary_block(block, x_BHWC)
         and infers_natively(block, x_BHWC)
     )
+
+
+def takes_patches(embed: "PatchEmbed", x: Tensor) -> bool:
+    """Whether a patch embedding, without gradients, is one function of native.cpp, also in torch.compile."""
+    return (
+        "patches" in KERNELS
+        and _runs_natively(x)
+        and not is_graded(embed, x)
+        and is_ordinary_embedding(embed, x)
+        and native.takes_patches(x, embed.proj.weight, embed.proj.stride[0], embed.stem)
+    )
+
+
+def _runs_natively(x: Tensor) -> bool:
+    """Whether functions of native.cpp may stand for what is without gradients, sizes and modules aside."""
+    return takes_kernels(x) and not support.runs_on(x) and not torch.is_autocast_enabled("cpu")
+
+
+def is_graded(module: nn.Module, x: Tensor) -> bool:
+    """Whether gradients will be asked for."""
+    return torch.is_grad_enabled() and (x.requires_grad or any(p.requires_grad for p in module.parameters()))
 
 
 def as_convolution(x: Tensor) -> bool:
@@ -257,6 +225,8 @@ def takes_window(qkv_BHWE: Tensor, bias_E: Tensor | None, window: int, heads: in
     """Whether window attention takes its kernel: a window of one head must fit a program."""
     if "window" not in KERNELS or not takes_kernels(qkv_BHWE) or not _are_plain(bias_E):
         return False
+    if not _parts_in(qkv_BHWE, heads) or (bias_E is not None and bias_E.shape != qkv_BHWE.shape[3:]):
+        return False
     if not support.runs_on(qkv_BHWE):
         return native.takes_window(qkv_BHWE, window, heads)
     positions = support.power_of_two(window * window, 16)
@@ -264,9 +234,14 @@ def takes_window(qkv_BHWE: Tensor, bias_E: Tensor | None, window: int, heads: in
     return positions <= 128 and channels <= 128 and positions * channels <= MOST_TILE[qkv_BHWE.element_size()]
 
 
+def _parts_in(qkv_BHWE: Tensor, heads: int) -> bool:
+    """Whether it is a map of q, k and v of so many heads; otherwise the plain formula says what is wrong."""
+    return qkv_BHWE.dim() == 4 and qkv_BHWE.shape[3] % (3 * heads) == 0
+
+
 def takes_channel(qkv_BHWE: Tensor, groups: int) -> bool:
     """Whether channel attention takes its kernels: the D x D attention of a group must fit a program."""
-    if "channel" not in KERNELS or not takes_kernels(qkv_BHWE):
+    if "channel" not in KERNELS or not takes_kernels(qkv_BHWE) or not _parts_in(qkv_BHWE, groups):
         return False
     if not support.runs_on(qkv_BHWE):
         return native.takes_channel(qkv_BHWE, groups)
@@ -282,11 +257,14 @@ def takes_encoding(encoding: Any, norm: Any, x_BHWC: Tensor) -> bool:
         return False
     modules = (encoding, encoding.proj, encoding.activation, norm)
     return (
-        all(type(module) in ORDINARY and not _is_watched(module) for module in modules)
+        all(type(module) in ORDINARY and not is_watched(module) for module in modules)
         and not nn.modules.module._has_any_global_hook()
         and type(norm) is nn.LayerNorm
         and type(encoding.activation) is nn.Identity
-        and _is_position_encoding(encoding)
+        and is_position_encoding(encoding)
+        and x_BHWC.dim() == 4
+        and has_size(encoding.proj, (x_BHWC.shape[3], 1, 3, 3))
+        and has_size(norm, x_BHWC.shape[3:])
         and (x_BHWC.shape[3] <= MOST_CHANNELS if support.runs_on(x_BHWC) else native.takes_rows(x_BHWC))
         and (torch.compiler.is_compiling() or support.INTERPRETED or x_BHWC.numel() >= LEAST_ELEMENTS)
         and _are_plain(*encoding.proj.parameters(), *norm.parameters())
@@ -301,10 +279,10 @@ def takes_gelu(mlp: Any, x: Tensor) -> bool:
         and "gelu" in KERNELS
         and torch.is_grad_enabled()
         and takes_kernels(x)
-        and _is_exact_gelu(mlp.act)
+        and is_exact_gelu(mlp.act)
         and type(mlp.fc2) is nn.Linear
-        and not _is_watched(mlp.act)
-        and not _is_watched(mlp.fc2)
+        and not is_watched(mlp.act)
+        and not is_watched(mlp.fc2)
         and _are_plain(*mlp.fc2.parameters())
         and _formats_agree(x, *mlp.fc2.parameters())
     )

@@ -57,6 +57,62 @@ def test_the_switch_passes_through_timm(picture, fused_calls):
     assert count(extractor, picture(), fused_calls) == 0
 
 
+@pytest.mark.parametrize("mode", ["inference", "training", "compiled"])
+@pytest.mark.parametrize("kind", [0, 1], ids=["window", "channel"])
+def test_a_map_of_another_shape_is_reported_by_the_modules(small, mode, kind):
+    """Functions that are given pointers would read beyond the weights, or beside them."""
+    block = small(embed_dims=(64, 64), depths=(1, 1), num_heads=(2, 2)).main_blocks[0][0][kind]
+    shapes = [((2, 14, 14, 32), "to have 64 channels"), ((2, 14, 14, 128), "to have 64 channels")]
+    if mode != "compiled":  # there a compiler has words of its own
+        shapes += [((14, 14, 64), "number of dimensions"), ((2, 2, 7, 14, 64), "number of dimensions")]
+    for shape, message in shapes:
+        torch._dynamo.reset()
+        run = torch.compile(block, backend="eager") if mode == "compiled" else block
+        with torch.set_grad_enabled(mode == "training"), pytest.raises(RuntimeError, match=message):
+            run(torch.randn(shape))
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("mode", ["inference", "training", "compiled"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda block: setattr(block.attn, "qkv", nn.Linear(64, 96)),
+        lambda block: setattr(block.attn, "qkv", nn.Linear(64, 200)),
+        lambda block: setattr(block.attn, "proj", nn.Linear(32, 64)),
+        lambda block: setattr(block.attn, "proj", nn.Linear(64, 32)),
+        lambda block: setattr(block.mlp, "fc1", nn.Linear(64, 128)),
+        lambda block: setattr(block.mlp, "fc2", nn.Linear(256, 32)),
+        lambda block: setattr(block, "norm2", nn.LayerNorm(32)),
+        lambda block: setattr(block, "norm1", nn.LayerNorm((14, 64), elementwise_affine=False)),
+        lambda block: setattr(block.cpe[1], "proj", nn.Conv2d(32, 32, 3, padding=1, groups=32)),
+        lambda block: setattr(block.mlp.fc2, "bias", nn.Parameter(torch.zeros(32))),
+        lambda block: setattr(block.attn, "num_heads" if hasattr(block.attn, "num_heads") else "num_groups", 3),
+    ],
+    ids=range(11),
+)
+def test_a_layer_of_another_size_is_reported_by_the_modules(small, mode, change):
+    """Or computed by them, where they can: what matters is that both paths say the same."""
+    model = small(embed_dims=(64, 64), depths=(1, 1), num_heads=(2, 2))
+    for block in model.main_blocks[0][0]:
+        change(block)
+        x, outcomes = torch.randn(2, 14, 14, 64), []
+        for fused in ("off", "auto"):
+            model.set_fused(fused)
+            torch._dynamo.reset()
+            run = torch.compile(block, backend="eager") if mode == "compiled" else block
+            with torch.set_grad_enabled(mode == "training"):
+                try:
+                    outcomes.append(run(x).detach())
+                except RuntimeError as error:
+                    outcomes.append(type(error))
+        if isinstance(outcomes[0], torch.Tensor):
+            torch.testing.assert_close(outcomes[1], outcomes[0], rtol=1e-4, atol=1e-5)
+        else:
+            assert outcomes[1] is outcomes[0]
+    torch._dynamo.reset()
+
+
 class OtherLinear(nn.Linear):
     pass
 
@@ -278,11 +334,11 @@ def test_a_compiler_gets_a_hooked_layer_as_it_is(small, picture, encodings):
 
 @pytest.mark.skipif(native.LIBRARY is None, reason="no compiled functions for this processor")
 def test_a_compiler_leaves_a_hooked_block_in_pieces(small, picture):
-    """The others are one operator each."""
+    """The others, and the embeddings, are one operator each."""
     model = small(**{**TWO_STAGES, "num_heads": (1, 2)})  # of 16 channels, as compiled
     model.main_blocks[0][0][0].mlp.fc1.register_forward_hook(lambda _m, _i, out: 2 * out)
     output, convolutions, linears = linear_layers_of_graph(model, picture())
-    assert (convolutions, linears) == (2 + 3, 2)
+    assert (convolutions, linears) == (3, 2)
     torch.testing.assert_close(output, model(picture()), rtol=1e-4, atol=1e-5)
 
 

@@ -1,4 +1,4 @@
-"""Where the compiled functions of native.cpp are.
+"""Where the compiled functions of native.cpp are, and how they are called.
 
 setup.py builds them with the package, for AVX2, for AVX-512 and for AVX-512 with bfloat16, where there is a C++
 compiler and the processor is an x86 under Linux.
@@ -9,12 +9,15 @@ import hashlib
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
 _logger = logging.getLogger(__name__)
 
 HERE = Path(__file__).parent
+TYPES = {torch.float32: 0, torch.bfloat16: 1}
 
 
 def load(folder: Path = HERE) -> ctypes.CDLL | None:
@@ -44,3 +47,18 @@ def load(folder: Path = HERE) -> ctypes.CDLL | None:
 def digest(texts: Sequence[Path]) -> str:
     """What a library says about the source that it was built from; setup.py has the same."""
     return hashlib.sha256(b"".join(text.read_bytes() for text in texts)).hexdigest()[:16]
+
+
+def ask(library: ctypes.CDLL | None, name: str, dtype: torch.dtype, *given: Any) -> int:
+    """Call a function for a number format, which may return something. Its threads are PyTorch's."""
+    arguments = [ctypes.c_int(TYPES[dtype]), *(_convert(a) for a in given)]
+    answer: int = getattr(library, name)(*arguments, ctypes.c_int(torch.get_num_threads()))
+    return answer
+
+
+def _convert(argument: Any) -> Any:
+    if argument is None or isinstance(argument, Tensor):
+        return ctypes.c_void_p(None if argument is None else argument.data_ptr())
+    if isinstance(argument, ctypes.Array):
+        return argument
+    return ctypes.c_float(argument) if isinstance(argument, float) else ctypes.c_int64(argument)

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from .library import load
+from .library import TYPES, ask, load
 
-TYPES = {torch.float32: 0, torch.bfloat16: 1}
 LANES = 16  # channels, and those of a head or group, are a multiple of it
 MOST_POSITIONS = 256  # of a window, whose attention lies in the cache
 MOST_GROUP = 128  # channels
@@ -52,7 +52,11 @@ def takes_channel(qkv_BHWE: Tensor, groups: int) -> bool:
 def takes_attention(channels: int, window: int, heads: int) -> bool:
     """Whether windows, or with ``window`` 0 groups of channels, have a size that is compiled."""
     each = channels // heads
-    return each % LANES == 0 and (window * window <= MOST_POSITIONS if window else each <= MOST_GROUP)
+    return (
+        channels % heads == 0
+        and each % LANES == 0
+        and (window * window <= MOST_POSITIONS if window else each <= MOST_GROUP)
+    )
 
 
 def takes_rows(x: Tensor) -> bool:
@@ -65,7 +69,7 @@ def multiplies(dtype: torch.dtype) -> bool:
     return LIBRARY is not None and (dtype == torch.float32 or (dtype == torch.bfloat16 and _HAS_PAIRS))
 
 
-def takes_products(x: Tensor, *widths: int) -> bool:
+def takes_products(x: Tensor, *widths: int, rows: int | None = None) -> bool:
     """Whether `linear` and `mlp` are faster than oneDNN on the rows of ``x``, for layers from and to so many channels.
 
     A task has its weights to itself, so there must be rows for every thread. Matrix units (AMX) are oneDNN's.
@@ -75,9 +79,16 @@ def takes_products(x: Tensor, *widths: int) -> bool:
         runs_on(x)
         and multiplies(x.dtype)
         and not (x.dtype == torch.bfloat16 and _HAS_AMX)
-        and x.numel() // x.shape[-1] >= LEAST_ROWS * _threads()
+        and (x.numel() // x.shape[-1] if rows is None else rows) >= LEAST_ROWS * _threads()
         and all(width % (LANES * per_word) == 0 for width in widths)
     )
+
+
+def takes_patches(x: Tensor, weight: Tensor, stride: int, stem: bool) -> bool:
+    """Whether `patch_embed` is faster than oneDNN on an image or a map: as `takes_products`."""
+    (N, C), (B, H, W) = weight.shape[:2], (x.shape[0], *x.shape[2 if stem else 1 :][:2])
+    rows = B * -(-H // stride) * -(-W // stride)
+    return takes_products(x, *([N] if stem else [C, N]), rows=rows)
 
 
 @torch.compiler.assume_constant_result
@@ -156,9 +167,29 @@ def block(
     pointers = (ctypes.c_void_p * len(given))(*(None if p is None else p.data_ptr() for p in given))
     hidden, out = weights[12], torch.empty_like(x)
     sizes = (B, H, W, C, 0 if hidden is None else hidden.shape[0], heads, window)
-    memory = _workspace(_ask("davit_block_memory", x.dtype, *sizes))
+    memory = _workspace(ask(LIBRARY, "davit_block_memory", x.dtype, *sizes))
     kind = TYPES[x.dtype if like_x else torch.float32]
     _call("davit_block", x, pointers, kind, memory, out, *eps, scale, *sizes)
+    return out
+
+
+def patch_embed(
+    x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor | None, shift: Tensor | None, eps: float,
+    stride: int, stem: bool,
+) -> Tensor:  # fmt: skip
+    """What a `davit.model.PatchEmbed` computes, (B, H, W, C), where `takes_patches` says so.
+
+    Args:
+        x: an NCHW image for the stem, a (B, H, W, C) map for a later embedding.
+    """
+    x, (B, C, H, W) = x.contiguous(), x.shape if stem else (x.shape[0], x.shape[3], *x.shape[1:3])
+    rows = weight.flatten(1)
+    rows = F.pad(rows, (0, -rows.shape[1] % (LANES * 4 // x.element_size()))).contiguous()
+    N, K = rows.shape
+    out = x.new_empty(B, (H - 1) // stride + 1, (W - 1) // stride + 1, N)
+    norm = _norm(out if stem else x, Norm(scale, shift, eps))[:3]
+    given = (rows, _vector(out, bias, 0.0), *norm, torch.empty_like(rows), out)
+    _call("davit_patch_embed", x, *given, K, B, H, W, C, N, stride, stem)
     return out
 
 
@@ -357,19 +388,4 @@ def _vector(x: Tensor, given: Tensor | None, otherwise: float) -> Tensor:
 
 def _call(name: str, first: Tensor, *rest: Any) -> None:
     """Call a function of the library: its number formats are those of ``first``."""
-    _ask(name, first.dtype, first, *rest)
-
-
-def _ask(name: str, dtype: torch.dtype, *given: Any) -> int:
-    """The same of a function that may return something. Its threads are PyTorch's."""
-    arguments = [ctypes.c_int(TYPES[dtype]), *(_convert(a) for a in given)]
-    answer: int = getattr(LIBRARY, name)(*arguments, ctypes.c_int(torch.get_num_threads()))
-    return answer
-
-
-def _convert(argument: Any) -> Any:
-    if argument is None or isinstance(argument, Tensor):
-        return ctypes.c_void_p(None if argument is None else argument.data_ptr())
-    if isinstance(argument, ctypes.Array):
-        return argument
-    return ctypes.c_float(argument) if isinstance(argument, float) else ctypes.c_int64(argument)
+    ask(LIBRARY, name, first.dtype, first, *rest)

@@ -10,6 +10,7 @@
 #include "backward.h"
 #include "block.h"
 #include "linear_backward.h"
+#include "patches.h"
 
 // --- what native.py calls ---
 
@@ -126,6 +127,15 @@ void davit_block(int type, const void *x, const void *const *weights, size norm_
                  int threads) {
     Sizes of = {B, H, W, C, E, G, window, scale, eps1, eps2, threads};
     WITH_PRODUCTS(block((const T *)x, weights, norm_type == 0, (char *)memory, (T *)out, of))
+}
+
+// A row of the weight has K numbers: of the stem C x 7 x 7 and zeros that make it a multiple of 16 words.
+void davit_patch_embed(int type, const void *x, const void *weight, const float *bias, const float *scale,
+                       const float *shift, float eps, void *packed, void *out, size K, size B, size H, size W, size C,
+                       size N, size stride, size stem, int threads) {
+    Norm norm = {scale, shift, eps, nullptr, nullptr};
+    Embedding of = {B, H, W, C, N, stride, stem != 0, threads};
+    WITH_PRODUCTS(embed((const T *)x, (const T *)weight, bias, norm, (Word<T>::type *)packed, (T *)out, K, of))
 }
 
 void davit_linear_backward(int type, const void *grad, const void *x, const float *scale, const float *shift,
