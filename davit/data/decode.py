@@ -81,7 +81,7 @@ def load_rgb(
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """A new 8-bit RGB picture of an opened one, upright.
+    """An opened picture, upright, as 8-bit RGB: itself where it is that already.
 
     Transparency is composited on white: that is the page such pictures are drawn for, while dropping alpha
     would show the colours hidden beneath it. Greyscale of more than 8 bits is scaled by the range of its
@@ -96,7 +96,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
         page = Image.new("RGBA", rgba.size, "white")
         rgb = Image.alpha_composite(page, rgba).convert("RGB")
     else:
-        rgb = image.convert("RGB")
+        rgb = image if image.mode == "RGB" else image.convert("RGB")
     return rgb.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else rgb
 
 

@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from timm.data import create_transform
 from timm.data.auto_augment import AugmentOp, posterize
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.data.random_erasing import RandomErasing
-from timm.data.transforms import RandomResizedCropAndInterpolation
+from timm.data.transforms import MaybeToTensor, RandomResizedCropAndInterpolation
 from torch import Tensor
-from torchvision.transforms import Compose
+from torchvision.transforms import Compose, Normalize
 
 from .dataset import Transform
 from .scaled import CropFirst
@@ -130,6 +131,19 @@ class SplitTransform:
         return self.erase(torch.stack([self.normalise(clean), *augmented]))
 
 
+class ToNormalizedTensor:
+    """RGB picture -> (3, H, W) float32, (x / 255 - mean) / std: torchvision's two steps, to the last bit, in place."""
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        self.mean = torch.tensor(mean)[:, None, None]
+        self.std = torch.tensor(std)[:, None, None]
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        bands = image.convert("RGB").split() if image.mode != "RGB" else image.split()
+        pixels = torch.from_numpy(np.stack([np.asarray(band) for band in bands]))
+        return pixels.float().div_(255).sub_(self.mean).div_(self.std)
+
+
 def _create(img_size: Size, mean: Sequence[float], std: Sequence[float], **options: Any) -> Any:
     """timm's transform; its assertions about the user's values become `ValueError`."""
     size: Any = img_size if isinstance(img_size, int) else tuple(img_size)[-2:]
@@ -147,7 +161,18 @@ def _create(img_size: Size, mean: Sequence[float], std: Sequence[float], **optio
     for operation in _augment_ops(transform):
         if operation.aug_fn is posterize:
             operation.aug_fn = _posterize
+    for steps in transform if isinstance(transform, tuple) else (transform,):
+        _join_ending(steps, ToNormalizedTensor(mean, std))
     return transform
+
+
+def _join_ending(steps: Compose, ending: ToNormalizedTensor) -> None:
+    """Let one step stand for timm's conversion to a tensor and the normalisation behind it."""
+    kinds = [type(step) for step in steps.transforms]
+    if MaybeToTensor in kinds:
+        at = kinds.index(MaybeToTensor)
+        assert kinds[at + 1] is Normalize, kinds
+        steps.transforms[at : at + 2] = [ending]
 
 
 def _augment_ops(part: Any) -> Iterator[AugmentOp]:

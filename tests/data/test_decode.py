@@ -313,6 +313,22 @@ def test_animation_gives_its_first_frame(suffix: str, tmp_path: Path):
     assert (pixels(load_rgb(tmp_path / f"a.{suffix}")) == RED).all()
 
 
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "bmp", "tif", "ppm", "gif", "mpo"])
+def test_a_picture_needs_its_file_no_longer(suffix: str, tmp_path: Path):
+    """It may be the opened one itself: then nothing but its pixels is left of that."""
+    paths = [tmp_path / f"{number}.{suffix}" for number in range(3)]
+    for path in paths:
+        Image.fromarray(smooth()).save(path, **({"save_all": True} if suffix == "mpo" else {}))
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    images = [load_rgb(path) for path in paths]
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+    for path in paths:
+        path.unlink()
+    assert all((pixels(image) == pixels(images[0])).all() for image in images)
+    assert (np.asarray(pickle.loads(pickle.dumps(images[0]))) == np.asarray(images[0])).all()
+    assert images[0].resize((7, 5)).size == (7, 5)
+
+
 def test_a_picture_under_another_name(tmp_path: Path):
     Image.fromarray(smooth()).save(tmp_path / "a.png")
     (tmp_path / "a.png").rename(tmp_path / "a.JPEG")

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from timm.data import AugMixDataset, create_transform
 from timm.data.auto_augment import NAME_TO_OP, AugmentOp
+from torchvision.transforms import functional
 
 from davit.data import eval_transform, train_transform
 from davit.data.seeding import seeded
@@ -206,6 +207,18 @@ def test_evaluation_is_timms():
         eval_transform(crop_pct=0.0)
     with pytest.raises(ValueError, match="--interpolation"):
         eval_transform(interpolation="")
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_pictures_become_torchvisions_tensors(mode: str):
+    """Every level, to the last bit; a grey picture has three equal bands before their means are taken away."""
+    levels = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    picture = Image.fromarray(np.stack([levels, levels.T, levels[::-1]], axis=-1)).convert(mode)
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    ours = eval_transform(img_size=16, crop_pct=1.0, mean=mean, std=std)(picture)
+    expected = functional.normalize(functional.to_tensor(picture.convert("RGB")), mean, std)
+    assert ours.is_contiguous() and ours.dtype == torch.float32
+    assert torch.equal(ours, expected)
 
 
 def test_seeding_is_by_key_and_leaves_no_trace():
