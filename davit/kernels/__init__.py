@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .cpu import native
+from .cpu import whole
 from .cpu.inference import arguments, infer_block
 from .cpu.training import train_block
-from .operators import block as whole
+from .operators import block as operators
 from .operators.channel import channel_attention
 from .operators.encoding import encode_and_norm
 from .operators.gelu import GeluLinear
@@ -26,6 +26,7 @@ from .select import (
     as_convolution,
     autocast_dtype,
     drops_paths,
+    freezes_weights,
     fuses,
     infers_as_one,
     is_graded,
@@ -72,7 +73,7 @@ def embed_patches(embed: "PatchEmbed", x: Tensor) -> Tensor:
     """What ``embed`` computes, for an input that `takes_patches` accepted."""
     conv: Any = embed.proj
     norm: Any = embed.norm
-    run = whole.embed if torch.compiler.is_compiling() else native.patch_embed
+    run = operators.embed if torch.compiler.is_compiling() else whole.patch_embed
     return run(x, conv.weight, conv.bias, norm.weight, norm.bias, norm.eps, conv.stride[0], embed.stem)
 
 
@@ -100,7 +101,7 @@ def convolve_mlp(mlp: Any, x_BHWC: Tensor) -> Tensor:
 def run_encoded_block(block: "DualAttentionBlock", x_BHWC: Tensor) -> Tensor:
     """What ``block`` computes, for an input that `takes_kernels` accepted: each encoding together with its norm."""
     if infers_as_one(block, x_BHWC):
-        return whole.infer(x_BHWC, *arguments(block))
+        return _infer_as_one(block, x_BHWC)
     attention: Any = block.attn
     x, y = _encode(block.cpe[0], block.norm1, getattr(attention, "qkv", None), x_BHWC)
     x = _add(x, block.drop_path(attention(y)))
@@ -109,6 +110,16 @@ def run_encoded_block(block: "DualAttentionBlock", x_BHWC: Tensor) -> Tensor:
     mlp: Any = block.mlp
     x, y = _encode(block.cpe[1], block.norm2, getattr(mlp, "fc1", None), x)
     return _add(x, block.drop_path(mlp(y)))
+
+
+def _infer_as_one(block: "DualAttentionBlock", x_BHWC: Tensor) -> Tensor:
+    """One operator; with frozen weights another in front of it lays them out, which Inductor runs once."""
+    weights, window, heads, *rest = arguments(block)
+    if not freezes_weights():
+        return operators.infer(x_BHWC, weights, window, heads, *rest, None)
+    packed = operators.pack([p if i in whole.MATRICES else None for i, p in enumerate(weights)], heads)
+    vectors = [None if i in whole.MATRICES else p for i, p in enumerate(weights)]
+    return operators.infer(x_BHWC, vectors, window, heads, *rest, packed)
 
 
 def _add(x: Tensor, branch: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch.autograd import forward_ad
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils._device import DeviceContext
 
-from .cpu import native
+from .cpu import native, whole
 from .cpu.inference import infers_natively
 from .gpu import support
 from .gpu.encoding import MOST_CHANNELS
@@ -143,6 +143,14 @@ def infers_as_one(block: "DualAttentionBlock", x_BHWC: Tensor) -> bool:
     )
 
 
+@torch.compiler.assume_constant_result
+def freezes_weights() -> bool:
+    """Whether Inductor was told to take weights for constants: it then computes once what depends on them alone."""
+    import torch._inductor.config
+
+    return bool(torch._inductor.config.freezing)
+
+
 def takes_patches(embed: "PatchEmbed", x: Tensor) -> bool:
     """Whether a patch embedding, without gradients, is one function of native.cpp, also in torch.compile."""
     return (
@@ -150,7 +158,7 @@ def takes_patches(embed: "PatchEmbed", x: Tensor) -> bool:
         and _runs_natively(x)
         and not is_graded(embed, x)
         and is_ordinary_embedding(embed, x)
-        and native.takes_patches(x, embed.proj.weight, embed.proj.stride[0], embed.stem)
+        and whole.takes_patches(x, embed.proj.weight, embed.proj.stride[0], embed.stem)
     )
 
 

@@ -12,12 +12,13 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
+import torch._inductor.config
 import torch.nn.functional as F
 
 from davit import DaViT
-from davit.kernels.cpu import library, native
+from davit.kernels.cpu import library, native, whole
 from davit.kernels.cpu.inference import arguments
-from davit.kernels.operators import block as whole
+from davit.kernels.operators import block as blocks
 from davit.kernels.operators import channel, encoding, gelu, window
 from davit.model import ChannelAttention, DualAttentionBlock, WindowAttention
 
@@ -382,8 +383,12 @@ def test_blocks_equal_float64(case, dtype):
     block, x = block_of(C, heads, window, dtype, **options), noise((B, H, W, C), dtype).detach()
     exact = block_of(C, heads, window, dtype, **options).double()
     given = x.clone()
-    found = native.block(x, *arguments(block))
+    found = whole.block(x, *arguments(block))
     assert found.dtype == dtype and torch.equal(x, given)
+    weights, *rest = arguments(block)
+    packed = whole.pack_block(weights, heads)
+    vectors = [None if i in whole.MATRICES else p for i, p in enumerate(weights)]
+    assert torch.equal(whole.block(x, vectors, *rest, packed), found)
     expected = exact(x.double())
     block.fused = block.attn.fused = False
     error, of_plain = ((y.double() - expected).norm() / expected.norm() for y in (found, block(x)))
@@ -400,27 +405,27 @@ def test_norms_of_a_block_may_stay_in_float32():
         rounded = block_of(64, 2, 7, torch.bfloat16)
         if kept:
             rounded.norm1, rounded.norm2 = block.norm1.float(), block.norm2.float()
-        errors.append((native.block(x, *arguments(rounded)).double() - expected).norm().item())
+        errors.append((whole.block(x, *arguments(rounded)).double() - expected).norm().item())
     assert errors[1] < errors[0] and errors[1] < 0.02 * expected.norm()
 
 
 def test_memory_of_blocks_is_kept_by_each_thread_of_python():
     small, large = noise((1, 7, 7, 96)).detach(), noise((1, 28, 28, 96)).detach()
     given = arguments(block_of(96, 3, 0))
-    expected = native.block(large, *given)
-    kept = native._kept.memory
-    native.block(small, *given)
-    assert native._kept.memory is kept  # and too large
+    expected = whole.block(large, *given)
+    kept = whole._kept.memory
+    whole.block(small, *given)
+    assert whole._kept.memory is kept  # and too large
     with ThreadPoolExecutor(3) as pool:
-        for found in pool.map(lambda _: native.block(large, *given), range(9)):
+        for found in pool.map(lambda _: whole.block(large, *given), range(9)):
             assert torch.equal(found, expected)
-    assert native._kept.memory is kept
+    assert whole._kept.memory is kept
 
 
 def test_nan_stays_in_the_reach_of_a_block():
     x = noise((1, 21, 7, 96)).detach()
     x[0, 3, 3, 40] = float("nan")
-    out = native.block(x, *arguments(block_of(96, 3, 7)))[0]
+    out = whole.block(x, *arguments(block_of(96, 3, 7)))[0]
     reached = torch.zeros(21, 7, dtype=torch.bool)
     reached[:8] = True  # its window, and a row further by the second encoding
     assert torch.equal(~out.isfinite().any(-1), reached)
@@ -495,7 +500,7 @@ def test_results_do_not_depend_on_the_number_of_threads():
         scale, shift, *given = layers(96, 320, torch.float32)
         maps.append(native.mlp(qkv.detach(), native.Norm(scale, shift, 1e-5), *given))
         maps.append(native.linear(qkv.detach(), *given[:2]))
-        maps += [native.block(qkv.detach(), *arguments(block_of(96, 3, kind))) for kind in (0, 7)]
+        maps += [whole.block(qkv.detach(), *arguments(block_of(96, 3, kind))) for kind in (0, 7)]
         wide = noise((2, 25, 26, 320), seed=3).detach()
         norm = native.Norm(scale, shift, 1e-5, qkv.detach().mean(-1), qkv.detach().std(-1))
         maps += native.linear_backward(wide, qkv.detach(), norm, given[0])
@@ -532,7 +537,10 @@ def test_operators_are_well_formed():
     y, normed, mean, rstd = encoding.encode_and_norm(x, weight, None, scale, None, 1e-5, torch.float32)
     torch.library.opcheck(encoding.encode_and_norm_backward, (grad, normed, x, weight, scale, y, mean, rstd))
     for size in (0, 4):
-        torch.library.opcheck(whole.infer, (x, *arguments(block_of(x.shape[3], 1, size))))
+        given = arguments(block_of(x.shape[3], 1, size))
+        torch.library.opcheck(blocks.infer, (x, *given, None))
+        torch.library.opcheck(blocks.pack, (given[0], 1))
+        torch.library.opcheck(blocks.infer, (x, *given, blocks.pack(given[0], 1)))
 
 
 # --- where they run ---
@@ -541,9 +549,9 @@ def test_operators_are_well_formed():
 @pytest.fixture
 def called(monkeypatch):
     """Names of the functions of the library that are called, in order."""
-    names, call = [], native._call
+    names, call = [], native.call
     monkeypatch.setattr(
-        native, "_call", lambda name, *rest: names.append(name.removeprefix("davit_")) or call(name, *rest)
+        native, "call", lambda name, *rest: names.append(name.removeprefix("davit_")) or call(name, *rest)
     )
     return names
 
@@ -672,6 +680,52 @@ def test_a_compiler_leaves_paths_to_be_dropped(model, picture):
         torch.compile(net.train(), fullgraph=True, backend=keep)(picture())
         assert sum("bernoulli" in name for name in compiled) == 6  # twice a block; the first one keeps all
         assert sum("davit.block" in name for name in compiled) == 1
+    torch._dynamo.reset()
+
+
+def packs_of_graph(model, image):
+    """How often the matrices of a block are packed by the graph, and by which operators they are read."""
+    torch._dynamo.reset()
+    names = []
+
+    def keep(graph, inputs):
+        names.extend(str(node.target) for node in graph.graph.nodes if "davit" in str(node.target))
+        return graph.forward
+
+    with torch.no_grad():
+        logits = torch.compile(model, fullgraph=True, backend=keep)(image)
+    torch._dynamo.reset()
+    return logits, names.count("davit.pack_block.default"), names.count("davit.block.default")
+
+
+def test_weights_are_packed_apart_only_where_they_are_frozen(model, picture):
+    """Elsewhere a copy could outlive a change of the weights."""
+    net = model().eval()
+    plain, *counts = packs_of_graph(net, picture())
+    assert counts == [0, 4]
+    with torch._inductor.config.patch(freezing=True):
+        frozen, *counts = packs_of_graph(net, picture())
+    assert counts == [4, 4] and torch.equal(plain, frozen)
+
+
+@pytest.mark.long
+def test_inductor_packs_frozen_weights_once(model, picture, monkeypatch):
+    """And without freezing it sees a change of them."""
+    calls, pack = [], whole.pack_block
+    monkeypatch.setattr(whole, "pack_block", lambda *given: calls.append(1) or pack(*given))
+    for frozen in (True, False):
+        torch._dynamo.reset()
+        calls.clear()
+        net, image = model().eval(), picture()
+        with torch.no_grad(), torch._inductor.config.patch(freezing=frozen):
+            compiled = torch.compile(net, fullgraph=True)
+            torch.testing.assert_close(compiled(image), net(image), rtol=1e-4, atol=1e-5)
+            assert len(calls) == (4 if frozen else 0)
+            before = net(image)
+            net.main_blocks[0][0][0].mlp.fc1.weight.data.mul_(3)
+            assert not torch.allclose(net(image), before, rtol=1e-3)
+            torch.testing.assert_close(compiled(image), before if frozen else net(image), rtol=1e-4, atol=1e-5)
+            assert len(calls) == (4 if frozen else 0)
     torch._dynamo.reset()
 
 

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from davit import kernels
-from davit.kernels.cpu import native
-from davit.kernels.operators import block as whole
+from davit.kernels.cpu import native, whole
+from davit.kernels.operators import block as blocks
 from davit.model import PatchEmbed
 
 pytestmark = pytest.mark.skipif(
@@ -67,8 +67,8 @@ MAPS_BY_ID = {f"map, {name}": case for name, case in MAPS.items()}
 @pytest.fixture
 def calls(monkeypatch):
     """One entry for each embedding that native.cpp computed."""
-    made, run = [], native.patch_embed
-    monkeypatch.setattr(native, "patch_embed", lambda x, *rest: made.append(x.shape) or run(x, *rest))
+    made, run = [], whole.patch_embed
+    monkeypatch.setattr(whole, "patch_embed", lambda x, *rest: made.append(x.shape) or run(x, *rest))
     return made
 
 
@@ -256,7 +256,7 @@ def test_wrong_channels_are_reported_by_the_modules(calls):
 def test_the_operator_is_well_formed():
     for embed, x in (case_of("stem, no multiple of the stride"), case_of("map, odd")):
         given = [p.detach() for p in (embed.proj.weight, embed.proj.bias, embed.norm.weight, embed.norm.bias)]
-        torch.library.opcheck(whole.embed, (x, *given, 1e-5, embed.proj.stride[0], embed.stem))
+        torch.library.opcheck(blocks.embed, (x, *given, 1e-5, embed.proj.stride[0], embed.stem))
 
 
 @pytest.mark.parametrize("case", ["stem, as released", "map, odd"])

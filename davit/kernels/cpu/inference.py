@@ -11,25 +11,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import native
+from . import native, whole
 
 if TYPE_CHECKING:
     from ...model import DualAttentionBlock
 
 PART_BYTES = 8 << 20  # of the widest map, by oneDNN and in training; measured, see docs/performance.md
 
-#: Parameters of a block, in the order in which native.cpp is given them.
-PARAMETERS = (
-    *(f"cpe.{which}.proj.{kind}" for which in (0, 1) for kind in ("weight", "bias")),
-    *(f"{norm}.{kind}" for norm in ("norm1", "norm2") for kind in ("weight", "bias")),
-    *(f"{layer}.{kind}" for layer in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2") for kind in ("weight", "bias")),
-)
-
 
 def infer_block(block: "DualAttentionBlock", x_BHWC: Tensor) -> Tensor:
     """What ``block`` computes of (B, H, W, C); no gradients."""
     if infers_natively(block, x_BHWC):
-        return native.block(x_BHWC, *arguments(block))
+        return whole.block(x_BHWC, *arguments(block))
     weights = {
         name: p.to(x_BHWC.dtype) if p.dtype != x_BHWC.dtype and "norm" not in name else p
         for name, p in block.named_parameters()
@@ -61,11 +54,11 @@ def attention(attn: Any) -> tuple[int, int]:
 def arguments(
     block: "DualAttentionBlock",
 ) -> tuple[list[Tensor | None], int, int, float, tuple[float, float]]:
-    """What `native.block` is given of a block, behind the map."""
+    """What `whole.block` is given of a block, behind the map."""
     attn: Any = block.attn
     norms: list[Any] = [block.norm1, block.norm2 if block.ffn else block.norm1]
     named = dict(block.named_parameters())
-    weights: list[Tensor | None] = [named.get(name) for name in PARAMETERS]
+    weights: list[Tensor | None] = [named.get(name) for name in whole.PARAMETERS]
     return weights, *attention(attn), attn.scale, (norms[0].eps, norms[1].eps)
 
 

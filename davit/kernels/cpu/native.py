@@ -1,12 +1,8 @@
 """The compiled functions of native.cpp, on tensors. Where there are none, `takes_window` and the like answer no."""
 
-import ctypes
-import threading
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .library import TYPES, ask, load
@@ -84,13 +80,6 @@ def takes_products(x: Tensor, *widths: int, rows: int | None = None) -> bool:
     )
 
 
-def takes_patches(x: Tensor, weight: Tensor, stride: int, stem: bool) -> bool:
-    """Whether `patch_embed` is faster than oneDNN on an image or a map: as `takes_products`."""
-    (N, C), (B, H, W) = weight.shape[:2], (x.shape[0], *x.shape[2 if stem else 1 :][:2])
-    rows = B * -(-H // stride) * -(-W // stride)
-    return takes_products(x, *([N] if stem else [C, N]), rows=rows)
-
-
 @torch.compiler.assume_constant_result
 def _threads() -> int:
     return torch.get_num_threads()
@@ -104,8 +93,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, norm: Norm | None = N
     """
     x, (K, N) = x.contiguous(), weight.shape if turned else weight.shape[::-1]
     out = x.new_empty(*x.shape[:-1], N)
-    given = (weight.contiguous(), int(turned), _vector(out, bias, 0.0), out, x.new_empty(N * K))
-    _call("davit_linear", x, *_norm(x, norm), *given, x.numel() // K, K, N)
+    given = (weight.contiguous(), int(turned), vector(out, bias, 0.0), out, x.new_empty(N * K))
+    call("davit_linear", x, *norm_arguments(x, norm), *given, x.numel() // K, K, N)
     return out
 
 
@@ -126,7 +115,7 @@ def linear_backward(
     rows, sums = _tasks(M, C)
     of_bias = torch.empty(len(sums), N)
     given = (weight.contiguous(), grad_x, normed, sums, of_bias, x.new_empty(N * C))
-    _call("davit_linear_backward", _like(x, grad), x, *_norm(x, norm), *given, rows, M, C, N)
+    call("davit_linear_backward", _like(x, grad), x, *norm_arguments(x, norm), *given, rows, M, C, N)
     return normed, of_bias.sum(0), grad_x, *sums.sum(0)
 
 
@@ -143,65 +132,9 @@ def mlp(
     x, (E, C) = x.contiguous(), weight1.shape
     out = torch.empty_like(x) if out is None else out
     packed = [x.new_empty(E * C) for _ in range(2)]  # apart: the allocator asks the system for pages from 32 MB on
-    layers = (weight1.contiguous(), _vector(weight2, bias1, 0.0), weight2.contiguous(), _vector(x, bias2, 0.0))
-    _call("davit_mlp", x, *_norm(x, norm), *layers, hidden, out, *packed, x.numel() // C, C, E)
+    layers = (weight1.contiguous(), vector(weight2, bias1, 0.0), weight2.contiguous(), vector(x, bias2, 0.0))
+    call("davit_mlp", x, *norm_arguments(x, norm), *layers, hidden, out, *packed, x.numel() // C, C, E)
     return out
-
-
-def block(
-    x_BHWC: Tensor, weights: Sequence[Tensor | None], window: int, heads: int, scale: float, eps: Sequence[float]
-) -> Tensor:
-    """What a `davit.model.DualAttentionBlock` computes, where `inference.infers_natively` says so.
-
-    Args:
-        weights: as in `inference.PARAMETERS`; those of norms may be float32 whatever the rest is, None is absent.
-        window: 0 for channel attention.
-        heads: or groups.
-        eps: of both norms.
-    """
-    x, (B, H, W, C) = x_BHWC.contiguous(), x_BHWC.shape
-    vectors = [p for p in weights[4:8] if p is not None]
-    like_x = all(p.dtype == x.dtype for p in vectors)
-    kinds = [x.dtype if like_x or not 4 <= i < 8 else torch.float32 for i in range(len(weights))]
-    given = [None if p is None else p.to(kind).contiguous() for p, kind in zip(weights, kinds, strict=True)]
-    pointers = (ctypes.c_void_p * len(given))(*(None if p is None else p.data_ptr() for p in given))
-    hidden, out = weights[12], torch.empty_like(x)
-    sizes = (B, H, W, C, 0 if hidden is None else hidden.shape[0], heads, window)
-    memory = _workspace(ask(LIBRARY, "davit_block_memory", x.dtype, *sizes))
-    kind = TYPES[x.dtype if like_x else torch.float32]
-    _call("davit_block", x, pointers, kind, memory, out, *eps, scale, *sizes)
-    return out
-
-
-def patch_embed(
-    x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor | None, shift: Tensor | None, eps: float,
-    stride: int, stem: bool,
-) -> Tensor:  # fmt: skip
-    """What a `davit.model.PatchEmbed` computes, (B, H, W, C), where `takes_patches` says so.
-
-    Args:
-        x: an NCHW image for the stem, a (B, H, W, C) map for a later embedding.
-    """
-    x, (B, C, H, W) = x.contiguous(), x.shape if stem else (x.shape[0], x.shape[3], *x.shape[1:3])
-    rows = weight.flatten(1)
-    rows = F.pad(rows, (0, -rows.shape[1] % (LANES * 4 // x.element_size()))).contiguous()
-    N, K = rows.shape
-    out = x.new_empty(B, (H - 1) // stride + 1, (W - 1) // stride + 1, N)
-    norm = _norm(out if stem else x, Norm(scale, shift, eps))[:3]
-    given = (rows, _vector(out, bias, 0.0), *norm, torch.empty_like(rows), out)
-    _call("davit_patch_embed", x, *given, K, B, H, W, C, N, stride, stem)
-    return out
-
-
-_kept = threading.local()
-
-
-def _workspace(size: int) -> Tensor:
-    """Bytes that a thread of Python keeps from one block to the next: new pages cost up to a tenth of a step."""
-    kept: Tensor | None = getattr(_kept, "memory", None)
-    if kept is None or len(kept) < size:
-        kept = _kept.memory = torch.empty(size, dtype=torch.uint8)
-    return kept
 
 
 def mlp_backward(
@@ -223,7 +156,7 @@ def mlp_backward(
     of_bias1, of_bias2 = torch.empty(len(sums), E), torch.empty(len(sums), C)
     layers = (weight1.contiguous(), weight2.contiguous(), hidden, grad_hidden, activated, grad_x, normed)
     memory = (sums, of_bias1, of_bias2, x.new_empty(E * C), x.new_empty(E * C))
-    _call("davit_mlp_backward", _like(x, grad), x, *_norm(x, norm), *layers, *memory, rows, M, C, E)
+    call("davit_mlp_backward", _like(x, grad), x, *norm_arguments(x, norm), *layers, *memory, rows, M, C, E)
     return grad_hidden, activated, normed, of_bias1.sum(0), of_bias2.sum(0), grad_x, *sums.sum(0)
 
 
@@ -239,7 +172,7 @@ def window_attention(qkv_BHWE: Tensor, bias_E: Tensor | None, window: int, heads
     qkv = qkv_BHWE.contiguous()
     B, H, W, E = qkv.shape
     out = qkv.new_empty(B, H, W, E // 3)
-    _call("davit_window_attention", qkv, _like(qkv, bias_E), out, B, H, W, E // 3, heads, window, scale)
+    call("davit_window_attention", qkv, _like(qkv, bias_E), out, B, H, W, E // 3, heads, window, scale)
     return out
 
 
@@ -253,7 +186,7 @@ def window_attention_backward(
     padded = bias_E is not None and (H % window > 0 or W % window > 0)
     parts_MC = qkv.new_empty(B * -(-H // window) * -(-W // window) if padded else 0, 2 * E // 3, dtype=torch.float32)
     given = (_like(qkv, grad_BHWC), qkv, _like(qkv, bias_E), grad_qkv, parts_MC if padded else None)
-    _call("davit_window_attention_backward", *given, B, H, W, E // 3, heads, window, scale)
+    call("davit_window_attention_backward", *given, B, H, W, E // 3, heads, window, scale)
     return grad_qkv, parts_MC
 
 
@@ -263,7 +196,7 @@ def channel_attention(qkv_BHWE: Tensor, groups: int, scale: float) -> tuple[Tens
     B, H, W, E = qkv.shape
     out = qkv.new_empty(B, H, W, E // 3)
     attention, parts = _squares(qkv, groups)
-    _call("davit_channel_attention", qkv, parts, attention, out, B, H * W, E // 3, groups, scale)
+    call("davit_channel_attention", qkv, parts, attention, out, B, H * W, E // 3, groups, scale)
     return out, attention
 
 
@@ -276,7 +209,7 @@ def channel_attention_backward(
     grad_qkv = torch.empty_like(qkv)
     grad_score, parts = _squares(qkv, groups)
     given = (_like(qkv, grad_BHWC), qkv, attention_BGDD.contiguous(), parts, grad_score, grad_qkv)
-    _call("davit_channel_attention_backward", *given, B, H * W, E // 3, groups, scale)
+    call("davit_channel_attention_backward", *given, B, H * W, E // 3, groups, scale)
     return grad_qkv
 
 
@@ -300,10 +233,10 @@ def encode(
     x, C = x_BHWC.contiguous(), x_BHWC.shape[3]
     normed, scale, shift, mean, rstd = norm or (None, None, None, None, None)
     if normed is not None:
-        scale, shift = _vector(x, scale, 1.0), _vector(x, shift, 0.0)
+        scale, shift = vector(x, scale, 1.0), vector(x, shift, 0.0)
     kind = TYPES[y.dtype if normed is None else normed.dtype]
-    given = (_taps(weight), _vector(x, bias, 0.0), scale, shift, eps, y, normed, mean, rstd, kind)
-    _call("davit_encode", x, *given, *x.shape[:3], C)
+    given = (_taps(weight), vector(x, bias, 0.0), scale, shift, eps, y, normed, mean, rstd, kind)
+    call("davit_encode", x, *given, *x.shape[:3], C)
 
 
 def encode_backward(
@@ -330,7 +263,7 @@ def encode_gradients(grad_BHWC: Tensor, x_BHWC: Tensor, weight: Tensor) -> tuple
     encode(grad, weight.flip(2, 3), None, grad_x, None, 0.0)
     B, H, W, C = x.shape
     parts = _bands(B * H, 10, C)
-    _call("davit_encode_weights", grad, x, parts, len(parts), B, H, W, C)
+    call("davit_encode_weights", grad, x, parts, len(parts), B, H, W, C)
     sums = parts.sum(0)
     return grad_x, sums[:9].t().contiguous(), sums[9]
 
@@ -343,7 +276,7 @@ def norm_backward(
     rows, grad, again = x.numel() // C, _like(x, grad), torch.empty_like(x)
     sums = _bands(rows, 2, C)
     norm = Norm(scale, shift, 0.0, mean.float().contiguous(), rstd.float().contiguous())
-    _call("davit_norm_backward", grad, x, *_norm(x, norm), grad, again, sums, len(sums), rows, C)
+    call("davit_norm_backward", grad, x, *norm_arguments(x, norm), grad, again, sums, len(sums), rows, C)
     return again, grad, *sums.sum(0)
 
 
@@ -356,7 +289,7 @@ def gelu_backward(grad: Tensor, x: Tensor, in_place: bool = False) -> tuple[Tens
     rows, grad, again = x.numel() // C, _like(x, grad), torch.empty_like(x)
     grad_x = grad if in_place else torch.empty_like(x)
     sums = _bands(rows, C)
-    _call("davit_gelu_backward", grad, x, grad_x, again, sums, len(sums), rows, C)
+    call("davit_gelu_backward", grad, x, grad_x, again, sums, len(sums), rows, C)
     return grad_x, again, sums.sum(0)
 
 
@@ -365,10 +298,13 @@ def _bands(rows: int, *shape: int) -> Tensor:
     return torch.empty(max(1, min(BANDS, rows)), *shape)
 
 
-def _norm(x: Tensor, norm: Norm | None) -> tuple[Tensor | None, Tensor | None, float, Tensor | None, Tensor | None]:
+def norm_arguments(
+    x: Tensor, norm: Norm | None
+) -> tuple[Tensor | None, Tensor | None, float, Tensor | None, Tensor | None]:
+    """As a function of the library takes them."""
     if norm is None:
         return None, None, 0.0, None, None
-    return _vector(x, norm.scale, 1.0), _vector(x, norm.shift, 0.0), *norm[2:]
+    return vector(x, norm.scale, 1.0), vector(x, norm.shift, 0.0), *norm[2:]
 
 
 def _like(x: Tensor, other: Tensor | None) -> Any:
@@ -380,12 +316,13 @@ def _taps(weight: Tensor) -> Tensor:
     return weight.reshape(-1, 9).t().float().contiguous()
 
 
-def _vector(x: Tensor, given: Tensor | None, otherwise: float) -> Tensor:
+def vector(x: Tensor, given: Tensor | None, otherwise: float) -> Tensor:
+    """One number for each channel, in float32."""
     if given is None:
         return x.new_full([x.shape[-1]], otherwise, dtype=torch.float32)
     return given.float().contiguous()
 
 
-def _call(name: str, first: Tensor, *rest: Any) -> None:
+def call(name: str, first: Tensor, *rest: Any) -> None:
     """Call a function of the library: its number formats are those of ``first``."""
     ask(LIBRARY, name, first.dtype, first, *rest)

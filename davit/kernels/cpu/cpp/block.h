@@ -53,15 +53,27 @@ INLINE size images_of_part(const Sizes &of, size bytes) {
     return least(of.B, most > 1 ? most : 1);
 }
 
+// The matrices of a block as panels, one behind the other: 4 C C + 2 E C numbers.
+template <class T> struct Matrices {
+    typedef typename Word<T>::type W;
+    W *qkv, *proj, *fc1, *fc2;
+
+    Matrices(void *packed, size C, size E) {
+        T *first = (T *)packed;
+        qkv = (W *)first, proj = (W *)(first + 3 * C * C);
+        fc1 = (W *)(first + 4 * C * C), fc2 = (W *)(first + 4 * C * C + E * C);
+    }
+};
+
 // Carved out of memory that the caller keeps from one block to the next: new pages are dear.
 template <class T> struct Memory {
     typedef typename Word<T>::type W;
-    W *qkv, *proj, *fc1, *fc2; // panels
-    T *middle, *q;             // maps (B, H, W, C); the second one and what follows are for channel attention
-    float *parts;              // squares (D, D) of each image, group and unit
-    W *attention;              // and of each image and group
+    T *middle, *q; // maps (B, H, W, C); the second one and what follows are for channel attention
+    float *parts;  // squares (D, D) of each image, group and unit
+    W *attention;  // and of each image and group
+    T *packed;     // for the matrices, where they are not packed yet
 
-    Memory(char *base, const Sizes &of, size &bytes) {
+    Memory(char *base, const Sizes &of, bool packs, size &bytes) {
         bytes = 0;
         auto take = [&](size numbers, size each) {
             char *here = base + bytes;
@@ -69,8 +81,7 @@ template <class T> struct Memory {
             return here;
         };
         size C = of.C, squares = of.window ? 0 : of.B * of.C * (of.C / of.G), map = of.M() * C;
-        qkv = (W *)take(3 * C * C, sizeof(T)), proj = (W *)take(C * C, sizeof(T));
-        fc1 = (W *)take(of.E * C, sizeof(T)), fc2 = (W *)take(of.E * C, sizeof(T));
+        packed = (T *)take(packs ? 4 * C * C + 2 * of.E * C : 0, sizeof(T));
         middle = (T *)take(map, sizeof(T)), q = (T *)take(of.window ? 0 : map, sizeof(T));
         parts = (float *)take(squares * Units(of.B, of.H * of.W).of_image, sizeof(float));
         attention = (W *)take(squares, sizeof(T));
@@ -189,7 +200,7 @@ template <class T> struct Head { // memory of a thread for one head of a window
 
 template <class T>
 static void window_pass(const T *x, const Encoding &encoding, const Norm &norm, const float *qkv_bias,
-                        const float *proj_bias, const Memory<T> &memory, const Sizes &of) {
+                        const float *proj_bias, const Matrices<T> &weights, const Memory<T> &memory, const Sizes &of) {
     typedef typename Word<T>::type W;
     constexpr size PER = sizeof(W) / sizeof(T);
     Map map(of.B, of.H, of.W, of.C, of.G, of.window);
@@ -231,7 +242,7 @@ static void window_pass(const T *x, const Encoding &encoding, const Norm &norm, 
                     const float *bias = qkv_bias + column;
                     float scale = s == 0 ? of.scale : 1.0f;
                     T *to = strips[s];
-                    panels(normed, rows, C, memory.qkv + column * words, width,
+                    panels(normed, rows, C, weights.qkv + column * words, width,
                            [&](size i, size c, vfloat total)
                                INLINE_LAMBDA { store(to + slot[i] * width + c, (total + load(bias + c)) * scale); });
                     if (rows < windows * N) // outside the map q, k and v are the bias
@@ -250,7 +261,7 @@ static void window_pass(const T *x, const Encoding &encoding, const Norm &norm, 
                                     });
                     }
             }
-            panels(mixed, rows, C, memory.proj, C, [&](size i, size c, vfloat total) INLINE_LAMBDA {
+            panels(mixed, rows, C, weights.proj, C, [&](size i, size c, vfloat total) INLINE_LAMBDA {
                 T *here = y + at[slot[i]] * C + c;
                 store(here, total + load(proj_bias + c) + load(here));
             });
@@ -262,7 +273,8 @@ static void window_pass(const T *x, const Encoding &encoding, const Norm &norm, 
 
 template <class T>
 static void channel_pass(const T *x, const Encoding &encoding, const Norm &norm, const float *qkv_bias,
-                         const float *proj_bias, const Memory<T> &memory, const Sizes &of) {
+                         const float *proj_bias, const Matrices<T> &weights, const Memory<T> &memory,
+                         const Sizes &of) {
     typedef typename Word<T>::type W;
     constexpr size PER = sizeof(W) / sizeof(T);
     Units units(of.B, of.H * of.W);
@@ -289,7 +301,7 @@ static void channel_pass(const T *x, const Encoding &encoding, const Norm &norm,
                 size groups = least(chunks.heads, G - g), width = groups * D;
                 const float *bias = qkv_bias + g * D;
                 T *to = q + start * C + g * D;
-                const W *packed = memory.qkv + g * D * words;
+                const W *packed = weights.qkv + g * D * words;
                 panels(normed, rows, C, packed, width, [&](size i, size c, vfloat total) INLINE_LAMBDA {
                     store(to + i * C + c, total + load(bias + c));
                 });
@@ -329,7 +341,7 @@ static void channel_pass(const T *x, const Encoding &encoding, const Norm &norm,
                                 INLINE_LAMBDA { store(mixed + (at - start + i) * C + g * D + c, total); });
                 at += count;
             }
-            panels(mixed, rows, C, memory.proj, C, [&](size i, size c, vfloat total) INLINE_LAMBDA {
+            panels(mixed, rows, C, weights.proj, C, [&](size i, size c, vfloat total) INLINE_LAMBDA {
                 T *here = y + (start + i) * C + c;
                 store(here, total + load(proj_bias + c) + load(here));
             });
@@ -342,10 +354,10 @@ static void channel_pass(const T *x, const Encoding &encoding, const Norm &norm,
 // out = x + its encoding, and on top of it the MLP of its norm.
 template <class T>
 static void mlp_pass(const T *x, const Encoding &encoding, const Norm &norm, const float *bias1, const float *bias2,
-                     const Memory<T> &memory, const Sizes &of, T *out) {
+                     const Matrices<T> &weights, const Sizes &of, T *out) {
     size C = of.C, of_row = Mlp<T>::scratch_of_row(C) + C;
     Tasks tasks(of.M(), 4 * of_row, of.threads);
-    Mlp<T> layers = {memory.fc1, memory.fc2, bias1, bias2, C, of.E};
+    Mlp<T> layers = {weights.fc1, weights.fc2, bias1, bias2, C, of.E};
 #pragma omp parallel num_threads(of.threads)
     {
         Scratch scratch(tasks.rows * of_row);
@@ -362,13 +374,26 @@ static void mlp_pass(const T *x, const Encoding &encoding, const Norm &norm, con
     }
 }
 
-// `full`: whether the norms' vectors are float32.
+// The weights of the matrices, in the order of their panels; C and E of both as in `Sizes`.
+template <class T> static void pack_block(const void *const *given, T *packed, const Sizes &of) {
+    Matrices<T> to(packed, of.C, of.E);
+#pragma omp parallel num_threads(of.threads)
+    {
+        pack_chunks((const T *)given[QKV], of, Chunks(of), to.qkv);
+        pack((const T *)given[PROJ], of.C, of.C, to.proj);
+        pack((const T *)given[FC1], of.E, of.C, to.fc1);
+        pack((const T *)given[FC2], of.E ? of.C : 0, of.E, to.fc2);
+    }
+}
+
+// `full`: whether the norms' vectors are float32. `packed`: the matrices by `pack_block`, or null.
 template <class T>
-static void block(const T *x, const void *const *given, bool full, char *base, T *out, const Sizes &of) {
+static void block(const T *x, const void *const *given, bool full, const void *packed, char *base, T *out,
+                  const Sizes &of) {
     size C = of.C, bytes;
     Sizes part = of;
     part.B = images_of_part(of, sizeof(T));
-    Memory<T> memory(base, part, bytes);
+    Memory<T> memory(base, part, !packed, bytes);
     Scratch vectors(2 * 10 * C + 4 * C + 5 * C + of.E);
     Encoding encodings[2] = {encoding_of<T>(given[TAPS1], given[TAPS1_BIAS], C, vectors),
                              encoding_of<T>(given[TAPS2], given[TAPS2_BIAS], C, vectors)};
@@ -381,23 +406,19 @@ static void block(const T *x, const void *const *given, bool full, char *base, T
     const float *proj_bias = floats<T>(given[PROJ_BIAS], C, 0.0f, vectors);
     const float *bias1 = floats<T>(given[FC1_BIAS], of.E, 0.0f, vectors);
     const float *bias2 = floats<T>(given[FC2_BIAS], C, 0.0f, vectors);
-#pragma omp parallel num_threads(of.threads)
-    {
-        pack_chunks((const T *)given[QKV], of, Chunks(of), memory.qkv);
-        pack((const T *)given[PROJ], C, C, memory.proj);
-        pack((const T *)given[FC1], of.E, C, memory.fc1);
-        pack((const T *)given[FC2], of.E ? C : 0, of.E, memory.fc2);
-    }
+    if (!packed)
+        pack_block(given, memory.packed, of);
+    Matrices<T> weights(packed ? (void *)packed : memory.packed, C, of.E);
     for (size image = 0; image < of.B; image += part.B) {
         size at = image * of.H * of.W * C;
         Sizes these = of;
         these.B = least(part.B, of.B - image);
         if (of.window)
-            window_pass(x + at, encodings[0], norms[0], qkv_bias, proj_bias, memory, these);
+            window_pass(x + at, encodings[0], norms[0], qkv_bias, proj_bias, weights, memory, these);
         else
-            channel_pass(x + at, encodings[0], norms[0], qkv_bias, proj_bias, memory, these);
+            channel_pass(x + at, encodings[0], norms[0], qkv_bias, proj_bias, weights, memory, these);
         if (of.E)
-            mlp_pass(memory.middle, encodings[1], norms[1], bias1, bias2, memory, these, out + at);
+            mlp_pass(memory.middle, encodings[1], norms[1], bias1, bias2, weights, these, out + at);
         else
             encode(memory.middle, encodings[1].taps, encodings[1].bias, norms[1], out + at, (T *)nullptr, these.B,
                    of.H, of.W, C, of.threads);

@@ -113,20 +113,28 @@ void davit_mlp(int type, const void *x, const float *scale, const float *shift, 
                       (Word<T>::type *)packed1, (Word<T>::type *)packed2, M, C, E, threads))
 }
 
-// Bytes that davit_block needs.
-size davit_block_memory(int type, size B, size H, size W, size C, size E, size G, size window, int threads) {
+// Bytes that davit_block needs; without room for the matrices where they are `packed`.
+size davit_block_memory(int type, size packed, size B, size H, size W, size C, size E, size G, size window,
+                        int threads) {
     size bytes = 0;
     Sizes of = {B, H, W, C, E, G, window, 0.0f, 0.0f, 0.0f, threads};
-    BY_TYPE(of.B = images_of_part(of, sizeof(T)); Memory<T>(nullptr, of, bytes))
+    BY_TYPE(of.B = images_of_part(of, sizeof(T)); Memory<T>(nullptr, of, !packed, bytes))
     return bytes;
 }
 
-// `weights`: by Parameter, those of the norms float32 or like x (`norm_type`).
-void davit_block(int type, const void *x, const void *const *weights, size norm_type, void *memory, void *out,
-                 float eps1, float eps2, float scale, size B, size H, size W, size C, size E, size G, size window,
-                 int threads) {
+// `weights`: by Parameter, of which the matrices alone are read.
+void davit_pack_block(int type, const void *const *weights, void *packed, size C, size E, size G, int threads) {
+    Sizes of = {0, 0, 0, C, E, G, 0, 0.0f, 0.0f, 0.0f, threads};
+    WITH_PRODUCTS(pack_block(weights, (T *)packed, of))
+}
+
+// `weights`: by Parameter, those of the norms float32 or like x (`norm_type`); without the matrices where these are
+// `packed`, which may be null.
+void davit_block(int type, const void *x, const void *const *weights, size norm_type, const void *packed, void *memory,
+                 void *out, float eps1, float eps2, float scale, size B, size H, size W, size C, size E, size G,
+                 size window, int threads) {
     Sizes of = {B, H, W, C, E, G, window, scale, eps1, eps2, threads};
-    WITH_PRODUCTS(block((const T *)x, weights, norm_type == 0, (char *)memory, (T *)out, of))
+    WITH_PRODUCTS(block((const T *)x, weights, norm_type == 0, packed, (char *)memory, (T *)out, of))
 }
 
 // A row of the weight has K numbers: of the stem C x 7 x 7 and zeros that make it a multiple of 16 words.
