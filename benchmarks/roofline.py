@@ -30,7 +30,7 @@ from davit.kernels.cpu import native
 from davit.model import DaViT, DualAttentionBlock, WindowAttention
 
 KINDS = {  # what an operation's name contains, first match
-    "native.cpp, with products": ("davit_block", "davit_linear", "davit_mlp"),
+    "native.cpp, with products": ("davit_block", "davit_patch_embed", "davit_linear", "davit_mlp"),
     "native.cpp": ("davit",),
     "matrix products": ("linear", "addmm", "::mm", "bmm", "matmul"),
     "convolutions": ("convolution", "conv2d"),
