@@ -139,7 +139,7 @@ class ToNormalizedTensor:
         self.std = torch.tensor(std)[:, None, None]
 
     def __call__(self, image: Image.Image) -> Tensor:
-        bands = image.convert("RGB").split() if image.mode != "RGB" else image.split()
+        bands = (image if image.mode == "RGB" else image.convert("RGB")).split()
         pixels = torch.from_numpy(np.stack([np.asarray(band) for band in bands]))
         return pixels.float().div_(255).sub_(self.mean).div_(self.std)
 

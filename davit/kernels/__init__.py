@@ -117,7 +117,7 @@ def _infer_as_one(block: "DualAttentionBlock", x_BHWC: Tensor) -> Tensor:
     weights, window, heads, *rest = arguments(block)
     if not freezes_weights():
         return operators.infer(x_BHWC, weights, window, heads, *rest, None)
-    packed = operators.pack([p if i in whole.MATRICES else None for i, p in enumerate(weights)], heads)
+    packed = operators.pack(weights, heads)
     vectors = [None if i in whole.MATRICES else p for i, p in enumerate(weights)]
     return operators.infer(x_BHWC, vectors, window, heads, *rest, packed)
 
