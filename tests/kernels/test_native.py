@@ -353,14 +353,22 @@ BLOCKS = {  # batch, height, width, channels, heads or groups, window (0: channe
     "windows without an MLP": (1, 14, 14, 96, 3, 7, {"mlp_ratio": None}),
     "heads of 16, an odd number": (1, 15, 14, 112, 7, 7, {"mlp_ratio": 2.0}),
     "wide heads": (1, 8, 8, 192, 1, 4, {}),
+    # where channels outnumber positions; the rest goes by the Gram matrix, in bfloat16 from twice the positions on
     "channels, one unit": (3, 5, 5, 96, 3, 0, {"qkv_bias": False}),
-    "channels, several units": (2, 37, 31, 64, 2, 0, {}),
-    "channels, units of 112 positions": (1, 120, 97, 32, 1, 0, {}),
-    "channels, several images at a time": (5, 90, 90, 32, 1, 0, {}),
+    "channels, several units": (2, 12, 10, 256, 4, 0, {}),
     "channels, one position": (7, 1, 1, 64, 2, 0, {}),
     "channels, groups of 128": (1, 9, 9, 256, 2, 0, {}),
     "channels, groups of 16": (2, 9, 11, 112, 7, 0, {}),
-    "channels without an MLP": (1, 12, 9, 96, 3, 0, {"mlp_ratio": None}),
+    "Gram matrix, few positions": (3, 4, 4, 16, 1, 0, {}),
+    "Gram matrix, a third panel cut short": (2, 37, 31, 160, 5, 0, {}),
+    "Gram matrix without bias": (1, 19, 21, 96, 3, 0, {"qkv_bias": False}),
+    "Gram matrix, 64 units": (1, 170, 153, 32, 1, 0, {}),
+    "Gram matrix, several images at a time": (5, 90, 90, 32, 1, 0, {}),
+    "Gram matrix, groups of 16": (2, 15, 17, 112, 7, 0, {}),
+    "Gram matrix, groups of 64": (2, 21, 15, 128, 2, 0, {}),
+    "Gram matrix, groups of 128": (1, 24, 23, 256, 2, 0, {}),
+    "Gram matrix, groups of 96": (1, 24, 23, 192, 2, 0, {}),
+    "Gram matrix without an MLP": (1, 17, 14, 96, 3, 0, {"mlp_ratio": None}),
 }
 
 
@@ -392,7 +400,7 @@ def test_blocks_equal_float64(case, dtype):
     expected = exact(x.double())
     block.fused = block.attn.fused = False
     error, of_plain = ((y.double() - expected).norm() / expected.norm() for y in (found, block(x)))
-    assert error < max(2e-6 if dtype == torch.float32 else 0.0, 1.1 * of_plain)
+    assert error < (max(2e-6, 1.5 * of_plain) if dtype == torch.float32 else 1.1 * of_plain)
 
 
 def test_norms_of_a_block_may_stay_in_float32():

@@ -1,0 +1,108 @@
+#pragma once
+
+#include "block_parts.h"
+
+// --- window attention ---
+
+template <class T> struct Head { // memory of a thread for one head of a window
+    typedef typename Word<T>::type W;
+    size N, NP, D; // positions, so many that they fill vectors, channels
+    W *k, *v;
+    float *scores;
+    T *weights;
+
+    static size positions(size N) { return (N + VL - 1) / VL * VL; }
+    static size memory(size N, size D) { return 2 * positions(N) * D + 2 * N * positions(N); }
+    Head(size N, size D, Scratch &scratch) : N(N), NP(positions(N)), D(D) {
+        k = (W *)scratch.take(D * NP), v = (W *)scratch.take(D * NP);
+        scores = scratch.take(N * NP), weights = (T *)scratch.take(N * NP);
+    }
+
+    // finish(n, c, sum) of q, k and v (N, D), `width` apart; q has the scale. Reads NP rows of k.
+    template <class F>
+    INLINE_METHOD void attend(const T *q, const T *keys, const T *values, size width, const F &finish) const {
+        constexpr size PER = sizeof(W) / sizeof(T);
+        transpose((const float *)keys, width / PER, D / PER, NP, (float *)k);
+        product((const W *)q, width / PER, 1, k, NP, N, D / PER, NP, Write{scores, NP});
+        softmax(scores, N, N, NP);
+        if constexpr (PER == 1) {
+            product(scores, NP, 1, values, width, N, N, D, finish);
+        } else {
+            for (size i = 0; i < N * NP; i += VL)
+                store(weights + i, load(scores + i));
+            pack_rows(values, width, N, D, v);
+            product((const W *)weights, NP / PER, 1, v, D, N, (N + PER - 1) / PER, D, finish);
+        }
+    }
+};
+
+template <class T>
+static void window_pass(const T *x, const Encoding &encoding, const Norm &norm, const float *qkv_bias,
+                        const float *proj_bias, const Matrices<T> &weights, const Memory<T> &memory, const Sizes &of) {
+    typedef typename Word<T>::type W;
+    constexpr size PER = sizeof(W) / sizeof(T);
+    Map map(of.B, of.H, of.W, of.C, of.G, of.window);
+    Chunks chunks(of);
+    size C = of.C, D = C / of.G, N = of.window * of.window, words = C / PER;
+    size each = of_task(map.windows(), MOST_ROWS / N > 1 ? MOST_ROWS / N : 1, of.threads); // windows
+    T *y = memory.middle;
+#pragma omp parallel num_threads(of.threads)
+    {
+        size slots = each * N, strip = (slots + VL) * chunks.heads * D;
+        Scratch scratch(2 * slots * C + 3 * strip + Head<T>::memory(N, D) + 2 * 3 * slots);
+        T *normed = (T *)scratch.take(slots * C), *mixed = (T *)scratch.take(slots * C);
+        T *strips[3] = {(T *)scratch.take(strip), (T *)scratch.take(strip), (T *)scratch.take(strip)};
+        Head<T> head(N, D, scratch);
+        size *at = (size *)scratch.take(2 * slots);     // position of each place in a window, or -1
+        size *row_of = (size *)scratch.take(2 * slots); // row of the place, among those in the map
+        size *slot = (size *)scratch.take(2 * slots);   // place of the row
+#pragma omp for schedule(dynamic)
+        for (size first = 0; first < map.windows(); first += each) {
+            size windows = least(each, map.windows() - first), rows = 0;
+            for (size m = 0; m < windows; m++)
+                locate(map, first + m, at + m * N);
+            for (size n = 0; n < windows * N;) { // a row of a window at a time
+                size columns = 0;
+                for (; columns < of.window && at[n + columns] >= 0; columns++) {
+                    row_of[n + columns] = rows + columns;
+                    slot[rows + columns] = n + columns;
+                }
+                for (size i = columns; i < of.window; i++)
+                    row_of[n + i] = -1;
+                if (columns)
+                    encode_and_norm(x, encoding, norm, y, normed + rows * C, of, at[n], columns);
+                rows += columns, n += of.window;
+            }
+            for (size g = 0; g < of.G; g += chunks.heads) {
+                size heads = least(chunks.heads, of.G - g), width = heads * D;
+                for (size s = 0; s < 3; s++) {
+                    size column = s * C + g * D;
+                    const float *bias = qkv_bias + column;
+                    float scale = s == 0 ? of.scale : 1.0f;
+                    T *to = strips[s];
+                    panels(normed, rows, C, weights.qkv + column * words, width,
+                           [&](size i, size c, vfloat total)
+                               INLINE_LAMBDA { store(to + slot[i] * width + c, (total + load(bias + c)) * scale); });
+                    if (rows < windows * N) // outside the map q, k and v are the bias
+                        for (size n = 0; n < windows * N; n++)
+                            for (size c = 0; at[n] < 0 && c < width; c += VL)
+                                store(to + n * width + c, load(bias + c) * scale);
+                }
+                for (size m = 0; m < windows; m++)
+                    for (size h = 0; h < heads; h++) {
+                        size from = m * N * width + h * D, to = (g + h) * D;
+                        head.attend(strips[0] + from, strips[1] + from, strips[2] + from, width,
+                                    [&](size n, size c, vfloat value) INLINE_LAMBDA {
+                                        size row = row_of[m * N + n];
+                                        if (row >= 0)
+                                            store(mixed + row * C + to + c, value);
+                                    });
+                    }
+            }
+            panels(mixed, rows, C, weights.proj, C, [&](size i, size c, vfloat total) INLINE_LAMBDA {
+                T *here = y + at[slot[i]] * C + c;
+                store(here, total + load(proj_bias + c) + load(here));
+            });
+        }
+    }
+}
