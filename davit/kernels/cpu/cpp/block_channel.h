@@ -2,6 +2,16 @@
 
 #include "block_parts.h"
 
+// y (rows, C) += x (rows, C) times packed panels of C columns, + bias.
+template <class T>
+INLINE void add_projection(const T *x, size rows, const typename Word<T>::type *packed, const float *bias, size C,
+                           T *y) {
+    panels(x, rows, C, packed, C, [&](size i, size c, vfloat total) INLINE_LAMBDA {
+        T *here = y + i * C + c;
+        store(here, total + load(bias + c) + load(here));
+    });
+}
+
 // --- channel attention, by keys and values: where channels outnumber positions ---
 
 template <class T>
@@ -74,10 +84,7 @@ static void channel_pass_by_keys(const T *x, const Encoding &encoding, const Nor
                                 INLINE_LAMBDA { store(mixed + (at - start + i) * C + g * D + c, total); });
                 at += count;
             }
-            panels(mixed, rows, C, weights.proj, C, [&](size i, size c, vfloat total) INLINE_LAMBDA {
-                T *here = y + (start + i) * C + c;
-                store(here, total + load(proj_bias + c) + load(here));
-            });
+            add_projection(mixed, rows, weights.proj, proj_bias, C, y + start * C);
         }
     }
 }
@@ -283,12 +290,8 @@ static void channel_pass_by_gram(const T *x, const Encoding &encoding, const Nor
 #pragma omp for schedule(dynamic)
         for (size task = 0; task < of.B * tasks; task++) {
             size image = task / tasks, first = task % tasks * each, start = image * N + first;
-            const float *bias = memory.bias + image * C;
-            panels(normed + start * C, least(each, N - first), C, memory.folded + image * C * C / PER, C,
-                   [&](size i, size c, vfloat total) INLINE_LAMBDA {
-                       T *here = y + (start + i) * C + c;
-                       store(here, total + load(bias + c) + load(here));
-                   });
+            add_projection(normed + start * C, least(each, N - first), memory.folded + image * C * C / PER,
+                           memory.bias + image * C, C, y + start * C);
         }
     }
 }
