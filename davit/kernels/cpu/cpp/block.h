@@ -12,21 +12,20 @@
 template <class T>
 static void mlp_pass(const T *x, const Encoding &encoding, const Norm &norm, const float *bias1, const float *bias2,
                      const Matrices<T> &weights, const Sizes &of, T *out) {
-    size C = of.C, of_row = Mlp<T>::scratch_of_row(C) + C;
-    Tasks tasks(of.M(), 4 * of_row, of.threads);
+    size C = of.C;
+    Tasks tasks(of.M(), 4 * MlpRows<T>::of_row(C), of.threads);
     Mlp<T> layers = {weights.fc1, weights.fc2, bias1, bias2, C, of.E};
 #pragma omp parallel num_threads(of.threads)
     {
-        Scratch scratch(tasks.rows * of_row);
-        float *strip = scratch.take(tasks.rows * PANEL), *sums = scratch.take(tasks.rows * C);
-        T *hidden = (T *)scratch.take(tasks.rows * MOST_HIDDEN), *normed = (T *)scratch.take(tasks.rows * C);
+        Scratch scratch(tasks.rows * MlpRows<T>::of_row(C));
+        MlpRows<T> here(tasks.rows, C, scratch);
 #pragma omp for schedule(dynamic)
         for (size task = 0; task < tasks.count; task++) {
             size start = task * tasks.rows, rows = least(tasks.rows, of.M() - start);
-            encode_and_norm(x, encoding, norm, out, normed, of, start, rows);
-            layers(normed, rows, nullptr, strip, hidden, sums);
+            encode_and_norm(x, encoding, norm, out, here.normed, of, start, rows);
+            layers(rows, nullptr, here);
             for (size i = 0; i < rows * C; i += VL)
-                store(out + start * C + i, load(sums + i) + load(out + start * C + i));
+                store(out + start * C + i, load(here.sums + i) + load(out + start * C + i));
         }
     }
 }

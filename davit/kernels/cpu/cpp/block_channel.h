@@ -128,7 +128,7 @@ INLINE void widen(const pair *packed, size first, size n, size K, float *panels)
 
 // out (C + 1, C) = the Gram matrix of x (rows, C), of which the columns' panels go down to the diagonal, and the sum.
 template <class T, class F>
-INLINE void gram_of(const T *x, size rows, size C, typename Word<T>::type *packed, float *out) {
+static void gram_of(const T *x, size rows, size C, typename Word<T>::type *packed, float *out) {
     constexpr size PER = sizeof(*packed) / sizeof(T);
     size K = (rows + PER - 1) / PER;
     for (size first = 0; first < C; first += PANEL) {
@@ -229,6 +229,14 @@ INLINE void fold(const float *mixed, const float *proj, size C, size n, T *rows,
     }
 }
 
+// The weights of a block's attention in float32, from panels of pairs; by all threads.
+INLINE void widen_attention(const Matrices<bfloat16> &weights, const Sizes &of, float *wide) {
+    chunk_panels(of, [&](size first, size n) { widen(weights.qkv, first, n, of.C, wide); });
+#pragma omp for schedule(dynamic)
+    for (size first = 0; first < of.C; first += PANEL)
+        widen(weights.proj, first, least(PANEL, of.C - first), of.C, wide + 3 * of.C * of.C);
+}
+
 template <class T>
 static void channel_pass_by_gram(const T *x, const Encoding &encoding, const Norm &norm, const float *qkv_bias,
                                  const float *proj_bias, const Matrices<T> &weights, const Memory<T> &memory,
@@ -247,12 +255,8 @@ static void channel_pass_by_gram(const T *x, const Encoding &encoding, const Nor
         W *words = (W *)scratch.take((most + 1) * C);
         T *rows_of_panel = (T *)scratch.take(C * PANEL);
         GroupMixer mix(of, wide, qkv_bias, scratch);
-        if constexpr (PER > 1) {
-            chunk_panels(of, [&](size first, size n) { widen(weights.qkv, first, n, C, memory.wide); });
-#pragma omp for schedule(dynamic)
-            for (size first = 0; first < C; first += PANEL)
-                widen(weights.proj, first, least(PANEL, C - first), C, memory.wide + 3 * C * C);
-        }
+        if constexpr (PER > 1)
+            widen_attention(weights, of, memory.wide);
 #pragma omp for schedule(dynamic)
         for (size unit = 0; unit < of.B * U; unit++) {
             size image = unit / U, at = image * N + units.start(unit % U), end = image * N + units.start(unit % U + 1);
@@ -261,10 +265,8 @@ static void channel_pass_by_gram(const T *x, const Encoding &encoding, const Nor
             for (size left = (end - at + most - 1) / most; left > 0; left--, adds = true) { // as even as can be
                 size rows = (end - at + left - 1) / left;
                 encode_and_norm(x, encoding, norm, y, normed + at * C, of, at, rows);
-                if (adds)
-                    gram_of<T, Add>(normed + at * C, rows, C, words, part);
-                else
-                    gram_of<T, Write>(normed + at * C, rows, C, words, part);
+                auto square = adds ? gram_of<T, Add> : gram_of<T, Write>;
+                square(normed + at * C, rows, C, words, part);
                 at += rows;
             }
         }

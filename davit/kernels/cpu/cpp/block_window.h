@@ -36,6 +36,37 @@ template <class T> struct Head { // memory of a thread for one head of a window
     }
 };
 
+struct Places { // of the positions of some windows, one window behind the other; those outside the map have no row
+    size slots, rows;         // places, and those of them in the map
+    size *at, *row_of, *slot; // position in the map of a place, or -1; its row, or -1; and the place of a row
+
+    static size memory(size slots) { return 3 * 2 * slots; }
+    Places(size slots, Scratch &scratch) {
+        at = (size *)scratch.take(2 * slots), row_of = (size *)scratch.take(2 * slots);
+        slot = (size *)scratch.take(2 * slots);
+    }
+
+    // line(first position, first row, columns) for each line of a window that is in the map.
+    template <class F> INLINE_METHOD void find(const Map &map, size first, size windows, const F &line) {
+        size N = map.window * map.window;
+        slots = windows * N, rows = 0;
+        for (size m = 0; m < windows; m++)
+            locate(map, first + m, at + m * N);
+        for (size n = 0; n < slots; n += map.window) {
+            size columns = 0;
+            for (; columns < map.window && at[n + columns] >= 0; columns++) {
+                row_of[n + columns] = rows + columns;
+                slot[rows + columns] = n + columns;
+            }
+            for (size i = columns; i < map.window; i++)
+                row_of[n + i] = -1;
+            if (columns)
+                line(at[n], rows, columns);
+            rows += columns;
+        }
+    }
+};
+
 template <class T>
 static void window_pass(const T *x, const Encoding &encoding, const Norm &norm, const float *qkv_bias,
                         const float *proj_bias, const Matrices<T> &weights, const Memory<T> &memory, const Sizes &of) {
@@ -48,31 +79,18 @@ static void window_pass(const T *x, const Encoding &encoding, const Norm &norm, 
     T *y = memory.middle;
 #pragma omp parallel num_threads(of.threads)
     {
-        size slots = each * N, strip = (slots + VL) * chunks.heads * D;
-        Scratch scratch(2 * slots * C + 3 * strip + Head<T>::memory(N, D) + 2 * 3 * slots);
-        T *normed = (T *)scratch.take(slots * C), *mixed = (T *)scratch.take(slots * C);
+        size most = each * N, strip = (most + VL) * chunks.heads * D;
+        Scratch scratch(2 * most * C + 3 * strip + Head<T>::memory(N, D) + Places::memory(most));
+        T *normed = (T *)scratch.take(most * C), *mixed = (T *)scratch.take(most * C);
         T *strips[3] = {(T *)scratch.take(strip), (T *)scratch.take(strip), (T *)scratch.take(strip)};
         Head<T> head(N, D, scratch);
-        size *at = (size *)scratch.take(2 * slots);     // position of each place in a window, or -1
-        size *row_of = (size *)scratch.take(2 * slots); // row of the place, among those in the map
-        size *slot = (size *)scratch.take(2 * slots);   // place of the row
+        Places places(most, scratch);
 #pragma omp for schedule(dynamic)
         for (size first = 0; first < map.windows(); first += each) {
-            size windows = least(each, map.windows() - first), rows = 0;
-            for (size m = 0; m < windows; m++)
-                locate(map, first + m, at + m * N);
-            for (size n = 0; n < windows * N;) { // a row of a window at a time
-                size columns = 0;
-                for (; columns < of.window && at[n + columns] >= 0; columns++) {
-                    row_of[n + columns] = rows + columns;
-                    slot[rows + columns] = n + columns;
-                }
-                for (size i = columns; i < of.window; i++)
-                    row_of[n + i] = -1;
-                if (columns)
-                    encode_and_norm(x, encoding, norm, y, normed + rows * C, of, at[n], columns);
-                rows += columns, n += of.window;
-            }
+            size windows = least(each, map.windows() - first);
+            places.find(map, first, windows, [&](size at, size row, size columns) INLINE_LAMBDA {
+                encode_and_norm(x, encoding, norm, y, normed + row * C, of, at, columns);
+            });
             for (size g = 0; g < of.G; g += chunks.heads) {
                 size heads = least(chunks.heads, of.G - g), width = heads * D;
                 for (size s = 0; s < 3; s++) {
@@ -80,12 +98,13 @@ static void window_pass(const T *x, const Encoding &encoding, const Norm &norm, 
                     const float *bias = qkv_bias + column;
                     float scale = s == 0 ? of.scale : 1.0f;
                     T *to = strips[s];
-                    panels(normed, rows, C, weights.qkv + column * words, width,
-                           [&](size i, size c, vfloat total)
-                               INLINE_LAMBDA { store(to + slot[i] * width + c, (total + load(bias + c)) * scale); });
-                    if (rows < windows * N) // outside the map q, k and v are the bias
-                        for (size n = 0; n < windows * N; n++)
-                            for (size c = 0; at[n] < 0 && c < width; c += VL)
+                    panels(normed, places.rows, C, weights.qkv + column * words, width,
+                           [&](size i, size c, vfloat total) INLINE_LAMBDA {
+                               store(to + places.slot[i] * width + c, (total + load(bias + c)) * scale);
+                           });
+                    if (places.rows < places.slots) // outside the map q, k and v are the bias
+                        for (size n = 0; n < places.slots; n++)
+                            for (size c = 0; places.at[n] < 0 && c < width; c += VL)
                                 store(to + n * width + c, load(bias + c) * scale);
                 }
                 for (size m = 0; m < windows; m++)
@@ -93,14 +112,14 @@ static void window_pass(const T *x, const Encoding &encoding, const Norm &norm, 
                         size from = m * N * width + h * D, to = (g + h) * D;
                         head.attend(strips[0] + from, strips[1] + from, strips[2] + from, width,
                                     [&](size n, size c, vfloat value) INLINE_LAMBDA {
-                                        size row = row_of[m * N + n];
+                                        size row = places.row_of[m * N + n];
                                         if (row >= 0)
                                             store(mixed + row * C + to + c, value);
                                     });
                     }
             }
-            panels(mixed, rows, C, weights.proj, C, [&](size i, size c, vfloat total) INLINE_LAMBDA {
-                T *here = y + at[slot[i]] * C + c;
+            panels(mixed, places.rows, C, weights.proj, C, [&](size i, size c, vfloat total) INLINE_LAMBDA {
+                T *here = y + places.at[places.slot[i]] * C + c;
                 store(here, total + load(proj_bias + c) + load(here));
             });
         }

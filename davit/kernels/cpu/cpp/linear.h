@@ -112,6 +112,17 @@ static void linear(const T *x, const Norm &norm, const T *weight, bool turned, c
     }
 }
 
+template <class T> struct MlpRows { // memory of a thread for some rows
+    float *strip, *sums;
+    T *hidden, *normed;
+
+    static size of_row(size C) { return PANEL + MOST_HIDDEN + 2 * C; }
+    MlpRows(size rows, size C, Scratch &scratch) {
+        strip = scratch.take(rows * PANEL), sums = scratch.take(rows * C);
+        hidden = (T *)scratch.take(rows * MOST_HIDDEN), normed = (T *)scratch.take(rows * C);
+    }
+};
+
 template <class T> struct Mlp { // exact GELU; both weights packed
     typedef typename Word<T>::type W;
     const W *packed1, *packed2; // of (E, C) and (C, E)
@@ -119,27 +130,25 @@ template <class T> struct Mlp { // exact GELU; both weights packed
     size C, E;
     static constexpr size PER = sizeof(W) / sizeof(T);
 
-    static size scratch_of_row(size C) { return PANEL + MOST_HIDDEN + C; }
-
-    // sums (rows, C) = the MLP of x (rows, C). What is in front of the GELU is kept where `kept` is given, (rows, E).
-    INLINE_METHOD void operator()(const T *x, size rows, T *kept, float *strip, T *hidden, float *sums) const {
+    // to.sums (rows, C) = the MLP of to.normed. What is in front of the GELU is kept where `kept` is given, (rows, E).
+    INLINE_METHOD void operator()(size rows, T *kept, const MlpRows<T> &to) const {
         for (size i = 0; i < rows; i++)
-            memcpy(sums + i * C, bias2, 4 * C);
+            memcpy(to.sums + i * C, bias2, 4 * C);
         for (size e = 0; e < E; e += MOST_HIDDEN) {
             size width = least(MOST_HIDDEN, E - e);
             for (size first = 0; first < width; first += PANEL) {
                 size n = least(PANEL, width - first);
-                product((const W *)x, C / PER, 1, packed1 + (e + first) * C / PER, n, rows, C / PER, n,
-                        Write{strip, n});
+                product((const W *)to.normed, C / PER, 1, packed1 + (e + first) * C / PER, n, rows, C / PER, n,
+                        Write{to.strip, n});
                 for (size i = 0; i < rows; i++)
                     for (size c = 0; c < n; c += VL) {
-                        vfloat y = load(strip + i * n + c) + load(bias1 + e + first + c);
+                        vfloat y = load(to.strip + i * n + c) + load(bias1 + e + first + c);
                         if (kept)
                             y = store_rounded(kept + i * E + e + first + c, y);
-                        store(hidden + i * width + first + c, gelu(y));
+                        store(to.hidden + i * width + first + c, gelu(y));
                     }
             }
-            add_panels(hidden, width, rows, e, width, packed2, E, C, sums);
+            add_panels(to.hidden, width, rows, e, width, packed2, E, C, to.sums);
         }
     }
 };
@@ -149,23 +158,21 @@ template <class T>
 static void mlp(const T *x, const Norm &norm, const T *weight1, const float *bias1, const T *weight2,
                 const float *bias2, T *kept, T *out, typename Word<T>::type *packed1, typename Word<T>::type *packed2,
                 size M, size C, size E, int threads) {
-    size of_row = Mlp<T>::scratch_of_row(C) + C;
-    Tasks tasks(M, 4 * of_row, threads);
+    Tasks tasks(M, 4 * MlpRows<T>::of_row(C), threads);
     Mlp<T> layers = {packed1, packed2, bias1, bias2, C, E};
 #pragma omp parallel num_threads(threads)
     {
-        Scratch scratch(tasks.rows * of_row);
-        float *strip = scratch.take(tasks.rows * PANEL), *sums = scratch.take(tasks.rows * C);
-        T *hidden = (T *)scratch.take(tasks.rows * MOST_HIDDEN), *normed = (T *)scratch.take(tasks.rows * C);
+        Scratch scratch(tasks.rows * MlpRows<T>::of_row(C));
+        MlpRows<T> here(tasks.rows, C, scratch);
         pack(weight1, E, C, packed1);
         pack(weight2, C, E, packed2);
 #pragma omp for schedule(dynamic)
         for (size task = 0; task < tasks.count; task++) {
             size start = task * tasks.rows, rows = least(tasks.rows, M - start);
-            norm_rows(x + start * C, norm, normed, start, rows, C);
-            layers(normed, rows, kept ? kept + start * E : nullptr, strip, hidden, sums);
+            norm_rows(x + start * C, norm, here.normed, start, rows, C);
+            layers(rows, kept ? kept + start * E : nullptr, here);
             for (size i = 0; i < rows * C; i += VL)
-                store(out + start * C + i, load(sums + i));
+                store(out + start * C + i, load(here.sums + i));
         }
     }
 }
