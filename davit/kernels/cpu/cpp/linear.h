@@ -50,7 +50,7 @@ INLINE void pack_rows(const T *from, size stride, size rows, size n, typename Wo
                 memcpy(&low, from + i * stride + c, sizeof low);
                 if (i + 1 < rows)
                     memcpy(&high, from + (i + 1) * stride + c, sizeof high);
-                vword both = __builtin_convertvector(low, vword) | __builtin_convertvector(high, vword) << 16;
+                vword both = widened(low) | widened(high) << 16;
                 memcpy(packed + c, &both, sizeof both);
             }
 }

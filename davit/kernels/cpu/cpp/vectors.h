@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
-#ifdef __AVX512BF16__
+#ifdef __AVX512F__
 #include <immintrin.h>
 #endif
 
@@ -44,10 +44,18 @@ INLINE vfloat load(const float *p) {
     return x;
 }
 
+INLINE vword widened(vhalf half) {
+#ifdef __AVX512F__
+    return (vword)_mm512_maskz_cvtepu16_epi32(0xFFFF, (__m256i)half); // GCC 12 makes four instructions of the other
+#else
+    return __builtin_convertvector(half, vword);
+#endif
+}
+
 INLINE vfloat load(const bfloat16 *p) {
     vhalf half;
     memcpy(&half, p, sizeof half);
-    vword word = __builtin_convertvector(half, vword) << 16;
+    vword word = widened(half) << 16;
     vfloat x;
     memcpy(&x, &word, sizeof x);
     return x;
