@@ -6,6 +6,7 @@ import argparse
 import importlib
 import logging
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -74,5 +75,14 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _end_as_by_ctrl_c() -> None:
+    """What was dropped on the page must go with it when it is killed, or its terminal closed (without nohup)."""
+    for name in ("SIGTERM", "SIGHUP"):  # the latter not on Windows
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, signal.default_int_handler)
+
+
 if __name__ == "__main__":
+    _end_as_by_ctrl_c()
     sys.exit(main())

@@ -1,7 +1,13 @@
 """A classifier behind the page: a small one with random weights."""
 
 import logging
-from collections.abc import Iterator
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
@@ -16,6 +22,14 @@ KWARGS = {"embed_dims": [8, 16], "depths": [1, 1], "num_heads": [1, 2], "window_
 CLASSES = ["ant", "bee", "cat"]
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _temporary_files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Gradio remembers the folder that it was first given, and makes it again."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tempfile, "tempdir", str(tmp_path_factory.mktemp("page")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = randomise(create_model("DaViT_nano", num_classes=3, **KWARGS), 0)
@@ -28,6 +42,31 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def reader(checkpoint: Path) -> ClassifierReader:
     return ClassifierReader(davit.load(checkpoint))
+
+
+@pytest.fixture(scope="session")
+def serving(checkpoint: Path) -> Callable[..., AbstractContextManager[tuple[subprocess.Popen[str], str]]]:
+    """``with serving(folder) as (process, address)``: the command in a process of its own, temporary files there."""
+
+    @contextmanager
+    def serve(folder: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
+        words = ["-m", "davit.app", "--checkpoint", str(checkpoint), "--port", "0", "--max-megabytes", "1"]
+        repository = Path(__file__).resolve().parents[2]
+        env = {**os.environ, "PYTHONPATH": str(repository), "OMP_NUM_THREADS": "1", "TMPDIR": str(folder)}
+        command = [sys.executable, *words]
+        with subprocess.Popen(command, cwd=folder, env=env, stderr=subprocess.PIPE, text=True) as process:
+            assert process.stderr is not None
+            said = []
+            for line in process.stderr:
+                said.append(line)
+                if found := re.search(r"the page is at (\S+)", line):
+                    yield process, found[1]
+                    break
+            else:
+                pytest.fail("the page did not start: " + "".join(said))
+            process.terminate()
+
+    return serve
 
 
 @pytest.fixture(autouse=True)

@@ -4,6 +4,7 @@ import importlib
 import importlib.util
 import logging
 import os
+import signal
 import socket
 import sys
 from pathlib import Path
@@ -159,3 +160,17 @@ def test_other_machines_are_warned_of(reader: ClassifierReader, caplog: pytest.L
     page.close(verbose=False)
     assert "asks nobody for a password" in caplog.text
     assert address in caplog.text
+
+
+@needs_gradio
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_pictures_are_gone_when_the_page_is_told_to_stop(number: signal.Signals, serving: Any, tmp_path: Path) -> None:
+    dropped = picture(tmp_path)
+    with serving(tmp_path) as (process, address):
+        httpx = importlib.import_module("httpx")  # comes with Gradio
+        answer = httpx.post(f"{address}gradio_api/upload", files={"files": dropped.read_bytes()})
+        (kept,) = map(Path, answer.json())
+        assert kept.read_bytes() == dropped.read_bytes() and kept.is_relative_to(tmp_path)
+        process.send_signal(number)
+        assert process.wait(60) == 0
+    assert sorted(tmp_path.iterdir()) == [dropped]

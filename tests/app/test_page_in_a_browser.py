@@ -1,11 +1,7 @@
 """The page in headless Chromium: a picture, a broken file, one that is too large; and what it asks of others."""
 
 import importlib.util
-import os
-import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -29,23 +25,9 @@ PATIENCE = 60_000  # ms
 
 
 @pytest.fixture(scope="module")
-def address(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The page, served by the command in a process of its own."""
-    words = [sys.executable, "-m", "davit.app", "--checkpoint", str(checkpoint), "--port", "0", "--max-megabytes", "1"]
-    repository = Path(__file__).resolve().parents[2]
-    env = {**os.environ, "PYTHONPATH": str(repository), "OMP_NUM_THREADS": "1"}
-    folder = tmp_path_factory.mktemp("server")
-    with subprocess.Popen(words, cwd=folder, env=env, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stderr is not None
-        said = []
-        for line in process.stderr:
-            said.append(line)
-            if found := re.search(r"the page is at (\S+)", line):
-                yield found[1]
-                break
-        else:
-            pytest.fail("the page did not start: " + "".join(said))
-        process.terminate()
+def address(serving: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with serving(tmp_path_factory.mktemp("server")) as (_, address):
+        yield address
 
 
 @pytest.fixture(scope="module")
