@@ -144,6 +144,12 @@ class DaViTRunner(Runner):
         if fn_name == "before_save_checkpoint":  # last of all: nothing in the file may need a pickle's trust
             _make_plain(kwargs["checkpoint"])
 
+    def build_visualizer(self, visualizer: Any = None) -> Any:
+        """A run's own: by the name in a config mmengine finds that of the process's first run, and its folder."""
+        if isinstance(visualizer, dict):
+            visualizer = {**visualizer, "name": str(self.log_dir)}
+        return super().build_visualizer(visualizer)
+
     def wrap_model(self, model_wrapper_cfg: dict[str, Any] | None, model: nn.Module) -> nn.Module:
         """As mmengine's; on CPUs data-parallel too, with plain batch norm, since SyncBatchNorm needs GPUs."""
         if self.distributed and not torch.cuda.is_available() and model_wrapper_cfg is None:

@@ -3,6 +3,7 @@
 import logging
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -54,7 +55,9 @@ def serving(checkpoint: Path) -> Callable[..., AbstractContextManager[tuple[subp
         repository = Path(__file__).resolve().parents[2]
         env = {**os.environ, "PYTHONPATH": str(repository), "OMP_NUM_THREADS": "1", "TMPDIR": str(folder)}
         command = [sys.executable, *words]
-        with subprocess.Popen(command, cwd=folder, env=env, stderr=subprocess.PIPE, text=True) as process:
+        with subprocess.Popen(
+            command, cwd=folder, env=env, stderr=subprocess.PIPE, text=True, preexec_fn=_hear_hangups
+        ) as process:
             assert process.stderr is not None
             said = []
             for line in process.stderr:
@@ -67,6 +70,11 @@ def serving(checkpoint: Path) -> Callable[..., AbstractContextManager[tuple[subp
             process.terminate()
 
     return serve
+
+
+def _hear_hangups() -> None:
+    """Even where the tests run under nohup."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(autouse=True)

@@ -54,6 +54,12 @@ def test_metrics_equal_a_confusion_matrix(data: Path, weights: Path, tmp_path: P
         assert found[name] == pytest.approx(value, abs=0.006), name  # mmseg rounds to two digits
 
 
+def test_each_run_of_a_process_writes_to_its_own_folder(data: Path, weights: Path, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        predict(data, weights, tmp_path / name, "--eval", "mIoU")
+        assert len([*(tmp_path / name).glob("*/vis_data/config.py")]) == 1
+
+
 def test_other_metrics_by_their_names(data: Path, weights: Path, tmp_path: Path) -> None:
     predict(data, weights, tmp_path, "--eval", "mDice", "mFscore")
     assert {"mDice", "mFscore", "mPrecision", "mRecall"} <= set(measured(tmp_path))

@@ -14,7 +14,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def train(config: str, data: Path, folder: Path) -> float:
-    """In a process of its own: mmengine's visualizer keeps to the folder of the process's first run."""
+    """The last mIoU that a run of the tool wrote."""
     tool = [sys.executable, str(REPOSITORY / "mmseg" / "tools" / "train.py"), str(CONFIGS / config)]
     subprocess.run([*tool, "--data-root", str(data), "--work-dir", str(folder), "--seed", "0"], check=True)
     (file,) = folder.glob("*/vis_data/scalars.json")
