@@ -8,7 +8,7 @@ from timm.layers import DropPath
 
 from davit import DaViT, DaViTPyramid
 from davit.kernels import select
-from davit.kernels.cpu import inference, native, training
+from davit.kernels.cpu import functions, inference, native
 
 pytestmark = pytest.mark.skipif(not select._HAS_ONEDNN, reason="no oneDNN for this processor")
 
@@ -41,7 +41,7 @@ def part_bytes(request, monkeypatch):
     monkeypatch.setattr(native, "LEAST_ROWS", least_rows)
     if size:
         monkeypatch.setattr(inference, "PART_BYTES", size)
-        monkeypatch.setattr(training, "PART_BYTES", size)
+        monkeypatch.setattr(functions, "PART_BYTES", size)
 
 
 # --- values ---

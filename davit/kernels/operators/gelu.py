@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..cpu import native
-from ..cpu.training import weight_grads
+from ..cpu.functions import weight_grads
 from ..gpu import gelu as gpu
 from ..gpu import support
 from ..twice import differentiable

@@ -1,0 +1,141 @@
+"""Channel attention with gradients by the Gram matrix, against float64 and the plain modules."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from davit.kernels.cpu import gram, training
+from davit.model import ChannelAttention, DualAttentionBlock, WindowAttention
+from tests.conftest import randomise
+
+FLOOR = {torch.float32: 3e-6, torch.bfloat16: 6e-3}
+TIMES = {torch.float32: 5, torch.bfloat16: 1.5}  # the plain modules' error, where that is larger
+SIZES = [(2, 19, 23, 48, 3), (1, 16, 12, 16, 1), (3, 9, 41, 80, 5), (1, 40, 40, 24, 3)]  # B, H, W, C, groups
+
+
+def block_of(channels: int, groups: int, bias: bool = True, norm: Any = nn.LayerNorm) -> Any:
+    attn = ChannelAttention(channels, groups, bias)
+    return randomise(DualAttentionBlock(channels, attn, None, 0.0, False, norm), 0)
+
+
+def noise(*shape: int, seed: int = 1) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def by_gram(block: Any, x: Tensor) -> Tensor:
+    attn, norm = block.attn, block.norm1
+    layers = (attn.qkv.weight, attn.qkv.bias, attn.proj.weight, attn.proj.bias)
+    return gram.ChannelAttention.apply(x, norm.weight, norm.bias, norm.eps, *layers, attn.num_groups, attn.scale)
+
+
+def plainly(block: Any, x: Tensor) -> Tensor:
+    y = block.norm1(x)
+    return block.attn.proj(ChannelAttention.products(block.attn, block.attn.qkv(y)))
+
+
+def results(run: Any, block: Any, x: Tensor, grad: Tensor) -> list[Tensor]:
+    """The output, and the gradients of the input and of what has a gradient in the block, in the order of names."""
+    wanted = [x, *(p for part in (block.norm1, block.attn) for p in part.parameters())]
+    wanted = [p for p in wanted if p.requires_grad]
+    out = run(block, x)
+    return [out, *torch.autograd.grad(out, wanted, grad.to(out.dtype))]
+
+
+def exact(block: Any, x: Tensor, grad: Tensor) -> list[Tensor]:
+    wide = copy.deepcopy(block).double()
+    wide.attn.fused = False
+    return results(plainly, wide, x.detach().double().requires_grad_(x.requires_grad), grad.double())
+
+
+def error(actual: Tensor, expected: Tensor) -> float:
+    assert actual.shape == expected.shape
+    return ((actual.double() - expected).norm() / expected.norm()).item()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("bias, affine", [(True, True), (False, True), (True, False)])
+def test_values_and_gradients_equal_float64(
+    size: tuple[int, ...], dtype: torch.dtype, bias: bool, affine: bool
+) -> None:
+    *shape, groups = size
+    block = block_of(shape[3], groups, bias, lambda C: nn.LayerNorm(C, elementwise_affine=affine)).to(dtype)
+    x, grad = noise(*shape).to(dtype).requires_grad_(), noise(*shape, seed=2).to(dtype)
+    expected, plain = exact(block, x, grad), results(plainly, block, x, grad)
+    for actual, truth, other in zip(results(by_gram, block, x, grad), expected, plain, strict=True):
+        assert actual.dtype == dtype
+        assert error(actual, truth) < max(FLOOR[dtype], TIMES[dtype] * error(other, truth))
+
+
+def test_under_autocast_parameters_stay_float32() -> None:
+    block = block_of(48, 3)
+    x, grad = noise(2, 30, 40, 48).bfloat16().requires_grad_(), noise(2, 30, 40, 48, seed=2).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):  # the backward pass too, as a user might
+        found, plain = results(by_gram, block, x, grad), results(plainly, block, x, grad)
+    assert [t.dtype for t in found] == [torch.bfloat16] * 2 + [torch.float32] * (len(found) - 2)
+    for actual, truth, other in zip(found, exact(block, x, grad), plain, strict=True):
+        assert error(actual, truth) < max(FLOOR[torch.bfloat16], 1.5 * error(other, truth))
+
+
+@pytest.mark.parametrize("layout", ["channels first", "sliced", "expanded"])
+def test_any_memory_layout(layout: str) -> None:
+    block = block_of(16, 2)
+
+    def laid_out(seed: int) -> Tensor:
+        return {
+            "channels first": lambda: noise(2, 16, 12, 14, seed=seed).permute(0, 2, 3, 1),
+            "sliced": lambda: noise(2, 24, 14, 32, seed=seed)[:, ::2, :, 3:19],
+            "expanded": lambda: noise(1, 12, 14, 16, seed=seed).expand(2, -1, -1, -1),
+        }[layout]()
+
+    x, grad = laid_out(1).requires_grad_(), laid_out(2)
+    for actual, truth in zip(results(by_gram, block, x, grad), exact(block, x, grad), strict=True):
+        assert error(actual, truth) < FLOOR[torch.float32]
+
+
+@pytest.mark.parametrize("kept", ["x", "norm1.bias", "attn.qkv.weight", "attn.proj.bias", "attn.qkv.bias"])
+def test_what_is_frozen_gets_no_gradient(kept: str) -> None:
+    block = block_of(16, 2)
+    for name, parameter in block.named_parameters():
+        parameter.requires_grad_(name == kept)
+    x, grad = noise(2, 9, 11, 16).requires_grad_(kept == "x"), noise(2, 9, 11, 16, seed=2)
+    found, truth = results(by_gram, block, x, grad), exact(block, x, grad)
+    assert len(found) == 2
+    assert error(found[1], truth[1]) < FLOOR[torch.float32]
+
+
+def test_gradients_of_gradients() -> None:
+    block = block_of(16, 2)
+    x = noise(1, 5, 7, 16)
+
+    def twice(run: Any, block: Any, x: Tensor) -> tuple[Tensor, ...]:
+        x = x.detach().requires_grad_()
+        (first,) = torch.autograd.grad(run(block, x).pow(2).sum(), x, create_graph=True)
+        return torch.autograd.grad(first.pow(2).sum(), [x, block.attn.qkv.weight])
+
+    truths = twice(plainly, copy.deepcopy(block).double(), x.double())
+    for actual, truth in zip(twice(by_gram, block, x), truths, strict=True):
+        assert error(actual, truth) < 1e-4
+
+
+def test_where_it_pays() -> None:
+    channels, windows = ChannelAttention(96, 3, True), WindowAttention(96, 3, 7, True)
+    for dtype, least in ((torch.float32, 4), (torch.bfloat16, 24)):
+        assert gram.pays(channels, torch.empty(1, least, 96, 96, dtype=dtype))
+        assert not gram.pays(channels, torch.empty(1, least, 95, 96, dtype=dtype))
+        assert not gram.pays(windows, torch.empty(1, least, 96, 96, dtype=dtype))
+
+
+def test_blocks_take_it_and_save_less(monkeypatch: pytest.MonkeyPatch, saved_bytes: Any) -> None:
+    block, x = block_of(48, 3), noise(2, 20, 30, 48).requires_grad_()
+    monkeypatch.setattr("davit.kernels.select.LEAST_WORK", 0)
+    monkeypatch.setattr(training, "pays", lambda *_: False)
+    saved, expected = saved_bytes(block, x), block(x)
+    monkeypatch.undo()
+    monkeypatch.setattr("davit.kernels.select.LEAST_WORK", 0)
+    assert "ChannelAttention" in type(training._attention(block, x).grad_fn).__name__
+    assert saved - saved_bytes(block, x) > 3.5 * x.nbytes  # q, k, v and what the attention gave, less the Gram matrix
+    assert error(block(x), expected.double()) < FLOOR[torch.float32]
