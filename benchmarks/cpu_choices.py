@@ -1,5 +1,6 @@
-"""What the CPU path chose between: linear layers, MLPs and window attention at the sizes of DaViT_tiny's four stages,
-the size of the parts that a batch is cut into, and the size from which blocks are fused at all.
+"""What the CPU path chose between: linear layers, MLPs and window attention at the sizes of DaViT_tiny's four stages;
+channel attention with gradients by q, k and v or by the Gram matrix; the size of the parts that a batch is cut into,
+and that from which blocks are fused at all.
 
     python benchmarks/cpu_choices.py            # batch 8, 224 px, PyTorch's number of threads
     python benchmarks/cpu_choices.py --threads 1 --clock cpu
@@ -23,12 +24,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import davit
 from davit.kernels import select
-from davit.kernels.cpu import inference, native
+from davit.kernels.cpu import inference, native, training
 from davit.kernels.cpu.inference import linear, linear_add
 from davit.kernels.operators.window import plain, window_attention
+from davit.model import ChannelAttention, DualAttentionBlock
 from davit.variants import VARIANTS
 from davit.windows import window_partition, window_unpartition
 
+#: Images, side and channels, from 416 positions for each channel down to 0.5.
+CHANNEL_MAPS = (
+    *((1, 200, 96), (1, 100, 192), (8, 56, 96), (8, 56, 128), (2, 56, 128), (2, 48, 192)),
+    *((2, 40, 384), (8, 28, 192), (8, 28, 256), (8, 14, 384)),
+)
 DTYPES = (torch.float32, torch.bfloat16)
 Step = Callable[[], Any]
 
@@ -116,6 +123,24 @@ def window_products(batch: int, side: int, heads: int, dim: int, dtype: torch.dt
     return forward | {f"{name}, both": both(way) for name, way in ways.items()}
 
 
+def channel_layers(batch: int, side: int, C: int, dtype: torch.dtype) -> dict[str, Step]:
+    """Norm, channel attention and its projection of a map, with gradients, by each of the ways to compute them."""
+    block = DualAttentionBlock(C, ChannelAttention(C, C // 32, True), None, 0.0, False, torch.nn.LayerNorm).to(dtype)
+    x = torch.randn(batch, side, side, C, dtype=dtype, requires_grad=True)
+    grad, leaves = torch.randn_like(x), [x, *block.norm1.parameters(), *block.attn.parameters()]
+
+    def plainly() -> tuple[torch.Tensor, ...]:
+        block.attn.fused = False
+        return torch.autograd.grad(block.attn(block.norm1(x)), leaves, grad)
+
+    def by(gram: bool) -> tuple[torch.Tensor, ...]:
+        block.attn.fused = True
+        with patch.object(training, "pays", lambda *_: gram):
+            return torch.autograd.grad(training.attend(block, x), leaves, grad)
+
+    return {"plain": plainly, "q, k and v": lambda: by(gram=False), "Gram matrix": lambda: by(gram=True)}
+
+
 def part_sizes(batch: int, dtype: torch.dtype) -> dict[str, Step]:
     """Inference of DaViT_tiny by oneDNN's products with the batch cut into parts of several sizes."""
     model = davit.create_model("DaViT_tiny").eval().to(dtype)
@@ -180,6 +205,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for i, (side, C, heads) in enumerate(stages)
         ]
         sections.append(section(f"Window attention, {dtype}, ms", rows, options, data, grad=True, total=True))
+        rows = [
+            (f"{images} x {side} x {side} x {C}", channel_layers(images, side, C, dtype))
+            for images, side, C in CHANNEL_MAPS
+        ]
+        heading = f"Norm and channel attention, forward and backward, {dtype}, ms"
+        sections.append(section(heading, rows, options, data, grad=True))
         rows = [(f"batch {options.batch}", part_sizes(options.batch, dtype))]
         heading = f"Parts of the batch, inference of DaViT_tiny by oneDNN, {dtype}, ms"
         sections.append(section(heading, rows, options, data))

@@ -76,6 +76,13 @@ def test_ways_of_window_attention_agree(choices: ModuleType) -> None:
         assert torch.allclose(one, other, atol=1e-5)
 
 
+def test_ways_of_channel_attention_agree(choices: ModuleType) -> None:
+    plain, *others = choices.channel_layers(2, 9, 64, torch.float32).values()
+    for step in others:
+        for one, other in zip(step(), plain(), strict=True):
+            assert torch.allclose(one, other, rtol=1e-3, atol=1e-4 * other.abs().max())
+
+
 def test_candidates_take_turns(choices: ModuleType) -> None:
     order: list[str] = []
     times = choices.timed({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, 3, "wall")

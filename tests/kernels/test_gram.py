@@ -136,6 +136,6 @@ def test_blocks_take_it_and_save_less(monkeypatch: pytest.MonkeyPatch, saved_byt
     saved, expected = saved_bytes(block, x), block(x)
     monkeypatch.undo()
     monkeypatch.setattr("davit.kernels.select.LEAST_WORK", 0)
-    assert "ChannelAttention" in type(training._attention(block, x).grad_fn).__name__
+    assert "ChannelAttention" in type(training.attend(block, x).grad_fn).__name__
     assert saved - saved_bytes(block, x) > 3.5 * x.nbytes  # q, k, v and what the attention gave, less the Gram matrix
     assert error(block(x), expected.double()) < FLOOR[torch.float32]

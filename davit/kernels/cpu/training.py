@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def train_block(block: "DualAttentionBlock", x_BHWC: Tensor) -> Tensor:
     """What ``block`` computes of (B, H, W, C), with gradients, drop path included."""
     x = _position_encoding(block.cpe[0], x_BHWC)
-    x = _add(x, _attention(block, x), block.drop_path)
+    x = _add(x, attend(block, x), block.drop_path)
     x = _position_encoding(block.cpe[1], x)
     if not block.ffn:
         return x
@@ -51,7 +51,8 @@ def _position_encoding(encoding: Any, x: Tensor) -> Tensor:
     return map_BCHW.permute(0, 2, 3, 1).add_(x)
 
 
-def _attention(block: "DualAttentionBlock", x: Tensor) -> Tensor:
+def attend(block: "DualAttentionBlock", x: Tensor) -> Tensor:
+    """A block's norm and attention."""
     attn: Any = block.attn
     norm: Any = block.norm1
     qkv, proj = (attn.qkv.weight, attn.qkv.bias), (attn.proj.weight, attn.proj.bias)
