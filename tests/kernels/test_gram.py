@@ -12,7 +12,7 @@ from davit.model import ChannelAttention, DualAttentionBlock, WindowAttention
 from tests.conftest import randomise
 
 FLOOR = {torch.float32: 3e-6, torch.bfloat16: 6e-3}
-TIMES = {torch.float32: 5, torch.bfloat16: 1.5}  # the plain modules' error, where that is larger
+TIMES = {torch.float32: 2, torch.bfloat16: 1.5}  # the plain modules' error, where that is larger
 SIZES = [(2, 19, 23, 48, 3), (1, 16, 12, 16, 1), (3, 9, 41, 80, 5), (1, 40, 40, 24, 3)]  # B, H, W, C, groups
 
 

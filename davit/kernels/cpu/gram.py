@@ -19,7 +19,7 @@ from .functions import Recomputing, like, norm_backward
 from .inference import attention
 
 #: Positions for each channel, by the bytes of a number, from which it is faster than by q, k and v: what is done once
-#: an image is C C C, in float32. Measured; see docs/performance.md.
+#: an image is C C C, in float64. Measured; see docs/performance.md.
 LEAST_POSITIONS = {4: 4, 2: 24}
 
 
@@ -54,7 +54,7 @@ def layer_of(
 
 
 class ChannelAttention(Recomputing):
-    """LayerNorm, channel attention, its projection. What is done once an image is done in float32."""
+    """LayerNorm, channel attention, its projection; what is done once an image in float64, which keeps the digits."""
 
     @staticmethod
     def plain(
@@ -77,8 +77,8 @@ class ChannelAttention(Recomputing):
             about_BNC = y_BNC - mean_BC[:, None]
             gram_BCC = about_BNC.mT @ about_BNC
             ctx.eps, ctx.options = eps, (y_BNC.shape[1], groups, attention_scale)
-            layers = (_wide(p) for p in (qkv, qkv_bias, proj, proj_bias))
-            weight_BCC, bias_BC = layer_of(gram_BCC, mean_BC, *ctx.options, *layers)
+            layers = (_leaf(p) for p in (qkv, qkv_bias, proj, proj_bias))
+            weight_BCC, bias_BC = layer_of(gram_BCC.double(), mean_BC.double(), *ctx.options, *layers)
             out_BNC = torch.baddbmm(bias_BC.to(x.dtype)[:, None], y_BNC, weight_BCC.mT.to(x.dtype))
         ctx.save_for_backward(x, scale, shift, qkv, qkv_bias, proj, proj_bias, mean, rstd, gram_BCC, mean_BC)
         return out_BNC.view(y_BHWC.shape)
@@ -95,10 +95,10 @@ class ChannelAttention(Recomputing):
             y_BNC = F.layer_norm(x, x.shape[-1:], scale, shift, ctx.eps).flatten(1, 2)
             grad_BNC = grad_BHWC.flatten(1, 2)
             wide = [_leaf(p, need) for p, need in zip(layers, needed[4:8], strict=True)]
-            gram_BCC, mean_BC = (t.detach().requires_grad_(before) for t in (gram_BCC, mean_BC))
+            gram_BCC, mean_BC = (_leaf(t, before) for t in (gram_BCC, mean_BC))
             with torch.enable_grad():
                 layer = layer_of(gram_BCC, mean_BC, *ctx.options, *wide)
-            of_layer = (grad_BNC.mT @ y_BNC).float(), grad_BNC.sum(1, dtype=torch.float32)
+            of_layer = (grad_BNC.mT @ y_BNC).double(), grad_BNC.sum(1, dtype=torch.float32).double()
             of_gram, of_mean, *of_wide = _gradients(layer, of_layer, (gram_BCC, mean_BC, *wide))
             of_norm: Sequence[Tensor | None] = (None, None, None)
             if of_gram is not None and of_mean is not None:
@@ -112,12 +112,8 @@ class ChannelAttention(Recomputing):
         return *of_norm, None, *of_layers, None, None
 
 
-def _wide(parameter: Tensor | None) -> Any:
-    return None if parameter is None else parameter.detach().float()
-
-
-def _leaf(parameter: Tensor | None, needed: bool) -> Any:
-    return None if parameter is None else parameter.detach().float().requires_grad_(needed)
+def _leaf(parameter: Tensor | None, needed: bool = False) -> Any:
+    return None if parameter is None else parameter.detach().double().requires_grad_(needed)
 
 
 def _gradients(
