@@ -20,7 +20,7 @@ from .inference import attention
 
 #: Positions for each channel, by the bytes of a number, from which it is faster than by q, k and v: what is done once
 #: an image is C C C, in float64. Measured; see docs/performance.md.
-LEAST_POSITIONS = {4: 4, 2: 24}
+LEAST_POSITIONS = {4: 8, 2: 24}
 
 
 def pays(attn: Any, x_BHWC: Tensor) -> bool:
