@@ -79,7 +79,7 @@ def _end_as_by_ctrl_c() -> None:
     """What was dropped on the page must go with it when it is killed, or its terminal closed (without nohup)."""
     for name in ("SIGTERM", "SIGHUP"):  # the latter not on Windows
         number = getattr(signal, name, None)
-        if number is not None and signal.getsignal(number) is signal.SIG_DFL:
+        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, signal.default_int_handler)
 
 
