@@ -1,4 +1,4 @@
-"""Gradients through the plain formula, where those of a fused function do not go: gradients of gradients."""
+"""Gradients through a plain formula: where those of a fused function do not go, as gradients of gradients."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,14 +16,14 @@ def differentiable(
 
     Args:
         needed: for each input, whether its gradient is wanted.
-        grads: of each output of ``plain``; None counts as zero.
+        grads: of each output of ``plain``; None counts as zero, and an output of no needed input does not count.
     """
     again = torch.is_grad_enabled()
     wanted = [i for i, need in enumerate(needed) if need]
     with torch.enable_grad():
         outputs = plain(*inputs)
         outputs = [outputs] if isinstance(outputs, Tensor) else outputs
-        pairs = [(o, g) for o, g in zip(outputs, grads, strict=True) if g is not None]
+        pairs = [(o, g) for o, g in zip(outputs, grads, strict=True) if g is not None and o.requires_grad]
         found = torch.autograd.grad(
             [o for o, _ in pairs],
             [inputs[i] for i in wanted],

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..operators import channel
+from ..twice import differentiable
 from . import native
 from .functions import Recomputing, like, norm_backward
 from .inference import attention
@@ -78,14 +79,16 @@ class ChannelAttention(Recomputing):
             gram_BCC = about_BNC.mT @ about_BNC
             ctx.eps, ctx.options = eps, (y_BNC.shape[1], groups, attention_scale)
             layers = (_leaf(p) for p in (qkv, qkv_bias, proj, proj_bias))
-            weight_BCC, bias_BC = layer_of(gram_BCC.double(), mean_BC.double(), *ctx.options, *layers)
-            out_BNC = torch.baddbmm(bias_BC.to(x.dtype)[:, None], y_BNC, weight_BCC.mT.to(x.dtype))
-        ctx.save_for_backward(x, scale, shift, qkv, qkv_bias, proj, proj_bias, mean, rstd, gram_BCC, mean_BC)
+            layer = layer_of(gram_BCC.double(), mean_BC.double(), *ctx.options, *layers)
+            weight_BCC, bias_BC = (t.to(x.dtype) for t in layer)
+            out_BNC = torch.baddbmm(bias_BC[:, None], y_BNC, weight_BCC.mT)
+        of_image = (gram_BCC, mean_BC, weight_BCC)
+        ctx.save_for_backward(x, scale, shift, qkv, qkv_bias, proj, proj_bias, mean, rstd, *of_image)
         return out_BNC.view(y_BHWC.shape)
 
     @staticmethod
     def backward(ctx: Any, grad_BHWC: Tensor) -> tuple[Tensor | None, ...]:
-        x, scale, shift, *layers, mean, rstd, gram_BCC, mean_BC = ctx.saved_tensors
+        x, scale, shift, *layers, mean, rstd, gram_BCC, mean_BC, weight_BCC = ctx.saved_tensors
         if torch.is_grad_enabled():
             inputs = (x, scale, shift, ctx.eps, *layers, *ctx.options[1:])
             return ChannelAttention.differentiable(ctx, inputs, grad_BHWC)
@@ -94,17 +97,16 @@ class ChannelAttention(Recomputing):
         with torch.autocast(x.device.type, enabled=False):
             y_BNC = F.layer_norm(x, x.shape[-1:], scale, shift, ctx.eps).flatten(1, 2)
             grad_BNC = grad_BHWC.flatten(1, 2)
-            wide = [_leaf(p, need) for p, need in zip(layers, needed[4:8], strict=True)]
-            gram_BCC, mean_BC = (_leaf(t, before) for t in (gram_BCC, mean_BC))
-            with torch.enable_grad():
-                layer = layer_of(gram_BCC, mean_BC, *ctx.options, *wide)
             of_layer = (grad_BNC.mT @ y_BNC).double(), grad_BNC.sum(1, dtype=torch.float32).double()
-            of_gram, of_mean, *of_wide = _gradients(layer, of_layer, (gram_BCC, mean_BC, *wide))
+            wanted = (before, before, False, False, False, *needed[4:8])
+            inputs = (gram_BCC, mean_BC, *ctx.options, *layers)
+            leaves = [_leaf(p, need) if isinstance(p, Tensor) else p for p, need in zip(inputs, wanted, strict=True)]
+            of_gram, of_mean, _, _, _, *of_wide = differentiable(layer_of, wanted, leaves, of_layer)
             of_norm: Sequence[Tensor | None] = (None, None, None)
             if of_gram is not None and of_mean is not None:
                 of_about = of_gram + of_gram.mT
-                of_all = (of_mean / y_BNC.shape[1])[:, None] - mean_BC.detach()[:, None] @ of_about
-                of_y = torch.baddbmm(of_all.to(x.dtype), grad_BNC, layer[0].detach().to(x.dtype))
+                of_all = (of_mean / y_BNC.shape[1])[:, None] - mean_BC.double()[:, None] @ of_about
+                of_y = torch.baddbmm(of_all.to(x.dtype), grad_BNC, weight_BCC)
                 of_y.baddbmm_(y_BNC, of_about.to(x.dtype))
                 norm = native.Norm(scale, shift, ctx.eps, mean, rstd)
                 _, *of_norm = norm_backward(of_y.view(x.shape), x, norm, needed[:3])
@@ -114,15 +116,3 @@ class ChannelAttention(Recomputing):
 
 def _leaf(parameter: Tensor | None, needed: bool = False) -> Any:
     return None if parameter is None else parameter.detach().double().requires_grad_(needed)
-
-
-def _gradients(
-    outputs: Sequence[Tensor], grads: Sequence[Tensor], inputs: Sequence[Tensor | None]
-) -> list[Tensor | None]:
-    """Of the inputs that want one; an output that depends on none of them has no part in it."""
-    wanted = [p for p in inputs if p is not None and p.requires_grad]
-    pairs = [(out, grad) for out, grad in zip(outputs, grads, strict=True) if out.requires_grad]
-    found = iter(
-        torch.autograd.grad([out for out, _ in pairs], wanted, [grad for _, grad in pairs], allow_unused=True)
-    )
-    return [next(found) if p is not None and p.requires_grad else None for p in inputs]
