@@ -1,12 +1,15 @@
 """DaViT: Dual Attention Vision Transformers (Ding et al., ECCV 2022, arXiv 2204.03645).
 
-Read top-down: layers, the two attentions, the block, the stages, the classifier.
+Read top-down: the two attentions as formulas, layers, the block, the stages, the classifier. What stands here is what
+runs: faster code may take the place of a block (`davit.accelerate`) only while the text of this page is the one that
+it was tested against, and an edited model runs as edited.
 
 Shape legend, used as a suffix where a shape changes:
     B  batch                      H, W  height and width of a map, in positions
     C  channels of a stage        N     positions: of one window (spatial) or of the whole map (channel)
     G  heads = channel groups     D     channels of one head or group, C / G
     M  windows in the batch, B x ceil(H / window) x ceil(W / window)
+    E  q, k and v side by side, 3 C
 
 One layout throughout: maps are (B, H, W, C) in memory, so that a linear layer, a LayerNorm and (seen through
 a permuted view) a channels-last convolution all read the same bytes. Only the public boundary speaks NCHW.
@@ -21,15 +24,47 @@ from timm.models import checkpoint
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
-from . import kernels
 from .windows import pad_odd, window_partition, window_unpartition
 
 ATTENTION_TYPES = ("spatial", "channel")
 GLOBAL_POOLS = ("avg", "max", "avgmax", "")
 WEIGHT_INITS = ("", "conv")
 
+#: Builds the attention of a block from its channels and number of heads: a module from (B, H, W, C) to the same.
+AttentionBuilder = Callable[[int, int], nn.Module]
+
 for _leaf in ("pad_odd", "window_partition", "window_unpartition"):
     torch.fx.wrap(_leaf)  # they branch on sizes, which torch.fx cannot
+
+
+def attend_among_positions(qkv_MNE: Tensor, num_heads: int) -> tuple[Tensor, Tensor]:
+    """Let each position attend to all positions of its window, head by head (section 3.1 of the paper).
+
+    Returns:
+        The mixed values (M, N, C), and the attention (M, G, N, N), whose rows sum to 1.
+    """
+    M, N, C = qkv_MNE.shape[0], qkv_MNE.shape[1], qkv_MNE.shape[2] // 3
+    D = C // num_heads
+    q_MGND, k_MGND, v_MGND = qkv_MNE.reshape(M, N, 3, num_heads, D).permute(2, 0, 3, 1, 4).unbind(0)
+    attention_MGNN = ((q_MGND * D**-0.5) @ k_MGND.transpose(-2, -1)).softmax(dim=-1)
+    return (attention_MGNN @ v_MGND).transpose(1, 2).reshape(M, N, C), attention_MGNN
+
+
+def attend_among_channels(qkv_BNE: Tensor, num_groups: int) -> tuple[Tensor, Tensor]:
+    """Let each channel of a group attend to all channels of the group, over the whole map (section 3.2).
+
+    The D x D attention comes from k and v and is applied to q: the other way round than among positions, and with
+    the scale D^-0.5 on the keys.
+
+    Returns:
+        The mixed queries (B, N, C), and the attention (B, G, D, D), whose rows sum to 1.
+    """
+    B, N, C = qkv_BNE.shape[0], qkv_BNE.shape[1], qkv_BNE.shape[2] // 3
+    D = C // num_groups
+    q_BGND, k_BGND, v_BGND = qkv_BNE.reshape(B, N, 3, num_groups, D).permute(2, 0, 3, 1, 4).unbind(0)
+    attention_BGDD = ((k_BGND * D**-0.5).transpose(-2, -1) @ v_BGND).softmax(dim=-1)
+    x_BGDN = attention_BGDD @ q_BGND.transpose(-2, -1)
+    return x_BGDN.permute(0, 3, 1, 2).reshape(B, N, C), attention_BGDD
 
 
 @torch.fx.wrap
@@ -79,7 +114,6 @@ class PatchEmbed(nn.Module):
         norm_layer: Callable[[int], nn.Module],
     ):
         super().__init__()
-        self.fused = True
         self.stem = stem
         self.halving = not stem and not overlapped
         kernel, padding = (7, 3) if stem else (3, 1) if overlapped else (2, 0)
@@ -87,9 +121,6 @@ class PatchEmbed(nn.Module):
         self.norm = norm_layer(embed_dim if stem else in_chans)
 
     def forward(self, x: Tensor) -> Tensor:
-        if not torch.jit.is_scripting():
-            if self.fused and kernels.takes_patches(self, x):
-                return kernels.embed_patches(self, x)
         if self.stem:
             return self.norm(self.proj(x).permute(0, 2, 3, 1))
         x_BHWC = self.norm(x)
@@ -116,90 +147,47 @@ class Mlp(nn.Module):
 
     def __init__(self, dim: int, hidden_dim: int):
         super().__init__()
-        self.fused = True
         self.fc1 = nn.Linear(dim, hidden_dim)
         self.act = nn.GELU()
         self.fc2 = nn.Linear(hidden_dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        if not torch.jit.is_scripting():
-            if self.fused and kernels.as_convolution(x):
-                return kernels.convolve_mlp(self, x)
-            if self.fused and kernels.takes_gelu(self, x):
-                return kernels.gelu_linear(self.fc2, self.fc1(x))
         return self.fc2(self.act(self.fc1(x)))
 
 
 class WindowAttention(nn.Module):
     """Multi-head attention among the positions of one window (section 3.1 of the paper).
 
-    Windows do not overlap or shift, and there is no position bias. Padding is added to the *normalised* map, so
-    a padded position takes part with q, k and v equal to the bias of the qkv layer: a quirk of the original
-    that the released weights were trained with, met here by padding the map of q, k and v with that bias.
+    Windows do not overlap or shift, and there is no position bias. A map that windows do not tile is padded with
+    zeros in front of the qkv layer, so a padded position takes part with the layer's bias as q, k and v: a quirk of
+    the original that the released weights were trained with.
     """
 
     def __init__(self, dim: int, num_heads: int, window_size: int, qkv_bias: bool):
         super().__init__()
-        self.fused = True
         self.num_heads = num_heads
         self.window_size = window_size
-        self.scale = (dim // num_heads) ** -0.5
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x_BHWC: Tensor) -> Tensor:
-        if not torch.jit.is_scripting():
-            if self.fused and kernels.as_convolution(x_BHWC):
-                return kernels.convolve(self.proj, self.products(kernels.convolve(self.qkv, x_BHWC)))
-        return self.proj(self.products(self.qkv(x_BHWC)))
-
-    def products(self, qkv_BHWE: Tensor) -> Tensor:
-        """Attention of the map of q, k and v, E = 3 C channels."""
-        if not torch.jit.is_scripting():
-            if self.fused and kernels.takes_window(qkv_BHWE, self.qkv.bias, self.window_size, self.num_heads):
-                return kernels.window_attention(qkv_BHWE, self.qkv.bias, self.window_size, self.num_heads, self.scale)
-        H, W, C = qkv_BHWE.shape[1], qkv_BHWE.shape[2], qkv_BHWE.shape[3] // 3
-        qkv_MNE, tiling = window_partition(qkv_BHWE, self.window_size, self.qkv.bias)
-        M, N = qkv_MNE.shape[0], qkv_MNE.shape[1]
-        qkv = qkv_MNE.reshape(M, N, 3, self.num_heads, C // self.num_heads)
-        q_MGND, k_MGND, v_MGND = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        attention_MGNN = ((q_MGND * self.scale) @ k_MGND.transpose(-2, -1)).softmax(dim=-1)
-        x_MNC = (attention_MGNN @ v_MGND).transpose(1, 2).reshape(M, N, C)
-        return window_unpartition(x_MNC, self.window_size, tiling, (H, W))
+        x_MNC, tiling = window_partition(x_BHWC, self.window_size)
+        x_MNC = attend_among_positions(self.qkv(x_MNC), self.num_heads)[0]
+        return self.proj(window_unpartition(x_MNC, self.window_size, tiling, (x_BHWC.shape[1], x_BHWC.shape[2])))
 
 
 class ChannelAttention(nn.Module):
-    """Attention among the channels of one group, each channel a token that sees the whole map (section 3.2).
-
-    The D x D attention matrix comes from k and v, and is applied to q: the other way round than among
-    positions, and with the scale D^-0.5 on the keys.
-    """
+    """Attention among the channels of one group, each channel a token that sees the whole map (section 3.2)."""
 
     def __init__(self, dim: int, num_groups: int, qkv_bias: bool):
         super().__init__()
-        self.fused = True
         self.num_groups = num_groups
-        self.scale = (dim // num_groups) ** -0.5
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x_BHWC: Tensor) -> Tensor:
-        if not torch.jit.is_scripting():
-            if self.fused and kernels.as_convolution(x_BHWC):
-                return kernels.convolve(self.proj, self.products(kernels.convolve(self.qkv, x_BHWC)))
-        return self.proj(self.products(self.qkv(x_BHWC)))
-
-    def products(self, qkv_BHWE: Tensor) -> Tensor:
-        """Attention of the map of q, k and v, E = 3 C channels."""
-        if not torch.jit.is_scripting():
-            if self.fused and kernels.takes_channel(qkv_BHWE, self.num_groups):
-                return kernels.channel_attention(qkv_BHWE, self.num_groups, self.scale)[0]
-        B, H, W, C = qkv_BHWE.shape[0], qkv_BHWE.shape[1], qkv_BHWE.shape[2], qkv_BHWE.shape[3] // 3
-        qkv = qkv_BHWE.reshape(B, H * W, 3, self.num_groups, C // self.num_groups)
-        q_BGND, k_BGND, v_BGND = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        attention_BGDD = ((k_BGND * self.scale).transpose(-2, -1) @ v_BGND).softmax(dim=-1)
-        x_BGDN = attention_BGDD @ q_BGND.transpose(-2, -1)
-        return x_BGDN.permute(0, 3, 1, 2).reshape(B, H, W, C)
+        x_BNC = attend_among_channels(self.qkv(x_BHWC.flatten(1, 2)), self.num_groups)[0]
+        return self.proj(x_BNC.reshape(x_BHWC.shape))
 
 
 class DualAttentionBlock(nn.Module):
@@ -219,7 +207,6 @@ class DualAttentionBlock(nn.Module):
         norm_layer: Callable[[int], nn.Module],
     ):
         super().__init__()
-        self.fused = True  # whether it may be; see `DualAttentionStages.set_fused`
         self.cpe = nn.ModuleList([ConvPosEnc(dim, cpe_act), ConvPosEnc(dim, cpe_act)])
         self.norm1 = norm_layer(dim)
         self.attn = attention
@@ -233,11 +220,6 @@ class DualAttentionBlock(nn.Module):
             self.mlp = nn.Identity()
 
     def forward(self, x_BHWC: Tensor) -> Tensor:
-        if not torch.jit.is_scripting():
-            if self.fused and kernels.fuses(self, x_BHWC):
-                return kernels.run_block(self, x_BHWC)
-            if self.fused and kernels.takes_kernels(x_BHWC):
-                return kernels.run_encoded_block(self, x_BHWC)
         x_BHWC = self.cpe[0](x_BHWC)
         x_BHWC = x_BHWC + self.drop_path(self.attn(self.norm1(x_BHWC)))
         x_BHWC = self.cpe[1](x_BHWC)
@@ -246,11 +228,8 @@ class DualAttentionBlock(nn.Module):
         return x_BHWC
 
 
-kernels.ORDINARY.update({ConvPosEnc, Mlp, WindowAttention, ChannelAttention})
-
-
 class DualAttentionStages(nn.Module):
-    """The stages, without head or output norms: what the classifier and the pyramid share.
+    """The stages, without head or output norms: what the classifier and the pyramid share. Defaults: DaViT_tiny.
 
     Args:
         in_chans: channels of the image.
@@ -263,14 +242,14 @@ class DualAttentionStages(nn.Module):
         qkv_bias: whether the layer that makes q, k and v has a bias.
         drop_path_rate: stochastic depth: the last block's rate, on a line from 0 over all blocks.
         norm_layer: builds a normalisation of the last axis from the number of channels.
-        attention_types: the blocks of a "pair", in order, each 'spatial' or 'channel'.
+        attention_types: the blocks of a "pair", in order, each 'spatial', 'channel', or a callable that builds
+            another attention from the stage's channels and number of heads: a module from (B, H, W, C) to the same.
         ffn: whether blocks have their MLP.
         overlapped_patch: overlapping 3x3 patch embeddings between stages instead of 2x2.
         cpe_act: GELU in the position encodings.
         weight_init: '' as released: linear layers truncated normal of std 0.02, convolutions as PyTorch;
             'conv': convolutions normal of std 0.02 with zero bias too.
-        fused: 'auto' computes blocks the fastest way known for the device, number format and sizes, 'off' by the
-            plain modules; see `set_fused`.
+        block_layer: builds a block from the arguments of `DualAttentionBlock`; a subclass of it, for one.
 
     Raises:
         ValueError: an argument is outside its choices, or the lists disagree.
@@ -278,32 +257,34 @@ class DualAttentionStages(nn.Module):
 
     def __init__(
         self,
-        in_chans: int,
-        depths: Sequence[int],
-        patch_size: int,
-        embed_dims: Sequence[int],
-        num_heads: Sequence[int],
-        window_size: int,
-        mlp_ratio: float,
-        qkv_bias: bool,
-        drop_path_rate: float,
-        norm_layer: Callable[[int], nn.Module],
-        attention_types: Sequence[str],
-        ffn: bool,
-        overlapped_patch: bool,
-        cpe_act: bool,
-        weight_init: str,
-        fused: str,
+        in_chans: int = 3,
+        depths: Sequence[int] = (1, 1, 3, 1),
+        patch_size: int = 4,
+        embed_dims: Sequence[int] = (96, 192, 384, 768),
+        num_heads: Sequence[int] = (3, 6, 12, 24),
+        window_size: int = 7,
+        mlp_ratio: float = 4.0,
+        qkv_bias: bool = True,
+        drop_path_rate: float = 0.1,
+        norm_layer: Callable[[int], nn.Module] = nn.LayerNorm,
+        attention_types: Sequence[str | AttentionBuilder] = ATTENTION_TYPES,
+        ffn: bool = True,
+        overlapped_patch: bool = False,
+        cpe_act: bool = False,
+        weight_init: str = "",
+        block_layer: Callable[..., nn.Module] = DualAttentionBlock,
     ):
         super().__init__()
         _check_stages(depths, embed_dims, num_heads)
         _check_choice("weight_init", weight_init, WEIGHT_INITS)
         if isinstance(attention_types, str) or not attention_types:
             raise ValueError(
-                f"attention_types={attention_types!r} must be a non-empty list of {_quoted(ATTENTION_TYPES)}."
+                f"attention_types={attention_types!r} must be a non-empty list of {_quoted(ATTENTION_TYPES)} or "
+                "callables that build an attention."
             )
         for kind in attention_types:
-            _check_choice("attention_types", kind, ATTENTION_TYPES)
+            if not callable(kind):
+                _check_choice("attention_types", kind, ATTENTION_TYPES)
         for name, value in (("in_chans", in_chans), ("patch_size", patch_size), ("window_size", window_size)):
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name}={value!r} must be a whole number of 1 or more.")
@@ -328,14 +309,15 @@ class DualAttentionStages(nn.Module):
             for stage, dim in enumerate(embed_dims)
         )
 
-        def block(stage: int, kind: str, drop_path: float) -> DualAttentionBlock:
+        def block(stage: int, kind: str | AttentionBuilder, drop_path: float) -> nn.Module:
             dim, heads = embed_dims[stage], num_heads[stage]
-            attention = (
-                WindowAttention(dim, heads, window_size, qkv_bias)
-                if kind == "spatial"
-                else ChannelAttention(dim, heads, qkv_bias)
-            )
-            return DualAttentionBlock(dim, attention, mlp_ratio if ffn else None, drop_path, cpe_act, norm_layer)
+            if kind == "spatial":
+                attention: nn.Module = WindowAttention(dim, heads, window_size, qkv_bias)
+            elif kind == "channel":
+                attention = ChannelAttention(dim, heads, qkv_bias)
+            else:
+                attention = kind(dim, heads)  # type: ignore[operator]
+            return block_layer(dim, attention, mlp_ratio if ffn else None, drop_path, cpe_act, norm_layer)
 
         # one rate per block, so the two blocks of a pair differ
         blocks = len(attention_types) * sum(depths)
@@ -350,25 +332,6 @@ class DualAttentionStages(nn.Module):
             {"num_chs": dim, "reduction": patch_size * 2**stage, "module": f"main_blocks.{stage}"}
             for stage, dim in enumerate(embed_dims)
         ]
-        self.set_fused(fused)
-
-    @torch.jit.ignore
-    def set_fused(self, fused: str) -> None:
-        """Choose how blocks are computed; neither parameters nor, but for rounding, results depend on it.
-
-        With 'auto' a block or a patch embedding leaves its plain modules where a faster way is known for what it is
-        given (`davit.kernels.select`: compiled functions and oneDNN on x86, Triton on CUDA), and keeps to them
-        everywhere else: in a trace, an ONNX export or a functional transform, where a module in question was
-        replaced or has a hook, and on the CPU in an exporter. 'off' keeps to them always.
-
-        Raises:
-            ValueError: neither 'auto' nor 'off'.
-        """
-        _check_choice("fused", fused, kernels.FUSED)
-        self.fused = fused
-        for module in self.modules():
-            if isinstance(module, PatchEmbed | DualAttentionBlock | WindowAttention | ChannelAttention | Mlp):
-                module.fused = fused == "auto"
 
     @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:
@@ -402,8 +365,8 @@ class DualAttentionStages(nn.Module):
             if last_stage < 0 or stage <= last_stage:
                 x = patch_embed(x)
                 if self.grad_checkpointing and not torch.jit.is_scripting():
-                    for block in blocks.modules():
-                        if isinstance(block, DualAttentionBlock):
+                    for pair in blocks:
+                        for block in pair:
                             x = checkpoint(block, x)
                 else:
                     x = blocks(x)
@@ -414,59 +377,26 @@ class DualAttentionStages(nn.Module):
 class DaViT(DualAttentionStages):
     """DaViT as a classifier, with the protocol of timm's models and the state-dict keys of the original.
 
-    Arguments beyond those of `DualAttentionStages`:
-
     Args:
         num_classes: width of the linear head; 0 leaves it out.
         drop_rate: dropout before the linear head.
         global_pool: 'avg', 'max', 'avgmax', or '' for none (then ``num_classes`` must be 0).
+        stages: the arguments of `DualAttentionStages`.
 
     Shapes:
         input (B, in_chans, H, W), any H and W of at least one pixel; output (B, num_classes) logits.
     """
 
-    output_fmt = "NHWC"  # what the stages hand out inside; timm's hook-based extractors ask
-
     def __init__(
         self,
-        in_chans: int = 3,
         num_classes: int = 1000,
-        depths: Sequence[int] = (1, 1, 3, 1),
-        patch_size: int = 4,
-        embed_dims: Sequence[int] = (96, 192, 384, 768),
-        num_heads: Sequence[int] = (3, 6, 12, 24),
-        window_size: int = 7,
-        mlp_ratio: float = 4.0,
-        qkv_bias: bool = True,
-        drop_path_rate: float = 0.1,
-        norm_layer: Callable[[int], nn.Module] = nn.LayerNorm,
-        attention_types: Sequence[str] = ATTENTION_TYPES,
-        ffn: bool = True,
-        overlapped_patch: bool = False,
-        cpe_act: bool = False,
-        weight_init: str = "",
         drop_rate: float = 0.0,
         global_pool: str = "avg",
-        fused: str = "auto",
+        norm_layer: Callable[[int], nn.Module] = nn.LayerNorm,
+        weight_init: str = "",
+        **stages: Any,
     ):
-        super().__init__(
-            in_chans=in_chans,
-            depths=depths,
-            patch_size=patch_size,
-            embed_dims=embed_dims,
-            num_heads=num_heads,
-            window_size=window_size,
-            mlp_ratio=mlp_ratio,
-            qkv_bias=qkv_bias,
-            drop_path_rate=drop_path_rate,
-            norm_layer=norm_layer,
-            attention_types=attention_types,
-            ffn=ffn,
-            overlapped_patch=overlapped_patch,
-            cpe_act=cpe_act,
-            weight_init=weight_init,
-            fused=fused,
-        )
+        super().__init__(norm_layer=norm_layer, weight_init=weight_init, **stages)
         _check_rate("drop_rate", drop_rate)
         self.num_features = self.head_hidden_size = self.embed_dims[-1]
         self.norms: nn.Module = norm_layer(self.num_features)

@@ -1,11 +1,12 @@
 """DaViT as the backbone of a detector or a segmentor: the same stages, one normalised map per level."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .model import ATTENTION_TYPES, DualAttentionStages, init_weights
+from .model import DualAttentionStages, init_weights
 
 
 class DaViTPyramid(DualAttentionStages):
@@ -15,13 +16,12 @@ class DaViTPyramid(DualAttentionStages):
     here neither a norm nor a stage exists that no output needs. State-dict keys are the original's
     (``norm0`` ...).
 
-    Arguments beyond those of `DualAttentionStages`:
-
     Args:
         out_indices: stages whose maps are returned, in ascending order; a negative one counts from the end.
         frozen_stages: -1 freezes nothing, 0 the stem, k the first k stages and their output norms: no gradient,
             and no drop path in training.
         grad_checkpointing: keep only block inputs for the backward pass.
+        stages: the arguments of `DualAttentionStages`.
 
     Shapes:
         input (B, in_chans, H, W), any H and W of at least one pixel; output one NCHW map for each of
@@ -31,44 +31,14 @@ class DaViTPyramid(DualAttentionStages):
 
     def __init__(
         self,
-        in_chans: int = 3,
-        depths: Sequence[int] = (1, 1, 3, 1),
-        patch_size: int = 4,
-        embed_dims: Sequence[int] = (96, 192, 384, 768),
-        num_heads: Sequence[int] = (3, 6, 12, 24),
-        window_size: int = 7,
-        mlp_ratio: float = 4.0,
-        qkv_bias: bool = True,
-        drop_path_rate: float = 0.1,
-        norm_layer: Callable[[int], nn.Module] = nn.LayerNorm,
-        attention_types: Sequence[str] = ATTENTION_TYPES,
-        ffn: bool = True,
-        overlapped_patch: bool = False,
-        cpe_act: bool = False,
-        weight_init: str = "",
         out_indices: Sequence[int] = (0, 1, 2, 3),
         frozen_stages: int = -1,
         grad_checkpointing: bool = False,
-        fused: str = "auto",
+        norm_layer: Callable[[int], nn.Module] = nn.LayerNorm,
+        weight_init: str = "",
+        **stages: Any,
     ):
-        super().__init__(
-            in_chans=in_chans,
-            depths=depths,
-            patch_size=patch_size,
-            embed_dims=embed_dims,
-            num_heads=num_heads,
-            window_size=window_size,
-            mlp_ratio=mlp_ratio,
-            qkv_bias=qkv_bias,
-            drop_path_rate=drop_path_rate,
-            norm_layer=norm_layer,
-            attention_types=attention_types,
-            ffn=ffn,
-            overlapped_patch=overlapped_patch,
-            cpe_act=cpe_act,
-            weight_init=weight_init,
-            fused=fused,
-        )
+        super().__init__(norm_layer=norm_layer, weight_init=weight_init, **stages)
         self.out_indices = _checked_levels(out_indices, self.num_stages)
         if not -1 <= frozen_stages <= self.num_stages:
             raise ValueError(f"frozen_stages={frozen_stages} must be from -1 (nothing) to {self.num_stages} (all).")

@@ -5,14 +5,18 @@ timm's own port is called ``davit_tiny`` and so on; both can be registered side 
 
 import difflib
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import timm
+import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.layers import is_exportable, is_scriptable
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import nn
 
+from . import kernels
 from .model import DaViT
 from .pretrained import PUBLISHED, load_pretrained
 
@@ -77,12 +81,19 @@ default_cfgs = generate_default_cfgs({name: _default_cfg(name, variant) for name
 
 
 def _entrypoint(name: str, variant: Variant) -> Callable[..., nn.Module]:
-    def create(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-        def build(**model_kwargs: Any) -> DaViT:
+    def create(pretrained: bool = False, accelerate: bool = True, **kwargs: Any) -> nn.Module:
+        def build(
+            device: torch.device | str | None = None, dtype: torch.dtype | None = None, **model_kwargs: Any
+        ) -> DaViT:
             # loads before timm wraps the model (features_only), and audited, which timm's loader is not
-            model = DaViT(**model_kwargs)
+            with nullcontext() if device is None else torch.device(device):
+                model = DaViT(**model_kwargs)
+            if dtype is not None:
+                model.to(dtype)
             if pretrained:
                 load_pretrained(model, name, file=_local_file(kwargs))
+            if accelerate and not is_scriptable() and not is_exportable():
+                kernels.accelerate(model)
             return model
 
         return build_model_with_cfg(

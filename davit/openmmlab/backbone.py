@@ -9,6 +9,7 @@ from typing import Any
 from mmengine.logging import print_log
 from mmengine.registry import MODELS
 
+from .. import kernels
 from ..checkpoint import CheckpointError, LoadReport, load_checkpoint
 from ..pretrained import PUBLISHED, load_pretrained
 from ..pyramid import DaViTPyramid

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..model import ChannelAttention, DaViT, WindowAttention
+from ..model import ChannelAttention, DaViT, WindowAttention, attend_among_channels, attend_among_positions
 from ..windows import window_partition, window_unpartition
 
 
@@ -138,13 +138,12 @@ def _stage_of(name: str) -> int:
 
 
 def _spatial(name: str, module: WindowAttention, x_BHWC: Tensor) -> SpatialView:
-    H, W, C = x_BHWC.shape[1:]
+    H, W = x_BHWC.shape[1:3]
     w, G = module.window_size, module.num_heads
-    qkv_MNE, tiling = window_partition(module.qkv(x_BHWC), w, module.qkv.bias)
-    M, N = qkv_MNE.shape[:2]
-    q_MGND, k_MGND, _ = qkv_MNE.reshape(M, N, 3, G, C // G).permute(2, 0, 3, 1, 4).float().unbind(0)
-    attention_MGNN = ((q_MGND * module.scale) @ k_MGND.transpose(-2, -1)).softmax(dim=-1)
-    real_MN = window_partition(x_BHWC.new_ones(1, H, W, 1), w, None)[0][:, :, 0].float()  # 0: padding, which asks too
+    x_MNC, tiling = window_partition(x_BHWC, w)
+    N = x_MNC.shape[1]
+    attention_MGNN = attend_among_positions(module.qkv(x_MNC).float(), G)[1]
+    real_MN = window_partition(x_BHWC.new_ones(1, H, W, 1), w)[0][:, :, 0].float()  # 0: padding, which asks too
     asked_MN = torch.einsum("mgij,mi->mj", attention_MGNN, real_MN) / G
     share_MN = N * asked_MN / real_MN.sum(1, keepdim=True)
     received_HW = window_unpartition(share_MN[:, :, None], w, tiling, (H, W))[0, :, :, 0]
@@ -152,11 +151,9 @@ def _spatial(name: str, module: WindowAttention, x_BHWC: Tensor) -> SpatialView:
 
 
 def _channel(name: str, module: ChannelAttention, x_BHWC: Tensor) -> ChannelView:
-    _, H, W, C = x_BHWC.shape
+    H, W = x_BHWC.shape[1:3]
     G = module.num_groups
-    qkv_PE = module.qkv(x_BHWC).reshape(H * W, 3, G, C // G)
-    q_GPD, k_GPD, v_GPD = qkv_PE.permute(1, 2, 0, 3).float().unbind(0)
-    attention_GDD = ((k_GPD * module.scale).transpose(-2, -1) @ v_GPD).softmax(dim=-1)
-    y_GDP = attention_GDD @ q_GPD.transpose(-2, -1)
-    departure_GP = (y_GDP - y_GDP.mean(2, keepdim=True)).square().mean(1).sqrt()
-    return ChannelView(name, _stage_of(name), attention_GDD, departure_GP.reshape(G, H, W))
+    y_1PC, attention_1GDD = attend_among_channels(module.qkv(x_BHWC.flatten(1, 2)).float(), G)
+    y_PGD = y_1PC[0].unflatten(1, (G, -1))
+    departure_PG = (y_PGD - y_PGD.mean(0)).square().mean(2).sqrt()
+    return ChannelView(name, _stage_of(name), attention_1GDD[0], departure_PG.T.reshape(G, H, W))

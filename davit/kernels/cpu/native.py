@@ -1,8 +1,12 @@
-"""The compiled functions of native.cpp, on tensors. Where there are none, `takes_window` and the like answer no."""
+"""Call the compiled functions native.cpp on tensors. Where there are none, `supports_window` and the like say no."""
 
+import ctypes
+import threading
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .library import TYPES, ask, load
@@ -10,14 +14,14 @@ from .library import TYPES, ask, load
 LANES = 16  # channels, and those of a head or group, are a multiple of it
 MOST_POSITIONS = 256  # of a window, whose attention lies in the cache
 MOST_GROUP = 128  # channels
-POSITIONS = 512  # of a part of channel attention, as in native.cpp
+POSITIONS = 512  # of a part of channel attention, as in cpp
 LEAST_ROWS = 28  # of a thread's task, from which products beat oneDNN's
 BANDS = 64  # parts of a map, for the gradients of vectors
 
 LIBRARY = load()
 
 _HAS_PAIRS = LIBRARY is not None and bool(LIBRARY.davit_has_pairs())
-_HAS_AMX = torch.cpu._is_amx_tile_supported()
+HAS_AMX = torch.cpu._is_amx_tile_supported()
 
 
 class Norm(NamedTuple):
@@ -30,22 +34,22 @@ class Norm(NamedTuple):
     rstd: Tensor | None = None
 
 
-def runs_on(x: Tensor) -> bool:
+def supports(x: Tensor) -> bool:
     """Whether the functions can be called on this tensor, sizes aside."""
     return LIBRARY is not None and x.device.type == "cpu" and x.dtype in TYPES
 
 
-def takes_window(qkv_BHWE: Tensor, window: int, heads: int) -> bool:
+def supports_window(qkv_BHWE: Tensor, window: int, heads: int) -> bool:
     """Whether a window of one head has a size that is compiled and stays in the cache."""
-    return runs_on(qkv_BHWE) and takes_attention(qkv_BHWE.shape[3] // 3, window, heads)
+    return supports(qkv_BHWE) and supports_attention(qkv_BHWE.shape[3] // 3, window, heads)
 
 
-def takes_channel(qkv_BHWE: Tensor, groups: int) -> bool:
+def supports_channel(qkv_BHWE: Tensor, groups: int) -> bool:
     """Whether a group has a size that is compiled."""
-    return runs_on(qkv_BHWE) and takes_attention(qkv_BHWE.shape[3] // 3, 0, groups)
+    return supports(qkv_BHWE) and supports_attention(qkv_BHWE.shape[3] // 3, 0, groups)
 
 
-def takes_attention(channels: int, window: int, heads: int) -> bool:
+def supports_attention(channels: int, window: int, heads: int) -> bool:
     """Whether windows, or with ``window`` 0 groups of channels, have a size that is compiled."""
     each = channels // heads
     return (
@@ -55,9 +59,9 @@ def takes_attention(channels: int, window: int, heads: int) -> bool:
     )
 
 
-def takes_rows(x: Tensor) -> bool:
+def supports_rows(x: Tensor) -> bool:
     """Whether a position encoding, or the gradients of a norm or a GELU, are compiled for so many channels."""
-    return runs_on(x) and x.shape[-1] % LANES == 0
+    return supports(x) and x.shape[-1] % LANES == 0
 
 
 def multiplies(dtype: torch.dtype) -> bool:
@@ -65,16 +69,16 @@ def multiplies(dtype: torch.dtype) -> bool:
     return LIBRARY is not None and (dtype == torch.float32 or (dtype == torch.bfloat16 and _HAS_PAIRS))
 
 
-def takes_products(x: Tensor, *widths: int, rows: int | None = None) -> bool:
+def supports_products(x: Tensor, *widths: int, rows: int | None = None) -> bool:
     """Whether `linear` and `mlp` are faster than oneDNN on the rows of ``x``, for layers from and to so many channels.
 
     A task has its weights to itself, so there must be rows for every thread. Matrix units (AMX) are oneDNN's.
     """
     per_word = 4 // x.element_size()
     return (
-        runs_on(x)
+        supports(x)
         and multiplies(x.dtype)
-        and not (x.dtype == torch.bfloat16 and _HAS_AMX)
+        and not (x.dtype == torch.bfloat16 and HAS_AMX)
         and (x.numel() // x.shape[-1] if rows is None else rows) >= LEAST_ROWS * _threads()
         and all(width % (LANES * per_word) == 0 for width in widths)
     )
@@ -85,15 +89,15 @@ def _threads() -> int:
     return torch.get_num_threads()
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None, norm: Norm | None = None, turned: bool = False) -> Tensor:
-    """x, or its LayerNorm, times weight^T, + bias, where `takes_products` says so.
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None, norm: Norm | None = None, transposed: bool = False) -> Tensor:
+    """x, or its LayerNorm, times weight^T, + bias, where `supports_products` says so.
 
     Args:
-        turned: multiply by the weight instead, as the gradient is.
+        transposed: multiply by the weight instead, as the gradient is.
     """
-    x, (K, N) = x.contiguous(), weight.shape if turned else weight.shape[::-1]
+    x, (K, N) = x.contiguous(), weight.shape if transposed else weight.shape[::-1]
     out = x.new_empty(*x.shape[:-1], N)
-    given = (weight.contiguous(), int(turned), vector(out, bias, 0.0), out, x.new_empty(N * K))
+    given = (weight.contiguous(), int(transposed), vector(out, bias, 0.0), out, x.new_empty(N * K))
     call("davit_linear", x, *norm_arguments(x, norm), *given, x.numel() // K, K, N)
     return out
 
@@ -113,7 +117,7 @@ def linear_backward(
     x, (N, C) = x.contiguous(), weight.shape
     M, normed, grad_x = x.numel() // C, torch.empty_like(x), torch.empty_like(x)
     rows, sums = _tasks(M, C)
-    of_bias = torch.empty(len(sums), N)
+    of_bias = sums.new_empty(len(sums), N)
     given = (weight.contiguous(), grad_x, normed, sums, of_bias, x.new_empty(N * C))
     call("davit_linear_backward", _like(x, grad), x, *norm_arguments(x, norm), *given, rows, M, C, N)
     return normed, of_bias.sum(0), grad_x, *sums.sum(0)
@@ -123,7 +127,7 @@ def mlp(
     x: Tensor, norm: Norm, weight1: Tensor, bias1: Tensor | None, weight2: Tensor, bias2: Tensor | None,
     hidden: Tensor | None = None, out: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
-    """LayerNorm, linear layer, exact GELU, linear layer, where `takes_products` says so.
+    """LayerNorm, linear layer, exact GELU, linear layer, where `supports_products` says so.
 
     Args:
         hidden: where what is in front of the GELU is written to, if it is wanted.
@@ -153,7 +157,7 @@ def mlp_backward(
     x, hidden, (E, C) = x.contiguous(), hidden.contiguous(), weight1.shape
     M, normed, grad_x = x.numel() // C, torch.empty_like(x), torch.empty_like(x)
     grad_hidden, activated, (rows, sums) = torch.empty_like(hidden), torch.empty_like(hidden), _tasks(M, C)
-    of_bias1, of_bias2 = torch.empty(len(sums), E), torch.empty(len(sums), C)
+    of_bias1, of_bias2 = sums.new_empty(len(sums), E), sums.new_empty(len(sums), C)
     layers = (weight1.contiguous(), weight2.contiguous(), hidden, grad_hidden, activated, grad_x, normed)
     memory = (sums, of_bias1, of_bias2, x.new_empty(E * C), x.new_empty(E * C))
     call("davit_mlp_backward", _like(x, grad), x, *norm_arguments(x, norm), *layers, *memory, rows, M, C, E)
@@ -164,20 +168,20 @@ def _tasks(rows: int, C: int) -> tuple[int, Tensor]:
     """Rows of a task, whatever the number of threads, and memory for the norm's sums of each."""
     most = max(28, min(112, 86016 // C))  # fewer above 768 channels: the cache holds a task's sums
     tasks = -(-rows // most)
-    return -(-rows // max(1, tasks)) or 1, torch.empty(tasks, 2, C)
+    return -(-rows // max(1, tasks)) or 1, torch.empty(tasks, 2, C, device="cpu")
 
 
-def window_attention(qkv_BHWE: Tensor, bias_E: Tensor | None, window: int, heads: int, scale: float) -> Tensor:
-    """What `operators.window.window_attention` is, where `takes_window` says so."""
+def window_attention(qkv_BHWE: Tensor, bias_E: Tensor | None, window: int, heads: int) -> Tensor:
+    """Compute `ops.window_attention`, where `supports_window` says so."""
     qkv = qkv_BHWE.contiguous()
     B, H, W, E = qkv.shape
     out = qkv.new_empty(B, H, W, E // 3)
-    call("davit_window_attention", qkv, _like(qkv, bias_E), out, B, H, W, E // 3, heads, window, scale)
+    call("davit_window_attention", qkv, _like(qkv, bias_E), out, B, H, W, E // 3, heads, window, _scale(E, heads))
     return out
 
 
 def window_attention_backward(
-    grad_BHWC: Tensor, qkv_BHWE: Tensor, bias_E: Tensor | None, window: int, heads: int, scale: float
+    grad_BHWC: Tensor, qkv_BHWE: Tensor, bias_E: Tensor | None, window: int, heads: int
 ) -> tuple[Tensor, Tensor]:
     """Gradients of the map, and of the k and v of padded positions: one part (2 C) a window, or none."""
     qkv = qkv_BHWE.contiguous()
@@ -186,31 +190,34 @@ def window_attention_backward(
     padded = bias_E is not None and (H % window > 0 or W % window > 0)
     parts_MC = qkv.new_empty(B * -(-H // window) * -(-W // window) if padded else 0, 2 * E // 3, dtype=torch.float32)
     given = (_like(qkv, grad_BHWC), qkv, _like(qkv, bias_E), grad_qkv, parts_MC if padded else None)
-    call("davit_window_attention_backward", *given, B, H, W, E // 3, heads, window, scale)
+    call("davit_window_attention_backward", *given, B, H, W, E // 3, heads, window, _scale(E, heads))
     return grad_qkv, parts_MC
 
 
-def channel_attention(qkv_BHWE: Tensor, groups: int, scale: float) -> tuple[Tensor, Tensor]:
-    """What `operators.channel.channel_attention` is, where `takes_channel` says so."""
+def channel_attention(qkv_BHWE: Tensor, groups: int) -> tuple[Tensor, Tensor]:
+    """Compute `ops.channel_attention`, where `supports_channel` says so."""
     qkv = qkv_BHWE.contiguous()
     B, H, W, E = qkv.shape
     out = qkv.new_empty(B, H, W, E // 3)
     attention, parts = _squares(qkv, groups)
-    call("davit_channel_attention", qkv, parts, attention, out, B, H * W, E // 3, groups, scale)
+    call("davit_channel_attention", qkv, parts, attention, out, B, H * W, E // 3, groups, _scale(E, groups))
     return out, attention
 
 
-def channel_attention_backward(
-    grad_BHWC: Tensor, qkv_BHWE: Tensor, attention_BGDD: Tensor, groups: int, scale: float
-) -> Tensor:
+def channel_attention_backward(grad_BHWC: Tensor, qkv_BHWE: Tensor, attention_BGDD: Tensor, groups: int) -> Tensor:
     """Gradient of the map of q, k and v."""
     qkv = qkv_BHWE.contiguous()
     B, H, W, E = qkv.shape
     grad_qkv = torch.empty_like(qkv)
     grad_score, parts = _squares(qkv, groups)
     given = (_like(qkv, grad_BHWC), qkv, attention_BGDD.contiguous(), parts, grad_score, grad_qkv)
-    call("davit_channel_attention_backward", *given, B, H * W, E // 3, groups, scale)
+    call("davit_channel_attention_backward", *given, B, H * W, E // 3, groups, _scale(E, groups))
     return grad_qkv
+
+
+def _scale(E: int, heads: int) -> float:
+    """The factor of `davit.model`'s attention scores, D^-0.5."""
+    return float((E // 3 // heads) ** -0.5)
 
 
 def _squares(qkv_BHWE: Tensor, groups: int) -> tuple[Tensor, Tensor]:
@@ -243,7 +250,7 @@ def encode_backward(
     grad_y: Tensor | None, grad_normed: Tensor | None, x_BHWC: Tensor, weight: Tensor, scale: Tensor | None,
     y_BHWC: Tensor, mean: Tensor, rstd: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """What `operators.encoding.encode_and_norm_backward` is, where `takes_rows` says so."""
+    """Compute `ops.encode_and_norm_backward`, where `supports_rows` says so."""
     vectors = y_BHWC.new_zeros(3, y_BHWC.shape[3], dtype=torch.float32)
     grad = grad_y
     if grad_normed is not None:
@@ -295,7 +302,7 @@ def gelu_backward(grad: Tensor, x: Tensor, in_place: bool = False) -> tuple[Tens
 
 def _bands(rows: int, *shape: int) -> Tensor:
     """Memory for sums over parts of so many rows: as many parts whatever the number of threads."""
-    return torch.empty(max(1, min(BANDS, rows)), *shape)
+    return torch.empty(max(1, min(BANDS, rows)), *shape, device="cpu")
 
 
 def norm_arguments(
@@ -326,3 +333,114 @@ def vector(x: Tensor, given: Tensor | None, otherwise: float) -> Tensor:
 def call(name: str, first: Tensor, *rest: Any) -> None:
     """Call a function of the library: its number formats are those of ``first``."""
     ask(LIBRARY, name, first.dtype, first, *rest)
+
+
+# --- without gradients: a whole block, a patch embedding ---
+
+#: Parameters of a block, in the order in which cpp is given them.
+PARAMETERS = (
+    *(f"cpe.{which}.proj.{kind}" for which in (0, 1) for kind in ("weight", "bias")),
+    *(f"{norm}.{kind}" for norm in ("norm1", "norm2") for kind in ("weight", "bias")),
+    *(f"{layer}.{kind}" for layer in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2") for kind in ("weight", "bias")),
+)
+NORMS = range(4, 8)  # of these, the vectors of norms
+MATRICES = range(8, 16, 2)  # and what `pack_block` packs
+
+
+def supports_block(x_BHWC: Tensor, window: int, heads: int, hidden: int | None, cpe_act: bool) -> bool:
+    """Whether `infer_block` has everything of a block, for an MLP of ``hidden`` channels or none."""
+    C = x_BHWC.shape[3]
+    return (
+        not cpe_act  # a GELU in the position encodings: no released model has one
+        and supports_products(x_BHWC, C, C // heads, C if hidden is None else hidden)
+        and supports_attention(C, window, heads)
+    )
+
+
+def infer_block(
+    x_BHWC: Tensor,
+    weights: Sequence[Tensor | None],
+    window: int,
+    heads: int,
+    eps: Sequence[float],
+    packed: Tensor | None = None,
+) -> Tensor:
+    """Compute a `davit.model.DualAttentionBlock` without gradients, where `supports_block` says so.
+
+    Args:
+        weights: by `PARAMETERS`; those of norms may be float32 whatever the rest is, None is absent.
+        window: 0 for channel attention.
+        heads: or groups.
+        eps: of both norms.
+        packed: the matrices by `pack_block`; they are not read from ``weights`` then.
+    """
+    x, (B, H, W, C) = x_BHWC.contiguous(), x_BHWC.shape
+    like_x = all(p is None or p.dtype == x.dtype for p in (weights[i] for i in NORMS))
+    kinds = [x.dtype if like_x or i not in NORMS else torch.float32 for i in range(len(weights))]
+    given = [None if p is None else p.to(kind).contiguous() for p, kind in zip(weights, kinds, strict=True)]
+    hidden, out = weights[MATRICES[2]], torch.empty_like(x)
+    E = 0 if hidden is None else hidden.shape[0]
+    if packed is not None:
+        E = (packed.numel() // C - 4 * C) // 2
+    sizes = (B, H, W, C, E, heads, window)
+    memory = _workspace(ask(LIBRARY, "davit_block_memory", x.dtype, packed is not None, *sizes))
+    kind = TYPES[x.dtype if like_x else torch.float32]
+    call("davit_block", x, _pointers(given), kind, packed, memory, out, *eps, _scale(3 * C, heads), *sizes)
+    return out
+
+
+def pack_block(weights: Sequence[Tensor | None], heads: int) -> Tensor:
+    """The matrices of a block, by `PARAMETERS`, as `infer_block` reads them: what it does on every call, done once.
+
+    The copy knows nothing of later changes of the weights, so this is for what never changes: a compiled graph with
+    frozen weights.
+    """
+    given = [p.contiguous() if p is not None and i in MATRICES else None for i, p in enumerate(weights)]
+    qkv, hidden = given[MATRICES[0]], given[MATRICES[2]]
+    assert qkv is not None
+    packed = qkv.new_empty(sum(p.numel() for p in given if p is not None))
+    E = 0 if hidden is None else hidden.shape[0]
+    ask(LIBRARY, "davit_pack_block", qkv.dtype, _pointers(given), packed, qkv.shape[1], E, heads)
+    return packed
+
+
+def _pointers(given: Sequence[Tensor | None]) -> Any:
+    return (ctypes.c_void_p * len(given))(*(None if p is None else p.data_ptr() for p in given))
+
+
+_kept = threading.local()
+
+
+def _workspace(size: int) -> Tensor:
+    """Bytes that a thread of Python keeps from one block to the next: new pages cost up to a tenth of a step."""
+    kept: Tensor | None = getattr(_kept, "memory", None)
+    if kept is None or len(kept) < size:
+        kept = _kept.memory = torch.empty(size, dtype=torch.uint8, device="cpu")
+    return kept
+
+
+def supports_patches(x: Tensor, weight: Tensor, stride: int, stem: bool) -> bool:
+    """Whether `patch_embed` is faster than oneDNN on an image or a map: as `supports_products`."""
+    (N, C), (B, H, W) = weight.shape[:2], (x.shape[0], *x.shape[2 if stem else 1 :][:2])
+    rows = B * -(-H // stride) * -(-W // stride)
+    return supports_products(x, *([N] if stem else [C, N]), rows=rows)
+
+
+def patch_embed(
+    x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor | None, shift: Tensor | None, eps: float,
+    stride: int, stem: bool,
+) -> Tensor:  # fmt: skip
+    """What a `davit.model.PatchEmbed` computes, (B, H, W, C), where `supports_patches` says so.
+
+    Args:
+        x: an NCHW image for the stem, a (B, H, W, C) map for a later embedding.
+    """
+    x, (B, C, H, W) = x.contiguous(), x.shape if stem else (x.shape[0], x.shape[3], *x.shape[1:3])
+    rows = weight.flatten(1)
+    rows = F.pad(rows, (0, -rows.shape[1] % (LANES * 4 // x.element_size()))).contiguous()
+    N, K = rows.shape
+    out = x.new_empty(B, (H - 1) // stride + 1, (W - 1) // stride + 1, N)
+    norm = norm_arguments(out if stem else x, Norm(scale, shift, eps))[:3]
+    given = (rows, vector(out, bias, 0.0), *norm, torch.empty_like(rows), out)
+    call("davit_patch_embed", x, *given, K, B, H, W, C, N, stride, stem)
+    return out

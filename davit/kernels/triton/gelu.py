@@ -11,7 +11,7 @@ BLOCK = 1024
 
 
 def gelu_backward(grad: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-    """What `operators.gelu.gelu_backward` is, for tensors that kernels can be launched for."""
+    """Compute `ops.gelu_backward` where `support.runs_on` says so."""
     x, grad = x.contiguous(), grad.contiguous()
     grad_x, again = torch.empty_like(x), torch.empty_like(x)
     launch(_kernel, ceil_div(x.numel(), BLOCK), x.device, grad, x, grad_x, again, x.numel(), BLOCK=BLOCK)

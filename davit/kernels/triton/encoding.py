@@ -24,7 +24,7 @@ def encode_backward(
     grad_y: Tensor | None, grad_normed: Tensor | None, x_BHWC: Tensor, weight: Tensor, scale: Tensor | None,
     y_BHWC: Tensor, mean: Tensor, rstd: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """What `operators.encoding.encode_and_norm_backward` is, for tensors that kernels can be launched for."""
+    """Compute `ops.encode_and_norm_backward` where `support.runs_on` says so."""
     x, C = channels_together(x_BHWC), x_BHWC.shape[3]
     grad, vectors_3C = _norm_backward(grad_y, grad_normed, scale, y_BHWC, mean, rstd)
     grad_x = torch.empty_like(grad)

@@ -15,14 +15,14 @@ from .support import MANY_PROGRAMS, ceil_div, channels_together, constexpr, dot,
 BLOCK = 128  # positions at a time
 
 
-def attend(qkv_BHWE: Tensor, groups: int, scale: float) -> tuple[Tensor, Tensor]:
-    """What `operators.channel.channel_attention` is, for a tensor that kernels can be launched for."""
+def channel_attention(qkv_BHWE: Tensor, groups: int) -> tuple[Tensor, Tensor]:
+    """Compute `ops.channel_attention` where `support.runs_on` says so."""
     B, H, W, E = qkv_BHWE.shape
     q, k, v = _split(qkv_BHWE)
     D, constants = _constants(E // 3, groups)
     attention = qkv_BHWE.new_empty(B, groups, D, D, dtype=torch.float32)
     parts_BGSDD = _products(k, v, groups)
-    launch(_softmax_kernel, B * groups, q.device, parts_BGSDD, attention, parts_BGSDD.shape[2], scale, **constants)
+    launch(_softmax_kernel, B * groups, q.device, parts_BGSDD, attention, parts_BGSDD.shape[2], D**-0.5, **constants)
     out = qkv_BHWE.new_empty(B, H, W, E // 3)
     blocks = ceil_div(H * W, BLOCK)
     launch(
@@ -32,18 +32,18 @@ def attend(qkv_BHWE: Tensor, groups: int, scale: float) -> tuple[Tensor, Tensor]
     return out, attention
 
 
-def attend_backward(grad_BHWC: Tensor, qkv_BHWE: Tensor, attention_BGDD: Tensor, groups: int, scale: float) -> Tensor:
+def channel_attention_backward(grad_BHWC: Tensor, qkv_BHWE: Tensor, attention_BGDD: Tensor, groups: int) -> Tensor:
     """Gradient of the map of q, k and v."""
     B, H, W, E = qkv_BHWE.shape
     q, k, v = _split(qkv_BHWE)
     grad = channels_together(grad_BHWC.reshape(B, H * W, E // 3))
-    _, constants = _constants(E // 3, groups)
+    D, constants = _constants(E // 3, groups)
     attention_BGDD = attention_BGDD.contiguous()
     grad_score = torch.empty_like(attention_BGDD)
     parts_BGSDD = _products(grad, q, groups)
     launch(
         _softmax_backward_kernel, B * groups, q.device, parts_BGSDD, attention_BGDD, grad_score,
-        parts_BGSDD.shape[2], scale, **constants,
+        parts_BGSDD.shape[2], D**-0.5, **constants,
     )  # fmt: skip
     grad_qkv = torch.empty_like(qkv_BHWE, memory_format=torch.contiguous_format)
     blocks = ceil_div(H * W, BLOCK)

@@ -14,19 +14,19 @@ from torch import Tensor
 from .support import ceil_div, channels_together, constexpr, dot, jit, launch, power_of_two, tl
 
 
-def attend(qkv_BHWE: Tensor, bias_E: Tensor | None, window: int, heads: int, scale: float) -> Tensor:
-    """What `operators.window.window_attention` is, for a tensor that kernels can be launched for."""
+def window_attention(qkv_BHWE: Tensor, bias_E: Tensor | None, window: int, heads: int) -> Tensor:
+    """Compute `ops.window_attention` where `support.runs_on` says so."""
     qkv = channels_together(qkv_BHWE)
     B, H, W, E = qkv.shape
     out = qkv.new_empty(B, H, W, E // 3)
     programs, sizes, constants = _plan(qkv, bias_E, window, heads)
     bias = qkv if bias_E is None else bias_E.contiguous()
-    launch(_forward_kernel, programs, qkv.device, qkv, bias, out, *qkv.stride()[:3], *sizes, scale, **constants)
+    launch(_forward_kernel, programs, qkv.device, qkv, bias, out, *qkv.stride()[:3], *sizes, **constants)
     return out
 
 
-def attend_backward(
-    grad_BHWC: Tensor, qkv_BHWE: Tensor, bias_E: Tensor | None, window: int, heads: int, scale: float
+def window_attention_backward(
+    grad_BHWC: Tensor, qkv_BHWE: Tensor, bias_E: Tensor | None, window: int, heads: int
 ) -> tuple[Tensor, Tensor]:
     """Gradients of the map, and of the k and v of padded positions: one part (2 C) a window, or none."""
     qkv, grad = channels_together(qkv_BHWE), channels_together(grad_BHWC)
@@ -38,13 +38,13 @@ def attend_backward(
     parts_MC = qkv.new_empty(windows, 2 * E // 3, dtype=torch.float32)
     launch(
         _backward_kernel, programs, qkv.device, qkv, bias, grad, grad_qkv, parts_MC,
-        *qkv.stride()[:3], *grad.stride()[:3], *sizes, scale, **constants,
+        *qkv.stride()[:3], *grad.stride()[:3], *sizes, **constants,
     )  # fmt: skip
     return grad_qkv, parts_MC
 
 
-def _plan(qkv: Tensor, bias: Tensor | None, window: int, heads: int) -> tuple[int, tuple[int, ...], dict[str, Any]]:
-    """Programs, sizes and constants of either kernel."""
+def _plan(qkv: Tensor, bias: Tensor | None, window: int, heads: int) -> tuple[int, tuple[float, ...], dict[str, Any]]:
+    """Programs, sizes, the factor of the scores and constants of either kernel."""
     B, H, W, E = qkv.shape
     rows, columns = ceil_div(H, window), ceil_div(W, window)
     D, positions = E // 3 // heads, power_of_two(window * window, 16)
@@ -57,7 +57,7 @@ def _plan(qkv: Tensor, bias: Tensor | None, window: int, heads: int) -> tuple[in
         "num_warps": 4 if positions <= 64 and qkv.element_size() == 2 else 8,
         "num_stages": 1,
     }
-    return B * rows * columns * heads, (H, W, rows, columns, heads), constants
+    return B * rows * columns * heads, (H, W, rows, columns, heads, D**-0.5), constants
 
 
 # --- kernels; in names of tiles N is positions of the window, NP that as a power of two, and so for D ---

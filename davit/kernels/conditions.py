@@ -1,0 +1,484 @@
+"""Decide where a kernel may stand for modules of `davit.model`: the conditions, all in one place.
+
+Kernels stand for a text, a structure and a call. The text: the functions of `davit.model` that they replace must be
+those that they were tested against (`TEXT`). The structure: a block must be made of exactly the modules and
+parameters that the model builds, without hooks (`difference_of_block`). The call: the tensor, its sizes and the state of
+PyTorch must be of a kind that a kernel handles (`way_for`). Otherwise the modules run, as they are written.
+"""
+
+import hashlib
+import inspect
+import io
+import logging
+import textwrap
+import tokenize
+from functools import cache
+from types import CodeType
+from typing import Any
+
+import torch
+from timm.layers import DropPath
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.overrides import _get_current_function_mode_stack
+from torch.utils._device import DeviceContext
+
+from .. import model, windows
+from ..model import ChannelAttention, ConvPosEnc, DualAttentionBlock, Mlp, PatchEmbed, WindowAttention
+from .cpu import native, onednn
+from .triton import support
+from .triton.encoding import MOST_CHANNELS
+
+_logger = logging.getLogger(__name__)
+
+#: Multiply-adds of a linear layer to four times its width over the whole input, below which a block keeps to its
+#: modules: there the start of a kernel costs more than it gains. Measured; see docs/performance.md.
+LEAST_WORK = 10_000_000
+
+#: The kernels that may be taken, of Triton and of native.cpp; tests and benchmarks leave some out.
+KERNELS = {"window", "channel", "encoding", "gelu", "patches"}
+
+#: Elements of a map from which the position encoding leaves its modules in eager mode: below, the time is that of the
+#: launches on the CPU, three of PyTorch's or one of ours with a costlier start. Estimated, not measured.
+LEAST_ELEMENTS = 1 << 20
+
+#: Positions of a window x channels of a head, each as a power of two, that a program keeps on chip for a window; and
+#: channels of a group. For float32, whose products are done without tensor cores, and for the 2-byte dtypes. From
+#: the compiler's count of registers and shared memory for an H100 and an A100 (`benchmarks/kernels.py --compile`).
+MOST_TILE = {4: 64 * 32, 2: 128 * 64}
+MOST_GROUP = {4: 32, 2: 64}
+
+
+# --- the text ---
+
+#: What kernels stand for: each function with the fingerprint of the text that they were tested against. Who changes
+#: one changes the kernels too, and notes its new `fingerprint` here; until then the function runs as it is written.
+TEXT: dict[str, str] = {
+    "model.PatchEmbed.forward": "93a82b27d843d8cf",
+    "model.pad_odd": "cdd4f9353f6ab8cb",
+    "model.DualAttentionBlock.forward": "a434b83acf501b4c",
+    "model.ConvPosEnc.forward": "96ce2204140a54ad",
+    "model.Mlp.forward": "e0d89d231df4084d",
+    "model.WindowAttention.forward": "1f1286cbd40becfd",
+    "model.attend_among_positions": "da9fdbdc999cb4b7",
+    "model.window_partition": "cd681cf8b12fb75f",
+    "model.window_unpartition": "f95c65b90ea82f61",
+    "windows._pad": "5721c6e88a23ea02",
+    "model.ChannelAttention.forward": "54908de9e24a3f73",
+    "model.attend_among_channels": "fcc7fe9bf9fc1ae4",
+}
+_OF_BLOCK = ("model.DualAttentionBlock.forward", "model.ConvPosEnc.forward", "model.Mlp.forward")
+_OF: dict[type[nn.Module], tuple[str, ...]] = {
+    PatchEmbed: ("model.PatchEmbed.forward", "model.pad_odd"),
+    WindowAttention: (
+        *_OF_BLOCK,
+        "model.WindowAttention.forward",
+        "model.attend_among_positions",
+        "model.window_partition",
+        "model.window_unpartition",
+        "windows._pad",
+    ),
+    ChannelAttention: (*_OF_BLOCK, "model.ChannelAttention.forward", "model.attend_among_channels"),
+}
+_PLACES = {"model": model, "windows": windows}
+_judged: dict[int, tuple[CodeType, str | None]] = {}  # by the id of a code object, which is held
+
+
+@torch.compiler.assume_constant_result
+def difference_of_text(kind: type[nn.Module]) -> str | None:
+    """Say which function that a kernel would replace is not the one that it was tested against, or None.
+
+    Args:
+        kind: the attention of a block, or `PatchEmbed`. Functions that are replaced or reloaded at run time count.
+    """
+    for name in _OF[kind]:
+        owner: Any = _PLACES
+        for part in name.split("."):
+            owner = owner[part] if owner is _PLACES else getattr(owner, part, None)
+        code = getattr(owner, "__code__", None)
+        if code is None:
+            return f"davit.{name} is not a function"
+        if id(code) not in _judged:
+            _judged[id(code)] = (code, _judge(name, code))
+        if (reason := _judged[id(code)][1]) is not None:
+            return reason
+    return None
+
+
+def _judge(name: str, code: CodeType) -> str | None:
+    try:
+        known = fingerprint(code) == TEXT[name]
+    except (OSError, tokenize.TokenError, IndentationError):
+        return f"the source of davit.{name} cannot be read"
+    return None if known else f"the text of davit.{name} was changed"
+
+
+def fingerprint(code: CodeType) -> str:
+    """Hash the source of a function; comments, docstrings and layout do not count.
+
+    Raises:
+        OSError: the source cannot be read.
+    """
+    tokens: list[str] = []
+    begins = False  # a logical line, where a string alone is a docstring
+    source = io.StringIO(textwrap.dedent(inspect.getsource(code)))
+    for kind, text, *_ in tokenize.generate_tokens(source.readline):
+        if kind in (tokenize.COMMENT, tokenize.NL) or (begins and kind == tokenize.STRING):
+            continue
+        begins = kind in (tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT)
+        tokens.append(tokenize.tok_name[kind] if begins else text)
+    return hashlib.sha256(" ".join(tokens).encode()).hexdigest()[:16]
+
+
+# --- the structure ---
+
+#: The modules that kernels can stand for, with the classes of their children. A subclass, and whatever a user put in
+#: the place of one (an adapter, a quantized layer), is none of them.
+_CHILDREN: dict[type[nn.Module], dict[str, tuple[type[nn.Module], ...]]] = {
+    DualAttentionBlock: {
+        "cpe": (nn.ModuleList,),
+        "norm1": (nn.LayerNorm,),
+        "attn": (WindowAttention, ChannelAttention),
+        "drop_path": (DropPath, nn.Identity),
+        "norm2": (nn.LayerNorm, nn.Identity),
+        "mlp": (Mlp, nn.Identity),
+    },
+    nn.ModuleList: {"0": (ConvPosEnc,), "1": (ConvPosEnc,)},
+    ConvPosEnc: {"proj": (nn.Conv2d,), "activation": (nn.Identity, nn.GELU)},
+    WindowAttention: {"qkv": (nn.Linear,), "proj": (nn.Linear,)},
+    ChannelAttention: {"qkv": (nn.Linear,), "proj": (nn.Linear,)},
+    Mlp: {"fc1": (nn.Linear,), "act": (nn.GELU,), "fc2": (nn.Linear,)},
+    PatchEmbed: {"proj": (nn.Conv2d,), "norm": (nn.LayerNorm,)},
+    **dict.fromkeys((nn.Linear, nn.LayerNorm, nn.Conv2d, nn.GELU, nn.Identity, DropPath), {}),
+}
+_WEIGHTED = (nn.Linear, nn.LayerNorm, nn.Conv2d)  # their own parameters are weight and bias, those of others none
+
+
+def difference_of_block(block: Any) -> str | None:
+    """Say what of a block is not as `davit.model` builds it, or None where kernels may stand for it.
+
+    The block itself may have hooks: it is called either way.
+    """
+    reason = _difference(block, DualAttentionBlock, "block")
+    if reason is not None:
+        return reason
+    for encoding in block.cpe:
+        if not _is_position_encoding(encoding):
+            return "block.cpe holds another convolution than a depthwise one of 3 x 3 with zero padding"
+    with_mlp = type(block.mlp) is Mlp and type(block.norm2) is nn.LayerNorm
+    if with_mlp != block.ffn or (not with_mlp and type(block.mlp) is not type(block.norm2)):
+        return "block.ffn, block.norm2 and block.mlp do not go together"
+    if with_mlp and block.mlp.act.approximate != "none":
+        return "block.mlp.act is GELU by tanh"
+    return difference_of_text(type(block.attn))
+
+
+def difference_of_embedding(embed: Any) -> str | None:
+    """Say what of a patch embedding is not as `davit.model` builds it, or None."""
+    reason = _difference(embed, PatchEmbed, "patch_embed")
+    if reason is not None:
+        return reason
+    conv = embed.proj
+    side, padding = (7, 3) if embed.stem else (3, 1) if not embed.halving else (2, 0)
+    if not (
+        conv.groups == 1
+        and (conv.kernel_size, conv.padding, conv.dilation) == ((side, side), (padding, padding), (1, 1))
+        and conv.stride == ((conv.stride[0],) * 2 if embed.stem else (2, 2))
+        and conv.padding_mode == "zeros"
+    ):
+        return "patch_embed.proj is another convolution"
+    return difference_of_text(PatchEmbed)
+
+
+def _difference(module: nn.Module, kind: type[nn.Module], path: str) -> str | None:
+    """Compare children, parameters and buffers with those of ``kind``, and the same for every child."""
+    children = _CHILDREN[kind]
+    own = {"weight", "bias"} if kind in _WEIGHTED else set()
+    if set(module._parameters) != own or module._buffers:
+        names = sorted({*module._parameters, *module._buffers} ^ own)
+        return f"{path} has other parameters or buffers ({', '.join(names)}) than a {kind.__name__}"
+    if set(module._modules) != set(children):
+        names = sorted(set(module._modules) ^ set(children))
+        return f"{path} has other modules ({', '.join(names)}) than a {kind.__name__}"
+    for name, kinds in children.items():
+        child: Any = module._modules[name]
+        if type(child) not in kinds:
+            return f"{path}.{name} is a {type(child).__name__}, not a {kinds[0].__name__}"
+        if _is_watched(child):
+            return f"{path}.{name} has a hook or a forward of its own"
+        reason = _difference(child, type(child), f"{path}.{name}")
+        if reason is not None:
+            return reason
+    return None
+
+
+def _is_watched(module: nn.Module) -> bool:
+    """Whether somebody sees that it is called."""
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or "forward" in module.__dict__
+    )
+
+
+def _is_position_encoding(encoding: Any) -> bool:
+    conv, act = encoding.proj, encoding.activation
+    return (
+        conv.groups == conv.in_channels == conv.out_channels
+        and (conv.kernel_size, conv.stride, conv.padding, conv.dilation) == ((3, 3), (1, 1), (1, 1), (1, 1))
+        and conv.padding_mode == "zeros"
+        and (type(act) is nn.Identity or act.approximate == "none")
+    )
+
+
+# --- the call ---
+
+
+def way_for(block: Any, x_BHWC: Tensor) -> str | None:
+    """Choose how to compute a block of this input: a key of `davit.kernels.modules.WAYS`, or None for its modules.
+
+    The modules run wherever something could tell the difference: in a trace, torch.fx, a functional transform,
+    forward-mode differentiation or a dispatch mode (which count or change single operations), for tensor subclasses
+    and in exporters for the CPU; and where a map is so small that nothing is gained.
+    """
+    if not _is_handled(x_BHWC) or x_BHWC.dim() != 4:
+        return None
+    reason = difference_of_block(block)
+    if reason is not None:
+        tell_once(reason)
+        return None
+    if not _fits_block(block, x_BHWC):
+        return None
+    if support.runs_on(x_BHWC):
+        return "spans"
+    if torch.compiler.is_compiling():
+        whole = not torch.is_grad_enabled() and not drops_paths(block) and not torch.is_autocast_enabled("cpu")
+        return "operator" if whole and _infers_natively(block, x_BHWC) else "spans"
+    if product_dtype(x_BHWC) == x_BHWC.dtype and 4 * x_BHWC.numel() * x_BHWC.shape[-1] >= LEAST_WORK:
+        fast = native.multiplies(x_BHWC.dtype) or (
+            onednn.AVAILABLE if x_BHWC.dtype == torch.float32 else native.HAS_AMX
+        )
+        if fast and (is_graded(block, x_BHWC) or drops_paths(block)):
+            return "training"
+        if fast and _infers_natively(block, x_BHWC):
+            return "whole"
+        if x_BHWC.dtype == torch.float32 and onednn.AVAILABLE:
+            return "onednn"
+    return "spans" if native.supports(x_BHWC) else None
+
+
+def embeds_natively(embed: Any, x: Tensor) -> bool:
+    """Whether a patch embedding, without gradients, is one function of native.cpp, also in torch.compile."""
+    if "patches" not in KERNELS or not _is_handled(x) or support.runs_on(x) or not native.supports(x):
+        return False
+    if x.dim() != 4 or torch.is_autocast_enabled("cpu") or is_graded(embed, x):
+        return False
+    reason = difference_of_embedding(embed)
+    if reason is not None:
+        tell_once(reason)
+        return False
+    if not (embed.stem or embed.halving):
+        return False
+    conv, C = embed.proj, x.shape[1 if embed.stem else 3]
+    (N, _), side = conv.weight.shape[:2], 7 if embed.stem else 2
+    return (
+        _has_size(conv, (N, C, side, side))
+        and _has_size(embed.norm, (N if embed.stem else C,))
+        and _parameters_fit(embed, x)
+        and native.supports_patches(x, conv.weight, conv.stride[0], embed.stem)
+    )
+
+
+def _is_handled(x: Tensor) -> bool:
+    """Whether kernels may be given this tensor, sizes aside.
+
+    In eager mode and torch.compile, on CUDA also in torch.export. Not for an ONNX export, a trace, torch.fx, a
+    functional transform, forward-mode differentiation, a dispatch mode, a tensor subclass, or a GPU older than Ampere.
+    """
+    compiling = torch.compiler.is_compiling()
+    if not compiling and torch.jit.is_tracing():  # before sizes are asked for, which would be traced
+        return False
+    if not (type(x) is Tensor or (_is_exporting() and isinstance(x, Tensor))):
+        return False
+    if support.runs_on(x):
+        if x.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+            return False
+        if x.is_cuda and not _is_recent(x.device.index):
+            return False
+    elif (
+        x.device.type != "cpu"
+        or x.dtype not in (torch.float32, torch.bfloat16)
+        or _is_exporting()
+        or (compiling and not native.supports(x))
+    ):
+        return False
+    if compiling:
+        return not _is_transformed() and not torch.onnx.is_in_onnx_export()
+    return x.numel() > 0 and _is_alone()
+
+
+def _is_alone() -> bool:
+    """Whether no mode, transform or hook for everything is active; that of torch.set_default_device may be."""
+    return (
+        torch._C._len_torch_dispatch_stack() == 0
+        and all(type(mode) is DeviceContext for mode in _get_current_function_mode_stack())
+        and not _is_in_transform()
+        and not nn.modules.module._has_any_global_hook()
+    )
+
+
+def _is_in_transform() -> bool:
+    return torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
+
+
+@torch.compiler.assume_constant_result
+def _is_transformed() -> bool:
+    """Whether a compiler is inside vmap, grad or the like: it knows no rule for our operators."""
+    return _is_in_transform()
+
+
+def _is_exporting() -> bool:
+    """As torch.compiler's; in torch 2.11 Dynamo takes that for true in torch.compile as well, but not its flag."""
+    return bool(torch.compiler._is_exporting_flag)
+
+
+@torch.compiler.assume_constant_result
+def _is_recent(index: int) -> bool:
+    return torch.version.cuda is not None and torch.cuda.get_device_capability(index) >= (8, 0)
+
+
+@torch.compiler.assume_constant_result
+def freezes_weights() -> bool:
+    """Whether Inductor was told to take weights for constants: it then computes once what depends on them alone."""
+    import torch._inductor.config
+
+    return bool(torch._inductor.config.freezing)
+
+
+@cache
+def _log(reason: str) -> None:
+    _logger.info(
+        "%s: it runs as its modules are written, not by kernels. That costs speed, never correctness; "
+        "davit.kernels.why_plain(model) says where.",
+        reason,
+    )
+
+
+def tell_once(reason: str) -> None:
+    """Log why something runs as it is written, the first time that the reason comes up."""
+    if not torch.compiler.is_compiling():
+        _log(reason)
+
+
+def drops_paths(block: Any) -> bool:
+    """Whether stochastic depth is on: in training mode, gradients or not."""
+    drop_path = block.drop_path
+    return isinstance(drop_path, DropPath) and drop_path.training and drop_path.drop_prob > 0.0
+
+
+def is_graded(module: nn.Module, x: Tensor) -> bool:
+    """Whether gradients will be asked for."""
+    return torch.is_grad_enabled() and (x.requires_grad or any(p.requires_grad for p in module.parameters()))
+
+
+def product_dtype(x: Tensor) -> torch.dtype:
+    """The dtype of a linear layer that reads ``x``."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+
+
+def heads_of(attn: Any) -> tuple[int, int]:
+    """The side of a window, 0 for channel attention; and the number of heads or groups."""
+    return (attn.window_size, attn.num_heads) if type(attn) is WindowAttention else (0, attn.num_groups)
+
+
+def _infers_natively(block: Any, x_BHWC: Tensor) -> bool:
+    hidden = block.mlp.fc1.out_features if block.ffn else None
+    with_act = any(type(encoding.activation) is nn.GELU for encoding in block.cpe)
+    return {"window", "channel", "encoding", "gelu"} <= KERNELS and native.supports_block(
+        x_BHWC, *heads_of(block.attn), hidden, with_act
+    )
+
+
+def _fits_block(block: Any, x_BHWC: Tensor) -> bool:
+    """Whether every layer is of the input's width: functions that take pointers could not tell."""
+    C, attn = x_BHWC.shape[3], block.attn
+    sizes = [(attn.qkv, (3 * C, C)), (attn.proj, (C, C)), (block.norm1, (C,))]
+    sizes += [(encoding.proj, (C, 1, 3, 3)) for encoding in block.cpe]
+    if block.ffn:
+        E = block.mlp.fc1.weight.shape[0]
+        sizes += [(block.mlp.fc1, (E, C)), (block.mlp.fc2, (C, E)), (block.norm2, (C,))]
+    return (
+        C % heads_of(attn)[1] == 0
+        and all(_has_size(layer, size) for layer, size in sizes)
+        and _parameters_fit(block, x_BHWC)
+    )
+
+
+def _has_size(layer: Any, size: tuple[int, ...]) -> bool:
+    """Whether its weight is of that size, and the bias to go with it; of a norm also where it has neither."""
+    weight, bias = layer.weight, layer.bias
+    return (
+        (weight is None or weight.shape == size)
+        and (bias is None or bias.shape == size[:1])
+        and (type(layer) is not nn.LayerNorm or tuple(layer.normalized_shape) == size)
+    )
+
+
+def _parameters_fit(module: nn.Module, x: Tensor) -> bool:
+    """Whether parameters are plain tensors beside the input, of its dtype or those of autocast."""
+    dtypes = {x.dtype}
+    if torch.is_autocast_enabled(x.device.type):
+        dtypes = {x.dtype, torch.float32, product_dtype(x)}
+    exporting = _is_exporting()  # what an exporter has put in the place of parameters is no plain tensor
+    return all(
+        (exporting or type(p) in (nn.Parameter, Tensor))
+        and p.device == x.device
+        and p.dtype in dtypes
+        and p.layout == torch.strided
+        for p in module.parameters()
+    )
+
+
+# --- the spans of a block ---
+
+
+def supports_window(qkv_BHWE: Tensor, window: int, heads: int) -> bool:
+    """Whether window attention has a kernel: a window of one head must fit a program."""
+    if "window" not in KERNELS:
+        return False
+    if not support.runs_on(qkv_BHWE):
+        return native.supports_window(qkv_BHWE, window, heads)
+    positions = support.power_of_two(window * window, 16)
+    channels = support.power_of_two(qkv_BHWE.shape[3] // 3 // heads, 16)
+    return positions <= 128 and channels <= 128 and positions * channels <= MOST_TILE[qkv_BHWE.element_size()]
+
+
+def supports_channel(qkv_BHWE: Tensor, groups: int) -> bool:
+    """Whether channel attention has a kernel: the D x D attention of a group must fit a program."""
+    if "channel" not in KERNELS:
+        return False
+    if not support.runs_on(qkv_BHWE):
+        return native.supports_channel(qkv_BHWE, groups)
+    return qkv_BHWE.shape[3] // 3 // groups <= MOST_GROUP[qkv_BHWE.element_size()]
+
+
+def supports_encoding(encoding: Any, norm: Any, x_BHWC: Tensor) -> bool:
+    """Whether a position encoding and the norm behind it have a kernel together.
+
+    With a GELU in the encoding they do not: it is no part of the released models.
+    """
+    return (
+        "encoding" in KERNELS
+        and type(norm) is nn.LayerNorm
+        and type(encoding.activation) is nn.Identity
+        and (x_BHWC.shape[3] <= MOST_CHANNELS if support.runs_on(x_BHWC) else native.supports_rows(x_BHWC))
+        and (torch.compiler.is_compiling() or support.INTERPRETED or x_BHWC.numel() >= LEAST_ELEMENTS)
+    )
+
+
+def supports_gelu(x: Tensor) -> bool:
+    """Whether an MLP keeps the map in front of its GELU only. In eager training: a compiler does so by itself."""
+    return "gelu" in KERNELS and not torch.compiler.is_compiling() and torch.is_grad_enabled()

@@ -1,0 +1,104 @@
+"""Infer a block in float32 by oneDNN where native.cpp cannot: faster than PyTorch's modules, whose products are MKL's.
+
+GELU or the residual is added on the way out of a product, and the batch is cut into parts that the cache keeps, below
+the size from which the allocator asks the system for new pages on every call. In bfloat16, and with gradients, this
+gains nothing over PyTorch's modules (docs/performance.md).
+"""
+
+import platform
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from ...model import DualAttentionBlock
+
+PART_BYTES = 8 << 20  # of the widest map; measured, see docs/performance.md
+
+
+def _probe() -> bool:
+    """Whether the operators that `infer_block` calls exist and do what we think, by a small example."""
+    if platform.machine().lower() not in ("x86_64", "amd64") or not torch.backends.mkldnn.is_available():
+        return False
+    try:
+        x, w, b = torch.ones(2, 16), torch.full((16, 16), 0.125), torch.ones(16)
+        gelu, added = _linear(x, w, b, "gelu"), _linear_add(x, w, b, x)
+        image, kernel = torch.ones(1, 16, 3, 3).to(memory_format=torch.channels_last), torch.ones(16, 1, 3, 3)
+        encoded = _convolve_add(image, kernel, b)
+    except (RuntimeError, AttributeError, NotImplementedError):
+        return False
+    expected = torch.nn.functional.gelu(torch.tensor(3.0))
+    return bool(torch.allclose(gelu, expected) and (added == 4).all() and encoded[0, 0, 1, 1] == 11)
+
+
+def infer_block(
+    block: "DualAttentionBlock", x_BHWC: Tensor, attend: Callable[[nn.Module, Tensor], Tensor]
+) -> Tensor:
+    """Compute what ``block`` computes of (B, H, W, C) in float32, without gradients.
+
+    Args:
+        attend: computes an attention module's formula of its map of q, k and v.
+    """
+    H, W, C = x_BHWC.shape[1:]
+    mlp: Any = block.mlp
+    hidden = mlp.fc1.out_features if block.ffn else C
+    rows = PART_BYTES // (max(hidden, 3 * C) * x_BHWC.element_size())
+    parts = [_infer_part(block, part, rows, attend) for part in x_BHWC.contiguous().split(max(1, rows // (H * W)))]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _infer_part(
+    block: "DualAttentionBlock", x_BHWC: Tensor, rows: int, attend: Callable[[nn.Module, Tensor], Tensor]
+) -> Tensor:
+    attn: Any = block.attn
+    x = _encode(block.cpe[0], x_BHWC)
+    qkv = _linear(block.norm1(x), attn.qkv.weight, attn.qkv.bias, "none")
+    x = _linear_add(attend(attn, qkv), attn.proj.weight, attn.proj.bias, x)
+    x = _encode(block.cpe[1], x)
+    if not block.ffn:
+        return x
+    mlp: Any = block.mlp
+    parts = [_infer_mlp(mlp, x_NC, block.norm2(x_NC)) for x_NC in x.view(-1, x.shape[3]).split(max(rows, 64))]
+    return (parts[0] if len(parts) == 1 else torch.cat(parts)).view(x.shape)
+
+
+def _encode(encoding: Any, x_BHWC: Tensor) -> Tensor:
+    x_BCHW, conv = x_BHWC.permute(0, 3, 1, 2), encoding.proj
+    if isinstance(encoding.activation, nn.GELU):
+        added = x_BCHW + F.gelu(F.conv2d(x_BCHW, conv.weight, conv.bias, padding=1, groups=conv.groups))
+    else:
+        added = _convolve_add(x_BCHW, conv.weight, conv.bias)
+    return added.permute(0, 2, 3, 1).contiguous()
+
+
+def _infer_mlp(mlp: Any, x_NC: Tensor, y_NC: Tensor) -> Tensor:
+    """x + the MLP of y."""
+    hidden = _linear(y_NC, mlp.fc1.weight, mlp.fc1.bias, "gelu")
+    return _linear_add(hidden, mlp.fc2.weight, mlp.fc2.bias, x_NC)
+
+
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> Tensor:
+    """A linear layer, with ``activation`` 'gelu' (exact) or 'none' on the result."""
+    algorithm = "none" if activation == "gelu" else ""
+    result: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, activation, [], algorithm)
+    return result
+
+
+def _linear_add(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor) -> Tensor:
+    result: Tensor = torch.ops.mkldnn._linear_pointwise.binary(x, residual, weight, bias, "add")
+    return result
+
+
+def _convolve_add(x_BCHW: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """x + depthwise 3x3 convolution of x."""
+    one = [1, 1]
+    result: Tensor = torch.ops.mkldnn._convolution_pointwise.binary(
+        x_BCHW, x_BCHW, weight, bias, one, one, one, weight.shape[0], "add", None, None, [], None
+    )
+    return result
+
+
+AVAILABLE = _probe()

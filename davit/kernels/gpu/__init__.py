@@ -1,1 +1,0 @@
-"""Kernels for CUDA in Triton. `davit.kernels.operators` calls them."""

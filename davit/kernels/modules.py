@@ -1,0 +1,242 @@
+"""Put kernels in the place of blocks and patch embeddings of a built model, and take them out again."""
+
+import copy
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from timm.layers import DropPath
+from torch import Tensor, nn
+
+from ..model import DualAttentionBlock, PatchEmbed, WindowAttention
+from . import conditions, ops
+from .cpu import native, onednn
+from .training import (
+    GeluLinear,
+    GramChannelAttention,
+    LinearFunction,
+    NormLinear,
+    NormMlp,
+    PositionEncoding,
+    gram_is_faster,
+)
+
+_logger = logging.getLogger(__name__)
+
+
+class FusedBlock(DualAttentionBlock):
+    """A `DualAttentionBlock` that kernels compute where `conditions.way_for` allows; same parameters and keys."""
+
+    def forward(self, x_BHWC: Tensor) -> Tensor:
+        way = conditions.way_for(self, x_BHWC)
+        return super().forward(x_BHWC) if way is None else WAYS[way](self, x_BHWC)
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        return _plain_copy(self)
+
+
+class FusedPatchEmbed(PatchEmbed):
+    """A `PatchEmbed` that a kernel computes where `conditions.embeds_natively` allows; same parameters and keys."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not conditions.embeds_natively(self, x):
+            return super().forward(x)
+        conv, norm = self.proj, self.norm
+        run = ops.patch_embed if torch.compiler.is_compiling() else native.patch_embed
+        embedded: Tensor = run(x, conv.weight, conv.bias, norm.weight, norm.bias, norm.eps, conv.stride[0], self.stem)
+        return embedded
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        return _plain_copy(self)
+
+
+_FUSED: dict[type[nn.Module], type[nn.Module]] = {DualAttentionBlock: FusedBlock, PatchEmbed: FusedPatchEmbed}
+_PLAIN = {fused: stock for stock, fused in _FUSED.items()}
+
+
+def accelerate(model: nn.Module) -> nn.Module:
+    """Let kernels compute the blocks and patch embeddings of a model wherever they are known to be right.
+
+    Parameters, state-dict keys, hooks and copies stay as they are, and results do up to rounding. A block is changed
+    only if it is made of the very modules that `davit.model` builds and the text of that file is the one that the
+    kernels were tested against; an edited, adapted or quantized block runs as it is written, also where it is changed
+    after this call. The first such reason is logged at INFO; `why_plain` gives all. Call it before
+    ``torch.compile`` and FSDP's ``fully_shard``. `torch.jit.script` takes acceleration away: call this again after it.
+
+    Args:
+        model: any module that holds a DaViT; it is changed in place.
+
+    Returns:
+        The model.
+    """
+    for module in model.modules():
+        if (fused := _FUSED.get(type(module))) is not None and "forward" not in module.__dict__:
+            module.__class__ = fused
+    for reason in why_plain(model).values():
+        conditions.tell_once(reason)
+    if not any(type(module).forward in _FORWARDS for module in model.modules()):
+        conditions.tell_once(f"{type(model).__name__} holds no block of davit.model that could be accelerated")
+    return model
+
+
+def plain(model: nn.Module) -> nn.Module:
+    """Undo `accelerate`: every block and patch embedding runs as `davit.model` writes it. Returns the model."""
+    for module in model.modules():
+        if (stock := _PLAIN.get(type(module))) is not None:
+            module.__class__ = stock
+    return model
+
+
+def why_plain(model: nn.Module) -> dict[str, str]:
+    """Say which blocks and patch embeddings of a model kernels cannot stand for, whatever the input: name to reason."""
+    reasons = {}
+    for name, module in model.named_modules():
+        if isinstance(module, DualAttentionBlock | PatchEmbed):
+            reason = _why_plain(module)
+            if reason is not None:
+                reasons[name] = reason
+    return reasons
+
+
+def _why_plain(module: nn.Module) -> str | None:
+    kind = type(module)
+    if "forward" in module.__dict__:
+        return f"a {kind.__name__} has a forward of its own"
+    if kind in _FUSED:
+        return f"a {kind.__name__} was not accelerated"
+    if kind.forward not in _FORWARDS:
+        return f"{kind.__name__} is a class of its own, derived from {kind.__base__.__name__}"
+    is_block = isinstance(module, DualAttentionBlock)
+    return conditions.difference_of_block(module) if is_block else conditions.difference_of_embedding(module)
+
+
+_FORWARDS = (FusedBlock.forward, FusedPatchEmbed.forward)  # also of the classes that fully_shard derives from them
+
+
+def _plain_copy(module: nn.Module) -> nn.Module:
+    """A plain module with the same parameters. TorchScript puts it into the scripted model's original, too."""
+    _logger.warning(
+        "torch.jit.script took the acceleration from the model that it was given; davit.accelerate(model) gives it back."
+    )
+    stock = copy.copy(module)
+    stock.__class__ = _PLAIN[type(module)]
+    return stock
+
+
+# --- the ways to compute a block ---
+
+
+def _infer_whole(block: Any, x_BHWC: Tensor) -> Tensor:
+    """On the CPU without gradients: one call of native.cpp."""
+    weights, window, heads, eps = _arguments(block)
+    return native.infer_block(x_BHWC, weights, window, heads, eps)
+
+
+def _infer_operator(block: Any, x_BHWC: Tensor) -> Tensor:
+    """The same in a compiled graph: one operator, and with frozen weights another that Inductor runs once."""
+    weights, window, heads, eps = _arguments(block)
+    packed = None
+    if conditions.freezes_weights():
+        packed = ops.pack_block(weights, heads)
+        weights = [None if i in native.MATRICES else p for i, p in enumerate(weights)]
+    inferred: Tensor = ops.infer_block(x_BHWC, weights, window, heads, eps, packed)
+    return inferred
+
+
+def _arguments(block: Any) -> tuple[list[Tensor | None], int, int, tuple[float, float]]:
+    named = dict(block.named_parameters())
+    weights: list[Tensor | None] = [named.get(name) for name in native.PARAMETERS]
+    eps = (block.norm1.eps, block.norm2.eps if block.ffn else block.norm1.eps)
+    return weights, *conditions.heads_of(block.attn), eps
+
+
+def _infer_onednn(block: Any, x_BHWC: Tensor) -> Tensor:
+    return onednn.infer_block(block, x_BHWC, _attend)
+
+
+def _train(block: Any, x_BHWC: Tensor) -> Tensor:
+    """On the CPU in eager mode with gradients: autograd Functions, drop path included."""
+    attn = block.attn
+    norm, qkv, proj = _vectors(block.norm1), (attn.qkv.weight, attn.qkv.bias), (attn.proj.weight, attn.proj.bias)
+    x = _encode_in_training(block.cpe[0], x_BHWC)
+    if type(attn) is not WindowAttention and gram_is_faster(x):
+        branch = GramChannelAttention.apply(x, *norm, *qkv, *proj, attn.num_groups)
+    else:
+        branch = LinearFunction.apply(_attend(attn, NormLinear.apply(x, *norm, *qkv)), *proj)
+    x = _encode_in_training(block.cpe[1], _add_branch(x, branch, block.drop_path))
+    if not block.ffn:
+        return x
+    fc1, fc2 = block.mlp.fc1, block.mlp.fc2
+    branch = NormMlp.apply(x, *_vectors(block.norm2), fc1.weight, fc1.bias, fc2.weight, fc2.bias)
+    return _add_branch(x, branch, block.drop_path)
+
+
+def _vectors(norm: Any) -> tuple[Tensor | None, Tensor | None, float]:
+    return norm.weight, norm.bias, norm.eps
+
+
+def _encode_in_training(encoding: Any, x: Tensor) -> Tensor:
+    if type(encoding.activation) is nn.Identity and native.supports_rows(x):
+        encoded: Tensor = PositionEncoding.apply(x, encoding.proj.weight, encoding.proj.bias)
+        return encoded
+    module_result: Tensor = encoding(x)
+    return module_result
+
+
+def _add_branch(x: Tensor, branch: Tensor, drop_path: nn.Module) -> Tensor:
+    """x + drop_path(branch), drawing the same numbers as timm's DropPath, in one pass that saves the mask alone."""
+    if not isinstance(drop_path, DropPath) or drop_path.drop_prob == 0.0 or not drop_path.training:
+        return x + branch
+    keep = 1.0 - drop_path.drop_prob
+    mask = branch.new_empty((branch.shape[0], 1, 1, 1)).bernoulli_(keep)
+    if keep > 0.0 and drop_path.scale_by_keep:
+        mask.div_(keep)
+    return torch.addcmul(x, branch, mask)
+
+
+def _run_spans(block: Any, x_BHWC: Tensor) -> Tensor:
+    """On CUDA, and in compiled graphs: kernels between PyTorch's linear layers, each encoding with its norm."""
+    x, y = _encode_and_norm(block.cpe[0], block.norm1, x_BHWC)
+    x = x + block.drop_path(block.attn.proj(_attend(block.attn, block.attn.qkv(y))))
+    if not block.ffn:
+        encoded: Tensor = block.cpe[1](x)
+        return encoded
+    x, y = _encode_and_norm(block.cpe[1], block.norm2, x)
+    fc1, fc2 = block.mlp.fc1, block.mlp.fc2
+    if conditions.supports_gelu(y):
+        branch = GeluLinear.apply(fc1(y), fc2.weight, fc2.bias)
+    else:
+        branch = block.mlp(y)
+    return x + block.drop_path(branch)
+
+
+def _encode_and_norm(encoding: Any, norm: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+    """The encoded map, and its norm in the dtype of the linear layer that reads it."""
+    if not conditions.supports_encoding(encoding, norm, x):
+        x = encoding(x)
+        return x, norm(x)
+    conv, dtype = encoding.proj, conditions.product_dtype(x)
+    y, normed, _, _ = ops.encode_and_norm(x, conv.weight, conv.bias, *_vectors(norm), dtype)
+    return y, normed
+
+
+def _attend(attn: Any, qkv_BHWE: Tensor) -> Tensor:
+    """An attention's formula of its map of q, k and v."""
+    if type(attn) is WindowAttention:
+        supported = conditions.supports_window(qkv_BHWE, attn.window_size, attn.num_heads)
+        attend = ops.window_attention if supported else ops.window_formula
+        mixed: Tensor = attend(qkv_BHWE, attn.qkv.bias, attn.window_size, attn.num_heads)
+        return mixed
+    supported = conditions.supports_channel(qkv_BHWE, attn.num_groups)
+    attend_channels = ops.channel_attention if supported else ops.channel_formula
+    return attend_channels(qkv_BHWE, attn.num_groups)[0]
+
+
+WAYS: dict[str, Callable[[Any, Tensor], Tensor]] = {
+    "whole": _infer_whole,
+    "operator": _infer_operator,
+    "onednn": _infer_onednn,
+    "training": _train,
+    "spans": _run_spans,
+}
