@@ -4,7 +4,8 @@ from .kernels import accelerate, plain
 from .model import DaViT
 from .predict import load
 from .pyramid import DaViTPyramid
-from .variants import VARIANTS, create_model
+from .registry import create_model
+from .variants import VARIANTS
 
 __version__ = "1.0.0"
 

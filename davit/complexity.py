@@ -22,7 +22,7 @@ from torch import nn
 
 from .model import DualAttentionBlock, DualAttentionStages, WindowAttention
 from .pyramid import DaViTPyramid
-from .variants import create_model
+from .registry import create_model
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # importing them uses what torch and setuptools are about to remove

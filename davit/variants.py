@@ -1,24 +1,8 @@
-"""The variants of DaViT, one line each, registered with timm under their capitalised names.
+"""List the variants of DaViT, one line each; `davit.registry` builds them."""
 
-timm's own port is called ``davit_tiny`` and so on; both can be registered side by side.
-"""
-
-import difflib
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
-
-import timm
-import torch
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.layers import is_exportable, is_scriptable
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
-from torch import nn
-
-from . import kernels
-from .model import DaViT
-from .pretrained import PUBLISHED, load_pretrained
 
 
 @dataclass(frozen=True)
@@ -58,89 +42,7 @@ VARIANTS: dict[str, Variant] = {
 # fmt: on
 
 
-def _default_cfg(name: str, variant: Variant) -> dict[str, Any]:
-    published = PUBLISHED.get(name)
-    return {
-        "num_classes": 1000,
-        "input_size": (3, variant.image_size, variant.image_size),
-        "pool_size": (-(-variant.image_size // 32),) * 2,
-        "crop_pct": 0.9,  # what the original evaluates at; timm evaluates the same weights at 0.95
-        "interpolation": "bicubic",
-        "mean": IMAGENET_DEFAULT_MEAN,
-        "std": IMAGENET_DEFAULT_STD,
-        "first_conv": "patch_embeds.0.proj",
-        "classifier": "head",
-        "paper_ids": "arXiv:2204.03645",
-        "paper_name": "DaViT: Dual Attention Vision Transformers",
-        "license": "apache-2.0",
-        **({"hf_hub_id": published.hub_id} if published else {}),
-    }
-
-
-default_cfgs = generate_default_cfgs({name: _default_cfg(name, variant) for name, variant in VARIANTS.items()})
-
-
-def _entrypoint(name: str, variant: Variant) -> Callable[..., nn.Module]:
-    def create(pretrained: bool = False, accelerate: bool = True, **kwargs: Any) -> nn.Module:
-        def build(
-            device: torch.device | str | None = None, dtype: torch.dtype | None = None, **model_kwargs: Any
-        ) -> DaViT:
-            # loads before timm wraps the model (features_only), and audited, which timm's loader is not
-            with nullcontext() if device is None else torch.device(device):
-                model = DaViT(**model_kwargs)
-            if dtype is not None:
-                model.to(dtype)
-            if pretrained:
-                load_pretrained(model, name, file=_local_file(kwargs))
-            if accelerate and not is_scriptable() and not is_exportable():
-                kernels.accelerate(model)
-            return model
-
-        return build_model_with_cfg(
-            build,
-            name,
-            pretrained=False,
-            feature_cfg={"out_indices": tuple(range(len(variant.depths))), "feature_cls": "getter"},
-            **{**variant.model_kwargs(), **kwargs},
-        )
-
-    create.__name__ = create.__qualname__ = name
-    create.__doc__ = f"{name}: {variant}."
-    return create
-
-
-def _local_file(kwargs: dict[str, Any]) -> str | None:
-    """The weights file that timm's users name by ``pretrained_cfg_overlay=dict(file=...)``."""
-    for key in ("pretrained_cfg_overlay", "pretrained_cfg"):
-        cfg = kwargs.get(key)
-        if isinstance(cfg, dict) and cfg.get("file"):
-            return str(cfg["file"])
-    return None
-
-
-for _name, _variant in VARIANTS.items():
-    register_model(_entrypoint(_name, _variant))
-
-
-def create_model(name: str, **kwargs: Any) -> nn.Module:
-    """Build any model that timm knows, DaViT's variants among them.
-
-    Args:
-        name: a variant of `VARIANTS`, or a name of timm's.
-        kwargs: passed to ``timm.create_model``.
-
-    Raises:
-        ValueError: the name is unknown; the nearest ones are offered.
-    """
-    if not timm.is_model(name.split(".")[0]) and ":" not in name:
-        raise ValueError(
-            f"unknown model {name!r}; did you mean {_nearest(name)}? DaViT's variants are {', '.join(VARIANTS)}; "
-            "timm.list_models() lists all others."
-        )
-    return timm.create_model(name, **kwargs)
-
-
-def _nearest(name: str) -> str:
-    known = timm.list_models()
-    near = set(difflib.get_close_matches(name.lower(), [model.lower() for model in known], n=3, cutoff=0.5))
-    return " or ".join(sorted(model for model in known if model.lower() in near)) or "DaViT_tiny"
+def variants_with(embed_dims: Sequence[int], depths: Sequence[int]) -> list[str]:
+    """Name the variants that have these widths and depths; more than one where only windows or heads differ."""
+    wanted = (tuple(embed_dims), tuple(depths))
+    return [name for name, variant in VARIANTS.items() if (variant.embed_dims, variant.depths) == wanted]

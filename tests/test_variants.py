@@ -59,7 +59,7 @@ def test_the_table_becomes_the_model(name):
 def test_registered_with_timm_beside_its_own_port(name):
     assert name in timm.list_models("DaViT_*")
     assert "davit_tiny" in timm.list_models("davit*")
-    assert timm.model_entrypoint(name).__module__ == davit.variants.__name__
+    assert timm.model_entrypoint(name).__module__ == davit.registry.__name__
     assert type(timm.create_model("davit_tiny", num_classes=0)).__module__.startswith("timm.")
 
 

@@ -12,6 +12,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from ..variants import variants_with
+
 LAYOUTS = ("davit", "pyramid", "timm", "florence2")
 
 # The channel attention of Florence-2's towers is another function of the same weights.
@@ -336,13 +338,7 @@ class Structure:
 
     def variants(self) -> list[str]:
         """The names of `davit.VARIANTS` that have these widths and depths."""
-        from davit.variants import VARIANTS  # the variants load their weights through this package
-
-        return [
-            name
-            for name, variant in VARIANTS.items()
-            if (variant.embed_dims, variant.depths) == (self.embed_dims, self.depths)
-        ]
+        return variants_with(self.embed_dims, self.depths)
 
 
 def structure_of(found: Recognised, tensors: Mapping[str, Tensor]) -> Structure:

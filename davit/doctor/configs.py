@@ -11,7 +11,7 @@ import torch
 
 from ..data import DataError, open_dataset
 from ..engine.arguments import parse_with_config, train_parser
-from ..variants import create_model
+from ..registry import create_model
 from .findings import Finding, error, ok, warning
 from .folders import examine_folder
 

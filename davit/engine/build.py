@@ -30,7 +30,7 @@ from ..data import (
     open_dataset,
     train_transform,
 )
-from ..variants import create_model
+from ..registry import create_model
 from .distributed import World
 
 log = logging.getLogger(__name__)

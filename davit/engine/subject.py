@@ -21,7 +21,7 @@ from ..checkpoint.keys import Structure, recognise, structure_of
 from ..data import PictureDataset, check_classes, eval_transform
 from ..data.dataset import Transform
 from ..pretrained import PretrainedError
-from ..variants import create_model
+from ..registry import create_model
 from .labels import Labels, real_labels, subset_labels
 from .pooling import TestTimePool, pooling_window
 

@@ -20,7 +20,7 @@ from davit.engine.nonfinite import (
     is_finite,
     report_nonfinite,
 )
-from davit.variants import create_model
+from davit.registry import create_model
 
 KWARGS: dict[str, Any] = {
     "embed_dims": [8, 16, 32],
