@@ -17,6 +17,8 @@ RUN     = $(VENV)/bin/python
 # Threads sleep while they wait. Spinning, as is the default, they starve each other as soon as another program needs a core.
 export OMP_WAIT_POLICY ?= PASSIVE
 
+# pdoc documents what it finds in a module's dict, where davit.load stands from its first use on.
+PDOC    = -W error::UserWarning -c "import davit; davit.load; from pdoc.__main__ import cli; cli()"
 API     = davit $(addprefix davit.,app checkpoint complexity data doctor engine predict visualize)
 
 # One thread a process: two processes run side by side, and results do not depend on the number of cores.
@@ -77,7 +79,7 @@ figures: setup
 	$(RUN) figures/draw.py
 
 api: setup
-	$(RUN) -W error::UserWarning -m pdoc --docformat google -o output/api $(API)
+	$(RUN) $(PDOC) --docformat google -o output/api $(API)
 
 clean:
 	rm -rf $(VENV) output data .pytest_cache .mypy_cache .ruff_cache build *.egg-info

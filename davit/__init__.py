@@ -1,11 +1,28 @@
 """DaViT: Dual Attention Vision Transformers. Importing the package registers the variants with timm."""
 
+from typing import TYPE_CHECKING
+
 from .kernels import accelerate, plain
 from .model import DaViT
-from .predict import load
 from .pyramid import DaViTPyramid
 from .registry import create_model
 from .variants import VARIANTS
+
+if TYPE_CHECKING:
+    from .predict import load
+else:
+
+    def __getattr__(name: str) -> object:
+        if name != "load":
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from .predict import load  # draws in data and engine, which nobody needs who only builds a model
+
+        globals()[name] = load  # found there from now on
+        return load
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})
+
 
 __version__ = "1.0.0"
 

@@ -2,6 +2,7 @@
 
 import ast
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -19,7 +20,9 @@ def rendered_modules(repository: Path) -> list[str]:
 @pytest.mark.long
 def test_the_docstrings_render_without_warnings(repository: Path, tmp_path: Path) -> None:
     pytest.importorskip("pdoc", reason="needs pdoc: make setup")
-    words = [sys.executable, "-W", "error::UserWarning", "-m", "pdoc", "--docformat", "google", "-o", str(tmp_path)]
+    line = re.search(r"^PDOC\s*=\s*(.+)", (repository / "Makefile").read_text(), re.M)
+    assert line is not None
+    words = [sys.executable, *shlex.split(line[1]), "--docformat", "google", "-o", str(tmp_path)]
     words += rendered_modules(repository)
     done = subprocess.run(words, cwd=repository, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr

@@ -1,5 +1,7 @@
 """Predictions from Python: equal to the model's own outputs, for every kind of picture."""
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -53,6 +55,18 @@ def test_every_kind_of_picture(checkpoint: Path, tmp_path: Path) -> None:
     torch.testing.assert_close(loaded.predict(kinds[2]).probabilities, together[0].probabilities)
     assert [one.file for one in together[2:4]] == ["picture 2", "picture 3"]
     assert loaded.predict([]) == []
+
+
+def test_load_is_imported_when_it_is_asked_for() -> None:
+    """Whoever only builds a model gets neither the data sets nor the engine."""
+    code = (
+        "import sys, davit; parts = {'data', 'engine', 'predict'}\n"
+        "before = {part for part in parts if f'davit.{part}' in sys.modules}\n"
+        "assert not before and 'load' in dir(davit) and not hasattr(davit, 'lode'), before\n"
+        "from davit import load\n"
+        "assert load is davit.load is davit.predict.load"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 
 def test_grey_arrays(checkpoint: Path) -> None:
