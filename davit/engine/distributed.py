@@ -148,7 +148,7 @@ def init_world(device: str = "auto") -> World:
         ValueError: the device does not exist here.
     """
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
-    chosen = _device(device, local_rank)
+    chosen = device_named(device, local_rank)
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         return World(0, 0, 1, chosen)
     lasting: dist.Store | None = None
@@ -212,7 +212,12 @@ def close_world() -> None:
         dist.destroy_process_group()
 
 
-def _device(name: str, local_rank: int) -> torch.device:
+def device_named(name: str, local_rank: int = 0) -> torch.device:
+    """Find the device of a process: 'auto' is CUDA where there is one, 'cuda' the GPU of this local rank.
+
+    Raises:
+        ValueError: the name is unknown, or the device does not exist here.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:

@@ -1,5 +1,6 @@
 """What a trained model sees in pictures: from Python by `load`, from the command line by predict.py."""
 
-from .predictor import Failure, Guess, Prediction, Predictor, load
+from .predictor import Predictor, load
+from .result import Failure, Guess, Prediction
 
 __all__ = ["Failure", "Guess", "Prediction", "Predictor", "load"]

@@ -16,8 +16,9 @@ from ..engine.progress import Progress
 from ..engine.status import OK, run_cli
 from .arguments import NO_LONGER, evaluation_flags, parse_predict
 from .pictures import Picture, find_pictures
-from .predictor import Failure, Prediction, Predictor, load_from
+from .predictor import Predictor, load_from
 from .report import write_topk_ids, writer
+from .result import Failure, Prediction
 
 log = logging.getLogger(__name__)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, overload
 
@@ -13,67 +12,17 @@ import torch
 from torch import Tensor
 
 from ..data import Batch, DataError, EvalLoader, PictureDataset, prefetch
-from ..engine.distributed import _device as device_named
+from ..engine.distributed import device_named
 from ..engine.evaluate import is_out_of_memory
 from ..engine.precision import precision_from
 from ..engine.subject import Entry, Loaded, load_entry
 from ..engine.validate_args import validate_parser
 from .names import class_names
 from .pictures import Picture, PictureSource
-from .report import as_table
+from .result import Failure, Guess, Prediction
 
 _CPU_BATCH = 32  # more at once gain nothing on a CPU and cost memory
 _WORKERS_FROM = 64  # pictures: for fewer, starting loader processes takes longer than it saves
-
-
-@dataclass(frozen=True)
-class Guess:
-    """One class, and the probability that the model gives it, 0 to 1 (of its softmax, not calibrated)."""
-
-    index: int
-    name: str
-    probability: float
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """What a model says of one picture.
-
-    Attributes:
-        file: the path, or which of the pictures given.
-        guesses: the most probable classes, the first first; equal ones by their index.
-        probabilities: (num_classes,) float32 on the CPU, of all classes.
-    """
-
-    file: str
-    guesses: tuple[Guess, ...]
-    probabilities: Tensor = field(repr=False, compare=False)
-
-    @property
-    def index(self) -> int:
-        """The most probable class."""
-        return self.guesses[0].index
-
-    @property
-    def name(self) -> str:
-        """The most probable class in words."""
-        return self.guesses[0].name
-
-    @property
-    def probability(self) -> float:
-        """Of the most probable class."""
-        return self.guesses[0].probability
-
-    def __str__(self) -> str:
-        return as_table(self)
-
-
-@dataclass(frozen=True)
-class Failure:
-    """A picture that could not be looked at, and why."""
-
-    file: str
-    reason: str
 
 
 class Predictor:
@@ -239,7 +188,7 @@ def load_from(
     names: str | Path | None,
 ) -> Predictor:
     """`load` with the flags as validate.py's parser gives them."""
-    where = device_named(device, 0)
+    where = device_named(device)
     precision = precision_from(args, where)
     loaded = load_entry(Entry(model, Path(checkpoint) if checkpoint else None), args, where)
     if not hasattr(loaded.model, "num_classes") or loaded.model.num_classes < 1:

@@ -7,18 +7,13 @@ import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TextIO
+from typing import Any, Protocol, TextIO
 
 from ..engine.files import write_bytes
-
-if TYPE_CHECKING:
-    from .predictor import Failure, Prediction
+from .result import EIGHTHS, Failure, Prediction, as_table
 
 FORMATS = ("table", "csv", "json", "jsonl")
 TOPK_IDS = "topk_ids.csv"
-_EIGHTHS = " ▏▎▍▌▋▊▉█"
-_BAR = 20  # columns, at most
-_LEAST_NAME = 12
 
 
 class Writer(Protocol):
@@ -29,35 +24,13 @@ class Writer(Protocol):
     def close(self) -> None: ...
 
 
-def as_table(prediction: Prediction, width: int = 80, plain: bool = False) -> str:
-    """The file, and below it a line for each guess: percent, a bar, the class; `plain` bars are of ASCII.
-
-    With one guess it all goes on one line.
-    """
-    if len(prediction.guesses) == 1:
-        guess = prediction.guesses[0]
-        return f"{guess.probability:7.2%}  {bar(guess.probability, 10, plain)}  {guess.name}  {prediction.file}"
-    longest = max(len(guess.name) for guess in prediction.guesses)
-    length = max(4, min(_BAR, width - 13 - max(_LEAST_NAME, longest)))
-    lines = [f"  {g.probability:7.2%}  {bar(g.probability, length, plain)}  {g.name}" for g in prediction.guesses]
-    return "\n".join([prediction.file, *lines])
-
-
-def bar(share: float, length: int, plain: bool = False) -> str:
-    """A bar of `length` columns, filled by `share` (0 to 1)."""
-    if plain:
-        return ("#" * round(share * length)).ljust(length)
-    full, part = divmod(round(share * length * 8), 8)
-    return (_EIGHTHS[-1] * full + (_EIGHTHS[part] if part else "")).ljust(length)
-
-
 class TableWriter:
     """`as_table` of each; bars of ASCII where the stream cannot take others."""
 
     def __init__(self, stream: TextIO, width: int) -> None:
         self._stream = stream
         self._width = width
-        self._plain = not _can_write(stream, _EIGHTHS)
+        self._plain = not _can_write(stream, EIGHTHS)
 
     def add(self, result: Prediction | Failure) -> None:
         if reason := _reason(result):

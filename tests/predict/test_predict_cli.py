@@ -13,7 +13,8 @@ import pytest
 
 import davit
 from davit.predict.arguments import parse_predict, predict_parser
-from davit.predict.report import TableWriter, bar
+from davit.predict.report import TableWriter
+from davit.predict.result import bar
 from tests.predict.conftest import CLASSES, Outcome, noise, png
 
 Predict = Callable[..., Outcome]

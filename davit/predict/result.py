@@ -1,0 +1,83 @@
+"""Hold what a model says of one picture, and write it as a table."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+EIGHTHS = " ▏▎▍▌▋▊▉█"  # of a column of a bar
+_BAR = 20  # columns, at most
+_LEAST_NAME = 12
+
+
+@dataclass(frozen=True)
+class Guess:
+    """One class, and the probability that the model gives it, 0 to 1 (of its softmax, not calibrated)."""
+
+    index: int
+    name: str
+    probability: float
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a model says of one picture.
+
+    Attributes:
+        file: the path, or which of the pictures given.
+        guesses: the most probable classes, the first first; equal ones by their index.
+        probabilities: (num_classes,) float32 on the CPU, of all classes.
+    """
+
+    file: str
+    guesses: tuple[Guess, ...]
+    probabilities: Tensor = field(repr=False, compare=False)
+
+    @property
+    def index(self) -> int:
+        """The most probable class."""
+        return self.guesses[0].index
+
+    @property
+    def name(self) -> str:
+        """The most probable class in words."""
+        return self.guesses[0].name
+
+    @property
+    def probability(self) -> float:
+        """Of the most probable class."""
+        return self.guesses[0].probability
+
+    def __str__(self) -> str:
+        return as_table(self)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A picture that could not be looked at, and why."""
+
+    file: str
+    reason: str
+
+
+def as_table(prediction: Prediction, width: int = 80, plain: bool = False) -> str:
+    """Write the file, and below it a line for each guess: percent, a bar, the class; `plain` bars are of ASCII.
+
+    With one guess it all goes on one line.
+    """
+    if len(prediction.guesses) == 1:
+        guess = prediction.guesses[0]
+        return f"{guess.probability:7.2%}  {bar(guess.probability, 10, plain)}  {guess.name}  {prediction.file}"
+    longest = max(len(guess.name) for guess in prediction.guesses)
+    length = max(4, min(_BAR, width - 13 - max(_LEAST_NAME, longest)))
+    lines = [f"  {g.probability:7.2%}  {bar(g.probability, length, plain)}  {g.name}" for g in prediction.guesses]
+    return "\n".join([prediction.file, *lines])
+
+
+def bar(share: float, length: int, plain: bool = False) -> str:
+    """Draw a bar of `length` columns, filled by `share` (0 to 1)."""
+    if plain:
+        return ("#" * round(share * length)).ljust(length)
+    full, part = divmod(round(share * length * 8), 8)
+    return (EIGHTHS[-1] * full + (EIGHTHS[part] if part else "")).ljust(length)
