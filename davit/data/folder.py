@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -121,6 +121,14 @@ class FolderSource:
         if mapping and (unmapped := sorted(set(folder_of) - set(mapping))):
             _logger.warning("%s: folders not in the class map are left out: %s", self.folder, some(unmapped))
         return found
+
+
+def absent(files: Sequence[Path]) -> list[Path]:
+    """Find the files that are not there, folder by folder, which is quick for a hundred thousand of them."""
+    listed: dict[Path, set[str]] = {}
+    for folder in dict.fromkeys(file.parent for file in files):
+        listed[folder] = {entry.name for entry in folder.iterdir()} if folder.is_dir() else set()
+    return [file for file in files if file.name not in listed[file.parent]]
 
 
 def some(names: Iterable[object], limit: int = 8) -> str:

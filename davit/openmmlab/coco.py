@@ -12,7 +12,7 @@ from typing import Any
 from mmdet.registry import DATASETS
 
 from ..data import DataError
-from .datasets import absent
+from ..data.folder import absent
 
 log = logging.getLogger(__name__)
 

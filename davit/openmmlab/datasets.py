@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,14 +50,6 @@ def classes_of(dataset: Any) -> tuple[str, ...]:
     raise ValueError(
         f"--classes auto: the files of a {dataset['type']} do not name classes; pass --classes NAME NAME ..."
     )
-
-
-def absent(files: Sequence[Path]) -> list[Path]:
-    """Those of the files that are not there; listed folder by folder, which is quick for a hundred thousand."""
-    listed: dict[Path, set[str]] = {}
-    for folder in dict.fromkeys(file.parent for file in files):
-        listed[folder] = {entry.name for entry in folder.iterdir()} if folder.is_dir() else set()
-    return [file for file in files if file.name not in listed[file.parent]]
 
 
 def class_of(dataset: Any) -> Any:

@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from ..data import DataError
-from .datasets import absent
+from ..data.folder import absent
 
 log = logging.getLogger(__name__)
 

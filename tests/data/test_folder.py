@@ -13,6 +13,7 @@ from PIL import Image
 from timm.data.readers.reader_image_folder import ReaderImageFolder
 
 from davit.data import DataError, check_classes, open_dataset
+from davit.data.folder import absent
 
 MakeFolder = Callable[..., Path]
 WritePicture = Callable[..., None]
@@ -70,6 +71,14 @@ def test_an_exact_name_comes_first(tmp_path: Path, write_picture: WritePicture):
     assert (len(open_dataset(tmp_path, "val")), len(open_dataset(tmp_path, "validation"))) == (1, 2)
     write_picture(tmp_path / "fold3" / "x" / "1.png", 1)
     assert len(open_dataset(tmp_path, "fold3")) == 1
+
+
+def test_files_that_are_absent(tmp_path: Path):
+    """In the order in which they were asked for, whether their folder is there or not."""
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "here").touch()
+    here, gone, nowhere = (tmp_path / name for name in ("a/here", "a/gone", "b/nowhere"))
+    assert absent([nowhere, here, gone]) == [nowhere, gone]
 
 
 def test_links_are_followed(tmp_path: Path, write_picture: WritePicture):
