@@ -14,6 +14,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 SKIPPED = {".git", ".venv", "build", "dist", "outputs", "node_modules", "__pycache__"}
 LONG_FILES = {
     "davit/model.py": "the whole model in one file, read top-down",
+    "davit/engine/train.py": "one run: its parts, its dry run, its loop",
     "davit/checkpoint/load.py": "one audit: plan, rules and report of a load belong together",
 }
 UNSAFE_ON_PURPOSE = {

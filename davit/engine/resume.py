@@ -5,18 +5,20 @@ from __future__ import annotations
 import logging
 from argparse import Namespace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from timm.scheduler import PlateauLRScheduler
+from timm.utils import ModelEmaV3
+from torch import nn
 
 from ..checkpoint import CheckpointError, load_checkpoint, read_checkpoint
+from ..data import TrainLoader
 from . import state as saved
+from .build import Data
 from .distributed import World
 from .runlog import check_loggers, plain
+from .steps import Stepper
 from .totals import EpochTotals
-
-if TYPE_CHECKING:
-    from .train import Trainer
 
 log = logging.getLogger(__name__)
 
@@ -82,25 +84,46 @@ _SCHEDULE_FLAGS = {
 }
 
 
-def state_of(trainer: Trainer, epoch: int, step: int, metric: float | None) -> dict[str, Any]:
+class Run(Protocol):
+    """What is saved of a run and put back: its parts, and where it stands. `davit.engine.train.Trainer` is one."""
+
+    args: Namespace
+    config: dict[str, Any]
+    data: Data
+    model: nn.Module
+    ema: ModelEmaV3 | None
+    stepper: Stepper
+    scheduler: Any
+    train_loader: TrainLoader
+    epoch: int
+    start_step: int
+    totals: EpochTotals
+    kept: dict[int, float]
+    bad_images: dict[str, str]
+
+    def enter_schedule(self) -> None:
+        """Set the learning rate of the place where the run is, as if it had come there step by step."""
+
+
+def state_of(run: Run, epoch: int, step: int, metric: float | None) -> dict[str, Any]:
     """Everything that a run going on from (epoch, step) needs, as plain values and tensors."""
     return {
         "format": saved.FORMAT,
-        "arch": trainer.args.model,
+        "arch": run.args.model,
         "epoch": epoch,
         "step": step,
         "metric": metric,
-        "global_batch": trainer.train_loader.global_batch,
-        "state_dict": trainer.model.state_dict(),
-        **({"state_dict_ema": trainer.ema.module.state_dict()} if trainer.ema else {}),
-        **trainer.stepper.state_dict(),
-        "scheduler": plain(trainer.scheduler.state_dict()),
-        **_plateau(trainer.scheduler),
-        "totals": vars(trainer.totals),
-        "kept": trainer.kept,
-        "bad_images": trainer.bad_images,
-        "args": plain({**vars(trainer.args), **_data_words(trainer)}),
-        "class_names": trainer.data.class_names,
+        "global_batch": run.train_loader.global_batch,
+        "state_dict": run.model.state_dict(),
+        **({"state_dict_ema": run.ema.module.state_dict()} if run.ema else {}),
+        **run.stepper.state_dict(),
+        "scheduler": plain(run.scheduler.state_dict()),
+        **_plateau(run.scheduler),
+        "totals": vars(run.totals),
+        "kept": run.kept,
+        "bad_images": run.bad_images,
+        "args": plain({**vars(run.args), **_data_words(run)}),
+        "class_names": run.data.class_names,
     }
 
 
@@ -111,16 +134,16 @@ def _plateau(scheduler: Any) -> dict[str, Any]:
     return {"plateau": plain({"rule": scheduler.lr_scheduler.state_dict(), "restore_lr": scheduler.restore_lr})}
 
 
-def _data_words(trainer: Trainer) -> dict[str, Any]:
+def _data_words(run: Run) -> dict[str, Any]:
     """What evaluation needs to read pictures as this run did."""
     return {
-        "num_classes": trainer.data.num_classes,
-        "input_size": trainer.config["input_size"],
-        "mean": trainer.config["mean"],
-        "std": trainer.config["std"],
-        "crop_pct": trainer.config["crop_pct"],
-        "crop_mode": trainer.config["crop_mode"],
-        "interpolation": trainer.config["interpolation"],
+        "num_classes": run.data.num_classes,
+        "input_size": run.config["input_size"],
+        "mean": run.config["mean"],
+        "std": run.config["std"],
+        "crop_pct": run.config["crop_pct"],
+        "crop_mode": run.config["crop_mode"],
+        "interpolation": run.config["interpolation"],
     }
 
 
@@ -197,41 +220,41 @@ def read_any(path: Path) -> dict[str, Any]:
         }
 
 
-def restore(trainer: Trainer, state: dict[str, Any], own: bool) -> None:
+def restore(run: Run, state: dict[str, Any], own: bool) -> None:
     """Put a run where a saved state was.
 
     Args:
         own: the state is of this very run (--auto-resume, a restart), rather than the file of --resume. Then
             --no-resume-opt and --start-epoch have had their effect already.
     """
-    args = trainer.args
+    args = run.args
     whole = state.get("format") == saved.FORMAT
     if not whole:
         log.warning(
             "The checkpoint was not written by this trainer: its weights and epoch are used, the optimizer starts "
             "anew."
         )
-    load_checkpoint(trainer.model, {"state_dict": state["state_dict"]}, head="require")
-    if trainer.ema is not None:
-        load_checkpoint(trainer.ema.module, state.get("state_dict_ema", state["state_dict"]), head="require")
-        trainer.stepper.updates = 1  # else the first update would put the weights in the average's place
+    load_checkpoint(run.model, {"state_dict": state["state_dict"]}, head="require")
+    if run.ema is not None:
+        load_checkpoint(run.ema.module, state.get("state_dict_ema", state["state_dict"]), head="require")
+        run.stepper.updates = 1  # else the first update would put the weights in the average's place
     if not whole:  # it names the epoch that it ends
-        trainer.epoch = int(state["epoch"]) + 1
+        run.epoch = int(state["epoch"]) + 1
     else:
-        trainer.epoch, trainer.start_step = state["epoch"], _position(trainer, state)
+        run.epoch, run.start_step = state["epoch"], _position(run, state)
     if args.start_epoch is not None and not own:
-        trainer.epoch, trainer.start_step = args.start_epoch, 0
+        run.epoch, run.start_step = args.start_epoch, 0
     if whole and (own or not args.no_resume_opt):
-        _restore_optimizer(trainer, state, _changed(args, state["args"]))
+        _restore_optimizer(run, state, _changed(args, state["args"]))
     else:
-        trainer.enter_schedule()
+        run.enter_schedule()
     if whole:
-        trainer.bad_images = state["bad_images"]
+        run.bad_images = state["bad_images"]
     if own:  # those of --resume lie in another folder
-        trainer.kept = {int(epoch): metric for epoch, metric in state["kept"].items()}
-    if trainer.start_step:
-        trainer.totals = EpochTotals(**state["totals"])
-    log.info("Resumed at epoch %d, step %d.", trainer.epoch, trainer.start_step)
+        run.kept = {int(epoch): metric for epoch, metric in state["kept"].items()}
+    if run.start_step:
+        run.totals = EpochTotals(**state["totals"])
+    log.info("Resumed at epoch %d, step %d.", run.epoch, run.start_step)
 
 
 def _changed(args: Namespace, then: dict[str, Any]) -> set[str]:
@@ -244,16 +267,16 @@ def _changed(args: Namespace, then: dict[str, Any]) -> set[str]:
     return changed
 
 
-def _restore_optimizer(trainer: Trainer, state: dict[str, Any], changed: set[str]) -> None:
+def _restore_optimizer(run: Run, state: dict[str, Any], changed: set[str]) -> None:
     """The optimizer's moments, and the schedule: the saved one, or anew if its flags changed."""
-    optimizer, scheduler = trainer.stepper.optimizer, trainer.scheduler
+    optimizer, scheduler = run.stepper.optimizer, run.scheduler
     if "opt" in changed:
         raise ValueError(
-            f"the state was saved with --opt {state['args']['opt']}, whose moments --opt {trainer.args.opt} cannot "
+            f"the state was saved with --opt {state['args']['opt']}, whose moments --opt {run.args.opt} cannot "
             "take over: keep the optimizer, or start a new run from the weights with --resume FILE --no-resume-opt."
         )
     anew = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
-    trainer.stepper.load_state_dict(state)
+    run.stepper.load_state_dict(state)
     if not changed & _SCHEDULE_FLAGS:
         scheduler.load_state_dict(state["scheduler"])
         if isinstance(scheduler, PlateauLRScheduler):
@@ -262,12 +285,12 @@ def _restore_optimizer(trainer: Trainer, state: dict[str, Any], changed: set[str
         return
     for group, values in zip(optimizer.param_groups, anew, strict=True):
         group.update(values)
-    trainer.enter_schedule()
+    run.enter_schedule()
 
 
-def _position(trainer: Trainer, state: dict[str, Any]) -> int:
+def _position(run: Run, state: dict[str, Any]) -> int:
     """The step within the epoch, where the global batch may have changed."""
-    before, now = state["global_batch"], trainer.train_loader.global_batch
+    before, now = state["global_batch"], run.train_loader.global_batch
     if before == now:
         return int(state["step"])
     samples = state["step"] * before

@@ -1,4 +1,4 @@
-"""The training run: build, resume, loop, save. One loop for one process or many machines."""
+"""Run a training: build, try out, resume, loop, save. One loop for one process or many machines."""
 
 from __future__ import annotations
 
@@ -46,7 +46,6 @@ from .signals import stop_signals
 from .status import Interrupted, run_cli
 from .steps import Stepper, seed_everything
 from .totals import EpochTotals
-from .trials import announce, dry_run, measure_throughput
 
 log = logging.getLogger(__name__)
 
@@ -108,12 +107,35 @@ def run(args: Namespace, world: World) -> None:
     trainer = Trainer(args, world, model, data, config)
     try:
         if args.dry_run:
-            dry_run(trainer)
+            trainer.dry_run()
         else:
             trainer.prepare_folder()
             trainer.fit()
     finally:
         trainer.close()
+
+
+def measure_throughput(args: Namespace, model: nn.Module, config: dict[str, Any], world: World) -> None:
+    """Log images/s of the forward pass on random pictures, the median of 30 batches after 10."""
+    model.eval()
+    images = torch.randn(args.batch_size, *config["input_size"], device=world.device)
+    precision = precision_from(args, world.device)
+    seconds = []
+    with torch.inference_mode(), precision.autocast():
+        for _ in range(40):
+            begun = time.perf_counter()
+            model(images)
+            if world.device.type == "cuda":
+                torch.cuda.synchronize(world.device)
+            seconds.append(time.perf_counter() - begun)
+    median = sorted(seconds[10:])[len(seconds[10:]) // 2]
+    log.info(
+        "%s: %.1f images/s in batches of %d on %s.",
+        args.model,
+        args.batch_size / median,
+        args.batch_size,
+        world.device,
+    )
 
 
 class Trainer:
@@ -153,7 +175,61 @@ class Trainer:
         self.path = Path(args.output or "output")  # until the run's own folder is open
         self.folder: saved.RunFolder | None = None
         self.run_log: RunLog | None = None
-        announce(self)
+        self._announce()
+
+    # ---- before a month of GPUs is spent ----
+
+    def _announce(self) -> None:
+        """Say what is about to be trained: model, data, global batch, rate and steps."""
+        args, loader = self.args, self.train_loader
+        parameters = sum(p.numel() for p in self.model.parameters())
+        log.info(
+            "%s, %.2f M parameters, %d classes, %s px; %d training and %d validation pictures.",
+            args.model,
+            parameters / 1e6,
+            self.data.num_classes,
+            "x".join(str(n) for n in self.config["input_size"][1:]),
+            len(self.data.train),
+            len(self.data.val),
+        )
+        log.info(
+            "Global batch %d = %d pictures x %d processes x %d micro-batches; learning rate %g for it; %d epochs of "
+            "%d steps = %d steps; %s on %s.",
+            loader.global_batch,
+            args.batch_size,
+            self.world.size,
+            args.grad_accum_steps,
+            args.lr,
+            self.num_epochs,
+            loader.steps_per_epoch,
+            self.num_epochs * loader.steps_per_epoch,
+            str(self.precision.dtype or torch.float32).removeprefix("torch."),
+            self.world.device,
+        )
+
+    def dry_run(self) -> None:
+        """Run two steps and one evaluation batch, then log memory and the time that the whole run would take."""
+        loader, device = self.train_loader, self.world.device
+        self.stepper.forward.train()
+        batches = self.on_device(loader.batches(0))
+        seconds = []
+        for step in range(min(2, loader.steps_per_epoch)):
+            begun = time.perf_counter()
+            micro_batches = list(islice(batches, self.args.grad_accum_steps))
+            self.stepper.step(micro_batches, 0, step, False, self.on_nonfinite(step))
+            seconds.append(time.perf_counter() - begun)
+        begun = time.perf_counter()
+        self.evaluate_one(self.model, limit_batches=1)
+        evaluation = (time.perf_counter() - begun) * max(1, self.val_loader.num_batches)
+        total = self.num_epochs * (seconds[-1] * loader.steps_per_epoch + evaluation)
+        log.info(
+            "Dry run: peak memory %.0f MB for each process; %.2f s a step, so about %.1f hours for %d epochs "
+            "(evaluation included). Nothing was written.",
+            peak_memory_mb(device),
+            seconds[-1],
+            total / 3600,
+            self.num_epochs,
+        )
 
     # ---- where the run is written, and from where it goes on ----
 
