@@ -3,7 +3,7 @@
 # make demo-seg   train UPerNet on them, evaluate it and draw what it finds (8 minutes on 2 cores)
 # make test       set up, then run every test that is not marked long
 # make test-long  run the long ones too
-# make lint       ruff, clang-format, and mypy on davit/
+# make lint       ruff, clang-format, mypy on davit/, and which of its parts import which
 # make bench-cuda on a CUDA machine: every kernel against float64 and timed, then whole models beside their peers
 # make figures    draw the pictures of figures/ again
 # make api        the documentation of every public class and function, in output/api
@@ -70,6 +70,7 @@ lint: setup
 	$(RUN) -m ruff format --check .
 	$(VENV)/bin/clang-format --dry-run -Werror $(wildcard davit/kernels/cpu/cpp/*)
 	$(RUN) -m mypy
+	$(VENV)/bin/lint-imports --no-cache --no-logo
 
 bench-cuda: setup
 	$(RUN) benchmarks/kernels.py
