@@ -5,13 +5,17 @@ timm's own port is called ``davit_tiny`` and so on; both can be registered side 
 
 import difflib
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import timm
+import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.layers import is_exportable, is_scriptable
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import nn
 
+from . import kernels
 from .model import DaViT
 from .pretrained import PUBLISHED, load_pretrained
 from .variants import VARIANTS, Variant
@@ -40,19 +44,32 @@ default_cfgs = generate_default_cfgs({name: _default_cfg(name, variant) for name
 
 
 def _entrypoint(name: str, variant: Variant) -> Callable[..., nn.Module]:
-    def create(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-        def build(**model_kwargs: Any) -> DaViT:
+    def create(pretrained: bool = False, accelerate: bool = True, **kwargs: Any) -> nn.Module:
+        def build(
+            device: torch.device | str | None = None, dtype: torch.dtype | None = None, **model_kwargs: Any
+        ) -> DaViT:
+            with nullcontext() if device is None else torch.device(device):
+                model = DaViT(**model_kwargs)
+            if dtype is not None:
+                model.to(dtype)
             # loads before timm wraps the model (features_only), and audited, which timm's loader is not
-            model = DaViT(**model_kwargs)
             if pretrained:
                 load_pretrained(model, name, file=_local_file(kwargs))
+            if accelerate and not is_scriptable() and not is_exportable():
+                kernels.accelerate(model)
             return model
 
+        # forward_features and forward_intermediates give NCHW; what hooks see between the stages is NHWC
+        by_hooks = kwargs.get("feature_cls", "getter") not in (None, "getter")
         return build_model_with_cfg(
             build,
             name,
             pretrained=False,
-            feature_cfg={"out_indices": tuple(range(len(variant.depths))), "feature_cls": "getter"},
+            feature_cfg={
+                "out_indices": tuple(range(len(variant.depths))),
+                "feature_cls": "getter",
+                "output_fmt": "NHWC" if by_hooks else "NCHW",
+            },
             **{**variant.model_kwargs(), **kwargs},
         )
 
@@ -79,7 +96,8 @@ def create_model(name: str, **kwargs: Any) -> nn.Module:
 
     Args:
         name: a variant of `VARIANTS`, or a name of timm's.
-        kwargs: passed to ``timm.create_model``.
+        kwargs: passed to ``timm.create_model``. A DaViT is accelerated (`davit.accelerate`) unless
+            ``accelerate=False``, or timm is told that the model is to be scripted or exported.
 
     Raises:
         ValueError: the name is unknown; the nearest ones are offered.

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from davit import DaViT, DaViTPyramid
+from davit import DaViT, DaViTPyramid, accelerate
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -58,11 +58,15 @@ def shared() -> Path:
 
 @pytest.fixture
 def small() -> Callable[..., Any]:
-    """``small(cls, seed, **options)``: a small model of either class, random weights, evaluation mode."""
+    """``small(cls, seed, **options)``: a small model of either class, random weights, evaluation mode.
 
-    def make(cls: type[nn.Module] = DaViT, seed: int = 0, **options: Any) -> Any:
+    Accelerated, unless ``accelerated=False``.
+    """
+
+    def make(cls: type[nn.Module] = DaViT, seed: int = 0, accelerated: bool = True, **options: Any) -> Any:
         head = {"num_classes": 7} if cls is DaViT else {}
-        return randomise(cls(**{**SMALL, **head, **options}), seed).eval()
+        model = randomise(cls(**{**SMALL, **head, **options}), seed).eval()
+        return accelerate(model) if accelerated else model
 
     return make
 

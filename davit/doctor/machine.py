@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from ..kernels import conditions
 from ..kernels.cpu import native
 from .findings import Finding, error, ok, warning
 
@@ -39,6 +40,7 @@ def examine_machine(place: Path) -> Iterator[Finding]:
     yield _disk(place)
     yield _memory()
     yield _compiled_functions()
+    yield _model_text()
     yield from _shared_memory()
     yield from _limits()
 
@@ -95,6 +97,15 @@ def _compiled_functions() -> Finding:
         return ok(subject, f"no compiled functions for {sys.platform} on {where}: blocks run by PyTorch's")
     remedy = "install a C++ compiler (Debian, Ubuntu: apt install g++), then pip install -e . or make setup again"
     return warning(subject, "the compiled functions were not built, or from another source: blocks run slower", remedy)
+
+
+def _model_text() -> Finding:
+    """Whether davit/model.py is the text that kernels stand for; an edited one runs as it is written."""
+    changed = conditions.changed_text()
+    if not changed:
+        return ok("model", "davit/model.py is as the kernels know it, so they compute it")
+    remedy = "nothing, if it is fast enough; docs/changing.md says how to make the kernels follow"
+    return warning("model", f"{', '.join(changed)}: models run as written, by plain modules", remedy)
 
 
 def _gpus() -> Iterator[Finding]:

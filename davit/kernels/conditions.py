@@ -105,6 +105,11 @@ def difference_of_text(kind: type[nn.Module]) -> str | None:
     return None
 
 
+def changed_text() -> list[str]:
+    """Say which functions that kernels stand for are not those that they were tested against."""
+    return sorted({reason for kind in _OF if (reason := difference_of_text(kind)) is not None})
+
+
 def _judge(name: str, code: CodeType) -> str | None:
     try:
         known = fingerprint(code) == TEXT[name]
@@ -256,15 +261,20 @@ def way_for(block: Any, x_BHWC: Tensor) -> str | None:
     if torch.compiler.is_compiling():
         whole = not torch.is_grad_enabled() and not drops_paths(block) and not torch.is_autocast_enabled("cpu")
         return "operator" if whole and _infers_natively(block, x_BHWC) else "spans"
-    if product_dtype(x_BHWC) == x_BHWC.dtype and 4 * x_BHWC.numel() * x_BHWC.shape[-1] >= LEAST_WORK:
-        fast = native.multiplies(x_BHWC.dtype) or (
-            onednn.AVAILABLE if x_BHWC.dtype == torch.float32 else native.HAS_AMX
-        )
-        if fast and (is_graded(block, x_BHWC) or drops_paths(block)):
+    return _way_on_cpu(block, x_BHWC)
+
+
+def _way_on_cpu(block: Any, x_BHWC: Tensor) -> str | None:
+    """In eager mode: by compiled functions with their own products, or around PyTorch's where those are as fast."""
+    in_float32 = x_BHWC.dtype == torch.float32
+    if product_dtype(x_BHWC) != x_BHWC.dtype or 4 * x_BHWC.numel() * x_BHWC.shape[-1] < LEAST_WORK:
+        return None
+    if native.multiplies(x_BHWC.dtype) or (onednn.AVAILABLE if in_float32 else native.HAS_AMX):
+        if is_graded(block, x_BHWC) or drops_paths(block):
             return "training"
-        if fast and _infers_natively(block, x_BHWC):
+        if _infers_natively(block, x_BHWC):
             return "whole"
-        if x_BHWC.dtype == torch.float32 and onednn.AVAILABLE:
+        if in_float32 and onednn.AVAILABLE:
             return "onednn"
     return "spans" if native.supports(x_BHWC) else None
 

@@ -129,13 +129,13 @@ def _plain_copy(module: nn.Module) -> nn.Module:
 
 def _infer_whole(block: Any, x_BHWC: Tensor) -> Tensor:
     """On the CPU without gradients: one call of native.cpp."""
-    weights, window, heads, eps = _arguments(block)
+    weights, window, heads, eps = block_arguments(block)
     return native.infer_block(x_BHWC, weights, window, heads, eps)
 
 
 def _infer_operator(block: Any, x_BHWC: Tensor) -> Tensor:
     """The same in a compiled graph: one operator, and with frozen weights another that Inductor runs once."""
-    weights, window, heads, eps = _arguments(block)
+    weights, window, heads, eps = block_arguments(block)
     packed = None
     if conditions.freezes_weights():
         packed = ops.pack_block(weights, heads)
@@ -144,7 +144,7 @@ def _infer_operator(block: Any, x_BHWC: Tensor) -> Tensor:
     return inferred
 
 
-def _arguments(block: Any) -> tuple[list[Tensor | None], int, int, tuple[float, float]]:
+def block_arguments(block: Any) -> tuple[list[Tensor | None], int, int, tuple[float, float]]:
     named = dict(block.named_parameters())
     weights: list[Tensor | None] = [named.get(name) for name in native.PARAMETERS]
     eps = (block.norm1.eps, block.norm2.eps if block.ffn else block.norm1.eps)

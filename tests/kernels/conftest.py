@@ -2,25 +2,36 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
 
-from davit import kernels
-from davit.kernels import select
+from davit.kernels import conditions, modules
 
 
 @pytest.fixture
 def fused_calls(monkeypatch: pytest.MonkeyPatch) -> Callable[[], Any]:
-    """``with fused_calls() as calls``: one entry for each block that left its plain modules meanwhile."""
+    """``with fused_calls() as calls``: each block that a kernel computed meanwhile; ``calls.ways`` has how."""
+
+    class Calls(list[Any]):
+        ways: ClassVar[list[str]]
 
     @contextmanager
-    def record() -> Iterator[list[Any]]:
-        calls: list[Any] = []
-        run = kernels.run_block
+    def record() -> Iterator[Calls]:
+        calls = Calls()
+        calls.ways = []  # type: ignore[misc]
+
+        def watched(way: str, run: Callable[..., Any]) -> Callable[..., Any]:
+            def compute(block: Any, x: torch.Tensor) -> torch.Tensor:
+                calls.append(block)
+                calls.ways.append(way)
+                return run(block, x)
+
+            return compute
+
         with monkeypatch.context() as patch:
-            patch.setattr(kernels, "run_block", lambda block, x: calls.append(block) or run(block, x))
+            patch.setattr(modules, "WAYS", {way: watched(way, run) for way, run in modules.WAYS.items()})
             yield calls
 
     return record
@@ -51,4 +62,4 @@ def saved_bytes() -> Callable[[torch.nn.Module, torch.Tensor], int]:
 def _no_block_is_too_small(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """So that the small models of the tests are fused, but in tests of the threshold."""
     if "threshold" not in request.node.name:
-        monkeypatch.setattr(select, "LEAST_WORK", 0)
+        monkeypatch.setattr(conditions, "LEAST_WORK", 0)

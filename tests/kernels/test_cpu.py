@@ -6,11 +6,12 @@ import pytest
 import torch
 from timm.layers import DropPath
 
-from davit import DaViT, DaViTPyramid
-from davit.kernels import select
-from davit.kernels.cpu import functions, inference, native
+from davit import DaViT, DaViTPyramid, accelerate, plain
+from davit.kernels import conditions
+from davit.kernels import training
+from davit.kernels.cpu import native, onednn
 
-pytestmark = pytest.mark.skipif(not select._HAS_ONEDNN, reason="no oneDNN for this processor")
+pytestmark = pytest.mark.skipif(not onednn.AVAILABLE, reason="no oneDNN for this processor")
 
 SIZES = [(32, 32), (33, 47), (64, 20), (1, 1), (1, 90), (112, 112)]
 OPTIONS = [
@@ -40,8 +41,8 @@ def part_bytes(request, monkeypatch):
     size, least_rows = request.param
     monkeypatch.setattr(native, "LEAST_ROWS", least_rows)
     if size:
-        monkeypatch.setattr(inference, "PART_BYTES", size)
-        monkeypatch.setattr(functions, "PART_BYTES", size)
+        monkeypatch.setattr(onednn, "PART_BYTES", size)
+        monkeypatch.setattr(training, "PART_BYTES", size)
 
 
 # --- values ---
@@ -51,16 +52,16 @@ def part_bytes(request, monkeypatch):
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 @pytest.mark.parametrize("size", SIZES)
 def test_inference_equals_float64(either, small, picture, part_bytes, fused_calls, size, options, dtype):
-    if dtype == torch.bfloat16 and not select._HAS_BF16:
+    if dtype == torch.bfloat16 and not native.multiplies(torch.bfloat16):
         pytest.skip("no bfloat16 for this processor")
-    exact = small(either, fused="off", **options).double()
+    exact = small(either, accelerated=False, **options).double()
     model, image = small(either, **options).to(dtype), picture(3, 3, *size)
     with torch.inference_mode(), fused_calls() as calls:
         output = first(model(image.to(dtype)))
         assert len(calls) == sum(model.depths) * len(options.get("attention_types", "12"))
         assert output.dtype == dtype
         expected = first(exact(image.double()))
-        plain = first(small(either, fused="off", **options).to(dtype)(image.to(dtype)))
+        plain = first(small(either, accelerated=False, **options).to(dtype)(image.to(dtype)))
     error, of_plain = relative(output, expected), relative(plain, expected)
     assert error < max(TOLERANCE[dtype], 1.3 * of_plain), (error, of_plain)
 
@@ -94,10 +95,10 @@ def test_inputs_in_any_memory_layout(either, small, picture, layout):
     for grad in (False, True):
         with torch.set_grad_enabled(grad):
             output, y = first(model(image)), block(x)
-            model.set_fused("off")
+            plain(model)
             torch.testing.assert_close(output, first(model(image.contiguous())), rtol=1e-4, atol=1e-5)
             torch.testing.assert_close(y, block(x.contiguous()), rtol=1e-4, atol=1e-5)
-            model.set_fused("auto")
+            accelerate(model)
 
 
 # --- gradients ---
@@ -127,7 +128,7 @@ def test_gradients_equal_float64(either, small, picture, part_bytes, fused_calls
         assert (grad - expected[name]).norm() < 1e-4 * expected[name].norm() + 1e-6 * largest, name
 
 
-@pytest.mark.skipif(not select._HAS_BF16, reason="no bfloat16 for this processor")
+@pytest.mark.skipif(not native.multiplies(torch.bfloat16), reason="no bfloat16 for this processor")
 @pytest.mark.parametrize("mixed", [True, False], ids=["autocast", "bfloat16"])
 @pytest.mark.parametrize("size", [(32, 32), (33, 47)])
 def test_gradients_in_bfloat16(small, picture, part_bytes, fused_calls, size, mixed):
@@ -135,21 +136,21 @@ def test_gradients_in_bfloat16(small, picture, part_bytes, fused_calls, size, mi
     image = picture(2, 3, *size)
     _, expected = gradients(small(drop_path_rate=0.0).double().train(), image.double())
     errors = {}
-    for fused in ("off", "auto"):
-        model = small(drop_path_rate=0.0, fused=fused).train().to(torch.float32 if mixed else torch.bfloat16)
+    for accelerated in (False, True):
+        model = small(drop_path_rate=0.0, accelerated=accelerated).train().to(torch.float32 if mixed else torch.bfloat16)
         with fused_calls() as calls, torch.autocast("cpu", torch.bfloat16, enabled=mixed):
             _, grads = gradients(model, image.to(model.head.weight.dtype))
-        assert bool(calls) == (fused == "auto")
+        assert bool(calls) == (accelerated)
         assert all(p.grad.dtype == p.dtype for p in model.parameters())
-        errors[fused] = {name: relative(grad, expected[name]) for name, grad in grads.items()}
-    mean = {fused: sum(values.values()) / len(values) for fused, values in errors.items()}
-    assert mean["auto"] < 1.6 * mean["off"]  # rounding that goes another way by chance
+        errors[accelerated] = {name: relative(grad, expected[name]) for name, grad in grads.items()}
+    mean = {key: sum(values.values()) / len(values) for key, values in errors.items()}
+    assert mean[True] < 1.6 * mean[False]  # rounding that goes another way by chance
 
 
 def test_drop_path_draws_the_same_numbers(either, small, picture):
     results = [
-        gradients(small(either, drop_path_rate=0.6, fused=fused).train(), picture(6), seed=3)
-        for fused in ("off", "auto")
+        gradients(small(either, drop_path_rate=0.6, accelerated=accelerated).train(), picture(6), seed=3)
+        for accelerated in (False, True)
     ]
     torch.testing.assert_close(results[0][0], results[1][0])
     for name, grad in results[0][1].items():
@@ -159,12 +160,12 @@ def test_drop_path_draws_the_same_numbers(either, small, picture):
 def test_paths_are_dropped_without_gradients_too(small, picture, part_bytes, fused_calls):
     """In training mode under no_grad, as the teacher of a self-supervised model may be."""
     outputs = []
-    for fused in ("off", "auto"):
-        model = small(drop_path_rate=0.8, fused=fused).train()
+    for accelerated in (False, True):
+        model = small(drop_path_rate=0.8, accelerated=accelerated).train()
         torch.manual_seed(3)
         with torch.no_grad(), fused_calls() as calls:
             outputs.append(model(picture(6)))
-        assert bool(calls) == (fused == "auto")
+        assert bool(calls) == (accelerated)
     torch.testing.assert_close(outputs[1], outputs[0], rtol=1e-4, atol=1e-5)
     with torch.no_grad():
         assert not torch.allclose(model.eval()(picture(6)), outputs[1], rtol=1e-2)
@@ -173,8 +174,8 @@ def test_paths_are_dropped_without_gradients_too(small, picture, part_bytes, fus
 @pytest.mark.parametrize("options", [{"drop_prob": 1.0}, {"drop_prob": 0.4, "scale_by_keep": False}], ids=str)
 def test_any_drop_path_of_timms(small, picture, options):
     losses = []
-    for fused in ("off", "auto"):
-        model = small(fused=fused).train()
+    for accelerated in (False, True):
+        model = small(accelerated=accelerated).train()
         for pair in model.main_blocks[2]:
             pair[1].drop_path = DropPath(**options)
         losses.append(gradients(model, picture(8))[0])
@@ -201,8 +202,8 @@ def freeze(model, kept):
 )
 def test_frozen_parameters_get_no_gradient(small, picture, part_bytes, kept):
     results = []
-    for fused in ("off", "auto"):
-        model = freeze(small(fused=fused, drop_path_rate=0.0).train(), kept)
+    for accelerated in (False, True):
+        model = freeze(small(accelerated=accelerated, drop_path_rate=0.0).train(), kept)
         model(picture()).square().mean().backward()
         results.append({name: p.grad for name, p in model.named_parameters()})
     for name, grad in results[0].items():
@@ -215,8 +216,8 @@ def test_frozen_parameters_get_no_gradient(small, picture, part_bytes, kept):
 def test_gradients_of_gradients(small, picture, part_bytes, fused_calls, size):
     """A gradient penalty: the norm of the loss's gradient by the image is itself differentiated."""
     results = []
-    for fused in ("off", "auto"):
-        model = small(fused=fused, drop_path_rate=0.0).train()
+    for accelerated in (False, True):
+        model = small(accelerated=accelerated, drop_path_rate=0.0).train()
         image = picture(2, 3, *size).requires_grad_()
         (grad,) = torch.autograd.grad(model(image).square().sum(), image, create_graph=True)
         grad.square().sum().backward()
@@ -250,11 +251,11 @@ def test_a_copy_trains_apart(small, picture):
 def test_less_is_saved_for_the_backward_pass(saved_bytes):
     """At most 70 % of the bytes, counted by storage."""
 
-    def saved(fused):
-        model = DaViT(num_classes=5, embed_dims=(32, 64, 96, 128), num_heads=(1, 2, 3, 4), fused=fused).train()
+    def saved(accelerated):
+        model = DaViT(num_classes=5, embed_dims=(32, 64, 96, 128), num_heads=(1, 2, 3, 4), accelerated=accelerated).train()
         return saved_bytes(model, torch.randn(2, 3, 112, 112))
 
-    assert saved("auto") < 0.7 * saved("off")
+    assert saved(True) < 0.7 * saved(False)
 
 
 @pytest.mark.parametrize("cls", [DaViT, DaViTPyramid])

@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from davit.kernels.cpu import gram, training
-from davit.model import ChannelAttention, DualAttentionBlock, WindowAttention
+from davit import accelerate
+from davit.kernels import modules, training
+from davit.model import ChannelAttention, DualAttentionBlock
 from tests.conftest import randomise
 
 FLOOR = {torch.float32: 3e-6, torch.bfloat16: 6e-3}
@@ -28,12 +29,11 @@ def noise(*shape: int, seed: int = 1) -> Tensor:
 def by_gram(block: Any, x: Tensor) -> Tensor:
     attn, norm = block.attn, block.norm1
     layers = (attn.qkv.weight, attn.qkv.bias, attn.proj.weight, attn.proj.bias)
-    return gram.ChannelAttention.apply(x, norm.weight, norm.bias, norm.eps, *layers, attn.num_groups, attn.scale)
+    return training.GramChannelAttention.apply(x, norm.weight, norm.bias, norm.eps, *layers, attn.num_groups)
 
 
 def plainly(block: Any, x: Tensor) -> Tensor:
-    y = block.norm1(x)
-    return block.attn.proj(ChannelAttention.products(block.attn, block.attn.qkv(y)))
+    return block.attn(block.norm1(x))
 
 
 def results(run: Any, block: Any, x: Tensor, grad: Tensor) -> list[Tensor]:
@@ -46,7 +46,6 @@ def results(run: Any, block: Any, x: Tensor, grad: Tensor) -> list[Tensor]:
 
 def exact(block: Any, x: Tensor, grad: Tensor) -> list[Tensor]:
     wide = copy.deepcopy(block).double()
-    wide.attn.fused = False
     return results(plainly, wide, x.detach().double().requires_grad_(x.requires_grad), grad.double())
 
 
@@ -121,21 +120,18 @@ def test_gradients_of_gradients() -> None:
         assert error(actual, truth) < 1e-4
 
 
-def test_where_it_pays() -> None:
-    channels, windows = ChannelAttention(96, 3, True), WindowAttention(96, 3, 7, True)
+def test_where_it_is_faster() -> None:
     for dtype, least in ((torch.float32, 8), (torch.bfloat16, 24)):
-        assert gram.pays(channels, torch.empty(1, least, 96, 96, dtype=dtype))
-        assert not gram.pays(channels, torch.empty(1, least, 95, 96, dtype=dtype))
-        assert not gram.pays(windows, torch.empty(1, least, 96, 96, dtype=dtype))
+        assert training.gram_is_faster(torch.empty(1, least, 96, 96, dtype=dtype))
+        assert not training.gram_is_faster(torch.empty(1, least, 95, 96, dtype=dtype))
 
 
 def test_blocks_take_it_and_save_less(monkeypatch: pytest.MonkeyPatch, saved_bytes: Any) -> None:
-    block, x = block_of(48, 3), noise(2, 20, 30, 48).requires_grad_()
-    monkeypatch.setattr("davit.kernels.select.LEAST_WORK", 0)
-    monkeypatch.setattr(training, "pays", lambda *_: False)
+    block, x = accelerate(block_of(48, 3)), noise(2, 20, 30, 48).requires_grad_()
+    monkeypatch.setattr("davit.kernels.conditions.LEAST_WORK", 0)
+    monkeypatch.setattr(modules, "gram_is_faster", lambda *_: False)
     saved, expected = saved_bytes(block, x), block(x)
     monkeypatch.undo()
-    monkeypatch.setattr("davit.kernels.select.LEAST_WORK", 0)
-    assert "ChannelAttention" in type(training.attend(block, x).grad_fn).__name__
+    monkeypatch.setattr("davit.kernels.conditions.LEAST_WORK", 0)
     assert saved - saved_bytes(block, x) > 3.5 * x.nbytes  # q, k, v and what the attention gave, less the Gram matrix
     assert error(block(x), expected.double()) < FLOOR[torch.float32]

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from davit.kernels.gpu import support
+from davit.kernels.triton import support
 
-FOLDER = Path(__file__).parent / "gpu"
+FOLDER = Path(__file__).parent / "triton"
 
 
 @pytest.mark.skipif(not support.HAS_TRITON, reason="no Triton for this platform")

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from davit import kernels
-from davit.kernels.cpu import native, whole
-from davit.kernels.operators import block as blocks
+from davit import accelerate, plain
+from davit.kernels import conditions, ops
+from davit.kernels.cpu import native
 from davit.model import PatchEmbed
 
 pytestmark = pytest.mark.skipif(
@@ -49,7 +49,7 @@ def embedding(stem, C, N, stride=2, norm_layer=nn.LayerNorm, overlapped=False):
     embed = PatchEmbed(C, N, stride, stem, overlapped, norm_layer)
     for parameter in embed.norm.parameters():
         nn.init.normal_(parameter, 0.5)
-    return embed.eval()
+    return accelerate(embed).eval()
 
 
 def case_of(name):
@@ -67,8 +67,8 @@ MAPS_BY_ID = {f"map, {name}": case for name, case in MAPS.items()}
 @pytest.fixture
 def calls(monkeypatch):
     """One entry for each embedding that native.cpp computed."""
-    made, run = [], whole.patch_embed
-    monkeypatch.setattr(whole, "patch_embed", lambda x, *rest: made.append(x.shape) or run(x, *rest))
+    made, run = [], native.patch_embed
+    monkeypatch.setattr(native, "patch_embed", lambda x, *rest: made.append(x.shape) or run(x, *rest))
     return made
 
 
@@ -80,7 +80,6 @@ def compute(embed, x):
 def assert_right(actual, embed, x):
     """Against the plain modules in float64."""
     exact = deepcopy(embed).double()
-    exact.fused = False
     expected = compute(exact, x.double())
     assert actual.shape == expected.shape and actual.dtype == x.dtype
     assert ((actual.double() - expected).norm() / expected.norm()).item() < TOLERANCE[x.dtype]
@@ -187,7 +186,7 @@ def norm_of_rows(embed):
         lambda embed: embed.proj.register_forward_hook(lambda *_: None),
         lambda embed: embed.norm.register_forward_pre_hook(lambda *_: None),
         lambda embed: setattr(embed.norm, "forward", lambda x: 2 * x),
-        lambda embed: setattr(embed, "fused", False),
+        plain,
         circular,
         other_size,
         uneven,
@@ -256,7 +255,7 @@ def test_wrong_channels_are_reported_by_the_modules(calls):
 def test_the_operator_is_well_formed():
     for embed, x in (case_of("stem, no multiple of the stride"), case_of("map, odd")):
         given = [p.detach() for p in (embed.proj.weight, embed.proj.bias, embed.norm.weight, embed.norm.bias)]
-        torch.library.opcheck(blocks.embed, (x, *given, 1e-5, embed.proj.stride[0], embed.stem))
+        torch.library.opcheck(ops.patch_embed, (x, *given, 1e-5, embed.proj.stride[0], embed.stem))
 
 
 @pytest.mark.parametrize("case", ["stem, as released", "map, odd"])
@@ -284,7 +283,7 @@ def test_an_export_has_the_modules(calls):
 
 
 def test_it_is_one_of_the_kernels(calls, monkeypatch):
-    monkeypatch.setattr(kernels.select, "KERNELS", kernels.select.KERNELS - {"patches"})
+    monkeypatch.setattr(conditions, "KERNELS", conditions.KERNELS - {"patches"})
     embed, x = case_of("map, odd")
     assert_right(compute(embed, x), embed, x)
     assert calls == []

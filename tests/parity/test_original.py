@@ -11,8 +11,7 @@ import torch.nn.functional as F
 from make_vectors import NAMES, SIZE_LIMIT, VECTORS, files, fill, image
 from torch import Tensor, nn
 
-from davit import VARIANTS, DaViTPyramid, create_model
-from davit.kernels import FUSED
+from davit import VARIANTS, DaViTPyramid, accelerate, create_model
 
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "tiny_224": ("DaViT_tiny", {}),
@@ -37,13 +36,14 @@ def outputs(name: str) -> dict[str, Tensor]:
         return {key: torch.from_numpy(arrays[key]) for key in arrays}
 
 
-def empty_model(name: str, fused: str = "auto") -> nn.Module:
+def empty_model(name: str, accelerated: bool = True) -> nn.Module:
     """The model of a vector, without storage for its weights."""
     variant, options = MODELS[name]
     with torch.device("meta"):
         if name in CLASSIFIERS:
-            return create_model(variant, fused=fused, **options).eval()
-        return DaViTPyramid(**VARIANTS[variant].model_kwargs(), fused=fused, **options).eval()
+            return create_model(variant, accelerate=accelerated, **options).eval()
+        model = DaViTPyramid(**VARIANTS[variant].model_kwargs(), **options).eval()
+        return accelerate(model) if accelerated else model
 
 
 def picture(name: str) -> Tensor:
@@ -58,19 +58,19 @@ def test_keys_shapes_order_and_parameters(name):
     assert sum(p.numel() for p in model.parameters()) == facts(name)["params"]
 
 
-@pytest.mark.parametrize("fused", FUSED)
+@pytest.mark.parametrize("accelerated", [True, False], ids=["accelerated", "plain"])
 @pytest.mark.parametrize("name", CLASSIFIERS)
-def test_logits(name, fused):
+def test_logits(name, accelerated):
     with torch.inference_mode():
-        logits = fill(empty_model(name, fused))(picture(name))
+        logits = fill(empty_model(name, accelerated))(picture(name))
     torch.testing.assert_close(logits, outputs(name)["logits"], rtol=0, atol=2e-5)
 
 
-@pytest.mark.parametrize("fused", FUSED)
+@pytest.mark.parametrize("accelerated", [True, False], ids=["accelerated", "plain"])
 @pytest.mark.parametrize("name", PYRAMIDS)
-def test_pyramid_levels(name, fused):
+def test_pyramid_levels(name, accelerated):
     with torch.inference_mode():
-        levels = fill(empty_model(name, fused))(picture(name))
+        levels = fill(empty_model(name, accelerated))(picture(name))
     assert len(levels) == 4
     for i, level in enumerate(levels):
         expected = facts(name)[f"level{i}"]
@@ -84,10 +84,10 @@ def test_pyramid_levels(name, fused):
         assert whole.norm().item() == pytest.approx(expected["norm"], rel=1e-4)
 
 
-@pytest.mark.parametrize("fused", FUSED)
-def test_loss_and_gradients(fused):
+@pytest.mark.parametrize("accelerated", [True, False], ids=["accelerated", "plain"])
+def test_loss_and_gradients(accelerated):
     name = "tiny_224"
-    model = fill(empty_model(name, fused))
+    model = fill(empty_model(name, accelerated))
     logits = model(picture(name))
     loss = F.cross_entropy(logits, torch.arange(len(logits)))
     loss.backward()

@@ -12,9 +12,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from davit.kernels import select
+from davit.kernels import conditions
 from davit.kernels.cpu import native
-from davit.kernels.gpu import channel, encoding, gelu, support, window
+from davit.kernels.triton import channel, encoding, gelu, support, window
 
 RUNS = support.HAS_TRITON and (support.INTERPRETED or torch.cuda.is_available())
 TOLERANCE = {torch.float32: 3e-6, torch.bfloat16: 0.012, torch.float16: 0.0015}
@@ -24,7 +24,7 @@ TOLERANCE = {torch.float32: 3e-6, torch.bfloat16: 0.012, torch.float16: 0.0015}
 def _needs_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     if not RUNS:
         pytest.skip("needs CUDA or TRITON_INTERPRET=1; tests/kernels/test_interpreter.py runs it with the latter")
-    monkeypatch.setattr(select, "LEAST_ELEMENTS", 0)
+    monkeypatch.setattr(conditions, "LEAST_ELEMENTS", 0)
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     if support.INTERPRETED:  # programs run one after another: few and long ones save time
         for module in (channel, encoding):
@@ -39,7 +39,7 @@ def device() -> str:
 @pytest.fixture
 def only(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """``only("window", ...)``: no other kernel is taken."""
-    return lambda *names: monkeypatch.setattr(select, "KERNELS", set(names))
+    return lambda *names: monkeypatch.setattr(conditions, "KERNELS", set(names))
 
 
 @pytest.fixture

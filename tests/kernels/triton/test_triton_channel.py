@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from davit.kernels.gpu import channel as triton_kernels
-from davit.kernels.operators import channel as kernels
-from davit.model import ChannelAttention
+from davit.kernels.triton import channel as triton_kernels
+from davit.kernels import ops
+from davit.model import ChannelAttention, DualAttentionBlock
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 CASES = {  # batch, height, width, groups, channels of a group
@@ -22,12 +22,12 @@ CASES = {  # batch, height, width, groups, channels of a group
 def test_channel_kernels_equal_float64(noise, close, double, case, dtype):
     B, H, W, G, D = CASES[case]
     qkv = noise((B, H, W, 3 * G * D), dtype)
-    out, attention = kernels.channel_attention(qkv, G, D**-0.5)
+    out, attention = ops.channel_attention(qkv, G)
     assert out.dtype == dtype and out.is_contiguous() and not attention.requires_grad
     grad = noise(out.shape, dtype, 2).detach()
     (actual,) = torch.autograd.grad(out, qkv, grad)
     exact = double(qkv)
-    expected, right_attention = kernels.plain(exact, G, D**-0.5)
+    expected, right_attention = ops.channel_formula(exact, G)
     close(out, expected, dtype)
     close(attention, right_attention.double(), dtype)
     (right,) = torch.autograd.grad(expected, exact, grad.double())
@@ -42,9 +42,9 @@ def test_the_positions_may_be_cut_into_any_number_of_parts(noise, close, double,
     monkeypatch.setattr(triton_kernels, "MANY_PROGRAMS", programs)
     monkeypatch.setattr(triton_kernels, "BLOCK", 16)
     qkv = noise((1, 7, 9, 48))
-    out, _ = kernels.channel_attention(qkv, 1, 0.25)
+    out, _ = ops.channel_attention(qkv, 1)
     exact = double(qkv)
-    expected, _ = kernels.plain(exact, 1, 0.25)
+    expected, _ = ops.channel_formula(exact, 1)
     close(out, expected, torch.float32)
     close(*(torch.autograd.grad(o.sin().sum(), t)[0] for o, t in ((out, qkv), (expected, exact))), torch.float32)
 
@@ -52,7 +52,7 @@ def test_the_positions_may_be_cut_into_any_number_of_parts(noise, close, double,
 def test_channel_kernels_read_any_layout(noise, close, double, laid_out):
     qkv = laid_out(96)
     exact = double(qkv)
-    out, expected = kernels.channel_attention(qkv, 2, 0.25)[0], kernels.plain(exact, 2, 0.25)[0]
+    out, expected = ops.channel_attention(qkv, 2)[0], ops.channel_formula(exact, 2)[0]
     close(out, expected, torch.float32)
     for grad in (torch.ones_like(out[..., :1]).expand_as(out), noise(out.transpose(1, 2).shape).transpose(1, 2)):
         (actual,) = torch.autograd.grad(out, qkv, grad, retain_graph=True)
@@ -60,19 +60,20 @@ def test_channel_kernels_read_any_layout(noise, close, double, laid_out):
         close(actual, right, torch.float32)
 
 
-def test_channel_module_takes_the_kernels(device, noise, close, launches):
+def test_a_block_of_channel_attention_takes_the_kernels(device, noise, close, launches, only):
+    only("channel")
     torch.manual_seed(0)
-    module = ChannelAttention(32, 2, True).to(device)
-    x, results = noise((2, 5, 7, 32)), []
-    for fused in (True, False):
-        module.fused = fused
+    block = DualAttentionBlock(32, ChannelAttention(32, 2, True), None, 0.0, False, nn.LayerNorm)
+    module, x, results = block.to(device), noise((2, 5, 7, 32)), []
+    for accelerated in (True, False):
+        module = (accelerate if accelerated else plain)(module)
         module.zero_grad()
         with launches() as names:
             out = module(x)
             out.square().sum().backward()
         both = ["_product_kernel", "_softmax_kernel", "_apply_kernel"]
         both += ["_product_kernel", "_softmax_backward_kernel", "_apply_backward_kernel"]
-        assert names == (both if fused else [])
+        assert names == (both if accelerated else [])
         results.append([out, *(p.grad for p in module.parameters())])
     for one, other in zip(*results, strict=True):
         close(one, other.double(), torch.float32)
@@ -80,15 +81,15 @@ def test_channel_module_takes_the_kernels(device, noise, close, launches):
 
 def test_channel_operator_is_well_formed(noise):
     qkv = noise((2, 3, 5, 48))
-    torch.library.opcheck(kernels.channel_attention, (qkv, 2, 0.25))
-    out, attention = kernels.channel_attention(qkv.detach(), 2, 0.25)
-    torch.library.opcheck(kernels.channel_attention_backward, (out, qkv.detach(), attention, 2, 0.25))
+    torch.library.opcheck(ops.channel_attention, (qkv, 2))
+    out, attention = ops.channel_attention(qkv.detach(), 2)
+    torch.library.opcheck(ops.channel_attention_backward, (out, qkv.detach(), attention, 2))
 
 
 def test_gradients_of_gradients_of_channels(noise, close, double):
     qkv, results = noise((1, 3, 5, 48)), []
-    for function, x in ((kernels.channel_attention, qkv), (kernels.plain, double(qkv))):
-        (first,) = torch.autograd.grad(function(x, 2, 0.25)[0].square().sum(), x, create_graph=True)
+    for function, x in ((ops.channel_attention, qkv), (ops.channel_formula, double(qkv))):
+        (first,) = torch.autograd.grad(function(x, 2)[0].square().sum(), x, create_graph=True)
         results.append(torch.autograd.grad(first.square().sum(), x)[0])
     close(*results, torch.float32)
 
@@ -97,6 +98,6 @@ def test_channel_attention_without_triton_computes_the_same(noise, close, double
     qkv = noise((1, 3, 5, 48))
     exact = double(qkv)
     without_kernels()
-    out, expected = kernels.channel_attention(qkv, 2, 0.25)[0], kernels.plain(exact, 2, 0.25)[0]
+    out, expected = ops.channel_attention(qkv, 2)[0], ops.channel_formula(exact, 2)[0]
     close(out, expected, torch.float32)
     close(*(torch.autograd.grad(o.sum(), t)[0] for o, t in ((out, qkv), (expected, exact))), torch.float32)

@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+from torch import nn
 
-from davit.kernels.operators import window as kernels
-from davit.model import WindowAttention
+from davit import accelerate, plain
+from davit.kernels import ops
+from davit.model import DualAttentionBlock, WindowAttention
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 CASES = {  # batch, height, width, heads, channels of a head, window, bias
@@ -25,13 +27,13 @@ CASES = {  # batch, height, width, heads, channels of a head, window, bias
 def test_window_kernel_equals_float64(noise, close, double, case, dtype):
     B, H, W, G, D, window, has_bias = CASES[case]
     qkv, bias = noise((B, H, W, 3 * G * D), dtype), noise((3 * G * D,), dtype, 1) if has_bias else None
-    out = kernels.window_attention(qkv, bias, window, G, D**-0.5)
+    out = ops.window_attention(qkv, bias, window, G)
     assert out.dtype == dtype and out.is_contiguous()
     grad = noise(out.shape, dtype, 2).detach()
     inputs = [qkv, *([bias] if has_bias else [])]
     grads = torch.autograd.grad(out, inputs, grad)
     exact_inputs = [double(t) for t in inputs]
-    exact = kernels.plain(exact_inputs[0], exact_inputs[1] if has_bias else None, window, G, D**-0.5)
+    exact = ops.window_formula(exact_inputs[0], exact_inputs[1] if has_bias else None, window, G)
     close(out, exact, dtype)
     expected = torch.autograd.grad(exact, exact_inputs, grad.double(), allow_unused=True)
     for actual, right in zip(grads, expected, strict=True):
@@ -43,8 +45,8 @@ def test_window_kernel_reads_any_layout(noise, close, double, laid_out):
     qkv = laid_out(96)
     bias, exact = noise((96,), seed=1), double(qkv)
     out, expected = (
-        f(t, b, 4, 2, 0.25)
-        for f, t, b in ((kernels.window_attention, qkv, bias), (kernels.plain, exact, bias.double()))
+        f(t, b, 4, 2)
+        for f, t, b in ((ops.window_attention, qkv, bias), (ops.window_formula, exact, bias.double()))
     )
     close(out, expected, torch.float32)
     for grad in (torch.ones_like(out[..., :1]).expand_as(out), noise(out.transpose(1, 2).shape).transpose(1, 2)):
@@ -55,23 +57,24 @@ def test_window_kernel_reads_any_layout(noise, close, double, laid_out):
 
 def test_the_bias_may_be_in_float32_under_autocast(noise, close):
     qkv, bias = noise((1, 3, 4, 48), torch.bfloat16), noise((48,), seed=1)
-    kernels.window_attention(qkv, bias, 4, 1, 0.25).sum().backward()
+    ops.window_attention(qkv, bias, 4, 1).sum().backward()
     assert (qkv.grad.dtype, bias.grad.dtype) == (torch.bfloat16, torch.float32)
     assert bias.grad[16:].any() and not bias.grad[:16].any()  # queries of padded positions are cropped
 
 
-def test_window_module_takes_the_kernel(device, noise, close, launches):
+def test_a_block_of_window_attention_takes_the_kernel(device, noise, close, launches, only):
+    only("window")
     torch.manual_seed(0)
-    module = WindowAttention(32, 2, 4, True).to(device)
-    x, results = noise((2, 5, 7, 32)), []
-    for fused in (True, False):
-        module.fused = fused
+    block = DualAttentionBlock(32, WindowAttention(32, 2, 4, True), None, 0.0, False, nn.LayerNorm)
+    module, x, results = block.to(device), noise((2, 5, 7, 32)), []
+    for accelerated in (True, False):
+        module = (accelerate if accelerated else plain)(module)
         module.zero_grad()
         with launches() as names:
             out = module(x)
             (grad,) = torch.autograd.grad(out.square().sum(), x, retain_graph=True)
             out.square().sum().backward()
-        assert names == (["_forward_kernel"] + 2 * ["_backward_kernel"] if fused else [])
+        assert names == (["_forward_kernel"] + 2 * ["_backward_kernel"] if accelerated else [])
         results.append([out, grad, *(p.grad for p in module.parameters())])
     for one, other in zip(*results, strict=True):
         close(one, other.double(), torch.float32)
@@ -79,23 +82,23 @@ def test_window_module_takes_the_kernel(device, noise, close, launches):
 
 def test_results_of_the_window_kernel_are_repeatable(noise):
     qkv, bias = noise((2, 9, 5, 96)), noise((96,), seed=1)
-    grads = [torch.autograd.grad(kernels.window_attention(qkv, bias, 4, 2, 0.2).sum(), (qkv, bias)) for _ in range(2)]
+    grads = [torch.autograd.grad(ops.window_attention(qkv, bias, 4, 2).sum(), (qkv, bias)) for _ in range(2)]
     assert all(torch.equal(one, other) for one, other in zip(*grads, strict=True))
 
 
 @pytest.mark.parametrize("has_bias", [True, False])
 def test_window_operator_is_well_formed(noise, has_bias):
     bias = noise((48,), seed=1) if has_bias else None
-    torch.library.opcheck(kernels.window_attention, (noise((2, 3, 5, 48)), bias, 4, 2, 0.25))
-    inputs = noise((2, 3, 5, 16)), noise((2, 3, 5, 48)), bias, 4, 2, 0.25
-    torch.library.opcheck(kernels.window_attention_backward, [t.detach() if torch.is_tensor(t) else t for t in inputs])
+    torch.library.opcheck(ops.window_attention, (noise((2, 3, 5, 48)), bias, 4, 2))
+    inputs = noise((2, 3, 5, 16)), noise((2, 3, 5, 48)), bias, 4, 2
+    torch.library.opcheck(ops.window_attention_backward, [t.detach() if torch.is_tensor(t) else t for t in inputs])
 
 
 def test_gradients_of_gradients_of_windows(noise, close, double):
     qkv, bias = noise((1, 3, 5, 48)), noise((48,), seed=1)
     results = []
-    for function, inputs in ((kernels.window_attention, (qkv, bias)), (kernels.plain, (double(qkv), double(bias)))):
-        first = torch.autograd.grad(function(*inputs, 4, 2, 0.25).square().sum(), inputs, create_graph=True)
+    for function, inputs in ((ops.window_attention, (qkv, bias)), (ops.window_formula, (double(qkv), double(bias)))):
+        first = torch.autograd.grad(function(*inputs, 4, 2).square().sum(), inputs, create_graph=True)
         results.append(torch.autograd.grad(sum(g.square().sum() for g in first), inputs))
     for one, other in zip(*results, strict=True):
         close(one, other, torch.float32)
@@ -105,10 +108,10 @@ def test_a_program_without_triton_computes_the_same(noise, close, double, withou
     """As one exported on CUDA does on a machine without."""
     qkv, bias = noise((1, 3, 5, 48)), noise((48,), seed=1)
     without_kernels()
-    out = kernels.window_attention(qkv, bias, 4, 2, 0.25)
+    out = ops.window_attention(qkv, bias, 4, 2)
     grads = torch.autograd.grad(out.sum(), (qkv, bias))
     exact = double(qkv), double(bias)
-    expected = kernels.plain(*exact, 4, 2, 0.25)
+    expected = ops.window_formula(*exact, 4, 2)
     close(out, expected, torch.float32)
     for one, other in zip(grads, torch.autograd.grad(expected.sum(), exact), strict=True):
         close(one, other, torch.float32)

@@ -4,17 +4,18 @@ import warnings
 from functools import partial
 
 import pytest
+import timm
 import torch
 from torch import nn
 from torch.nn.utils import parametrizations, prune
 from torch.utils.flop_counter import FlopCounterMode
 
-from davit import create_model, kernels
-from davit.kernels import select
-from davit.kernels.cpu import native
+from davit import accelerate, create_model, kernels, plain
+from davit.kernels import conditions
+from davit.kernels.cpu import native, onednn
 from davit.model import Mlp
 
-pytestmark = pytest.mark.skipif(not select._HAS_ONEDNN, reason="no oneDNN for this processor")
+pytestmark = pytest.mark.skipif(not onednn.AVAILABLE, reason="no oneDNN for this processor")
 
 
 def count(model, image, fused_calls):
@@ -25,7 +26,7 @@ def count(model, image, fused_calls):
 
 def test_every_block_of_an_ordinary_model_is_fused(either, small, picture, fused_calls):
     assert count(small(either), picture(), fused_calls) == 10
-    assert count(small(either, fused="off"), picture(), fused_calls) == 0
+    assert count(small(either, accelerated=False), picture(), fused_calls) == 0
 
 
 def test_the_threshold_of_size(small, picture, fused_calls, monkeypatch):
@@ -33,28 +34,23 @@ def test_the_threshold_of_size(small, picture, fused_calls, monkeypatch):
     model = small()
     assert count(model, picture(), fused_calls) == 0
     work = 4 * 2 * 8 * 12 * 16 * 16  # of the first two stages; the others have less
-    monkeypatch.setattr(select, "LEAST_WORK", work)
+    monkeypatch.setattr(conditions, "LEAST_WORK", work)
     assert count(model, picture(2, 3, 32, 48), fused_calls) == 4
     assert count(model, picture(1, 3, 32, 48), fused_calls) == 0
 
 
-def test_set_fused(either, small, picture, fused_calls):
+def test_acceleration_is_put_on_and_taken_off(either, small, picture, fused_calls):
     model = small(either)
-    model.set_fused("off")
-    assert (model.fused, count(model, picture(), fused_calls)) == ("off", 0)
-    model.set_fused("auto")
-    assert (model.fused, count(model, picture(), fused_calls)) == ("auto", 10)
-    with pytest.raises(ValueError, match="fused='on' is unknown; choose from 'auto', 'off'"):
-        model.set_fused("on")
-    assert model.fused == "auto"
+    assert plain(model) is model and count(model, picture(), fused_calls) == 0
+    assert accelerate(accelerate(model)) is model and count(model, picture(), fused_calls) == 10
 
 
 def test_the_switch_passes_through_timm(picture, fused_calls):
-    model = create_model("DaViT_nano", fused="off")
-    assert model.fused == "off"
-    assert count(model, picture(), fused_calls) == 0
-    extractor = create_model("DaViT_nano", features_only=True, fused="off")
-    assert count(extractor, picture(), fused_calls) == 0
+    for options in ({}, {"features_only": True}):
+        assert count(timm.create_model("DaViT_nano", **options), picture(), fused_calls) == 8
+        assert count(create_model("DaViT_nano", accelerate=False, **options), picture(), fused_calls) == 0
+        assert count(timm.create_model("DaViT_nano", scriptable=True, **options), picture(), fused_calls) == 0
+        assert count(timm.create_model("DaViT_nano", exportable=True, **options), picture(), fused_calls) == 0
 
 
 @pytest.mark.parametrize("mode", ["inference", "training", "compiled"])
@@ -97,8 +93,8 @@ def test_a_layer_of_another_size_is_reported_by_the_modules(small, mode, change)
     for block in model.main_blocks[0][0]:
         change(block)
         x, outcomes = torch.randn(2, 14, 14, 64), []
-        for fused in ("off", "auto"):
-            model.set_fused(fused)
+        for accelerated in (False, True):
+            (accelerate if accelerated else plain)(model)
             torch._dynamo.reset()
             run = torch.compile(block, backend="eager") if mode == "compiled" else block
             with torch.set_grad_enabled(mode == "training"):
@@ -137,7 +133,7 @@ class OtherLinear(nn.Linear):
         lambda block: setattr(block.mlp, "forward", lambda x: x),
         lambda block: setattr(block, "norm2", nn.Identity()),
         lambda block: setattr(block, "drop_path", nn.GELU()),
-        lambda block: setattr(block.attn.qkv, "forward", lambda x: x.repeat(1, 1, 1, 3)),
+        lambda block: setattr(block.attn.qkv, "forward", lambda x: torch.cat([x, x, x], dim=-1)),
     ],
     ids=range(18),
 )
@@ -176,9 +172,9 @@ def test_layer_norms_of_any_kind_are_fused(small, picture, fused_calls, norm_lay
     assert count(model, picture(), fused_calls) == 10
     for train in (False, True):
         with torch.set_grad_enabled(train):
-            model.set_fused("auto")
+            accelerate(model)
             fused = model(picture())
-            model.set_fused("off")
+            plain(model)
             torch.testing.assert_close(fused, model(picture()), rtol=1e-4, atol=1e-5)
 
 
@@ -186,7 +182,7 @@ def test_layer_norms_of_any_kind_are_fused(small, picture, fused_calls, norm_lay
 def test_other_norms_compute_the_same_either_way(small, picture, norm_layer):
     model = small(norm_layer=norm_layer)
     fused = model(picture())
-    model.set_fused("off")
+    plain(model)
     torch.testing.assert_close(fused, model(picture()), rtol=1e-4, atol=1e-5)
 
 
@@ -213,16 +209,11 @@ def test_autocast_to_half_takes_the_plain_modules(small, picture, fused_calls):
         assert count(small(), picture(), fused_calls) == 0
 
 
-def test_onednn_switched_off_takes_the_plain_modules(small, picture, fused_calls):
-    with torch.backends.mkldnn.flags(enabled=False):
-        assert count(small(), picture(), fused_calls) == 0
-
-
 def test_counters_of_operations_see_the_plain_modules(small, picture, fused_calls):
     counted = []
-    for fused in ("off", "auto"):
+    for accelerated in (False, True):
         with FlopCounterMode(display=False) as counter:
-            assert count(small(fused=fused), picture(), fused_calls) == 0
+            assert count(small(accelerated=accelerated), picture(), fused_calls) == 0
         counted.append(counter.get_total_flops())
     assert counted[0] == counted[1] > 0
 
@@ -272,17 +263,11 @@ def test_tracing_sees_the_modules(small, picture):
     assert "mkldnn" not in str(traced.inlined_graph)
 
 
-def test_the_probe_is_of_what_is_called():
-    """A probe that fails leaves the plain modules in charge."""
-    assert select._probe_onednn() and select._probe_bf16() == select._HAS_BF16
-    assert kernels.FUSED == ("auto", "off")
-
-
 # --- what a compiler gets ---
 
 
-def linear_layers_of_graph(model, image, dtype=torch.float32):
-    """Names of the operations of the whole graph."""
+def operations_of_graph(model, image, dtype=torch.float32):
+    """The output, and the names of the operations of the whole graph."""
     torch._dynamo.reset()
     names = []
 
@@ -293,56 +278,38 @@ def linear_layers_of_graph(model, image, dtype=torch.float32):
     with torch.no_grad():
         compiled = torch.compile(model.to(dtype), backend=keep, fullgraph=True)
         output = compiled(image.to(dtype))
-    return output, sum("conv2d" in name for name in names), sum("linear" in name for name in names)
-
-
-TWO_STAGES = {"embed_dims": (16, 32), "depths": (1, 1), "num_heads": (2, 4)}
-
-
-@pytest.fixture(params=[True, False], ids=["compiled functions", "none"])
-def encodings(request, monkeypatch):
-    """Convolutions of the position encodings in a graph: none where native.cpp has them."""
-    if not request.param:
-        monkeypatch.setattr(native, "LIBRARY", None)
-    elif native.LIBRARY is None:
-        pytest.skip("no compiled functions for this processor")
-    monkeypatch.setattr(native, "LEAST_ROWS", 1 << 40)  # or whole blocks are one operator
-    return 0 if request.param else 8
-
-
-def test_a_compiler_for_the_cpu_gets_convolutions_in_float32(small, picture, encodings):
-    """Four linear layers in each of four blocks; the head stays one. Embeddings are 2."""
-    model = small(**TWO_STAGES)
-    output, convolutions, linears = linear_layers_of_graph(model, picture())
-    assert (convolutions, linears) == (2 + encodings + 16, 1)
-    torch.testing.assert_close(output, model(picture()), rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize(("options", "dtype"), [({"fused": "off"}, torch.float32), ({}, torch.bfloat16)], ids=str)
-def test_a_compiler_gets_linear_layers_otherwise(small, picture, encodings, options, dtype):
-    _, convolutions, linears = linear_layers_of_graph(small(**TWO_STAGES, **options), picture(), dtype)
-    assert (convolutions, linears) == (2 + (8 if options else encodings), 17)
-
-
-def test_a_compiler_gets_a_hooked_layer_as_it_is(small, picture, encodings):
-    model = small(**TWO_STAGES)
-    model.main_blocks[0][0][0].mlp.fc1.register_forward_hook(lambda _m, _i, out: 2 * out)
-    output, convolutions, linears = linear_layers_of_graph(model, picture())
-    assert (convolutions, linears) == (2 + encodings + 15, 2)
-    torch.testing.assert_close(output, model(picture()), rtol=1e-4, atol=1e-5)
+    return output, names
 
 
 @pytest.mark.skipif(native.LIBRARY is None, reason="no compiled functions for this processor")
 def test_a_compiler_leaves_a_hooked_block_in_pieces(small, picture):
     """The others, and the embeddings, are one operator each."""
-    model = small(**{**TWO_STAGES, "num_heads": (1, 2)})  # of 16 channels, as compiled
-    model.main_blocks[0][0][0].mlp.fc1.register_forward_hook(lambda _m, _i, out: 2 * out)
-    output, convolutions, linears = linear_layers_of_graph(model, picture())
-    assert (convolutions, linears) == (3, 2)
+    model = small(embed_dims=(16, 32), depths=(1, 1), num_heads=(1, 2))  # of 16 channels, as compiled
+    seen = []
+    model.main_blocks[0][0][0].mlp.fc1.register_forward_hook(lambda _m, _i, out: seen.append(1) or 2 * out)
+    output, names = operations_of_graph(model, picture())
+    assert sum("davit.block" in name for name in names) == 3
+    assert sum("davit.patch_embed" in name for name in names) == 2
+    assert sum("linear" in name for name in names) == 5 and seen
     torch.testing.assert_close(output, model(picture()), rtol=1e-4, atol=1e-5)
 
 
+def test_a_layer_replaced_after_compilation_counts(small, picture):
+    model = small(embed_dims=(16, 32), depths=(1, 1), num_heads=(1, 2))
+    torch._dynamo.reset()
+    compiled = torch.compile(model, backend="eager")
+    with torch.no_grad():
+        before = compiled(picture())
+        mlp = model.main_blocks[0][0][0].mlp
+        mlp.fc1 = nn.Sequential(mlp.fc1, nn.Tanh())
+        after = compiled(picture())
+        torch.testing.assert_close(after, model(picture()), rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(before, after, rtol=1e-3)
+    torch._dynamo.reset()
+
+
 def test_an_exporter_gets_linear_layers(small, picture):
-    program = torch.export.export(small(**TWO_STAGES), (picture(),))
+    program = torch.export.export(small(embed_dims=(16, 32), depths=(1, 1), num_heads=(2, 4)), (picture(),))
     targets = [str(node.target) for node in program.graph.nodes]
     assert sum("linear" in target for target in targets) == 17
+    assert not any("davit" in target for target in targets)

@@ -11,8 +11,8 @@ from torch import nn
 from torch.export import Dim
 from torch.utils.flop_counter import FlopCounterMode
 
-from davit import DaViT, DaViTPyramid
-from davit.kernels import select
+from davit import DaViT, DaViTPyramid, accelerate, plain
+from davit.kernels import conditions
 from davit.model import ConvPosEnc
 
 EVERY = {"window", "channel", "encoding", "gelu"}
@@ -75,7 +75,7 @@ def test_models_through_kernels(either, tiny, image, launches, options):
     if "cpe_act" in options:
         expected = expected - {"_encode_kernel", "_norm_backward_kernel", "_weight_gradient_kernel"}
     assert set(names) == expected
-    model.set_fused("off")
+    plain(model)
     with launches() as names:
         assert_close(results, step(model, image(2, 3, 17, 30)))
     assert names == []
@@ -102,15 +102,15 @@ def test_two_byte_formats(tiny, image, device, launches, dtype, mixed):
     exact = step(copy.deepcopy(model).double(), image().double())
     model = model if mixed else model.to(dtype)
     errors, dtypes = {}, {}
-    for fused in ("auto", "off"):
-        model.set_fused(fused)
+    for accelerated in (True, False):
+        (accelerate if accelerated else plain)(model)
         with torch.autocast(device, dtype, enabled=mixed), launches() as names:
             results = step(model, image().to(torch.float32 if mixed else dtype))
-        assert set(names) == (OF_FORWARD | OF_BACKWARD if fused == "auto" else set())
-        errors[fused] = sum(((r.double() - e).norm() / e.norm()).item() for r, e in zip(results, exact, strict=True))
-        dtypes[fused] = [r.dtype for r in results]
-    assert errors["auto"] < 2 * errors["off"]  # of so small a map, rounding goes either way by chance
-    assert dtypes["auto"] == dtypes["off"]
+        assert set(names) == (OF_FORWARD | OF_BACKWARD if accelerated else set())
+        errors[accelerated] = sum(((r.double() - e).norm() / e.norm()).item() for r, e in zip(results, exact, strict=True))
+        dtypes[accelerated] = [r.dtype for r in results]
+    assert errors[True] < 2 * errors[False]  # of so small a map, rounding goes either way by chance
+    assert dtypes[True] == dtypes[False]
 
 
 def test_checkpointed_blocks(tiny, image):
@@ -122,8 +122,8 @@ def test_checkpointed_blocks(tiny, image):
 
 def test_gradients_of_gradients(tiny, image):
     results = []
-    for fused in ("auto", "off"):
-        model, pixels = tiny(drop_path_rate=0.0, fused=fused).train(), image().requires_grad_()
+    for accelerated in (True, False):
+        model, pixels = tiny(drop_path_rate=0.0, accelerated=accelerated).train(), image().requires_grad_()
         (grad,) = torch.autograd.grad(model(pixels).square().sum(), pixels, create_graph=True)
         grad.square().sum().backward()
         results.append([pixels.grad, *(p.grad for p in model.parameters() if p.grad is not None)])
@@ -136,8 +136,8 @@ def test_frozen_parameters(tiny, image):
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(kept(name))
         grads = []
-        for fused in ("auto", "off"):
-            model.set_fused(fused)
+        for accelerated in (True, False):
+            (accelerate if accelerated else plain)(model)
             model.zero_grad()
             model(image()).square().mean().backward()
             assert all((p.grad is not None) == kept(name) for name, p in model.named_parameters())
@@ -151,7 +151,7 @@ def test_norms_of_any_kind(tiny, image, launches, norm_layer):
     with launches() as names:
         results = step(model, image())
     assert ("_encode_kernel" in names) == (norm_layer is not nn.RMSNorm)
-    model.set_fused("off")
+    plain(model)
     assert_close(results, step(model, image()))
 
 
@@ -163,10 +163,10 @@ def test_an_empty_batch(tiny, image):
 def test_less_is_saved_for_the_backward_pass(tiny, image, saved_bytes):
     """At most 0.75 of the bytes of the plain modules, counted by storage."""
 
-    def saved(fused):
-        return saved_bytes(tiny(fused=fused, mlp_ratio=4.0).train(), image())
+    def saved(accelerated):
+        return saved_bytes(tiny(accelerated=accelerated, mlp_ratio=4.0).train(), image())
 
-    assert saved("auto") < 0.75 * saved("off")
+    assert saved(True) < 0.75 * saved(False)
 
 
 @pytest.mark.parametrize(
@@ -231,10 +231,10 @@ def test_compiled_with_autocast(tiny, image, device, compiled):
 
 
 def test_a_compiler_sees_no_operator_when_off_or_transformed(tiny, image, compiled):
-    model, names = tiny(fused="off"), []
+    model, names = tiny(accelerated=False), []
     with torch.no_grad():
         compiled(model, names)(image())
-        model.set_fused("auto")
+        accelerate(model)
         torch._dynamo.reset()
         each = compiled(lambda x: torch.func.vmap(lambda pixels: model(pixels[None])[0])(x), names)(image())
         torch.testing.assert_close(each, model(image()), rtol=1e-4, atol=1e-5)
@@ -284,7 +284,7 @@ def test_a_changed_encoding_keeps_to_its_modules(tiny, image, launches, only, ch
     with launches() as names, torch.no_grad():
         results = aslist(model(image()))
     assert names == 7 * ["_encode_kernel"]
-    model.set_fused("off")
+    plain(model)
     with torch.no_grad():
         assert_close(results, aslist(model(image())))
 
@@ -306,7 +306,7 @@ def test_a_changed_mlp_keeps_to_its_modules(tiny, image, launches, only, change)
     with launches() as names:
         results = step(model, image())
     assert names == 3 * ["_kernel"]
-    model.set_fused("off")
+    plain(model)
     assert_close(results, step(model, image()))
 
 
@@ -319,7 +319,7 @@ def test_hooks_and_layers_around_a_span_stay_in_use(tiny, image, launches):
     with launches() as names, torch.no_grad():
         results = aslist(model(image()))
     assert "_forward_kernel" in names and seen == [1]
-    model.set_fused("off")
+    plain(model)
     with torch.no_grad():
         assert_close(results, aslist(model(image())))
 
@@ -344,7 +344,7 @@ def test_counters_transforms_traces_and_subclasses_see_plain_modules(tiny, image
         torch.jit.script(model)(pixels)
         model.double()(pixels.double())
     assert names == []
-    model.float().set_fused("off")
+    plain(model.float())
     with FlopCounterMode(display=False) as plain:
         model(pixels)
     assert counter.get_total_flops() == plain.get_total_flops() > 0
@@ -375,13 +375,13 @@ def test_sizes_that_fit_no_program(tiny, image, launches):
         with launches() as names, torch.no_grad():
             results = aslist(model(image()))
         assert absent not in names and names
-        model.set_fused("off")
+        plain(model)
         with torch.no_grad():
             assert_close(results, aslist(model(image())))
 
 
 def test_the_threshold_of_the_encoding_is_for_eager_mode_on_a_gpu(monkeypatch, device, launches, tiny, image):
-    monkeypatch.setattr(select, "LEAST_ELEMENTS", 1 << 40)
+    monkeypatch.setattr(conditions, "LEAST_ELEMENTS", 1 << 40)
     with launches() as names, torch.no_grad():
         tiny()(image())
     assert ("_encode_kernel" in names) == (device == "cpu")
