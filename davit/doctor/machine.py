@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from ..engine import precision
 from ..kernels import conditions
 from ..kernels.cpu import native
 from .findings import Finding, error, ok, warning
@@ -41,6 +42,7 @@ def examine_machine(place: Path) -> Iterator[Finding]:
     yield _memory()
     yield _compiled_functions()
     yield _model_text()
+    yield _bfloat16()
     yield from _shared_memory()
     yield from _limits()
 
@@ -106,6 +108,14 @@ def _model_text() -> Finding:
         return ok("model", "davit/model.py is as the kernels know it, so they compute it")
     remedy = "nothing, if it is fast enough; docs/changing.md says how to make the kernels follow"
     return warning("model", f"{', '.join(changed)}: models run as written, by plain modules", remedy)
+
+
+def _bfloat16() -> Finding:
+    """No fault where it is missing: our tools then run in float32, unless told otherwise."""
+    if precision.has_bfloat16():
+        return ok("bfloat16", "this processor has instructions for it: --amp is bfloat16 on the CPU")
+    slow = f"products of matrices take {precision.bfloat16_cost():.0f} times as long as in float32"
+    return ok("bfloat16", f"no instructions of this processor: {slow}, so --amp is float32 on the CPU")
 
 
 def _gpus() -> Iterator[Finding]:

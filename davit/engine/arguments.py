@@ -141,7 +141,7 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     add(
         "--amp-dtype",
         choices=("bf16", "fp16", "bfloat16", "float16"),
-        help="default: fp16 on CUDA, else bf16",
+        help="default: fp16 on CUDA; else bf16, or float32 where the CPU has no instructions for it",
     )
     add("--device", default="auto", help="auto, cpu, cuda, cuda:N")
 

@@ -79,6 +79,10 @@ class World:
         dist.all_gather_object(values, value)
         return values
 
+    def everywhere(self, answer: bool) -> bool:
+        """Whether the answer is yes in every process."""
+        return all(self.gather(answer))
+
     def broadcast(self, value: T, src: int = 0) -> T:
         """The value that process ``src`` has."""
         if not self.is_distributed:

@@ -289,7 +289,9 @@ def _model_of(checkpoint: Path, device: torch.device) -> tuple[nn.Module, Autoca
     args.pretrained, args.initial_checkpoint = False, ""
     model = build_model(args, saved["num_classes"])
     load_checkpoint(model, read, head="require")
-    return model.to(device), precision_from(args, device).autocast
+    precision = precision_from(args, device)
+    precision.say()
+    return model.to(device), precision.autocast
 
 
 if __name__ == "__main__":

@@ -1,22 +1,40 @@
-"""The number format of a forward pass."""
+"""The number format of a forward pass, and whether this processor is fast in it."""
 
 from __future__ import annotations
 
+import logging
+import os
+import platform
+import time
 from argparse import Namespace
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import cache
+from typing import Any
 
 import torch
 
+log = logging.getLogger(__name__)
+
 DTYPES = {"bf16": torch.bfloat16, "bfloat16": torch.bfloat16, "fp16": torch.float16, "float16": torch.float16}
+
+_SIDE = 256  # of the matrices that are timed: 60 ms where bfloat16 is emulated, else 3
+_SLOW = 1.5  # times float32; with instructions it is about half, by conversions 3, one number at a time 30
+_WITHOUT = ("AVX512_CORE", "AVX512_CORE_VNNI")  # values of ONEDNN_MAX_CPU_ISA with AVX-512, but without its bfloat16
 
 
 @dataclass(frozen=True)
 class Precision:
-    """Mixed precision in ``dtype``, or plain fp32 where it is None."""
+    """Mixed precision in ``dtype``, or plain fp32 where it is None.
+
+    Attributes:
+        remark: why it is not what the flags ask for, or what it costs; "" where there is nothing to say.
+    """
 
     device_type: str
     dtype: torch.dtype | None = None
+    remark: str = ""
 
     def autocast(self) -> AbstractContextManager[object]:
         """The context a forward pass runs in."""
@@ -25,16 +43,95 @@ class Precision:
         return torch.autocast(self.device_type, self.dtype)
 
     @property
+    def name(self) -> str:
+        """float32, bfloat16 or float16, as it is recorded."""
+        return str(self.dtype or torch.float32).removeprefix("torch.")
+
+    @property
     def needs_scaler(self) -> bool:
         """Whether gradients underflow without loss scaling."""
         return self.dtype == torch.float16
 
+    @property
+    def flags(self) -> dict[str, Any]:
+        """The flags that give this precision on any machine, for the record of a run."""
+        mixed = self.dtype is not None
+        return {"amp": mixed, "native_amp": False, "apex_amp": False, "amp_dtype": self.name if mixed else None}
 
-def precision_from(args: Namespace, device: torch.device) -> Precision:
-    """What --amp, --native-amp and --amp-dtype ask for; fp16 on CUDA (as the original), bf16 elsewhere."""
+    def say(self, before: str | None = None) -> None:
+        """Log what the flags do not tell, in one line; nothing where there is nothing.
+
+        Args:
+            before: the precision recorded in the state that a run goes on from, if any.
+        """
+        words = [self.remark] if self.remark else []
+        if before is not None and before != self.name:
+            keep = "no --amp" if before == "float32" else f"--amp-dtype {before}"
+            words.insert(0, f"Precision was {before} and is {self.name} from here on ({keep} keeps it).")
+        if words:
+            log.warning("%s", " ".join(words))
+
+
+def precision_from(args: Namespace, device: torch.device, agree: Callable[[bool], bool] = bool) -> Precision:
+    """What --amp, --native-amp and --amp-dtype ask for; fp16 on CUDA (as the original), bf16 elsewhere.
+
+    On a processor without instructions for bfloat16 it is float32, unless --amp-dtype names bfloat16.
+
+    Args:
+        agree: whether something that holds for this process holds for all (`World.everywhere`): processes on
+            several machines must not differ in precision.
+    """
     if not (args.amp or args.native_amp or args.apex_amp or args.amp_dtype):
         return Precision(device.type)
     name = args.amp_dtype or ("fp16" if device.type == "cuda" else "bf16")
     if name not in DTYPES:
         raise ValueError(f"--amp-dtype {name!r} is unknown; choose from {', '.join(DTYPES)}.")
-    return Precision(device.type, DTYPES[name])
+    dtype = DTYPES[name]
+    if device.type != "cpu" or dtype != torch.bfloat16 or agree(has_bfloat16()):
+        return Precision(device.type, dtype)
+    if has_bfloat16():
+        why = "a machine of this job has no instructions for bfloat16 and is many times slower in it"
+    else:
+        times = f"{bfloat16_cost():.0f} times as long as in float32"
+        why = f"this processor has no instructions for bfloat16, and products of matrices take {times}"
+    if args.amp_dtype:
+        return Precision(device.type, dtype, f"--amp-dtype {name}: {why}. With --amp alone it would be float32.")
+    return Precision(device.type, None, f"--amp: float32, since {why}. --amp-dtype bfloat16 insists.")
+
+
+@cache
+def has_bfloat16() -> bool:
+    """Whether products of bfloat16 are fast on this processor: by instructions of its own, and oneDNN may use them.
+
+    ``ONEDNN_MAX_CPU_ISA`` can forbid it. ``ATEN_CPU_CAPABILITY`` cannot: it limits PyTorch's own loops, not oneDNN.
+    Elsewhere than on x86 and ARM, and for a torch that does not tell, a small product is timed.
+    """
+    try:
+        onednn = torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+        if platform.machine().lower() in ("aarch64", "arm64") and torch.backends.mkldnn.is_available():
+            return onednn
+        if platform.machine().lower() in ("x86_64", "amd64"):
+            # oneDNN's answer is yes from AVX-512 on, where it may have to convert to float32 and back
+            limit = os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA", "")
+            has = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+            return onednn and has and limit.upper() not in _WITHOUT
+    except (AttributeError, RuntimeError):  # names that PyTorch may change
+        pass
+    return bfloat16_cost() < _SLOW
+
+
+@cache
+def bfloat16_cost() -> float:
+    """The time of a product of matrices in bfloat16 over that in float32, measured now."""
+
+    def seconds(matrix: torch.Tensor) -> float:
+        taken = []
+        for _ in range(4):  # the first prepares
+            begun = time.perf_counter()
+            matrix @ matrix
+            taken.append(time.perf_counter() - begun)
+        return min(taken[1:])
+
+    with torch.inference_mode():
+        ones = torch.ones(_SIDE, _SIDE, device="cpu")
+        return seconds(ones.bfloat16()) / seconds(ones)

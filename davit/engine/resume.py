@@ -53,6 +53,11 @@ _MAY_DIFFER = {
     "interpolation",
     "num_classes",
     "validation_batch_size_multiplier",
+    # what comes of them depends on the machine, is recorded as the state's precision and compared on its own
+    "amp",
+    "native_amp",
+    "apex_amp",
+    "amp_dtype",
 }
 # flags whose values the optimizer and the scheduler hold
 _SCHEDULE_FLAGS = {
@@ -100,6 +105,10 @@ class Run(Protocol):
     totals: EpochTotals
     kept: dict[int, float]
     bad_images: dict[str, str]
+    precision: Precision
+
+    def flags(self) -> dict[str, Any]:
+        """Every flag's value, for the record."""
 
     def enter_schedule(self) -> None:
         """Set the learning rate of the place where the run is, as if it had come there step by step."""
@@ -122,7 +131,8 @@ def state_of(run: Run, epoch: int, step: int, metric: float | None) -> dict[str,
         "totals": vars(run.totals),
         "kept": run.kept,
         "bad_images": run.bad_images,
-        "args": plain({**vars(run.args), **_data_words(run)}),
+        "args": {**run.flags(), **plain(_data_words(run))},
+        "precision": run.precision.name,
         "class_names": run.data.class_names,
     }
 

@@ -107,6 +107,7 @@ def run(args: Namespace, world: World) -> None:
     trainer = Trainer(args, world, model, data, config)
     try:
         if args.dry_run:
+            trainer.precision.say()
             trainer.dry_run()
         else:
             trainer.prepare_folder()
@@ -119,7 +120,8 @@ def measure_throughput(args: Namespace, model: nn.Module, config: dict[str, Any]
     """Log images/s of the forward pass on random pictures, the median of 30 batches after 10."""
     model.eval()
     images = torch.randn(args.batch_size, *config["input_size"], device=world.device)
-    precision = precision_from(args, world.device)
+    precision = precision_from(args, world.device, world.everywhere)
+    precision.say()
     seconds = []
     with torch.inference_mode(), precision.autocast():
         for _ in range(40):
@@ -144,7 +146,7 @@ class Trainer:
     def __init__(self, args: Namespace, world: World, model: nn.Module, data: Data, config: dict[str, Any]):
         self.args, self.world, self.data, self.config = args, world, data, config
         self.model = model
-        self.precision = precision_from(args, world.device)
+        self.precision = precision_from(args, world.device, world.everywhere)
         self.train_loader, self.val_loader = build_loaders(args, data, world)
         self.mixup = build_mixup(args, data.num_classes)
         self.ema = (
@@ -203,7 +205,7 @@ class Trainer:
             self.num_epochs,
             loader.steps_per_epoch,
             self.num_epochs * loader.steps_per_epoch,
-            str(self.precision.dtype or torch.float32).removeprefix("torch."),
+            self.precision.name,
             self.world.device,
         )
 
@@ -246,6 +248,7 @@ class Trainer:
         self.world.on_main(open_it)
         self.path, own = self.world.broadcast((self.path, own))
         state = self.world.broadcast_state(state)
+        self.precision.say(before=None if state is None else state.get("precision"))
         if state is not None:
             restore(self, state, own)
         if self.epoch >= self.num_epochs:
@@ -253,14 +256,18 @@ class Trainer:
         self.world.on_main(self._open_record)
 
     def _open_record(self) -> None:
-        write_args(self.path, plain(vars(self.args)))
+        write_args(self.path, self.flags())
         self.run_log = RunLog(
             self.path,
             tensorboard=self.args.log_tensorboard,
             wandb=self.args.log_wandb,
-            config=plain(vars(self.args)),
+            config=self.flags(),
             resume_epoch=self.epoch,
         )
+
+    def flags(self) -> dict[str, Any]:
+        """Every flag's value, for the record: those of the precision as they came out on this machine."""
+        return plain({**vars(self.args), **self.precision.flags})
 
     def enter_schedule(self) -> None:
         """Set the learning rate of the place where the run is, as if it had come there step by step."""

@@ -67,8 +67,9 @@ def validate(args: argparse.Namespace, world: World, *, named_model: bool) -> li
     say_no_longer(NO_LONGER, changed(validate_parser(), args))
     with in_step(world):
         _check_flags(args)
-        precision = precision_from(args, world.device)
         entries, single = find_entries(args, named_model)
+    precision = precision_from(args, world.device, world.everywhere)
+    precision.say()
     dataset = _open(args, world)
     rows: list[Row] = []
     done: dict[tuple[int, int], Row] = {}
@@ -184,7 +185,7 @@ def _evaluate_entry(
         "crop_mode": config["crop_mode"],
         "interpolation": config["interpolation"],
         "test_time_pool": subject.pooled,
-        "precision": str(precision.dtype or torch.float32).removeprefix("torch."),
+        "precision": precision.name,
         "batch_size": batch_size,
         "processes": world.size,
         "images_per_second": round(result.images_per_second, 2),

@@ -114,7 +114,11 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     add("--amp", action="store_true", help="mixed precision")
     add("--native-amp", action="store_true", help="the same")
     add("--apex-amp", action="store_true", help=argparse.SUPPRESS)
-    add("--amp-dtype", choices=("bf16", "fp16", "bfloat16", "float16"), help="default: fp16 on CUDA, else bf16")
+    add(
+        "--amp-dtype",
+        choices=("bf16", "fp16", "bfloat16", "float16"),
+        help="default: fp16 on CUDA; else bf16, or float32 where the CPU has no instructions for it",
+    )
     add("--channels-last", action="store_true", help="channels-last memory format")
     add("--num-gpu", type=int, default=1, help=argparse.SUPPRESS)
     add("--local_rank", "--local-rank", type=int, default=0, help=argparse.SUPPRESS)

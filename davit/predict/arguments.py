@@ -87,7 +87,11 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     add("--no-test-pool", action="store_true", help="pool larger maps as a whole, as in training")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:N")
     add("--amp", action="store_true", help="mixed precision")
-    add("--amp-dtype", choices=("bf16", "fp16"), help="default: fp16 on CUDA, else bf16")
+    add(
+        "--amp-dtype",
+        choices=("bf16", "fp16"),
+        help="default: fp16 on CUDA; else bf16, or float32 where the CPU has no instructions for it",
+    )
     add("--num-gpu", type=int, default=1, help=argparse.SUPPRESS)
 
 

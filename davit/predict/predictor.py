@@ -190,6 +190,7 @@ def load_from(
     """`load` with the flags as validate.py's parser gives them."""
     where = device_named(device)
     precision = precision_from(args, where)
+    precision.say()
     loaded = load_entry(Entry(model, Path(checkpoint) if checkpoint else None), args, where)
     if not hasattr(loaded.model, "num_classes") or loaded.model.num_classes < 1:
         raise ValueError(f"{loaded.name} has no classes to name: it was built without a head.")

@@ -15,6 +15,7 @@ import torch
 
 from davit.doctor import Finding, worst
 from davit.doctor import machine as doctor
+from davit.engine import precision
 
 Usage = namedtuple("Usage", "total used free")
 
@@ -38,8 +39,17 @@ def test_this_machine(tmp_path: Path) -> None:
     assert torch.__version__.split("+")[0] in only(findings, "packages").text
     assert "GB free" in only(findings, "disk").text
     assert only(findings, "gloo").level == "ok"
+    assert only(findings, "bfloat16").level == "ok"
     assert not torch.distributed.is_initialized()
     assert all(finding.remedy or finding.level == "ok" for finding in findings)
+
+
+@pytest.mark.parametrize("has", [True, False])
+def test_bfloat16(monkeypatch: pytest.MonkeyPatch, has: bool) -> None:
+    monkeypatch.setattr(precision, "has_bfloat16", lambda: has)
+    monkeypatch.setattr(precision, "bfloat16_cost", lambda: 29.0)
+    finding = doctor._bfloat16()
+    assert finding.level == "ok" and ("29 times" in finding.text) != has
 
 
 def test_packages_that_are_missing_or_old(monkeypatch: pytest.MonkeyPatch) -> None:

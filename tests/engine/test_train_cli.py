@@ -14,6 +14,7 @@ import torch
 import yaml
 
 from davit.checkpoint import read_checkpoint
+from davit.engine import precision
 from davit.engine.arguments import NO_LONGER, parse_with_config, train_parser
 from tests.engine.runs import REPOSITORY, run, train_command
 
@@ -166,7 +167,8 @@ def test_mistakes_name_the_value_and_the_remedy(train: Train, flags: list[str], 
         assert word in result.stderr
 
 
-def test_flags_without_a_meaning_say_what_happens_instead(train: Train) -> None:
+def test_flags_without_a_meaning_say_what_happens_instead(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(precision, "has_bfloat16", lambda: True)
     result = train(*SHORT, "--epochs", "1", "--apex-amp", "--tta", "3", "--local_rank", "0", "--no-prefetcher")
     assert result.returncode == 0, result.stderr
     for dest in ("apex_amp", "tta", "no_prefetcher"):

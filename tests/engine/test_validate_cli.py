@@ -17,7 +17,7 @@ import torch
 import davit
 from davit import DaViT
 from davit.data import EvalLoader, PictureDataset, eval_transform, open_dataset
-from davit.engine import subject
+from davit.engine import precision, subject
 from davit.engine import validate as validate_module
 from davit.engine.distributed import World
 from davit.engine.evaluate import Evaluation, evaluate
@@ -131,7 +131,10 @@ def test_the_help_tells_of_the_default_model_and_of_pooling(capsys: pytest.Captu
     assert "timm's TestTimePoolHead" in text
 
 
-def test_flags_without_a_meaning_are_answered_in_one_line_each(go: Any, checkpoint: Path) -> None:
+def test_flags_without_a_meaning_are_answered_in_one_line_each(
+    go: Any, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(precision, "has_bfloat16", lambda: True)
     plain = go("--checkpoint", checkpoint)
     flags = ["--apex-amp", "--no-prefetcher", "--tf-preprocessing", "--legacy-jit", "--num-gpu", "4"]
     status, row, text = go("--checkpoint", checkpoint, *flags)
@@ -141,6 +144,42 @@ def test_flags_without_a_meaning_are_answered_in_one_line_each(go: Any, checkpoi
         assert f"{flag}: " not in plain[2]
     assert row["precision"] == "bfloat16"
     assert plain[1]["precision"] == "float32"
+
+
+@pytest.mark.parametrize(
+    ("has", "flags", "expected", "lines"),
+    [
+        (True, ["--amp"], "bfloat16", 0),
+        (False, ["--amp"], "float32", 1),
+        (False, ["--native-amp"], "float32", 1),
+        (False, ["--amp", "--amp-dtype", "bfloat16"], "bfloat16", 1),
+        (False, ["--amp-dtype", "fp16"], "float16", 0),
+        (False, [], "float32", 0),
+    ],
+)
+def test_mixed_precision_where_the_processor_is_fast_in_it(
+    go: Any,
+    checkpoint: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    has: bool,
+    flags: list[str],
+    expected: str,
+    lines: int,
+) -> None:
+    monkeypatch.setattr(precision, "has_bfloat16", lambda: has)
+    monkeypatch.setattr(precision, "bfloat16_cost", lambda: 29.0)
+    formats = set()
+    measured = validate_module.evaluate
+
+    def watched(network: Any, *words: Any, **more: Any) -> Evaluation:
+        network.register_forward_hook(lambda _module, _inputs, output: formats.add(output.dtype))
+        return measured(network, *words, **more)
+
+    monkeypatch.setattr(validate_module, "evaluate", watched)
+    status, row, text = go("--checkpoint", checkpoint, *flags)
+    assert (status, row["precision"]) == (0, expected)
+    assert formats == {getattr(torch, expected)}
+    assert sum("29 times" in line for line in text.splitlines()) == lines
 
 
 def test_a_recipe(go: Any, checkpoint: Path, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from PIL import Image
 
 import davit
 from davit.data import BadImageError
+from davit.engine import precision
 from davit.predict import Failure, Prediction, predictor
 from tests.predict.conftest import CLASSES, MODEL_KWARGS, noise, png
 
@@ -195,7 +196,8 @@ def test_larger_pictures_are_pooled_as_in_evaluation(checkpoint: Path) -> None:
     assert not torch.allclose(pooled.probabilities, whole.probabilities, atol=1e-4)
 
 
-def test_amp(checkpoint: Path) -> None:
+def test_amp(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(precision, "has_bfloat16", lambda: True)
     exact = davit.load(checkpoint).predict(noise(1)).probabilities
     rounded = davit.load(checkpoint, amp=True).predict(noise(1)).probabilities
     assert not torch.equal(exact, rounded)
