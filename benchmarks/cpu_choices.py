@@ -18,7 +18,7 @@ from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
-from measure import CLOCKS, RESULTS, table, write_report
+from measure import CLOCKS, RESULTS, table, takes_bfloat16, write_report
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -36,7 +36,7 @@ CHANNEL_MAPS = (
     *((1, 200, 96), (1, 100, 192), (8, 56, 96), (8, 56, 128), (2, 56, 128), (2, 48, 192)),
     *((2, 40, 384), (8, 28, 192), (8, 28, 256), (8, 14, 384)),
 )
-DTYPES = (torch.float32, torch.bfloat16)
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 Step = Callable[[], Any]
 
 
@@ -171,12 +171,24 @@ def small_inputs(side: int) -> dict[str, Step]:
     return {"plain": with_least(1 << 62), "fused": with_least(0)}
 
 
+def formats(asked: Sequence[str] | None) -> list[torch.dtype]:
+    """Those asked for; otherwise all that this processor is fast in."""
+    names = list(asked or DTYPES)
+    if "bfloat16" in names and not takes_bfloat16("cpu", asked is not None, "--dtypes float32 bfloat16"):
+        names.remove("bfloat16")
+    return [DTYPES[name] for name in names]
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=0, help="default: PyTorch's choice")
     parser.add_argument("--clock", choices=tuple(CLOCKS), default="wall")
+    parser.add_argument(
+        "--dtypes", nargs="+", choices=tuple(DTYPES),
+        help="default: all, on a CPU without instructions for bfloat16 float32",
+    )  # fmt: skip
     parser.add_argument("--folder", type=Path, default=RESULTS)
     options = parser.parse_args(arguments)
     if options.batch < 1 or options.rounds < 1:
@@ -187,7 +199,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     variant = VARIANTS["DaViT_tiny"].model_kwargs()
     stages = list(zip((56, 28, 14, 7), variant["embed_dims"], variant["num_heads"], strict=True))
     sections, data = [], []
-    for dtype in DTYPES:
+    for dtype in formats(options.dtypes):
         rows = []
         for side, C, _ in stages:
             for width_in, width_out in ((C, 3 * C), (C, C), (C, 4 * C), (4 * C, C)):

@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 import torch.nn.functional as F
-from measure import DTYPES, RESULTS, table, write_report
+from measure import DTYPES, RESULTS, table, takes_bfloat16, write_report
 from torch import Tensor, nn
 
 from davit import VARIANTS, kernels
@@ -310,7 +310,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--models", nargs="+", choices=tuple(VARIANTS), default=["DaViT_tiny", "DaViT_base"], metavar="NAME",
         help="whose stages; DaViT_small has the sizes of DaViT_tiny",
     )  # fmt: skip
-    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="bfloat16")
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16", "float16"),
+        help="default: bfloat16, or float32 on a CPU without instructions for bfloat16",
+    )  # fmt: skip
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--batch", type=int, help="default: 256 on CUDA, 8 on the CPU")
     parser.add_argument("--size", type=int, default=224, help="pixels of a side of the image")
@@ -323,6 +326,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.batch == 0 or min(options.batch or 1, options.rounds, options.size // 4) < 1:
         parser.error("--batch and --rounds must be 1 or more, --size 4 or more")
+    on_cpu = options.device == "cpu" and not options.compile
+    if options.dtype in (None, "bfloat16"):
+        takes = takes_bfloat16("cpu" if on_cpu else "cuda", options.dtype is not None, "--dtype bfloat16")
+        options.dtype = "bfloat16" if takes else "float32"
     return compile_all(options) if options.compile else measure(options)
 
 

@@ -28,6 +28,10 @@ from typing import Any
 
 import torch
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from davit.engine.precision import bfloat16_cost, has_bfloat16
+
 RESULTS = Path(__file__).parent / "results"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "amp": torch.float32}
 EXECUTIONS = ("eager", "compile")
@@ -270,6 +274,32 @@ def _answer(connection: Connection) -> tuple[str, Any]:
         return "failed", "its process ended (out of memory?)"
 
 
+# --- bfloat16 ---
+
+
+def takes_bfloat16(device: str, asked: bool, remedy: str) -> bool:
+    """Whether bfloat16 is measured: on a CPU without instructions for it only where it is asked for.
+
+    Otherwise one line says that it is left out, or what it will cost.
+    """
+    if device != "cpu" or has_bfloat16():
+        return True
+    times = f"products of matrices take {bfloat16_cost():.0f} times as long as in float32"
+    what = "bfloat16 is emulated" if asked else f"bfloat16 is left out ({remedy} insists)"
+    sys.stderr.write(f"{what}: no instructions for it can be used here ({instruction_sets()}), and {times}.\n")
+    return asked
+
+
+def instruction_sets() -> str:
+    """What the processor has of what matters here, and what a variable of the environment forbids."""
+    names = {"avx2": "AVX2", "avx512": "AVX512", "vnni": "VNNI", "avx512_bf16": "AVX512_BF16", "amx_tile": "AMX"}
+    found = [shown for name, shown in names.items() if getattr(torch.cpu, f"_is_{name}_supported", bool)()]
+    limits = [
+        f"{name}={os.environ[name]}" for name in ("ONEDNN_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY") if name in os.environ
+    ]
+    return " ".join(found + limits) or torch.backends.cpu.get_cpu_capability()
+
+
 # --- reports ---
 
 
@@ -289,7 +319,7 @@ def environment() -> dict[str, Any]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
         "date": datetime.date.today().isoformat(),
-        "cpu": f"{cpu}, {cores} cores, {torch.backends.cpu.get_cpu_capability()}",
+        "cpu": f"{cpu}, {cores} cores, {instruction_sets()}",
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measure import Case, as_data, compare, comparison_table, size_argument, step_of, write_report
+from measure import Case, as_data, compare, comparison_table, size_argument, step_of, takes_bfloat16, write_report
 from torch import Tensor, nn
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -130,6 +130,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("--batch and --rounds must be 1 or more")
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: this machine has none that PyTorch can use")
+    if options.dtype == "amp":
+        takes_bfloat16(options.device, True, "--dtype amp")
     sections, data = [], []
     for method in options.methods:
         size = options.size or ((512, 512) if method == "upernet" else (800, 1344))

@@ -6,6 +6,8 @@
 
 Every case runs in a process of its own, two steps a turn, the second timed: A B C, A B C, ... The first case is the
 reference: ratios are its time over the case's time in the same round, so above 1 is faster than the reference.
+
+A suite leaves bfloat16 out on a CPU that has no instructions for it, and says so; --bfloat16 insists.
 """
 
 import argparse
@@ -30,9 +32,11 @@ from measure import (
     comparison_table,
     parsed_case,
     size_argument,
+    takes_bfloat16,
     write_report,
 )
 
+PAIRED = ("bfloat16", "amp")  # of measure.DTYPES those whose products are of bfloat16
 PEERS = {
     "tiny": ("davit_tiny", "swin_tiny_patch4_window7_224", "convnext_tiny"),
     "small": ("davit_small", "swin_small_patch4_window7_224", "convnext_small"),
@@ -100,6 +104,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--clock", choices=tuple(CLOCKS), default="wall", help="cpu: processor time, for a shared machine"
     )
+    parser.add_argument(
+        "--bfloat16", action="store_true", help="a suite's cases of it also on a CPU without instructions for it"
+    )
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--only", help="of a suite: the comparisons whose heading contains this")
     parser.add_argument("--name", default="throughput", help="results/NAME.json and .md are written")
@@ -128,6 +135,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         targets = [target for target in targets if options.only.lower() in target[0].lower()]
     if not targets or not all(listed for _, listed in targets):
         parser.error("nothing to measure: give --suite or --cases")
+    if any(case.dtype in PAIRED for _, listed in targets for case in listed):
+        if not takes_bfloat16(options.device, options.bfloat16 or not options.suite, "--bfloat16"):
+            targets = [(heading, [case for case in listed if case.dtype not in PAIRED]) for heading, listed in targets]
     return run(targets, options)
 
 

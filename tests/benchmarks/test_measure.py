@@ -78,6 +78,77 @@ def test_cases_are_compared_in_processes_of_their_own(measure, tmp_path, capfd, 
     assert text == captured.out and "`DaViT_nano/float32/eager`" in text
 
 
+@pytest.fixture
+def processor(measure, monkeypatch):
+    """A processor without instructions for bfloat16, or with them."""
+
+    def pretend(has):
+        monkeypatch.setattr(measure, "has_bfloat16", lambda: has)
+        monkeypatch.setattr(measure, "bfloat16_cost", lambda: 29.0)
+
+    return pretend
+
+
+@pytest.mark.parametrize("has", [True, False])
+@pytest.mark.parametrize("asked", [True, False])
+def test_bfloat16_is_left_out_where_it_is_emulated_unless_asked_for(measure, processor, capsys, has, asked):
+    processor(has)
+    assert measure.takes_bfloat16("cuda", asked, "--x") and capsys.readouterr().err == ""
+    assert measure.takes_bfloat16("cpu", asked, "--x") == (has or asked)
+    assert ("29 times" in capsys.readouterr().err) != has
+
+
+@pytest.mark.parametrize("has", [True, False])
+@pytest.mark.parametrize("flags", [[], ["--bfloat16"]])
+def test_a_suite_on_a_processor_without_bfloat16(measure, processor, monkeypatch, has, flags):
+    import throughput
+
+    processor(has)
+    monkeypatch.setattr(throughput, "run", lambda targets, _: found.extend(targets) or 0)
+    found: list = []
+    assert throughput.main(["--suite", "targets", *flags]) == 0
+    kinds = {case.dtype for _, listed in found for case in listed}
+    assert kinds == ({"float32", "bfloat16", "amp"} if has or flags else {"float32"})
+    assert all(len(listed) > 1 for _, listed in found)
+    found.clear()
+    assert throughput.main(["--cases", "DaViT_nano/bfloat16/eager"]) == 0
+    assert len(found[0][1]) == 1  # named, so measured
+
+
+@pytest.mark.parametrize("has", [True, False])
+def test_kernels_on_a_processor_without_bfloat16(processor, monkeypatch, has):
+    import kernels
+
+    processor(has)
+    monkeypatch.setattr(kernels, "measure", lambda options: found.append(options.dtype) or 0)
+    monkeypatch.setattr(kernels, "compile_all", lambda options: found.append(options.dtype) or 0)
+    found: list = []
+    for words in (["--device", "cpu"], [], ["--device", "cpu", "--compile", "90"]):
+        assert kernels.main(words) == kernels.main([*words, "--dtype", "bfloat16"]) == 0
+    assert found == ["bfloat16" if has else "float32", *["bfloat16"] * 5]
+
+
+@pytest.mark.parametrize("has", [True, False])
+def test_choices_on_a_processor_without_bfloat16(processor, has):
+    import cpu_choices
+    import torch
+
+    processor(has)
+    both = [torch.float32, torch.bfloat16]
+    assert cpu_choices.formats(None) == (both if has else both[:1])
+    assert cpu_choices.formats(["bfloat16"]) == both[1:]
+
+
+def test_the_instruction_sets_are_told_with_what_forbids_them(measure, monkeypatch):
+    import torch
+
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    told = measure.instruction_sets().split()
+    assert "ONEDNN_MAX_CPU_ISA=AVX2" in told
+    assert ("AVX512_BF16" in told) == torch.cpu._is_avx512_bf16_supported()
+    assert measure.instruction_sets() in measure.environment()["cpu"]
+
+
 def test_nothing_to_measure(measure, capsys):
     import throughput
 
