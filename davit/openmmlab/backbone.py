@@ -11,12 +11,24 @@ from mmengine.registry import MODELS
 
 from .. import kernels
 from ..checkpoint import CheckpointError, LoadReport, load_checkpoint
+from ..model import DualAttentionStages
 from ..pretrained import PUBLISHED, load_pretrained
 from ..pyramid import DaViTPyramid
+from ..variants import VARIANTS
 
-_PYRAMID = [
-    name for name in inspect.signature(DaViTPyramid.__init__).parameters if name not in ("self", "grad_checkpointing")
-]
+
+def _arguments() -> list[str]:
+    """The keywords of the pyramid and of the stages under it, but for the one that has the ecosystem's name."""
+    found = {
+        name: None
+        for cls in (DaViTPyramid, DualAttentionStages)
+        for name, parameter in inspect.signature(cls.__init__).parameters.items()
+        if parameter.kind is not parameter.VAR_KEYWORD
+    }
+    return [name for name in found if name not in ("self", "grad_checkpointing")]
+
+
+_PYRAMID = _arguments()
 
 
 @MODELS.register_module(name="DaViT", force=True)
@@ -24,23 +36,30 @@ class DaViTBackbone(DaViTPyramid):
     """The pyramid, registered as ``DaViT`` in mmengine's root registry, which serves mmdet and mmseg alike.
 
     Args:
+        variant: a name in `VARIANTS`, whose widths, depths, heads and window these are; None for DaViT's defaults.
         with_cp: gradient checkpointing, by the ecosystem's name.
         init_cfg: ``dict(type='Pretrained', checkpoint=...)``, or None for random weights. The checkpoint is a
             classifier's or a backbone's, of ours, the original's or timm's, or one of `PUBLISHED` by name.
-        kwargs: those of `DaViTPyramid`: embed_dims, depths, num_heads, window_size, drop_path_rate, cpe_act, ffn,
-            out_indices, frozen_stages ...
+        kwargs: those of `DaViTPyramid`, over the variant's: embed_dims, depths, num_heads, window_size,
+            drop_path_rate, cpe_act, ffn, out_indices, frozen_stages ...
 
     Raises:
         ValueError: an argument is unknown, or its value is.
     """
 
-    def __init__(self, with_cp: bool = False, init_cfg: dict[str, Any] | None = None, **kwargs: Any):
+    def __init__(
+        self,
+        variant: str | None = None,
+        with_cp: bool = False,
+        init_cfg: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ):
         for name in kwargs:
             if name not in _PYRAMID:
-                near = difflib.get_close_matches(name, [*_PYRAMID, "with_cp", "init_cfg"], n=1)
+                near = difflib.get_close_matches(name, [*_PYRAMID, "variant", "with_cp", "init_cfg"], n=1)
                 hint = f"did you mean {near[0]!r}? " if near else ""
                 raise ValueError(f"the backbone has no argument {name!r}; {hint}It has {', '.join(_PYRAMID)}.")
-        super().__init__(grad_checkpointing=with_cp, **kwargs)
+        super().__init__(grad_checkpointing=with_cp, **{**_numbers(variant), **kwargs})
         if init_cfg is not None and (init_cfg.get("type") != "Pretrained" or not init_cfg.get("checkpoint")):
             raise ValueError(
                 f"init_cfg={dict(init_cfg)!r}: DaViT initialises itself, so this is "
@@ -61,6 +80,17 @@ class DaViTBackbone(DaViTPyramid):
         report = load_pretrained(self, source) if source in PUBLISHED else load_checkpoint(self, source)
         print_log(filled(self, report), logger="current")
         self.is_init = True
+
+
+def _numbers(variant: str | None) -> dict[str, Any]:
+    """What a variant's name stands for."""
+    if variant is None:
+        return {}
+    if variant not in VARIANTS:
+        near = difflib.get_close_matches(str(variant), VARIANTS, n=2)
+        hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
+        raise ValueError(f"the backbone has no variant {variant!r}; {hint}There are {', '.join(VARIANTS)}.")
+    return VARIANTS[variant].model_kwargs()
 
 
 def filled(backbone: DaViTPyramid, report: LoadReport) -> str:

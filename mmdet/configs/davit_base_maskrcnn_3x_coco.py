@@ -5,6 +5,6 @@
 # Expected: box mAP 49.9, mask mAP 44.6 (published, not re-run here).
 _base_ = "./davit_maskrcnn_3x_coco.py"
 model = dict(
-    backbone=dict(embed_dims=(128, 256, 512, 1024), depths=(1, 1, 9, 1), num_heads=(4, 8, 16, 32)),
+    backbone=dict(variant="DaViT_base"),
     neck=dict(in_channels=[128, 256, 512, 1024]),
 )

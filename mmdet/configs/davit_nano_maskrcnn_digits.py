@@ -7,9 +7,7 @@ metainfo = dict(classes=tuple("0123456789"))
 width = 64
 
 model = dict(
-    backbone=dict(
-        embed_dims=(32, 64, 128, 160), depths=(1, 1, 1, 1), num_heads=(1, 2, 4, 5), window_size=4, drop_path_rate=0.05
-    ),
+    backbone=dict(variant="DaViT_nano", drop_path_rate=0.05),
     neck=dict(in_channels=[32, 64, 128, 160], out_channels=width),
     rpn_head=dict(in_channels=width, feat_channels=width, anchor_generator=dict(scales=[5])),
     roi_head=dict(

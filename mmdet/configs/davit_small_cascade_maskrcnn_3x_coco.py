@@ -4,4 +4,4 @@
 # Hardware: 8 GPUs x 2 pictures; other numbers with --auto-scale-lr.
 # Expected: not published for DaViT, and not measured here.
 _base_ = "./davit_cascade_maskrcnn_3x_coco.py"
-model = dict(backbone=dict(depths=(1, 1, 9, 1)))
+model = dict(backbone=dict(variant="DaViT_small"))

@@ -4,4 +4,4 @@
 # Hardware: 8 GPUs x 2 pictures; other numbers with --auto-scale-lr.
 # Expected: box mAP 47.7, mask mAP 42.9 (published, not re-run here).
 _base_ = "./davit_maskrcnn_1x_coco.py"
-model = dict(backbone=dict(depths=(1, 1, 9, 1)))
+model = dict(backbone=dict(variant="DaViT_small"))

@@ -4,4 +4,4 @@
 # Hardware: 8 GPUs x 2 pictures; other numbers with --auto-scale-lr.
 # Expected: box mAP 46.0 (published, not re-run here).
 _base_ = "./davit_retinanet_1x_coco.py"
-model = dict(backbone=dict(depths=(1, 1, 9, 1)))
+model = dict(backbone=dict(variant="DaViT_small"))

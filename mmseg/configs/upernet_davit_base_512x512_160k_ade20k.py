@@ -4,7 +4,7 @@
 # Expected: mIoU 49.4 (published, not re-run here).
 _base_ = "./upernet_davit_512x512_160k_ade20k.py"
 model = dict(
-    backbone=dict(embed_dims=(128, 256, 512, 1024), depths=(1, 1, 9, 1), num_heads=(4, 8, 16, 32)),
+    backbone=dict(variant="DaViT_base"),
     decode_head=dict(in_channels=[128, 256, 512, 1024]),
     auxiliary_head=dict(in_channels=512),
 )

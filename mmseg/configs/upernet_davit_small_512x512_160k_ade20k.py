@@ -3,4 +3,4 @@
 # Hardware: 8 GPUs x 2 pictures; other numbers with --auto-scale-lr.
 # Expected: mIoU 48.8 (published, not re-run here).
 _base_ = "./upernet_davit_512x512_160k_ade20k.py"
-model = dict(backbone=dict(depths=(1, 1, 9, 1)))
+model = dict(backbone=dict(variant="DaViT_small"))

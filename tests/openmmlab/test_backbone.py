@@ -9,11 +9,20 @@ import torch
 from mmengine.registry import MODELS
 from torch import nn
 
-from davit import DaViT, DaViTPyramid
+from davit import VARIANTS, DaViT, DaViTPyramid
 from davit.checkpoint import CheckpointError
 from davit.openmmlab import DaViTBackbone
+from davit.openmmlab.config import read_config
+from tests.engine.runs import REPOSITORY
 
 SMALL: dict[str, Any] = {"embed_dims": (8, 16), "depths": (1, 1), "num_heads": (1, 2), "window_size": 4}
+
+
+FILES = sorted(file for folder in ("mmdet", "mmseg") for file in (REPOSITORY / folder / "configs").glob("*.py"))
+
+
+def shapes(model: nn.Module) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in model.state_dict().items()}
 
 
 def build(**words: Any) -> Any:
@@ -51,6 +60,49 @@ def test_an_unknown_word_is_named_with_the_nearest() -> None:
         DaViTBackbone(embed_dim=(8, 16))
     with pytest.raises(ValueError, match="Pretrained"):
         DaViTBackbone(**SMALL, out_indices=(0, 1), init_cfg={"type": "Kaiming"})
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_variant_stands_for_its_numbers(variant: str) -> None:
+    with torch.device("meta"):
+        named, spelled = DaViTBackbone(variant), DaViTPyramid(**VARIANTS[variant].model_kwargs())
+    assert shapes(named) == shapes(spelled)
+
+
+def test_what_is_given_wins_over_the_variant() -> None:
+    words = {"type": "DaViT", "variant": "DaViT_nano", "depths": (1, 2, 1, 1), "window_size": 7, "out_indices": (2,)}
+    with torch.device("meta"):
+        model = MODELS.build(words)
+        expected = DaViTPyramid(
+            **{**VARIANTS["DaViT_nano"].model_kwargs(), "depths": (1, 2, 1, 1), "window_size": 7}, out_indices=(2,)
+        )
+        plain = DaViTBackbone()
+    assert shapes(model) == shapes(expected)
+    assert {module.window_size for module in model.modules() if hasattr(module, "window_size")} == {7}
+    assert shapes(plain) == shapes(DaViTBackbone(variant=None))
+
+
+@pytest.mark.parametrize(("value", "near"), [("DaViT_bsae", "DaViT_base"), ("davit_nano", "DaViT_nano"), ("x", "")])
+def test_an_unknown_variant(value: str, near: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        DaViTBackbone(variant=value)
+    text = str(caught.value)
+    assert repr(value) in text and all(name in text for name in VARIANTS)
+    assert not near or text.index(near) < text.index("There are")
+    with pytest.raises(ValueError, match="variant"):
+        DaViTBackbone(varaint="DaViT_base")
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_what_reads_the_backbone_has_its_widths(file: Path) -> None:
+    """Necks and heads are built by the libraries, from numbers; a config says them beside the variant's name."""
+    model = read_config(file).model
+    backbone = {key: value for key, value in model.backbone.items() if key != "type"}
+    with torch.device("meta"):
+        widths = DaViTBackbone(**backbone).num_features
+    assert list((model.get("neck") or model.decode_head).in_channels) == widths
+    if "auxiliary_head" in model:
+        assert model.auxiliary_head.in_channels == widths[model.auxiliary_head.in_index]
 
 
 @pytest.mark.parametrize("layout", ["ours", "timm"])

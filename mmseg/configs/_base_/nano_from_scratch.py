@@ -7,9 +7,7 @@ width = 32
 last_layer = dict(type="Normal", std=0.1, override=dict(name="conv_seg"))
 
 model = dict(
-    backbone=dict(
-        embed_dims=(32, 64, 128, 160), depths=(1, 1, 1, 1), num_heads=(1, 2, 4, 5), window_size=4, drop_path_rate=0.0
-    ),
+    backbone=dict(variant="DaViT_nano", drop_path_rate=0.0),
     decode_head=dict(
         in_channels=[32, 64, 128, 160], channels=width, num_classes=11, dropout_ratio=0.0, init_cfg=last_layer
     ),
