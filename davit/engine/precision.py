@@ -132,6 +132,6 @@ def bfloat16_cost() -> float:
             taken.append(time.perf_counter() - begun)
         return min(taken[1:])
 
-    with torch.inference_mode():
-        ones = torch.ones(_SIDE, _SIDE, device="cpu")
+    with torch.inference_mode(), torch.autocast("cpu", enabled=False):
+        ones = torch.ones(_SIDE, _SIDE, device="cpu", dtype=torch.float32)
         return seconds(ones.bfloat16()) / seconds(ones)

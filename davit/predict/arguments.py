@@ -89,7 +89,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     add("--amp", action="store_true", help="mixed precision")
     add(
         "--amp-dtype",
-        choices=("bf16", "fp16"),
+        choices=("bf16", "fp16", "bfloat16", "float16"),
         help="default: fp16 on CUDA; else bf16, or float32 where the CPU has no instructions for it",
     )
     add("--num-gpu", type=int, default=1, help=argparse.SUPPRESS)
