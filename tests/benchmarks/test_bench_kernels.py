@@ -9,6 +9,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
 import kernels as bench
+import measure
 import throughput
 
 from davit.kernels.gpu import support
@@ -56,6 +57,18 @@ def test_kernels_compile_for_a_gpu_that_is_elsewhere(capsys, tmp_path, monkeypat
     assert len(names) == 11
     assert all(int(row[3]) == 0 and int(row[4].rstrip(" |")) <= 99 * 1024 for row in rows)
     assert (tmp_path / "kernels_compiled_90_bfloat16.json").is_file()
+
+
+@pytest.mark.parametrize("has", [True, False])
+def test_on_a_processor_without_bfloat16_it_must_be_asked_for(monkeypatch, has):
+    monkeypatch.setattr(measure, "has_bfloat16", lambda: has)
+    monkeypatch.setattr(measure, "bfloat16_cost", lambda: 29.0)
+    monkeypatch.setattr(bench, "measure", lambda options: found.append(options.dtype) or 0)
+    monkeypatch.setattr(bench, "compile_all", lambda options: found.append(options.dtype) or 0)
+    found: list = []
+    for words in (["--device", "cpu"], [], ["--device", "cpu", "--compile", "90"]):
+        assert bench.main(words) == bench.main([*words, "--dtype", "bfloat16"]) == 0
+    assert found == ["bfloat16" if has else "float32", *["bfloat16"] * 5]
 
 
 def test_wrong_arguments(capsys):

@@ -116,19 +116,6 @@ def test_a_suite_on_a_processor_without_bfloat16(measure, processor, monkeypatch
 
 
 @pytest.mark.parametrize("has", [True, False])
-def test_kernels_on_a_processor_without_bfloat16(processor, monkeypatch, has):
-    import kernels
-
-    processor(has)
-    monkeypatch.setattr(kernels, "measure", lambda options: found.append(options.dtype) or 0)
-    monkeypatch.setattr(kernels, "compile_all", lambda options: found.append(options.dtype) or 0)
-    found: list = []
-    for words in (["--device", "cpu"], [], ["--device", "cpu", "--compile", "90"]):
-        assert kernels.main(words) == kernels.main([*words, "--dtype", "bfloat16"]) == 0
-    assert found == ["bfloat16" if has else "float32", *["bfloat16"] * 5]
-
-
-@pytest.mark.parametrize("has", [True, False])
 def test_choices_on_a_processor_without_bfloat16(processor, has):
     import cpu_choices
     import torch
