@@ -1,6 +1,6 @@
 """What the CPU path chose between: linear layers, MLPs and window attention at the sizes of DaViT_tiny's four stages;
 channel attention with gradients by q, k and v or by the Gram matrix; the size of the parts that a batch is cut into,
-and that from which blocks are fused at all.
+and that from which kernels take blocks at all.
 
     python benchmarks/cpu_choices.py            # batch 8, 224 px, PyTorch's number of threads
     python benchmarks/cpu_choices.py --threads 1 --clock cpu
@@ -23,10 +23,8 @@ from measure import CLOCKS, RESULTS, table, takes_bfloat16, write_report
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import davit
-from davit.kernels import select
-from davit.kernels.cpu import inference, native, training
-from davit.kernels.cpu.inference import linear, linear_add
-from davit.kernels.operators.window import plain, window_attention
+from davit.kernels import conditions, modules, ops
+from davit.kernels.cpu import native, onednn
 from davit.model import ChannelAttention, DualAttentionBlock
 from davit.variants import VARIANTS
 from davit.windows import window_partition, window_unpartition
@@ -65,11 +63,11 @@ def linear_layers(rows: int, width_in: int, width_out: int, dtype: torch.dtype) 
 
     ways = {
         "F.linear": lambda: F.linear(x, weight, bias),
-        "oneDNN": lambda: linear(x, weight, bias),
+        "oneDNN": lambda: onednn.linear(x, weight, bias),
         "oneDNN, packed": lambda: of_packed(packed),
         "packed each call": lambda: of_packed(torch.ops.mkldnn._reorder_linear_weight(weight, rows)),
         "1x1 convolution": lambda: F.conv2d(image, kernel, bias),
-        "oneDNN + GELU": lambda: linear(x, weight, bias, "gelu"),
+        "oneDNN + GELU": lambda: onednn.linear(x, weight, bias, "gelu"),
     }
     return ways | ({"native": lambda: native.linear(x, weight, bias)} if native.multiplies(dtype) else {})
 
@@ -79,21 +77,21 @@ def mlps(rows: int, C: int, dtype: torch.dtype) -> dict[str, Step]:
     x, scale, shift = torch.randn(rows, C).to(dtype), torch.ones(C, dtype=dtype), torch.zeros(C, dtype=dtype)
     weight1, weight2 = torch.randn(4 * C, C).to(dtype) * C**-0.5, torch.randn(C, 4 * C).to(dtype) * C**-0.5
     bias1, bias2 = torch.zeros(4 * C, dtype=dtype), torch.zeros(C, dtype=dtype)
-    part = max(64, inference.PART_BYTES // (4 * C * x.element_size()))
+    part = max(64, onednn.PART_BYTES // (4 * C * x.element_size()))
 
     def plain() -> torch.Tensor:
         return x + F.linear(F.gelu(F.linear(F.layer_norm(x, (C,), scale, shift), weight1, bias1)), weight2, bias2)
 
-    def onednn() -> torch.Tensor:
+    def by_onednn() -> torch.Tensor:
         y = F.layer_norm(x, (C,), scale, shift)
         parts = [
-            linear_add(linear(y_part, weight1, bias1, "gelu"), weight2, bias2, x_part)
+            onednn.linear_add(onednn.linear(y_part, weight1, bias1, "gelu"), weight2, bias2, x_part)
             for x_part, y_part in zip(x.split(part), y.split(part), strict=True)
         ]
         return torch.cat(parts)
 
     norm = native.Norm(scale, shift, 1e-5)
-    ways: dict[str, Step] = {"plain": plain, "oneDNN": onednn}
+    ways: dict[str, Step] = {"plain": plain, "oneDNN": by_onednn}
     if native.multiplies(dtype):
         ways["native"] = lambda: native.mlp(x, norm, weight1, bias1, weight2, bias2).add_(x)
     return ways
@@ -101,23 +99,23 @@ def mlps(rows: int, C: int, dtype: torch.dtype) -> dict[str, Step]:
 
 def window_products(batch: int, side: int, heads: int, dim: int, dtype: torch.dtype) -> dict[str, Step]:
     """Window attention from the map of q, k and v, with its backward pass."""
-    scale, window = dim**-0.5, 7
+    window = 7
     qkv = torch.randn(batch, side, side, 3 * heads * dim, dtype=dtype, requires_grad=True)
     grad = torch.randn(batch, side, side, heads * dim, dtype=dtype)
 
     def fused() -> torch.Tensor:
         windows, tiling = window_partition(qkv, window, None)
         q, k, v = windows.view(len(windows), window**2, 3, heads, dim).permute(2, 0, 3, 1, 4)
-        x = F.scaled_dot_product_attention(q, k, v, scale=scale).transpose(1, 2).reshape(len(windows), window**2, -1)
+        x = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(len(windows), window**2, -1)
         return window_unpartition(x, window, tiling, (side, side))
 
     def both(attend: Step) -> Step:
         return lambda: torch.autograd.grad(attend(), qkv, grad)
 
     ways: dict[str, Step] = {
-        "plain": lambda: plain(qkv, None, window, heads, scale),
+        "plain": lambda: ops.window_formula(qkv, None, window, heads),
         "PyTorch's": fused,
-        "native": lambda: window_attention(qkv, None, window, heads, scale),
+        "native": lambda: ops.window_attention(qkv, None, window, heads),
     }
     forward: dict[str, Step] = {f"{name}, forward": lambda way=way: way().detach() for name, way in ways.items()}
     return forward | {f"{name}, both": both(way) for name, way in ways.items()}
@@ -130,25 +128,35 @@ def channel_layers(batch: int, side: int, C: int, dtype: torch.dtype) -> dict[st
     grad, leaves = torch.randn_like(x), [x, *block.norm1.parameters(), *block.attn.parameters()]
 
     def plainly() -> tuple[torch.Tensor, ...]:
-        block.attn.fused = False
         return torch.autograd.grad(block.attn(block.norm1(x)), leaves, grad)
 
     def by(gram: bool) -> tuple[torch.Tensor, ...]:
-        block.attn.fused = True
-        with patch.object(training, "pays", lambda *_: gram):
-            return torch.autograd.grad(training.attend(block, x), leaves, grad)
+        with patch.object(modules, "gram_is_faster", lambda *_: gram):
+            return torch.autograd.grad(modules.attend_in_training(block, x), leaves, grad)
 
     return {"plain": plainly, "q, k and v": lambda: by(gram=False), "Gram matrix": lambda: by(gram=True)}
 
 
-def part_sizes(batch: int, dtype: torch.dtype) -> dict[str, Step]:
+def engines(batch: int) -> dict[str, Step]:
+    """Inference of DaViT_tiny by its modules, by oneDNN (as without a compiler at installation), by native.cpp."""
+    model, plain = davit.create_model("DaViT_tiny").eval(), davit.create_model("DaViT_tiny", accelerate=False).eval()
+    image = torch.randn(batch, 3, 224, 224)
+
+    def by_onednn() -> None:
+        with patch.object(native, "LIBRARY", None):
+            model(image)
+
+    return {"modules": lambda: plain(image), "oneDNN": by_onednn, "native": lambda: model(image)}
+
+
+def part_sizes(batch: int) -> dict[str, Step]:
     """Inference of DaViT_tiny by oneDNN's products with the batch cut into parts of several sizes."""
-    model = davit.create_model("DaViT_tiny").eval().to(dtype)
-    image = torch.randn(batch, 3, 224, 224, dtype=dtype)
+    model = davit.create_model("DaViT_tiny").eval()
+    image = torch.randn(batch, 3, 224, 224)
 
     def with_parts(megabytes: int) -> Step:
         def step() -> None:
-            with patch.object(inference, "PART_BYTES", megabytes << 20), patch.object(native, "LEAST_ROWS", 1 << 40):
+            with patch.object(onednn, "PART_BYTES", megabytes << 20), patch.object(native, "LEAST_ROWS", 1 << 40):
                 model(image)
 
         return step
@@ -157,18 +165,18 @@ def part_sizes(batch: int, dtype: torch.dtype) -> dict[str, Step]:
 
 
 def small_inputs(side: int) -> dict[str, Step]:
-    """A training step of DaViT_nano on pictures so small that its blocks are left plain, and with them fused."""
+    """A training step of DaViT_nano on pictures so small that its blocks run by their modules, and by kernels."""
     model = davit.create_model("DaViT_nano", num_classes=10)
     image = torch.randn(64, 3, side, side)
 
     def with_least(work: int) -> Step:
         def step() -> None:
-            with patch.object(select, "LEAST_WORK", work):
+            with patch.object(conditions, "LEAST_WORK", work):
                 model(image).sum().backward()
 
         return step
 
-    return {"plain": with_least(1 << 62), "fused": with_least(0)}
+    return {"plain": with_least(1 << 62), "kernels": with_least(0)}
 
 
 def formats(asked: Sequence[str] | None) -> list[torch.dtype]:
@@ -223,9 +231,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ]
         heading = f"Norm and channel attention, forward and backward, {dtype}, ms"
         sections.append(section(heading, rows, options, data, grad=True))
-        rows = [(f"batch {options.batch}", part_sizes(options.batch, dtype))]
-        heading = f"Parts of the batch, inference of DaViT_tiny by oneDNN, {dtype}, ms"
-        sections.append(section(heading, rows, options, data))
+        if dtype == torch.float32:
+            rows = [(f"batch {options.batch}", part_sizes(options.batch))]
+            heading = f"Parts of the batch, inference of DaViT_tiny by oneDNN, {dtype}, ms"
+            sections.append(section(heading, rows, options, data))
+            rows = [(f"batch {options.batch}", engines(options.batch))]
+            heading = f"Inference of DaViT_tiny by each engine, {dtype}, ms"
+            sections.append(section(heading, rows, options, data))
     rows = [(f"{side} px", small_inputs(side)) for side in (32, 64, 128)]
     sections.append(section("Small inputs, training of DaViT_nano, batch 64, ms", rows, options, data, grad=True))
     path = write_report("cpu_choices", "What the CPU path chose between", sections, data, options.folder)

@@ -27,12 +27,12 @@ import torch.nn.functional as F
 from measure import DTYPES, RESULTS, table, takes_bfloat16, write_report
 from torch import Tensor, nn
 
-from davit import VARIANTS, kernels
+from davit import VARIANTS
+from davit.kernels import ops
 from davit.kernels.cpu import native
-from davit.kernels.gpu import channel, encoding, gelu, support, window
-from davit.kernels.operators.encoding import encode_and_norm
-from davit.kernels.operators.gelu import GeluLinear
-from davit.model import ChannelAttention, ConvPosEnc, WindowAttention
+from davit.kernels.training import GeluLinear
+from davit.kernels.triton import channel, encoding, gelu, support, window
+from davit.model import ConvPosEnc
 
 WINDOW = 7
 
@@ -54,36 +54,34 @@ class Span(nn.Module):
         raise NotImplementedError
 
 
-class AttentionSpan(Span):
-    """What lies between the qkv layer and the projection of an attention."""
+class WindowSpan(Span):
+    """What lies between the qkv layer and the projection of window attention."""
 
-    def __init__(self, dim: int, heads: int, attention: Any):
+    def __init__(self, dim: int, heads: int):
         super().__init__(dim, heads)
-        self.attention = attention
-        self.attention.fused = False
+        self.qkv_bias = nn.Parameter(torch.randn(3 * dim))
 
     def channels(self) -> int:
         return 3 * self.dim
 
     def plain(self, x: Tensor) -> tuple[Tensor, ...]:
-        return (self.attention.products(x),)
-
-
-class WindowSpan(AttentionSpan):
-    def __init__(self, dim: int, heads: int):
-        super().__init__(dim, heads, WindowAttention(dim, heads, WINDOW, True))
+        return (ops.window_formula(x, self.qkv_bias, WINDOW, self.heads),)
 
     def kernel(self, x: Tensor) -> tuple[Tensor, ...]:
-        a = self.attention
-        return (kernels.window_attention(x, a.qkv.bias, a.window_size, a.num_heads, a.scale),)
+        return (ops.window_attention(x, self.qkv_bias, WINDOW, self.heads),)
 
 
-class ChannelSpan(AttentionSpan):
-    def __init__(self, dim: int, heads: int):
-        super().__init__(dim, heads, ChannelAttention(dim, heads, True))
+class ChannelSpan(Span):
+    """The same of channel attention."""
+
+    def channels(self) -> int:
+        return 3 * self.dim
+
+    def plain(self, x: Tensor) -> tuple[Tensor, ...]:
+        return (ops.channel_formula(x, self.heads)[0],)
 
     def kernel(self, x: Tensor) -> tuple[Tensor, ...]:
-        return (kernels.channel_attention(x, self.attention.num_groups, self.attention.scale)[0],)
+        return (ops.channel_attention(x, self.heads)[0],)
 
 
 class EncodingSpan(Span):
@@ -97,7 +95,7 @@ class EncodingSpan(Span):
 
     def kernel(self, x: Tensor) -> tuple[Tensor, ...]:
         conv, norm = self.encoding.proj, self.norm
-        return encode_and_norm(x, conv.weight, conv.bias, norm.weight, norm.bias, norm.eps, x.dtype)[:2]
+        return ops.encode_and_norm(x, conv.weight, conv.bias, norm.weight, norm.bias, norm.eps, x.dtype)[:2]
 
 
 class GeluSpan(Span):

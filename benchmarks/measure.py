@@ -2,7 +2,7 @@
 
 A case is written ``MODEL/DTYPE/EXECUTION``, for example ``DaViT_tiny/float32/eager``:
 
-- MODEL: a name of ours or of timm's; ``DaViT_tiny:off`` is ours by its plain modules.
+- MODEL: a name of ours or of timm's; ``DaViT_tiny:plain`` is ours by its plain modules.
 - DTYPE: float32, bfloat16 or float16 (weights too; for inference), or amp (autocast to bfloat16; for training).
 - EXECUTION: eager or compile. A compiled model that infers on the CPU has its weights frozen (Inductor's
   ``freezing``), as one that is served would.
@@ -113,9 +113,11 @@ def build(case: Case) -> torch.nn.Module:
     import davit
 
     name, _, variant = case.model.partition(":")
-    options: dict[str, Any] = {"fused": variant} if variant else {}
+    options: dict[str, Any] = {"accelerate": False} if variant == "plain" else {}
     if case.task == "pyramid" and name in davit.VARIANTS:
-        model: torch.nn.Module = davit.DaViTPyramid(**davit.VARIANTS[name].model_kwargs(), **options)
+        model: torch.nn.Module = davit.DaViTPyramid(**davit.VARIANTS[name].model_kwargs())
+        if variant != "plain":
+            davit.accelerate(model)
     elif case.task == "pyramid":
         model = timm.create_model(name, features_only=True, **options)
     else:

@@ -25,7 +25,7 @@ CONFIGS = {
     "retinanet": ROOT / "mmdet" / "configs" / "davit_retinanet_1x_coco.py",
     "upernet": ROOT / "mmseg" / "configs" / "upernet_davit_512x512_160k_ade20k.py",
 }
-BACKBONES = ("davit_tiny", "DaViT_tiny", "DaViT_tiny:off", "swin_tiny_patch4_window7_224", "convnext_tiny")
+BACKBONES = ("davit_tiny", "DaViT_tiny", "DaViT_tiny:plain", "swin_tiny_patch4_window7_224", "convnext_tiny")
 OBJECTS = 8
 
 
@@ -55,8 +55,8 @@ def build(case: Case) -> Any:
     cfg = read_config(CONFIGS[case.task])
     init_default_scope(cfg.default_scope)
     name, _, variant = case.model.partition(":")
-    if name == "DaViT_tiny" and variant:
-        cfg.model.backbone.fused = variant
+    if name == "DaViT_tiny" and variant == "plain":
+        cfg.model.backbone.accelerate = False
     cfg.model.data_preprocessor = None
     model = MODELS.build(cfg.model)
     if name != "DaViT_tiny":

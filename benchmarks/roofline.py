@@ -108,10 +108,10 @@ def counted(names: Sequence[str], batch: int) -> tuple[str, dict[str, object]]:
     return table(header, rows), data
 
 
-def profiled(name: str, batch: int, size: tuple[int, int], fused: str, training: bool) -> dict[str, float]:
+def profiled(name: str, batch: int, size: tuple[int, int], accelerate: bool, training: bool) -> dict[str, float]:
     """Milliseconds by kind of operation, of one step on one thread."""
     torch.manual_seed(0)
-    model = create_model(name, **({"fused": fused} if fused else {})).train(training)
+    model = create_model(name, **({} if accelerate else {"accelerate": False})).train(training)
     image = torch.randn(batch, 3, *size)
 
     def step() -> None:
@@ -154,13 +154,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         torch.set_num_threads(1)
         for training in (False, True):
             subjects = {
-                f"`{options.peer}`": (options.peer, ""),
-                f"`{options.profile}:off`": (options.profile, "off"),
-                f"`{options.profile}`": (options.profile, "auto"),
+                f"`{options.peer}`": (options.peer, True),
+                f"`{options.profile}:plain`": (options.profile, False),
+                f"`{options.profile}`": (options.profile, True),
             }
             times = {
-                label: profiled(name, options.batch, options.size, fused, training)
-                for label, (name, fused) in subjects.items()
+                label: profiled(name, options.batch, options.size, accelerate, training)
+                for label, (name, accelerate) in subjects.items()
             }
             rows = [[kind, *(f"{kinds[kind]:.0f}" for kinds in times.values())] for kind in KINDS]
             rows.append(["all", *(f"{sum(kinds.values()):.0f}" for kinds in times.values())])

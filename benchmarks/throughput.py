@@ -46,15 +46,15 @@ PEERS = {
 
 def cpu_targets(common: dict[str, Any]) -> list[tuple[str, list[Case]]]:
     """timm's port in float32 and eager first: what all others are compared with."""
-    infer = ["davit_tiny/float32/eager", "DaViT_tiny:off/float32/eager", "DaViT_tiny/float32/eager"]
-    infer += ["davit_tiny/bfloat16/eager", "DaViT_tiny:off/bfloat16/eager", "DaViT_tiny/bfloat16/eager"]
+    infer = ["davit_tiny/float32/eager", "DaViT_tiny:plain/float32/eager", "DaViT_tiny/float32/eager"]
+    infer += ["davit_tiny/bfloat16/eager", "DaViT_tiny:plain/bfloat16/eager", "DaViT_tiny/bfloat16/eager"]
     compiled = [
         f"{model}/{dtype}/compile" for dtype in ("float32", "bfloat16") for model in ("davit_tiny", "DaViT_tiny")
     ]
     train = [
         f"{model}/{dtype}/eager"
         for dtype in ("float32", "amp")
-        for model in ("davit_tiny", "DaViT_tiny:off", "DaViT_tiny")
+        for model in ("davit_tiny", "DaViT_tiny:plain", "DaViT_tiny")
     ]
     peers = ["davit_tiny/float32/eager", *(f"{peer}/float32/eager" for peer in ("DaViT_tiny", *PEERS["tiny"][1:]))]
     return [
@@ -72,11 +72,11 @@ def cuda_targets(common: dict[str, Any], everything: bool) -> list[tuple[str, li
         ours = f"DaViT_{size}"
         for mode, dtype in (("inference", "bfloat16"), ("training", "amp")):
             names = [f"{peers[0]}/{dtype}/eager"]
-            names += [f"{model}/{dtype}/{way}" for way in EXECUTIONS for model in (ours, f"{ours}:off", *peers)]
+            names += [f"{model}/{dtype}/{way}" for way in EXECUTIONS for model in (ours, f"{ours}:plain", *peers)]
             sections.append((f"{size}, {mode}", cases(list(dict.fromkeys(names)), common, mode=mode)))
     large = {**common, "task": "pyramid", "size": (800, 1333), "batch": 8}
     names = [
-        f"{model}/bfloat16/{way}" for way in EXECUTIONS for model in ("davit_tiny", "DaViT_tiny", "DaViT_tiny:off")
+        f"{model}/bfloat16/{way}" for way in EXECUTIONS for model in ("davit_tiny", "DaViT_tiny", "DaViT_tiny:plain")
     ]
     sections.append(("pyramid at 800 x 1333, inference", cases(names, large, mode="inference")))
     return sections

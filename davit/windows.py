@@ -19,9 +19,7 @@ def pad_odd(x_BHWC: Tensor) -> Tensor:
     return F.pad(x_BHWC, [0, 0, 0, odd_W, 0, odd_H]) if odd_H + odd_W > 0 else x_BHWC
 
 
-def window_partition(
-    x_BHWC: Tensor, window: int, fill_C: Tensor | None = None
-) -> tuple[Tensor, tuple[int, int]]:
+def window_partition(x_BHWC: Tensor, window: int, fill_C: Tensor | None = None) -> tuple[Tensor, tuple[int, int]]:
     """Cut a map into windows of ``window`` x ``window`` positions.
 
     A map that windows do not tile is padded right and bottom with ``fill_C`` (None: zeros).

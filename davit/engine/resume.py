@@ -16,6 +16,7 @@ from ..data import TrainLoader
 from . import state as saved
 from .build import Data
 from .distributed import World
+from .precision import Precision
 from .runlog import check_loggers, plain
 from .steps import Stepper
 from .totals import EpochTotals

@@ -1,9 +1,10 @@
 """Decide where a kernel may stand for modules of `davit.model`: the conditions, all in one place.
 
-Kernels stand for a text, a structure and a call. The text: the functions of `davit.model` that they replace must be
-those that they were tested against (`TEXT`). The structure: a block must be made of exactly the modules and
-parameters that the model builds, without hooks (`difference_of_block`). The call: the tensor, its sizes and the state of
-PyTorch must be of a kind that a kernel handles (`way_for`). Otherwise the modules run, as they are written.
+Three things must be as kernels know them, otherwise the modules run as they are written:
+- the text: the functions of `davit.model` that a kernel replaces are those that it was tested against (`TEXT`);
+- the structure: a block is made of exactly the modules and parameters that the model builds, and has no hooks
+  (`difference_of_block`);
+- the call: the tensor, its sizes and the state of PyTorch are of a kind that a kernel handles (`way_for`).
 """
 
 import hashlib
@@ -154,7 +155,7 @@ _CHILDREN: dict[type[nn.Module], dict[str, tuple[type[nn.Module], ...]]] = {
     ChannelAttention: {"qkv": (nn.Linear,), "proj": (nn.Linear,)},
     Mlp: {"fc1": (nn.Linear,), "act": (nn.GELU,), "fc2": (nn.Linear,)},
     PatchEmbed: {"proj": (nn.Conv2d,), "norm": (nn.LayerNorm,)},
-    **dict.fromkeys((nn.Linear, nn.LayerNorm, nn.Conv2d, nn.GELU, nn.Identity, DropPath), {}),
+    **{leaf: {} for leaf in (nn.Linear, nn.LayerNorm, nn.Conv2d, nn.GELU, nn.Identity, DropPath)},
 }
 _WEIGHTED = (nn.Linear, nn.LayerNorm, nn.Conv2d)  # their own parameters are weight and bias, those of others none
 
@@ -489,6 +490,6 @@ def supports_encoding(encoding: Any, norm: Any, x_BHWC: Tensor) -> bool:
     )
 
 
-def supports_gelu(x: Tensor) -> bool:
+def supports_gelu() -> bool:
     """Whether an MLP keeps the map in front of its GELU only. In eager training: a compiler does so by itself."""
     return "gelu" in KERNELS and not torch.compiler.is_compiling() and torch.is_grad_enabled()

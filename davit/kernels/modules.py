@@ -42,7 +42,8 @@ class FusedPatchEmbed(PatchEmbed):
     def forward(self, x: Tensor) -> Tensor:
         if not conditions.embeds_natively(self, x):
             return super().forward(x)
-        conv, norm = self.proj, self.norm
+        conv: Any = self.proj
+        norm: Any = self.norm
         run = ops.patch_embed if torch.compiler.is_compiling() else native.patch_embed
         embedded: Tensor = run(x, conv.weight, conv.bias, norm.weight, norm.bias, norm.eps, conv.stride[0], self.stem)
         return embedded
@@ -89,7 +90,7 @@ def plain(model: nn.Module) -> nn.Module:
 
 
 def why_plain(model: nn.Module) -> dict[str, str]:
-    """Say which blocks and patch embeddings of a model kernels cannot stand for, whatever the input: name to reason."""
+    """Say which blocks and patch embeddings of a model run as written, whatever the input: name to reason."""
     reasons = {}
     for name, module in model.named_modules():
         if isinstance(module, DualAttentionBlock | PatchEmbed):
@@ -106,7 +107,7 @@ def _why_plain(module: nn.Module) -> str | None:
     if kind in _FUSED:
         return f"a {kind.__name__} was not accelerated"
     if kind.forward not in _FORWARDS:
-        return f"{kind.__name__} is a class of its own, derived from {kind.__base__.__name__}"
+        return f"{kind.__name__} is a class of its own, derived from {kind.__mro__[1].__name__}"
     is_block = isinstance(module, DualAttentionBlock)
     return conditions.difference_of_block(module) if is_block else conditions.difference_of_embedding(module)
 
@@ -117,7 +118,7 @@ _FORWARDS = (FusedBlock.forward, FusedPatchEmbed.forward)  # also of the classes
 def _plain_copy(module: nn.Module) -> nn.Module:
     """A plain module with the same parameters. TorchScript puts it into the scripted model's original, too."""
     _logger.warning(
-        "torch.jit.script took the acceleration from the model that it was given; davit.accelerate(model) gives it back."
+        "torch.jit.script undid the acceleration of the model that it was given; call davit.accelerate(model) again."
     )
     stock = copy.copy(module)
     stock.__class__ = _PLAIN[type(module)]
@@ -157,19 +158,26 @@ def _infer_onednn(block: Any, x_BHWC: Tensor) -> Tensor:
 
 def _train(block: Any, x_BHWC: Tensor) -> Tensor:
     """On the CPU in eager mode with gradients: autograd Functions, drop path included."""
-    attn = block.attn
-    norm, qkv, proj = _vectors(block.norm1), (attn.qkv.weight, attn.qkv.bias), (attn.proj.weight, attn.proj.bias)
     x = _encode_in_training(block.cpe[0], x_BHWC)
-    if type(attn) is not WindowAttention and gram_is_faster(x):
-        branch = GramChannelAttention.apply(x, *norm, *qkv, *proj, attn.num_groups)
-    else:
-        branch = LinearFunction.apply(_attend(attn, NormLinear.apply(x, *norm, *qkv)), *proj)
-    x = _encode_in_training(block.cpe[1], _add_branch(x, branch, block.drop_path))
+    x = _add_branch(x, attend_in_training(block, x), block.drop_path)
+    x = _encode_in_training(block.cpe[1], x)
     if not block.ffn:
         return x
     fc1, fc2 = block.mlp.fc1, block.mlp.fc2
     branch = NormMlp.apply(x, *_vectors(block.norm2), fc1.weight, fc1.bias, fc2.weight, fc2.bias)
     return _add_branch(x, branch, block.drop_path)
+
+
+def attend_in_training(block: Any, x: Tensor) -> Tensor:
+    """Compute a block's norm and attention with gradients."""
+    attn = block.attn
+    norm, qkv, proj = _vectors(block.norm1), (attn.qkv.weight, attn.qkv.bias), (attn.proj.weight, attn.proj.bias)
+    attended: Tensor
+    if type(attn) is not WindowAttention and gram_is_faster(x):
+        attended = GramChannelAttention.apply(x, *norm, *qkv, *proj, attn.num_groups)
+    else:
+        attended = LinearFunction.apply(_attend(attn, NormLinear.apply(x, *norm, *qkv)), *proj)
+    return attended
 
 
 def _vectors(norm: Any) -> tuple[Tensor | None, Tensor | None, float]:
@@ -204,10 +212,7 @@ def _run_spans(block: Any, x_BHWC: Tensor) -> Tensor:
         return encoded
     x, y = _encode_and_norm(block.cpe[1], block.norm2, x)
     fc1, fc2 = block.mlp.fc1, block.mlp.fc2
-    if conditions.supports_gelu(y):
-        branch = GeluLinear.apply(fc1(y), fc2.weight, fc2.bias)
-    else:
-        branch = block.mlp(y)
+    branch = GeluLinear.apply(fc1(y), fc2.weight, fc2.bias) if conditions.supports_gelu() else block.mlp(y)
     return x + block.drop_path(branch)
 
 

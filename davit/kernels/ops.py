@@ -105,9 +105,7 @@ def _(qkv_BHWE: Tensor, bias_E: Tensor | None, window: int, heads: int) -> Tenso
 
 
 @window_attention_backward.register_fake
-def _(
-    grad_BHWC: Tensor, qkv_BHWE: Tensor, bias_E: Tensor | None, window: int, heads: int
-) -> tuple[Tensor, Tensor]:
+def _(grad_BHWC: Tensor, qkv_BHWE: Tensor, bias_E: Tensor | None, window: int, heads: int) -> tuple[Tensor, Tensor]:
     grad_qkv = torch.empty_like(qkv_BHWE, memory_format=torch.contiguous_format)
     return grad_qkv, qkv_BHWE.new_empty(qkv_BHWE.shape[3], dtype=torch.float32)
 
@@ -217,8 +215,8 @@ def encode_and_norm_formula(
     with torch.autocast(x_BHWC.device.type, enabled=False):
         y = encoding_formula(x_BHWC, weight, bias)
         wide = torch.promote_types(x_BHWC.dtype, torch.float32)
-        vectors = (None if p is None else p.to(wide) for p in (norm_weight, norm_bias))
-        normed, mean, rstd = torch.native_layer_norm(y.to(wide), [x_BHWC.shape[3]], *vectors, eps)
+        scale, shift = (None if p is None else p.to(wide) for p in (norm_weight, norm_bias))
+        normed, mean, rstd = torch.native_layer_norm(y.to(wide), [x_BHWC.shape[3]], scale, shift, eps)
         return y.contiguous(), normed.to(norm_dtype).contiguous(), mean[..., 0].float(), rstd[..., 0].float()
 
 
@@ -304,14 +302,13 @@ def _encoding_gradients(
         return (None,) * 7
     if torch.is_grad_enabled() or not _has_row_kernel(x):
         inputs = (x, weight, bias, norm_weight, norm_bias, *ctx.options)
-        return double_backward(encode_and_norm_formula, ctx.needs_input_grad, inputs, [grad_y, grad_normed, None, None])
-    grad_x, grad_weight, grads = encode_and_norm_backward(
-        grad_y, grad_normed, x, weight, norm_weight, y, mean, rstd
-    )
-    vectors = [
-        None if p is None else grad.to(p.dtype)
-        for p, grad in zip((bias, norm_weight, norm_bias), grads, strict=True)
-    ]
+        return double_backward(
+            encode_and_norm_formula, ctx.needs_input_grad, inputs, [grad_y, grad_normed, None, None]
+        )
+    backward = encode_and_norm_backward(grad_y, grad_normed, x, weight, norm_weight, y, mean, rstd)
+    grad_x, grad_weight, grad_vectors = backward
+    pairs = zip((bias, norm_weight, norm_bias), grad_vectors, strict=True)
+    vectors = [None if p is None else grad.to(p.dtype) for p, grad in pairs]
     return grad_x, grad_weight.to(weight.dtype).view_as(weight), *vectors, None, None
 
 

@@ -80,7 +80,12 @@ class NormLinear(torch.autograd.Function):
 
     @staticmethod
     def formula(
-        x: Tensor, norm_weight: Tensor | None, norm_bias: Tensor | None, eps: float, weight: Tensor, bias: Tensor | None
+        x: Tensor,
+        norm_weight: Tensor | None,
+        norm_bias: Tensor | None,
+        eps: float,
+        weight: Tensor,
+        bias: Tensor | None,
     ) -> Tensor:
         y = F.layer_norm(x, x.shape[-1:], norm_weight, norm_bias, eps)
         return F.linear(y, *like(y, weight, bias))
@@ -104,7 +109,9 @@ class NormLinear(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, norm_weight, norm_bias, weight, bias, mean, rstd = ctx.saved_tensors
         if torch.is_grad_enabled():
-            return double_backward(NormLinear.formula, ctx.needs_input_grad, (x, norm_weight, norm_bias, ctx.eps, weight, bias), [grad])
+            return double_backward(
+                NormLinear.formula, ctx.needs_input_grad, (x, norm_weight, norm_bias, ctx.eps, weight, bias), [grad]
+            )
         needed = ctx.needs_input_grad
         norm = native.Norm(norm_weight, norm_bias, ctx.eps, mean, rstd)
         of_bias: Tensor | None = None
@@ -224,7 +231,7 @@ class GeluLinear(torch.autograd.Function):
 def gram_is_faster(x_BHWC: Tensor) -> bool:
     """Whether the map is large enough for `GramChannelAttention`."""
     H, W, C = x_BHWC.shape[1:]
-    return H * W / C >= LEAST_POSITIONS[x_BHWC.element_size()]
+    return LEAST_POSITIONS[x_BHWC.element_size()] <= H * W / C
 
 
 def layer_of(
@@ -258,8 +265,8 @@ class GramChannelAttention(torch.autograd.Function):
 
     @staticmethod
     def formula(
-        x: Tensor, norm_weight: Tensor | None, norm_bias: Tensor | None, eps: float, qkv: Tensor, qkv_bias: Tensor | None,
-        proj: Tensor, proj_bias: Tensor | None, groups: int,
+        x: Tensor, norm_weight: Tensor | None, norm_bias: Tensor | None, eps: float, qkv: Tensor,
+        qkv_bias: Tensor | None, proj: Tensor, proj_bias: Tensor | None, groups: int,
     ) -> Tensor:  # fmt: skip
         y = F.layer_norm(x, x.shape[-1:], norm_weight, norm_bias, eps)
         mixed = ops.channel_formula(F.linear(y, *like(y, qkv, qkv_bias)), groups)[0]
@@ -335,7 +342,7 @@ def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
 def norm_backward(
     grad: Tensor, x: Tensor, norm: native.Norm, need: Sequence[bool]
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-    """Return a LayerNorm's output and the gradients of its input, weight and bias that are needed. Overwrites ``grad``."""
+    """Return a LayerNorm's output and the gradients that are needed: of input, weight, bias. Overwrites ``grad``."""
     norm_weight, norm_bias, eps, mean, rstd = norm
     assert mean is not None and rstd is not None
     if native.supports_rows(x):

@@ -29,6 +29,7 @@ def _arguments() -> list[str]:
 
 
 _PYRAMID = _arguments()
+_OWN = ("variant", "with_cp", "init_cfg", "accelerate")
 
 
 @MODELS.register_module(name="DaViT", force=True)
@@ -40,6 +41,7 @@ class DaViTBackbone(DaViTPyramid):
         with_cp: gradient checkpointing, by the ecosystem's name.
         init_cfg: ``dict(type='Pretrained', checkpoint=...)``, or None for random weights. The checkpoint is a
             classifier's or a backbone's, of ours, the original's or timm's, or one of `PUBLISHED` by name.
+        accelerate: let kernels compute the blocks where they can (`davit.accelerate`).
         kwargs: those of `DaViTPyramid`, over the variant's: embed_dims, depths, num_heads, window_size,
             drop_path_rate, cpe_act, ffn, out_indices, frozen_stages ...
 
@@ -52,14 +54,17 @@ class DaViTBackbone(DaViTPyramid):
         variant: str | None = None,
         with_cp: bool = False,
         init_cfg: dict[str, Any] | None = None,
+        accelerate: bool = True,
         **kwargs: Any,
     ):
         for name in kwargs:
             if name not in _PYRAMID:
-                near = difflib.get_close_matches(name, [*_PYRAMID, "variant", "with_cp", "init_cfg"], n=1)
+                near = difflib.get_close_matches(name, [*_PYRAMID, *_OWN], n=1)
                 hint = f"did you mean {near[0]!r}? " if near else ""
                 raise ValueError(f"the backbone has no argument {name!r}; {hint}It has {', '.join(_PYRAMID)}.")
         super().__init__(grad_checkpointing=with_cp, **{**_numbers(variant), **kwargs})
+        if accelerate:
+            kernels.accelerate(self)
         if init_cfg is not None and (init_cfg.get("type") != "Pretrained" or not init_cfg.get("checkpoint")):
             raise ValueError(
                 f"init_cfg={dict(init_cfg)!r}: DaViT initialises itself, so this is "

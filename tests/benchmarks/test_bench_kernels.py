@@ -12,7 +12,7 @@ import kernels as bench
 import measure
 import throughput
 
-from davit.kernels.gpu import support
+from davit.kernels.triton import support
 
 
 def test_stages_are_those_of_the_variants():

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from davit.kernels import why_plain
+
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
 
@@ -22,15 +24,15 @@ def measure():
 
 
 def test_a_case_is_named_by_its_parts(measure):
-    case = measure.parsed_case("DaViT_tiny:off/amp/eager", mode="training", batch=3)
+    case = measure.parsed_case("DaViT_tiny:plain/amp/eager", mode="training", batch=3)
     assert (case.model, case.dtype, case.execution, case.mode, case.batch) == (
-        "DaViT_tiny:off",
+        "DaViT_tiny:plain",
         "amp",
         "eager",
         "training",
         3,
     )
-    assert case.name == "DaViT_tiny:off/amp/eager"
+    assert case.name == "DaViT_tiny:plain/amp/eager"
 
 
 @pytest.mark.parametrize("text", ["DaViT_tiny", "a/b/c", "DaViT_tiny/float32/quick", "DaViT_tiny/int8/eager"])
@@ -52,7 +54,8 @@ def test_quantiles_and_ratios(measure):
 
 def test_models_are_built_as_the_case_says(measure):
     build, case = measure.build, measure.Case
-    assert build(case("DaViT_nano:off", "bfloat16", "eager")).fused == "off"
+    plain, ours = build(case("DaViT_nano:plain", "bfloat16", "eager")), build(case("DaViT_nano", "float32", "eager"))
+    assert len(why_plain(plain)) == 12 and not why_plain(ours)
     assert build(case("DaViT_nano", "amp", "eager", mode="training")).training
     levels = build(case("DaViT_nano", "float32", "eager", task="pyramid"))
     assert type(levels).__name__ == "DaViTPyramid" and not levels.training
@@ -63,7 +66,7 @@ def test_cases_are_compared_in_processes_of_their_own(measure, tmp_path, capfd, 
     """From the command line to the two files; a model that does not exist is left out, not fatal."""
     import throughput
 
-    names = ["DaViT_nano:off/float32/eager", "DaViT_nano/float32/eager", "no_such_model/float32/eager"]
+    names = ["DaViT_nano:plain/float32/eager", "DaViT_nano/float32/eager", "no_such_model/float32/eager"]
     arguments = ["--cases", *names, "--mode", mode, "--batch", "2", "--size", "32", "--rounds", "3", "--threads", "1"]
     arguments += ["--clock", "cpu"] if mode == "training" else []
     assert throughput.main([*arguments, "--folder", str(tmp_path), "--name", "small"]) == 0
@@ -155,6 +158,6 @@ def test_suites_name_models_that_exist(measure):
         for _, listed in suite:
             assert len(set(listed)) == len(listed) > 1
             for case in listed:
-                name = case.model.removesuffix(":off")
+                name = case.model.removesuffix(":plain")
                 assert name in davit.VARIANTS or timm.is_model(name), name
     assert "measure" in sys.modules

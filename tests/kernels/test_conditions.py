@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.utils import parametrizations, prune
 from torch.utils.flop_counter import FlopCounterMode
 
-from davit import accelerate, create_model, kernels, plain
+from davit import accelerate, create_model, plain
 from davit.kernels import conditions
 from davit.kernels.cpu import native, onednn
 from davit.model import Mlp

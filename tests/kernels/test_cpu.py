@@ -7,7 +7,6 @@ import torch
 from timm.layers import DropPath
 
 from davit import DaViT, DaViTPyramid, accelerate, plain
-from davit.kernels import conditions
 from davit.kernels import training
 from davit.kernels.cpu import native, onednn
 
@@ -137,7 +136,9 @@ def test_gradients_in_bfloat16(small, picture, part_bytes, fused_calls, size, mi
     _, expected = gradients(small(drop_path_rate=0.0).double().train(), image.double())
     errors = {}
     for accelerated in (False, True):
-        model = small(drop_path_rate=0.0, accelerated=accelerated).train().to(torch.float32 if mixed else torch.bfloat16)
+        model = (
+            small(drop_path_rate=0.0, accelerated=accelerated).train().to(torch.float32 if mixed else torch.bfloat16)
+        )
         with fused_calls() as calls, torch.autocast("cpu", torch.bfloat16, enabled=mixed):
             _, grads = gradients(model, image.to(model.head.weight.dtype))
         assert bool(calls) == (accelerated)
@@ -252,7 +253,9 @@ def test_less_is_saved_for_the_backward_pass(saved_bytes):
     """At most 70 % of the bytes, counted by storage."""
 
     def saved(accelerated):
-        model = DaViT(num_classes=5, embed_dims=(32, 64, 96, 128), num_heads=(1, 2, 3, 4), accelerated=accelerated).train()
+        model = DaViT(
+            num_classes=5, embed_dims=(32, 64, 96, 128), num_heads=(1, 2, 3, 4), accelerated=accelerated
+        ).train()
         return saved_bytes(model, torch.randn(2, 3, 112, 112))
 
     assert saved(True) < 0.7 * saved(False)

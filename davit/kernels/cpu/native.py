@@ -89,7 +89,9 @@ def _threads() -> int:
     return torch.get_num_threads()
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None, norm: Norm | None = None, transposed: bool = False) -> Tensor:
+def linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None, norm: Norm | None = None, transposed: bool = False
+) -> Tensor:
     """x, or its LayerNorm, times weight^T, + bias, where `supports_products` says so.
 
     Args:

@@ -25,7 +25,7 @@ def _probe() -> bool:
         return False
     try:
         x, w, b = torch.ones(2, 16), torch.full((16, 16), 0.125), torch.ones(16)
-        gelu, added = _linear(x, w, b, "gelu"), _linear_add(x, w, b, x)
+        gelu, added = linear(x, w, b, "gelu"), linear_add(x, w, b, x)
         image, kernel = torch.ones(1, 16, 3, 3).to(memory_format=torch.channels_last), torch.ones(16, 1, 3, 3)
         encoded = _convolve_add(image, kernel, b)
     except (RuntimeError, AttributeError, NotImplementedError):
@@ -34,9 +34,7 @@ def _probe() -> bool:
     return bool(torch.allclose(gelu, expected) and (added == 4).all() and encoded[0, 0, 1, 1] == 11)
 
 
-def infer_block(
-    block: "DualAttentionBlock", x_BHWC: Tensor, attend: Callable[[nn.Module, Tensor], Tensor]
-) -> Tensor:
+def infer_block(block: "DualAttentionBlock", x_BHWC: Tensor, attend: Callable[[nn.Module, Tensor], Tensor]) -> Tensor:
     """Compute what ``block`` computes of (B, H, W, C) in float32, without gradients.
 
     Args:
@@ -55,8 +53,8 @@ def _infer_part(
 ) -> Tensor:
     attn: Any = block.attn
     x = _encode(block.cpe[0], x_BHWC)
-    qkv = _linear(block.norm1(x), attn.qkv.weight, attn.qkv.bias, "none")
-    x = _linear_add(attend(attn, qkv), attn.proj.weight, attn.proj.bias, x)
+    qkv = linear(block.norm1(x), attn.qkv.weight, attn.qkv.bias)
+    x = linear_add(attend(attn, qkv), attn.proj.weight, attn.proj.bias, x)
     x = _encode(block.cpe[1], x)
     if not block.ffn:
         return x
@@ -76,18 +74,19 @@ def _encode(encoding: Any, x_BHWC: Tensor) -> Tensor:
 
 def _infer_mlp(mlp: Any, x_NC: Tensor, y_NC: Tensor) -> Tensor:
     """x + the MLP of y."""
-    hidden = _linear(y_NC, mlp.fc1.weight, mlp.fc1.bias, "gelu")
-    return _linear_add(hidden, mlp.fc2.weight, mlp.fc2.bias, x_NC)
+    hidden = linear(y_NC, mlp.fc1.weight, mlp.fc1.bias, "gelu")
+    return linear_add(hidden, mlp.fc2.weight, mlp.fc2.bias, x_NC)
 
 
-def _linear(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> Tensor:
-    """A linear layer, with ``activation`` 'gelu' (exact) or 'none' on the result."""
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str = "none") -> Tensor:
+    """Compute a linear layer, with ``activation`` 'gelu' (exact) or 'none' on the result."""
     algorithm = "none" if activation == "gelu" else ""
     result: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, activation, [], algorithm)
     return result
 
 
-def _linear_add(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor) -> Tensor:
+def linear_add(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor) -> Tensor:
+    """Compute residual + linear layer, in one pass."""
     result: Tensor = torch.ops.mkldnn._linear_pointwise.binary(x, residual, weight, bias, "add")
     return result
 

@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+from torch import nn
 
-from davit.kernels.triton import channel as triton_kernels
+from davit import accelerate, plain
 from davit.kernels import ops
+from davit.kernels.triton import channel as triton_kernels
 from davit.model import ChannelAttention, DualAttentionBlock
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]

@@ -4,9 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from davit.kernels.triton import encoding as triton_kernels
 from davit.kernels import ops
 from davit.kernels.training import GeluLinear
+from davit.kernels.triton import encoding as triton_kernels
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 CASES = {  # batch, height, width, channels

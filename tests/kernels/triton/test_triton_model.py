@@ -107,7 +107,9 @@ def test_two_byte_formats(tiny, image, device, launches, dtype, mixed):
         with torch.autocast(device, dtype, enabled=mixed), launches() as names:
             results = step(model, image().to(torch.float32 if mixed else dtype))
         assert set(names) == (OF_FORWARD | OF_BACKWARD if accelerated else set())
-        errors[accelerated] = sum(((r.double() - e).norm() / e.norm()).item() for r, e in zip(results, exact, strict=True))
+        errors[accelerated] = sum(
+            ((r.double() - e).norm() / e.norm()).item() for r, e in zip(results, exact, strict=True)
+        )
         dtypes[accelerated] = [r.dtype for r in results]
     assert errors[True] < 2 * errors[False]  # of so small a map, rounding goes either way by chance
     assert dtypes[True] == dtypes[False]
@@ -345,9 +347,9 @@ def test_counters_transforms_traces_and_subclasses_see_plain_modules(tiny, image
         model.double()(pixels.double())
     assert names == []
     plain(model.float())
-    with FlopCounterMode(display=False) as plain:
+    with FlopCounterMode(display=False) as other:
         model(pixels)
-    assert counter.get_total_flops() == plain.get_total_flops() > 0
+    assert counter.get_total_flops() == other.get_total_flops() > 0
 
 
 def test_a_default_device_is_no_obstacle(tiny, image, device, launches):

@@ -45,8 +45,7 @@ def test_window_kernel_reads_any_layout(noise, close, double, laid_out):
     qkv = laid_out(96)
     bias, exact = noise((96,), seed=1), double(qkv)
     out, expected = (
-        f(t, b, 4, 2)
-        for f, t, b in ((ops.window_attention, qkv, bias), (ops.window_formula, exact, bias.double()))
+        f(t, b, 4, 2) for f, t, b in ((ops.window_attention, qkv, bias), (ops.window_formula, exact, bias.double()))
     )
     close(out, expected, torch.float32)
     for grad in (torch.ones_like(out[..., :1]).expand_as(out), noise(out.transpose(1, 2).shape).transpose(1, 2)):

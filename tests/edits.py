@@ -1,0 +1,74 @@
+"""What researchers do to davit/model.py: edits of its text, and a package that holds such an edit."""
+
+import shutil
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+_BLOCK = "        self.norm1 = norm_layer(dim)\n        self.attn = attention\n"
+_ATTENTION = "x_BHWC = x_BHWC + self.drop_path(self.attn(self.norm1(x_BHWC)))"
+_WINDOW = "        self.window_size = window_size\n        self.qkv"
+
+#: Name to the replacements that make the edit; each must be found once.
+EDITS: dict[str, list[tuple[str, str]]] = {
+    "LayerScale": [
+        (_BLOCK, _BLOCK + "        self.gamma = nn.Parameter(torch.full((dim,), 0.3))\n"),
+        (_ATTENTION, "x_BHWC = x_BHWC + self.drop_path(self.gamma * self.attn(self.norm1(x_BHWC)))"),
+    ],
+    "relative position bias": [
+        (
+            _WINDOW,
+            "        self.window_size = window_size\n"
+            "        offset = torch.arange(window_size)[:, None] - torch.arange(window_size) + window_size - 1\n"
+            "        index = offset[:, None, :, None] * (2 * window_size - 1) + offset[None, :, None, :]\n"
+            "        self.register_buffer('index', index.reshape(window_size**2, window_size**2))\n"
+            "        self.table = nn.Parameter(torch.randn((2 * window_size - 1) ** 2, num_heads))\n"
+            "        self.qkv",
+        ),
+        (
+            "attend_among_positions(self.qkv(x_MNC), self.num_heads)[0]",
+            "attend_among_positions(self.qkv(x_MNC), self.num_heads, self.table[self.index].permute(2, 0, 1))[0]",
+        ),
+        ("qkv_MNE: Tensor, num_heads: int)", "qkv_MNE: Tensor, num_heads: int, bias_GNN: Tensor)"),
+        ("@ k_MGND.transpose(-2, -1)).softmax", "@ k_MGND.transpose(-2, -1) + bias_GNN).softmax"),
+    ],
+    "dropout in the MLP": [
+        ("        self.act = nn.GELU()\n", "        self.act = nn.GELU()\n        self.drop = nn.Dropout(0.4)\n"),
+        ("self.fc2(self.act(self.fc1(x)))", "self.fc2(self.drop(self.act(self.fc1(x))))"),
+    ],
+    "ReLU behind the stem": [
+        ("self.norm(self.proj(x).permute(0, 2, 3, 1))", "self.norm(self.proj(x).permute(0, 2, 3, 1)).relu()"),
+    ],
+    "norm behind the attention": [
+        (_ATTENTION, "x_BHWC = x_BHWC + self.drop_path(self.norm1(self.attn(x_BHWC)))"),
+    ],
+    "GELU by tanh": [("        self.act = nn.GELU()\n", "        self.act = nn.GELU(approximate='tanh')\n")],
+    "a third branch": [
+        (_BLOCK, _BLOCK + "        self.gate = nn.Linear(dim, dim)\n"),
+        (_ATTENTION, _ATTENTION + "\n        x_BHWC = x_BHWC + self.gate(x_BHWC).tanh()"),
+    ],
+    "another scale in channel attention": [("k_BGND * D**-0.5", "k_BGND * qkv_BNE.shape[1]**-0.5")],
+    "a learned temperature": [
+        (
+            "        self.num_groups = num_groups\n",
+            "        self.num_groups = num_groups\n        self.temperature = nn.Parameter(torch.full((), 0.7))\n",
+        ),
+        ("self.qkv(x_BHWC.flatten(1, 2))", "self.temperature * self.qkv(x_BHWC.flatten(1, 2))"),
+    ],
+    "windows padded by reflection of the edge": [
+        ("x_MNC, tiling = window_partition(x_BHWC, self.window_size)",
+         "x_MNC, tiling = window_partition(x_BHWC, self.window_size, x_BHWC[0, -1, -1])"),
+    ],
+}  # fmt: skip
+
+
+def edited(name: str, folder: Path) -> Path:
+    """Copy the package into ``folder``, with an edit of its model.py; returns the folder, to be put on the path."""
+    shutil.copytree(REPOSITORY / "davit", folder / "davit", ignore=shutil.ignore_patterns("__pycache__"))
+    path = folder / "davit" / "model.py"
+    text = path.read_text()
+    for old, new in EDITS[name]:
+        assert text.count(old) == 1, f"{name}: {old!r} is {text.count(old)} times in model.py"
+        text = text.replace(old, new)
+    path.write_text(text)
+    return folder
