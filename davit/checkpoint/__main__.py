@@ -94,7 +94,8 @@ def _inspect(options: argparse.Namespace) -> None:
         "",
         *_table(tensors, found, structure),
     ]
-    for title, names in (("not a DaViT's", found.unknown), (f"not under {found.prefix!r}", found.outside)):
+    added = list(found.additions.values())
+    for title, names in (("that no other DaViT has", added), (f"not under {found.prefix!r}", found.outside)):
         if names:
             lines.append(f"{len(names)} tensors {title}: {', '.join(names[:4])}{', ...' if len(names) > 4 else ''}")
     if bad := [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]:

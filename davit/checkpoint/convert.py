@@ -65,14 +65,15 @@ def convert_with_report(
         origin: what to call the weights in a message.
 
     Raises:
-        CheckpointError: not a DaViT, or names that no DaViT has, or blocks that the layout has no name for.
+        CheckpointError: not a DaViT, or an edited one's own tensors, or blocks that the layout has no name for.
     """
     if to not in LAYOUTS:
         raise ValueError(f"unknown layout {to!r}; the layouts are {', '.join(LAYOUTS)}.")
     found = recognised_or_error(state_dict, origin)
-    if found.unknown:
+    if found.additions:
+        added = list(found.additions.values())
         raise CheckpointError(
-            f"{origin} has {len(found.unknown)} keys that no DaViT has ({', '.join(found.unknown[:3])}), and "
+            f"{origin} has {len(added)} keys that no other DaViT has ({', '.join(added[:3])}), and "
             "nothing is left out silently; remove them first if they are not needed."
         )
     spelling = _target_spelling(found, state_dict, to)

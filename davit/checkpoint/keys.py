@@ -1,7 +1,8 @@
 """The names that DaViT's weights go by.
 
 A weight has one identity, its `Key`; a `Spelling` says how one code base writes it down. To teach a new one,
-add a table to `SPELLINGS`: parsing, rendering and the order of keys follow from it.
+add a table to `SPELLINGS`: parsing, rendering and the order of keys follow from it. Tensors that an edit of the
+model adds are in no table: they are placed by the part of a DaViT that they lie in.
 """
 
 import re
@@ -28,7 +29,8 @@ class CheckpointError(ValueError):
 class Key(NamedTuple):
     """What one tensor is, whatever it is called.
 
-    ``stage``, ``pair`` and ``block`` (0 or 1 within a pair) are 0 where they do not apply.
+    ``slot`` is a layer that the tables name, or for an added tensor also a part around layers (`_PARTS`); ``param``
+    is the name within it. ``stage``, ``pair`` and ``block`` (0 or 1 within a pair) are 0 where they do not apply.
     """
 
     slot: str
@@ -40,6 +42,11 @@ class Key(NamedTuple):
 
 EMBED_SLOTS = ("stem.proj", "stem.norm", "down.proj", "down.norm")
 TAIL_SLOTS = ("level", "head.norm", "head.fc")
+# parts that hold layers, the inner before the outer, each by a layer directly within it
+_PARTS = {"stem": "stem.proj", "down": "down.proj", "attention": "qkv", "mlp": "fc1"}
+_BLOCK = re.compile(r".*(\{b\}|\{kind\}_block)")
+# A DaViT without MLPs and of one stage has as many. Named parts, not tensors, are counted: an edit may add any number.
+_FEWEST_SLOTS = 6
 _KINDS = ("spatial", "channel")  # block 0 and block 1 of a pair, where a spelling names them
 _ATTENTIONS = ("window", "channel")
 _PLACEHOLDERS = {
@@ -71,19 +78,23 @@ class Spelling:
 
     @cached_property
     def _patterns(self) -> dict[str, re.Pattern[str]]:
+        """Of every slot and, behind them, of the parts around them."""
+        parts = {part: self.templates[slot].rpartition(".")[0] for part, slot in _PARTS.items()}
+        block = _BLOCK.match(self.templates["qkv"])
+        assert block is not None, f"the blocks of {self.layout} have no name"
         patterns = {}
-        for slot, template in self.templates.items():
+        for slot, template in {**self.templates, **parts, "block": block[0]}.items():
             pattern = re.escape(template).replace(r"\{", "{").replace(r"\}", "}")
             for placeholder, group in _PLACEHOLDERS.items():
                 pattern = pattern.replace(placeholder, group)
             # timm's features_only models write stages_0 for stages.0
             pattern = pattern.replace(r"stages\.", r"stages[._]")
-            patterns[slot] = re.compile(pattern + r"\.(?P<param>[^.]+)")
+            patterns[slot] = re.compile(pattern + r"\.(?P<param>.+)")
         return patterns
 
     @cached_property
     def _anchor(self) -> re.Pattern[str]:
-        return re.compile(r"(?P<prefix>|.*\.)" + self._patterns["qkv"].pattern.replace(r"(?P<param>[^.]+)", "weight"))
+        return re.compile(r"(?P<prefix>|.*\.)" + self._patterns["qkv"].pattern.replace(r"(?P<param>.+)", "weight"))
 
     @cached_property
     def names_blocks(self) -> bool:
@@ -94,13 +105,18 @@ class Spelling:
         """What stands before the names of a DaViT, for each DaViT that the names hold."""
         return {match["prefix"] for name in names if (match := self._anchor.fullmatch(name))}
 
-    def parse(self, name: str) -> Key | None:
+    def place(self, name: str) -> Key | None:
+        """The innermost slot or part that a tensor lies in, or None where it lies in none."""
         for slot, pattern in self._patterns.items():
             if match := pattern.fullmatch(name):
                 found = match.groupdict()
                 block = _KINDS.index(found["kind"]) if found.get("kind") else int(found.get("b") or 0)
                 return Key(slot, int(found.get("s") or 0), int(found.get("p") or 0), block, found["param"])
         return None
+
+    def names_slot(self, key: Key) -> bool:
+        """Whether this is a tensor of a layer that the table names, not one that was added."""
+        return key.slot in self.templates and "." not in key.param
 
     def render(self, key: Key) -> str:
         template = self.templates[key.slot]
@@ -231,14 +247,15 @@ class Recognised:
         spelling: its entry in `SPELLINGS`.
         prefix: what stands before each of its names, such as ``module.backbone.``.
         names: identity to full name, in the order found.
-        unknown: names under the prefix that no DaViT has.
+        additions: the tensors under the prefix that only an edited DaViT has, to full name; by their place where they
+            lie in a part that every DaViT has, else by the name behind the prefix.
         outside: names that are not under the prefix: the rest of a detector, of a language model.
     """
 
     spelling: Spelling
     prefix: str
     names: dict[Key, str]
-    unknown: tuple[str, ...]
+    additions: dict[Key | str, str]
     outside: tuple[str, ...]
 
     @property
@@ -253,6 +270,17 @@ class Recognised:
         return self.spelling.function
 
 
+def find(names: Iterable[str]) -> list[Recognised]:
+    """Find every DaViT among the names."""
+    names = list(names)
+    return [
+        candidate
+        for spelling in SPELLINGS.values()
+        for prefix in spelling.prefixes(names)
+        if (candidate := _recognise_as(spelling, prefix, names)) is not None
+    ]
+
+
 def recognise(names: Iterable[str], origin: str = "the state dict") -> Recognised | None:
     """Find the DaViT among the names, or None where there is none.
 
@@ -262,13 +290,7 @@ def recognise(names: Iterable[str], origin: str = "the state dict") -> Recognise
     Raises:
         CheckpointError: there are two, and nothing says which is meant.
     """
-    names = list(names)
-    found = [
-        candidate
-        for spelling in SPELLINGS.values()
-        for prefix in spelling.prefixes(names)
-        if (candidate := _recognise_as(spelling, prefix, names)) is not None
-    ]
+    found = find(names)
     if len(found) > 1:
         raise CheckpointError(
             f"{origin} holds more than one DaViT, under "
@@ -280,17 +302,21 @@ def recognise(names: Iterable[str], origin: str = "the state dict") -> Recognise
 
 def _recognise_as(spelling: Spelling, prefix: str, names: list[str]) -> Recognised | None:
     keys: dict[Key, str] = {}
-    unknown, outside = [], []
+    additions: dict[Key | str, str] = {}
+    outside = []
     for name in names:
         if not name.startswith(prefix):
             outside.append(name)
-        elif (key := spelling.parse(name[len(prefix) :])) is not None:
+            continue
+        bare = name[len(prefix) :]
+        key = spelling.place(bare)
+        if key is not None and spelling.names_slot(key) and key not in keys:
             keys[key] = name
         else:
-            unknown.append(name)
-    if len(unknown) > len(keys):  # another architecture that happens to share a name
+            additions[bare if key is None or key in keys or key in additions else key] = name
+    if len({key.slot for key in keys}) < _FEWEST_SLOTS:  # another architecture that happens to share a name
         return None
-    return Recognised(spelling, prefix, keys, tuple(unknown), tuple(outside))
+    return Recognised(spelling, prefix, keys, additions, tuple(outside))
 
 
 def detect_layout(state_dict: Mapping[str, Tensor]) -> str:

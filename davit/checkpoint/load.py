@@ -1,16 +1,18 @@
 """Loading a checkpoint into a model: matched name by name, audited, all or nothing."""
 
 import logging
-from collections.abc import Callable, Hashable, Mapping, Sequence
+import re
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import TypeAlias
 
 import torch
 from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
 from .files import Checkpoint, Source, open_source
-from .keys import CheckpointError, Key, Recognised, recognise, recognised_or_error, structure_of, summarise
+from .keys import SPELLINGS, CheckpointError, Key, Recognised, find, recognise, structure_of, summarise
 
 _logger = logging.getLogger(__name__)
 
@@ -75,10 +77,25 @@ class LoadReport:
         parts += [f"adapted {text}" for text in summarise(self.adapted)]
         parts += [f"cast {text}" for text in summarise(self.cast)]
         parts += [f"dropped {text}" for text in summarise(self.dropped)]
-        parts += [f"kept the model's own values of {text}" for text in summarise(self.missing)]
+        parts += [f"kept the model's own values of {text}" for text in _every_name(self.missing)]
         if self.nonfinite:
             parts.append(f"NaN or infinite values in {len(self.nonfinite)} tensors ({', '.join(self.nonfinite[:3])})")
         return "; ".join(parts) + "."
+
+
+def _every_name(reasons: Mapping[str, str]) -> list[str]:
+    """As `summarise`, but naming all, since an experiment may depend on each; their numbers as ``*``."""
+    by_reason: dict[str, list[str]] = {}
+    for name, reason in reasons.items():
+        by_reason.setdefault(reason, []).append(name)
+    return [
+        f"{len(names)} ({', '.join(dict.fromkeys(_without_numbers(names)))}): {reason}"
+        for reason, names in by_reason.items()
+    ]
+
+
+def _without_numbers(names: list[str]) -> list[str]:
+    return names if len(names) <= 3 else [re.sub(r"(?<=\.)\d+(?=\.)", "*", name) for name in names]
 
 
 def load_checkpoint(
@@ -91,18 +108,22 @@ def load_checkpoint(
 ) -> LoadReport:
     """Load a checkpoint into a model, or leave the model as it is and say why.
 
-    Any layout loads into any DaViT: ours, the pyramid, timm's port, also inside DistributedDataParallel or
-    torch.compile, or on the meta device (which then gets memory of its own). Another architecture of timm
-    loads under its own names. All that may differ is: a head for another number of classes, or none; the
-    final norm and the norms of levels, which a backbone and a classifier do not share; stages that a pyramid
-    does not build; an input convolution for another number of channels. All of it is reported, anything else
-    stops the load.
+    What has the same name goes together, whatever it is: a model's own weights load into it, also those of layers
+    that it alone has. Only what is left is translated: any layout loads into any DaViT, ours, the pyramid, timm's
+    port, also inside DistributedDataParallel or torch.compile, or on the meta device (which then gets memory of its
+    own). Another architecture loads under its own names.
+
+    All that may differ is: a head for another number of classes, of another kind, or none; the final norm and the
+    norms of levels, which a backbone and a classifier do not share; stages that a pyramid does not build; an input
+    convolution for another number of channels; tensors that an edit added to the model, which keep their own values.
+    All of it is reported, anything else stops the load.
 
     Args:
         source: a file, a `Checkpoint`, or a state dict (or what a training checkpoint holds).
         ema: as in `read_checkpoint`; for a `Checkpoint` the choice was made when it was read.
-        head: "auto" loads the classifier where it fits and otherwise leaves the model's own, "require"
-            insists on it (to evaluate), "drop" leaves the model's own in any case (to fine-tune).
+        head: "auto" loads the classifier where it fits and otherwise leaves the model's own, "drop" leaves the
+            model's own in any case (to fine-tune), "require" insists on it and on every other tensor of the model
+            (to evaluate, to go on with a training).
         allow_different_function: load Florence-2's weights into a DaViT or the reverse, although the channel
             attention computes something else with them.
 
@@ -113,19 +134,20 @@ def load_checkpoint(
         raise ValueError(f"head={head!r} is not one of {', '.join(map(repr, HEAD_CHOICES))}.")
     checkpoint = open_source(source, ema)
     target = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
-    davit = recognise(target, "the model")
-    if davit is not None and not set(davit.outside) - set(_AVERAGING_COUNTERS):
-        plan, report = _plan_davit(checkpoint, target, davit, head, allow_different_function)
+    ours = _whole_davit(target)
+    theirs = recognise(checkpoint.state_dict, checkpoint.origin) if ours else None
+    if ours and theirs:
+        plan, report = _plan_davit(checkpoint, theirs, target, ours, head, allow_different_function)
     else:
         plan, report = _plan_plain(checkpoint, target, model, head)
-    if head == "require":
-        plan.problems.update({name: f"no head: {reason}" for name, reason in plan.heads_left.items()})
-    for name in plan.missing:
-        if target[name].is_meta:
+    for name, reason in plan.missing.items():
+        if head == "require" and name not in _AVERAGING_COUNTERS:
+            plan.problems[name] = f"missing: {reason}"
+        elif target[name].is_meta:
             plan.problems[name] = "not loaded, and the model, on the meta device, has no values of its own"
     if plan.problems:
         raise CheckpointError(_why_unfit(checkpoint, plan.problems, report, target))
-    _copy(model, target, plan.copies)
+    load_tensors(model, plan.copies)
     report.tensors_loaded = len(plan.copies)
     report.params_loaded = sum(target[name].numel() for name in plan.copies)
     report.renamed, report.dropped, report.missing = plan.renamed, plan.dropped, plan.missing
@@ -135,26 +157,34 @@ def load_checkpoint(
     return report
 
 
+def _whole_davit(names: Iterable[str]) -> Recognised | None:
+    """The DaViT that these names are of, or None where they are of another model, or of more than one DaViT."""
+    found = find(names)
+    return found[0] if len(found) == 1 and not set(found[0].outside) - set(_AVERAGING_COUNTERS) else None
+
+
 def _is_finite(tensor: Tensor) -> bool:
     return not tensor.is_floating_point() or bool(torch.isfinite(tensor).all())
 
 
-# -- planning: nothing below touches the model before `_copy`
+# -- planning: nothing below touches the model before `load_tensors`
 
-Id = TypeVar("Id", bound=Hashable)
+# What a tensor is on both sides: its place in a DaViT, or the name without what stands before all names. Of two
+# DaViTs, tensors of the same name have the same identity also where no table knows the name.
+Identity: TypeAlias = Key | str
 
 
 @dataclass
-class _Rules(Generic[Id]):
+class _Rules:
     """What may differ between a checkpoint and a model.
 
     The functions return the reason why a tensor may be left out, or None where it may not.
     """
 
-    is_head: Callable[[Id], bool]
-    is_stem: Callable[[Id], bool]
-    why_dropped: Callable[[Id], str | None]
-    why_missing: Callable[[Id], str | None]
+    is_head: Callable[[Identity], bool]
+    is_stem: Callable[[Identity], bool]
+    why_dropped: Callable[[Identity], str | None]
+    why_missing: Callable[[Identity], str | None]
 
 
 @dataclass
@@ -167,16 +197,15 @@ class _Plan:
     missing: dict[str, str] = field(default_factory=dict)
     adapted: dict[str, str] = field(default_factory=dict)
     cast: dict[str, str] = field(default_factory=dict)
-    heads_left: dict[str, str] = field(default_factory=dict)
     problems: dict[str, str] = field(default_factory=dict)
 
 
 def _match(
-    source_names: Mapping[Id, str],
+    source_names: Mapping[Identity, str],
     source: Mapping[str, Tensor],
-    target_names: Mapping[Id, str],
+    target_names: Mapping[Identity, str],
     target: Mapping[str, Tensor],
-    rules: _Rules[Id],
+    rules: _Rules,
     head: str,
 ) -> _Plan:
     plan = _Plan()
@@ -191,34 +220,36 @@ def _match(
             plan.dropped[name] = reason
     for one, name in target_names.items():
         if heads_apart and rules.is_head(one):
-            plan.missing[name] = plan.heads_left[name] = heads_apart
+            plan.missing[name] = heads_apart
         elif one in source_names:
             _fit(plan, source_names[one], source[source_names[one]], name, target[name], rules.is_stem(one))
         elif (reason := rules.why_missing(one)) is not None:
             plan.missing[name] = reason
-            if rules.is_head(one):
-                plan.heads_left[name] = reason
         else:
             plan.problems[name] = "missing in the checkpoint"
     return plan
 
 
 def _why_heads_apart(
-    source_names: Mapping[Id, str],
+    source_names: Mapping[Identity, str],
     source: Mapping[str, Tensor],
-    target_names: Mapping[Id, str],
+    target_names: Mapping[Identity, str],
     target: Mapping[str, Tensor],
-    rules: _Rules[Id],
+    rules: _Rules,
     head: str,
 ) -> str | None:
     """Why the two heads stay apart as a whole, or None where they can be matched."""
     if head == "drop":
         return "head='drop' was asked for"
-    for one in source_names:
-        if rules.is_head(one) and one in target_names:
+    their_head = [one for one in source_names if rules.is_head(one)]
+    our_head = [one for one in target_names if rules.is_head(one)]
+    for one in their_head:
+        if one in target_names:
             theirs, ours = source[source_names[one]].shape, target[target_names[one]].shape
             if theirs[:1] != ours[:1] and theirs[1:] == ours[1:]:
                 return f"the checkpoint's head has {theirs[0]} classes, the model's {ours[0]}"
+    if set(their_head) - set(our_head) and set(our_head) - set(their_head):
+        return "the checkpoint's head is of another kind than the model's"
     return None
 
 
@@ -250,13 +281,12 @@ def _name(dtype: torch.dtype) -> str:
 
 def _plan_davit(
     checkpoint: Checkpoint,
+    theirs: Recognised,
     target: Mapping[str, Tensor],
     ours: Recognised,
     head: str,
     allow_different_function: bool,
 ) -> tuple[_Plan, LoadReport]:
-    tensors = checkpoint.state_dict
-    theirs = recognised_or_error(tensors, checkpoint.origin)
     if checkpoint.function != ours.function and not allow_different_function:
         raise CheckpointError(
             f"{checkpoint.origin} holds weights for {_FUNCTIONS[checkpoint.function]}, but the model "
@@ -264,15 +294,22 @@ def _plan_davit(
             "Use the model the weights are of (timm's davit_base_fl or davit_huge_fl for Florence-2), or, "
             "to start a training from them all the same, allow_different_function=True. Nothing was loaded."
         )
-    plan = _match(theirs.names, tensors, ours.names, target, _davit_rules(theirs, ours), head)
-    plan.problems.update(dict.fromkeys(theirs.unknown, "unexpected: no DaViT has such a tensor"))
+    their_names, our_names = _identities(theirs), _identities(ours)
+    plan = _match(their_names, checkpoint.state_dict, our_names, target, _davit_rules(their_names, our_names), head)
     container = theirs.prefix.rstrip(".").split(".")[-1]
     for name in theirs.outside:
-        if container not in _TRANSPARENT or name in _AVERAGING_COUNTERS:
+        if name in _AVERAGING_COUNTERS:
+            continue
+        if container not in _TRANSPARENT:
             plan.dropped[name] = f"not under {theirs.prefix!r}, so not the DaViT's"
         else:
             plan.problems[name] = f"unexpected: outside {theirs.prefix!r}, under which all the rest is"
     return plan, _new_report(checkpoint, target, theirs.layout, ours.layout)
+
+
+def _identities(found: Recognised) -> dict[Identity, str]:
+    counters = [(name, name) for name in found.outside if name in _AVERAGING_COUNTERS]
+    return dict([*found.names.items(), *found.additions.items(), *counters])
 
 
 _FUNCTIONS = {
@@ -281,35 +318,50 @@ _FUNCTIONS = {
 }
 
 
-def _davit_rules(theirs: Recognised, ours: Recognised) -> _Rules[Key]:
-    their_slots = {key.slot for key in theirs.names}
-    our_slots = {key.slot for key in ours.names}
-    our_last_stage = max(key.stage for key in ours.names)
+def _davit_rules(theirs: Iterable[Identity], ours: Iterable[Identity]) -> _Rules:
+    their_slots, our_slots = _slots(theirs), _slots(ours)
+    our_last_stage = max(one.stage for one in ours if isinstance(one, Key))
 
-    def why_dropped(key: Key) -> str | None:
-        if key.slot == "level":
+    def why_dropped(one: Identity) -> str | None:
+        if not isinstance(one, Key):
+            return _why_no_counter(one)
+        if one.slot == "level":
             return "the model has no norm for this level"
-        if key.slot in ("head.norm", "head.fc") and key.slot not in our_slots:
+        if our_slots & {"head.norm", "head.fc"}:
+            return "the model has no head" if one.slot == "head.fc" and "head.fc" not in our_slots else None
+        if one.slot in ("head.norm", "head.fc"):
             return "the model has no head"
-        if key.stage > our_last_stage and not our_slots & {"head.norm", "head.fc"}:
-            return f"the model ends with stage {our_last_stage}"
-        return None
+        return f"the model ends with stage {our_last_stage}" if one.stage > our_last_stage else None
 
-    def why_missing(key: Key) -> str | None:
-        if key.slot == "level":
+    def why_missing(one: Identity) -> str | None:
+        if not isinstance(one, Key):
+            return _why_no_counter(one) or _ADDED
+        if one.slot == "level":
             return "the checkpoint has no norm for this level"
-        if key.slot == "head.fc" and "head.fc" not in their_slots:
+        if one.slot == "head.fc" and "head.fc" not in their_slots:
             return "the checkpoint has no head"
-        if key.slot == "head.norm" and not their_slots & {"head.norm", "head.fc"}:
+        if one.slot == "head.norm" and not their_slots & {"head.norm", "head.fc"}:
             return "the checkpoint is of a backbone, without the final norm"
-        return None
+        return None if one.slot in _EVERYWHERE and one.param in ("weight", "bias") else _ADDED
 
     return _Rules(
-        is_head=lambda key: key.slot == "head.fc",
-        is_stem=lambda key: key.slot == "stem.proj" and key.param == "weight",
+        is_head=lambda one: isinstance(one, Key) and one.slot == "head.fc",
+        is_stem=lambda one: isinstance(one, Key) and one.slot == "stem.proj" and one.param == "weight",
         why_dropped=why_dropped,
         why_missing=why_missing,
     )
+
+
+_EVERYWHERE = SPELLINGS["davit"].templates  # the layers that no DaViT lacks, unless built without them
+_ADDED = "added to the model, and not in the checkpoint"
+
+
+def _slots(identities: Iterable[Identity]) -> set[str]:
+    return {one.slot for one in identities if isinstance(one, Key)}
+
+
+def _why_no_counter(one: Identity) -> str | None:
+    return "a counter of weight averaging" if one in _AVERAGING_COUNTERS else None
 
 
 def _plan_plain(
@@ -325,18 +377,21 @@ def _plan_plain(
     heads, stems = _inside(cfg.get("classifier")), _inside(cfg.get("first_conv"))
     they_have_head = any(name.startswith(heads) for name in theirs)
     we_have_head = any(name.startswith(heads) for name in ours)
-    rules: _Rules[str] = _Rules(
-        is_head=lambda name: name.startswith(heads),
-        is_stem=lambda name: name.startswith(stems) and name.endswith(".weight"),
-        why_dropped=lambda name: "the model has no head" if name.startswith(heads) and not we_have_head else None,
-        why_missing=lambda name: (
-            "the checkpoint has no head" if name.startswith(heads) and not they_have_head else None
-        ),
-    )
-    plan = _match(theirs, checkpoint.state_dict, ours, target, rules, head)
-    for name in _AVERAGING_COUNTERS:
-        if plan.problems.pop(name, None):
-            plan.dropped[name] = "a counter of weight averaging"
+
+    def is_head(one: Identity) -> bool:
+        return isinstance(one, str) and one.startswith(heads)
+
+    def is_stem(one: Identity) -> bool:
+        return isinstance(one, str) and one.startswith(stems) and one.endswith(".weight")
+
+    def why_dropped(one: Identity) -> str | None:
+        return "the model has no head" if is_head(one) and not we_have_head else _why_no_counter(one)
+
+    def why_missing(one: Identity) -> str | None:
+        return "the checkpoint has no head" if is_head(one) and not they_have_head else _why_no_counter(one)
+
+    rules = _Rules(is_head, is_stem, why_dropped, why_missing)
+    plan = _match(dict(theirs.items()), checkpoint.state_dict, dict(ours.items()), target, rules, head)
     return plan, _new_report(checkpoint, target, "plain", "plain")
 
 
@@ -383,7 +438,7 @@ def _why_unfit(
     checkpoint: Checkpoint, problems: Mapping[str, str], report: LoadReport, target: Mapping[str, Tensor]
 ) -> str:
     """The paragraph that says why a checkpoint does not fit, and what it would fit."""
-    theirs, ours = recognise(checkpoint.state_dict, checkpoint.origin), recognise(target)
+    theirs, ours = _only_davit(checkpoint.state_dict), _only_davit(target)
     kinds = summarise(problems)
     more = f"; and {len(kinds) - 5} more" if len(kinds) > 5 else ""
     text = f"{checkpoint.origin} does not fit the model: {'; '.join(kinds[:5])}{more}. "
@@ -396,21 +451,31 @@ def _why_unfit(
             text += f"Create the model the checkpoint is of, {' or '.join(map(repr, variants))}. "
     elif theirs:
         text += "The checkpoint is a DaViT's, the model is not (of a detector, pass the backbone alone). "
+    elif ours:
+        text += (
+            "The checkpoint is of another architecture, or of a DaViT whose layers were replaced: build the model "
+            "that it was saved from and load it there. "
+        )
     elif report.layout == "plain" and len(problems) > len(target):
         text += "They are two architectures; create the model that the checkpoint was saved from. "
     return text + "Nothing was loaded."
 
 
-def _copy(model: nn.Module, target: Mapping[str, Tensor], copies: Mapping[str, Tensor]) -> None:
-    if any(target[name].is_meta for name in copies):
-        real = {
-            name: tensor.to(dtype=target[name].dtype, copy=True)
-            if target[name].is_meta
-            else tensor.to(target[name], copy=True)
-            for name, tensor in copies.items()
-        }
-        model.load_state_dict(real, strict=False, assign=True)
-        return
-    with torch.no_grad():
-        for name, tensor in copies.items():
-            target[name].copy_(tensor)
+def _only_davit(names: Iterable[str]) -> Recognised | None:
+    found = find(names)
+    return found[0] if len(found) == 1 else None
+
+
+def load_tensors(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Load tensors under the model's own names, as they were found to fit; those on the meta device get memory.
+
+    The modules are handed them, since what a module gives as its state need not be what it computes with.
+    """
+    wanted = model.state_dict()
+    on_meta = any(wanted[name].is_meta for name in tensors)
+    state = OrderedDict(tensors)
+    for name, tensor in tensors.items() if on_meta else ():  # they become the model's own
+        like = wanted[name]
+        state[name] = tensor.to(like.dtype, copy=True) if like.is_meta else tensor.to(like, copy=True)
+    state._metadata = getattr(wanted, "_metadata", {})  # type: ignore[attr-defined]
+    model.load_state_dict(state, strict=False, assign=on_meta)

@@ -17,7 +17,7 @@ from timm.utils.misc import natural_key
 from torch import nn
 
 from ..checkpoint import Checkpoint, load_checkpoint, read_checkpoint
-from ..checkpoint.keys import Structure, recognise, structure_of
+from ..checkpoint.keys import Structure, find, structure_of
 from ..data import PictureDataset, check_classes, eval_transform
 from ..data.dataset import Transform
 from ..pretrained import PretrainedError
@@ -211,9 +211,9 @@ def _saved_args(checkpoint: Checkpoint | None) -> dict[str, Any]:
 
 
 def _structure(checkpoint: Checkpoint | None) -> Structure | None:
-    """A DaViT's architecture as far as shapes tell it; None for anything else."""
-    found = recognise(checkpoint.state_dict, checkpoint.origin) if checkpoint is not None else None
-    return structure_of(found, checkpoint.state_dict) if checkpoint is not None and found is not None else None
+    """A DaViT's architecture as far as shapes tell it; None for anything else, as a model that holds two."""
+    found = find(checkpoint.state_dict) if checkpoint is not None else []
+    return structure_of(found[0], checkpoint.state_dict) if checkpoint is not None and len(found) == 1 else None
 
 
 def _name_of(checkpoint: Checkpoint | None, saved: Mapping[str, Any]) -> str | None:
@@ -243,7 +243,8 @@ def _build(name: str, args: argparse.Namespace, saved: Mapping[str, Any], checkp
     if pool := args.gp or saved.get("gp"):
         kwargs["global_pool"] = pool
     structure = _structure(checkpoint)
-    of_checkpoint = (structure.num_classes if structure else None) or saved.get("num_classes")
+    # what the training noted comes first: a head of another kind may have other shapes
+    of_checkpoint = saved.get("num_classes") or (structure.num_classes if structure else None)
     if checkpoint is not None and (args.num_classes or of_checkpoint):
         kwargs["num_classes"] = args.num_classes or of_checkpoint
     try:

@@ -25,7 +25,7 @@ def test_the_layout_is_found_under_any_prefix(build, kind, prefix):
     state_dict = {prefix + name: tensor for name, tensor in build(kind).state_dict().items()}
     assert detect_layout(state_dict) == kind
     found = recognise(state_dict)
-    assert found.prefix == prefix and not found.unknown and not found.outside
+    assert found.prefix == prefix and not found.additions and not found.outside
 
 
 def test_timms_florence2_models_are_timms_layout_and_another_function(build):

@@ -1,0 +1,374 @@
+"""Edited models: their own weights load whatever they are, others as far as they go, nothing in silence."""
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from davit.checkpoint import CheckpointError, convert_state_dict, load_checkpoint
+from davit.checkpoint.keys import find
+from davit.model import DualAttentionBlock
+from tests.checkpoint.conftest import filled
+
+
+class LowRank(nn.Module):
+    """A linear layer under the names that peft gives it."""
+
+    def __init__(self, layer: nn.Linear):
+        super().__init__()
+        self.base_layer = layer
+        self.lora_A = nn.ModuleDict({"default": nn.Linear(layer.in_features, 2, bias=False)})
+        self.lora_B = nn.ModuleDict({"default": nn.Linear(2, layer.out_features, bias=False)})
+
+
+class Doubled(nn.Module):
+    def forward(self, weight: Tensor) -> Tensor:
+        return 2 * weight
+
+
+class Copying(nn.Module):
+    """Computes with ``value``, but what it gives as its state is another tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.value = 0.0
+
+    def get_extra_state(self) -> Tensor:
+        return torch.tensor(self.value)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        self.value = float(state)
+
+
+def blocks(model: nn.Module) -> list[Any]:
+    return [module for module in model.modules() if isinstance(module, DualAttentionBlock)]
+
+
+def scale(model: Any) -> None:
+    for block in blocks(model):
+        block.gamma = nn.Parameter(torch.ones(4))
+
+
+def bias_table(model: Any) -> None:
+    for block in blocks(model):
+        block.attn.relative_position_bias_table = nn.Parameter(torch.ones(9, 2))
+        block.attn.register_buffer("relative_position_index", torch.arange(9))
+
+
+def branch(model: Any) -> None:
+    for block in blocks(model):
+        block.branch = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
+
+
+def many(model: Any) -> None:
+    """More tensors than the model had."""
+    for block in blocks(model):
+        block.experts = nn.ModuleList(nn.Linear(2, 2) for _ in range(20))
+
+
+def around(model: Any) -> None:
+    model.pooling = nn.Linear(4, 4)
+    model.scale = nn.Parameter(torch.ones(()))
+
+
+def low_rank(model: Any) -> None:
+    for block in blocks(model):
+        block.attn.qkv = LowRank(block.attn.qkv)
+
+
+def parametrized(model: Any) -> None:
+    for block in blocks(model):
+        parametrize.register_parametrization(block.attn.qkv, "weight", Doubled())
+
+
+def other_mlp(model: Any) -> None:
+    for block in blocks(model):
+        block.mlp = nn.ModuleDict({"gate": nn.Linear(4, 8), "up": nn.Linear(4, 8), "down": nn.Linear(8, 4)})
+
+
+def other_head(model: Any) -> None:
+    model.head = nn.Sequential(nn.Linear(64, 10), nn.GELU(), nn.Linear(10, 7))
+
+
+def teacher(model: Any) -> None:
+    model.teacher = type(model)(embed_dims=(16, 32), depths=(1, 1), num_heads=(2, 2), num_classes=7)
+
+
+EDITS = [scale, bias_table, branch, many, around, low_rank, parametrized, other_mlp, other_head, teacher]
+ADDITIONS = [scale, bias_table, branch, many, around]  # the rest of the model is as it was
+
+Edited = Callable[..., nn.Module]
+
+
+@pytest.fixture
+def edited(build: Callable[..., nn.Module]) -> Edited:
+    """``edited(edit, kind, seed, **options)``: a filled model to which the edit was made."""
+
+    def make(edit: Callable[[Any], None], kind: str = "davit", seed: int = 0, **options: Any) -> nn.Module:
+        model = build(kind, seed, **options)
+        edit(model)
+        return filled(model, seed + 100)
+
+    return make
+
+
+def loaded(model: nn.Module, weights: dict[str, Tensor]) -> bool:
+    mine = model.state_dict()
+    return mine.keys() == weights.keys() and all(torch.equal(mine[name], weights[name]) for name in mine)
+
+
+def refusal(model: nn.Module, source: Any, unchanged: Callable[[], None], **options: Any) -> str:
+    with pytest.raises(CheckpointError) as caught:
+        load_checkpoint(model, source, **options)
+    unchanged()
+    return str(caught.value)
+
+
+# -- its own state
+
+
+@pytest.mark.parametrize("head", ["auto", "require"])
+@pytest.mark.parametrize("prefix", ["", "module.", "module._orig_mod."])
+@pytest.mark.parametrize("edit", EDITS)
+def test_its_own_state_loads(edited: Edited, edit: Any, prefix: str, head: str) -> None:
+    model, other = edited(edit, seed=1), edited(edit, seed=2)
+    weights = other.state_dict()
+    assert not loaded(model, weights)
+    report = load_checkpoint(model, {prefix + name: tensor for name, tensor in weights.items()}, head=head)
+    assert loaded(model, weights)
+    assert report.complete and report.tensors_loaded == report.tensors_total == len(weights)
+    wrapped = nn.DataParallel(edited(edit, seed=3))
+    assert load_checkpoint(wrapped, weights, head=head).complete
+    assert loaded(wrapped.module, weights)
+
+
+@pytest.mark.parametrize("edit", EDITS)
+def test_its_own_state_without_one_tensor_is_none_to_evaluate(edited: Edited, snapshot: Any, edit: Any) -> None:
+    model, plain = edited(edit, seed=1), edited(lambda _: None).state_dict()
+    weights = edited(edit, seed=2).state_dict()
+    for name in [name for name in weights if name not in plain][:3]:
+        rest = {key: tensor for key, tensor in weights.items() if key != name}
+        assert name in refusal(model, rest, snapshot(model), head="require")
+
+
+@pytest.mark.parametrize("edit", [low_rank, parametrized, other_mlp])
+def test_a_layer_in_place_of_another_is_not_filled_in_part(
+    edited: Edited, build: Any, snapshot: Any, edit: Any
+) -> None:
+    """What the file calls otherwise is neither dropped nor left as it was."""
+    model = edited(edit, seed=1)
+    for weights in (build(seed=2).state_dict(), convert_state_dict(build(seed=2).state_dict(), "timm")):
+        refusal(model, weights, snapshot(model))
+
+
+def test_modules_are_handed_their_tensors(build: Any) -> None:
+    model, other = build(seed=1), build(seed=2)
+    model.gate, other.gate = Copying(), Copying()
+    other.gate.value = 3.0
+    load_checkpoint(model, other.state_dict(), head="require")
+    assert model.gate.value == 3.0
+
+
+# -- weights of a model without the edit
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "backbone."])
+@pytest.mark.parametrize("layout", ["davit", "timm", "pyramid"])
+@pytest.mark.parametrize("edit", ADDITIONS)
+def test_what_was_added_is_reported_as_missing(
+    edited: Edited, build: Any, caplog: pytest.LogCaptureFixture, edit: Any, layout: str, prefix: str
+) -> None:
+    model, base = edited(edit, seed=1), build(seed=2).state_dict()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    added = set(before) - set(base)
+    tail = {"norms.weight", "norms.bias", "head.weight", "head.bias"} if layout == "pyramid" else set()
+    source = {prefix + name: tensor for name, tensor in convert_state_dict(base, layout).items()}
+    caplog.clear()
+    with caplog.at_level(logging.INFO, "davit"):
+        report = load_checkpoint(model, source)
+    assert added and set(report.missing) == added | tail
+    assert not report.complete
+    assert report.tensors_loaded == len(base) - len(tail) == report.tensors_total - len(report.missing)
+    after = model.state_dict()
+    assert all(torch.equal(after[name], before[name] if name in report.missing else base[name]) for name in after)
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    for name in added:  # the last word of each, whichever way the rest is shortened
+        assert name.rsplit(".", 1)[-1] in record.getMessage()
+
+
+@pytest.mark.parametrize("edit", ADDITIONS)
+def test_to_evaluate_nothing_may_be_missing(edited: Edited, build: Any, snapshot: Any, edit: Any) -> None:
+    model = edited(edit, seed=1)
+    refusal(model, build(seed=2).state_dict(), snapshot(model), head="require")
+
+
+@pytest.mark.parametrize("edit", ADDITIONS)
+def test_on_the_meta_device_what_is_missing_has_no_values(edited: Edited, build: Any, edit: Any) -> None:
+    with torch.device("meta"):
+        model = build(seed=1)
+        edit(model)
+    with pytest.raises(CheckpointError):
+        load_checkpoint(model, build(seed=2).state_dict())
+    assert load_checkpoint(model, edited(edit, seed=2).state_dict()).complete
+
+
+@pytest.mark.parametrize("name", ["main_blocks.0.0.0.attn.qkv.weight", "patch_embeds.1.norm.bias", "norms.weight"])
+def test_what_every_davit_has_may_not_be_missing(edited: Edited, build: Any, snapshot: Any, name: str) -> None:
+    model, weights = edited(scale, seed=1), build(seed=2).state_dict()
+    del weights[name]
+    assert name in refusal(model, weights, snapshot(model))
+
+
+@pytest.mark.parametrize("edit", ADDITIONS)
+def test_what_the_model_lacks_stops_the_load(edited: Edited, build: Any, snapshot: Any, edit: Any) -> None:
+    model, weights = build(seed=1), edited(edit, seed=2).state_dict()
+    added = [name for name in weights if name not in model.state_dict()]
+    assert added[0] in refusal(model, weights, snapshot(model))
+
+
+# -- from layout to layout
+
+
+def test_additions_go_from_a_detectors_backbone_to_a_classifier_and_back(edited: Edited) -> None:
+    pyramid, model = edited(branch, "pyramid", seed=1), edited(branch, seed=2)
+    weights = pyramid.state_dict()
+    detector = {f"module.backbone.{name}": tensor for name, tensor in weights.items()}
+    report = load_checkpoint(model, {**detector, "module.neck.weight": torch.ones(2)})
+    assert set(report.missing) == {"norms.weight", "norms.bias", "head.weight", "head.bias"}
+    mine = model.state_dict()
+    shared = [name for name in weights if name in mine]
+    assert any("branch" in name for name in shared)
+    assert all(torch.equal(mine[name], weights[name]) for name in shared)
+
+    shorter = edited(branch, "pyramid", seed=3, out_indices=(0, 2))
+    report = load_checkpoint(shorter, model.state_dict())
+    assert set(report.missing) == {"norm0.weight", "norm0.bias", "norm2.weight", "norm2.bias"}
+    assert any(name.startswith("main_blocks.3.0.0.branch") for name in report.dropped)
+    mine = shorter.state_dict()
+    assert all(torch.equal(mine[name], model.state_dict()[name]) for name in mine if not name.startswith("norm"))
+
+
+@pytest.mark.parametrize("kind", ["timm", "florence2", "florence2_hf"])
+def test_additions_are_found_where_a_layouts_parts_are_known(
+    edited: Edited, build: Any, snapshot: Any, kind: str
+) -> None:
+    """In a block, in attention, in a patch embedding, in a layer; elsewhere a name says nothing of another layout."""
+    from davit.checkpoint.keys import SPELLINGS, recognise
+
+    def edit(model: Any) -> None:
+        model.main_blocks[2][1][0].gamma = nn.Parameter(torch.ones(4))
+        model.main_blocks[2][1][0].attn.table = nn.Parameter(torch.ones(4))
+        model.main_blocks[2][1][1].mlp.fc1.rank = nn.Linear(2, 2, bias=False)
+        model.patch_embeds[1].gate = nn.Parameter(torch.ones(4))
+        model.patch_embeds[0].gate = nn.Parameter(torch.ones(4))
+
+    spelling = SPELLINGS[kind]
+    model = edited(edit, seed=1)
+    weights = edited(edit, seed=2).state_dict()
+    found = recognise(weights)
+    assert found is not None and len(found.additions) == 5
+    theirs = {spelling.render(key): weights[name] for key, name in found.names.items()}
+    there = {
+        "timm": (
+            *("stages.2.blocks.1.0.gamma", "stages.2.blocks.1.0.attn.table"),
+            *("stages.2.blocks.1.1.mlp.fc1.rank.weight", "stages.1.downsample.gate", "stem.gate"),
+        ),
+        "florence2": (
+            *("blocks.2.1.spatial_block.gamma", "blocks.2.1.spatial_block.window_attn.fn.table"),
+            *("blocks.2.1.channel_block.ffn.fn.net.fc1.rank.weight", "convs.1.gate", "convs.0.gate"),
+        ),
+        "florence2_hf": (
+            *("blocks.2.1.spatial_block.gamma", "blocks.2.1.spatial_block.window_attn.table"),
+            *("blocks.2.1.channel_block.ffn.fc1.rank.weight", "convs.1.gate", "convs.0.gate"),
+        ),
+    }[kind]
+    ours = (
+        *("main_blocks.2.1.0.gamma", "main_blocks.2.1.0.attn.table", "main_blocks.2.1.1.mlp.fc1.rank.weight"),
+        *("patch_embeds.1.gate", "patch_embeds.0.gate"),
+    )
+    theirs |= {spelling.prefix + name: weights[mine] for name, mine in zip(there, ours, strict=True)}
+    report = load_checkpoint(model, theirs, allow_different_function=True)
+    assert report.complete and loaded(model, weights)
+    theirs[spelling.prefix + "elsewhere.gate"] = torch.ones(4)
+    assert "elsewhere.gate" in refusal(model, theirs, snapshot(model), allow_different_function=True)
+
+
+def test_two_names_for_one_tensor_are_not_taken_for_one(build: Any, snapshot: Any) -> None:
+    model, weights = build(seed=1), build("timm", seed=2).state_dict()
+    twice = "stages_0.blocks.0.0.norm1.weight"
+    assert twice in refusal(model, {**weights, twice: torch.ones(16)}, snapshot(model))
+
+
+def test_florence2s_function_is_told_of_edited_models_too(edited: Edited, snapshot: Any) -> None:
+    model, tower = edited(scale, seed=1), edited(lambda _: None, "florence2", seed=2)
+    weights = {**tower.state_dict(), "stages.0.blocks.0.spatial_block.gamma": torch.ones(4)}
+    refusal(model, weights, snapshot(model))
+    converted = convert_state_dict(tower.state_dict(), "davit")
+    assert not set(converted) - set(model.state_dict())  # by names alone it would pass
+    refusal(model, {"state_dict": converted, "channel_attention": "florence2"}, snapshot(model))
+
+
+def test_two_davits_are_ambiguous_unless_the_model_has_both(build: Any, snapshot: Any) -> None:
+    model = build(seed=1)
+    both = {f"{who}.{name}": tensor for who in ("student", "teacher") for name, tensor in model.state_dict().items()}
+    refusal(model, both, snapshot(model))
+    pair = nn.ModuleDict({"student": build(seed=2), "teacher": build(seed=3)})
+    assert len(find(pair.state_dict())) == 2
+    assert load_checkpoint(pair, both, head="require").complete
+    assert loaded(pair, both)
+
+
+# -- a head of another kind
+
+
+def test_a_head_of_another_kind_is_the_models_own(edited: Edited, build: Any, snapshot: Any) -> None:
+    model, base = edited(other_head, seed=1), build(seed=2).state_dict()
+    report = load_checkpoint(model, base)
+    assert set(report.dropped) == {"head.weight", "head.bias"}
+    assert set(report.missing) == {f"head.{layer}.{param}" for layer in (0, 2) for param in ("weight", "bias")}
+    refusal(model, base, snapshot(model), head="require")
+    plain = build(seed=3)
+    report = load_checkpoint(plain, model.state_dict())
+    assert set(report.missing) == {"head.weight", "head.bias"} and len(report.dropped) == 4
+    refusal(plain, model.state_dict(), snapshot(plain), head="require")
+    pyramid = build("pyramid", seed=4)
+    assert {name for name in load_checkpoint(pyramid, model.state_dict()).dropped if "head" in name}
+
+
+def test_a_head_of_another_kind_for_other_classes(edited: Edited) -> None:
+    def of_classes(count: int) -> Callable[[Any], None]:
+        def edit(model: Any) -> None:
+            model.head = nn.Sequential(nn.Linear(64, 10), nn.GELU(), nn.Linear(10, count))
+
+        return edit
+
+    model, other = edited(of_classes(5), seed=1), edited(of_classes(7), seed=2)
+    report = load_checkpoint(model, other.state_dict())
+    assert set(report.missing) == set(report.dropped) == {name for name in other.state_dict() if "head." in name}
+
+
+def test_a_tensor_added_to_the_head_leaves_the_rest_of_it(edited: Edited, build: Any) -> None:
+    def temperature(model: Any) -> None:
+        model.head.temperature = nn.Parameter(torch.ones(1))
+
+    model, base = edited(temperature, seed=1), build(seed=2)
+    assert set(load_checkpoint(model, base.state_dict()).missing) == {"head.temperature"}
+    assert torch.equal(model.head.weight, base.head.weight)
+
+
+# -- counters of weight averaging
+
+
+def test_a_counter_of_averaging_is_missing_and_no_obstacle(edited: Edited) -> None:
+    averaged = torch.optim.swa_utils.AveragedModel(edited(scale, seed=1))
+    other = edited(scale, seed=2)
+    assert set(load_checkpoint(averaged, other.state_dict(), head="require").missing) == {"n_averaged"}
+    again = torch.optim.swa_utils.AveragedModel(edited(scale, seed=3))
+    averaged.n_averaged.fill_(5)
+    assert load_checkpoint(again, averaged.state_dict()).complete
+    assert again.n_averaged == 5 and loaded(again.module, other.state_dict())
