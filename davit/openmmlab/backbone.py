@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import logging
+import re
 from typing import Any
 
 from mmengine.logging import print_log
 from mmengine.registry import MODELS
 
 from .. import kernels
-from ..checkpoint import CheckpointError, LoadReport, load_checkpoint
+from ..checkpoint import LoadReport, load_checkpoint
 from ..model import DualAttentionStages
 from ..pretrained import PUBLISHED, load_pretrained
 from ..pyramid import DaViTPyramid
@@ -30,6 +32,7 @@ def _arguments() -> list[str]:
 
 _PYRAMID = _arguments()
 _OWN = ("variant", "with_cp", "init_cfg", "accelerate")
+_NORM = re.compile(r"norm\d+\.")  # of a level
 
 
 @MODELS.register_module(name="DaViT", force=True)
@@ -77,13 +80,13 @@ class DaViTBackbone(DaViTPyramid):
         """Load the checkpoint of ``init_cfg``; mmengine calls this once, when the detector is built for training.
 
         Raises:
-            CheckpointError: the file cannot be read, or does not fill every stage of the backbone.
+            CheckpointError: the file cannot be read, or does not fill every layer of the stages that a DaViT has.
         """
         if self.is_init or self.init_cfg is None:
             return
         source = str(self.init_cfg["checkpoint"])
         report = load_pretrained(self, source) if source in PUBLISHED else load_checkpoint(self, source)
-        print_log(filled(self, report), logger="current")
+        print_log(filled(self, report), logger="current", level=logging.WARNING if _new(report) else logging.INFO)
         self.is_init = True
 
 
@@ -99,17 +102,18 @@ def _numbers(variant: str | None) -> dict[str, Any]:
 
 
 def filled(backbone: DaViTPyramid, report: LoadReport) -> str:
-    """What of a backbone a checkpoint filled, in a sentence.
+    """What of a backbone a checkpoint filled, in a sentence; tensors that an edit added to the stages are named."""
+    stages = {name: tensor.numel() for name, tensor in backbone.state_dict().items() if not _NORM.match(name)}
+    new = _new(report)
+    share = 1 - sum(stages[name] for name in new) / sum(stages.values())
+    norms = sorted(set(report.missing) - set(new))
+    more = f"; new: {', '.join(norms + new)}" if report.missing else ""
+    return (
+        f"Backbone: {100 * share:.4g} % of its stages ({sum(stages.values()):,} parameters) filled from "
+        f"{report.origin}{more}."
+    )
 
-    Raises:
-        CheckpointError: a tensor of the stages, not only norms of levels, was left as it was.
-    """
-    values = {name: tensor.numel() for name, tensor in backbone.state_dict().items()}
-    norms = {name for name in values if name.startswith("norm")}
-    empty = [name for name in report.missing if name not in norms]
-    if empty:
-        raise CheckpointError(f"{report.origin} leaves {len(empty)} tensors of the backbone unfilled: {empty[0]} ...")
-    stages = sum(size for name, size in values.items() if name not in norms)
-    fresh = sorted(norms & set(report.missing))
-    more = f"; new: {', '.join(fresh)}" if fresh else ""
-    return f"Backbone: 100 % of its stages ({stages:,} parameters) filled from {report.origin}{more}."
+
+def _new(report: LoadReport) -> list[str]:
+    """The tensors of the stages that a checkpoint did not fill: `load_checkpoint` allows that of added ones only."""
+    return sorted(name for name in report.missing if not _NORM.match(name))

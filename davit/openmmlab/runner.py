@@ -6,20 +6,22 @@ import logging
 import os
 import re
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 from mmengine.dist import broadcast
 from mmengine.hooks import LoggerHook
-from mmengine.logging import HistoryBuffer
+from mmengine.logging import HistoryBuffer, print_log
 from mmengine.model import BaseTTAModel, MMDistributedDataParallel, is_model_wrapper, revert_sync_batchnorm
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
 from ..checkpoint import CheckpointError, read_checkpoint
+from ..checkpoint.keys import find
+from ..checkpoint.load import load_tensors
 from ..engine.runlog import plain
 from ..engine.state import read_state
 
@@ -191,10 +193,11 @@ def newest_whole(folder: Path, logger: logging.Logger) -> Path | None:
 
 
 def load_whole(model: nn.Module, weights: dict[str, Tensor], origin: str, *, may_adapt: bool) -> str:
-    """Load a whole detector's or segmentor's weights, every tensor accounted for.
+    """Load a whole detector's or segmentor's weights by their names, every tensor accounted for.
 
     Args:
-        may_adapt: for training: layers whose width is the number of classes may differ, and start anew.
+        may_adapt: for training: layers whose width is the number of classes may differ, and start anew, as do
+            tensors that an edit added to the backbone and the file lacks.
 
     Returns:
         What was loaded and what was not, in a sentence.
@@ -203,11 +206,14 @@ def load_whole(model: nn.Module, weights: dict[str, Tensor], origin: str, *, may
         CheckpointError: tensors are missing, unexpected or of another shape; the model is unchanged.
     """
     weights = {name.removeprefix("module."): tensor for name, tensor in weights.items()}
-    ours = model.state_dict()
+    ours = {name: tensor for name, tensor in model.state_dict().items() if isinstance(tensor, Tensor)}
+    added = _added(ours) if may_adapt else set()
     dropped = {name: "a norm of a level that is not read" for name in weights if _unused_norm(name, ours)}
-    problems, anew = [], []
+    problems, anew, new = [], [], []
     for name, tensor in ours.items():
-        if name not in weights:
+        if name not in weights and name in added:
+            new.append(name)
+        elif name not in weights:
             problems.append(f"{name} is missing")
         elif weights[name].shape != tensor.shape:
             if may_adapt and _CLASSIFIERS.search(name):
@@ -222,21 +228,27 @@ def load_whole(model: nn.Module, weights: dict[str, Tensor], origin: str, *, may
             f"{origin} does not fit the config's model: {'; '.join(problems[:4])}{more}. "
             f"{_advice(weights, ours, origin)} Nothing was loaded."
         )
-    with torch.no_grad():
-        for name, tensor in ours.items():
-            if name not in anew:
-                tensor.copy_(weights[name])
-    loaded = sum(tensor.numel() for name, tensor in ours.items() if name not in anew)
+    kept = {*anew, *new}
+    load_tensors(model, {name: weights[name] for name in ours if name not in kept})
+    loaded = sum(tensor.numel() for name, tensor in ours.items() if name not in kept)
     total = sum(tensor.numel() for tensor in ours.values())
     parts = [
-        f"{origin}: loaded {len(ours) - len(anew)} of the model's {len(ours)} tensors, {100 * loaded / total:.4g} % "
+        f"{origin}: loaded {len(ours) - len(kept)} of the model's {len(ours)} tensors, {100 * loaded / total:.4g} % "
         f"of its {total:,} values"
     ]
     if anew:
         parts.append(f"of another number of classes, so new: {', '.join(anew)}")
+    if new:
+        names = ", ".join(new)
+        print_log(f"{origin}: added to the backbone and not in the file, so new: {names}.", "current", logging.WARNING)
     if dropped:
         parts.append(f"dropped {len(dropped)} tensors of norms of levels that are not read")
     return "; ".join(parts) + "."
+
+
+def _added(names: Iterable[str]) -> set[str]:
+    """The tensors of the backbone that no DaViT has unless they were added to it."""
+    return {name for found in find(names) for name in found.additions.values()}
 
 
 def _unused_norm(name: str, ours: dict[str, Tensor]) -> bool:

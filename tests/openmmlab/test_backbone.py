@@ -1,5 +1,6 @@
 """DaViT under the words of MMDetection's configs."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +111,7 @@ def test_a_classifier_starts_the_backbone(
     classifier: Path, tmp_path: Path, layout: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said: list[str] = []
-    monkeypatch.setattr("davit.openmmlab.backbone.print_log", lambda text, logger: said.append(text))
+    monkeypatch.setattr("davit.openmmlab.backbone.print_log", lambda text, logger, level: said.append(text))
     if layout == "timm":
         from davit.checkpoint import convert_state_dict
 
@@ -125,6 +126,21 @@ def test_a_classifier_starts_the_backbone(
         if not name.startswith("norm"):
             assert torch.equal(tensor, expected[name]), name
     assert len(said) == 1 and "100 % of its stages" in said[0] and "norm0" in said[0]
+
+
+def test_what_was_added_to_the_stages_is_named_as_new(classifier: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[tuple[str, int]] = []
+    monkeypatch.setattr("davit.openmmlab.backbone.print_log", lambda text, logger, level: said.append((text, level)))
+    model = build(init_cfg={"type": "Pretrained", "checkpoint": str(classifier)})
+    for stage in model.main_blocks:
+        stage[0][0].gamma = nn.Parameter(torch.full((4,), 3.0))
+    model.init_weights()
+    ((text, level),) = said
+    assert "main_blocks.0.0.0.gamma" in text and "main_blocks.1.0.0.gamma" in text and "100 %" not in text
+    assert level == logging.WARNING
+    assert (model.main_blocks[0][0][0].gamma == 3).all()
+    weights = torch.load(classifier, weights_only=True)["state_dict"]
+    assert torch.equal(model.patch_embeds[0].proj.weight, weights["patch_embeds.0.proj.weight"])
 
 
 def test_weights_of_another_size_stop_it(classifier: Path) -> None:

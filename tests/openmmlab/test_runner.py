@@ -1,5 +1,6 @@
 """Whole detectors' weights: every tensor accounted for, old files too, nothing run, nothing half loaded."""
 
+import logging
 import pickle
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from davit import DaViTPyramid
 from davit.checkpoint import CheckpointError
 from davit.openmmlab.runner import _make_plain, _with_buffers, load_whole, newest_whole
 
@@ -64,14 +66,47 @@ def test_what_does_not_fit_stops_it_whole(change: dict[str, Tensor | None], expe
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
+class EditedDetector(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = DaViTPyramid(embed_dims=(8, 16), depths=(1, 1), num_heads=(1, 2), out_indices=(1,))
+        for stage in self.backbone.main_blocks:
+            stage[0][0].gamma = nn.Parameter(torch.zeros(4))
+        self.neck = nn.Linear(2, 2)
+
+
+def test_a_detector_with_an_edited_backbone_loads_its_own_state() -> None:
+    model = EditedDetector()
+    weights = {name: torch.full_like(tensor, 2) for name, tensor in model.state_dict().items()}
+    load_whole(model, weights, "a.pth", may_adapt=False)
+    assert all((tensor == 2).all() for tensor in model.state_dict().values())
+
+
+def test_what_was_added_to_a_backbone_may_be_new_in_training_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[tuple[str, int]] = []
+    monkeypatch.setattr("davit.openmmlab.runner.print_log", lambda text, logger, level: said.append((text, level)))
+    model = EditedDetector()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    weights = {name: torch.full_like(tensor, 2) for name, tensor in before.items() if not name.endswith("gamma")}
+    with pytest.raises(CheckpointError):
+        load_whole(model, weights, "a.pth", may_adapt=False)
+    for name in ("neck.bias", "backbone.main_blocks.0.0.0.norm1.bias"):
+        rest = {key: tensor for key, tensor in weights.items() if key != name}
+        with pytest.raises(CheckpointError):
+            load_whole(model, rest, "a.pth", may_adapt=True)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    load_whole(model, weights, "a.pth", may_adapt=True)
+    assert all((tensor == (0 if name.endswith("gamma") else 2)).all() for name, tensor in model.state_dict().items())
+    ((text, level),) = said
+    assert all(f"backbone.main_blocks.{stage}.0.0.gamma" in text for stage in (0, 1)) and level == logging.WARNING
+
+
 def test_a_classifier_is_no_detector() -> None:
     with pytest.raises(CheckpointError, match=r"model.pretrained=c.pth"):
         load_whole(Detector(), {"head.weight": torch.zeros(2)}, "c.pth", may_adapt=True)
 
 
 def test_the_newest_that_is_whole(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    import logging
-
     logger = logging.getLogger("runner")
     assert newest_whole(tmp_path, logger) is None
     for number in (1, 2, 10):
