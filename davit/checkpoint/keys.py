@@ -45,8 +45,9 @@ TAIL_SLOTS = ("level", "head.norm", "head.fc")
 # parts that hold layers, the inner before the outer, each by a layer directly within it
 _PARTS = {"stem": "stem.proj", "down": "down.proj", "attention": "qkv", "mlp": "fc1"}
 _BLOCK = re.compile(r".*(\{b\}|\{kind\}_block)")
-# A DaViT without MLPs and of one stage has as many. Named parts, not tensors, are counted: an edit may add any number.
-_FEWEST_SLOTS = 6
+# One stage without MLPs has as many; the blocks of any transformer could have six by the same names. Slots are
+# counted, not tensors, of which an edit may add any number.
+_FEWEST_SLOTS = 7
 _KINDS = ("spatial", "channel")  # block 0 and block 1 of a pair, where a spelling names them
 _ATTENTIONS = ("window", "channel")
 _PLACEHOLDERS = {

@@ -5,7 +5,7 @@ import re
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from timm.models import adapt_input_conv
@@ -18,6 +18,7 @@ _logger = logging.getLogger(__name__)
 
 HEAD_CHOICES = ("auto", "require", "drop")
 _AVERAGING_COUNTERS = ("n_averaged", "steps")  # of torch's and OpenMMLab's weight averaging
+_STATE = "._extra_state"  # how the name of a module's state that is no tensor ends
 _TRANSPARENT = ("module", "_orig_mod")  # wrappers that hold a model and nothing else
 
 
@@ -133,21 +134,23 @@ def load_checkpoint(
     if head not in HEAD_CHOICES:
         raise ValueError(f"head={head!r} is not one of {', '.join(map(repr, HEAD_CHOICES))}.")
     checkpoint = open_source(source, ema)
-    target = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
+    state = model.state_dict()
+    target = {name: value for name, value in state.items() if isinstance(value, Tensor)}
     ours = _whole_davit(target)
     theirs = recognise(checkpoint.state_dict, checkpoint.origin) if ours else None
     if ours and theirs:
         plan, report = _plan_davit(checkpoint, theirs, target, ours, head, allow_different_function)
     else:
         plan, report = _plan_plain(checkpoint, target, model, head)
+    _take_states(plan, checkpoint, [name for name in state if name not in target])
     for name, reason in plan.missing.items():
         if head == "require" and name not in _AVERAGING_COUNTERS:
             plan.problems[name] = f"missing: {reason}"
-        elif target[name].is_meta:
+        elif name in target and target[name].is_meta:
             plan.problems[name] = "not loaded, and the model, on the meta device, has no values of its own"
     if plan.problems:
         raise CheckpointError(_why_unfit(checkpoint, plan.problems, report, target))
-    load_tensors(model, plan.copies)
+    load_state(model, plan.copies, plan.states)
     report.tensors_loaded = len(plan.copies)
     report.params_loaded = sum(target[name].numel() for name in plan.copies)
     report.renamed, report.dropped, report.missing = plan.renamed, plan.dropped, plan.missing
@@ -189,9 +192,14 @@ class _Rules:
 
 @dataclass
 class _Plan:
-    """Which tensor goes where; all but ``renamed``, ``dropped`` and ``problems`` by the model's names."""
+    """Which tensor goes where; all but ``renamed``, ``dropped`` and ``problems`` by the model's names.
+
+    ``prefixes`` is what stands before all names, in the checkpoint and in the model.
+    """
 
     copies: dict[str, Tensor] = field(default_factory=dict)
+    states: dict[str, Any] = field(default_factory=dict)
+    prefixes: tuple[str, str] = ("", "")
     renamed: dict[str, str] = field(default_factory=dict)
     dropped: dict[str, str] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
@@ -296,6 +304,7 @@ def _plan_davit(
         )
     their_names, our_names = _identities(theirs), _identities(ours)
     plan = _match(their_names, checkpoint.state_dict, our_names, target, _davit_rules(their_names, our_names), head)
+    plan.prefixes = theirs.prefix, ours.prefix
     container = theirs.prefix.rstrip(".").split(".")[-1]
     for name in theirs.outside:
         if name in _AVERAGING_COUNTERS:
@@ -368,11 +377,12 @@ def _plan_plain(
     checkpoint: Checkpoint, target: Mapping[str, Tensor], model: nn.Module, head: str
 ) -> tuple[_Plan, LoadReport]:
     """Any other architecture: the same names on both sides, but for wrappers around all of them."""
-    theirs = _without_wrappers(list(checkpoint.state_dict))
-    ours = _without_wrappers(list(target))
+    prefixes = _shared_prefix(checkpoint.state_dict), _shared_prefix(target)
+    theirs, ours = _bare(checkpoint.state_dict, prefixes[0]), _bare(target, prefixes[1])
     if theirs.keys().isdisjoint(ours):
         # a checkpoint may name the model's place in something larger
-        theirs = _without_wrappers(list(checkpoint.state_dict), ("model", "net", "backbone", *_TRANSPARENT))
+        prefixes = _shared_prefix(checkpoint.state_dict, ("model", "net", "backbone", *_TRANSPARENT)), prefixes[1]
+        theirs = _bare(checkpoint.state_dict, prefixes[0])
     cfg = getattr(_innermost(model), "pretrained_cfg", None) or {}
     heads, stems = _inside(cfg.get("classifier")), _inside(cfg.get("first_conv"))
     they_have_head = any(name.startswith(heads) for name in theirs)
@@ -392,6 +402,7 @@ def _plan_plain(
 
     rules = _Rules(is_head, is_stem, why_dropped, why_missing)
     plan = _match(dict(theirs.items()), checkpoint.state_dict, dict(ours.items()), target, rules, head)
+    plan.prefixes = prefixes
     return plan, _new_report(checkpoint, target, "plain", "plain")
 
 
@@ -401,8 +412,8 @@ def _inside(modules: str | Sequence[str] | None) -> tuple[str, ...]:
     return tuple(f"{name}." for name in named)
 
 
-def _without_wrappers(names: list[str], wrappers: tuple[str, ...] = _TRANSPARENT) -> dict[str, str]:
-    """Bare name to full name, without wrappers that all the names share."""
+def _shared_prefix(names: Iterable[str], wrappers: tuple[str, ...] = _TRANSPARENT) -> str:
+    """What wrappers put before every name."""
     bare = [name for name in names if name not in _AVERAGING_COUNTERS]
     prefix = ""
     while bare:
@@ -411,7 +422,26 @@ def _without_wrappers(names: list[str], wrappers: tuple[str, ...] = _TRANSPARENT
             break
         bare = [name[len(first) + 1 :] for name in bare]
         prefix += first + "."
+    return prefix
+
+
+def _bare(names: Iterable[str], prefix: str) -> dict[str, str]:
+    """Bare name to full name."""
     return {name.removeprefix(prefix): name for name in names}
+
+
+def _take_states(plan: _Plan, checkpoint: Checkpoint, names: Iterable[str]) -> None:
+    """Plan the states of modules that are no tensors (``get_extra_state``); in a file they lie beside the weights."""
+    theirs, ours = plan.prefixes
+    there = {theirs + name.removeprefix(ours): name for name in names}
+    for name, mine in there.items():
+        if name in checkpoint.metadata:
+            plan.states[mine] = checkpoint.metadata[name]
+        else:
+            plan.missing[mine] = "not in the checkpoint as a plain value"
+    for name in (*checkpoint.metadata, *checkpoint.skipped):
+        if name.endswith(_STATE) and name not in there:
+            plan.problems[name] = "unexpected: the model has no module with such a state"
 
 
 def _innermost(model: nn.Module) -> nn.Module:
@@ -466,14 +496,17 @@ def _only_davit(names: Iterable[str]) -> Recognised | None:
     return found[0] if len(found) == 1 else None
 
 
-def load_tensors(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Load tensors under the model's own names, as they were found to fit; those on the meta device get memory.
+def load_state(model: nn.Module, tensors: Mapping[str, Tensor], states: Mapping[str, Any]) -> None:
+    """Load what was found to fit, by the model's own names; parameters on the meta device get memory.
 
-    The modules are handed them, since what a module gives as its state need not be what it computes with.
+    The modules are handed it, since what a module gives as its state need not be what it computes with.
+
+    Args:
+        states: what modules keep beside tensors (``get_extra_state``).
     """
     wanted = model.state_dict()
     on_meta = any(wanted[name].is_meta for name in tensors)
-    state = OrderedDict(tensors)
+    state: OrderedDict[str, Any] = OrderedDict({**tensors, **states})
     for name, tensor in tensors.items() if on_meta else ():  # they become the model's own
         like = wanted[name]
         state[name] = tensor.to(like.dtype, copy=True) if like.is_meta else tensor.to(like, copy=True)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from ..checkpoint import CheckpointError, read_checkpoint
 from ..checkpoint.keys import find
-from ..checkpoint.load import load_tensors
+from ..checkpoint.load import load_state
 from ..engine.runlog import plain
 from ..engine.state import read_state
 
@@ -229,7 +229,7 @@ def load_whole(model: nn.Module, weights: dict[str, Tensor], origin: str, *, may
             f"{_advice(weights, ours, origin)} Nothing was loaded."
         )
     kept = {*anew, *new}
-    load_tensors(model, {name: weights[name] for name in ours if name not in kept})
+    load_state(model, {name: weights[name] for name in ours if name not in kept}, {})
     loaded = sum(tensor.numel() for name, tensor in ours.items() if name not in kept)
     total = sum(tensor.numel() for tensor in ours.values())
     parts = [

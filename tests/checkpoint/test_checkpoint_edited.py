@@ -31,16 +31,16 @@ class Doubled(nn.Module):
 
 
 class Copying(nn.Module):
-    """Computes with ``value``, but what it gives as its state is another tensor."""
+    """Computes with ``value``, but what it gives as its state is another object, a tensor or not."""
 
-    def __init__(self) -> None:
+    def __init__(self, give: Callable[[float], Any], value: float) -> None:
         super().__init__()
-        self.value = 0.0
+        self.give, self.value = give, value
 
-    def get_extra_state(self) -> Tensor:
-        return torch.tensor(self.value)
+    def get_extra_state(self) -> Any:
+        return self.give(self.value)
 
-    def set_extra_state(self, state: Tensor) -> None:
+    def set_extra_state(self, state: Any) -> None:
         self.value = float(state)
 
 
@@ -165,12 +165,24 @@ def test_a_layer_in_place_of_another_is_not_filled_in_part(
         refusal(model, weights, snapshot(model))
 
 
-def test_modules_are_handed_their_tensors(build: Any) -> None:
+@pytest.mark.parametrize("give", [torch.tensor, float], ids=["tensor", "number"])
+def test_modules_are_handed_their_state(build: Any, saved: Any, snapshot: Any, give: Callable[[float], Any]) -> None:
     model, other = build(seed=1), build(seed=2)
-    model.gate, other.gate = Copying(), Copying()
-    other.gate.value = 3.0
-    load_checkpoint(model, other.state_dict(), head="require")
+    plain = other.state_dict()
+    other.gate, model.gate = Copying(give, 3.0), Copying(give, 0.0)
+    weights = other.state_dict()
+    load_checkpoint(model, saved({"state_dict": weights, "epoch": 1}), head="require")
     assert model.gate.value == 3.0
+    model.gate.value = 0.0
+    prefixed = {f"module.{name}": value for name, value in weights.items()}
+    load_checkpoint(nn.DataParallel(model), prefixed, head="require")
+    assert model.gate.value == 3.0
+    assert set(load_checkpoint(model, plain).missing) == {"gate._extra_state"}
+    assert model.gate.value == 3.0
+    with pytest.raises(CheckpointError):
+        load_checkpoint(model, plain, head="require")
+    unedited = build(seed=3)
+    assert "gate._extra_state" in refusal(unedited, weights, snapshot(unedited))
 
 
 # -- weights of a model without the edit

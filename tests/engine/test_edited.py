@@ -1,0 +1,144 @@
+"""A model with parameters that no other DaViT has: trained, gone on with, evaluated and asked as any other."""
+
+import csv
+import json
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import davit
+import tests.engine.edited  # noqa: F401  registers edited_nano
+from davit.engine.state import LAST, read_state
+from davit.engine.validate import main as validate
+from davit.predict.cli import main as predict
+from tests.engine.runs import REPOSITORY, run, train_command, weights_hash
+
+Train = Callable[..., subprocess.CompletedProcess[str]]
+SHORT = [
+    *("--epochs", "3", "--warmup-epochs", "1", "--cooldown-epochs", "0", "--batch-size", "8", "--workers", "0"),
+    *("--output", "runs", "--lr", "1e-3", "--recovery-interval", "2", "--model-ema", "--model-ema-decay", "0.9"),
+]
+EDITED = [*SHORT, "--model", "edited_nano"]
+
+
+def gammas(state: dict[str, Any], entry: str = "state_dict") -> dict[str, torch.Tensor]:
+    return {name: tensor for name, tensor in state[entry].items() if name.endswith("gamma")}
+
+
+@pytest.fixture
+def trained(train: Train, tmp_path: Path) -> Path:
+    """The folder of a run of the edited model."""
+    result = train(*EDITED, "--experiment", "a")
+    assert result.returncode == 0, result.stderr
+    return tmp_path / "runs/a"
+
+
+def test_a_run_goes_on_from_its_own_states(train: Train, trained: Path, tmp_path: Path) -> None:
+    whole = weights_hash(trained / LAST)
+    state = read_state(trained / LAST)
+    for entry in ("state_dict", "state_dict_ema"):
+        learned = gammas(state, entry)
+        assert len(learned) == 4
+        assert all((tensor != 0.5).any() for tensor in learned.values())
+
+    result = train(*EDITED, "--experiment", "b", "--resume", str(trained / "checkpoint-0.pth.tar"))
+    assert result.returncode == 0, result.stderr
+    assert weights_hash(tmp_path / "runs/b" / LAST) == whole
+
+    for name in (LAST, "checkpoint-2.pth.tar"):  # as if it had been killed in the third epoch
+        (trained / name).unlink()
+    result = train(*EDITED, "--experiment", "a", "--auto-resume")
+    assert result.returncode == 0, result.stderr
+    assert weights_hash(trained / LAST) == whole
+
+
+def test_its_checkpoints_are_evaluated_and_asked(
+    trained: Path, pictures: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for file in (LAST, "model_best.pth.tar"):
+        checkpoint = trained / file
+        for ema, weights in (("auto", "EMA"), ("never", "plain")):
+            flags = ["--checkpoint", str(checkpoint), "--ema", ema, "-j", "0", "--device", "cpu"]
+            assert validate([str(pictures), *flags]) == 0
+            row = json.loads(capsys.readouterr().out.splitlines()[-1])
+            assert (row["model"], row["weights"], row["count"]) == ("edited_nano", weights, 13)
+            model = davit.load(checkpoint, device="cpu", ema=ema).model
+            entry = "state_dict_ema" if weights == "EMA" else "state_dict"
+            for name, tensor in gammas(read_state(checkpoint), entry).items():
+                assert torch.equal(model.state_dict()[name], tensor), name
+    picture = next((pictures / "val" / "red").iterdir())
+    assert predict([str(picture), "--checkpoint", str(trained / LAST), "--device", "cpu", "--format", "json"]) == 0
+    (answer,) = json.loads(capsys.readouterr().out)
+    assert len(answer["predictions"]) == 3
+
+
+def test_it_starts_from_weights_of_the_model_without_the_edit(train: Train, tmp_path: Path) -> None:
+    assert train(*SHORT, "--experiment", "base", "--epochs", "1").returncode == 0
+    base = tmp_path / "runs/base" / LAST
+    still = ["--lr", "0", "--warmup-lr", "0", "--min-lr", "0", "--weight-decay", "0", "--epochs", "1"]
+    result = train(*EDITED, *still, "--experiment", "tuned", "--initial-checkpoint", str(base))
+    assert result.returncode == 0, result.stderr
+    state = read_state(tmp_path / "runs/tuned" / LAST)
+    averaged = read_state(base)["state_dict_ema"]
+    assert all(torch.equal(state["state_dict"][name], tensor) for name, tensor in averaged.items())
+    assert all((tensor == 0.5).all() for tensor in gammas(state).values())
+
+
+def test_what_is_not_whole_is_neither_evaluated_nor_gone_on_with(
+    train: Train, trained: Path, pictures: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert train(*SHORT, "--experiment", "base", "--epochs", "1").returncode == 0
+    base = tmp_path / "runs/base" / LAST
+    words = [str(pictures), "-j", "0", "--device", "cpu", "--checkpoint"]
+    for checkpoint, model in ((base, "edited_nano"), (trained / LAST, "DaViT_nano")):
+        with pytest.raises(davit.checkpoint.CheckpointError) as caught:
+            davit.load(checkpoint, model, device="cpu")
+        assert "main_blocks.0.0.0.gamma" in str(caught.value)
+        assert validate([*words, str(checkpoint), "--model", model]) == 2
+        result = train(*SHORT, "--model", model, "--experiment", "other", "--resume", str(checkpoint))
+        assert result.returncode == 2
+        assert "main_blocks.0.0.0.gamma" in result.stderr
+
+
+@pytest.mark.long
+def test_who_edits_the_package_trains_is_killed_and_goes_on(tmp_path: Path, pictures: Path) -> None:
+    """A copy of the package in which a researcher has edited model.py, and the commands on it."""
+    copy = tmp_path / "copy"
+    shutil.copytree(REPOSITORY / "davit", copy / "davit", ignore=shutil.ignore_patterns("__pycache__"))
+    for script in ("train.py", "validate.py", "predict.py", "tests/engine/dying.py"):
+        shutil.copy(REPOSITORY / script, copy)
+    with (copy / "davit/model.py").open("a") as text:
+        text.write(
+            "\n\n_plain_init, _plain_forward = DualAttentionBlock.__init__, DualAttentionBlock.forward\n\n\n"
+            "def _scaled_init(self, *args, **kwargs):\n"
+            "    _plain_init(self, *args, **kwargs)\n"
+            "    self.gamma = nn.Parameter(torch.full(self.norm1.weight.shape, 0.5))\n\n\n"
+            "def _scaled_forward(self, x_BHWC):\n"
+            "    return x_BHWC + self.gamma * (_plain_forward(self, x_BHWC) - x_BHWC)\n\n\n"
+            "DualAttentionBlock.__init__, DualAttentionBlock.forward = _scaled_init, _scaled_forward\n"
+        )
+
+    def go(script: str, *words: object, **more: str) -> subprocess.CompletedProcess[str]:
+        return run([sys.executable, str(copy / script), *map(str, words)], tmp_path, PYTHONPATH=str(copy), **more)
+
+    words = train_command(pictures, *SHORT, "--experiment", "a")[3:]
+    died = go("dying.py", *words, DIE=f"{int(signal.SIGKILL)},8,0")
+    assert died.returncode == -signal.SIGKILL, died.stderr
+    result = go("train.py", *words, "--auto-resume")
+    assert result.returncode == 0, result.stderr
+    folder = tmp_path / "runs/a"
+    assert [row["epoch"] for row in csv.DictReader((folder / "summary.csv").open())] == ["0", "1", "2"]
+    learned = gammas(read_state(folder / LAST))
+    assert len(learned) == 4 and all((tensor != 0.5).any() for tensor in learned.values())
+    for checkpoint in (folder / LAST, folder / "model_best.pth.tar"):
+        result = go("validate.py", pictures, "-j", 0, "--device", "cpu", "--checkpoint", checkpoint)
+        assert result.returncode == 0, result.stderr
+    result = go("predict.py", pictures / "val/red", "--device", "cpu", "--checkpoint", folder / LAST)
+    assert result.returncode == 0, result.stderr
