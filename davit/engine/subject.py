@@ -17,7 +17,7 @@ from timm.utils.misc import natural_key
 from torch import nn
 
 from ..checkpoint import Checkpoint, load_checkpoint, read_checkpoint
-from ..checkpoint.keys import Structure, find, structure_of
+from ..checkpoint.keys import Recognised, find, structure_of
 from ..data import PictureDataset, check_classes, eval_transform
 from ..data.dataset import Transform
 from ..pretrained import PretrainedError
@@ -210,10 +210,10 @@ def _saved_args(checkpoint: Checkpoint | None) -> dict[str, Any]:
     return saved if isinstance(saved, dict) else {}
 
 
-def _structure(checkpoint: Checkpoint | None) -> Structure | None:
-    """A DaViT's architecture as far as shapes tell it; None for anything else, as a model that holds two."""
-    found = find(checkpoint.state_dict) if checkpoint is not None else []
-    return structure_of(found[0], checkpoint.state_dict) if checkpoint is not None and len(found) == 1 else None
+def _davit_in(checkpoint: Checkpoint) -> Recognised | None:
+    """The DaViT whose weights these are; None for anything else, as a model that holds two."""
+    found = find(checkpoint.state_dict)
+    return found[0] if len(found) == 1 else None
 
 
 def _name_of(checkpoint: Checkpoint | None, saved: Mapping[str, Any]) -> str | None:
@@ -223,8 +223,8 @@ def _name_of(checkpoint: Checkpoint | None, saved: Mapping[str, Any]) -> str | N
     for noted in (saved.get("model"), checkpoint.metadata.get("arch")):
         if isinstance(noted, str) and timm.is_model(noted):
             return noted
-    structure = _structure(checkpoint)
-    variants = structure.variants() if structure else []
+    found = _davit_in(checkpoint)
+    variants = structure_of(found, checkpoint.state_dict).variants() if found else []
     if not variants:
         raise ValueError(f"{checkpoint.origin} does not tell which model it is of; pass --model.")
     if len(variants) > 1:
@@ -242,11 +242,8 @@ def _build(name: str, args: argparse.Namespace, saved: Mapping[str, Any], checkp
     kwargs = {**(saved.get("model_kwargs") or {}), **args.model_kwargs}
     if pool := args.gp or saved.get("gp"):
         kwargs["global_pool"] = pool
-    structure = _structure(checkpoint)
-    # what the training noted comes first: a head of another kind may have other shapes
-    of_checkpoint = saved.get("num_classes") or (structure.num_classes if structure else None)
-    if checkpoint is not None and (args.num_classes or of_checkpoint):
-        kwargs["num_classes"] = args.num_classes or of_checkpoint
+    if checkpoint is not None and (num_classes := args.num_classes or _num_classes(checkpoint, saved)):
+        kwargs["num_classes"] = num_classes
     try:
         model = create_model(name, pretrained=checkpoint is None, scriptable=args.torchscript, **kwargs)
     except (ValueError, PretrainedError):
@@ -267,6 +264,16 @@ def _build(name: str, args: argparse.Namespace, saved: Mapping[str, Any], checkp
             f"{args.num_classes}; pass the --checkpoint of a model trained for these."
         )
     return model
+
+
+def _num_classes(checkpoint: Checkpoint, saved: Mapping[str, Any]) -> int | None:
+    """The classes of a checkpoint: as the shapes of a linear head tell, else as its training noted."""
+    found = _davit_in(checkpoint)
+    names = {key.param: name for key, name in found.names.items() if key.slot == "head.fc"} if found else {}
+    head = {param: checkpoint.state_dict[name] for param, name in names.items()}
+    if head.keys() == {"weight", "bias"} and head["weight"].shape[:-1] == head["bias"].shape:
+        return len(head["bias"])
+    return saved.get("num_classes") or (len(head["weight"]) if "weight" in head else None)
 
 
 def _preprocessing(

@@ -14,10 +14,11 @@ import pytest
 import torch
 
 import davit
-import tests.engine.edited  # noqa: F401  registers edited_nano
+from davit.engine import subject
 from davit.engine.state import LAST, read_state
 from davit.engine.validate import main as validate
 from davit.predict.cli import main as predict
+from tests.engine.edited import edited_nano
 from tests.engine.runs import REPOSITORY, run, train_command, weights_hash
 
 Train = Callable[..., subprocess.CompletedProcess[str]]
@@ -77,6 +78,33 @@ def test_its_checkpoints_are_evaluated_and_asked(
     assert predict([str(picture), "--checkpoint", str(trained / LAST), "--device", "cpu", "--format", "json"]) == 0
     (answer,) = json.loads(capsys.readouterr().out)
     assert len(answer["predictions"]) == 3
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        torch.nn.Sequential(torch.nn.Linear(16, 8), torch.nn.GELU(), torch.nn.Linear(8, 3)),
+        torch.nn.Linear(3, 16, bias=False),  # a weight that another code applies the other way round
+    ],
+    ids=["sequential", "other shape"],
+)
+def test_the_classes_of_a_head_of_another_kind_are_those_of_its_training(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, head: torch.nn.Module
+) -> None:
+    asked: list[int] = []
+
+    def create(name: str, **kwargs: Any) -> torch.nn.Module:
+        asked.append(kwargs.pop("num_classes"))
+        model = edited_nano(num_classes=asked[-1], embed_dims=(8, 16), depths=(1, 1), num_heads=(1, 2))
+        model.head = head
+        return model
+
+    monkeypatch.setattr(subject, "create_model", create)
+    file = tmp_path / "head.pth"
+    args = {"model": "edited_nano", "num_classes": 3, "img_size": 16}
+    torch.save({"state_dict": create("", num_classes=3).state_dict(), "args": args}, file)
+    assert davit.load(file, device="cpu").model.head is head
+    assert asked == [3, 3]
 
 
 def test_it_starts_from_weights_of_the_model_without_the_edit(train: Train, tmp_path: Path) -> None:

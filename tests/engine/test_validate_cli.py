@@ -493,7 +493,7 @@ def test_only_want_of_memory_halves_the_batch(
         ("--model Nothing_*", "matches no model with published weights"),
         ("--model DaViT_nano", "no weights of DaViT_nano are published; pass the --checkpoint"),
         ("--checkpoint {best} --pretrained", "--pretrained and --checkpoint .* exclude each other"),
-        ("--checkpoint {best} --num-classes 5", "no head: the checkpoint's head has 3 classes, the model's 5"),
+        ("--checkpoint {best} --num-classes 5", "the checkpoint's head has 3 classes, the model's 5"),
         ("--checkpoint {best} --model-kwargs window=3", "does not take .*'window': 3"),
         ("--checkpoint {best} --batch-size 0", "--batch-size 0 is not a number of 1 or more"),
         ("--checkpoint {best} --crop-pct 0", "--crop-pct 0.0 is not a share above 0"),
