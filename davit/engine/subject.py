@@ -267,11 +267,11 @@ def _build(name: str, args: argparse.Namespace, saved: Mapping[str, Any], checkp
 
 
 def _num_classes(checkpoint: Checkpoint, saved: Mapping[str, Any]) -> int | None:
-    """The classes of a checkpoint: as the shapes of a linear head tell, else as its training noted."""
+    """The classes of a checkpoint: as the biases of a linear head tell, else as its training noted."""
     found = _davit_in(checkpoint)
     names = {key.param: name for key, name in found.names.items() if key.slot == "head.fc"} if found else {}
     head = {param: checkpoint.state_dict[name] for param, name in names.items()}
-    if head.keys() == {"weight", "bias"} and head["weight"].shape[:-1] == head["bias"].shape:
+    if head.keys() == {"weight", "bias"}:
         return len(head["bias"])
     return saved.get("num_classes") or (len(head["weight"]) if "weight" in head else None)
 
