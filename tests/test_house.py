@@ -15,6 +15,7 @@ SKIPPED = {".git", ".venv", "build", "dist", "outputs", "node_modules", "__pycac
 LONG_FILES = {
     "davit/model.py": "the whole model in one file, read top-down",
     "davit/engine/train.py": "one run: its parts, its dry run, its loop",
+    "davit/checkpoint/keys.py": "the names of every code base, and how a DaViT is found among them",
     "davit/checkpoint/load.py": "one audit: plan, rules and report of a load belong together",
 }
 UNSAFE_ON_PURPOSE = {

@@ -385,12 +385,19 @@ def structure_of(found: Recognised, tensors: Mapping[str, Tensor]) -> Structure:
     )
 
 
-def summarise(reasons: Mapping[str, str]) -> list[str]:
-    """One phrase for each reason, with the names it concerns (three at most) in brackets."""
+def summarise(reasons: Mapping[str, str], every: bool = False) -> list[str]:
+    """One phrase for each reason, with the names it concerns in brackets.
+
+    Args:
+        every: name all rather than three at most; more than three with ``*`` for the numbers in them.
+    """
     by_reason: dict[str, list[str]] = {}
     for name, reason in reasons.items():
         by_reason.setdefault(reason, []).append(name)
-    return [
-        f"{len(names)} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''}): {reason}"
-        for reason, names in by_reason.items()
-    ]
+    phrases = []
+    for reason, names in by_reason.items():
+        shown = names if len(names) <= 3 else [*names[:3], "..."]
+        if every and len(names) > 3:
+            shown = list(dict.fromkeys(re.sub(r"(?<=\.)\d+(?=\.)", "*", name) for name in names))
+        phrases.append(f"{len(names)} ({', '.join(shown)}): {reason}")
+    return phrases

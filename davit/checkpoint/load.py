@@ -1,7 +1,6 @@
 """Loading a checkpoint into a model: matched name by name, audited, all or nothing."""
 
 import logging
-import re
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -78,25 +77,10 @@ class LoadReport:
         parts += [f"adapted {text}" for text in summarise(self.adapted)]
         parts += [f"cast {text}" for text in summarise(self.cast)]
         parts += [f"dropped {text}" for text in summarise(self.dropped)]
-        parts += [f"kept the model's own values of {text}" for text in _every_name(self.missing)]
+        parts += [f"kept the model's own values of {text}" for text in summarise(self.missing, every=True)]
         if self.nonfinite:
             parts.append(f"NaN or infinite values in {len(self.nonfinite)} tensors ({', '.join(self.nonfinite[:3])})")
         return "; ".join(parts) + "."
-
-
-def _every_name(reasons: Mapping[str, str]) -> list[str]:
-    """As `summarise`, but naming all, since an experiment may depend on each; their numbers as ``*``."""
-    by_reason: dict[str, list[str]] = {}
-    for name, reason in reasons.items():
-        by_reason.setdefault(reason, []).append(name)
-    return [
-        f"{len(names)} ({', '.join(dict.fromkeys(_without_numbers(names)))}): {reason}"
-        for reason, names in by_reason.items()
-    ]
-
-
-def _without_numbers(names: list[str]) -> list[str]:
-    return names if len(names) <= 3 else [re.sub(r"(?<=\.)\d+(?=\.)", "*", name) for name in names]
 
 
 def load_checkpoint(
@@ -144,7 +128,7 @@ def load_checkpoint(
         plan, report = _plan_plain(checkpoint, target, model, head)
     _take_states(plan, checkpoint, [name for name in state if name not in target])
     for name, reason in plan.missing.items():
-        if head == "require" and name not in _AVERAGING_COUNTERS:
+        if head == "require" and reason != _COUNTER:
             plan.problems[name] = f"missing: {reason}"
         elif name in target and target[name].is_meta:
             plan.problems[name] = "not loaded, and the model, on the meta device, has no values of its own"
@@ -170,7 +154,7 @@ def _is_finite(tensor: Tensor) -> bool:
     return not tensor.is_floating_point() or bool(torch.isfinite(tensor).all())
 
 
-# -- planning: nothing below touches the model before `load_tensors`
+# -- planning: nothing below touches the model before `load_state`
 
 # What a tensor is on both sides: its place in a DaViT, or the name without what stands before all names. Of two
 # DaViTs, tensors of the same name have the same identity also where no table knows the name.
@@ -303,7 +287,8 @@ def _plan_davit(
             "to start a training from them all the same, allow_different_function=True. Nothing was loaded."
         )
     their_names, our_names = _identities(theirs), _identities(ours)
-    plan = _match(their_names, checkpoint.state_dict, our_names, target, _davit_rules(their_names, our_names), head)
+    rules = _davit_rules(their_names, our_names, set(ours.outside))
+    plan = _match(their_names, checkpoint.state_dict, our_names, target, rules, head)
     plan.prefixes = theirs.prefix, ours.prefix
     container = theirs.prefix.rstrip(".").split(".")[-1]
     for name in theirs.outside:
@@ -327,13 +312,13 @@ _FUNCTIONS = {
 }
 
 
-def _davit_rules(theirs: Iterable[Identity], ours: Iterable[Identity]) -> _Rules:
+def _davit_rules(theirs: Iterable[Identity], ours: Iterable[Identity], counters: set[str]) -> _Rules:
     their_slots, our_slots = _slots(theirs), _slots(ours)
     our_last_stage = max(one.stage for one in ours if isinstance(one, Key))
 
     def why_dropped(one: Identity) -> str | None:
         if not isinstance(one, Key):
-            return _why_no_counter(one)
+            return _COUNTER if one in _AVERAGING_COUNTERS else None
         if one.slot == "level":
             return "the model has no norm for this level"
         if our_slots & {"head.norm", "head.fc"}:
@@ -344,14 +329,14 @@ def _davit_rules(theirs: Iterable[Identity], ours: Iterable[Identity]) -> _Rules
 
     def why_missing(one: Identity) -> str | None:
         if not isinstance(one, Key):
-            return _why_no_counter(one) or _ADDED
+            return _COUNTER if one in counters else _ADDED
         if one.slot == "level":
             return "the checkpoint has no norm for this level"
         if one.slot == "head.fc" and "head.fc" not in their_slots:
             return "the checkpoint has no head"
         if one.slot == "head.norm" and not their_slots & {"head.norm", "head.fc"}:
             return "the checkpoint is of a backbone, without the final norm"
-        return None if one.slot in _EVERYWHERE and one.param in ("weight", "bias") else _ADDED
+        return None if one.slot in _LAYERS and one.param in ("weight", "bias") else _ADDED
 
     return _Rules(
         is_head=lambda one: isinstance(one, Key) and one.slot == "head.fc",
@@ -361,16 +346,13 @@ def _davit_rules(theirs: Iterable[Identity], ours: Iterable[Identity]) -> _Rules
     )
 
 
-_EVERYWHERE = SPELLINGS["davit"].templates  # the layers that no DaViT lacks, unless built without them
+_LAYERS = SPELLINGS["davit"].templates  # of every DaViT
 _ADDED = "added to the model, and not in the checkpoint"
+_COUNTER = "a counter of weight averaging"
 
 
 def _slots(identities: Iterable[Identity]) -> set[str]:
     return {one.slot for one in identities if isinstance(one, Key)}
-
-
-def _why_no_counter(one: Identity) -> str | None:
-    return "a counter of weight averaging" if one in _AVERAGING_COUNTERS else None
 
 
 def _plan_plain(
@@ -395,10 +377,15 @@ def _plan_plain(
         return isinstance(one, str) and one.startswith(stems) and one.endswith(".weight")
 
     def why_dropped(one: Identity) -> str | None:
-        return "the model has no head" if is_head(one) and not we_have_head else _why_no_counter(one)
+        if is_head(one) and not we_have_head:
+            return "the model has no head"
+        return _COUNTER if one in _AVERAGING_COUNTERS else None
 
     def why_missing(one: Identity) -> str | None:
-        return "the checkpoint has no head" if is_head(one) and not they_have_head else _why_no_counter(one)
+        if is_head(one) and not they_have_head:
+            return "the checkpoint has no head"
+        # averaging holds the model under a name; without one it is a tensor of the model's own
+        return _COUNTER if one in _AVERAGING_COUNTERS and prefixes[1] else None
 
     rules = _Rules(is_head, is_stem, why_dropped, why_missing)
     plan = _match(dict(theirs.items()), checkpoint.state_dict, dict(ours.items()), target, rules, head)

@@ -377,6 +377,19 @@ def test_a_tensor_added_to_the_head_leaves_the_rest_of_it(edited: Edited, build:
 # -- counters of weight averaging
 
 
+def test_a_models_own_buffer_is_no_counter(edited: Edited, snapshot: Any) -> None:
+    def count(model: Any) -> None:
+        model.register_buffer("steps", torch.tensor(3))
+
+    model = edited(count, seed=1)
+    weights = {name: tensor for name, tensor in model.state_dict().items() if name != "steps"}
+    refusal(model, weights, snapshot(model), head="require")
+    assert set(load_checkpoint(model, weights).missing) == {"steps"}
+    low_ranked = edited(lambda model: (count(model), low_rank(model)))  # no DaViT to the tables
+    weights = {name: tensor for name, tensor in low_ranked.state_dict().items() if name != "steps"}
+    refusal(low_ranked, weights, snapshot(low_ranked), head="require")
+
+
 def test_a_counter_of_averaging_is_missing_and_no_obstacle(edited: Edited) -> None:
     averaged = torch.optim.swa_utils.AveragedModel(edited(scale, seed=1))
     other = edited(scale, seed=2)
