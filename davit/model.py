@@ -365,8 +365,9 @@ class DualAttentionStages(nn.Module):
             if last_stage < 0 or stage <= last_stage:
                 x = patch_embed(x)
                 if self.grad_checkpointing and not torch.jit.is_scripting():
-                    for block in (block for pair in blocks.children() for block in pair.children()):
-                        x = checkpoint(block, x)
+                    for pair in blocks.children():
+                        for block in pair.children():
+                            x = checkpoint(block, x)
                 else:
                     x = blocks(x)
                 maps.append(x)

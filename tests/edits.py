@@ -51,7 +51,7 @@ EDITS: dict[str, list[tuple[str, str]]] = {
     "a learned temperature": [
         (
             "        self.num_groups = num_groups\n",
-            "        self.num_groups = num_groups\n        self.temperature = nn.Parameter(torch.full((), 0.7))\n",
+            "        self.num_groups = num_groups\n        self.temperature = nn.Parameter(torch.full((1,), 0.7))\n",
         ),
         ("self.qkv(x_BHWC.flatten(1, 2))", "self.temperature * self.qkv(x_BHWC.flatten(1, 2))"),
     ],

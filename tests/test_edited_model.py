@@ -1,4 +1,4 @@
-"""An edit of davit/model.py is what runs, everywhere: accelerated as plain, in inference, training and a checkpoint."""
+"""An edit of davit/model.py is what runs: accelerated as plain, in inference, in training, from a checkpoint."""
 
 import os
 import subprocess
@@ -82,4 +82,4 @@ def test_an_edit_of_the_text_is_what_runs(name: str, tmp_path: Path, small, repo
         differs = (stock.eval()(image) - logits).norm() / logits.norm()
         torch.manual_seed(3)
         differs += (stock.train()(image).square().mean() - loss).abs() / loss
-    assert differs > 1e-4, "the edit changes nothing"
+    assert differs > 2e-5, "the edit changes nothing"

@@ -9,15 +9,10 @@ from typing import TypeVar
 import pytest
 
 from davit import DaViT, DaViTPyramid
+from davit.model import DualAttentionStages
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SKIPPED = {".git", ".venv", "build", "dist", "outputs", "node_modules", "__pycache__"}
-LONG_FILES = {
-    "davit/model.py": "the whole model in one file, read top-down",
-    "davit/engine/train.py": "one run: its parts, its dry run, its loop",
-    "davit/checkpoint/keys.py": "the names of every code base, and how a DaViT is found among them",
-    "davit/checkpoint/load.py": "one audit: plan, rules and report of a load belong together",
-}
 UNSAFE_ON_PURPOSE = {
     "tests/checkpoint/test_checkpoint_files.py": "proves that its malicious pickle would run",
 }
@@ -76,7 +71,9 @@ def argument_tests(file: str) -> dict[str, set[str]]:
 
 
 def arguments(cls: type) -> list[str]:
-    return list(inspect.signature(cls).parameters)
+    """Its own keywords, and those of the stages under it."""
+    signatures = (inspect.signature(one).parameters for one in (cls, DualAttentionStages))
+    return list({name: None for found in signatures for name, p in found.items() if p.kind is not p.VAR_KEYWORD})
 
 
 @pytest.mark.parametrize("argument", arguments(DaViT))
@@ -111,18 +108,6 @@ def test_the_model_never_prints():
 def test_the_package_never_prints(path):
     """A command writes to sys.stdout in its main."""
     assert [where(path, call) for name, call in calls(path) if name == "print"] == []
-
-
-@pytest.mark.parametrize("path", PACKAGE, ids=lambda path: str(path.relative_to(REPOSITORY)))
-def test_long_files_have_a_reason(path):
-    lines = len(path.read_text().splitlines())
-    name = str(path.relative_to(REPOSITORY))
-    assert lines <= 400 or LONG_FILES.get(name), f"{name} has {lines} lines: split it, or give the reason here"
-
-
-def test_reasons_are_for_long_files():
-    stale = [name for name in LONG_FILES if len((REPOSITORY / name).read_text().splitlines()) <= 400]
-    assert stale == []
 
 
 def test_pickles_are_opened_with_weights_only():

@@ -10,8 +10,8 @@ import torch
 from timm.layers import RmsNorm
 from torch import nn
 
-from davit import DaViT, DaViTPyramid, kernels
-from davit.model import ChannelAttention, WindowAttention
+from davit import DaViT, DaViTPyramid
+from davit.model import ChannelAttention, DualAttentionBlock, WindowAttention
 
 SIZES = [(32, 32), (33, 47), (64, 20), (1, 1), (1, 90), (5, 3)]
 
@@ -181,6 +181,9 @@ def test_argument_attention_types(either, small, picture):
     model = small(either, attention_types=("channel", "spatial", "spatial"))
     kinds = [type(block.attn) for block in model.main_blocks[2][1]]
     assert kinds == [ChannelAttention, WindowAttention, WindowAttention]
+    model = small(either, attention_types=("spatial", lambda dim, heads: nn.Linear(dim, dim * heads // heads)))
+    assert [type(block.attn) for block in model.main_blocks[2][1]] == [WindowAttention, nn.Linear]
+    assert first(model(picture())).isfinite().all()
     assert changed(small, picture, either, "attention_types", ("spatial", "channel"), ("channel", "spatial"))
 
 
@@ -215,18 +218,17 @@ def test_argument_weight_init(either):
     assert plain[0].weight.std().item() == pytest.approx((3 * 49) ** -0.5 / 3**0.5, rel=0.05)
 
 
-def test_argument_fused(either, small, picture, monkeypatch):
-    """Which way the blocks go, and nothing else; tests/kernels has the rest."""
-    asked = []
-    monkeypatch.setattr(kernels, "fuses", lambda block, x: asked.append(block) or False)
-    monkeypatch.setattr(kernels.select, "KERNELS", set())
-    plain = first(small(either, fused="off")(picture()))
-    assert asked == []
-    assert torch.equal(first(small(either, fused="auto")(picture())), plain)
-    assert len(asked) == 10
-    assert small(either).fused == "auto"
-    with pytest.raises(ValueError, match="fused='triton' is unknown; choose from 'auto', 'off'"):
-        small(either, fused="triton")
+def test_argument_block_layer(either, small, picture):
+    class Doubled(DualAttentionBlock):
+        def forward(self, x_BHWC):
+            return 2 * super().forward(x_BHWC)
+
+    model = small(either, block_layer=Doubled)
+    assert sum(type(module) is Doubled for module in model.modules()) == 10
+    assert changed(small, picture, either, "block_layer", Doubled, DualAttentionBlock)
+    model.set_grad_checkpointing()
+    first(model.train()(picture())).sum().backward()
+    assert all(p.grad is not None for p in model.main_blocks.parameters())
 
 
 def test_argument_drop_rate(small, picture):

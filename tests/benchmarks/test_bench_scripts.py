@@ -48,7 +48,7 @@ def test_a_run_that_is_not_there(scenes: ModuleType, tmp_path: Path) -> None:
 
 def test_all_ways_of_a_linear_layer_agree(choices: ModuleType) -> None:
     """So that times of the same computation are compared."""
-    if not choices.select._HAS_ONEDNN:
+    if not choices.onednn.AVAILABLE:
         pytest.skip("needs oneDNN's operators, as the CPU path does")
     steps = choices.linear_layers(24, 32, 48, torch.float32)
     gelu = steps.pop("oneDNN + GELU")()
@@ -61,7 +61,7 @@ def test_all_ways_of_a_linear_layer_agree(choices: ModuleType) -> None:
 
 
 def test_all_ways_of_an_mlp_agree(choices: ModuleType) -> None:
-    if not choices.select._HAS_ONEDNN:
+    if not choices.onednn.AVAILABLE:
         pytest.skip("needs oneDNN's operators, as the CPU path does")
     plain, *others = choices.mlps(70, 32, torch.float32).values()
     for step in others:

@@ -1,0 +1,290 @@
+"""What kernels may stand for: the known text and structure, and nothing that somebody changed, before or after."""
+
+import copy
+import functools
+import io
+import logging
+import pickle
+import types
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+
+import davit.model
+from davit import DaViT, accelerate, plain
+from davit.kernels import conditions, why_plain
+from davit.kernels.modules import FusedBlock, FusedPatchEmbed
+from davit.model import DualAttentionBlock, Mlp, PatchEmbed, WindowAttention
+
+
+@pytest.fixture(autouse=True)
+def _said_anew():
+    conditions._log.cache_clear()
+
+
+@pytest.fixture
+def agree(picture):
+    """The model computes as its plain copy does, in inference and in training, with every gradient."""
+
+    def check(model):
+        other = plain(copy.deepcopy(model))
+        with torch.no_grad():
+            torch.testing.assert_close(model.eval()(picture()), other.eval()(picture()), rtol=1e-4, atol=1e-5)
+        for one in (model, other):
+            one.train().zero_grad()
+            torch.manual_seed(0)
+            one(picture()).square().mean().backward()
+        for (name, p), q in zip(model.named_parameters(), other.parameters(), strict=True):
+            assert (p.grad is None) == (q.grad is None), name
+            if p.grad is not None:
+                torch.testing.assert_close(p.grad, q.grad, rtol=1e-3, atol=1e-5, msg=name)
+        return model
+
+    return check
+
+
+# --- the text ---
+
+
+def test_the_fingerprints_are_those_of_the_text():
+    """Who edits one of these functions changes the kernels too, and then notes the fingerprint shown here."""
+    found = {}
+    for name in conditions.TEXT:
+        place, *path = name.split(".")
+        function = functools.reduce(getattr, path, conditions._PLACES[place])
+        found[name] = conditions.fingerprint(function.__code__)
+    assert found == conditions.TEXT
+    assert set(conditions.TEXT) == {name for names in conditions._OF.values() for name in names}
+
+
+def test_comments_docstrings_and_layout_are_no_change(tmp_path, monkeypatch):
+    texts = [
+        "def f(x, y):\n    return x + y\n",
+        'def f(x, y):\n    """Add."""\n\n    # why\n    return x  +  y  # so\n',
+        "class A:\n    def f(x, y):\n        '''Add.'''\n        return x + y\n",
+        "def f(x, y):\n    return x - y\n",
+        "def f(x, y=1):\n    return x + y\n",
+        "def f(x, y):\n    if x:\n        return x + y\n",
+    ]
+    prints = []
+    for number, text in enumerate(texts):
+        path = tmp_path / f"text_{number}.py"
+        path.write_text(text)
+        space = {}
+        exec(compile(text, str(path), "exec"), space)
+        prints.append(conditions.fingerprint((space.get("f") or space["A"].f).__code__))
+    assert prints[0] == prints[1] == prints[2]
+    assert len({*prints}) == 4
+
+
+def other_mlp(self, x):
+    return self.fc2(self.fc1(x).relu())
+
+
+def pad_with_threes(x, pad_H, pad_W, fill):
+    return nn.functional.pad(x, [0, 0, 0, pad_W, 0, pad_H], value=3.0)
+
+
+CHANGES = {
+    "a function of the class": lambda patch: patch.setattr(Mlp, "forward", other_mlp),
+    "without source": lambda patch: patch.setattr(Mlp, "forward", eval("lambda self, x: self.fc2(self.fc1(x))")),
+    "wrapped, under the old name": lambda patch: patch.setattr(
+        Mlp, "forward", functools.wraps(Mlp.forward)(lambda self, x: 2 * other_mlp(self, x))
+    ),
+    "reloaded in place": lambda patch: patch.setattr(Mlp.forward, "__code__", other_mlp.__code__),
+    "no function": lambda patch: patch.setattr(Mlp, "forward", functools.partialmethod(other_mlp)),
+    "a formula": lambda patch: patch.setattr(
+        davit.model, "attend_among_channels", lambda qkv, groups: (qkv[..., : qkv.shape[2] // 3], qkv)
+    ),
+    "the padding": lambda patch: patch.setattr(davit.windows, "_pad", pad_with_threes),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_function_changed_at_run_time_counts(small, picture, agree, monkeypatch, change, when):
+    """Before the model is accelerated, or behind it, and no longer once it is put back."""
+    model = small(accelerated=False, drop_path_rate=0.0)
+    stock = model(picture()).detach()
+    if when == "after":
+        accelerate(model)
+    with monkeypatch.context() as patch:
+        CHANGES[change](patch)
+        agree(accelerate(model))
+        assert not torch.allclose(model.eval()(picture()), stock, rtol=1e-3)
+        assert why_plain(model)
+    assert why_plain(model) == {}
+    torch.testing.assert_close(model.eval()(picture()), stock, rtol=1e-4, atol=1e-5)
+
+
+def test_only_what_a_text_concerns_is_left(small, picture, fused_calls, monkeypatch):
+    model = small()
+    monkeypatch.setattr(davit.model, "attend_among_channels", CHANGES)
+    reasons = why_plain(model)
+    assert len(reasons) == 5 and all(name.endswith(".1") for name in reasons)
+    monkeypatch.undo()
+    monkeypatch.setattr(PatchEmbed, "forward", lambda self, x: PatchEmbed.forward(self, x))
+    assert set(why_plain(model)) == {f"patch_embeds.{stage}" for stage in range(4)}
+
+
+# --- the structure ---
+
+
+class ScaledBlock(DualAttentionBlock):
+    def __init__(self, dim, *args, **kwargs):
+        super().__init__(dim, *args, **kwargs)
+        self.gamma = nn.Parameter(torch.full((dim,), 0.1))
+
+    def forward(self, x_BHWC):
+        x_BHWC = self.cpe[1](x_BHWC + self.gamma * self.attn(self.norm1(self.cpe[0](x_BHWC))))
+        return x_BHWC + self.mlp(self.norm2(x_BHWC))
+
+
+def assign_forward(model):
+    block = model.main_blocks[0][0][0]
+    block.forward = types.MethodType(lambda self, x: x + self.attn(self.norm1(x)), block)
+
+
+def low_rank(model):
+    class LowRank(nn.Module):
+        def __init__(self, layer):
+            super().__init__()
+            self.layer = layer
+            self.down = nn.Linear(layer.in_features, 2, bias=False)
+            self.up = nn.Linear(2, layer.out_features, bias=False)
+
+        def forward(self, x):
+            return self.layer(x) + self.up(self.down(x))
+
+    for module in list(model.modules()):
+        for name in ("qkv", "proj", "fc1", "fc2"):
+            if isinstance(getattr(module, name, None), nn.Linear):
+                setattr(module, name, LowRank(getattr(module, name)))
+
+
+def new_parameter(model):
+    """Which is used by a hook: of the structure, a parameter more is the only trace."""
+    mlp = model.main_blocks[1][0][1].mlp
+    mlp.gamma = nn.Parameter(torch.full((32,), 0.5))
+    model.main_blocks[1][0][1].register_forward_hook(lambda block, _i, out: out * block.mlp.gamma)
+
+
+def half(model):
+    class Half(nn.Module):
+        def forward(self, weight):
+            return weight / 2
+
+    parametrize.register_parametrization(model.main_blocks[0][0][1].attn.qkv, "weight", Half())
+
+
+ADAPTERS = {
+    "forward of an instance": assign_forward,
+    "low-rank layers": low_rank,
+    "a parameter of its own": new_parameter,
+    "a parametrized weight": half,
+    "a hook": lambda model: model.main_blocks[0][0][0].mlp.register_forward_hook(lambda _m, _i, out: 2 * out),
+    "another activation": lambda model: setattr(model.main_blocks[0][0][0].mlp, "act", nn.ReLU()),
+    "a buffer of its own": lambda model: model.main_blocks[0][0][0].attn.register_buffer("seen", torch.zeros(1)),
+    "a subclass of an attention": lambda model: setattr(
+        model.main_blocks[0][0][0], "attn", type("Other", (WindowAttention,), {})(16, 2, 4, True)
+    ),
+}
+
+
+@pytest.mark.parametrize("adapter", ADAPTERS)
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_what_is_put_into_a_model_counts(small, picture, agree, caplog, adapter, when):
+    model = small(accelerated=False, drop_path_rate=0.0)
+    if when == "after":
+        accelerate(model)
+    ADAPTERS[adapter](model)
+    with caplog.at_level(logging.INFO, logger="davit"):
+        agree(accelerate(model))
+        assert why_plain(model) or adapter == "a hook of the block"
+        said = [record for record in caplog.records if "davit.kernels" in record.name]
+        model(picture())
+        assert said == [record for record in caplog.records if "davit.kernels" in record.name]  # said once
+    assert 1 <= len(said) <= 4
+
+
+def test_subclasses_of_the_block_run_as_they_are_written(either, small, picture, fused_calls):
+    model = accelerate(small(either, block_layer=ScaledBlock))
+    with fused_calls() as calls, torch.no_grad():
+        model(picture())
+    assert calls == [] and all(
+        "ScaledBlock" in reason for name, reason in why_plain(model).items() if "blocks" in name
+    )
+
+
+def test_a_model_of_somebody_else_is_left_and_named(caplog):
+    with caplog.at_level(logging.INFO, logger="davit"):
+        model = nn.Sequential(nn.Linear(2, 2))
+        assert accelerate(model) is model
+    assert "Sequential" in caplog.text
+
+
+# --- what stays as it was ---
+
+
+def test_keys_copies_pickles_and_hooks_stay(either, small, picture):
+    model, seen = small(either), []
+    stock = small(either, accelerated=False)
+    assert list(model.state_dict()) == list(stock.state_dict())
+    assert [name for name, _ in model.named_modules()] == [name for name, _ in stock.named_modules()]
+    assert all(isinstance(block, DualAttentionBlock) for pair in model.main_blocks[0] for block in pair)
+    model.main_blocks[0][0][0].register_forward_hook(lambda *_: seen.append(1))
+    expected = model(picture())
+    file = io.BytesIO()
+    model.main_blocks[0][0][0]._forward_hooks.clear()
+    torch.save(model, file)
+    file.seek(0)
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model)), torch.load(file, weights_only=False)):
+        assert sum(type(module) in (FusedBlock, FusedPatchEmbed) for module in other.modules()) == 14
+        for one, two in zip(aslist(other(picture())), aslist(expected), strict=True):
+            assert torch.equal(one, two)
+    assert len(seen) == 1
+
+
+def aslist(output):
+    return [output] if isinstance(output, torch.Tensor) else list(output)
+
+
+def test_torchscript_says_that_it_undid_the_acceleration(small, picture, fused_calls, caplog):
+    model = small()
+    with caplog.at_level(logging.WARNING, logger="davit"):
+        scripted = torch.jit.script(model)
+    assert "accelerate" in caplog.text
+    with fused_calls() as calls, torch.no_grad():
+        torch.testing.assert_close(scripted(picture()), model(picture()), rtol=1e-4, atol=1e-5)
+        assert calls == []
+        accelerate(model)(picture())
+        assert len(calls) == 10
+
+
+def test_a_default_device_is_no_obstacle(small, picture, fused_calls):
+    with torch.device("cpu"), fused_calls() as calls:
+        small()(picture()).sum().backward()
+    assert len(calls) == 10
+
+
+def test_maps_on_another_default_device_stay_where_they_are(small, picture):
+    """Memory of kernels is asked for on the CPU, whatever torch.set_default_device says."""
+    model, image = small(), picture()
+    with torch.device("meta"):
+        loss = model(image).square().mean()
+        loss.backward()
+        with torch.no_grad():
+            assert model(image).device.type == "cpu"
+    assert all(p.grad.device.type == "cpu" for p in model.parameters())
+
+
+def test_a_model_without_blocks_of_ours_is_named(small):
+    class Wrapper(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.backbone = DaViT(embed_dims=(16,), depths=(1,), num_heads=(1,), num_classes=2)
+
+    assert why_plain(accelerate(Wrapper())) == {}
+    assert set(why_plain(Wrapper())) == {"backbone.patch_embeds.0", *(f"backbone.main_blocks.0.0.{i}" for i in (0, 1))}
