@@ -8,7 +8,7 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -289,6 +289,18 @@ def test_paths_in_changing_exist() -> None:
     ]
     assert len(paths) > 50
     assert [path for path in paths if not (REPOSITORY / path).exists()] == []
+
+
+def test_the_example_of_another_attention_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    text = (REPOSITORY / "docs" / "changing.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    names: dict[str, Any] = {"__name__": "example"}
+    exec(example, names)
+    assert capsys.readouterr().out.strip() == "torch.Size([2, 1000])"
+    state = names["model"].state_dict()
+    assert sum(name.endswith("gamma") for name in state) == 3 * 4
+    names["model"](torch.randn(2, 3, 64, 64)).sum().backward()
+    assert all(p.grad is not None for p in names["model"].parameters())
 
 
 def test_every_module_has_a_line_in_changing() -> None:

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from edits import EDITS, edited
 
 from davit import DaViT, accelerate
+from tests.edits import EDITS, edited
 
 PROGRAM = """
 import copy, sys

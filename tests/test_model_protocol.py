@@ -96,6 +96,28 @@ def test_feature_info_tells_the_truth(small, picture):
         assert out.shape == (1, 64 // info["reduction"], 96 // info["reduction"], info["num_chs"])
 
 
+def test_features_are_laid_out_as_the_model_says():
+    """As timm's own test of every model asks: the axes of `output_fmt`, NCHW unless a model says otherwise."""
+    model = nano()
+    assert getattr(model, "output_fmt", "NCHW") == "NCHW"
+    size, pool = model.default_cfg["input_size"], model.default_cfg["pool_size"]
+    features = model.forward_features(torch.randn(1, *size))
+    assert features.shape == (1, model.num_features, *pool)
+    assert model.forward_head(features, pre_logits=True).shape == (1, model.head_hidden_size)
+
+
+@pytest.mark.parametrize("dtype", [None, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("device", [None, "cpu", "meta"])
+def test_device_and_dtype_of_create_model(device, dtype):
+    model = nano(device=device, dtype=dtype)
+    assert {p.device.type for p in model.parameters()} == {device or "cpu"}
+    assert {p.dtype for p in model.parameters()} == {dtype or torch.float32}
+    if device != "meta":
+        expected = nano().to(dtype or torch.float32).state_dict()
+        assert all(torch.equal(tensor, expected[name]) for name, tensor in model.state_dict().items())
+        assert model(torch.randn(1, 3, 32, 32, dtype=dtype)).dtype == (dtype or torch.float32)
+
+
 @pytest.mark.parametrize("feature_cls", [None, "getter", "hook", "fx"])
 @pytest.mark.parametrize("out_indices", [None, (0, 1, 2, 3), (1, 3), (0,), (-1,), (-3, -1)], ids=str)
 def test_features_only(picture, feature_cls, out_indices):

@@ -7,13 +7,13 @@ Three things must be as kernels know them, otherwise the modules run as they are
 - the call: the tensor, its sizes and the state of PyTorch are of a kind that a kernel handles (`way_for`).
 """
 
+import functools
 import hashlib
 import inspect
 import io
 import logging
 import textwrap
 import tokenize
-from functools import cache
 from types import CodeType
 from typing import Any
 
@@ -81,7 +81,15 @@ _OF: dict[type[nn.Module], tuple[str, ...]] = {
     ),
     ChannelAttention: (*_OF_BLOCK, "model.ChannelAttention.forward", "model.attend_among_channels"),
 }
-_PLACES = {"model": model, "windows": windows}
+_PLACES: dict[str, Any] = {"model": model, "windows": windows}
+
+
+def function_named(name: str) -> Any:
+    """The function that a name of `TEXT` means now, whoever replaced it."""
+    place, *path, last = name.split(".")
+    return getattr(functools.reduce(getattr, path, _PLACES[place]), last, None)
+
+
 _judged: dict[int, tuple[CodeType, str | None]] = {}  # by the id of a code object, which is held
 
 
@@ -93,17 +101,16 @@ def difference_of_text(kind: type[nn.Module]) -> str | None:
         kind: the attention of a block, or `PatchEmbed`. Functions that are replaced or reloaded at run time count.
     """
     for name in _OF[kind]:
-        owner: Any = _PLACES
-        for part in name.split("."):
-            owner = owner[part] if owner is _PLACES else getattr(owner, part, None)
-        if getattr(owner, "__globals__", {}).get("__name__") == "torch.fx._symbolic_trace":
-            owner = owner.__wrapped__  # while torch.fx or torch.export traces, it stands for a leaf of torch.fx.wrap
-        code = getattr(owner, "__code__", None)
+        function = function_named(name)
+        if getattr(function, "__globals__", {}).get("__name__") == "torch.fx._symbolic_trace":
+            function = function.__wrapped__  # while torch.fx or torch.export traces: a leaf of torch.fx.wrap
+        code = getattr(function, "__code__", None)
         if code is None:
             return f"davit.{name} is not a function"
         if id(code) not in _judged:
             _judged[id(code)] = (code, _judge(name, code))
-        if (reason := _judged[id(code)][1]) is not None:
+        reason = _judged[id(code)][1]
+        if reason is not None:
             return reason
     return None
 
@@ -374,11 +381,11 @@ def freezes_weights() -> bool:
     return bool(torch._inductor.config.freezing)
 
 
-@cache
+@functools.cache
 def _log(reason: str) -> None:
     _logger.info(
-        "%s: it runs as its modules are written, not by kernels. That costs speed, never correctness; "
-        "davit.kernels.why_plain(model) says where.",
+        "%s, so it runs as it is written and not by kernels: slower, never wrong. "
+        "davit.kernels.why_plain(model) lists every block.",
         reason,
     )
 

@@ -1,6 +1,7 @@
 """Put kernels in the place of blocks and patch embeddings of a built model, and take them out again."""
 
 import copy
+import functools
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -82,10 +83,22 @@ def accelerate(model: nn.Module) -> nn.Module:
 
 
 def plain(model: nn.Module) -> nn.Module:
-    """Undo `accelerate`: every block and patch embedding runs as `davit.model` writes it. Returns the model."""
-    for module in model.modules():
+    """Undo `accelerate`: every block and patch embedding runs as `davit.model` writes it.
+
+    Returns:
+        The model, changed in place.
+
+    Raises:
+        ValueError: a block's class was derived from an accelerated one, as by ``fully_shard``; call this before that.
+    """
+    for name, module in model.named_modules():
         if (stock := _PLAIN.get(type(module))) is not None:
             module.__class__ = stock
+        elif type(module).forward in _FORWARDS:
+            raise ValueError(
+                f"{name or 'the model'} is a {type(module).__name__}, a class derived from an accelerated one (as "
+                "fully_shard does): call davit.plain before that."
+            )
     return model
 
 
@@ -116,13 +129,18 @@ _FORWARDS = (FusedBlock.forward, FusedPatchEmbed.forward)  # also of the classes
 
 
 def _plain_copy(module: nn.Module) -> nn.Module:
-    """A plain module with the same parameters. TorchScript puts it into the scripted model's original, too."""
-    _logger.warning(
-        "torch.jit.script undid the acceleration of the model that it was given; call davit.accelerate(model) again."
-    )
+    """Copy a module for TorchScript, which puts the copy into the original model, too; parameters are shared."""
+    _warn_of_scripting()
     stock = copy.copy(module)
     stock.__class__ = _PLAIN[type(module)]
     return stock
+
+
+@functools.cache
+def _warn_of_scripting() -> None:
+    _logger.warning(
+        "torch.jit.script undoes the acceleration of the model that it is given; call davit.accelerate(model) again."
+    )
 
 
 # --- the ways to compute a block ---

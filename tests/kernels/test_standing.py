@@ -14,7 +14,7 @@ from torch.nn.utils import parametrize
 
 import davit.model
 from davit import DaViT, accelerate, plain
-from davit.kernels import conditions, why_plain
+from davit.kernels import conditions, modules, why_plain
 from davit.kernels.modules import FusedBlock, FusedPatchEmbed
 from davit.model import DualAttentionBlock, Mlp, PatchEmbed, WindowAttention
 
@@ -22,6 +22,7 @@ from davit.model import DualAttentionBlock, Mlp, PatchEmbed, WindowAttention
 @pytest.fixture(autouse=True)
 def _said_anew():
     conditions._log.cache_clear()
+    modules._warn_of_scripting.cache_clear()
 
 
 @pytest.fixture
@@ -52,9 +53,7 @@ def test_the_fingerprints_are_those_of_the_text():
     """Who edits one of these functions changes the kernels too, and then notes the fingerprint shown here."""
     found = {}
     for name in conditions.TEXT:
-        place, *path = name.split(".")
-        function = functools.reduce(getattr, path, conditions._PLACES[place])
-        found[name] = conditions.fingerprint(function.__code__)
+        found[name] = conditions.fingerprint(conditions.function_named(name).__code__)
     assert found == conditions.TEXT
     assert set(conditions.TEXT) == {name for names in conditions._OF.values() for name in names}
 
@@ -261,6 +260,14 @@ def test_torchscript_says_that_it_undid_the_acceleration(small, picture, fused_c
         assert calls == []
         accelerate(model)(picture())
         assert len(calls) == 10
+
+
+def test_plain_says_what_it_cannot_undo(small):
+    block = small().main_blocks[0][0][0]
+    block.__class__ = type("Sharded", (FusedBlock,), {})  # as fully_shard derives one
+    with pytest.raises(ValueError, match="Sharded"):
+        plain(block)
+    assert why_plain(block) == {}
 
 
 def test_a_default_device_is_no_obstacle(small, picture, fused_calls):
