@@ -14,6 +14,7 @@ import io
 import logging
 import textwrap
 import tokenize
+from collections.abc import Sequence
 from types import CodeType
 from typing import Any
 
@@ -34,7 +35,7 @@ _logger = logging.getLogger(__name__)
 
 #: Multiply-adds of a linear layer to four times its width over the whole input, below which a block keeps to its
 #: modules: there the start of a kernel costs more than it gains. Measured; see docs/performance.md.
-LEAST_WORK = 10_000_000
+LEAST_WORK = 1_000_000
 
 #: The kernels that may be taken, of Triton and of native.cpp; tests and benchmarks leave some out.
 KERNELS = {"window", "channel", "encoding", "gelu", "patches"}
@@ -170,7 +171,8 @@ _CHILDREN: dict[type[nn.Module], dict[str, tuple[type[nn.Module], ...]]] = {
     PatchEmbed: {"proj": (nn.Conv2d,), "norm": (nn.LayerNorm,)},
     **{leaf: {} for leaf in (nn.Linear, nn.LayerNorm, nn.Conv2d, nn.GELU, nn.Identity, DropPath)},
 }
-_WEIGHTED = (nn.Linear, nn.LayerNorm, nn.Conv2d)  # their own parameters are weight and bias, those of others none
+#: Their own parameters.
+_OWN = {kind: {"weight", "bias"} if kind in (nn.Linear, nn.LayerNorm, nn.Conv2d) else set() for kind in _CHILDREN}
 
 
 def difference_of_block(block: Any) -> str | None:
@@ -211,13 +213,12 @@ def difference_of_embedding(embed: Any) -> str | None:
 
 def _difference(module: nn.Module, kind: type[nn.Module], path: str) -> str | None:
     """Compare children, parameters and buffers with those of ``kind``, and the same for every child."""
-    children = _CHILDREN[kind]
-    own = {"weight", "bias"} if kind in _WEIGHTED else set()
-    if set(module._parameters) != own or module._buffers:
+    children, own = _CHILDREN[kind], _OWN[kind]
+    if module._parameters.keys() != own or module._buffers:
         names = sorted({*module._parameters, *module._buffers} ^ own)
         return f"{path} has other parameters or buffers ({', '.join(names)}) than a {kind.__name__}"
-    if set(module._modules) != set(children):
-        names = sorted(set(module._modules) ^ set(children))
+    if module._modules.keys() != children.keys():
+        names = sorted({*module._modules} ^ {*children})
         return f"{path} has other modules ({', '.join(names)}) than a {kind.__name__}"
     for name, kinds in children.items():
         child: Any = module._modules[name]
@@ -264,15 +265,18 @@ def way_for(block: Any, x_BHWC: Tensor) -> str | None:
     """
     if not _is_handled(x_BHWC) or x_BHWC.dim() != 4:
         return None
+    triton, compiling = support.runs_on(x_BHWC), torch.compiler.is_compiling()
+    if not triton and not compiling and not _is_worth_it(x_BHWC):
+        return None
     reason = difference_of_block(block)
     if reason is not None:
         tell_once(reason)
         return None
     if not _fits_block(block, x_BHWC):
         return None
-    if support.runs_on(x_BHWC):
+    if triton:
         return "spans"
-    if torch.compiler.is_compiling():
+    if compiling:
         whole = not torch.is_grad_enabled() and not drops_paths(block) and not torch.is_autocast_enabled("cpu")
         return "operator" if whole and _infers_natively(block, x_BHWC) else "spans"
     return _way_on_cpu(block, x_BHWC)
@@ -281,8 +285,6 @@ def way_for(block: Any, x_BHWC: Tensor) -> str | None:
 def _way_on_cpu(block: Any, x_BHWC: Tensor) -> str | None:
     """In eager mode: by compiled functions with their own products, or around PyTorch's where those are as fast."""
     in_float32 = x_BHWC.dtype == torch.float32
-    if product_dtype(x_BHWC) != x_BHWC.dtype or 4 * x_BHWC.numel() * x_BHWC.shape[-1] < LEAST_WORK:
-        return None
     if native.multiplies(x_BHWC.dtype) or (onednn.AVAILABLE if in_float32 else native.HAS_AMX):
         if is_graded(block, x_BHWC) or drops_paths(block):
             return "training"
@@ -291,6 +293,11 @@ def _way_on_cpu(block: Any, x_BHWC: Tensor) -> str | None:
         if in_float32 and onednn.AVAILABLE:
             return "onednn"
     return "spans" if native.supports(x_BHWC) else None
+
+
+def _is_worth_it(x_BHWC: Tensor) -> bool:
+    """Whether a block of this input has work enough for a kernel on the CPU, in the dtype of its map."""
+    return product_dtype(x_BHWC) == x_BHWC.dtype and 4 * x_BHWC.numel() * x_BHWC.shape[-1] >= LEAST_WORK
 
 
 def embeds_natively(embed: Any, x: Tensor) -> bool:
@@ -307,11 +314,9 @@ def embeds_natively(embed: Any, x: Tensor) -> bool:
         return False
     conv, C = embed.proj, x.shape[1 if embed.stem else 3]
     (N, _), side = conv.weight.shape[:2], 7 if embed.stem else 2
-    return (
-        _has_size(conv, (N, C, side, side))
-        and _has_size(embed.norm, (N if embed.stem else C,))
-        and _parameters_fit(embed, x)
-        and native.supports_patches(x, conv.weight, conv.stride[0], embed.stem)
+    sizes = ((N, C, side, side), (N if embed.stem else C,))
+    return _layers_fit((conv, embed.norm), sizes, x) and native.supports_patches(
+        x, conv.weight, conv.stride[0], embed.stem
     )
 
 
@@ -426,44 +431,45 @@ def _infers_natively(block: Any, x_BHWC: Tensor) -> bool:
     )
 
 
+def layers_of(block: Any) -> list[Any]:
+    """List the layers of a block that have parameters, in the order of `native.PARAMETERS`; None without an MLP."""
+    first, second, attn, mlp = block.cpe[0], block.cpe[1], block.attn, block.mlp
+    last = [mlp.fc1, mlp.fc2] if block.ffn else [None, None]
+    return [first.proj, second.proj, block.norm1, block.norm2 if block.ffn else None, attn.qkv, attn.proj, *last]
+
+
 def _fits_block(block: Any, x_BHWC: Tensor) -> bool:
     """Whether every layer is of the input's width: functions that take pointers could not tell."""
-    C, attn = x_BHWC.shape[3], block.attn
-    sizes = [(attn.qkv, (3 * C, C)), (attn.proj, (C, C)), (block.norm1, (C,))]
-    sizes += [(encoding.proj, (C, 1, 3, 3)) for encoding in block.cpe]
-    if block.ffn:
-        E = block.mlp.fc1.weight.shape[0]
-        sizes += [(block.mlp.fc1, (E, C)), (block.mlp.fc2, (C, E)), (block.norm2, (C,))]
-    return (
-        C % heads_of(attn)[1] == 0
-        and all(_has_size(layer, size) for layer, size in sizes)
-        and _parameters_fit(block, x_BHWC)
-    )
+    C = x_BHWC.shape[3]
+    E = block.mlp.fc1.weight.shape[0] if block.ffn else 0
+    sizes = ((C, 1, 3, 3), (C, 1, 3, 3), (C,), (C,), (3 * C, C), (C, C), (E, C), (C, E))
+    return C % heads_of(block.attn)[1] == 0 and _layers_fit(layers_of(block), sizes, x_BHWC)
 
 
-def _has_size(layer: Any, size: tuple[int, ...]) -> bool:
-    """Whether its weight is of that size, and the bias to go with it; of a norm also where it has neither."""
-    weight, bias = layer.weight, layer.bias
-    return (
-        (weight is None or weight.shape == size)
-        and (bias is None or bias.shape == size[:1])
-        and (type(layer) is not nn.LayerNorm or tuple(layer.normalized_shape) == size)
-    )
+def _layers_fit(layers: Sequence[Any], sizes: Sequence[tuple[int, ...]], x: Tensor) -> bool:
+    """Whether layers have weights of these sizes, biases to go with them, and both beside the input in its dtype.
 
-
-def _parameters_fit(module: nn.Module, x: Tensor) -> bool:
-    """Whether parameters are plain tensors beside the input, of its dtype or those of autocast."""
+    Under autocast also in its dtypes. A norm may have neither, a layer may be None.
+    """
     dtypes = {x.dtype}
     if torch.is_autocast_enabled(x.device.type):
         dtypes = {x.dtype, torch.float32, product_dtype(x)}
     exporting = _is_exporting()  # what an exporter has put in the place of parameters is no plain tensor
-    return all(
-        (exporting or type(p) in (nn.Parameter, Tensor))
-        and p.device == x.device
-        and p.dtype in dtypes
-        and p.layout == torch.strided
-        for p in module.parameters()
-    )
+    for layer, size in zip(layers, sizes, strict=True):
+        if layer is None:
+            continue
+        if type(layer) is nn.LayerNorm and tuple(layer.normalized_shape) != size:
+            return False
+        for parameter, wanted in ((layer.weight, size), (layer.bias, size[:1])):
+            if parameter is not None and not (
+                parameter.shape == wanted
+                and (exporting or type(parameter) in (nn.Parameter, Tensor))
+                and parameter.dtype in dtypes
+                and parameter.device == x.device
+                and parameter.layout == torch.strided
+            ):
+                return False
+    return True
 
 
 # --- the spans of a block ---

@@ -164,8 +164,9 @@ def _infer_operator(block: Any, x_BHWC: Tensor) -> Tensor:
 
 
 def block_arguments(block: Any) -> tuple[list[Tensor | None], int, int, tuple[float, float]]:
-    named = dict(block.named_parameters())
-    weights: list[Tensor | None] = [named.get(name) for name in native.PARAMETERS]
+    """Return what `native.infer_block` is given of a block behind the map: weights, window, heads, the norms' eps."""
+    layers = conditions.layers_of(block)
+    weights = [parameter for layer in layers for parameter in ((layer.weight, layer.bias) if layer else (None, None))]
     eps = (block.norm1.eps, block.norm2.eps if block.ffn else block.norm1.eps)
     return weights, *conditions.heads_of(block.attn), eps
 
