@@ -131,3 +131,20 @@ def test_speeds_of_the_readme() -> None:
     found = results("throughput_cpu", "Inference, other architectures")
     for name, row in found.items():
         assert cells(text, f"`{name}`") == [f"{row['images_per_second']:.1f}", f"{row['ratio']:.2f}"]
+
+
+def test_a_checkout_is_as_fast_as_itself(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, repository: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(str(repository / "benchmarks"))
+    import against
+
+    case = "DaViT_nano/float32/training/plain/2/32"
+    assert against.main([str(repository), "--rounds", "3", "--cases", case, "--folder", str(tmp_path)]) == 0
+    (result,) = json.loads((tmp_path / "against.json").read_text())["results"]
+    assert result["case"] == case and len(result["theirs"]) == len(result["ours"]) == 3
+    assert all(seconds > 0 and peak > 0 for seconds, peak in result["ours"])
+    assert case in capsys.readouterr().out
+    for wrong in ([str(tmp_path)], [], [str(repository), "--rounds", "0"]):
+        with pytest.raises(SystemExit):
+            against.main(wrong)
