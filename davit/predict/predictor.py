@@ -163,7 +163,8 @@ def load(
         device: auto, cpu, cuda or cuda:N.
         names: a class map or a data folder, for class names other than the checkpoint's.
         flags: those of validate.py that say how the model is built and how pictures are prepared, such as
-            img_size, crop_pct, ema="never", amp=True, num_classes, model_kwargs.
+            img_size, crop_pct, ema="never", amp=True, num_classes, model_kwargs. A DaViT is accelerated unless
+            model_kwargs={"accelerate": False}.
 
     Raises:
         ValueError: the checkpoint, the model and the flags do not fit one another; a flag is unknown.

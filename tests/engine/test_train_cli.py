@@ -16,6 +16,8 @@ import yaml
 from davit.checkpoint import read_checkpoint
 from davit.engine import precision
 from davit.engine.arguments import NO_LONGER, parse_with_config, train_parser
+from davit.engine.build import build_model
+from davit.kernels import why_plain
 from tests.engine.runs import REPOSITORY, run, train_command
 
 Train = Callable[..., subprocess.CompletedProcess[str]]
@@ -314,3 +316,9 @@ def test_train_and_validate_give_the_same_number(train: Train, tmp_path: Path, p
     found = json.loads(result.stdout.split("--result")[1])
     top1 = (found[0] if isinstance(found, list) else found)["top1"]
     assert top1 == pytest.approx(best, abs=1e-3)
+
+
+@pytest.mark.parametrize(("words", "accelerated"), [([], True), (["--model-kwargs", "accelerate=False"], False)])
+def test_models_are_accelerated_unless_told_otherwise(words: list[str], accelerated: bool) -> None:
+    args = parse_with_config(train_parser(), ["DIR", "--model", "DaViT_nano", *words])
+    assert (why_plain(build_model(args, 3)) == {}) is accelerated

@@ -14,6 +14,8 @@ from PIL import Image
 import davit
 from davit.data import BadImageError
 from davit.engine import precision
+from davit.kernels import why_plain
+from davit.model import DualAttentionBlock, PatchEmbed
 from davit.predict import Failure, Prediction, predictor
 from tests.predict.conftest import CLASSES, MODEL_KWARGS, noise, png
 
@@ -39,6 +41,12 @@ def test_a_prediction_is_the_softmax_of_the_model(checkpoint: Path, model: torch
     assert (result.index, result.name) == (order[0], CLASSES[order[0]])
     assert result.probability == pytest.approx(probabilities.max().item())
     assert result.file == str(tmp_path / "five.png")
+
+
+def test_a_predictor_is_accelerated_unless_told_otherwise(checkpoint: Path) -> None:
+    assert why_plain(davit.load(checkpoint, device="cpu").model) == {}
+    plain = davit.load(checkpoint, device="cpu", model_kwargs={"accelerate": False}).model
+    assert len(why_plain(plain)) == len([m for m in plain.modules() if isinstance(m, DualAttentionBlock | PatchEmbed)])
 
 
 def test_every_kind_of_picture(checkpoint: Path, tmp_path: Path) -> None:
