@@ -55,6 +55,18 @@ EDITS: dict[str, list[tuple[str, str]]] = {
         ),
         ("self.qkv(x_BHWC.flatten(1, 2))", "self.temperature * self.qkv(x_BHWC.flatten(1, 2))"),
     ],
+    "a block of more arguments": [
+        ("    def forward(self, x_BHWC: Tensor) -> Tensor:\n        x_BHWC = self.cpe[0](x_BHWC)\n",
+         "    def forward(self, x_BHWC: Tensor, shift: float = 0.5) -> Tensor:\n"
+         "        x_BHWC = self.cpe[0](x_BHWC + shift)\n"),
+        ("x = blocks(x)", "for block in blocks[0]:\n                        x = block(x, 0.25)"),
+    ],
+    "a property of the block": [
+        ("        self.drop_path = DropPath(drop_path) if drop_path > 0.0 else nn.Identity()\n", ""),
+        ("    def forward(self, x_BHWC: Tensor) -> Tensor:\n        x_BHWC = self.cpe[0](x_BHWC)\n",
+         "    @property\n    def drop_path(self):\n        return lambda x: 0.25 * x\n\n"
+         "    def forward(self, x_BHWC: Tensor) -> Tensor:\n        x_BHWC = self.cpe[0](x_BHWC)\n"),
+    ],
     "windows padded by reflection of the edge": [
         ("x_MNC, tiling = window_partition(x_BHWC, self.window_size)",
          "x_MNC, tiling = window_partition(x_BHWC, self.window_size, x_BHWC[0, -1, -1])"),

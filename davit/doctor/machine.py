@@ -17,9 +17,11 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from .. import kernels
 from ..engine import precision
 from ..kernels import conditions
 from ..kernels.cpu import native
+from ..registry import create_model
 from .findings import Finding, error, ok, warning
 
 _OLDEST_PYTHON = (3, 10)
@@ -103,11 +105,12 @@ def _compiled_functions() -> Finding:
 
 def _model_text() -> Finding:
     """Whether davit/model.py is the text that kernels stand for; an edited one runs as it is written."""
-    changed = conditions.changed_text()
+    built = kernels.why_plain(create_model("DaViT_nano", device="meta"))
+    changed = sorted({*conditions.changed_text(), *built.values()})
     if not changed:
         return ok("model", "davit/model.py is as the kernels know it, so they compute it")
     remedy = "nothing, if it is fast enough; docs/changing.md says how to make the kernels follow"
-    return warning("model", f"{', '.join(changed)}: models run as written, by plain modules", remedy)
+    return warning("model", f"{'; '.join(changed)}: what this concerns runs as written, by plain modules", remedy)
 
 
 def _bfloat16() -> Finding:

@@ -19,13 +19,14 @@ from types import CodeType
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils._device import DeviceContext
 
-from .. import model, windows
+from .. import model
 from ..model import ChannelAttention, ConvPosEnc, DualAttentionBlock, Mlp, PatchEmbed, WindowAttention
 from .cpu import native, onednn
 from .triton import support
@@ -82,13 +83,37 @@ _OF: dict[type[nn.Module], tuple[str, ...]] = {
     ),
     ChannelAttention: (*_OF_BLOCK, "model.ChannelAttention.forward", "model.attend_among_channels"),
 }
-_PLACES: dict[str, Any] = {"model": model, "windows": windows}
+#: The classes whose instances kernels replace together, of which `__init__` and `forward` are all there is.
+_CLASSES: dict[type[nn.Module], tuple[type[nn.Module], ...]] = {
+    PatchEmbed: (PatchEmbed,),
+    WindowAttention: (DualAttentionBlock, ConvPosEnc, Mlp, WindowAttention),
+    ChannelAttention: (DualAttentionBlock, ConvPosEnc, Mlp, ChannelAttention),
+}
+_OF_A_CLASS = {"__init__", "forward", "__module__", "__doc__", "__annotations__", "__static_attributes__"}
+_OF_A_CLASS |= {"__firstlineno__", "__annotate__", "__annotate_func__", "__annotations_cache__"}
+
+#: What of PyTorch and timm kernels compute too, as it was when this module was imported.
+_FOREIGN: tuple[tuple[Any, str, Any], ...] = tuple(
+    (owner, name, getattr(owner, name))
+    for owner, name in (
+        *((cls, "forward") for cls in (nn.Linear, nn.LayerNorm, nn.Conv2d, nn.GELU, nn.Identity, DropPath)),
+        *((F, name) for name in ("linear", "layer_norm", "conv2d", "gelu")),
+    )
+)
 
 
 def function_named(name: str) -> Any:
     """The function that a name of `TEXT` means now, whoever replaced it."""
     place, *path, last = name.split(".")
-    return getattr(functools.reduce(getattr, path, _PLACES[place]), last, None)
+    if place == "windows":  # what the model's function calls, wherever that is defined
+        return _without_leaf(model.window_partition).__globals__.get(last)
+    return _without_leaf(getattr(functools.reduce(getattr, path, model), last, None))
+
+
+def _without_leaf(function: Any) -> Any:
+    """The function itself, where torch.fx or torch.export trace and it is a leaf of torch.fx.wrap."""
+    traced = getattr(function, "__globals__", {}).get("__name__") == "torch.fx._symbolic_trace"
+    return function.__wrapped__ if traced else function
 
 
 _judged: dict[int, tuple[CodeType, str | None]] = {}  # by the id of a code object, which is held
@@ -96,16 +121,13 @@ _judged: dict[int, tuple[CodeType, str | None]] = {}  # by the id of a code obje
 
 @torch.compiler.assume_constant_result
 def difference_of_text(kind: type[nn.Module]) -> str | None:
-    """Say which function that a kernel would replace is not the one that it was tested against, or None.
+    """Say what of the text that a kernel would replace is not what it was tested against, or None.
 
     Args:
-        kind: the attention of a block, or `PatchEmbed`. Functions that are replaced or reloaded at run time count.
+        kind: the attention of a block, or `PatchEmbed`. What is replaced or reloaded at run time counts.
     """
     for name in _OF[kind]:
-        function = function_named(name)
-        if getattr(function, "__globals__", {}).get("__name__") == "torch.fx._symbolic_trace":
-            function = function.__wrapped__  # while torch.fx or torch.export traces: a leaf of torch.fx.wrap
-        code = getattr(function, "__code__", None)
+        code = getattr(function_named(name), "__code__", None)
         if code is None:
             return f"davit.{name} is not a function"
         if id(code) not in _judged:
@@ -113,6 +135,15 @@ def difference_of_text(kind: type[nn.Module]) -> str | None:
         reason = _judged[id(code)][1]
         if reason is not None:
             return reason
+    for cls in _CLASSES[kind]:
+        if cls.__mro__[1:] != (nn.Module, object):
+            return f"davit.model.{cls.__name__} has other base classes"
+        if not vars(cls).keys() <= _OF_A_CLASS:
+            more = ", ".join(sorted(vars(cls).keys() - _OF_A_CLASS))
+            return f"davit.model.{cls.__name__} has more than __init__ and forward ({more})"
+    for owner, name, function in _FOREIGN:
+        if getattr(owner, name) is not function:
+            return f"{owner.__name__}.{name} was replaced"
     return None
 
 
@@ -189,6 +220,8 @@ def difference_of_block(block: Any) -> str | None:
     with_mlp = type(block.mlp) is Mlp and type(block.norm2) is nn.LayerNorm
     if with_mlp != block.ffn or (not with_mlp and type(block.mlp) is not type(block.norm2)):
         return "block.ffn, block.norm2 and block.mlp do not go together"
+    if any(type(number) is not int or number < least for number, least in zip(heads_of(block.attn), (0, 1))):  # noqa: B905
+        return "block.attn has a window or number of heads that is no whole number above 0"
     if with_mlp and block.mlp.act.approximate != "none":
         return "block.mlp.act is GELU by tanh"
     return difference_of_text(type(block.attn))
@@ -223,13 +256,17 @@ def _difference(module: nn.Module, kind: type[nn.Module], path: str) -> str | No
     for name, kinds in children.items():
         child: Any = module._modules[name]
         if type(child) not in kinds:
-            return f"{path}.{name} is a {type(child).__name__}, not a {kinds[0].__name__}"
+            return f"{path}.{name} is a {_full(type(child))}, not a {_full(kinds[0])}"
         if _is_watched(child):
             return f"{path}.{name} has a hook or a forward of its own"
         reason = _difference(child, type(child), f"{path}.{name}")
         if reason is not None:
             return reason
     return None
+
+
+def _full(kind: type) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"
 
 
 def _is_watched(module: nn.Module) -> bool:
@@ -240,6 +277,7 @@ def _is_watched(module: nn.Module) -> bool:
         or module._backward_hooks
         or module._backward_pre_hooks
         or "forward" in module.__dict__
+        or "_call_impl" in module.__dict__
     )
 
 
@@ -364,8 +402,8 @@ def _is_in_transform() -> bool:
 
 @torch.compiler.assume_constant_result
 def _is_transformed() -> bool:
-    """Whether a compiler is inside vmap, grad or the like: it knows no rule for our operators."""
-    return _is_in_transform()
+    """Whether a compiler is inside vmap, grad or the like, or every module has a hook: not seen by our operators."""
+    return _is_in_transform() or nn.modules.module._has_any_global_hook()
 
 
 def _is_exporting() -> bool:
@@ -424,7 +462,7 @@ def heads_of(attn: Any) -> tuple[int, int]:
 
 
 def _infers_natively(block: Any, x_BHWC: Tensor) -> bool:
-    hidden = block.mlp.fc1.out_features if block.ffn else None
+    hidden = block.mlp.fc1.weight.shape[0] if block.ffn else None
     with_act = any(type(encoding.activation) is nn.GELU for encoding in block.cpe)
     return {"window", "channel", "encoding", "gelu"} <= KERNELS and native.supports_block(
         x_BHWC, *heads_of(block.attn), hidden, with_act

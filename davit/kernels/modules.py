@@ -3,6 +3,7 @@
 import copy
 import functools
 import logging
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from timm.layers import DropPath
 from torch import Tensor, nn
 
-from ..model import DualAttentionBlock, PatchEmbed, WindowAttention
+from ..model import ChannelAttention, DualAttentionBlock, DualAttentionStages, PatchEmbed, WindowAttention
 from . import conditions, ops
 from .cpu import native, onednn
 from .training import (
@@ -73,7 +74,7 @@ def accelerate(model: nn.Module) -> nn.Module:
         The model.
     """
     for module in model.modules():
-        if (fused := _FUSED.get(type(module))) is not None and "forward" not in module.__dict__:
+        if (fused := _FUSED.get(type(module))) is not None and _has_known_text(module):
             module.__class__ = fused
     for reason in why_plain(model).values():
         conditions.tell_once(reason)
@@ -105,24 +106,41 @@ def plain(model: nn.Module) -> nn.Module:
 def why_plain(model: nn.Module) -> dict[str, str]:
     """Say which blocks and patch embeddings of a model run as written, whatever the input: name to reason."""
     reasons = {}
+    places = [name for name, module in model.named_modules() if isinstance(module, DualAttentionStages)]
     for name, module in model.named_modules():
         if isinstance(module, DualAttentionBlock | PatchEmbed):
             reason = _why_plain(module)
             if reason is not None:
                 reasons[name] = reason
+        elif any(re.fullmatch(re.escape(place + "." if place else "") + _PLACE_OF_BLOCK, name) for place in places):
+            reasons[name] = f"{type(module).__name__} is none of davit.model's modules"
     return reasons
+
+
+_PLACE_OF_BLOCK = r"(patch_embeds\.\d+|main_blocks\.\d+\.\d+\.\d+)"  # in `DualAttentionStages`
 
 
 def _why_plain(module: nn.Module) -> str | None:
     kind = type(module)
     if "forward" in module.__dict__:
         return f"a {kind.__name__} has a forward of its own"
-    if kind in _FUSED:
-        return f"a {kind.__name__} was not accelerated"
     if kind.forward not in _FORWARDS:
-        return f"{kind.__name__} is a class of its own, derived from {kind.__mro__[1].__name__}"
+        if kind not in _FUSED:
+            return f"{kind.__name__} is a class of its own, derived from {kind.__mro__[1].__name__}"
+        return _difference_of_text(module) or f"a {kind.__name__} was not accelerated"
     is_block = isinstance(module, DualAttentionBlock)
     return conditions.difference_of_block(module) if is_block else conditions.difference_of_embedding(module)
+
+
+def _has_known_text(module: nn.Module) -> bool:
+    """Whether a kernel's module may take the place of this one: an edited forward might take other arguments."""
+    return "forward" not in module.__dict__ and _difference_of_text(module) is None
+
+
+def _difference_of_text(module: nn.Module) -> str | None:
+    attention = type(getattr(module, "attn", None))
+    kind = attention if attention in (WindowAttention, ChannelAttention) else WindowAttention
+    return conditions.difference_of_text(PatchEmbed if isinstance(module, PatchEmbed) else kind)
 
 
 _FORWARDS = (FusedBlock.forward, FusedPatchEmbed.forward)  # also of the classes that fully_shard derives from them

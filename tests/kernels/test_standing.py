@@ -97,6 +97,11 @@ CHANGES = {
     "a formula": lambda patch: patch.setattr(
         davit.model, "attend_among_channels", lambda qkv, groups: (qkv[..., : qkv.shape[2] // 3], qkv)
     ),
+    "__call__ of a class": lambda patch: patch.setattr(
+        WindowAttention, "__call__", lambda self, x: 0.3 * nn.Module.__call__(self, x), raising=False
+    ),
+    "a layer of PyTorch": lambda patch: patch.setattr(nn.GELU, "forward", lambda self, x: 0 * x),
+    "a function of PyTorch": lambda patch: patch.setattr(nn.functional, "linear", lambda x, w, b=None: x @ w.T),
     "the padding": lambda patch: patch.setattr(davit.windows, "_pad", pad_with_threes),
 }  # fmt: skip
 
@@ -114,7 +119,7 @@ def test_a_function_changed_at_run_time_counts(small, picture, agree, monkeypatc
         agree(accelerate(model))
         assert not torch.allclose(model.eval()(picture()), stock, rtol=1e-3)
         assert why_plain(model)
-    assert why_plain(model) == {}
+    assert why_plain(accelerate(model)) == {}
     torch.testing.assert_close(model.eval()(picture()), stock, rtol=1e-4, atol=1e-5)
 
 
@@ -215,6 +220,62 @@ def test_subclasses_of_the_block_run_as_they_are_written(either, small, picture,
     assert calls == [] and all(
         "ScaledBlock" in reason for name, reason in why_plain(model).items() if "blocks" in name
     )
+
+
+def test_blocks_of_another_kind_are_named(small, picture):
+    model = small(block_layer=lambda dim, *_: nn.Linear(dim, dim))
+    assert set(why_plain(model).values()) == {"Linear is none of davit.model's modules"}
+    model = small()
+    model.patch_embeds[0] = nn.Sequential(model.patch_embeds[0])
+    assert "patch_embeds.0" in why_plain(nn.Sequential(model).eval()[0]) and len(why_plain(model)) == 1
+
+
+def test_a_forward_of_other_arguments_is_called_with_them(small, monkeypatch):
+    monkeypatch.setattr(DualAttentionBlock, "forward", lambda self, x, stage=0: x + stage)
+    block = accelerate(small()).main_blocks[0][0][0]
+    assert (block(torch.zeros(1, 4, 4, 16), 3) == 3).all()
+
+
+def test_a_narrowed_mlp_is_computed_as_narrow_as_it_is(small):
+    """Its layers may be cut without telling them: what counts is the weight, whose memory kernels read."""
+    model = small(embed_dims=(32, 64), depths=(1, 1), num_heads=(1, 2))
+    for kept in (100, 80):
+        for block in model.main_blocks[0][0]:
+            fc1, fc2 = block.mlp.fc1, block.mlp.fc2
+            fc1.weight, fc1.bias = nn.Parameter(fc1.weight[:kept].clone()), nn.Parameter(fc1.bias[:kept].clone())
+            fc2.weight = nn.Parameter(fc2.weight[:, :kept].clone())
+            x = torch.randn(2, 16, 16, 32)
+            with torch.no_grad():
+                torch.testing.assert_close(block(x), plain(copy.deepcopy(block))(x), rtol=1e-4, atol=1e-5)
+            result = block(x.requires_grad_())
+            torch.testing.assert_close(result, plain(copy.deepcopy(block))(x), rtol=1e-4, atol=1e-5)
+            result.sum().backward()
+
+
+@pytest.mark.parametrize("size", [4.0, 0, -1, None])
+def test_a_window_of_no_size_is_reported_by_the_modules(small, size):
+    block = small().main_blocks[0][0][0]
+    block.attn.window_size = size
+    for run in (plain(copy.deepcopy(block)), block):
+        with pytest.raises((TypeError, ValueError, RuntimeError, ZeroDivisionError)):
+            run(torch.randn(1, 8, 8, 16))
+
+
+def test_global_hooks_count_in_a_compiler(small, picture):
+    model = small(embed_dims=(16, 32), depths=(1, 1), num_heads=(1, 2))
+    halve = nn.modules.module.register_module_forward_hook(
+        lambda module, _i, out: out / 2 if isinstance(module, nn.GELU) else None
+    )
+    try:
+        torch._dynamo.reset()
+        with torch.no_grad():
+            found = torch.compile(model, backend="eager")(picture())
+            torch.testing.assert_close(found, model(picture()), rtol=1e-4, atol=1e-5)
+    finally:
+        halve.remove()
+        torch._dynamo.reset()
+    with torch.no_grad():
+        assert not torch.allclose(found, model(picture()), rtol=1e-3)
 
 
 def test_a_model_of_somebody_else_is_left_and_named(caplog):
