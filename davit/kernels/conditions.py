@@ -103,7 +103,7 @@ _FOREIGN: tuple[tuple[Any, str, Any], ...] = tuple(
 
 
 def function_named(name: str) -> Any:
-    """The function that a name of `TEXT` means now, whoever replaced it."""
+    """Find the function that a name of `TEXT` means now, whoever replaced it."""
     place, *path, last = name.split(".")
     if place == "windows":  # what the model's function calls, wherever that is defined
         return _without_leaf(model.window_partition).__globals__.get(last)
@@ -111,12 +111,12 @@ def function_named(name: str) -> Any:
 
 
 def _without_leaf(function: Any) -> Any:
-    """The function itself, where torch.fx or torch.export trace and it is a leaf of torch.fx.wrap."""
+    """Return the function itself where torch.fx or torch.export trace, for which torch.fx.wrap has wrapped it."""
     traced = getattr(function, "__globals__", {}).get("__name__") == "torch.fx._symbolic_trace"
     return function.__wrapped__ if traced else function
 
 
-_judged: dict[int, tuple[CodeType, str | None]] = {}  # by the id of a code object, which is held
+_judged: dict[tuple[str, int], tuple[CodeType, str | None]] = {}  # by name and id of a code object, which is held
 
 
 @torch.compiler.assume_constant_result
@@ -130,9 +130,9 @@ def difference_of_text(kind: type[nn.Module]) -> str | None:
         code = getattr(function_named(name), "__code__", None)
         if code is None:
             return f"davit.{name} is not a function"
-        if id(code) not in _judged:
-            _judged[id(code)] = (code, _judge(name, code))
-        reason = _judged[id(code)][1]
+        if (name, id(code)) not in _judged:
+            _judged[name, id(code)] = (code, _judge(name, code))
+        reason = _judged[name, id(code)][1]
         if reason is not None:
             return reason
     for cls in _CLASSES[kind]:
@@ -451,13 +451,13 @@ def is_graded(module: nn.Module, x: Tensor) -> bool:
 
 
 def product_dtype(x: Tensor) -> torch.dtype:
-    """The dtype of a linear layer that reads ``x``."""
+    """Return the dtype in which a linear layer that reads ``x`` computes."""
     kind = x.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
 
 
 def heads_of(attn: Any) -> tuple[int, int]:
-    """The side of a window, 0 for channel attention; and the number of heads or groups."""
+    """Return the side of a window, 0 for channel attention; and the number of heads or groups."""
     return (attn.window_size, attn.num_heads) if type(attn) is WindowAttention else (0, attn.num_groups)
 
 

@@ -415,6 +415,15 @@ def test_norms_of_a_block_may_stay_in_float32():
     assert errors[1] < errors[0] and errors[1] < 0.02 * expected.norm()
 
 
+@pytest.mark.parametrize("mlp_ratio", [4.0, None])
+def test_parameters_are_given_in_the_order_that_is_stated(mlp_ratio):
+    block = block_of(64, 2, 7, mlp_ratio=mlp_ratio)
+    named = dict(block.named_parameters())
+    given = block_arguments(block)[0]
+    assert len(given) == len(native.PARAMETERS)
+    assert all(one is named.get(name) for one, name in zip(given, native.PARAMETERS, strict=True))
+
+
 def test_memory_of_blocks_is_kept_by_each_thread_of_python():
     small, large = noise((1, 7, 7, 96)).detach(), noise((1, 28, 28, 96)).detach()
     given = block_arguments(block_of(96, 3, 0))

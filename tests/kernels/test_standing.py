@@ -93,6 +93,9 @@ CHANGES = {
         Mlp, "forward", functools.wraps(Mlp.forward)(lambda self, x: 2 * other_mlp(self, x))
     ),
     "reloaded in place": lambda patch: patch.setattr(Mlp.forward, "__code__", other_mlp.__code__),
+    "another function of the model": lambda patch: patch.setattr(
+        davit.model, "attend_among_channels", davit.model.attend_among_positions
+    ),
     "no function": lambda patch: patch.setattr(Mlp, "forward", functools.partialmethod(other_mlp)),
     "a formula": lambda patch: patch.setattr(
         davit.model, "attend_among_channels", lambda qkv, groups: (qkv[..., : qkv.shape[2] // 3], qkv)
