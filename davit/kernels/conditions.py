@@ -403,7 +403,7 @@ def _is_in_transform() -> bool:
 @torch.compiler.assume_constant_result
 def _is_transformed() -> bool:
     """Whether a compiler is inside vmap, grad or the like, or every module has a hook: not seen by our operators."""
-    return _is_in_transform() or nn.modules.module._has_any_global_hook()
+    return _is_in_transform() or bool(nn.modules.module._has_any_global_hook())  # a dict, which Dynamo must not meet
 
 
 def _is_exporting() -> bool:
