@@ -21,7 +21,7 @@ from PIL import Image
 
 import davit.openmmlab  # noqa: F401  before mmseg
 from davit.openmmlab.config import read_config
-from davit.openmmlab.overlays import draw_segments
+from davit.openmmlab.predictor import draw_segments
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "camvid"

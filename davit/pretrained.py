@@ -20,6 +20,7 @@ from huggingface_hub.errors import RemoteEntryNotFoundError
 from torch import nn
 
 from .checkpoint import LoadReport, load_checkpoint, sha256_of
+from .commands import USER_ERROR
 
 _logger = logging.getLogger(__name__)
 
@@ -28,6 +29,8 @@ FOLDER_VARIABLE = "DAVIT_WEIGHTS_DIR"
 
 class PretrainedError(RuntimeError):
     """Published weights could not be had; the message says how to get them by hand."""
+
+    exit_status = USER_ERROR
 
 
 @dataclass(frozen=True)

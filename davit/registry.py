@@ -3,7 +3,6 @@
 timm's own port is called ``davit_tiny`` and so on; both can be registered side by side.
 """
 
-import difflib
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
@@ -18,6 +17,7 @@ from torch import nn
 from . import kernels
 from .model import DaViT
 from .pretrained import PUBLISHED, load_pretrained
+from .text import nearest
 from .variants import VARIANTS, Variant
 
 
@@ -111,6 +111,4 @@ def create_model(name: str, **kwargs: Any) -> nn.Module:
 
 
 def _nearest(name: str) -> str:
-    known = timm.list_models()
-    near = set(difflib.get_close_matches(name.lower(), [model.lower() for model in known], n=3, cutoff=0.5))
-    return " or ".join(sorted(model for model in known if model.lower() in near)) or "DaViT_tiny"
+    return " or ".join(sorted(nearest(name, timm.list_models(), 3, cutoff=0.5))) or "DaViT_tiny"

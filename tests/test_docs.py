@@ -16,11 +16,10 @@ from torch.distributed import launch
 from torch.distributed.run import get_args_parser
 
 from davit import VARIANTS, create_model
+from davit import commands as exits
 from davit.complexity import complexity
-from davit.engine import status
-from davit.engine.arguments import parse_with_config, train_parser
-from davit.engine.validate_args import NO_LONGER, validate_parser
-from davit.predict.arguments import parse_predict
+from davit.engine.flags import VALIDATE_NO_LONGER, parse_with_config, train_parser, validate_parser
+from davit.predict.flags import parse_predict
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 FOLDERS = ("", "docs", "benchmarks", "configs", "figures", "mmdet", "mmseg")
@@ -306,7 +305,7 @@ def test_the_example_of_another_attention_runs(capsys: pytest.CaptureFixture[str
 def test_every_module_has_a_line_in_changing() -> None:
     """Those that only serve others need none."""
     text = (REPOSITORY / "docs" / "changing.md").read_text(encoding="utf-8")
-    helpers = {"data/device.py", "data/errors.py", "data/seeding.py", "engine/totals.py"}
+    helpers = {"data/device.py", "data/errors.py", "seeding.py", "text.py", "files.py"}
     modules = {
         path.relative_to(REPOSITORY / "davit").as_posix()
         for folder in ("", "data", "engine", "checkpoint", "predict", "doctor", "visualize", "app")
@@ -318,14 +317,14 @@ def test_every_module_has_a_line_in_changing() -> None:
 
 def test_exit_statuses_are_those_of_the_code() -> None:
     named = {int(row[0]) for row in cells(TRAINING) if row[0].isdigit()}
-    codes = (status.OK, status.USER_ERROR, status.NONFINITE, status.DISK_FULL, status.INTERRUPTED)
+    codes = (exits.OK, exits.USER_ERROR, exits.NONFINITE, exits.DISK_FULL, exits.INTERRUPTED)
     assert named == {*codes, 1}
 
 
 def test_flags_without_a_meaning_are_those_of_the_code() -> None:
     section = TRAINING.read_text(encoding="utf-8").partition("\n## Flags that have no meaning today")[2]
     listed = {flag.replace("-", "_") for flag in re.findall(r"^\| `--([\w-]+)`", section, re.MULTILINE)}
-    assert listed == {*NO_LONGER}
+    assert listed == {*VALIDATE_NO_LONGER}
 
 
 def test_the_introductions_table_of_variants() -> None:

@@ -14,7 +14,7 @@ from davit.model import DualAttentionStages
 REPOSITORY = Path(__file__).resolve().parents[1]
 SKIPPED = {".git", ".venv", "build", "dist", "outputs", "node_modules", "__pycache__"}
 UNSAFE_ON_PURPOSE = {
-    "tests/checkpoint/test_checkpoint_files.py": "proves that its malicious pickle would run",
+    "tests/checkpoint/test_checkpoint_read.py": "proves that its malicious pickle would run",
     "tests/kernels/test_standing.py": "opens the model that it has just saved whole",
 }
 DATA_SUFFIXES = {".jpg", ".jpeg", ".JPEG", ".png"}

@@ -12,8 +12,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..engine.status import run_cli
-from ..predict.arguments import add_model, add_pictures, evaluation_flags, given_of
+from ..commands import run_cli
+from ..predict.flags import add_model, add_pictures, evaluation_flags, given_of
 from ..predict.predictor import load_from
 from .page import build_page, gradio, serve
 from .readers import ClassifierReader, DrawnReader, Reader

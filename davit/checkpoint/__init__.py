@@ -8,14 +8,14 @@
     florence2  the vision tower of Florence-2, whose channel attention is another function
 
 On the command line: ``python -m davit.checkpoint inspect FILE`` and ``... convert SRC DST --to LAYOUT``.
-keys.py knows the names, convert.py goes from one to another, files.py and pickles.py open files,
+names.py knows the names, convert.py goes from one to another, read.py and pickles.py open files,
 load.py loads.
 """
 
 from .convert import ConversionReport, convert_state_dict, convert_with_report
-from .files import Checkpoint, read_checkpoint, sha256_of, write_checkpoint
-from .keys import LAYOUTS, CheckpointError, detect_layout
 from .load import LoadReport, load_checkpoint
+from .names import LAYOUTS, CheckpointError, detect_layout
+from .read import Checkpoint, read_checkpoint, sha256_of, write_checkpoint
 
 __all__ = [
     "LAYOUTS",

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from .convert import convert_with_report
-from .files import EMA_CHOICES, FUNCTION_ENTRY, Checkpoint, read_checkpoint, sha256_of, write_checkpoint
-from .keys import (
+from .names import (
     LAYOUTS,
     TAIL_SLOTS,
     CheckpointError,
@@ -22,6 +21,7 @@ from .keys import (
     recognised_or_error,
     structure_of,
 )
+from .read import EMA_CHOICES, FUNCTION_ENTRY, Checkpoint, read_checkpoint, sha256_of, write_checkpoint
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from .keys import (
+from .names import (
     FLORENCE2_FUNCTION,
     LAYOUTS,
     SPELLINGS,

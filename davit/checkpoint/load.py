@@ -10,8 +10,8 @@ import torch
 from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
-from .files import Checkpoint, Source, open_source
-from .keys import SPELLINGS, CheckpointError, Key, Recognised, find, recognise, structure_of, summarise
+from .names import SPELLINGS, CheckpointError, Key, Recognised, find, recognise, structure_of, summarise
+from .read import Checkpoint, Source, open_source
 
 _logger = logging.getLogger(__name__)
 

@@ -22,7 +22,7 @@ from typing import IO, Any
 import numpy as np
 import torch
 
-from .keys import CheckpointError
+from .names import CheckpointError
 
 
 def read_pickle(path: Path) -> object:

@@ -10,10 +10,11 @@ from torch.utils.data import Dataset
 
 from .decode import Reduction
 from .errors import BadImageError, DataError
-from .folder import FolderSource, find_split, some
-from .named import NamedSource
-from .scaled import CropFirst
-from .seeding import seeded
+from .folder import FolderSource, find_split
+from ..text import some
+from .timm_sets import NamedSource
+from .crop_first import CropFirst
+from ..seeding import seeded
 
 # (epoch, index, repeat): `repeat` counts the occurrences of one picture in one epoch, 0 for the first.
 Key = tuple[int, int, int]

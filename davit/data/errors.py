@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from ..commands import USER_ERROR
+
 
 class DataError(ValueError):
     """A data set that cannot be used as asked: a missing split, an empty class folder, too few pictures."""
@@ -28,3 +30,5 @@ class BadImageError(ValueError):
 
 class LoaderError(RuntimeError):
     """A loader's worker process died or stopped answering."""
+
+    exit_status = USER_ERROR

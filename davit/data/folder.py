@@ -13,6 +13,7 @@ from PIL import Image
 from timm.data.readers.class_map import load_class_map
 from timm.utils.misc import natural_key
 
+from ..text import some
 from .decode import SUFFIXES, Reduction, load_rgb
 from .errors import DataError
 
@@ -129,13 +130,6 @@ def absent(files: Sequence[Path]) -> list[Path]:
     for folder in dict.fromkeys(file.parent for file in files):
         listed[folder] = {entry.name for entry in folder.iterdir()} if folder.is_dir() else set()
     return [file for file in files if file.name not in listed[file.parent]]
-
-
-def some(names: Iterable[object], limit: int = 8) -> str:
-    """The first few names for a message, and how many more there are."""
-    listed = [str(name) for name in names]
-    more = f" and {len(listed) - limit} more" if len(listed) > limit else ""
-    return ", ".join(listed[:limit]) + more
 
 
 def _walk(root: Path, below: str) -> Iterable[tuple[str, list[str]]]:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .dataset import Key
 from .errors import DataError
-from .seeding import derive_seeds
+from ..seeding import derive_seeds
 
 _REPEATS = 3  # repeated augmentation (Hoffer et al. 2020; Berman et al. 2019) shows each picture three times
 _ROUND = 256  # ... and keeps as many samples as the data has pictures, rounded down to this

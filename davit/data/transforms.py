@@ -17,7 +17,7 @@ from torch import Tensor
 from torchvision.transforms import Compose, Normalize
 
 from .dataset import Transform
-from .scaled import CropFirst
+from .crop_first import CropFirst
 
 INTERPOLATIONS = ("bicubic", "bilinear", "nearest", "lanczos", "box", "hamming")
 ERASE_MODES = ("const", "rand", "pixel")
@@ -49,7 +49,7 @@ def train_transform(
     `img_size` is H = W, (H, W) or (C, H, W). `resplit` keeps random erasing off the clean split; without
     splits timm then erases in the second half of each batch only, which for a single sample is half the
     probability. With `scaled_decoding` a data set decodes a JPEG that is much larger than its crop needs at a
-    fraction of its size (see `davit.data.scaled`); not with splits. Raises `ValueError` naming the value and the choices.
+    fraction of its size (see `davit.data.crop_first`); not with splits. Raises `ValueError` naming the value and the choices.
     """
     _check_choice("--train-interpolation", train_interpolation, ("random", *INTERPOLATIONS))
     _check_choice("--remode", remode, ERASE_MODES)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ..data import DataError, open_dataset
-from ..engine.arguments import parse_with_config, train_parser
+from ..engine.flags import parse_with_config, train_parser
 from ..registry import create_model
 from .findings import Finding, error, ok, warning
 from .folders import examine_folder

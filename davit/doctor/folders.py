@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..data import BadImageError, DataError, PictureDataset, check_classes, load_rgb, open_dataset
-from ..data.folder import some
+from ..text import some
 from .findings import Finding, error, ok, warning
 
 _SHOWN = 20  # bad files, each with a line of its own

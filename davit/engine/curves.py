@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .files import write_bytes
+from ..files import write_bytes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

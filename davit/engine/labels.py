@@ -10,7 +10,7 @@ from pathlib import Path
 from timm.data import RealLabelsImagenet
 
 from ..data import DataError, PictureDataset
-from ..data.folder import some
+from ..text import some
 
 BUNDLED_REAL = "timm"  # the labels that timm carries, in place of a file
 _IMAGENET_VAL = 50_000

@@ -13,13 +13,12 @@ from torch import nn
 
 from ..checkpoint import CheckpointError, load_checkpoint, read_checkpoint
 from ..data import TrainLoader
-from . import state as saved
+from . import run_folder as saved
 from .build import Data
 from .distributed import World
 from .precision import Precision
-from .runlog import check_loggers, plain
-from .steps import Stepper
-from .totals import EpochTotals
+from .run_log import check_loggers, plain
+from .steps import EpochTotals, Stepper
 
 log = logging.getLogger(__name__)
 

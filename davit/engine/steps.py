@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import random
 from argparse import Namespace
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -18,22 +16,10 @@ from timm.utils import ModelEmaV3, dispatch_clip_grad
 from torch import Tensor, nn
 
 from ..data import Batch
+from ..seeding import seed_everything
 from .distributed import World
 from .nonfinite import OverflowCount
 from .precision import Precision
-
-
-def seed_everything(*words: int) -> None:
-    """Set every generator from numbers, so that what is drawn next depends on nothing but them.
-
-    Called before each step with (seed, epoch, step, rank): then dropout, drop path, mixup and cutmix need no saved
-    state to be repeated, in whatever process or after whatever interruption.
-    """
-    digest = hashlib.blake2b(repr(words).encode(), digest_size=8).digest()
-    number = int.from_bytes(digest, "little")
-    random.seed(number)
-    np.random.seed(number & 0xFFFFFFFF)  # the generator that timm's Mixup draws from
-    torch.manual_seed(number)
 
 
 @dataclass
@@ -174,3 +160,52 @@ class Stepper:
         if state["scaler"]:  # empty where the run was not in fp16
             self.scaler.load_state_dict(state["scaler"])
         self.updates = state["updates"]
+
+
+# ---- sums of an epoch ----
+
+
+class EpochTotals:
+    """Sums over an epoch's steps, kept over an interruption."""
+
+    def __init__(self, **sums: float):
+        self.steps = int(sums.get("steps", 0))
+        self.samples = int(sums.get("samples", 0))
+        self.loss_sum = float(sums.get("loss_sum", 0.0))
+        self.top1_sum = float(sums.get("top1_sum", 0.0))
+        self.norm_sum = float(sums.get("norm_sum", 0.0))
+        self.waited = float(sums.get("waited", 0.0))
+        self.seconds = float(sums.get("seconds", 0.0))
+
+    def add(self, loss: float, top1: float, grad_norm: float, samples: int, waited: float, seconds: float) -> None:
+        self.steps += 1
+        self.samples += samples
+        self.loss_sum += loss * samples
+        self.top1_sum += top1 * samples
+        self.norm_sum += grad_norm
+        self.waited += waited
+        self.seconds += seconds
+
+    @property
+    def loss(self) -> float:
+        """Mean over samples."""
+        return self.loss_sum / max(1, self.samples)
+
+    @property
+    def top1(self) -> float:
+        """Percent of the samples, as they were mixed and augmented."""
+        return self.top1_sum / max(1, self.samples)
+
+    @property
+    def grad_norm(self) -> float:
+        """Mean over steps."""
+        return self.norm_sum / max(1, self.steps)
+
+    @property
+    def images_per_second(self) -> float:
+        return self.samples / self.seconds if self.seconds else 0.0
+
+    @property
+    def data_share(self) -> float:
+        """Share of the time spent waiting for data."""
+        return self.waited / self.seconds if self.seconds else 0.0

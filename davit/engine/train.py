@@ -18,9 +18,10 @@ from timm.scheduler import PlateauLRScheduler
 from timm.utils import ModelEmaV3, distribute_bn
 from torch import nn
 
+from ..commands import Interrupted, run_cli, stop_signals
 from ..data import Batch, prefetch, save_images, write_digits
-from . import state as saved
-from .arguments import NO_LONGER, changed, parse_with_config, say_no_longer, train_parser
+from ..seeding import seed_everything
+from . import run_folder as saved
 from .build import (
     Data,
     build_loaders,
@@ -36,22 +37,19 @@ from .build import (
 )
 from .distributed import World, close_world, init_world
 from .evaluate import Evaluation, StoppedError, evaluate, peak_memory_mb
+from .flags import NO_LONGER, changed, check_flags, parse_with_config, say_no_longer, train_parser
 from .nonfinite import report_nonfinite
 from .precision import precision_from
 from .progress import Progress
-from .ranges import check_flags
 from .resume import open_folder, restore, state_of
-from .runlog import RunLog, plain, write_args, write_bad_images
-from .signals import stop_signals
-from .status import Interrupted, run_cli
-from .steps import Stepper, seed_everything
-from .totals import EpochTotals
+from .run_log import RunLog, plain, write_args, write_bad_images
+from .steps import EpochTotals, Stepper
 
 log = logging.getLogger(__name__)
 
 
 def main(argv: Sequence[str] | None = None, default_config: str | Path | None = None) -> int:
-    """What train.py does; returns its exit status (`davit.engine.status`).
+    """What train.py does; returns its exit status (`davit.commands`).
 
     Args:
         default_config: the recipe for a run without data: the embedded digits.

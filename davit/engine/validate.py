@@ -3,31 +3,41 @@
 from __future__ import annotations
 
 import argparse
+import csv
+import io
+import json
 import logging
 import math
 import os
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import IO, Any
 
 import torch
 
+from ..commands import OK, SOME_FAILED, run_cli
 from ..data import EvalLoader, PictureDataset, open_dataset, write_digits
+from ..files import write_atomically
 from ..pretrained import PretrainedError
-from .arguments import changed, say_no_longer
+from ..text import without_nan
 from .build import usable_workers
 from .distributed import World, close_world, init_world
 from .evaluate import Evaluation, MiscountError, evaluate, in_step, is_out_of_memory
+from .flags import (
+    VALIDATE_NO_LONGER,
+    changed,
+    check_backend,
+    parse_validate,
+    require_number,
+    say_no_longer,
+    validate_parser,
+)
+from .load_model import Entry, Subject, find_entries, prepare
 from .precision import Precision, precision_from
-from .ranges import check_backend, require_number
-from .results import Row, best_first, print_results, write_results
-from .status import OK, run_cli
-from .subject import Entry, Subject, find_entries, prepare
-from .validate_args import NO_LONGER, parse_validate, validate_parser
 
 log = logging.getLogger(__name__)
-
-SOME_FAILED = 1
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -64,7 +74,7 @@ def validate(args: argparse.Namespace, world: World, *, named_model: bool) -> li
         ValueError: a flag, a checkpoint or the data cannot be used.
         MiscountError: a picture was evaluated twice or not at all.
     """
-    say_no_longer(NO_LONGER, changed(validate_parser(), args))
+    say_no_longer(VALIDATE_NO_LONGER, changed(validate_parser(), args))
     with in_step(world):
         _check_flags(args)
         entries, single = find_entries(args, named_model)
@@ -266,3 +276,46 @@ def _say(name: str, result: Evaluation, world: World) -> None:
         log.warning("%d pictures could not be read and were skipped:", result.skipped)
         for file, reason in result.bad_images.items():
             log.warning("  %s: %s", file, reason)
+
+
+# ---- tables of results ----
+
+Row = dict[str, Any]
+
+
+def best_first(rows: Sequence[Row]) -> list[Row]:
+    """By falling top1, then rows without a number, then those with an error."""
+
+    def rank(row: Row) -> tuple[bool, float]:
+        top1 = row.get("top1", math.nan)
+        return "error" in row, math.inf if math.isnan(top1) else -top1
+
+    return sorted(rows, key=rank)
+
+
+def write_results(path: Path, rows: Sequence[Row], form: str | None = None) -> None:
+    """Write rows as a JSON list, or as CSV with a column for every key; in one step.
+
+    `form` is json or csv; None goes by the suffix: .json, anything else is CSV.
+    """
+    if (form or path.suffix.lower().lstrip(".")) == "json":
+        text = json.dumps([without_nan(row) for row in rows], indent=2, allow_nan=False) + "\n"
+    else:
+        stream = io.StringIO(newline="")
+        columns = dict.fromkeys(key for row in rows for key in row)
+        writer = csv.DictWriter(stream, fieldnames=list(columns), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        text = stream.getvalue()
+
+    def write(stream: IO[bytes]) -> None:
+        stream.write(text.encode())
+
+    write_atomically(path, write)
+
+
+def print_results(results: Row | Sequence[Row]) -> None:
+    """To standard output, as timm's script ends: a line --result, and JSON (here on one line) below it."""
+    plain = without_nan(results) if isinstance(results, dict) else [without_nan(row) for row in results]
+    sys.stdout.write(f"--result\n{json.dumps(plain, allow_nan=False)}\n")
+    sys.stdout.flush()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import logging
 import re
@@ -16,6 +15,7 @@ from ..checkpoint import LoadReport, load_checkpoint
 from ..model import DualAttentionStages
 from ..pretrained import PUBLISHED, load_pretrained
 from ..pyramid import DaViTPyramid
+from ..text import did_you_mean
 from ..variants import VARIANTS
 
 
@@ -62,8 +62,7 @@ class DaViTBackbone(DaViTPyramid):
     ):
         for name in kwargs:
             if name not in _PYRAMID:
-                near = difflib.get_close_matches(name, [*_PYRAMID, *_OWN], n=1)
-                hint = f"did you mean {near[0]!r}? " if near else ""
+                hint = did_you_mean(name, [*_PYRAMID, *_OWN], limit=1)
                 raise ValueError(f"the backbone has no argument {name!r}; {hint}It has {', '.join(_PYRAMID)}.")
         super().__init__(grad_checkpointing=with_cp, **{**_numbers(variant), **kwargs})
         if accelerate:
@@ -95,8 +94,7 @@ def _numbers(variant: str | None) -> dict[str, Any]:
     if variant is None:
         return {}
     if variant not in VARIANTS:
-        near = difflib.get_close_matches(str(variant), VARIANTS, n=2)
-        hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
+        hint = did_you_mean(variant, VARIANTS)
         raise ValueError(f"the backbone has no variant {variant!r}; {hint}There are {', '.join(VARIANTS)}.")
     return VARIANTS[variant].model_kwargs()
 

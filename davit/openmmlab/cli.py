@@ -13,10 +13,10 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
+from ..commands import run_cli
 from ..data import DataError
-from ..engine.arguments import changed, say_no_longer
 from ..engine.distributed import close_world, init_world
-from ..engine.status import run_cli
+from ..engine.flags import changed, say_no_longer
 from .config import (
     add_config_arguments,
     check_batch,
@@ -25,9 +25,9 @@ from .config import (
     set_classes,
     use_amp,
     use_auto_scale_lr,
+    use_evaluation_words,
 )
 from .runner import DaViTRunner
-from .testing import use_evaluation_words
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ _NO_MEANING = {
 
 
 def train_main(argv: Sequence[str] | None = None) -> int:
-    """Train a detector or segmentor; returns the exit status (`davit.engine.status`)."""
+    """Train a detector or segmentor; returns the exit status (`davit.commands`)."""
     parser = ArgumentParser(description="Train a detector or segmentor.")
     add_config_arguments(parser)
     _add_run_arguments(parser)
@@ -64,7 +64,7 @@ def train_main(argv: Sequence[str] | None = None) -> int:
 
 
 def test_main(argv: Sequence[str] | None = None) -> int:
-    """Evaluate a detector or segmentor; returns the exit status (`davit.engine.status`)."""
+    """Evaluate a detector or segmentor; returns the exit status (`davit.commands`)."""
     parser = ArgumentParser(description="Evaluate a detector or segmentor.")
     add_config_arguments(parser)
     parser.add_argument("checkpoint", help="its weights: ours, or the original code base's")

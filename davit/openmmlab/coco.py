@@ -13,6 +13,7 @@ from mmdet.registry import DATASETS
 
 from ..data import DataError
 from ..data.folder import absent
+from ..text import some
 
 log = logging.getLogger(__name__)
 
@@ -174,15 +175,15 @@ def _check_classes(file: Path, categories: list[Any], classes: tuple[str, ...]) 
     missing = [name for name in classes if name not in in_file]
     if missing:
         raise DataError(
-            f"{file} has {len(in_file)} categories ({_some(in_file)}), and lacks {len(missing)} of the config's "
-            f"{len(classes)} classes ({_some(missing)}). Pass --classes auto to train on those of the file, or "
+            f"{file} has {len(in_file)} categories ({some(in_file, 4)}), and lacks {len(missing)} of the config's "
+            f"{len(classes)} classes ({some(missing, 4)}). Pass --classes auto to train on those of the file, or "
             "--classes NAME NAME ... for some of them."
         )
     order = [name for name in in_file if name in classes]
     if order != list(classes):
         raise DataError(
-            f"{file} lists the classes in another order than the config ({_some(order)}; the config: "
-            f"{_some(list(classes))}), and MMDetection numbers them as the file does. Pass --classes "
+            f"{file} lists the classes in another order than the config ({some(order, 4)}; the config: "
+            f"{some(classes, 4)}), and MMDetection numbers them as the file does. Pass --classes "
             f"{' '.join(order[:4])} ..."
         )
 
@@ -196,7 +197,7 @@ def _check_files(file: Path, folder: Path, names: list[str]) -> None:
     missing = [name for name, path in zip(names, files, strict=True) if path in gone]
     if missing:
         raise DataError(
-            f"{file} names {len(missing)} pictures that are not in {folder}: {_some(missing)}. Copy them there, or "
+            f"{file} names {len(missing)} pictures that are not in {folder}: {some(missing, 4)}. Copy them there, or "
             "take them out of the file."
         )
 
@@ -206,7 +207,3 @@ def _has_area(annotation: dict[str, Any], picture: dict[str, Any]) -> bool:
     x, y, width, height = annotation["bbox"]
     inside = min(x + width, picture["width"]) > max(x, 0) and min(y + height, picture["height"]) > max(y, 0)
     return bool(inside and width >= 1 and height >= 1 and annotation.get("area", width * height) > 0)
-
-
-def _some(names: list[str], count: int = 4) -> str:
-    return ", ".join(map(str, names[:count])) + (f" ... ({len(names)} in all)" if len(names) > count else "")

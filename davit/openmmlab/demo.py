@@ -10,9 +10,9 @@ from pathlib import Path
 
 from PIL import Image
 
+from ..commands import run_cli
 from ..data import BadImageError
-from ..engine.files import write_bytes
-from ..engine.status import run_cli
+from ..files import write_bytes
 from .config import add_override_arguments, load_config
 from .predictor import Predictor
 

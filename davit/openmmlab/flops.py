@@ -20,8 +20,8 @@ import torch
 from mmengine.registry import init_default_scope
 from torch import Tensor, nn
 
+from ..commands import run_cli
 from ..complexity import count_flops
-from ..engine.status import run_cli
 from .config import add_override_arguments, load_config
 
 PROPOSALS, MASKS = 1000, 100

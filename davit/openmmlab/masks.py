@@ -19,6 +19,7 @@ from PIL import Image
 
 from ..data import DataError
 from ..data.folder import absent
+from ..text import some
 
 log = logging.getLogger(__name__)
 
@@ -221,7 +222,7 @@ def _check_labels(found: Any, infos: list[dict[str, Any]], split: str) -> MaskSu
         raise DataError(
             f"{split}: every pixel of the {len(read):,} masks that were read is ignored (the first is "
             f"{read[0]['seg_map_path']}); reduce_zero_label={found.reduce_zero_label}, and the masks hold "
-            f"{_some(np.flatnonzero(total))}."
+            f"{some(np.flatnonzero(total), 6)}."
         )
     present = set(new[total > 0].tolist()) - {IGNORED}
     return MaskSummary(len(infos), classes, len(read), ignored, classes - len(present))
@@ -231,7 +232,7 @@ def _past_the_classes(found: Any, mask: Path, labels: list[int], files: int) -> 
     classes, reduced = len(found.metainfo["classes"]), found.reduce_zero_label
     first, last = (1, classes) if reduced else (0, classes - 1)
     text = (
-        f"{mask} holds {'label' if len(labels) == 1 else 'labels'} {_some(labels)}, and {files - 1} other masks "
+        f"{mask} holds {'label' if len(labels) == 1 else 'labels'} {some(labels, 6)}, and {files - 1} other masks "
         f"hold such ones; the {classes} classes are {first} to {last} (reduce_zero_label={reduced}), and {IGNORED} is "
         "ignored. "
     )
@@ -241,11 +242,6 @@ def _past_the_classes(found: Any, mask: Path, labels: list[int], files: int) -> 
     else:
         text += "Name all classes with --classes, or ignore a label that is none: "
     return text + f"a MaskFolders data set with ignored_labels=[{labels[0]}]."
-
-
-def _some(labels: Any) -> str:
-    labels = [int(label) for label in labels]
-    return ", ".join(map(str, labels[:6])) + (f" ... ({len(labels)} in all)" if len(labels) > 6 else "")
 
 
 def label_counts(mask: Path) -> Any:

@@ -20,10 +20,10 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 
 from ..checkpoint import CheckpointError, read_checkpoint
-from ..checkpoint.keys import find
 from ..checkpoint.load import load_state
-from ..engine.runlog import plain
-from ..engine.state import read_state
+from ..checkpoint.names import find
+from ..engine.run_folder import read_state
+from ..engine.run_log import plain
 
 _STATE_FILE = re.compile(r"(?:epoch|iter)_(\d+)\.pth")
 _UNUSED_NORM = re.compile(r"backbone\.norm\d+\.(?:weight|bias)")

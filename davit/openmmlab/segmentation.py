@@ -17,7 +17,7 @@ from mmseg.models.segmentors import SegTTAModel
 from mmseg.registry import DATASETS, HOOKS, MODELS
 from PIL import Image, ImageOps
 
-from .overlays import draw_segments
+from .predictor import draw_segments
 
 IGNORED = 255  # what losses and metrics leave out
 

@@ -10,11 +10,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..engine.arguments import say_no_longer
+from ..commands import OK, SOME_FAILED, run_cli
 from ..engine.build import usable_workers
+from ..engine.flags import say_no_longer
 from ..engine.progress import Progress
-from ..engine.status import OK, run_cli
-from .arguments import NO_LONGER, evaluation_flags, parse_predict
+from .flags import NO_LONGER, evaluation_flags, parse_predict
 from .pictures import Picture, find_pictures
 from .predictor import Predictor, load_from
 from .report import write_topk_ids, writer
@@ -22,7 +22,6 @@ from .result import Failure, Prediction
 
 log = logging.getLogger(__name__)
 
-SOME_FAILED = 1
 _PROGRESS_FROM = 16  # pictures
 
 

@@ -14,9 +14,9 @@ from torch import Tensor
 from ..data import Batch, DataError, EvalLoader, PictureDataset, prefetch
 from ..engine.distributed import device_named
 from ..engine.evaluate import is_out_of_memory
+from ..engine.flags import validate_parser
+from ..engine.load_model import Entry, Loaded, load_entry
 from ..engine.precision import precision_from
-from ..engine.subject import Entry, Loaded, load_entry
-from ..engine.validate_args import validate_parser
 from .names import class_names
 from .pictures import Picture, PictureSource
 from .result import Failure, Guess, Prediction

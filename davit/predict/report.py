@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
-from ..engine.files import write_bytes
+from ..files import write_bytes
 from .result import EIGHTHS, Failure, Prediction, as_table
 
 FORMATS = ("table", "csv", "json", "jsonl")

@@ -8,11 +8,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..commands import OK, run_cli
 from ..data import BadImageError
 from ..engine.curves import draw_curves
-from ..engine.status import OK, run_cli
 from ..predict import Predictor
-from ..predict.arguments import add_model, add_pictures, evaluation_flags, given_of
+from ..predict.flags import add_model, add_pictures, evaluation_flags, given_of
 from ..predict.pictures import find_pictures
 from ..predict.predictor import load_from
 from .figure import draw_picture

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..engine.files import write_bytes
+from ..files import write_bytes
 from ..model import DaViT
 from ..predict import Prediction, Predictor
 from ..predict.pictures import Picture, open_picture

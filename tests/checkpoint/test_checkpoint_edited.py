@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from davit.checkpoint import CheckpointError, convert_state_dict, load_checkpoint
-from davit.checkpoint.keys import find
+from davit.checkpoint.names import find
 from davit.model import DualAttentionBlock
 from tests.checkpoint.conftest import filled
 
@@ -270,7 +270,7 @@ def test_additions_are_found_where_a_layouts_parts_are_known(
     edited: Edited, build: Any, snapshot: Any, kind: str
 ) -> None:
     """In a block, in attention, in a patch embedding, in a layer; elsewhere a name says nothing of another layout."""
-    from davit.checkpoint.keys import SPELLINGS, recognise
+    from davit.checkpoint.names import SPELLINGS, recognise
 
     def edit(model: Any) -> None:
         model.main_blocks[2][1][0].gamma = nn.Parameter(torch.ones(4))

@@ -12,7 +12,7 @@ from timm.data.auto_augment import NAME_TO_OP, AugmentOp
 from torchvision.transforms import functional
 
 from davit.data import eval_transform, train_transform
-from davit.data.seeding import seeded
+from davit.seeding import seeded
 from davit.data.transforms import _posterize
 
 PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from davit.engine.state import read_state
+from davit.engine.run_folder import read_state
 from tests.engine.runs import REPOSITORY, run, train_command, weights_hash
 
 # everything random at once, and an average of the weights

@@ -14,8 +14,8 @@ import pytest
 import torch
 
 import davit
-from davit.engine import subject
-from davit.engine.state import LAST, read_state
+from davit.engine import load_model
+from davit.engine.run_folder import LAST, read_state
 from davit.engine.validate import main as validate
 from davit.predict.cli import main as predict
 from tests.edits import edited
@@ -100,7 +100,7 @@ def test_the_classes_of_a_head_of_another_kind_are_those_of_its_training(
         model.head = head
         return model
 
-    monkeypatch.setattr(subject, "create_model", create)
+    monkeypatch.setattr(load_model, "create_model", create)
     file = tmp_path / "head.pth"
     args = {"model": "edited_nano", "num_classes": 3, "img_size": 16}
     torch.save({"state_dict": create("", num_classes=3).state_dict(), "args": args}, file)

@@ -32,7 +32,7 @@ from davit.engine.evaluate import (
     wilson_interval,
 )
 from davit.engine.labels import BUNDLED_REAL, Labels, real_labels, subset_labels
-from davit.engine.pooling import TestTimePool, pooling_window
+from davit.engine.load_model import TestTimePool, pooling_window
 
 ALONE = World(0, 0, 1, torch.device("cpu"))
 TINY: dict[str, Any] = {"embed_dims": (8, 16), "depths": (1, 1), "num_heads": (1, 2), "window_size": 2}

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from davit.engine.state import RunFolder, read_state
+from davit.engine.run_folder import RunFolder, read_state
 from tests.engine.runs import environment, run, train_command
 
 Train = Callable[..., subprocess.CompletedProcess[str]]
@@ -90,7 +90,7 @@ def test_a_held_folder_is_refused(tmp_path: Path) -> None:
 
 def test_a_killed_run_lets_its_folder_go_though_its_children_live(tmp_path: Path) -> None:
     script = (
-        "import os, time; from pathlib import Path; from davit.engine.state import RunFolder\n"
+        "import os, time; from pathlib import Path; from davit.engine.run_folder import RunFolder\n"
         f"folder = RunFolder(Path({str(tmp_path / 'run')!r}))\n"
         "pid = os.fork()\n"
         "if pid: print(pid, flush=True)\n"

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from davit import files, nonfinite
 from davit.data import Batch
-from davit.engine import files, nonfinite
 from davit.engine.nonfinite import (
     NonFiniteError,
     OverflowCount,

@@ -19,7 +19,7 @@ import davit
 from davit.engine import precision
 from davit.engine.distributed import World
 from davit.engine.precision import Precision, bfloat16_cost, has_bfloat16, precision_from
-from davit.engine.state import read_state
+from davit.engine.run_folder import read_state
 from davit.engine.steps import Stepper
 
 CPU = torch.device("cpu")

@@ -17,7 +17,7 @@ from davit.engine import state as saved
 from davit.engine.distributed import World
 from davit.engine.evaluate import StoppedError, in_step
 from davit.engine.resume import open_folder
-from davit.engine.state import LAST, PREVIOUS, RunFolder, read_state
+from davit.engine.run_folder import LAST, PREVIOUS, RunFolder, read_state
 from davit.engine.steps import Stepper
 from davit.engine.train import Trainer
 from tests.engine.runs import weights_hash

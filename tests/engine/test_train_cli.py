@@ -15,8 +15,8 @@ import yaml
 
 from davit.checkpoint import read_checkpoint
 from davit.engine import precision
-from davit.engine.arguments import NO_LONGER, parse_with_config, train_parser
 from davit.engine.build import build_model
+from davit.engine.flags import NO_LONGER, parse_with_config, train_parser
 from davit.kernels import why_plain
 from tests.engine.runs import REPOSITORY, run, train_command
 

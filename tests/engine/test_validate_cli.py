@@ -17,12 +17,12 @@ import torch
 import davit
 from davit import DaViT
 from davit.data import EvalLoader, PictureDataset, eval_transform, open_dataset
-from davit.engine import precision, subject
+from davit.engine import load_model, precision
 from davit.engine import validate as validate_module
 from davit.engine.distributed import World
 from davit.engine.evaluate import Evaluation, evaluate
+from davit.engine.flags import parse_validate, validate_parser
 from davit.engine.validate import main
-from davit.engine.validate_args import parse_validate, validate_parser
 from davit.pretrained import PretrainedError
 from tests.engine.runs import REPOSITORY, run
 
@@ -403,20 +403,20 @@ def test_a_checkpoint_of_nan_gives_valid_json(go: Any, tmp_path: Path) -> None:
     assert "13 pictures gave NaN or infinite logits" in text
 
 
-def entries(*flags: str) -> list[subject.Entry]:
+def entries(*flags: str) -> list[load_model.Entry]:
     args, named = parse_validate([*flags])
-    return subject.find_entries(args, named)[0]
+    return load_model.find_entries(args, named)[0]
 
 
 def test_wildcards_stand_for_models_with_published_weights(tmp_path: Path) -> None:
-    published = [subject.Entry(f"DaViT_{size}") for size in ("base", "small", "tiny")]
+    published = [load_model.Entry(f"DaViT_{size}") for size in ("base", "small", "tiny")]
     assert entries("--model", "DaViT_*") == published
     assert set(published) < set(entries("--model", "all"))
-    assert subject.Entry("davit_tiny.msft_in1k") in entries("--model", "davit_t*", "--pretrained")
+    assert load_model.Entry("davit_tiny.msft_in1k") in entries("--model", "davit_t*", "--pretrained")
     names = tmp_path / "names.txt"
     names.write_text("DaViT_tiny\n\n# ours\n  DaViT_nano\n")
-    assert entries("--model", str(names)) == [subject.Entry("DaViT_tiny"), subject.Entry("DaViT_nano")]
-    assert entries() == [subject.Entry("dpn92")]
+    assert entries("--model", str(names)) == [load_model.Entry("DaViT_tiny"), load_model.Entry("DaViT_nano")]
+    assert entries() == [load_model.Entry("dpn92")]
 
 
 def test_several_models_one_of_which_fails(go: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -429,7 +429,7 @@ def test_several_models_one_of_which_fails(go: Any, tmp_path: Path, monkeypatch:
             raise ConnectionError("the hub\nis away")
         return model()
 
-    monkeypatch.setattr(subject, "create_model", create)
+    monkeypatch.setattr(load_model, "create_model", create)
     flags = ("--model", "DaViT_*", "--pretrained", "--img-size", 16, "--results-file", tmp_path / "r.json")
     status, rows, text = go(*flags)
     assert status == 1

@@ -179,7 +179,7 @@ def test_an_unknown_metric_is_named(data: Path, weights: Path, tmp_path: Path, c
 
 
 def test_a_drawing_keeps_what_is_no_class() -> None:
-    from davit.openmmlab.overlays import draw_segments
+    from davit.openmmlab.predictor import draw_segments
 
     picture = np.full((400, 400, 3), 200, dtype=np.uint8)
     labels = np.zeros((400, 400), dtype=int)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import davit
-from davit.predict.arguments import parse_predict, predict_parser
+from davit.predict.flags import parse_predict, predict_parser
 from davit.predict.report import TableWriter
 from davit.predict.result import bar
 from tests.predict.conftest import CLASSES, Outcome, noise, png

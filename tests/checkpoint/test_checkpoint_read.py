@@ -16,7 +16,7 @@ import safetensors.torch
 import torch
 
 from davit.checkpoint import CheckpointError, read_checkpoint, write_checkpoint
-from davit.checkpoint.files import unwrap
+from davit.checkpoint.read import unwrap
 
 
 @pytest.fixture

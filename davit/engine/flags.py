@@ -6,13 +6,19 @@ A flag with no meaning today is still accepted; `NO_LONGER` says in one line wha
 from __future__ import annotations
 
 import argparse
-import difflib
 import logging
-from collections.abc import Collection, Mapping, Sequence
+import math
+from argparse import Namespace
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
+
+from ..checkpoint.read import EMA_CHOICES
+from ..text import nearest
+from .labels import BUNDLED_REAL
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +32,41 @@ NO_LONGER = {
     "drop_connect": "use --drop-path",
     "drop_block": "no model here has drop block; use --drop-path",
 }
+
+
+def integer(least: int, most: int = 2**31 - 1) -> Callable[[str], int]:
+    """Make an argparse type for whole numbers from `least` to `most`."""
+
+    def convert(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = least - 1
+        if not least <= value <= most:
+            limit = f"{least} or more" if most == 2**31 - 1 else f"{least} to {most}"
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of {limit}")
+        return value
+
+    return convert
+
+
+def real(least: float, most: float = math.inf) -> Callable[[str], float]:
+    """Make an argparse type for finite numbers from `least` to `most`; `math.ulp(0.0)` stands for above 0."""
+
+    def convert(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not (least <= value <= most and math.isfinite(value)):
+            limit = "above 0" if least == math.ulp(0.0) else f"of {least:g} or more"
+            limit = (
+                limit if most == math.inf else f"between {max(0.0, least) if least < 1e-9 else least:g} and {most:g}"
+            )
+            raise argparse.ArgumentTypeError(f"{text!r} is not a number {limit}")
+        return value
+
+    return convert
 
 
 class KeyValues(argparse.Action):
@@ -304,7 +345,7 @@ def _read_config(parser: argparse.ArgumentParser, path: Path) -> dict[str, Any]:
     for key, value in values.items():
         dest = str(key).replace("-", "_")
         if dest not in actions:
-            near = difflib.get_close_matches(dest, actions, n=1, cutoff=0.0)
+            near = nearest(dest, actions, cutoff=0.0)
             raise ValueError(f"the recipe {path} has an unknown key {key!r}; did you mean {near[0]!r}?")
         result[dest] = _checked(actions[dest], key, value, path)
     return result
@@ -352,3 +393,176 @@ def say_no_longer(answers: Mapping[str, str], given: Collection[str]) -> None:
     for name, instead in answers.items():
         if name in given and name != "local_rank":  # launchers add that one
             log.warning("--%s: %s.", name.replace("_", "-"), instead)
+
+
+# ---- limits of values ----
+
+_COUNTS = {  # flag -> the least whole number
+    **dict.fromkeys(("epochs", "batch_size", "grad_accum_steps", "log_interval", "img_size", "lr_cycle_limit"), 1),
+    **dict.fromkeys(("checkpoint_hist", "validation_batch_size_multiplier"), 1),
+    **dict.fromkeys(("start_epoch", "warmup_epochs", "cooldown_epochs", "patience_epochs"), 0),
+    **dict.fromkeys(("recovery_interval", "mixup_off_epoch", "workers"), 0),
+}
+_NOT_NEGATIVE = ("lr", "warmup_lr", "min_lr", "weight_decay", "mixup", "cutmix", "color_jitter", "opt_eps", "momentum")
+_POSITIVE = ("clip_grad", "crop_pct", "layer_decay", "decay_epochs", "decay_rate", "lr_cycle_mul")
+_SHARES = ("mixup_prob", "mixup_switch_prob", "smoothing", "model_ema_decay")
+
+
+def check_flags(args: Namespace) -> None:
+    """Raises `ValueError` naming the first flag of train.py whose value makes no sense, and what it may be."""
+    for name, least in _COUNTS.items():
+        require_number(name, getattr(args, name), least, math.inf, f"a number of {least} or more")
+    for name in _NOT_NEGATIVE:
+        require_number(name, getattr(args, name), 0, math.inf, "a number of 0 or more")
+    for name in _POSITIVE:
+        require_number(name, getattr(args, name), math.ulp(0.0), math.inf, "a number above 0; leave it out for none")
+    for name in _SHARES:
+        require_number(name, getattr(args, name), 0, 1, "a share between 0 and 1")
+    _require_length("opt_betas", args.opt_betas, (2, 3))
+    _require_length("cutmix_minmax", args.cutmix_minmax, (2,))
+    if args.opt_betas:
+        for beta in args.opt_betas:
+            require_number("opt_betas", beta, 0, 1, "numbers between 0 and 1")
+    check_backend(args.torchcompile)
+
+
+def check_backend(name: str | None) -> None:
+    """Raises `ValueError` where --torchcompile names no backend of torch.compile."""
+    if name and name not in torch.compiler.list_backends(exclude_tags=()):
+        known = ", ".join(torch.compiler.list_backends())
+        raise ValueError(f"--torchcompile {name!r} is unknown; choose from {known}.")
+
+
+def require_number(name: str, value: float | None, least: float, most: float, wanted: str) -> None:
+    """Raises `ValueError` for a value that is not `wanted`: outside of `least` to `most`, or not finite."""
+    if value is not None and not (least <= value <= most and math.isfinite(value)):
+        raise ValueError(f"--{name.replace('_', '-')} {value} is not {wanted}.")
+
+
+def _require_length(name: str, values: Sequence[float] | None, lengths: tuple[int, ...]) -> None:
+    if values and len(values) not in lengths:
+        wanted = " or ".join(map(str, lengths))
+        raise ValueError(f"--{name.replace('_', '-')} {' '.join(map(str, values))}: {wanted} numbers are needed.")
+
+
+# ---- the flags of validate.py ----
+
+RESULT_FORMATS = ("csv", "json")
+
+VALIDATE_NO_LONGER = {
+    **NO_LONGER,
+    "tf_preprocessing": "TensorFlow is not used; the pictures go through the same transform as without it",
+    "legacy_jit": "PyTorch has one TorchScript executor today; --torchscript runs on it",
+    "num_gpu": "each process uses one GPU; torchrun --nproc_per_node=N validate.py ... uses N",
+}
+
+
+def parse_validate(argv: Sequence[str] | None) -> tuple[argparse.Namespace, bool]:
+    """The arguments, and whether --model was given (on the command line or in the recipe).
+
+    Its default has to be the original's, so that the value does not tell.
+    """
+    args = parse_with_config(validate_parser(), argv)
+    given = validate_parser()
+    for action in given._actions:
+        if action.dest != "config":
+            action.default = argparse.SUPPRESS
+    return args, "model" in vars(parse_with_config(given, argv))
+
+
+def validate_parser() -> argparse.ArgumentParser:
+    """The flags of validate.py."""
+    parser = argparse.ArgumentParser(
+        description="Evaluate a checkpoint, a folder of checkpoints or published models on an image folder.",
+        epilog="Exit status: 0 done, 1 some of several evaluations failed (the results say which) or an error "
+        "of this program, 2 a mistake in the flags, the checkpoint or the data.",
+    )
+    parser.add_argument("-c", "--config", metavar="FILE", help="YAML recipe; flags on the command line override it")
+    _add_validate_data(parser)
+    _add_validate_model(parser)
+    _add_validate_run(parser)
+    _add_validate_results(parser)
+    return parser
+
+
+def _add_validate_data(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("data").add_argument
+    add("data", nargs="?", metavar="DIR", help="folder with val/; without one: handwritten digits")
+    add("--dataset", "-d", default="", help="'' for a folder, or torch/NAME, hfds/NAME")
+    add("--split", default="validation", help="folder of the split (val is found too); '.' is DIR itself")
+    add("--dataset-download", action="store_true", help="let a torch/NAME data set download itself")
+    add("--class-map", default="", metavar="FILE", help="class names and their indices")
+    add("--img-size", type=int, help="side in pixels; default: the checkpoint's, else the model's")
+    add("--input-size", type=int, nargs=3, metavar=("C", "H", "W"), help="instead of --img-size")
+    add("--crop-pct", type=float, help="share of the side that the centre crop keeps")
+    add("--crop-mode", choices=("center", "squash", "border"), help="how a picture that is not square is cropped")
+    add("--mean", type=float, nargs="+", help="mean of each colour")
+    add("--std", type=float, nargs="+", help="standard deviation of each colour")
+    add("--interpolation", default="", help="resampling; default: the checkpoint's, else the model's")
+    add("-b", "--batch-size", type=int, default=256, help="pictures for each process; halved if memory runs out")
+    add("-j", "--workers", type=int, default=4, help="loader processes")
+    add("--pin-mem", action="store_true", help="page-locked host memory")
+    add("--skip-bad-images", action="store_true", help="skip and list unreadable pictures instead of stopping")
+    add(
+        "--real-labels",
+        default="",
+        metavar="FILE",
+        help=f"score by ImageNet's ReaL labels: their JSON list, or '{BUNDLED_REAL}' for timm's copy",
+    )
+    add("--valid-labels", default="", metavar="FILE", help="only these classes compete: an index a line")
+    add("--no-prefetcher", action="store_true", help=argparse.SUPPRESS)
+    add("--tf-preprocessing", action="store_true", help=argparse.SUPPRESS)
+
+
+def _add_validate_model(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("model").add_argument
+    add(
+        "--model",
+        "-m",
+        default="dpn92",
+        help="a DaViT variant or any model of timm's; for several: a wildcard such as 'DaViT_*', 'all', or a "
+        "text file with a name a line, evaluated with published weights. Default: the checkpoint's own, else "
+        "%(default)s as in the original",
+    )
+    add("--checkpoint", default="", metavar="PATH", help="weights of any known layout, or a folder of such files")
+    add("--pretrained", action="store_true", help="published weights (what no --checkpoint means too)")
+    add("--ema", choices=EMA_CHOICES, default="auto", help="averaged weights: auto takes them where there are any")
+    add("--use-ema", action="store_true", help="what --ema auto, the default, does")
+    add("--num-classes", type=int, help="default: the checkpoint's, else the model's")
+    add("--gp", metavar="POOL", help="global pooling: avg, max, avgmax")
+    add("--model-kwargs", nargs="+", default={}, action=KeyValues, metavar="KEY=VALUE", help="to the constructor")
+    add(
+        "--test-time-pool",
+        "--test-pool",
+        action="store_true",
+        help="insist on test-time pooling, by default done for pictures larger than the model was trained "
+        "on, as in the original: the head sees each window of the trained size, the logits' mean and maximum are "
+        "averaged, and the crop is the whole picture (timm's TestTimePoolHead, --test-pool in today's timm)",
+    )
+    add("--no-test-pool", action="store_true", help="pool larger maps as a whole, as in training")
+    add("--torchcompile", nargs="?", const="inductor", metavar="BACKEND", help="torch.compile the model")
+    add("--torchscript", action="store_true", help="torch.jit.script the model")
+    add("--legacy-jit", action="store_true", help=argparse.SUPPRESS)
+
+
+def _add_validate_run(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("run").add_argument
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:N")
+    add("--amp", action="store_true", help="mixed precision")
+    add("--native-amp", action="store_true", help="the same")
+    add("--apex-amp", action="store_true", help=argparse.SUPPRESS)
+    add(
+        "--amp-dtype",
+        choices=("bf16", "fp16", "bfloat16", "float16"),
+        help="default: fp16 on CUDA; else bf16, or float32 where the CPU has no instructions for it",
+    )
+    add("--channels-last", action="store_true", help="channels-last memory format")
+    add("--num-gpu", type=int, default=1, help=argparse.SUPPRESS)
+    add("--local_rank", "--local-rank", type=int, default=0, help=argparse.SUPPRESS)
+    add("--log-freq", type=int, default=10, help="batches between two lines of the log")
+
+
+def _add_validate_results(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("results").add_argument
+    add("--results-file", default="", metavar="FILE", help="written after each evaluation")
+    add("--results-format", choices=RESULT_FORMATS, help="default: by the suffix of FILE, else csv")

@@ -20,7 +20,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from .keys import DAVIT_FUNCTION, FLORENCE2_FUNCTION, CheckpointError, recognise
+from .names import DAVIT_FUNCTION, FLORENCE2_FUNCTION, CheckpointError, recognise
 from .pickles import NOT_PLAIN, plain_value, read_pickle
 
 _logger = logging.getLogger(__name__)

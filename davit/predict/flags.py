@@ -5,9 +5,8 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Sequence
 
-from ..checkpoint.files import EMA_CHOICES
-from ..engine.arguments import KeyValues
-from ..engine.validate_args import validate_parser
+from ..checkpoint.read import EMA_CHOICES
+from ..engine.flags import KeyValues, validate_parser
 from .report import FORMATS, TOPK_IDS
 
 NO_LONGER = {"num_gpu": "one process uses one device; start several on parts of the pictures, each with its --device"}

@@ -27,7 +27,7 @@ from typing import IO, Any
 import torch
 
 from ..checkpoint import CheckpointError
-from .files import write_atomically
+from ..files import write_atomically
 
 log = logging.getLogger(__name__)
 

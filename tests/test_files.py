@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from davit.engine import files
-from davit.engine.files import write_atomically, write_bytes
+from davit import files
+from davit.files import write_atomically, write_bytes
 
 
 @pytest.fixture

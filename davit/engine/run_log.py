@@ -8,7 +8,6 @@ import importlib
 import io
 import json
 import logging
-import math
 import uuid
 from collections.abc import Callable, Mapping
 from numbers import Integral
@@ -18,8 +17,9 @@ from typing import Any
 
 import yaml
 
+from ..files import write_bytes
+from ..text import without_nan
 from .curves import draw_curves, read_summary
-from .files import write_bytes
 
 log = logging.getLogger(__name__)
 
@@ -98,7 +98,7 @@ class RunLog:
         """
         try:
             if summary is not None:
-                text = json.dumps(_without_nan(plain(summary)), indent=2, allow_nan=False)
+                text = json.dumps(without_nan(plain(summary)), indent=2, allow_nan=False)
                 write_bytes(self.folder / "summary.json", f"{text}\n".encode())
         finally:
             if self._board is not None:
@@ -231,15 +231,6 @@ def _as_yaml(args: Mapping[str, Any]) -> str:
 
 def _cell(value: float) -> str:
     return str(int(value)) if isinstance(value, Integral) else repr(float(value))
-
-
-def _without_nan(value: Any) -> Any:
-    """JSON has no NaN and no infinity: null instead."""
-    if isinstance(value, dict):
-        return {key: _without_nan(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [_without_nan(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def check_loggers(

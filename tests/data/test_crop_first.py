@@ -11,7 +11,7 @@ from timm.data import create_transform
 from davit.data.dataset import PictureDataset, SeededDataset
 from davit.data.decode import load_rgb
 from davit.data.folder import FolderSource
-from davit.data.scaled import MARGINS, CropFirst
+from davit.data.crop_first import MARGINS, CropFirst
 from davit.data.transforms import train_transform
 
 PLAIN = {"aa": None, "color_jitter": None, "reprob": 0.0, "hflip": 0.0, "mean": (0, 0, 0), "std": (1, 1, 1)}

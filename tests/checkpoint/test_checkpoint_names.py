@@ -16,7 +16,7 @@ from davit.checkpoint import (
     convert_with_report,
     detect_layout,
 )
-from davit.checkpoint.keys import SPELLINGS, recognise, structure_of
+from davit.checkpoint.names import SPELLINGS, recognise, structure_of
 
 
 @pytest.mark.parametrize("kind", ["davit", "pyramid", "timm"])

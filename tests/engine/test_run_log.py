@@ -18,9 +18,10 @@ import torch
 import yaml
 from PIL import Image
 
-from davit.engine import files, runlog
+from davit import files
+from davit.engine import run_log
 from davit.engine.curves import draw_curves
-from davit.engine.runlog import RunLog, plain, write_args, write_bad_images
+from davit.engine.run_log import RunLog, plain, write_args, write_bad_images
 
 Row = dict[str, float]
 
@@ -44,7 +45,7 @@ def row(epoch: int, **more: float) -> Row:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without curves, which take a good part of a second."""
-    monkeypatch.setattr(runlog, "draw_curves", lambda csv_files, out: None)
+    monkeypatch.setattr(run_log, "draw_curves", lambda csv_files, out: None)
 
 
 def record(folder: Path, epochs: range, resume_epoch: int = 0, **more: float) -> None:
@@ -230,7 +231,7 @@ def test_failure_to_draw_is_a_warning(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     log = RunLog(tmp_path, config={})
-    monkeypatch.setattr(runlog, "draw_curves", full)
+    monkeypatch.setattr(run_log, "draw_curves", full)
     log.epoch(row(0))
     assert [r["epoch"] for r in read(tmp_path)] == ["0"]
     assert "could not draw curves.png: OSError: [Errno 28]" in caplog.text
@@ -238,7 +239,7 @@ def test_failure_to_draw_is_a_warning(
 
 def test_matplotlib_is_imported_only_to_draw_and_needs_no_display() -> None:
     code = (
-        "import sys, davit.engine.runlog, davit.engine.progress\n"
+        "import sys, davit.engine.run_log, davit.engine.progress\n"
         "assert not any(n in sys.modules for n in ('matplotlib', 'torch.utils.tensorboard', 'wandb'))\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

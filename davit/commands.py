@@ -1,0 +1,101 @@
+"""Run a command-line tool: turn errors into exit statuses, and the first signal to stop into a question.
+
+An exception says its own status as the attribute ``exit_status``; what has none is a user's error (ValueError,
+FileNotFoundError, a path that cannot be used), a full disk, or a fault of this program, which is raised.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+log = logging.getLogger(__name__)
+
+OK = 0
+SOME_FAILED = 1  # of several evaluations or pictures; the output says which
+USER_ERROR = 2  # a flag, a file or the data: the message says what to change
+NONFINITE = 3  # a loss or gradient became NaN or infinite; the batch was dumped
+DISK_FULL = 4  # the last state could not be written; older ones are whole
+INTERRUPTED = 75  # SIGTERM or SIGINT: saved; --auto-resume goes on from there (EX_TEMPFAIL)
+
+# a path that cannot be written or read, rather than a machine that fails
+_USERS_ERRNOS = frozenset(
+    {
+        *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST),
+        *(errno.ENAMETOOLONG, errno.ELOOP),
+    }
+)
+
+
+class Interrupted(Exception):  # noqa: N818
+    """The run was told to stop, and its state has been saved."""
+
+    exit_status = INTERRUPTED
+
+
+def is_disk_full(error: BaseException | None) -> bool:
+    """Return whether an error, or one that it came from, says that the disk or the quota is full."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        seen.add(id(error))
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def run_cli(main: Callable[[], object]) -> int:
+    """Run a tool's work and return its exit status; a user's error ends it with one paragraph, not a traceback."""
+    try:
+        main()
+    except Exception as error:
+        status = _status(error)
+        if status is None:
+            raise
+        if status == INTERRUPTED:
+            log.warning("%s", error)
+        elif status == DISK_FULL:
+            log.error("the disk is full: %s. Older checkpoints are whole; free some space and --auto-resume.", error)
+        elif isinstance(error, OSError) and error.errno in _USERS_ERRNOS:
+            log.error("%s: check the path, and who may write there.", error)
+        else:
+            log.error("%s", error)
+        if status == USER_ERROR and os.environ.get("DAVIT_TRACEBACK"):
+            raise
+        return status
+    return OK
+
+
+def _status(error: Exception) -> int | None:
+    """Return the exit status of an error, None for a fault of this program."""
+    status: int | None = getattr(error, "exit_status", None)
+    if status is not None:
+        return status
+    if isinstance(error, ValueError | FileNotFoundError):
+        return USER_ERROR
+    if isinstance(error, OSError) and error.errno in _USERS_ERRNOS:
+        return USER_ERROR
+    return DISK_FULL if isinstance(error, OSError | RuntimeError) and is_disk_full(error) else None
+
+
+@contextmanager
+def stop_signals() -> Iterator[Callable[[], bool]]:
+    """Turn the first SIGTERM or SIGINT into a question that the loop asks; a second SIGINT ends at once."""
+    received: list[int] = []
+
+    def handler(number: int, _: Any) -> None:
+        if received and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        received.append(number)
+
+    before = {number: signal.signal(number, handler) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield lambda: bool(received)
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
