@@ -12,6 +12,7 @@
 PYTHON ?= python3
 VENV   ?= .venv
 OUTPUT ?= output/demo
+API_DIR ?= output/api
 RUN     = $(VENV)/bin/python
 
 # Threads sleep while they wait. Spinning, as is the default, they starve each other as soon as another program needs a core.
@@ -80,7 +81,7 @@ figures: setup
 	$(RUN) figures/draw.py
 
 api: setup
-	$(RUN) $(PDOC) --docformat google -o output/api $(API)
+	$(RUN) $(PDOC) --docformat google -o $(API_DIR) $(API)
 
 clean:
 	rm -rf $(VENV) output data .pytest_cache .mypy_cache .ruff_cache build *.egg-info

@@ -23,6 +23,7 @@ ISAS = {
 
 
 def extensions() -> list[Extension]:
+    """List one extension for each instruction set; none where the functions cannot be compiled."""
     if sys.platform != "linux" or platform.machine().lower() not in ("x86_64", "amd64"):
         return []
     here = Path(__file__).parent
