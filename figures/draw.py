@@ -7,10 +7,10 @@ import matplotlib
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from figures import accuracy, architecture, teaser
+from figures import accuracy, architecture, rooms, teaser
 from figures.style import FOLDER, SETTINGS
 
-FIGURES = {"architecture": architecture.draw, "teaser": teaser.draw, "accuracy": accuracy.draw}
+FIGURES = {"architecture": architecture.draw, "teaser": teaser.draw, "accuracy": accuracy.draw, "rooms": rooms.draw}
 
 
 def main(folder: Path = FOLDER) -> None:

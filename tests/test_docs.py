@@ -3,6 +3,7 @@
 import argparse
 import csv
 import importlib
+import pkgutil
 import re
 import shlex
 import sys
@@ -73,6 +74,12 @@ def test_links_and_paths_lead_somewhere(path: Path) -> None:
     if path.name != "CHANGELOG.md":  # which names what is gone
         roots = (REPOSITORY, path.parent)
         assert [name for name in OUR_PATH.findall(text) if not any((root / name).exists() for root in roots)] == []
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=name_of)
+def test_what_is_named_of_the_package_exists(path: Path) -> None:
+    for name in re.findall(r"`(davit(?:\.\w+)+)(?:\([^`]*)?`", path.read_text(encoding="utf-8")):
+        assert path.name == "CHANGELOG.md" or pkgutil.resolve_name(name), name
 
 
 def test_a_dead_link_is_seen() -> None:

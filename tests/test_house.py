@@ -1,11 +1,14 @@
-"""Hold rules of the house that ruff cannot: one model, safe pickles, no copied pictures, docstrings that render."""
+"""Hold rules of the house that ruff cannot: one model, safe pickles, a picture of the imports, docstrings."""
 
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import networkx as nx
 import pytest
+
+from figures import rooms
 
 
 def files(repository: Path, *patterns: str) -> list[Path]:
@@ -44,6 +47,14 @@ def test_nothing_of_the_shared_pictures_is_copied(repository: Path, shared: Path
         if path.read_bytes() == original.read_bytes()
     ]
     assert copied == []
+
+
+def test_the_picture_of_the_rooms_is_that_of_the_imports(repository: Path) -> None:
+    """After a new import between rooms: make figures."""
+    names = set(re.findall(r'id="((?:room|arrow)-[\w-]+)"', (repository / "figures" / "rooms.svg").read_text()))
+    graph = rooms.imports()
+    arrows = {f"arrow-{start}-{end}" for start, end in nx.transitive_reduction(graph).edges}
+    assert names == arrows | {f"room-{room}" for room in graph}
 
 
 @pytest.mark.long
