@@ -1,7 +1,7 @@
 # make demo       set up, then train a small DaViT on handwritten digits and evaluate it (3 minutes on 2 cores)
 # make demo-det   train Mask R-CNN on scenes of digits, evaluate it and draw what it finds (10 minutes on 2 cores)
 # make demo-seg   train UPerNet on them, evaluate it and draw what it finds (8 minutes on 2 cores)
-# make test       set up, then run every test that is not marked long
+# make test       set up, then run every test that is not marked long; prints the time and the slowest 15
 # make test-long  run the long ones too
 # make lint       ruff, clang-format, mypy on davit/, and which of its parts import which
 # make bench-cuda on a CUDA machine: every kernel against float64 and timed, then whole models beside their peers
@@ -22,8 +22,9 @@ export OMP_WAIT_POLICY ?= PASSIVE
 PDOC    = -W error::UserWarning -c "import davit; davit.load; from pdoc.__main__ import cli; cli()"
 API     = davit $(addprefix davit.,app checkpoint complexity data doctor engine predict visualize)
 
-# One thread a process: two processes run side by side, and results do not depend on the number of cores.
-PYTEST  = OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile
+# One thread a process: two processes run side by side, and results do not depend on the number of cores. Files in the
+# order of tests/conftest.py, since those with few tests, which xdist puts last, are the slow ones.
+PYTEST  = OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=15
 
 .PHONY: help setup demo demo-det demo-seg test test-long lint bench-cuda figures api clean
 .DEFAULT_GOAL := help
