@@ -1,7 +1,7 @@
-"""rooms.svg: the packages and top modules of davit/ on the floors of pyproject.toml, and what imports what.
+"""Draw rooms.svg: the packages and top modules of davit/ on the floors of pyproject.toml, and what imports what.
 
 Both are read, not drawn by hand: the floors from import-linter's contract, the arrows from the imports. An arrow that
-others imply (A to C beside A to B to C) is left out.
+follows from others (A to C beside A to B to C) is left out.
 """
 
 from itertools import pairwise
