@@ -78,9 +78,9 @@ UPerNet with DaViT_nano from random weights: {pictures} training pictures, {cfg.
 
 Machine: {platform.machine()}, two cores, no GPU, {minutes:.0f} minutes of training
 (wall clock, with other programs running); torch {torch.__version__}, Python {platform.python_version()}.
-Again: `python benchmarks/camvid.py CAMVID_DIR`. The losses are in [log.txt](log.txt).
+To repeat: `python benchmarks/camvid.py CAMVID_DIR`. The losses are in [log.txt](log.txt).
 
-The drawings are predictions alone; CamVid's pictures are under CC BY-NC 4.0 and are not copied here.
+The drawings show the predictions only; CamVid's pictures are under CC BY-NC 4.0 and are not copied here.
 
 """
         + "\n".join(f"![prediction for validation picture {name}]({name})" for name in names)

@@ -88,7 +88,7 @@ PyTorch {torch.__version__}; {minutes(log):.1f} minutes of training, with other 
 
 ![scenes with predictions](drawn.png)
 
-Again: `make {FOLDERS[task]} && python benchmarks/digit_scenes.py {task}`
+To repeat: `make {FOLDERS[task]} && python benchmarks/digit_scenes.py {task}`
 """
     )
 
