@@ -85,4 +85,4 @@ api: setup
 	$(RUN) $(PDOC) --docformat google -o $(API_DIR) $(API)
 
 clean:
-	rm -rf $(VENV) output data .pytest_cache .mypy_cache .ruff_cache build *.egg-info
+	rm -rf $(VENV) output data .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info
