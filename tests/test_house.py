@@ -64,4 +64,4 @@ def test_the_docstrings_render_without_warnings(repository: Path, tmp_path: Path
     done = subprocess.run(words, cwd=repository, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "warn" not in done.stderr.lower(), done.stderr
-    assert len(list(tmp_path.rglob("*.html"))) > 30
+    assert (tmp_path / "davit" / "engine.html").is_file()
