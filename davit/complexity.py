@@ -1,7 +1,6 @@
-"""What a model costs, by part and in one convention: ``python -m davit.complexity --model DaViT_tiny``.
+"""Count what a model costs, part by part: ``python -m davit.complexity --model DaViT_tiny``.
 
-Parameters, multiply-adds and activations of one image, counted by fvcore on the operations that really run,
-with thop's count of multiply-adds beside them.
+Parameters, multiply-adds and activations are counted by fvcore on the operations that really run on one image.
 """
 
 import argparse
@@ -25,8 +24,7 @@ from .pyramid import DaViTPyramid
 from .registry import create_model
 
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # importing them uses what torch and setuptools are about to remove
-    import thop
+    warnings.simplefilter("ignore")  # importing it uses what torch is about to remove
     from fvcore.nn import ActivationCountAnalysis, FlopCountAnalysis
     from fvcore.nn.jit_handles import get_shape
 
@@ -37,21 +35,16 @@ CONVENTION = (
     "elements of convolutions, linear layers and the attentions' products, not of norms and elementwise "
     "operations. Parameters count whether they are trained or not."
 )
-THOP_DIFFERENCE = (
-    "thop counts modules of the classes that it knows, fvcore operations; so thop leaves out the products of "
-    "the attentions, which are no modules, and norms of a class of their own, and puts a LayerNorm at 4 an "
-    "element instead of 5. Convolutions and linear layers count alike."
-)
 
 Handle = Callable[[list[Any], list[Any]], int]
 
 
 @dataclass(frozen=True)
 class Part:
-    """A part's share; the shares add up to the whole.
+    """The share of one part; the shares of all parts add up to the whole.
 
     Attributes:
-        stage: '' for what belongs to none.
+        stage: '' for a part that belongs to no stage.
         flops: multiply-adds.
     """
 
@@ -64,17 +57,16 @@ class Part:
 
 @dataclass(frozen=True)
 class Complexity:
-    """Costs of one image, in the units that `CONVENTION` states.
+    """The costs of one image, in the units that `CONVENTION` states.
 
     Attributes:
-        model: the class of the model, or the name it was built by.
+        model: the class of the model, or the name that it was built by.
         input_shape: (C, H, W).
         flops: multiply-adds.
-        thop_flops: thop's count of the same; see `THOP_DIFFERENCE`.
         operators: ``flops`` by kind of operation.
         skipped: operations not counted as FLOPs, with the number of their calls.
-        parts: shares of stages and of what is in them. In a DaViT an attention or MLP includes the norm in
-            front of it, and a block's two position encodings are a part of their own.
+        parts: in a DaViT an attention or MLP includes the norm in front of it, and the two position encodings of
+            a block are a part of their own.
     """
 
     model: str
@@ -82,18 +74,17 @@ class Complexity:
     parameters: int
     flops: int
     activations: int
-    thop_flops: int
     operators: dict[str, int]
     skipped: dict[str, int]
     parts: tuple[Part, ...]
     convention: str = CONVENTION
-    thop_difference: str = THOP_DIFFERENCE
 
     def to_json(self) -> str:
+        """Write all attributes as a JSON object."""
         return json.dumps(dataclasses.asdict(self), indent=2)
 
     def to_table(self) -> str:
-        """Text for a terminal: the parts, the totals, and the convention in sentences."""
+        """Write the parts, the totals and the convention for a terminal."""
         total = Part("", "total", self.parameters, self.flops, self.activations)
         cells = [["stage", "part", "parameters", "FLOPs", "activations"]] + [
             [row.stage, row.name, f"{row.parameters:,}", f"{row.flops:,}", f"{row.activations:,}"]
@@ -115,7 +106,6 @@ class Complexity:
             f"FLOPs by operation: {operators}.",
             f"Not counted as FLOPs (calls): {skipped}.",
             self.convention,
-            f"thop: {self.thop_flops:,} FLOPs. {self.thop_difference}",
         )
         notes = [textwrap.fill(sentence, width=110) for sentence in sentences]
         return "\n".join([title, lines[0], rule, *lines[1:-1], rule, lines[-1], "", *notes])
@@ -124,7 +114,7 @@ class Complexity:
 def complexity(model: nn.Module, input_shape: Sequence[int], name: str | None = None) -> Complexity:
     """Count a model's parameters, multiply-adds and activations for one image.
 
-    The counting runs in evaluation mode, on a copy that shares the model's tensors; the model stays as it is.
+    The counting runs in evaluation mode, on a copy that shares the model's tensors; the model itself is not changed.
 
     Args:
         model: a DaViT, a `DaViTPyramid`, or any model that reads a batch of images.
@@ -137,7 +127,8 @@ def complexity(model: nn.Module, input_shape: Sequence[int], name: str | None = 
     shape = _checked_shape(input_shape)
     model = unwrap_model(model)
     counted = _copy_sharing_tensors(model).eval()
-    image = _zeros(counted, shape)
+    like = next((p for p in counted.parameters() if p.is_floating_point()), torch.zeros(()))
+    image = torch.zeros(1, *shape, dtype=like.dtype, device=like.device)
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -149,28 +140,26 @@ def complexity(model: nn.Module, input_shape: Sequence[int], name: str | None = 
             ) from error
         flops = count_flops(counted, image)
         activations = _quiet(ActivationCountAnalysis(counted, image).set_op_handle(**_ACTIVATION_HANDLES))
-        flops_of, activations_of = flops.by_module(), activations.by_module()
-        thop_flops, _ = thop.profile(counted, inputs=(image,), verbose=False)  # last: it leaves buffers behind
+        parts = _parts(model, flops.by_module(), activations.by_module())
     return Complexity(
         model=name or type(model).__name__,
         input_shape=shape,
         parameters=sum(p.numel() for p in model.parameters()),
         flops=int(flops.total()),
         activations=int(activations.total()),
-        thop_flops=int(thop_flops),
         operators={name: int(count) for name, count in flops.by_operator().most_common()},
         skipped=dict(flops.unsupported_ops().most_common()),
-        parts=_parts(model, flops_of, activations_of),
+        parts=parts,
     )
 
 
 def count_flops(model: nn.Module, image: torch.Tensor) -> FlopCountAnalysis:
-    """fvcore's count of a forward pass, with the operations that it does not know itself."""
+    """Count a forward pass by fvcore, with the operations that fvcore itself does not know."""
     return _quiet(FlopCountAnalysis(model, image).set_op_handle(**_FLOP_HANDLES))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit status 0, or 2 with one paragraph on stderr."""
+    """Print what a model costs; return exit status 0, or 2 after one paragraph on stderr."""
     parser = argparse.ArgumentParser(prog="python -m davit.complexity", description=__doc__)
     parser.add_argument("--model", default="DaViT_tiny", help="a variant of DaViT, or any model that timm knows")
     parser.add_argument(
@@ -184,16 +173,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.input is not None and _checked_shape(options.input)[0] != 3:
             arguments_of_model["in_chans"] = options.input[0]
         model = create_model(options.model, **arguments_of_model)
-        result = complexity(model, options.input or _own_input(model), options.model)
+        own_input = model.pretrained_cfg["input_size"]  # type: ignore[index]
+        result = complexity(model, options.input or own_input, options.model)  # type: ignore[arg-type]
     except ValueError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
     sys.stdout.write((result.to_json() if options.format == "json" else result.to_table()) + "\n")
     return 0
-
-
-def _own_input(model: nn.Module) -> Sequence[int]:
-    return model.pretrained_cfg["input_size"]  # type: ignore[index,return-value]
 
 
 def _checked_shape(shape: Sequence[int]) -> tuple[int, int, int]:
@@ -206,39 +192,33 @@ def _checked_shape(shape: Sequence[int]) -> tuple[int, int, int]:
 
 
 def _copy_sharing_tensors(model: nn.Module) -> nn.Module:
-    """Modules and hooks of its own, so that what the counters add or leave behind is never the user's."""
+    """Copy modules and hooks, so that what the counters add or leave behind is never in the user's model."""
     shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     return copy.deepcopy(model, shared)
 
 
-def _zeros(model: nn.Module, shape: tuple[int, int, int]) -> torch.Tensor:
-    like = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
-    return torch.zeros(1, *shape, dtype=like.dtype, device=like.device)
-
-
 def _quiet(analysis: Any) -> Any:
-    """What is skipped is in the result instead of the log."""
+    """Turn fvcore's warnings off: the result lists what is skipped."""
     return analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
 
 
-def _fused_attention(inputs: list[Any], outputs: list[Any]) -> tuple[int, int, int, int]:
-    """Batch (times heads), queries, keys and the summed width of both products."""
-    query, key, value = (get_shape(tensor) for tensor in inputs[:3])
-    batch = math.prod(get_shape(outputs[0])[:-2])
-    return batch, query[-2], key[-2], query[-1] + value[-1]
-
-
 def _fused_attention_flops(inputs: list[Any], outputs: list[Any]) -> int:
-    return math.prod(_fused_attention(inputs, outputs))
+    """Count both products: q with k, and the attention with v."""
+    key, value = get_shape(inputs[1]), get_shape(inputs[2])
+    return _attention_elements(inputs, outputs) * (key[-1] + value[-1])
 
 
 def _fused_attention_activations(inputs: list[Any], outputs: list[Any]) -> int:
-    batch, queries, keys, _ = _fused_attention(inputs, outputs)
-    return batch * queries * keys + math.prod(get_shape(outputs[0]))
+    return _attention_elements(inputs, outputs) + _output_elements(inputs, outputs)
+
+
+def _attention_elements(inputs: list[Any], outputs: list[Any]) -> int:
+    """Count the weights of a fused attention: batch x heads x queries x keys."""
+    return math.prod(get_shape(outputs[0])[:-1]) * get_shape(inputs[1])[-2]
 
 
 def _product_flops(inputs: list[Any], outputs: list[Any]) -> int:
-    """alpha * (b @ c) + beta * a: attention that scales or masks within the product."""
+    """Count alpha * (b @ c) + beta * a: attention that scales or masks within the product."""
     return math.prod(get_shape(inputs[1])) * get_shape(inputs[2])[-1]
 
 
@@ -259,10 +239,8 @@ _ACTIVATION_HANDLES: dict[str, Handle] = {
 }
 
 
-_BLOCK_PARTS = ("position encoding", "window attention", "channel attention", "MLP")
-
-
 def _parts(model: nn.Module, flops: dict[str, int], activations: dict[str, int]) -> tuple[Part, ...]:
+    """Add up the modules of each part; the last part is what is outside of all modules."""
     shares: dict[tuple[str, str], list[int]] = {}
     counted: set[int] = set()
     for module_name, stage, part in _assignment(model):
@@ -272,17 +250,15 @@ def _parts(model: nn.Module, flops: dict[str, int], activations: dict[str, int])
         share[1] += int(flops[module_name])
         share[2] += int(activations[module_name])
         counted |= parameters.keys()
-    rest = [
-        whole - sum(share[i] for share in shares.values())
-        for i, whole in enumerate((sum(p.numel() for p in model.parameters()), int(flops[""]), int(activations[""])))
-    ]
+    whole = (sum(p.numel() for p in model.parameters()), int(flops[""]), int(activations[""]))
+    rest = [total - sum(share[i] for share in shares.values()) for i, total in enumerate(whole)]
     if any(rest):
         shares["", "outside of these"] = rest
     return tuple(Part(stage, part, *share) for (stage, part), share in shares.items())
 
 
 def _assignment(model: nn.Module) -> Iterator[tuple[str, str, str]]:
-    """Names of modules, none inside another, with the stage and part that each belongs to."""
+    """Yield the names of modules, none inside another, each with its stage and its part."""
     for path, module in model.named_modules():
         if isinstance(module, DualAttentionStages):
             yield from _davit_assignment(module, path + "." if path else "")
@@ -298,20 +274,18 @@ def _assignment(model: nn.Module) -> Iterator[tuple[str, str, str]]:
 def _davit_assignment(model: DualAttentionStages, prefix: str) -> Iterator[tuple[str, str, str]]:
     for stage, blocks in enumerate(model.main_blocks):
         yield f"{prefix}patch_embeds.{stage}", f"stage {stage}", "patch embedding"
-        found: list[tuple[str, str]] = []
+        paths: dict[str, list[str]] = {
+            part: [] for part in ("position encoding", "window attention", "channel attention", "MLP")
+        }
         for path, block in blocks.named_modules():
             if isinstance(block, DualAttentionBlock):
-                kind = "window attention" if isinstance(block.attn, WindowAttention) else "channel attention"
-                found += [
-                    ("position encoding", f"{path}.cpe"),
-                    (kind, f"{path}.norm1"),
-                    (kind, f"{path}.attn"),
-                ]
-                if block.ffn:
-                    found += [("MLP", f"{path}.norm2"), ("MLP", f"{path}.mlp")]
-        found.sort(key=lambda item: _BLOCK_PARTS.index(item[0]))
-        for part, path in found:
-            yield f"{prefix}main_blocks.{stage}.{path}", f"stage {stage}", part
+                attention = "window attention" if isinstance(block.attn, WindowAttention) else "channel attention"
+                paths["position encoding"].append(f"{path}.cpe")
+                paths[attention] += [f"{path}.norm1", f"{path}.attn"]
+                paths["MLP"] += [f"{path}.norm2", f"{path}.mlp"] if block.ffn else []
+        for part, members in paths.items():
+            for path in members:
+                yield f"{prefix}main_blocks.{stage}.{path}", f"stage {stage}", part
     for name, _ in model.named_children():
         if name not in ("patch_embeds", "main_blocks"):
             yield prefix + name, "", "output norms" if isinstance(model, DaViTPyramid) else "head"

@@ -1,8 +1,9 @@
-"""Counts against published figures and against formulas; the model counted stays as it was."""
+"""Check counts against published figures, formulas and PyTorch's own counter; the model stays as it was."""
 
 import copy
 import json
 import logging
+import re
 import subprocess
 import sys
 
@@ -12,9 +13,10 @@ import torch
 import torch.nn.functional as F
 from timm.layers import set_fused_attn
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from davit import VARIANTS, DaViT, DaViTPyramid, create_model
-from davit.complexity import CONVENTION, THOP_DIFFERENCE, complexity, main
+from davit.complexity import CONVENTION, complexity, main
 
 SMALL = {"embed_dims": (16, 32), "depths": (1, 2), "num_heads": (2, 4), "window_size": 4}
 NANO_SIZE = VARIANTS["DaViT_nano"].image_size
@@ -35,9 +37,9 @@ def assert_parts_make_the_whole(result):
     ("name", "size", "flops"),
     [
         ("DaViT_tiny", 224, 4_540_244_736),
-        ("DaViT_small", 224, 8_800_488_192),
-        ("DaViT_base", 224, 15_510_430_720),
-        ("DaViT_large_window12_384", 384, 102_966_676_992),
+        pytest.param("DaViT_small", 224, 8_800_488_192, marks=pytest.mark.long),
+        pytest.param("DaViT_base", 224, 15_510_430_720, marks=pytest.mark.long),
+        pytest.param("DaViT_large_window12_384", 384, 102_966_676_992, marks=pytest.mark.long),
     ],
 )
 def test_flops_are_exactly_the_published_ones(name, size, flops):
@@ -49,6 +51,14 @@ def test_flops_are_exactly_the_published_ones(name, size, flops):
     result = complexity(model, (3, size, size))
     assert result.flops == flops
     assert_parts_make_the_whole(result)
+
+
+def test_products_and_convolutions_are_what_pytorch_counts():
+    model = DaViT(**SMALL).eval()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(torch.zeros(1, 3, 64, 96))
+    result = complexity(model, (3, 64, 96))
+    assert result.flops - result.operators["layer_norm"] == counter.get_total_flops() / 2
 
 
 def test_every_part_by_formula():
@@ -65,11 +75,7 @@ def test_every_part_by_formula():
         norm, attention = 2 * c, 4 * c * c + 4 * c
         linear = 4 * n * c * c + 5 * n * c
         expected |= {
-            (f"stage {stage}", "position encoding"): (
-                4 * pairs * 10 * c,
-                4 * pairs * 9 * n * c,
-                4 * pairs * n * c,
-            ),
+            (f"stage {stage}", "position encoding"): (40 * pairs * c, 36 * pairs * n * c, 4 * pairs * n * c),
             (f"stage {stage}", "window attention"): (
                 pairs * (norm + attention),
                 pairs * (linear + 2 * n * 16 * c),
@@ -94,13 +100,11 @@ def test_every_part_by_formula():
     [
         DaViT(**SMALL, ffn=False, attention_types=("channel",)),
         DaViT(**SMALL, num_classes=0, global_pool=""),
-        DaViTPyramid(**SMALL, out_indices=(1,)),
         DaViTPyramid(**SMALL, out_indices=(0, 1), grad_checkpointing=True),
         timm.create_model("DaViT_nano", features_only=True, out_indices=(0, 2)),
         timm.create_model("resnet10t"),
         timm.create_model("davit_tiny", embed_dims=(8, 16, 16, 16), num_heads=(1, 2, 2, 2)),
         timm.create_model("vit_tiny_patch16_224", img_size=72, features_only=True, out_indices=(3,)),
-        timm.create_model("swin_tiny_patch4_window7_224", img_size=72, depths=(1, 1, 1, 1)),
         nn.Conv2d(3, 4, 3),
     ],
     ids=lambda model: type(model).__name__,
@@ -138,13 +142,18 @@ def test_operations_outside_of_any_part_are_a_row():
 # --- fused attention ---
 
 
-@pytest.mark.parametrize("name", ["davit_tiny", "vit_tiny_patch16_224"])
-def test_fused_attention_costs_what_its_two_products_do(name):
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("davit_tiny", {"embed_dims": (8, 16, 16, 16), "num_heads": (1, 2, 2, 2)}),
+        ("vit_tiny_patch16_224", {"img_size": 64}),
+    ],
+)
+def test_fused_attention_costs_what_its_two_products_do(name, options):
     results = []
     try:
         for fused in (True, False):
             set_fused_attn(fused)
-            options = {"img_size": 64} if name.startswith("vit") else {}
             results.append(complexity(timm.create_model(name, **options), (3, 64, 64)))
     finally:
         set_fused_attn(True)
@@ -178,46 +187,29 @@ def test_products_that_add():
 # --- what the result says ---
 
 
-def test_thop_differs_by_what_the_sentence_says():
-    """The attentions' products left out, norms at 4 instead of 5, the rest alike."""
-    result = complexity(DaViT(**SMALL), (3, 64, 96))
-    operators = result.operators
-    assert result.flops - result.thop_flops == operators["matmul"] + operators["layer_norm"] // 5
-    assert result.thop_difference == THOP_DIFFERENCE
-
-
-def test_norms_of_another_class_are_unknown_to_thop():
-    plain, other = (
-        complexity(DaViT(**SMALL, norm_layer=norm), (3, 64, 96)) for norm in (nn.LayerNorm, timm.layers.LayerNorm)
-    )
-    assert plain.flops == other.flops
-    assert plain.thop_flops - other.thop_flops == plain.operators["layer_norm"] * 4 // 5
-
-
 def test_skipped_operations_are_listed_not_logged(caplog, capfd):
     with caplog.at_level(logging.DEBUG):
         result = complexity(DaViT(**SMALL), (3, 64, 64))
-    assert result.skipped["aten::gelu"] == 6
-    assert result.skipped["aten::softmax"] == 6
+    assert result.skipped["aten::gelu"] == result.skipped["aten::softmax"] == 6
     assert not {"aten::matmul", "aten::linear", "aten::layer_norm"} & result.skipped.keys()
     assert caplog.records == []
     assert capfd.readouterr() == ("", "")
 
 
-def test_the_table_and_the_json_state_everything():
+def test_the_table_and_the_json_hold_every_value():
     result = complexity(DaViT(**SMALL), (3, 64, 64), name="a model")
-    table = result.to_table()
-    flat = " ".join(table.split())
-    for figure in (result.parameters, result.flops, result.activations, result.thop_flops):
-        assert f"{figure:,}" in table
-    assert "a model, input 3 x 64 x 64" in table
-    assert CONVENTION in flat and THOP_DIFFERENCE in flat
+    flat = " ".join(result.to_table().split())
+    for part in (result, *result.parts):
+        assert all(f"{count:,}" in flat for count in (part.parameters, part.flops, part.activations))
+    assert "a model" in flat and "3 x 64 x 64" in flat and CONVENTION in flat
     assert all(name in flat for name in result.skipped)
     loaded = json.loads(result.to_json())
-    assert loaded["flops"] == result.flops
-    assert loaded["input_shape"] == [3, 64, 64]
-    assert [part["flops"] for part in loaded["parts"]] == [part.flops for part in result.parts]
-    assert loaded["convention"] == CONVENTION
+    assert {**loaded, "parts": None} == {
+        **vars(result),
+        "input_shape": [3, 64, 64],
+        "parts": None,
+    }
+    assert loaded["parts"] == [vars(part) for part in result.parts]
 
 
 # --- the model is left alone ---
@@ -233,13 +225,7 @@ def test_the_model_is_left_as_it_was(cls):
 
     def picture_of(model):
         return [
-            (
-                name,
-                module.training,
-                len(module._forward_hooks),
-                len(module._forward_pre_hooks),
-                sorted(vars(module)),
-            )
+            (name, module.training, {key: len(value) for key, value in vars(module).items() if "hooks" in key})
             for name, module in model.named_modules()
         ]
 
@@ -258,14 +244,13 @@ def test_the_model_is_left_as_it_was(cls):
 
 def test_a_failure_leaves_the_model_as_it_was():
     model = DaViT(**SMALL).train()
-    with pytest.raises(ValueError, match="4 channels"):
+    with pytest.raises(ValueError, match=r"\(4, 64, 64\)"):
         complexity(model, (4, 64, 64))
-    assert model.training
-    assert not any(module._forward_hooks for module in model.modules())
+    assert all(module.training for module in model.modules())
 
 
 @pytest.mark.parametrize("prepare", [nn.Module.half, nn.Module.bfloat16, nn.Module.double, torch.compile])
-def test_number_formats_and_wrappers_cost_the_same(prepare):
+def test_dtypes_and_wrappers_cost_the_same(prepare):
     expected = complexity(DaViT(**SMALL), (3, 64, 64))
     assert complexity(prepare(DaViT(**SMALL)), (3, 64, 64)) == expected
 
@@ -275,48 +260,42 @@ def test_number_formats_and_wrappers_cost_the_same(prepare):
 
 @pytest.mark.parametrize("shape", [(3, 64), (1, 3, 64, 64), (3, 0, 64), (3, -1, 64), (3, 64.0, 64), ()], ids=str)
 def test_shapes_that_are_none(shape):
-    with pytest.raises(ValueError, match=r"input shape \(.*\) must be \(channels, height, width\)"):
+    with pytest.raises(ValueError, match=re.escape(str(shape))):
         complexity(DaViT(**SMALL), shape)
 
 
 def test_shapes_that_the_model_cannot_read():
-    with pytest.raises(ValueError, match=r"DaViT cannot read an image of \(C, H, W\) = \(4, 9, 9\).*in_chans=3"):
-        complexity(DaViT(**SMALL), (4, 9, 9))
-    with pytest.raises(ValueError, match=r"VisionTransformer cannot read.*\(3, 17, 17\)"):
+    with pytest.raises(ValueError, match=r"VisionTransformer.*\(3, 17, 17\)"):
         complexity(timm.create_model("vit_tiny_patch16_224"), (3, 17, 17))
 
 
 def test_command(capsys):
-    assert main(["--model", "DaViT_nano", "--input", "1", "40", "48", "--num-classes", "10"]) == 0
+    words = ["--model", "DaViT_nano", "--input", "1", "40", "48", "--num-classes", "10"]
+    assert main(words) == 0
     expected = complexity(create_model("DaViT_nano", in_chans=1, num_classes=10), (1, 40, 48), "DaViT_nano")
     assert capsys.readouterr() == (expected.to_table() + "\n", "")
-    assert main(["--model", "DaViT_nano", "--input", "1", "40", "48", "--num-classes", "10", "--format", "json"]) == 0
+    assert main([*words, "--format", "json"]) == 0
     assert capsys.readouterr() == (expected.to_json() + "\n", "")
 
 
-def test_command_takes_the_models_own_input_size(capsys):
-    assert main(["--model", "DaViT_nano", "--format", "json"]) == 0
-    assert json.loads(capsys.readouterr().out)["input_shape"] == [3, NANO_SIZE, NANO_SIZE]
-
-
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("words", "value"),
     [
-        (["--model", "DaViT_tniy"], "unknown model 'DaViT_tniy'; did you mean DaViT_tiny"),
-        (["--model", "DaViT_nano", "--input", "3", "0", "5"], r"input shape (3, 0, 5) must be"),
-        (["--model", "DaViT_nano", "--num-classes", "-4"], "num_classes=-4 must be"),
-        (["--model", "vit_tiny_patch16_224", "--input", "3", "17", "17"], "cannot read an image"),
+        (["--model", "DaViT_tniy"], "DaViT_tniy"),
+        (["--model", "DaViT_nano", "--input", "3", "0", "5"], "(3, 0, 5)"),
+        (["--model", "DaViT_nano", "--num-classes", "-4"], "-4"),
+        (["--model", "vit_tiny_patch16_224", "--input", "3", "17", "17"], "(3, 17, 17)"),
     ],
 )
-def test_command_with_mistakes(capsys, arguments, message):
-    assert main(arguments) == 2
+def test_command_with_mistakes(capsys, words, value):
+    assert main(words) == 2
     out, err = capsys.readouterr()
-    assert out == ""
-    assert err.startswith("error: ") and message in err and err.count("\n") == 1
+    assert out == "" and value in err and err.count("\n") == 1
 
 
 def test_command_as_a_user_runs_it(repository):
-    command = [sys.executable, "-W", "default", "-m", "davit.complexity", "--model", "DaViT_nano"]
+    """Takes the model's own input size; no warning of fvcore's reaches the terminal."""
+    command = [sys.executable, "-W", "default", "-m", "davit.complexity", "--model", "DaViT_nano", "--format", "json"]
     done = subprocess.run(command, cwd=repository, capture_output=True, text=True, check=True)
-    assert done.stdout.startswith(f"DaViT_nano, input 3 x {NANO_SIZE} x {NANO_SIZE}\n")
-    assert "thop" not in done.stderr and "fvcore" not in done.stderr
+    assert json.loads(done.stdout)["input_shape"] == [3, NANO_SIZE, NANO_SIZE]
+    assert "fvcore" not in done.stderr
