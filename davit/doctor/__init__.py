@@ -1,4 +1,4 @@
-"""What a machine, a data folder or a config lacks for a run: ``python -m davit.doctor [DATASET_DIR|CONFIG]``."""
+"""Find what a machine, a data folder or a config lacks for a run: ``python -m davit.doctor [DATASET_DIR|CONFIG]``."""
 
 from .findings import Finding, worst
 

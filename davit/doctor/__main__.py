@@ -1,4 +1,4 @@
-"""Says what a machine, a data folder or a config lacks for a run, and what to do about it."""
+"""Say what a machine, a data folder or a config lacks for a run, and what to do about it."""
 
 from __future__ import annotations
 
@@ -8,27 +8,26 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TextIO
 
 from .configs import examine_config
 from .findings import LEVELS, Finding, worst
 from .folders import examine_folder
 from .machine import examine_machine
 
-_SAMPLE = 2000
 _COLOURS = {"ok": "32", "warning": "33", "error": "31"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit status 0, or 1 where any finding is an error."""
-    options = _parser().parse_args(arguments)
+    """Print all findings; return exit status 0, or 1 where a finding is an error."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
     if options.sample < 1:
-        _parser().error(f"--sample {options.sample} is not a number of 1 or more")
+        parser.error(f"--sample {options.sample} is not a number of 1 or more")
     findings = []
     for finding in _examine(options):
         findings.append(finding)
         if not options.json:
-            _write(finding, sys.stdout)
+            _write(finding)
     if options.json:
         sys.stdout.write(json.dumps([asdict(finding) for finding in findings], indent=2) + "\n")
     else:
@@ -45,13 +44,13 @@ def _examine(options: argparse.Namespace) -> Iterator[Finding]:
         yield from examine(options.path, limit)
 
 
-def _write(finding: Finding, stream: TextIO) -> None:
+def _write(finding: Finding) -> None:
     level = finding.level.ljust(7)
-    if stream.isatty():
+    if sys.stdout.isatty():
         level = f"\033[{_COLOURS[finding.level]}m{level}\033[0m"
     remedy = f"\n{'':22}-> {finding.remedy}" if finding.remedy else ""
-    stream.write(f"{level} {finding.subject:13} {finding.text}{remedy}\n")
-    stream.flush()
+    sys.stdout.write(f"{level} {finding.subject:13} {finding.text}{remedy}\n")
+    sys.stdout.flush()
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -65,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--all", action="store_true", help="open every picture, however many there are")
     parser.add_argument(
-        "--sample", type=int, default=_SAMPLE, metavar="N", help="otherwise: no more of a split (default %(default)s)"
+        "--sample", type=int, default=2000, metavar="N", help="otherwise: no more of a split (default %(default)s)"
     )
     parser.add_argument("--output", default="output", metavar="DIR", help="where runs write, for the free disk")
     parser.add_argument("--json", action="store_true", help="print a JSON list in place of lines")

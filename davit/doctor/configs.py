@@ -1,8 +1,7 @@
-"""A config: a recipe of train.py, or a config of mmdet/ or mmseg/."""
+"""Check a config: a recipe of train.py, or a config of mmdet/ or mmseg/."""
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,19 +14,14 @@ from ..registry import create_model
 from .findings import Finding, error, ok, warning
 from .folders import examine_folder
 
-_PACKAGES = "pip install the packages that mmdet/README.md names"
-
 
 def examine_config(file: Path, limit: int | None) -> Iterator[Finding]:
-    """All findings about a config, and about the data that it names.
+    """Find what is wrong with a config, and with the data that it names.
 
     Args:
         limit: as `examine_folder` has it; only for a recipe.
     """
-    if file.suffix == ".py":
-        yield from _openmmlab(file)
-    else:
-        yield from _recipe(file, limit)
+    return _openmmlab(file) if file.suffix == ".py" else _recipe(file, limit)
 
 
 def _recipe(file: Path, limit: int | None) -> Iterator[Finding]:
@@ -62,21 +56,24 @@ def _class_count(args: Any) -> Iterator[Finding]:
 
 
 def _openmmlab(file: Path) -> Iterator[Finding]:
-    """A config of mmdet/ or mmseg/ and its data sets, by the checks that the tools make before a run."""
+    """Read a config of mmdet/ or mmseg/, and check its data sets as the tools do before a run."""
     try:
-        config = importlib.import_module("davit.openmmlab.config").read_config(file)
+        from mmengine.registry import init_default_scope
+
+        from ..openmmlab.config import datasets_of, read_config
+        from ..openmmlab.datasets import check_dataset
+
+        config = read_config(file)
     except ImportError as fault:
-        yield warning("config", f"{file} was not read: OpenMMLab's packages are missing ({fault})", _PACKAGES)
+        remedy = "pip install the packages that mmdet/README.md names"
+        yield warning("config", f"{file} was not read: OpenMMLab's packages are missing ({fault})", remedy)
         return
     except Exception as fault:  # a config is Python, and fails as Python does
         yield error("config", f"{file} cannot be read: {type(fault).__name__}: {fault}", "correct it, or its _base_")
         return
     yield ok("config", f"{file}, with all that it inherits")
-    scope = config.get("default_scope")
-    if scope is not None:
-        importlib.import_module("mmengine.registry").init_default_scope(scope)
-    datasets_of = importlib.import_module("davit.openmmlab.config").datasets_of
-    check_dataset = importlib.import_module("davit.openmmlab.datasets").check_dataset
+    if (scope := config.get("default_scope")) is not None:
+        init_default_scope(scope)
     seen = []
     for split in ("train", "val", "test"):
         for dataset in datasets_of(config.get(f"{split}_dataloader")):

@@ -1,4 +1,4 @@
-"""One line of a diagnosis."""
+"""Define a finding: one line of a diagnosis."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ LEVELS = ("ok", "warning", "error")
 
 @dataclass(frozen=True)
 class Finding:
-    """What was looked at, and what was found.
+    """One thing that was looked at, and what was found.
 
     Attributes:
         level: one of `LEVELS`; with an error, a run fails.
@@ -29,20 +29,20 @@ class Finding:
 
 
 def ok(subject: str, text: str) -> Finding:
-    """What is as it should be."""
+    """Make a finding of what is as it should be."""
     return Finding("ok", subject, text)
 
 
 def warning(subject: str, text: str, remedy: str) -> Finding:
-    """What may go wrong, and the remedy."""
+    """Make a finding of what may go wrong, with the remedy."""
     return Finding("warning", subject, text, remedy)
 
 
 def error(subject: str, text: str, remedy: str) -> Finding:
-    """What makes a run fail, and the remedy."""
+    """Make a finding of what makes a run fail, with the remedy."""
     return Finding("error", subject, text, remedy)
 
 
 def worst(findings: Iterable[Finding]) -> str:
-    """The worst level of all; "ok" for none."""
+    """Find the worst level of all; "ok" for none."""
     return max((finding.level for finding in findings), key=LEVELS.index, default="ok")

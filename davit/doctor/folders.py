@@ -1,4 +1,4 @@
-"""A data folder: its layout, its classes, its files."""
+"""Check a data folder: its layout, its classes, its files."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from logging.handlers import BufferingHandler
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,12 @@ from ..data import BadImageError, DataError, PictureDataset, check_classes, load
 from ..text import some
 from .findings import Finding, error, ok, warning
 
-_SHOWN = 20  # bad files, each with a line of its own
-_UNBALANCED = 20  # times as many pictures in the largest class as in the smallest
+_SHOWN = 20  # bad files that get a finding each; more are counted
+_UNBALANCED = 20  # from so many times as many pictures in the largest class as in the smallest
 
 
 def examine_folder(root: Path, limit: int | None) -> Iterator[Finding]:
-    """All findings about a data folder of classification, detection (COCO) or segmentation (ADE20K).
+    """Find what is wrong with a data folder of classification, detection (COCO) or segmentation (ADE20K).
 
     Args:
         limit: open no more than so many pictures of a split, evenly spread; None opens all.
@@ -43,12 +44,12 @@ def _classes(root: Path, limit: int | None) -> Iterator[Finding]:
     splits: dict[str, PictureDataset] = {}
     for split in ("train", "validation"):
         try:
-            with _warnings() as said:
+            with _warnings() as messages:
                 splits[split] = open_dataset(root, split)
         except DataError as fault:
             yield error(split, str(fault), "train/ and val/ are expected, each with one folder a class")
             continue
-        yield from (warning(split, text, "move or remove them, if that is not meant") for text in said)
+        yield from (warning(split, text, "move or remove them, if that is not meant") for text in messages)
         yield from _counts(split, splits[split])
     if len(splits) == 2:
         try:
@@ -78,20 +79,15 @@ def _counts(split: str, dataset: PictureDataset) -> Iterator[Finding]:
 
 @contextmanager
 def _warnings() -> Iterator[list[str]]:
-    """What the data package warns of meanwhile, in place of the log."""
-    said: list[str] = []
-
-    class Keep(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            said.append(record.getMessage())
-
-    logger = logging.getLogger("davit.data")
-    handler, propagate = Keep(logging.WARNING), logger.propagate
+    """Collect what the data package warns of, in place of the log; the list is complete at the end."""
+    logger, handler, messages = logging.getLogger("davit.data"), BufferingHandler(10_000), list[str]()
+    handler.setLevel(logging.WARNING)
+    propagate, logger.propagate = logger.propagate, False
     logger.addHandler(handler)
-    logger.propagate = False
     try:
-        yield said
+        yield messages
     finally:
+        messages += [record.getMessage() for record in handler.buffer]
         logger.removeHandler(handler)
         logger.propagate = propagate
 
@@ -100,8 +96,10 @@ def _warnings() -> Iterator[list[str]]:
 
 
 def _readable(subject: str, files: Sequence[str], limit: int | None, remedy: str) -> Iterator[Finding]:
-    """Opens pictures to the last pixel; a line for each bad one."""
-    chosen = _spread(files, limit)
+    """Open pictures to the last pixel; yield a finding for each bad one."""
+    chosen = files
+    if limit is not None and len(files) > limit:
+        chosen = [files[index * len(files) // limit] for index in range(limit)]
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         bad = [fault for fault in pool.map(_why_bad, chosen) if fault is not None]
     yield from (error(subject, f"{file}: {reason}", remedy) for file, reason in bad[:_SHOWN])
@@ -110,12 +108,6 @@ def _readable(subject: str, files: Sequence[str], limit: int | None, remedy: str
     if not bad:
         share = "all" if len(chosen) == len(files) else f"{len(chosen)} of"
         yield ok(subject, f"{share} {len(files)} files were opened and can be read")
-
-
-def _spread(files: Sequence[str], limit: int | None) -> Sequence[str]:
-    if limit is None or len(files) <= limit:
-        return files
-    return [files[index * len(files) // limit] for index in range(limit)]
 
 
 def _why_bad(file: str) -> tuple[str, str] | None:
@@ -165,12 +157,10 @@ def _ade(root: Path, limit: int | None) -> Iterator[Finding]:
             continue
         unpaired = sorted(set(pictures) ^ set(masks))
         if unpaired:
-            text = f"of {len(pictures)} pictures and {len(masks)} masks {len(unpaired)} stand alone"
-            text += f" ({some(unpaired, 3)})"
-            yield error(split, text, f"each images/{split}/NAME.jpg needs its annotations/{split}/NAME.png")
+            text = f"of {len(pictures)} pictures and {len(masks)} masks {len(unpaired)} have no partner"
+            remedy = f"each images/{split}/NAME.jpg needs its annotations/{split}/NAME.png"
+            yield error(split, f"{text} ({some(unpaired, 3)})", remedy)
         else:
             yield ok(split, f"{len(pictures)} pictures, each with its mask")
-        files = [str(path) for _, path in sorted({**pictures}.items())] + [
-            str(path) for _, path in sorted(masks.items())
-        ]
+        files = [str(path) for path in (*sorted(pictures.values()), *sorted(masks.values()))]
         yield from _readable(split, files, limit, remedy="fetch it anew")
