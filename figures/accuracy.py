@@ -1,19 +1,18 @@
-"""accuracy.svg: accuracy against cost of the published models.
+"""Draw accuracy.svg: accuracy against cost of the published models.
 
 published.csv holds facts of the tables of the paper (arXiv 2204.03645) and of its code; none was re-run here.
 """
 
 import csv
-from pathlib import Path
 
-import matplotlib
+from matplotlib.figure import Figure
 
-from figures.style import CHANNEL, FOLDER, OTHER, SETTINGS, SPATIAL, canvas, save
+from figures.style import CHANNEL, FOLDER, OTHER, SPATIAL, canvas
 
 _PANELS = (
-    ("cls", "ImageNet-1K, 224 px", "top-1 [%]", "FLOPs [G]"),
-    ("det", "COCO, 1280 x 800", "box mAP", "FLOPs [G]"),
-    ("seg", "ADE20K, 512 x 2048", "mIoU", "FLOPs [G]"),
+    ("cls", "ImageNet-1K, 224 px", "top-1 [%]"),
+    ("det", "COCO, 1280 x 800", "box mAP"),
+    ("seg", "ADE20K, 512 x 2048", "mIoU"),
 )
 _STYLES = {
     ("", "IN-1K"): (SPATIAL, "-", "o"),
@@ -25,30 +24,29 @@ _STYLES = {
 }
 
 
-def draw(folder: Path) -> Path:
-    """Draw it into a folder; returns the file."""
+def figure() -> Figure:
+    """Draw one panel a task, and in it one line a method and schedule."""
     with (FOLDER / "published.csv").open(newline="", encoding="utf-8") as stream:
         rows = list(csv.DictReader(stream))
-    with matplotlib.rc_context(SETTINGS):
-        figure = canvas(9.6, 3.1)
-        for place, (task, title, metric, cost) in enumerate(_PANELS):
-            axes = figure.add_axes((0.065 + 0.325 * place, 0.2, 0.255, 0.62))
-            axes.set_title(title, fontsize=9.5)
-            axes.set_xlabel(cost)
-            axes.set_ylabel(metric)
-            axes.grid(alpha=0.3)
-            ours = [row for row in rows if row["task"] == task]
-            for line in dict.fromkeys((row["method"], row["schedule"]) for row in ours):
-                _line(axes, [row for row in ours if (row["method"], row["schedule"]) == line])
-            axes.margins(x=0.14, y=0.14)
-            if task == "det":
-                axes.legend(fontsize=7, frameon=False, loc="lower right")
-        figure.text(0.5, 0.97, "DaViT: published accuracy (not re-run here) against cost", ha="center", va="top")
-        return save(figure, "accuracy", folder)
+    drawn = canvas(9.6, 3.1, layout="constrained")
+    drawn.suptitle("DaViT: published accuracy (not re-run here) against cost", fontsize=9)
+    panels = drawn.subplots(1, len(_PANELS))
+    for axes, (task, title, metric) in zip(panels, _PANELS, strict=True):
+        axes.set_title(title, fontsize=9.5)
+        axes.set_xlabel("FLOPs [G]")
+        axes.set_ylabel(metric)
+        axes.grid(alpha=0.3)
+        ours = [row for row in rows if row["task"] == task]
+        for line in dict.fromkeys((row["method"], row["schedule"]) for row in ours):
+            _line(axes, [row for row in ours if (row["method"], row["schedule"]) == line])
+        axes.margins(x=0.2, y=0.14)
+        if task == "det":
+            axes.legend(fontsize=7, frameon=False, loc="lower right")
+    return drawn
 
 
 def _line(axes, rows: list[dict[str, str]]) -> None:
-    """The variants of one method and schedule."""
+    """Draw the variants of one method and schedule."""
     colour, dash, marker = _STYLES[rows[0]["method"], rows[0]["schedule"]]
     x, y = ([float(row[name]) for row in rows] for name in ("flops_G", "value"))
     label = f"{rows[0]['method']} {rows[0]['schedule']}".strip()

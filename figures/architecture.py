@@ -1,22 +1,22 @@
-"""architecture.svg: the stages of DaViT_tiny with their shapes, and the two kinds of block."""
+"""Draw architecture.svg: the stages of DaViT_tiny with their shapes, and the two kinds of block."""
 
-from pathlib import Path
+from matplotlib.figure import Figure
 
 from davit import VARIANTS
-from figures.style import CHANNEL, INK, PLAIN, SPATIAL, arrow, blank_axes, box, canvas, save
+from figures.style import CHANNEL, INK, PLAIN, SPATIAL, arrow, blank_axes, box, canvas
 
 _WIDTH, _HEIGHT, _BOTTOM = 9.6, 4.0, 0.5
 
 
-def draw(folder: Path) -> Path:
-    """Draw it into a folder; returns the file."""
-    figure = canvas(_WIDTH, _HEIGHT)
-    axes = blank_axes(figure, _WIDTH, _HEIGHT)
+def figure() -> Figure:
+    """Draw the stages above, and below them a block of either kind."""
+    drawn = canvas(_WIDTH, _HEIGHT)
+    axes = blank_axes(drawn, _WIDTH, _HEIGHT)
     axes.set_ylim(_BOTTOM, _BOTTOM + _HEIGHT)
     _stages(axes)
     _block(axes, 0.55, "spatial block", "window attention", "among the positions\nof each window", SPATIAL)
     _block(axes, 5.2, "channel block", "channel group attention", "among the channels\nof each group", CHANNEL)
-    return save(figure, "architecture", folder)
+    return drawn
 
 
 def _stages(axes) -> None:
@@ -45,7 +45,7 @@ def _stages(axes) -> None:
 
 
 def _block(axes, x: float, title: str, attention: str, what: str, colour: str) -> None:
-    """Position encoding, residual attention, position encoding, residual MLP."""
+    """Draw position encoding, residual attention, position encoding, residual MLP."""
     y, height = 1.0, 0.62
     axes.text(x, 2.25, title, fontweight="bold", color=colour, va="center")
     parts = (("conv\n3x3", 0.5), ("norm", 0.44), (attention, 0.98), ("conv\n3x3", 0.5), ("norm", 0.44), ("MLP", 0.5))

@@ -1,4 +1,4 @@
-"""Draws all figures: ``python figures/draw.py [FOLDER]``, or ``make figures``."""
+"""Draw all figures: ``python figures/draw.py [FOLDER]``, or ``make figures``."""
 
 import sys
 from pathlib import Path
@@ -8,17 +8,22 @@ import matplotlib
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from figures import accuracy, architecture, rooms, teaser
-from figures.style import FOLDER, SETTINGS
+from figures.style import FOLDER, SETTINGS, save
 
-FIGURES = {"architecture": architecture.draw, "teaser": teaser.draw, "accuracy": accuracy.draw, "rooms": rooms.draw}
+FIGURES = {
+    "architecture": architecture.figure,
+    "teaser": teaser.figure,
+    "accuracy": accuracy.figure,
+    "rooms": rooms.figure,
+}
 
 
 def main(folder: Path = FOLDER) -> None:
     """Draw every figure into a folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name, draw in FIGURES.items():
+    for name, figure in FIGURES.items():
         with matplotlib.rc_context(SETTINGS):
-            sys.stdout.write(f"{name}: {draw(folder)}\n")
+            sys.stdout.write(f"{name}: {save(figure(), name, folder)}\n")
 
 
 if __name__ == "__main__":

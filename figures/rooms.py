@@ -5,15 +5,15 @@ follows from others (A to C beside A to B to C) is left out.
 """
 
 from itertools import pairwise
-from pathlib import Path
 
 import grimp
 import networkx as nx
 from importlinter.api import read_configuration
+from matplotlib.figure import Figure
 from matplotlib.patches import PathPatch
 from matplotlib.path import Path as Curve
 
-from figures.style import CHANNEL, FOLDER, INK, OTHER, PLAIN, SPATIAL, arrow, blank_axes, box, canvas, save
+from figures.style import CHANNEL, FOLDER, INK, OTHER, PLAIN, SPATIAL, arrow, blank_axes, box, canvas
 
 _WIDTH, _FLOOR, _HEIGHT, _GAP = 1.1, 0.62, 0.3, 0.18  # of a room, from floor to floor, of a box, between neighbours
 _SWEEPS = 600
@@ -42,15 +42,15 @@ def imports() -> nx.DiGraph:
     return graph
 
 
-def draw(folder: Path) -> Path:
-    """Draw it into a folder; returns the file."""
+def figure() -> Figure:
+    """Draw the rooms on their floors, and the imports between them."""
     rows, graph = floors(), nx.transitive_reduction(imports())
     rooms, ways = _with_passages(rows, graph)
     places = _places(*_ordered(rooms, ways), ways)
     width = max(places.values()) + _WIDTH / 2 + 0.3
     height = len(rows) * _FLOOR + 0.1
-    figure = canvas(width, height)
-    axes = blank_axes(figure, width, height)
+    drawn = canvas(width, height)
+    axes = blank_axes(drawn, width, height)
     level = {node: height - 0.1 - _FLOOR * row - _HEIGHT for row, nodes in enumerate(rooms) for node in nodes}
     for start, end in graph.edges:
         _way(axes, [(places[node], level[node]) for node in ways[start, end]], f"arrow-{start}-{end}")
@@ -59,7 +59,7 @@ def draw(folder: Path) -> Path:
             colour = _COLOURS.get(room, OTHER if row is rows[-1] else PLAIN)
             box(axes, places[room] - _WIDTH / 2, level[room], _WIDTH, _HEIGHT, room, colour)
             axes.patches[-1].set_gid(f"room-{room}")
-    return save(figure, "rooms", folder)
+    return drawn
 
 
 def _with_passages(rows: list[list[str]], graph: nx.DiGraph) -> tuple[list[list[Node]], dict[tuple, list[Node]]]:

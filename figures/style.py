@@ -1,4 +1,4 @@
-"""What the figures share: fonts, colours (Okabe and Ito's, for colour-blind readers too), how they are saved."""
+"""Give the figures their fonts, their colours (Okabe and Ito's, for colour-blind readers too) and their format."""
 
 from pathlib import Path
 from typing import Any
@@ -19,15 +19,15 @@ SETTINGS: dict[str, Any] = {
 }
 
 
-def canvas(width: float, height: float) -> Figure:
-    """An empty white figure, in inches."""
-    figure = Figure(figsize=(width, height), facecolor="white")
+def canvas(width: float, height: float, **options: Any) -> Figure:
+    """Make an empty white figure, in inches."""
+    figure = Figure(figsize=(width, height), facecolor="white", **options)
     FigureCanvasAgg(figure)
     return figure
 
 
 def blank_axes(figure: Figure, width: float, height: float) -> Any:
-    """Axes over the whole figure in inches, with nothing drawn."""
+    """Make axes over the whole figure in inches, with nothing drawn."""
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set_xlim(0, width)
     axes.set_ylim(0, height)
@@ -39,7 +39,7 @@ def blank_axes(figure: Figure, width: float, height: float) -> Any:
 def box(
     axes: Any, x: float, y: float, width: float, height: float, text: str, colour: str = PLAIN, **font: Any
 ) -> None:
-    """A rounded box by its lower left corner, with text in its middle."""
+    """Draw a rounded box by its lower left corner, with text in its middle."""
     shape = "round,pad=0,rounding_size=0.06"
     axes.add_patch(FancyBboxPatch((x, y), width, height, boxstyle=shape, facecolor=colour, edgecolor="none"))
     ink = "white" if colour in (SPATIAL, CHANNEL, OTHER) else INK
@@ -47,7 +47,7 @@ def box(
 
 
 def arrow(axes: Any, start: tuple[float, float], end: tuple[float, float], **style: Any) -> None:
-    """An arrow between two points."""
+    """Draw an arrow between two points."""
     look = {"arrowstyle": "-|>", "mutation_scale": 9, "color": INK, "linewidth": 0.9, "shrinkA": 0, "shrinkB": 0}
     axes.add_patch(FancyArrowPatch(start, end, **{**look, **style}))
 

@@ -1,10 +1,9 @@
-"""teaser.svg: the same map read twice, as tokens that are positions and as tokens that are channels."""
+"""Draw teaser.svg: the same map read twice, as tokens that are positions and as tokens that are channels."""
 
-from pathlib import Path
-
+from matplotlib.figure import Figure
 from matplotlib.patches import Polygon
 
-from figures.style import CHANNEL, INK, SPATIAL, blank_axes, canvas, save
+from figures.style import CHANNEL, INK, SPATIAL, blank_axes, canvas
 
 _WIDTH, _HEIGHT = 9.6, 4.1
 _SIDE, _WINDOW, _DEPTH, _GROUP = 6, 3, 8, 4  # positions a side, of a window; channels, of a group
@@ -12,10 +11,10 @@ _U, _RIGHT, _UP = 0.24, 0.13, 0.1  # a position, and a channel's step to the rig
 _TINTS = {SPATIAL: ("#0072b2", "#56b4e9"), CHANNEL: ("#d55e00", "#e69f00")}
 
 
-def draw(folder: Path) -> Path:
-    """Draw it into a folder; returns the file."""
-    figure = canvas(_WIDTH, _HEIGHT)
-    axes = blank_axes(figure, _WIDTH, _HEIGHT)
+def figure() -> Figure:
+    """Draw spatial attention on the left and channel attention on the right."""
+    drawn = canvas(_WIDTH, _HEIGHT)
+    axes = blank_axes(drawn, _WIDTH, _HEIGHT)
     _side(axes, 0.5, SPATIAL, "spatial window attention", "a token is a position: a vector of C channels")
     _side(axes, 5.3, CHANNEL, "channel group attention", "a token is a channel: a whole picture of P positions")
     _spatial(axes, 0.75, 1.2)
@@ -28,7 +27,7 @@ def draw(folder: Path) -> Path:
         axes.text(x, 0.78, first, va="top")
         axes.text(x, 0.5, second, va="top")
     axes.plot([4.8, 4.8], [0.3, 3.8], color="#bbbbbb", linewidth=0.8)
-    return save(figure, "teaser", folder)
+    return drawn
 
 
 def _side(axes, x: float, colour: str, title: str, text: str) -> None:
@@ -37,13 +36,13 @@ def _side(axes, x: float, colour: str, title: str, text: str) -> None:
 
 
 def _face(axes, x: float, y: float, colour: str, **style) -> None:
-    """One position of one channel."""
+    """Draw one position of one channel."""
     corners = [(x, y), (x + _U, y), (x + _U, y + _U), (x, y + _U)]
     axes.add_patch(Polygon(corners, closed=True, facecolor=colour, edgecolor="white", linewidth=0.5, **style))
 
 
 def _spatial(axes, x: float, y: float) -> None:
-    """The map's front, in windows; one token drawn through all channels."""
+    """Draw the front of the map in windows, and one token through all channels."""
     tints = _TINTS[SPATIAL]
     for channel in reversed(range(_DEPTH)):
         left, bottom = x + channel * _RIGHT, y + channel * _UP
@@ -61,7 +60,7 @@ def _spatial(axes, x: float, y: float) -> None:
 
 
 def _channel(axes, x: float, y: float) -> None:
-    """The channels one behind the other, in groups; one token is a sheet."""
+    """Draw the channels one behind the other in groups, and one token: a sheet."""
     tints = _TINTS[CHANNEL]
     for channel in reversed(range(_DEPTH)):
         group = channel // _GROUP
@@ -82,7 +81,7 @@ def _channel(axes, x: float, y: float) -> None:
 
 
 def _label(axes, x: float, y: float) -> None:
-    """The three directions of a map."""
+    """Write the three directions of a map."""
     axes.text(x + _SIDE * _U / 2, y - 0.06, "W", ha="center", va="top", fontsize=8, color=INK)
     axes.text(x - 0.06, y + _SIDE * _U / 2, "H", ha="right", va="center", fontsize=8, color=INK)
     middle = _DEPTH / 2
