@@ -1,4 +1,4 @@
-"""Seeing what a model does: its attention, its evidence for a class, and the curves of its training."""
+"""Show what a model does: its attention, its evidence for a class, and the curves of its training."""
 
 from .attention import Attention, ChannelView, SpatialView, attention_of
 from .evidence import Evidence, class_evidence

@@ -1,4 +1,4 @@
-"""Draws what a classifier looks at in pictures, or the curves of training runs."""
+"""Draw what a classifier looks at in pictures, or the curves of training runs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..commands import OK, run_cli
+from ..commands import OK, SOME_FAILED, run_cli
 from ..data import BadImageError
 from ..engine.curves import draw_curves
 from ..predict import Predictor
@@ -19,11 +19,9 @@ from .figure import draw_picture
 
 log = logging.getLogger(__name__)
 
-SOME_FAILED = 1
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit status 0; 1 where some pictures could not be drawn; 2 for a mistake."""
+    """Draw; return exit status 0, 1 where some pictures could not be drawn, 2 for a mistake."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     failed: list[str] = []
     status = run_cli(lambda: failed.extend(_main(arguments)))
@@ -31,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _main(arguments: Sequence[str] | None) -> list[str]:
-    """The pictures that could not be drawn."""
+    """Draw, and list the pictures that could not be drawn."""
     args = _parser().parse_args(arguments)
     if args.runs:
         if args.pictures:

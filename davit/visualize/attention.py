@@ -1,4 +1,4 @@
-"""What the two attentions of each block look at, computed again from q, k and v.
+"""Compute again, from q, k and v, what the two attentions of each block look at.
 
 Hooks keep the input of every attention of one forward pass; the model itself runs as it always does. Shape
 suffixes are those of davit/model.py; here B is 1.
@@ -39,15 +39,15 @@ class SpatialView:
     received_HW: Tensor
 
     def seen_from(self, row: int, column: int) -> Tensor:
-        """The attention of one position, mean over heads: (H, W), zero outside its window.
+        """Average the attention of one position over heads: (H, W), zero outside its window.
 
         It sums to 1, less what padding gets.
         """
         w = self.window
         M, _, N, _ = self.attention_MGNN.shape
         seen_MN = self.attention_MGNN.new_zeros(M, N)
-        here = (row // w) * self.tiling[1] + column // w
-        seen_MN[here] = self.attention_MGNN[here, :, (row % w) * w + column % w].mean(0)
+        window = (row // w) * self.tiling[1] + column // w
+        seen_MN[window] = self.attention_MGNN[window, :, (row % w) * w + column % w].mean(0)
         H, W = self.received_HW.shape
         return window_unpartition(seen_MN[:, :, None], w, self.tiling, (H, W))[0, :, :, 0]
 
@@ -68,7 +68,7 @@ class ChannelView:
     response_GHW: Tensor
 
     def most_telling(self, count: int) -> list[int]:
-        """The groups whose response is most concentrated: the largest peak over its mean, that first."""
+        """Choose the groups whose response is most concentrated: the largest peak over its mean comes first."""
         flat_GP = self.response_GHW.flatten(1)
         contrast_G = flat_GP.amax(1) / flat_GP.mean(1).clamp_min(torch.finfo(flat_GP.dtype).tiny)
         return contrast_G.argsort(descending=True, stable=True)[:count].tolist()
@@ -82,14 +82,14 @@ class Attention:
     channel: tuple[ChannelView, ...]
 
     def last(self, stage: int) -> tuple[SpatialView | None, ChannelView | None]:
-        """The last of either kind in a stage; None where it has none."""
+        """Return the last view of either kind in a stage; None where it has none."""
         spatial = [view for view in self.spatial if view.stage == stage]
         channel = [view for view in self.channel if view.stage == stage]
         return (spatial[-1] if spatial else None), (channel[-1] if channel else None)
 
 
 def attention_of(model: nn.Module, image_1CHW: Tensor) -> Attention:
-    """What every attention of a DaViT looks at in one picture.
+    """Compute what every attention of a DaViT looks at in one picture.
 
     Args:
         model: a `DaViT`, in eval mode.
@@ -112,7 +112,7 @@ def attention_of(model: nn.Module, image_1CHW: Tensor) -> Attention:
 
 @contextmanager
 def _inputs(model: nn.Module) -> Iterator[list[tuple[str, nn.Module, Tensor]]]:
-    """(name, module, input) of each attention, in the order in which they run."""
+    """Collect (name, module, input) of each attention, in the order in which they run."""
     seen: list[tuple[str, nn.Module, Tensor]] = []
 
     def keep(name: str) -> Any:

@@ -1,7 +1,7 @@
-"""Where in a picture the evidence for a class is: a class activation map without a target layer to choose.
+"""Find where in a picture the evidence for a class is: a class activation map without a target layer to choose.
 
 DaViT's head is a mean over positions, a LayerNorm and a linear layer. For the map x of the last stage with
-positions p and channels, m = mean_p x_p, and the LayerNorm with gain g, bias b and s = sqrt(var(m) + eps),
+positions p and channels, m = mean_p x_p, and the LayerNorm with weight g, bias b and s = sqrt(var(m) + eps),
 
     logit_c = w_c . (g (m - mean(m)) / s + b) + a_c
             = mean_p [ w_c . g (x_p - mean(x_p)) / s ] + w_c . b + a_c
@@ -49,7 +49,7 @@ class Evidence:
 
 
 def class_evidence(model: nn.Module, image_1CHW: Tensor, classes: Sequence[int]) -> list[Evidence]:
-    """The evidence for each of some classes in one picture.
+    """Compute the evidence for each of some classes in one picture.
 
     Args:
         model: a classifier in eval mode, of images (B, C, H, W), with the number of its classes in ``num_classes``.
@@ -73,7 +73,7 @@ def class_evidence(model: nn.Module, image_1CHW: Tensor, classes: Sequence[int])
 
 
 def _decomposes(model: nn.Module) -> bool:
-    """Whether the head is a mean over positions, a LayerNorm and a linear layer."""
+    """Return whether the head is a mean over positions, a LayerNorm and a linear layer."""
     return (
         isinstance(model, DaViT)
         and model.global_pool == "avg"

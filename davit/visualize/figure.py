@@ -1,9 +1,11 @@
-"""One figure of one picture: the classes, the evidence for them, and what each stage's attentions look at."""
+"""Draw one figure of one picture: its classes, the evidence for them, and what the attentions look at."""
 
 from __future__ import annotations
 
 import io
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,14 +25,13 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _COLUMNS, _GROUPS, _EVIDENCES = 6, 3, 3
-_SIDE, _GAP, _TITLE, _LEFT = 2.0, 0.12, 0.42, 0.75  # inches
 _SEEN, _EVIDENCE = "viridis", "PuOr_r"
 _FONT = 8
 
 
 @dataclass(frozen=True)
 class Look:
-    """All that was computed of one picture.
+    """All that was computed from one picture.
 
     Attributes:
         shown_HWC: the picture as the model saw it, resized and cropped, 0 to 1.
@@ -94,73 +95,66 @@ def draw_picture(
 
 
 def render(predictor: Predictor, seen: Look) -> Any:
-    """The figure, as matplotlib's `Figure`."""
+    """Draw the figure, as matplotlib's `Figure`: a row for the picture, and one for each stage of a DaViT."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # a second of import, paid when drawing
     from matplotlib.figure import Figure
 
     stages = len(predictor.model.main_blocks) if seen.attention is not None else 0
-    width = _LEFT + _COLUMNS * (_SIDE + _GAP)
-    height = (1 + stages) * (_SIDE + _TITLE) + 0.35
-    figure = Figure(figsize=(width, height), dpi=110)
+    figure = Figure(figsize=(2.15 * _COLUMNS + 0.5, 2.4 * (1 + stages) + 0.35), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
+    figure.suptitle(f"{predictor.name}: {Path(seen.prediction.file).name}", fontsize=11)
+    grid = figure.add_gridspec(1 + stages, _COLUMNS)
 
-    def panel(row: int, column: int, columns: int = 1, title: str = "") -> Axes:
-        left = _LEFT + column * (_SIDE + _GAP)
-        bottom = height - 0.3 - (row + 1) * (_SIDE + _TITLE) + _GAP
-        spread = columns * _SIDE + (columns - 1) * _GAP
-        axes = figure.add_axes((left / width, bottom / height, spread / width, _SIDE / height))
+    def panel(row: int, columns: int | slice, title: str) -> Axes:
+        axes = figure.add_subplot(grid[row, columns])
         axes.set_title(title, fontsize=_FONT)
+        axes.set(xticks=[], yticks=[])
+        axes.spines[:].set_visible(False)
         return axes
 
-    name = Path(seen.prediction.file).name
-    figure.text(0.5, 1 - 0.1 / height, f"{predictor.name}: {name}", ha="center", va="top", fontsize=11)
-    _picture(panel(0, 0, title="what the model sees"), seen.shown_HWC)
+    panel(0, 0, "what the model sees").imshow(seen.shown_HWC, interpolation="nearest")
     for column, evidence in enumerate(seen.evidence, start=1):
-        title = f"evidence for {_short(predictor.class_names[evidence.class_index])}"
-        _evidence(panel(0, column, title=title), seen, evidence, mark=column == 1)
-    _bars(panel(0, 4, 2, title="classes"), seen.prediction)
+        axes = panel(0, column, f"evidence for {_short(predictor.class_names[evidence.class_index])}")
+        _draw_evidence(axes, seen, evidence, is_marked=column == 1)
+    _draw_bars(panel(0, slice(4, 6), "classes"), seen.prediction)
     for stage in range(stages):
         assert seen.attention is not None
         spatial, channel = seen.attention.last(stage)
-        _stage(figure, panel, stage, spatial, channel, seen)
-        middle = height - 0.3 - (stage + 2) * (_SIDE + _TITLE) + _GAP + _SIDE / 2
-        figure.text(0.3 / width, middle / height, _describe(stage, spatial, channel), **_BESIDE)
+        _draw_stage(partial(panel, stage + 1), f"stage {stage + 1}", spatial, channel, seen)
     return figure
 
 
-_BESIDE: dict[str, Any] = {"rotation": 90, "ha": "center", "va": "center", "fontsize": _FONT}
-
-
-def _describe(stage: int, spatial: SpatialView | None, channel: ChannelView | None) -> str:
-    view = spatial or channel
-    if view is None:
-        return f"stage {stage + 1}"
-    H, W = spatial.received_HW.shape if spatial is not None else channel.response_GHW.shape[1:]  # type: ignore[union-attr]
-    return f"stage {stage + 1}\n{H} x {W} positions"
-
-
-def _stage(
-    figure: Any, panel: Any, stage: int, spatial: SpatialView | None, channel: ChannelView | None, seen: Look
+def _draw_stage(
+    panel: Callable[[int, str], Axes],
+    name: str,
+    spatial: SpatialView | None,
+    channel: ChannelView | None,
+    seen: Look,
 ) -> None:
+    panels: list[Axes] = []
+    shape: Sequence[int] = ()
     if spatial is not None:
-        axes = panel(stage + 1, 0, title="windows: attention received")
-        _overlay(axes, seen.shown_HWC, spatial.received_HW, _SEEN, smooth=False)
-        _grid(axes, spatial, seen.shown_HWC)
-        H, W = spatial.received_HW.shape
-        here = min(int(seen.marked[0] * H), H - 1), min(int(seen.marked[1] * W), W - 1)
-        axes = panel(stage + 1, 1, title="windows: seen from the cross")
-        _overlay(axes, seen.shown_HWC, spatial.seen_from(*here), _SEEN, smooth=False)
-        _grid(axes, spatial, seen.shown_HWC)
-        height, width = seen.shown_HWC.shape[:2]
-        axes.plot((here[1] + 0.5) * width / W, (here[0] + 0.5) * height / H, "x", color="#d55e00", markersize=6)
+        H, W = shape = spatial.received_HW.shape
+        row, column = min(int(seen.marked[0] * H), H - 1), min(int(seen.marked[1] * W), W - 1)
+        views = {"attention received": spatial.received_HW, "seen from the cross": spatial.seen_from(row, column)}
+        for place, (title, map_HW) in enumerate(views.items()):
+            panels.append(axes := panel(place, f"windows: {title}"))
+            _overlay(axes, seen, map_HW, 0, float(map_HW.max()), cmap=_SEEN, interpolation="nearest")
+            for edge in range(spatial.window, H, spatial.window):
+                axes.axhline(edge, color="white", linewidth=0.6)
+            for edge in range(spatial.window, W, spatial.window):
+                axes.axvline(edge, color="white", linewidth=0.6)
+        axes.plot(column + 0.5, row + 0.5, "x", color="#d55e00", markersize=6)
     if channel is not None:
-        for column, group in enumerate(channel.most_telling(_GROUPS), start=2):
-            axes = panel(stage + 1, column, title=f"channel group {group + 1} responds")
-            _overlay(axes, seen.shown_HWC, channel.response_GHW[group], _SEEN, smooth=True)
-        group = channel.most_telling(1)[0]
-        axes = panel(stage + 1, 5, title=f"group {group + 1}: channel to channel")
-        axes.imshow(channel.attention_GDD[group].cpu(), cmap=_SEEN, interpolation="nearest")
-        axes.set_axis_off()
+        shape = channel.response_GHW.shape[1:]
+        groups = channel.most_telling(_GROUPS)
+        for place, group in enumerate(groups, start=2):
+            panels.append(axes := panel(place, f"channel group {group + 1} responds"))
+            map_HW = channel.response_GHW[group]
+            _overlay(axes, seen, map_HW, 0, float(map_HW.max()), cmap=_SEEN, interpolation="bilinear")
+        axes = panel(5, f"group {groups[0] + 1}: channel to channel")
+        axes.imshow(channel.attention_GDD[groups[0]].cpu(), cmap=_SEEN, interpolation="nearest")
+    panels[0].set_ylabel(f"{name}\n{shape[0]} x {shape[1]} positions", fontsize=_FONT)
 
 
 def _as_seen(image_CHW: Tensor, config: dict[str, Any]) -> np.ndarray[Any, Any]:
@@ -168,59 +162,34 @@ def _as_seen(image_CHW: Tensor, config: dict[str, Any]) -> np.ndarray[Any, Any]:
     return (image_CHW * std + mean).clamp(0, 1).permute(1, 2, 0).numpy()
 
 
-def _picture(axes: Axes, shown_HWC: np.ndarray[Any, Any]) -> None:
-    axes.imshow(shown_HWC, interpolation="nearest")
-    axes.set_axis_off()
-
-
-def _overlay(axes: Axes, shown_HWC: np.ndarray[Any, Any], map_HW: Tensor, colours: str, smooth: bool) -> None:
-    """The map over the greyscale picture, from 0 to its maximum."""
-    height, width = shown_HWC.shape[:2]
-    extent = (-0.5, width - 0.5, height - 0.5, -0.5)
-    axes.imshow(shown_HWC.mean(2), cmap="gray", vmin=0, vmax=1, extent=extent, interpolation="nearest")
-    top = float(map_HW.max()) or 1.0
-    interpolation = "bilinear" if smooth else "nearest"
-    axes.imshow(map_HW.cpu(), cmap=colours, vmin=0, vmax=top, alpha=0.7, extent=extent, interpolation=interpolation)
-    axes.set_axis_off()
-
-
-def _evidence(axes: Axes, seen: Look, evidence: Evidence, mark: bool) -> None:
-    """Signed, on one scale for all classes: orange speaks for the class, violet against it."""
+def _overlay(axes: Axes, seen: Look, map_HW: Tensor, low: float, high: float, **style: Any) -> None:
+    """Draw a map over the greyscale picture, on axes whose unit is a place of the map."""
+    H, W = map_HW.shape
     height, width = seen.shown_HWC.shape[:2]
-    extent = (-0.5, width - 0.5, height - 0.5, -0.5)
-    axes.imshow(seen.shown_HWC.mean(2), cmap="gray", vmin=0, vmax=1, extent=extent, interpolation="nearest")
+    place: dict[str, Any] = {"extent": (0, W, H, 0), "aspect": (height / H) / (width / W)}
+    axes.imshow(seen.shown_HWC.mean(2), cmap="gray", vmin=0, vmax=1, interpolation="nearest", **place)
+    axes.imshow(map_HW.cpu(), vmin=low, vmax=high or 1.0, alpha=0.7, **style, **place)
+
+
+def _draw_evidence(axes: Axes, seen: Look, evidence: Evidence, is_marked: bool) -> None:
+    """Draw a signed map, on one scale for all classes: orange speaks for the class, violet against it."""
     top = max(float(one.map_HW.abs().max()) for one in seen.evidence) or 1.0
-    colours: dict[str, Any] = {"cmap": _EVIDENCE, "vmin": -top, "vmax": top, "alpha": 0.7, "extent": extent}
-    axes.imshow(evidence.map_HW.cpu(), interpolation="bilinear", **colours)
-    axes.set_xlim(-0.5, width - 0.5)
-    axes.set_ylim(height - 0.5, -0.5)
-    axes.set_axis_off()
-    if mark:
-        axes.plot(seen.marked[1] * width - 0.5, seen.marked[0] * height - 0.5, "x", color="black", markersize=6)
+    _overlay(axes, seen, evidence.map_HW, -top, top, cmap=_EVIDENCE, interpolation="bilinear")
+    if is_marked:
+        H, W = evidence.map_HW.shape
+        axes.plot(seen.marked[1] * W, seen.marked[0] * H, "x", color="black", markersize=6)
     note = {"exact": "its places add up to the logit", "occlusion": "what is lost when hidden"}[evidence.method]
-    axes.text(0.5, -0.03, note, transform=axes.transAxes, ha="center", va="top", fontsize=_FONT - 1.5)
+    axes.set_xlabel(note, fontsize=_FONT - 1.5)
 
 
-def _grid(axes: Axes, spatial: SpatialView, shown_HWC: np.ndarray[Any, Any]) -> None:
-    """The borders of the windows."""
-    height, width = shown_HWC.shape[:2]
-    H, W = spatial.received_HW.shape
-    for edge in range(spatial.window, H, spatial.window):
-        axes.axhline(edge * height / H - 0.5, color="white", linewidth=0.6)
-    for edge in range(spatial.window, W, spatial.window):
-        axes.axvline(edge * width / W - 0.5, color="white", linewidth=0.6)
-
-
-def _bars(axes: Axes, prediction: Prediction) -> None:
+def _draw_bars(axes: Axes, prediction: Prediction) -> None:
     guesses = prediction.guesses[::-1]
     axes.barh(range(len(guesses)), [100 * guess.probability for guess in guesses], color="#56b4e9", height=0.55)
     for place, guess in enumerate(guesses):
         axes.text(1, place, f"{_short(guess.name, 34)}  {guess.probability:.1%}", va="center", fontsize=_FONT)
-    axes.set_xlim(0, 100)
-    axes.set_yticks([])
+    axes.set(xlim=(0, 100), xticks=range(0, 101, 20))
     axes.tick_params(labelsize=_FONT - 1)
-    for side in ("top", "right", "left"):
-        axes.spines[side].set_visible(False)
+    axes.spines["bottom"].set_visible(True)
 
 
 def _short(name: str, length: int = 18) -> str:
@@ -229,7 +198,7 @@ def _short(name: str, length: int = 18) -> str:
 
 
 def evidence_image(seen: Look) -> Image.Image:
-    """The evidence for the first class over the picture, for a page: as large as what the model saw, or 320 px."""
+    """Draw the evidence for the first class over the picture: as large as what the model saw, at least 320 px."""
     from matplotlib import colormaps
 
     height, width = seen.shown_HWC.shape[:2]

@@ -1,4 +1,4 @@
-"""The attention that is shown is the one that the model computes."""
+"""Check that the attention that is shown is the one that the model computes."""
 
 from collections.abc import Callable
 from typing import Any
@@ -93,9 +93,7 @@ def test_padding_takes_its_share(small: Callable[..., Any], picture: Callable[..
 def test_seen_from_a_place(small: Callable[..., Any], picture: Callable[..., Tensor]) -> None:
     view = attention_of(small(), picture(1, height=64, width=64)).spatial[0]
     seen = view.seen_from(5, 14)
-    assert seen[4:8, 12:16].sum().item() == pytest.approx(1, abs=1e-5) and seen.sum().item() == pytest.approx(
-        1, abs=1e-5
-    )
+    assert [seen[4:8, 12:16].sum().item(), seen.sum().item()] == pytest.approx([1, 1], abs=1e-5)
     expected = view.attention_MGNN[1 * 4 + 3, :, 1 * 4 + 2].mean(0).reshape(4, 4)
     torch.testing.assert_close(seen[4:8, 12:16], expected)
 
@@ -109,14 +107,14 @@ def test_the_most_telling_groups(small: Callable[..., Any], picture: Callable[..
 
 def test_the_model_is_left_as_it_was(small: Callable[..., Any], picture: Callable[..., Tensor]) -> None:
     model, image = small(), picture(1)
-    before = model(image)
+    before, hooks = model(image), [len(module._forward_pre_hooks) for module in model.modules()]
     attention_of(model, image)
     assert torch.equal(model(image), before)
-    assert not any(module._forward_pre_hooks for module in model.modules())
+    assert [len(module._forward_pre_hooks) for module in model.modules()] == hooks
 
 
 def test_what_cannot_be_shown(small: Callable[..., Any], picture: Callable[..., Tensor]) -> None:
-    with pytest.raises(ValueError, match=r"one picture .* not \(2, 3"):
+    with pytest.raises(ValueError, match=r"\(2, 3"):
         attention_of(small(), picture(2))
-    with pytest.raises(ValueError, match="not for DaViTPyramid"):
+    with pytest.raises(ValueError, match="DaViTPyramid"):
         attention_of(small(DaViTPyramid), picture(1))

@@ -1,6 +1,7 @@
-"""The class activation map: it adds up to the logit, and it is where the object is."""
+"""Check the class activation map: it adds up to the logit, and it is where the object is."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -13,11 +14,12 @@ from davit.visualize import class_evidence
 from tests.visualize.conftest import RADIUS, SIDE, as_input, scene
 
 
+@pytest.mark.parametrize("options", [{}, {"norm_layer": partial(torch.nn.LayerNorm, bias=False)}], ids=["", "no bias"])
 @pytest.mark.parametrize("size", [(128, 128), (150, 211)])
 def test_the_places_add_up_to_the_logit(
-    small: Callable[..., Any], picture: Callable[..., Tensor], size: tuple[int, int]
+    small: Callable[..., Any], picture: Callable[..., Tensor], size: tuple[int, int], options: dict[str, Any]
 ) -> None:
-    model, image = small(), picture(1, height=size[0], width=size[1])
+    model, image = small(**options), picture(1, height=size[0], width=size[1])
     with torch.no_grad():
         logits = model(image)[0]
     for evidence in class_evidence(model, image, range(7)):
@@ -31,19 +33,6 @@ def test_the_evidence_of_all_classes_cancels(small: Callable[..., Any], picture:
     maps = [evidence.map_HW for evidence in class_evidence(small(), picture(1, height=128, width=128), range(7))]
     torch.testing.assert_close(torch.stack(maps).sum(0), torch.zeros(4, 4), atol=1e-4, rtol=0)
     assert torch.stack(maps).std() > 0.01
-
-
-def test_a_layer_norm_without_bias(small: Callable[..., Any], picture: Callable[..., Tensor]) -> None:
-    from functools import partial
-
-    model = small(norm_layer=partial(torch.nn.LayerNorm, bias=False))
-    image = picture(1, height=128, width=128)
-    (evidence,) = class_evidence(model, image, [3])
-    with torch.no_grad():
-        logits = model(image)[0]
-    assert evidence.map_HW.mean().item() + evidence.offset == pytest.approx(
-        (logits[3] - logits.mean()).item(), abs=1e-4
-    )
 
 
 def on_the_object(predictor: Predictor, seeds: range) -> tuple[int, int]:
@@ -72,10 +61,11 @@ def test_the_map_peaks_on_the_object(predictor: Predictor) -> None:
     assert hits >= 0.9 * right
 
 
-def test_occlusion_peaks_there_too(predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("davit.visualize.evidence._LEAST_SIDE", 99)
-    hits, right = on_the_object(predictor, range(1000, 1030))
-    assert right >= 27
+def test_occlusion_peaks_there_too(predictor: Predictor) -> None:
+    """Pooled by its maximum, the model still tells the colours apart, and its head is no mean."""
+    predictor.model.global_pool = "max"
+    hits, right = on_the_object(predictor, range(1000, 1020))
+    assert right >= 15
     assert hits >= 0.75 * right
 
 
@@ -93,16 +83,11 @@ def test_occlusion_is_the_loss_of_the_logit(small: Callable[..., Any], picture: 
     assert second.map_HW[2, 6].item() == pytest.approx(loss[5].item(), abs=1e-5)
 
 
-def test_other_models_are_occluded(picture: Callable[..., Tensor]) -> None:
-    model = timm.create_model("resnet10t", num_classes=4).eval()
-    (evidence,) = class_evidence(model, picture(1, height=48, width=48), [1])
-    assert evidence.method == "occlusion" and evidence.map_HW.abs().max() > 0
-
-
-@pytest.mark.parametrize("pool", ["max", "avgmax"])
-def test_other_poolings_are_occluded(small: Callable[..., Any], picture: Callable[..., Tensor], pool: str) -> None:
-    (evidence,) = class_evidence(small(global_pool=pool), picture(1, height=128, width=128), [1])
-    assert evidence.method == "occlusion"
+def test_other_models_and_poolings_are_occluded(small: Callable[..., Any], picture: Callable[..., Tensor]) -> None:
+    others = [small(global_pool="max"), small(global_pool="avgmax")]
+    for model in (timm.create_model("resnet10t", num_classes=4).eval(), *others):
+        (evidence,) = class_evidence(model, picture(1, height=128, width=128), [1])
+        assert evidence.method == "occlusion" and evidence.map_HW.abs().max() > 0
 
 
 def test_pictures_smaller_than_the_tiles(small: Callable[..., Any], picture: Callable[..., Tensor]) -> None:
@@ -111,7 +96,7 @@ def test_pictures_smaller_than_the_tiles(small: Callable[..., Any], picture: Cal
 
 
 def test_mistakes(small: Callable[..., Any], picture: Callable[..., Tensor]) -> None:
-    with pytest.raises(ValueError, match="class 7 is none of the model's, which are 0 to 6"):
+    with pytest.raises(ValueError, match=r"7 .* 0 to 6"):
         class_evidence(small(), picture(1), [0, 7])
-    with pytest.raises(ValueError, match=r"one picture .* not \(2, 3"):
+    with pytest.raises(ValueError, match=r"\(2, 3"):
         class_evidence(small(), picture(2), [0])

