@@ -1,9 +1,8 @@
-"""Serves a page on which one drops a picture and sees what a model finds in it."""
+"""Serve a page on which one drops a picture and sees what a model finds in it."""
 
 from __future__ import annotations
 
 import argparse
-import importlib
 import logging
 import os
 import signal
@@ -18,11 +17,9 @@ from ..predict.predictor import load_from
 from .page import build_page, gradio, serve
 from .readers import ClassifierReader, DrawnReader, Reader
 
-_OURS = "davit.openmmlab.predictor"
-
 
 def main(arguments: Sequence[str] | None = None, block: bool = True) -> int:
-    """Exit status 0 when the page was ended, 2 for a mistake."""
+    """Serve the page; return exit status 0 when it was ended, 2 for a mistake."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     return run_cli(lambda: _main(arguments, block))
@@ -31,10 +28,10 @@ def main(arguments: Sequence[str] | None = None, block: bool = True) -> int:
 def _main(arguments: Sequence[str] | None, block: bool) -> None:
     args = _parser().parse_args(arguments)
     if args.max_megabytes < 1:
-        raise ValueError(f"--max-megabytes {args.max_megabytes} is not a number of 1 or more.")
+        raise ValueError(f"--max-megabytes {args.max_megabytes} must be 1 or more.")
     with tempfile.TemporaryDirectory(prefix="davit-app-") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder  # pictures that are dropped; gone when the page ends
-        gradio()
+        gradio()  # if it is missing, say so before a model is loaded
         reader = _reader(args, given_of(_parser, arguments))
         serve(build_page(reader), args.host, args.port, args.max_megabytes, block)
 
@@ -44,11 +41,11 @@ def _reader(args: argparse.Namespace, given: set[str]) -> Reader:
         if not args.checkpoint:
             raise ValueError("--config needs the --checkpoint of the detector or segmentor.")
         try:
-            finder = importlib.import_module(_OURS).Predictor(
-                args.config, args.checkpoint, args.score_thr, device=args.device
-            )
+            from ..openmmlab.predictor import Predictor
+
+            finder = Predictor(args.config, args.checkpoint, args.score_thr, device=args.device)
         except ImportError as error:
-            raise ValueError(f"this needs OpenMMLab's packages ({error}); see mmdet/README.md") from error
+            raise ValueError(f"--config needs OpenMMLab's packages ({error}); see mmdet/README.md") from error
         return DrawnReader(Path(args.config).stem, finder)
     if not args.checkpoint and "model" not in given:
         raise ValueError("give the --checkpoint of a classifier, or --model for published weights.")
@@ -76,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _end_as_by_ctrl_c() -> None:
-    """What was dropped on the page must go with it when it is killed, or its terminal closed (without nohup)."""
+    """Remove dropped pictures also when the page is killed, or its terminal is closed (without nohup)."""
     for name in ("SIGTERM", "SIGHUP"):  # the latter not on Windows
         number = getattr(signal, name, None)
         if number is not None and signal.getsignal(number) is not signal.SIG_IGN:

@@ -1,4 +1,4 @@
-"""The page itself, by Gradio: served to this machine alone unless asked otherwise, and silent to all others."""
+"""Build the page with Gradio, and serve it: to this machine alone unless asked otherwise, and silent to all others."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _FONTS = ["system-ui", "sans-serif"]  # of the viewer's machine: nothing is fetc
 
 
 def answer_file(reader: Reader, file: str | None) -> Answer | str:
-    """What is found in a file that was dropped; errors as a sentence, and "" for no file."""
+    """Ask what is in a file that was dropped; errors come as a sentence, and "" for no file."""
     if not file:
         return ""
     name = Path(file).name
@@ -38,7 +38,7 @@ def answer_file(reader: Reader, file: str | None) -> Answer | str:
 
 
 def build_page(reader: Reader) -> Any:
-    """The page, as Gradio's `Blocks`.
+    """Build the page, as Gradio's `Blocks`.
 
     Raises:
         ValueError: Gradio is not installed.
@@ -75,7 +75,7 @@ def build_page(reader: Reader) -> Any:
 
 
 def serve(page: Any, host: str, port: int, max_megabytes: int, block: bool) -> str:
-    """Serve a page of `build_page`; returns its address.
+    """Serve a page of `build_page` and return its address.
 
     Args:
         port: 0 takes a free one.
@@ -83,7 +83,7 @@ def serve(page: Any, host: str, port: int, max_megabytes: int, block: bool) -> s
         block: return only when the server ends.
 
     Raises:
-        ValueError: the port is taken, or the host is none of this machine.
+        ValueError: the port is taken, or the host is not of this machine.
     """
     gr = gradio()
     if not is_loopback(host):
@@ -94,7 +94,16 @@ def serve(page: Any, host: str, port: int, max_megabytes: int, block: bool) -> s
         max_file_size=max_megabytes * 1024 * 1024,
         theme=gr.themes.Default(font=_FONTS, font_mono=["monospace"]),
         prevent_thread_lock=True,
-        **_QUIET,
+        share=False,
+        inbrowser=False,
+        quiet=True,
+        show_error=False,
+        footer_links=[],
+        run_history=False,
+        enable_monitoring=False,
+        ssr_mode=False,
+        pwa=False,
+        mcp_server=False,
     )
     log.info("the page is at %s (Ctrl-C ends it)", address)
     if block:
@@ -102,22 +111,8 @@ def serve(page: Any, host: str, port: int, max_megabytes: int, block: bool) -> s
     return str(address)
 
 
-_QUIET: dict[str, Any] = {
-    "share": False,
-    "inbrowser": False,
-    "quiet": True,
-    "show_error": False,
-    "footer_links": [],
-    "run_history": False,
-    "enable_monitoring": False,
-    "ssr_mode": False,
-    "pwa": False,
-    "mcp_server": False,
-}
-
-
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach a host."""
+    """Return whether only this machine can reach a host."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -134,7 +129,7 @@ def _free_port(host: str, port: int) -> int:
 
 
 def gradio() -> Any:
-    """Gradio, which is told to report nothing to anyone before it is imported."""
+    """Import Gradio, after telling it to report nothing to anyone."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
     try:

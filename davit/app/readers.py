@@ -1,4 +1,4 @@
-"""What the page asks of a model: a picture in, scores and pictures out."""
+"""Ask a model about a picture, for the page: scores and pictures come back."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..visualize.figure import evidence_image, look, render
 
 @dataclass(frozen=True)
 class Answer:
-    """What is shown of one picture.
+    """What the page shows for one picture.
 
     Attributes:
         scores: name -> 0 to 1, the highest first.
@@ -39,26 +39,12 @@ class Reader(Protocol):
     title: str
 
     def answer(self, picture: Image.Image) -> Answer:
-        """What the model finds in an upright RGB picture; a `ValueError` is shown as a sentence."""
+        """Find what is in an upright RGB picture; a `ValueError` is shown as a sentence."""
         ...
 
 
-class Found(Protocol):
-    """What a detector or a segmentor found, as `davit.openmmlab.predictor` returns it."""
-
-    def draw(self) -> Image.Image: ...
-
-    def to_json(self) -> dict[str, Any]: ...
-
-
-class Finder(Protocol):
-    """A detector or a segmentor."""
-
-    def predict(self, picture: Any) -> Found: ...
-
-
 class ClassifierReader:
-    """A classifier: its classes, the evidence for the first, and the whole figure of `davit.visualize`."""
+    """Asks a classifier: its classes, the evidence for the first, and the whole figure of `davit.visualize`."""
 
     def __init__(self, predictor: Predictor) -> None:
         self.title = f"{predictor.name}, {len(predictor.class_names)} classes"
@@ -73,9 +59,13 @@ class ClassifierReader:
 
 
 class DrawnReader:
-    """A detector or a segmentor: its boxes, masks or regions drawn, and the best score (or share) of each class."""
+    """Asks a detector or a segmentor: its boxes, masks or regions drawn, and the best score (or share) of each class.
 
-    def __init__(self, title: str, finder: Finder) -> None:
+    Args:
+        finder: a `davit.openmmlab.predictor.Predictor`.
+    """
+
+    def __init__(self, title: str, finder: Any) -> None:
         self.title = title
         self._finder = finder
 
@@ -85,5 +75,5 @@ class DrawnReader:
         scores: dict[str, float] = dict(contents.get("classes", {}))
         for entry in contents.get("objects", []):
             scores[entry["class"]] = max(entry["score"], scores.get(entry["class"], 0.0))
-        best_first = sorted(scores, key=lambda name: -scores[name])
-        return Answer({name: scores[name] for name in best_first}, found.draw(), "what was found")
+        best_first = dict(sorted(scores.items(), key=lambda item: -item[1]))
+        return Answer(best_first, found.draw(), "what was found")

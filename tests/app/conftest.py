@@ -1,4 +1,4 @@
-"""A classifier behind the page: a small one with random weights."""
+"""Put a classifier behind the page: a small one with random weights."""
 
 import logging
 import os

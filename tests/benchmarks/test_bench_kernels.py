@@ -1,4 +1,4 @@
-"""benchmarks/kernels.py: its sizes, that both ways of a span agree, and what it says where nothing can run."""
+"""Check benchmarks/kernels.py: its sizes, that both ways of a span agree, and what it says where nothing can run."""
 
 import sys
 from pathlib import Path
@@ -9,7 +9,6 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
 import kernels as bench
-import measure
 import throughput
 
 from davit.kernels.triton import support
@@ -35,10 +34,10 @@ def test_both_ways_of_a_span_agree(name):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="has a CUDA device")
 def test_without_a_gpu_it_says_so(capsys, tmp_path):
     assert bench.main(["--folder", str(tmp_path)]) == 2
-    assert "nothing was measured" in capsys.readouterr().err
+    assert "--device cpu" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         throughput.main(["--device", "cuda", "--suite", "all", "--folder", str(tmp_path)])
-    assert "no CUDA device that PyTorch can use" in capsys.readouterr().err
+    assert "--device cuda" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 
@@ -60,9 +59,8 @@ def test_kernels_compile_for_a_gpu_that_is_elsewhere(capsys, tmp_path, monkeypat
 
 
 @pytest.mark.parametrize("has", [True, False])
-def test_on_a_processor_without_bfloat16_it_must_be_asked_for(monkeypatch, has):
-    monkeypatch.setattr(measure, "has_bfloat16", lambda: has)
-    monkeypatch.setattr(measure, "bfloat16_cost", lambda: 29.0)
+def test_on_a_processor_without_bfloat16_it_must_be_asked_for(monkeypatch, processor, has):
+    processor(has)
     monkeypatch.setattr(bench, "measure", lambda options: found.append(options.dtype) or 0)
     monkeypatch.setattr(bench, "compile_all", lambda options: found.append(options.dtype) or 0)
     found: list = []
@@ -74,4 +72,4 @@ def test_on_a_processor_without_bfloat16_it_must_be_asked_for(monkeypatch, has):
 def test_wrong_arguments(capsys):
     with pytest.raises(SystemExit):
         bench.main(["--batch", "0"])
-    assert "--batch and --rounds must be 1 or more" in capsys.readouterr().err
+    assert "--batch" in capsys.readouterr().err

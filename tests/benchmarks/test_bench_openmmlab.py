@@ -1,21 +1,14 @@
-"""Detectors and segmentors are compared by their backbone, and by nothing else."""
-
-from pathlib import Path
+"""Check that detectors and segmentors are compared by their backbone, and by nothing else."""
 
 import pytest
 import torch
 
 from davit.kernels import why_plain
 
-BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
-
 
 @pytest.fixture
-def script(monkeypatch):
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    import openmmlab_throughput
-
-    return openmmlab_throughput
+def script(script):
+    return script("openmmlab_throughput")
 
 
 def case(script, model, **more):
@@ -41,7 +34,7 @@ def test_peers_give_the_maps_that_the_heads_read(script, name):
 def test_a_step_of_training_moves_the_weights(script, monkeypatch):
     built = []
     build = script.build
-    monkeypatch.setattr(script, "build", lambda of: built.append(build(of)) or built[-1])
+    monkeypatch.setattr(script, "build", lambda case: built.append(build(case)) or built[-1])
     step = script.prepared(case(script, "DaViT_tiny", mode="training", task="retinanet"))
     before = {name: p.detach().clone() for name, p in built[0].named_parameters()}
     step()
@@ -53,7 +46,7 @@ def test_a_step_of_training_moves_the_weights(script, monkeypatch):
 def test_flags_that_make_no_sense(script, words, capsys):
     with pytest.raises(SystemExit):
         script.main(words)
-    assert "must be 1 or more" in (text := capsys.readouterr().err) or "invalid choice" in text
+    assert words[0] in capsys.readouterr().err
 
 
 def test_no_gpu_is_said(script, capsys):
@@ -61,4 +54,4 @@ def test_no_gpu_is_said(script, capsys):
         pytest.skip("there is one")
     with pytest.raises(SystemExit):
         script.main(["--device", "cuda"])
-    assert "this machine has none" in capsys.readouterr().err
+    assert "--device cuda" in capsys.readouterr().err

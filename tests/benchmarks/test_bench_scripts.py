@@ -1,7 +1,8 @@
-"""The smaller scripts under benchmarks/ say what they were given."""
+"""Check that the smaller scripts under benchmarks/ compare what they say, and that documents quote their results."""
 
 import json
 import statistics
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -9,23 +10,17 @@ from typing import Any
 import pytest
 import torch
 
-BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+from tests.benchmarks.conftest import BENCHMARKS
 
 
 @pytest.fixture
-def scenes(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    import digit_scenes
-
-    return digit_scenes
+def scenes(script: Callable[[str], ModuleType]) -> ModuleType:
+    return script("digit_scenes")
 
 
 @pytest.fixture
-def choices(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    import cpu_choices
-
-    return cpu_choices
+def choices(script: Callable[[str], ModuleType]) -> ModuleType:
+    return script("cpu_choices")
 
 
 def test_minutes_of_a_log_may_pass_midnight(scenes: ModuleType) -> None:
@@ -42,7 +37,7 @@ def test_metrics_of_both_tasks(scenes: ModuleType) -> None:
 
 
 def test_a_run_that_is_not_there(scenes: ModuleType, tmp_path: Path) -> None:
-    with pytest.raises(SystemExit, match="run make demo-seg first"):
+    with pytest.raises(SystemExit, match="make demo-seg"):
         scenes.newest(tmp_path / "demo-seg", "*/*.log")
 
 
@@ -133,12 +128,10 @@ def test_speeds_of_the_readme() -> None:
         assert cells(text, f"`{name}`") == [f"{row['images_per_second']:.1f}", f"{row['ratio']:.2f}"]
 
 
-def test_a_checkout_is_as_fast_as_itself(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, repository: Path, capsys: pytest.CaptureFixture[str]
+def test_a_checkout_beside_itself(
+    script: Callable[[str], ModuleType], tmp_path: Path, repository: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.syspath_prepend(str(repository / "benchmarks"))
-    import against
-
+    against = script("against")
     case = "DaViT_nano/float32/training/plain/2/32"
     assert against.main([str(repository), "--rounds", "3", "--cases", case, "--folder", str(tmp_path)]) == 0
     (result,) = json.loads((tmp_path / "against.json").read_text())["results"]

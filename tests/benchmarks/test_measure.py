@@ -1,43 +1,35 @@
-"""The harness measures what it says: cases, ratios, processes of their own, reports."""
+"""Check that the harness measures what it says: cases, ratios, processes of their own, reports."""
 
 import json
-import sys
-from pathlib import Path
+import threading
 
 import pytest
+import timm
+import torch
 
+from davit import VARIANTS
 from davit.kernels import why_plain
-
-BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
-
-
-@pytest.fixture(autouse=True)
-def _import_scripts(monkeypatch):
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
 
 
 @pytest.fixture
-def measure():
-    import measure
+def measure(script):
+    return script("measure")
 
-    return measure
+
+@pytest.fixture
+def throughput(script):
+    return script("throughput")
 
 
 def test_a_case_is_named_by_its_parts(measure):
     case = measure.parsed_case("DaViT_tiny:plain/amp/eager", mode="training", batch=3)
-    assert (case.model, case.dtype, case.execution, case.mode, case.batch) == (
-        "DaViT_tiny:plain",
-        "amp",
-        "eager",
-        "training",
-        3,
-    )
+    assert case == measure.Case("DaViT_tiny:plain", "amp", "eager", mode="training", batch=3)
     assert case.name == "DaViT_tiny:plain/amp/eager"
 
 
 @pytest.mark.parametrize("text", ["DaViT_tiny", "a/b/c", "DaViT_tiny/float32/quick", "DaViT_tiny/int8/eager"])
 def test_a_case_that_is_none(measure, text):
-    with pytest.raises(ValueError, match="must be MODEL/DTYPE/EXECUTION with DTYPE one of float32, bfloat16"):
+    with pytest.raises(ValueError, match=f"{text}.*float32, bfloat16"):
         measure.parsed_case(text)
 
 
@@ -61,35 +53,36 @@ def test_models_are_built_as_the_case_says(measure):
     assert type(levels).__name__ == "DaViTPyramid" and not levels.training
 
 
-@pytest.mark.parametrize("mode", ["inference", "training"])
-def test_cases_are_compared_in_processes_of_their_own(measure, tmp_path, capfd, mode):
+def test_cases_are_compared_in_processes_of_their_own(throughput, tmp_path, capfd):
     """From the command line to the two files; a model that does not exist is left out, not fatal."""
-    import throughput
-
     names = ["DaViT_nano:plain/float32/eager", "DaViT_nano/float32/eager", "no_such_model/float32/eager"]
-    arguments = ["--cases", *names, "--mode", mode, "--batch", "2", "--size", "32", "--rounds", "3", "--threads", "1"]
-    arguments += ["--clock", "cpu"] if mode == "training" else []
-    assert throughput.main([*arguments, "--folder", str(tmp_path), "--name", "small"]) == 0
+    words = ["--cases", *names, "--batch", "2", "--size", "32", "--rounds", "3", "--threads", "1"]
+    assert throughput.main([*words, "--folder", str(tmp_path), "--name", "small"]) == 0
     captured = capfd.readouterr()
-    assert "no_such_model/float32/eager: left out" in captured.err
+    assert "no_such_model/float32/eager" in captured.err
     data = json.loads((tmp_path / "small.json").read_text())
     assert data["environment"]["torch"] and data["environment"]["cpu"]
     first, second = data["results"]["cases"]
     assert first["ratio"] == 1 and len(second["seconds"]) == 3 and second["ratio"] > 0
     assert first["peak_bytes"] >= 0 and first["p99_ms"] >= first["p50_ms"] > 0
     text = (tmp_path / "small.md").read_text()
-    assert text == captured.out and "`DaViT_nano/float32/eager`" in text
+    assert text == captured.out and "`DaViT_nano/float32/eager`" in text and "no_such_model" not in text
 
 
-@pytest.fixture
-def processor(measure, monkeypatch):
-    """A processor without instructions for bfloat16, or with them."""
-
-    def pretend(has):
-        monkeypatch.setattr(measure, "has_bfloat16", lambda: has)
-        monkeypatch.setattr(measure, "bfloat16_cost", lambda: 29.0)
-
-    return pretend
+@pytest.mark.parametrize("clock", ["wall", "cpu"])
+def test_the_process_of_a_case_times_training_steps(measure, clock):
+    """The same conversation, with a thread in place of the process."""
+    case = measure.Case("DaViT_nano", "amp", "eager", "training", batch=2, size=(32, 32), clock=clock)
+    ours, theirs = measure.multiprocessing.Pipe()
+    thread = threading.Thread(target=measure.serve, args=(case, theirs, measure.prepared))
+    thread.start()
+    assert ours.recv()[0] == "ready"
+    ours.send("step")
+    kind, seconds = ours.recv()
+    assert kind == "seconds" and 0 < seconds < 60
+    ours.close()
+    thread.join(60)
+    assert not thread.is_alive()
 
 
 @pytest.mark.parametrize("has", [True, False])
@@ -103,9 +96,7 @@ def test_bfloat16_is_left_out_where_it_is_emulated_unless_asked_for(measure, pro
 
 @pytest.mark.parametrize("has", [True, False])
 @pytest.mark.parametrize("flags", [[], ["--bfloat16"]])
-def test_a_suite_on_a_processor_without_bfloat16(measure, processor, monkeypatch, has, flags):
-    import throughput
-
+def test_a_suite_on_a_processor_without_bfloat16(throughput, processor, monkeypatch, has, flags):
     processor(has)
     monkeypatch.setattr(throughput, "run", lambda targets, _: found.extend(targets) or 0)
     found: list = []
@@ -119,19 +110,15 @@ def test_a_suite_on_a_processor_without_bfloat16(measure, processor, monkeypatch
 
 
 @pytest.mark.parametrize("has", [True, False])
-def test_choices_on_a_processor_without_bfloat16(processor, has):
-    import cpu_choices
-    import torch
-
+def test_choices_on_a_processor_without_bfloat16(script, processor, has):
     processor(has)
+    cpu_choices = script("cpu_choices")
     both = [torch.float32, torch.bfloat16]
     assert cpu_choices.formats(None) == (both if has else both[:1])
     assert cpu_choices.formats(["bfloat16"]) == both[1:]
 
 
 def test_the_instruction_sets_are_told_with_what_forbids_them(measure, monkeypatch):
-    import torch
-
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
     told = measure.instruction_sets().split()
     assert "ONEDNN_MAX_CPU_ISA=AVX2" in told
@@ -139,25 +126,17 @@ def test_the_instruction_sets_are_told_with_what_forbids_them(measure, monkeypat
     assert measure.instruction_sets() in measure.environment()["cpu"]
 
 
-def test_nothing_to_measure(measure, capsys):
-    import throughput
-
+def test_nothing_to_measure(throughput, capsys):
     with pytest.raises(SystemExit):
         throughput.main([])
-    assert "give --suite or --cases" in capsys.readouterr().err
+    assert "--suite" in capsys.readouterr().err
 
 
-def test_suites_name_models_that_exist(measure):
-    import throughput
-    import timm
-
-    import davit
-
+def test_suites_name_models_that_exist(throughput):
     common = {"batch": 1}
     for suite in (throughput.cpu_targets(common), throughput.cuda_targets(common, everything=True)):
         for _, listed in suite:
             assert len(set(listed)) == len(listed) > 1
             for case in listed:
                 name = case.model.removesuffix(":plain")
-                assert name in davit.VARIANTS or timm.is_model(name), name
-    assert "measure" in sys.modules
+                assert name in VARIANTS or timm.is_model(name), name
