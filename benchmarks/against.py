@@ -1,4 +1,4 @@
-"""Is this checkout as fast as another one: the same steps of both in turn, each in a process of its own.
+"""Compare the speed of this checkout with that of another: the same steps in turn, each in a process of its own.
 
     git worktree add ../base COMMIT && cp davit/kernels/cpu/_native_* ../base/davit/kernels/cpu/
     python benchmarks/against.py ../base --rounds 15

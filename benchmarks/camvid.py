@@ -1,4 +1,4 @@
-"""UPerNet with DaViT_nano on CamVid from random weights: trained, evaluated and drawn.
+"""Train UPerNet with DaViT_nano on CamVid from random weights, evaluate it and draw what it finds.
 
     python benchmarks/camvid.py CAMVID_DIR [--work-dir DIR]
 

@@ -1,6 +1,8 @@
-"""What the CPU path chose between: linear layers, MLPs and window attention at the sizes of DaViT_tiny's four stages;
-channel attention with gradients by q, k and v or by the Gram matrix; the size of the parts that a batch is cut into,
-and that from which kernels take blocks at all.
+"""Time what the CPU path chooses between.
+
+Linear layers, MLPs and window attention at the sizes of DaViT_tiny's four stages; channel attention with gradients by
+q, k and v or by the Gram matrix; the size of the parts that a batch is cut into; and the size of the input from which
+kernels run blocks.
 
     python benchmarks/cpu_choices.py            # batch 8, 224 px, PyTorch's number of threads
     python benchmarks/cpu_choices.py --threads 1 --clock cpu
@@ -39,7 +41,7 @@ Step = Callable[[], Any]
 
 
 def timed(candidates: dict[str, Step], rounds: int, clock: str) -> dict[str, float]:
-    """Milliseconds of each candidate."""
+    """Time candidates in turn; return the milliseconds of each."""
     now = CLOCKS[clock]
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
     for number in range(rounds + 2):
@@ -52,20 +54,20 @@ def timed(candidates: dict[str, Step], rounds: int, clock: str) -> dict[str, flo
 
 
 def linear_layers(rows: int, width_in: int, width_out: int, dtype: torch.dtype) -> dict[str, Step]:
-    """One linear layer, by each of the ways to compute it."""
+    """Compute one linear layer in each of the possible ways."""
     x, weight = torch.randn(rows, width_in, dtype=dtype), torch.randn(width_out, width_in, dtype=dtype)
     bias = torch.randn(width_out, dtype=dtype)
     image, kernel = x.view(1, rows, 1, width_in).permute(0, 3, 1, 2), weight[:, :, None, None]
     packed = torch.ops.mkldnn._reorder_linear_weight(weight, rows)
 
-    def of_packed(weight: torch.Tensor) -> torch.Tensor:
+    def by_packed(weight: torch.Tensor) -> torch.Tensor:
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
     ways = {
         "F.linear": lambda: F.linear(x, weight, bias),
         "oneDNN": lambda: onednn.linear(x, weight, bias),
-        "oneDNN, packed": lambda: of_packed(packed),
-        "packed each call": lambda: of_packed(torch.ops.mkldnn._reorder_linear_weight(weight, rows)),
+        "oneDNN, packed": lambda: by_packed(packed),
+        "packed each call": lambda: by_packed(torch.ops.mkldnn._reorder_linear_weight(weight, rows)),
         "1x1 convolution": lambda: F.conv2d(image, kernel, bias),
         "oneDNN + GELU": lambda: onednn.linear(x, weight, bias, "gelu"),
     }
@@ -73,24 +75,26 @@ def linear_layers(rows: int, width_in: int, width_out: int, dtype: torch.dtype) 
 
 
 def mlps(rows: int, C: int, dtype: torch.dtype) -> dict[str, Step]:
-    """A norm, an MLP and its residual, by each of the ways to compute them."""
-    x, scale, shift = torch.randn(rows, C).to(dtype), torch.ones(C, dtype=dtype), torch.zeros(C, dtype=dtype)
+    """Compute a norm, an MLP and its residual in each of the possible ways."""
+    x, norm_weight, norm_bias = torch.randn(rows, C).to(dtype), torch.ones(C, dtype=dtype), torch.zeros(C, dtype=dtype)
     weight1, weight2 = torch.randn(4 * C, C).to(dtype) * C**-0.5, torch.randn(C, 4 * C).to(dtype) * C**-0.5
     bias1, bias2 = torch.zeros(4 * C, dtype=dtype), torch.zeros(C, dtype=dtype)
     part = max(64, onednn.PART_BYTES // (4 * C * x.element_size()))
 
     def plain() -> torch.Tensor:
-        return x + F.linear(F.gelu(F.linear(F.layer_norm(x, (C,), scale, shift), weight1, bias1)), weight2, bias2)
+        return x + F.linear(
+            F.gelu(F.linear(F.layer_norm(x, (C,), norm_weight, norm_bias), weight1, bias1)), weight2, bias2
+        )
 
     def by_onednn() -> torch.Tensor:
-        y = F.layer_norm(x, (C,), scale, shift)
+        y = F.layer_norm(x, (C,), norm_weight, norm_bias)
         parts = [
             onednn.linear_add(onednn.linear(y_part, weight1, bias1, "gelu"), weight2, bias2, x_part)
             for x_part, y_part in zip(x.split(part), y.split(part), strict=True)
         ]
         return torch.cat(parts)
 
-    norm = native.Norm(scale, shift, 1e-5)
+    norm = native.Norm(norm_weight, norm_bias, 1e-5)
     ways: dict[str, Step] = {"plain": plain, "oneDNN": by_onednn}
     if native.multiplies(dtype):
         ways["native"] = lambda: native.mlp(x, norm, weight1, bias1, weight2, bias2).add_(x)
@@ -98,7 +102,7 @@ def mlps(rows: int, C: int, dtype: torch.dtype) -> dict[str, Step]:
 
 
 def window_products(batch: int, side: int, heads: int, dim: int, dtype: torch.dtype) -> dict[str, Step]:
-    """Window attention from the map of q, k and v, with its backward pass."""
+    """Compute window attention from the map of q, k and v, with and without its backward pass."""
     window = 7
     qkv = torch.randn(batch, side, side, 3 * heads * dim, dtype=dtype, requires_grad=True)
     grad = torch.randn(batch, side, side, heads * dim, dtype=dtype)
@@ -122,7 +126,7 @@ def window_products(batch: int, side: int, heads: int, dim: int, dtype: torch.dt
 
 
 def channel_layers(batch: int, side: int, C: int, dtype: torch.dtype) -> dict[str, Step]:
-    """Norm, channel attention and its projection of a map, with gradients, by each of the ways to compute them."""
+    """Compute norm, channel attention and projection of a map, with gradients, in each of the possible ways."""
     block = DualAttentionBlock(C, ChannelAttention(C, C // 32, True), None, 0.0, False, torch.nn.LayerNorm).to(dtype)
     x = torch.randn(batch, side, side, C, dtype=dtype, requires_grad=True)
     grad, leaves = torch.randn_like(x), [x, *block.norm1.parameters(), *block.attn.parameters()]
@@ -138,7 +142,7 @@ def channel_layers(batch: int, side: int, C: int, dtype: torch.dtype) -> dict[st
 
 
 def engines(batch: int) -> dict[str, Step]:
-    """Inference of DaViT_tiny by its modules, by oneDNN (as without a compiler at installation), by native.cpp."""
+    """Run DaViT_tiny by its modules, by oneDNN (as without a compiler at installation) and by native.cpp."""
     model, plain = davit.create_model("DaViT_tiny").eval(), davit.create_model("DaViT_tiny", accelerate=False).eval()
     image = torch.randn(batch, 3, 224, 224)
 
@@ -150,7 +154,7 @@ def engines(batch: int) -> dict[str, Step]:
 
 
 def part_sizes(batch: int) -> dict[str, Step]:
-    """Inference of DaViT_tiny by oneDNN's products with the batch cut into parts of several sizes."""
+    """Run DaViT_tiny by oneDNN's products, with the batch cut into parts of several sizes."""
     model = davit.create_model("DaViT_tiny").eval()
     image = torch.randn(batch, 3, 224, 224)
 
@@ -165,7 +169,7 @@ def part_sizes(batch: int) -> dict[str, Step]:
 
 
 def small_inputs(side: int) -> dict[str, Step]:
-    """A training step of DaViT_nano on pictures so small that its blocks run by their modules, and by kernels."""
+    """Train DaViT_nano for one step on small pictures, by its modules and by kernels."""
     model = davit.create_model("DaViT_nano", num_classes=10)
     image = torch.randn(64, 3, side, side)
 
@@ -179,8 +183,8 @@ def small_inputs(side: int) -> dict[str, Step]:
     return {"plain": with_least(1 << 62), "kernels": with_least(0)}
 
 
-def formats(asked: Sequence[str] | None) -> list[torch.dtype]:
-    """Those asked for; otherwise all that this processor is fast in."""
+def dtypes_to_time(asked: Sequence[str] | None) -> list[torch.dtype]:
+    """Choose the dtypes asked for; otherwise all that this processor is fast in."""
     names = list(asked or DTYPES)
     if "bfloat16" in names and not takes_bfloat16("cpu", asked is not None, "--dtypes float32 bfloat16"):
         names.remove("bfloat16")
@@ -207,7 +211,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     variant = VARIANTS["DaViT_tiny"].model_kwargs()
     stages = list(zip((56, 28, 14, 7), variant["embed_dims"], variant["num_heads"], strict=True))
     sections, data = [], []
-    for dtype in formats(options.dtypes):
+    for dtype in dtypes_to_time(options.dtypes):
         rows = []
         for side, C, _ in stages:
             for width_in, width_out in ((C, 3 * C), (C, C), (C, 4 * C), (4 * C, C)):
@@ -253,7 +257,7 @@ def section(
     grad: bool = False,
     total: bool = False,
 ) -> tuple[str, str]:
-    """Time the rows; a heading and a table, with ``total`` the sums in its last line."""
+    """Time the rows; return a heading and a table, with ``total`` the sums in its last line."""
     found = []
     for name, candidates in rows:
         with torch.set_grad_enabled(grad):

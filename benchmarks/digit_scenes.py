@@ -1,4 +1,4 @@
-"""Keep what `make demo-det` or `make demo-seg` has reached: metrics, losses and drawn scenes.
+"""Record what `make demo-det` or `make demo-seg` has reached: metrics, losses and drawn scenes.
 
     make demo-seg && python benchmarks/digit_scenes.py segmentation
     make demo-det && python benchmarks/digit_scenes.py detection
@@ -26,7 +26,7 @@ TITLES = {"detection": "Mask R-CNN", "segmentation": "UPerNet"}
 
 
 def newest(folder: Path, pattern: str) -> Path:
-    """The file that sorts last: the names begin with the time.
+    """Find the file that sorts last: the names begin with the time.
 
     Raises:
         SystemExit: there is none.
@@ -38,7 +38,7 @@ def newest(folder: Path, pattern: str) -> Path:
 
 
 def metrics(task: str, found: dict[str, float]) -> str:
-    """A table of what the evaluation wrote."""
+    """Write a table of the metrics that the evaluation found."""
     if task == "segmentation":
         return table(["mIoU", "mAcc", "aAcc"], [[f"{found[name]:.2f}" for name in ("mIoU", "mAcc", "aAcc")]])
     rows = [
@@ -49,7 +49,7 @@ def metrics(task: str, found: dict[str, float]) -> str:
 
 
 def montage(files: list[Path]) -> Image.Image:
-    """Pictures of one size, side by side."""
+    """Put pictures of one size side by side."""
     pictures = [Image.open(file).convert("RGB") for file in files]
     width, height = pictures[0].size
     whole = Image.new("RGB", (ACROSS * width, -(-len(pictures) // ACROSS) * height))
@@ -59,7 +59,7 @@ def montage(files: list[Path]) -> Image.Image:
 
 
 def minutes(log: str) -> float:
-    """Of training, by the clock of its log's first and last line."""
+    """Count the minutes of training, by the clock of its log's first and last line."""
     clock = [3600 * int(h) + 60 * int(m) + int(s) for h, m, s in re.findall(r"(\d\d):(\d\d):(\d\d) - mmengine", log)]
     return (clock[-1] - clock[0]) % 86400 / 60
 

@@ -1,4 +1,4 @@
-"""Pictures decoded and augmented per second of one core: ours against timm's data set and transform.
+"""Measure how many pictures one core decodes and augments per second: ours against timm's data set and transform.
 
     python benchmarks/input_pipeline.py --folder DATASET_DIR/train     # pictures of your own
     python benchmarks/input_pipeline.py                                # JPEGs of 1500 x 1000 made for the purpose
@@ -35,7 +35,7 @@ AUGMENTATIONS = {
 
 
 def make_pictures(folder: Path, count: int, width: int, height: int) -> None:
-    """JPEGs with structure at all scales and sensor noise: about 450 kB each at 1500 x 1000."""
+    """Write JPEGs with structure at all scales and sensor noise: about 450 kB each at 1500 x 1000."""
     (folder / "train" / "made").mkdir(parents=True)
     for number in range(count):
         rng = np.random.default_rng(number)
@@ -89,7 +89,7 @@ def compare_on(root: Path, split: str, limit: int, rounds: int) -> tuple[list[li
 
 
 def differences(root: Path, split: str, limit: int) -> tuple[str, dict[str, float]]:
-    """Our samples with and without decoding at a fraction, of the same crops."""
+    """Compare our samples with and without decoding at a fraction, of the same crops."""
     plain = {"aa": None, "color_jitter": None, "reprob": 0.0, "hflip": 0.0, "mean": (0, 0, 0), "std": (1, 1, 1)}
     dataset = open_dataset(root, split)
     means, high, largest, changed = [], [], 0.0, 0

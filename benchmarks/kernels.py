@@ -1,4 +1,4 @@
-"""The kernels one by one, at the sizes of the four stages: right against float64, and how fast beside PyTorch.
+"""Measure each kernel at the sizes of the four stages: its error against float64, its speed beside PyTorch.
 
     python benchmarks/kernels.py                  # on a CUDA machine; results/kernels.md
     python benchmarks/kernels.py --device cpu     # those of native.cpp; results/kernels_cpu_DTYPE.md
@@ -38,7 +38,7 @@ WINDOW = 7
 
 
 class Span(nn.Module):
-    """What one kernel stands for: its modules, the input it reads, and both ways to compute it."""
+    """The modules that one kernel stands for, the input that it reads, and both ways to compute it."""
 
     def __init__(self, dim: int, heads: int):
         super().__init__()
@@ -72,7 +72,7 @@ class WindowSpan(Span):
 
 
 class ChannelSpan(Span):
-    """The same of channel attention."""
+    """What lies between the qkv layer and the projection of channel attention."""
 
     def channels(self) -> int:
         return 3 * self.dim
@@ -122,7 +122,7 @@ SPANS: dict[str, type[Span]] = {
 
 
 def stages(variants: Sequence[str], pixels: int) -> Iterator[tuple[int, int, int]]:
-    """Channels, heads and side of the map of every stage, each once."""
+    """Yield channels, heads and side of the map of every stage, each once."""
     seen: set[tuple[int, int, int]] = set()
     for name in variants:
         options = VARIANTS[name].model_kwargs()
@@ -138,7 +138,7 @@ def stages(variants: Sequence[str], pixels: int) -> Iterator[tuple[int, int, int
 
 
 def gradients(function: Callable[[Tensor], tuple[Tensor, ...]], span: Span, x: Tensor) -> list[Tensor]:
-    """Outputs, and gradients of the input and of all parameters that have one."""
+    """Compute the outputs, and the gradients of the input and of all parameters that have one."""
     outputs = function(x)
     leaves = [x, *span.parameters()]
     generator = torch.Generator(x.device).manual_seed(0)
@@ -148,7 +148,7 @@ def gradients(function: Callable[[Tensor], tuple[Tensor, ...]], span: Span, x: T
 
 
 def errors(span: Span, x: Tensor) -> tuple[float, float]:
-    """Largest relative error of the kernel and of the plain modules, on two images."""
+    """Find the largest relative error of the kernel and of the plain modules, on two images."""
     x = x[:2].detach().requires_grad_()
     exact = copy.deepcopy(span).double()
     right = gradients(exact.plain, exact, x.detach().double().requires_grad_())
@@ -174,7 +174,7 @@ def seconds(step: Callable[[], Any], device: str) -> float:
 
 
 def times(span: Span, x: Tensor, training: bool, rounds: int) -> tuple[float, float]:
-    """Median seconds of the kernel and of the plain modules, in turn; the first five rounds are not counted."""
+    """Time the kernel and the plain modules in turn; return median seconds, without the first five rounds."""
 
     def step(function: Callable[[Tensor], tuple[Tensor, ...]]) -> None:
         with torch.set_grad_enabled(training):
@@ -212,13 +212,13 @@ def measure(options: argparse.Namespace) -> int:
             span = SPANS[name](dim, heads).to(device, dtype)
             shape = batch, side, side, span.channels()
             x = torch.randn(shape, device=device).to(dtype).requires_grad_()
-            error, of_plain = errors(span, x)
+            error, plain_error = errors(span, x)
             forward, both = (times(span, x, training, options.rounds) for training in (False, True))
             rows.append(
-                [f"{name}, {side} x {side} x {dim}", f"{error:.1e}", f"{of_plain:.1e}"]
+                [f"{name}, {side} x {side} x {dim}", f"{error:.1e}", f"{plain_error:.1e}"]
                 + [f"{value:.3f}" for a, b in (forward, both) for value in (1e3 * a, 1e3 * b, b / a)]
             )
-            data.append({"kernel": name, "side": side, "channels": dim, "error": error, "error_plain": of_plain})
+            data.append({"kernel": name, "side": side, "channels": dim, "error": error, "error_plain": plain_error})
             data[-1] |= {"forward": forward, "forward_backward": both}
             sys.stderr.write(" | ".join(rows[-1]) + "\n")
     header = ["kernel", "error", "of plain", "forward, ms", "plain", "ratio", "with backward, ms", "plain", "ratio"]
@@ -233,7 +233,7 @@ def measure(options: argparse.Namespace) -> int:
 
 
 def compiled(kernel: Any, arguments: Sequence[Any], constants: dict[str, Any], capability: int) -> dict[str, int]:
-    """Registers a thread, bytes of its stack (what did not fit into registers) and of shared memory."""
+    """Compile; count registers a thread, bytes of its stack (what did not fit in registers) and of shared memory."""
     from triton.backends.compiler import GPUTarget
     from triton.backends.nvidia import compiler as nvidia
     from triton.compiler import ASTSource, compile
@@ -265,7 +265,7 @@ def compiled(kernel: Any, arguments: Sequence[Any], constants: dict[str, Any], c
 
 
 def compile_all(options: argparse.Namespace) -> int:
-    """Runs the operators on the CPU, where each launch compiles instead. What they compute is thrown away."""
+    """Run the operators on the CPU, where each launch compiles instead. What they compute is thrown away."""
     if not support.HAS_TRITON or support.INTERPRETED:
         sys.stderr.write("--compile needs Triton, without TRITON_INTERPRET.\n")
         return 2

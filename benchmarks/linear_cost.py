@@ -1,10 +1,10 @@
-"""Time and memory over the number of pixels, ours and peers', with a plot: cost should grow linearly.
+"""Measure time and memory over the number of pixels, ours and peers', with a plot: cost should grow linearly.
 
     python benchmarks/linear_cost.py --sizes 224 384 512 768 1024 1536
 
 One image a step, inference; every model and size in a process of its own (see throughput.py). The exponent is the
 slope of time over pixels between the smallest and the largest size, both logarithmic: 1 is linear, and a model whose
-attention is global tends to 2. A model that a size does not suit is left out of it.
+attention is global tends to 2. A model that cannot read a size is left out there.
 """
 
 import argparse
@@ -27,7 +27,7 @@ MODELS = ("DaViT_tiny", "davit_tiny", "swin_tiny_patch4_window7_224", "convnext_
 
 
 def exponent(points: dict[int, float]) -> float:
-    """Of cost over pixels, from sizes in pixels a side to cost."""
+    """Compute the exponent of cost over pixels, given the cost for each side in pixels."""
     low, high = min(points), max(points)
     return math.log(points[high] / points[low]) / (2 * math.log(high / low)) if high > low else math.nan
 

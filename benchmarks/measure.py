@@ -1,4 +1,4 @@
-"""What the benchmarks share: cases to run, each in a process of its own; interleaved timing; memory; the report.
+"""Run cases for the benchmarks, each in a process of its own: interleaved timing, memory, the report.
 
 A case is written ``MODEL/DTYPE/EXECUTION``, for example ``DaViT_tiny/float32/eager``:
 
@@ -35,7 +35,7 @@ from davit.engine.precision import bfloat16_cost, has_bfloat16
 RESULTS = Path(__file__).parent / "results"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "amp": torch.float32}
 EXECUTIONS = ("eager", "compile")
-OF_ONE_SIZE = ("swin", "deit", "vit")  # of timm's models those that are built for the size they read
+SIZED = ("swin", "deit", "vit")  # timm builds these for the size of image that they read
 MODES = ("inference", "training")
 TASKS = ("classify", "pyramid")
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
@@ -90,10 +90,10 @@ class Measured:
 
 
 def parsed_case(text: str, **common: Any) -> Case:
-    """The case that ``MODEL/DTYPE/EXECUTION`` stands for.
+    """Parse ``MODEL/DTYPE/EXECUTION``.
 
     Raises:
-        ValueError: not three parts, or a part is none of its choices.
+        ValueError: there are not three parts, or a part is none of its choices.
     """
     parts = text.split("/")
     if len(parts) != 3 or parts[1] not in DTYPES or parts[2] not in EXECUTIONS:
@@ -121,14 +121,14 @@ def build(case: Case) -> torch.nn.Module:
     elif case.task == "pyramid":
         model = timm.create_model(name, features_only=True, **options)
     else:
-        sized = {"img_size": case.size} if name.startswith(OF_ONE_SIZE) and case.size != (224, 224) else {}
+        sized = {"img_size": case.size} if name.startswith(SIZED) and case.size != (224, 224) else {}
         model = davit.create_model(name, drop_path_rate=0.1, **sized, **options)
     model = model.train(case.mode == "training").to(case.device, DTYPES[case.dtype])
     return model.to(memory_format=torch.channels_last) if case.channels_last else model
 
 
 def prepared(case: Case) -> Callable[[], None]:
-    """A function that runs one step and waits for its end."""
+    """Build the model of a case; return a function that runs one step and waits for its end."""
     torch.manual_seed(0)
     model = build(case)
     if case.execution == "compile":
@@ -153,7 +153,7 @@ def prepared(case: Case) -> Callable[[], None]:
 def step_of(
     case: Case, model: torch.nn.Module, infer: Callable[[], Any], loss: Callable[[], torch.Tensor]
 ) -> Callable[[], None]:
-    """One step of a case's mode, under its autocast, that waits for its end; training with AdamW."""
+    """Make one step of a case's mode, under its autocast, that waits for its end; training is with AdamW."""
     autocast = torch.autocast(case.device, torch.bfloat16, enabled=case.dtype == "amp")
     synchronize = torch.cuda.synchronize if case.device == "cuda" else lambda: None
 
@@ -184,9 +184,9 @@ def peak_memory(device: str) -> int:
 
 
 def serve(case: Case, connection: Connection, prepare: Callable[[Case], Callable[[], None]]) -> None:
-    """Two steps for each message that asks for one, of which the second is timed; first, the peak memory of three.
+    """Send the peak memory of three steps; then run two steps for each message, and send the time of the second.
 
-    The other cases have had the caches meanwhile, which a program that runs one model does not share.
+    The first of the two fills the caches again, which the other cases used meanwhile.
     """
     warnings.simplefilter("ignore")
     try:
@@ -228,7 +228,7 @@ def compare(
     ``prepare`` makes a case's step in its process; it is found there by its name.
 
     A ratio is the reference's time in a round over the case's time in that round, so that what slows the machine
-    for a while falls on both.
+    for a while slows both.
     """
     context = multiprocessing.get_context("spawn")
     running: list[tuple[Measured, Any, Connection]] = []
@@ -262,10 +262,10 @@ def compare(
             if process.is_alive():
                 process.kill()
     results = [measured for measured, _, _ in running]
-    of_reference = next((m.seconds for m in results if m.case == reference), None)
-    if of_reference is not None:
+    reference_seconds = next((m.seconds for m in results if m.case == reference), None)
+    if reference_seconds is not None:
         for measured in results:
-            measured.ratios = [a / b for a, b in zip(of_reference, measured.seconds, strict=True)]
+            measured.ratios = [a / b for a, b in zip(reference_seconds, measured.seconds, strict=True)]
     return results
 
 
@@ -280,9 +280,9 @@ def _answer(connection: Connection) -> tuple[str, Any]:
 
 
 def takes_bfloat16(device: str, asked: bool, remedy: str) -> bool:
-    """Whether bfloat16 is measured: on a CPU without instructions for it only where it is asked for.
+    """Decide whether bfloat16 is measured: on a CPU without instructions for it only where it is asked for.
 
-    Otherwise one line says that it is left out, or what it will cost.
+    There one line says that it is left out, or what it will cost.
     """
     if device != "cpu" or has_bfloat16():
         return True
@@ -293,7 +293,7 @@ def takes_bfloat16(device: str, asked: bool, remedy: str) -> bool:
 
 
 def instruction_sets() -> str:
-    """What the processor has of what matters here, and what a variable of the environment forbids."""
+    """List the instruction sets of the processor that matter here, and the variables that forbid some of them."""
     names = {"avx2": "AVX2", "avx512": "AVX512", "vnni": "VNNI", "avx512_bf16": "AVX512_BF16", "amx_tile": "AMX"}
     found = [shown for name, shown in names.items() if getattr(torch.cpu, f"_is_{name}_supported", bool)()]
     limits = [
@@ -306,7 +306,7 @@ def instruction_sets() -> str:
 
 
 def environment() -> dict[str, Any]:
-    """Hardware and versions, for a result to be judged and repeated by."""
+    """Collect hardware and versions, by which a result can be judged and repeated."""
     import timm
 
     import davit
@@ -348,7 +348,7 @@ def command_line() -> str:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Markdown; all columns but the first to the right."""
+    """Write a table in Markdown; all columns but the first are aligned to the right."""
     rule = ["---", *(["---:"] * (len(header) - 1))]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in [header, rule, *rows])
 
@@ -378,7 +378,7 @@ def comparison_table(results: Sequence[Measured]) -> str:
 def write_report(
     name: str, title: str, sections: Sequence[tuple[str, str]], data: Any, folder: Path = RESULTS
 ) -> Path:
-    """``name``.json with the data and ``name``.md with the sections (heading, text), both with the surroundings."""
+    """Write NAME.json with the data and NAME.md with the sections (heading, text); both have the environment."""
     folder.mkdir(parents=True, exist_ok=True)
     around = {"command": command_line(), **environment()}
     (folder / f"{name}.json").write_text(json.dumps({"environment": around, "results": data}, indent=1) + "\n")
@@ -413,7 +413,7 @@ def as_data(results: Sequence[Measured]) -> list[dict[str, Any]]:
 
 
 def size_argument(text: str) -> tuple[int, int]:
-    """224 or 800x1333."""
+    """Parse 224 or 800x1333."""
     try:
         sides = [int(side) for side in text.lower().split("x")]
         height, width = sides * 2 if len(sides) == 1 else sides

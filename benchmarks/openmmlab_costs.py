@@ -1,4 +1,4 @@
-"""Parameters and FLOPs of every detection and segmentation config, beside the published ones.
+"""Count parameters and FLOPs of every detection and segmentation config, beside the published ones.
 
     python benchmarks/openmmlab_costs.py
 
@@ -21,7 +21,7 @@ METHODS = {"maskrcnn": "Mask R-CNN", "retinanet": "RetinaNet", "upernet": "UPerN
 
 
 def published(config: str) -> tuple[str, str]:
-    """The published parameters (millions) and GFLOPs of a config, or two empty words."""
+    """Find the published parameters (millions) and GFLOPs of a config, or two empty words."""
     size = next((size for size in ("small", "base") if f"_{size}_" in config), "tiny")
     method = next((name for word, name in METHODS.items() if word in config and "cascade" not in config), None)
     with (ROOT / "figures" / "published.csv").open() as stream:

@@ -1,4 +1,4 @@
-"""Pictures per second and peak memory of detectors and segmentors that differ in the backbone alone.
+"""Measure pictures per second and peak memory of detectors and segmentors that differ in the backbone alone.
 
     python benchmarks/openmmlab_throughput.py                                    # Mask R-CNN, RetinaNet, UPerNet
     python benchmarks/openmmlab_throughput.py --device cuda --dtype amp --batch 8
@@ -46,7 +46,7 @@ class TimmLevels(nn.Module):
 
 
 def build(case: Case) -> Any:
-    """The detector or segmentor of a case, whose task names its config."""
+    """Build the detector or segmentor of a case, whose task names its config."""
     from mmengine.registry import MODELS, init_default_scope
 
     import davit.openmmlab  # noqa: F401  before mmdet and mmseg
@@ -65,7 +65,7 @@ def build(case: Case) -> Any:
 
 
 def samples(case: Case, detection: bool) -> list[Any]:
-    """What a data set would say of each picture: its size, and objects of all sizes or a mask of 150 classes."""
+    """Make labels as a data set does: for each picture its size, and objects of all sizes or a mask of 150 classes."""
     height, width = case.size
     draw = torch.Generator().manual_seed(0)
     about = {
@@ -77,8 +77,8 @@ def samples(case: Case, detection: bool) -> list[Any]:
         from mmseg.structures import SegDataSample
 
         labels = torch.randint(0, 150, (1, height, width), generator=draw)
-        of_pixels = [SegDataSample(metainfo=about, gt_sem_seg=PixelData(data=labels)) for _ in range(case.batch)]
-        return [sample.to(case.device) for sample in of_pixels]
+        labelled = [SegDataSample(metainfo=about, gt_sem_seg=PixelData(data=labels)) for _ in range(case.batch)]
+        return [sample.to(case.device) for sample in labelled]
     import numpy as np
     from mmdet.structures import DetDataSample
     from mmdet.structures.mask import BitmapMasks
@@ -94,7 +94,7 @@ def samples(case: Case, detection: bool) -> list[Any]:
 
 
 def prepared(case: Case) -> Callable[[], None]:
-    """A function that runs one step and waits for its end."""
+    """Build the model of a case; return a function that runs one step and waits for its end."""
     torch.manual_seed(0)
     model = build(case)
     image = torch.randn(case.batch, 3, *case.size, device=case.device)

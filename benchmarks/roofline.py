@@ -1,4 +1,4 @@
-"""What a variant must compute and move at least, by kind of part, and where its time goes.
+"""Count what a variant must compute and move at least, by kind of part, and profile where its time goes.
 
     python benchmarks/roofline.py                     # the count, for tiny, small, base and large
     python benchmarks/roofline.py --profile DaViT_tiny --batch 8
@@ -43,7 +43,7 @@ KINDS = {  # what an operation's name contains, first match
 
 
 def count(model: DaViT, size: tuple[int, int], batch: int) -> dict[str, tuple[int, int]]:
-    """(multiply-adds, least bytes) of one image, by part; products and convolutions, without norms."""
+    """Count (multiply-adds, least bytes) of one image, by part: products and convolutions, without norms."""
     parts: dict[str, list[int]] = defaultdict(lambda: [0, 0])
 
     def add(part: str, operations: int, elements: int, weights: int) -> None:
@@ -109,7 +109,7 @@ def counted(names: Sequence[str], batch: int) -> tuple[str, dict[str, object]]:
 
 
 def profiled(name: str, batch: int, size: tuple[int, int], accelerate: bool, training: bool) -> dict[str, float]:
-    """Milliseconds by kind of operation, of one step on one thread."""
+    """Profile one step on one thread; return milliseconds by kind of operation."""
     torch.manual_seed(0)
     model = create_model(name, **({} if accelerate else {"accelerate": False})).train(training)
     image = torch.randn(batch, 3, *size)

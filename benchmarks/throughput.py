@@ -1,4 +1,4 @@
-"""Images per second, latency and peak memory, ours against named peers, interleaved and in separate processes.
+"""Measure images per second, latency and peak memory, ours against named peers, by turns in separate processes.
 
     python benchmarks/throughput.py --suite targets                      # the comparisons of docs/performance.md
     python benchmarks/throughput.py --device cuda --suite all            # everything that a CUDA machine can show
@@ -36,7 +36,7 @@ from measure import (
     write_report,
 )
 
-PAIRED = ("bfloat16", "amp")  # of measure.DTYPES those whose products are of bfloat16
+BFLOAT16 = ("bfloat16", "amp")  # the dtypes whose products are in bfloat16
 PEERS = {
     "tiny": ("davit_tiny", "swin_tiny_patch4_window7_224", "convnext_tiny"),
     "small": ("davit_small", "swin_small_patch4_window7_224", "convnext_small"),
@@ -45,7 +45,7 @@ PEERS = {
 
 
 def cpu_targets(common: dict[str, Any]) -> list[tuple[str, list[Case]]]:
-    """timm's port in float32 and eager first: what all others are compared with."""
+    """List comparisons; the first case of each, timm's port in eager float32, is the reference."""
     infer = ["davit_tiny/float32/eager", "DaViT_tiny:plain/float32/eager", "DaViT_tiny/float32/eager"]
     infer += ["davit_tiny/bfloat16/eager", "DaViT_tiny:plain/bfloat16/eager", "DaViT_tiny/bfloat16/eager"]
     compiled = [
@@ -135,9 +135,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         targets = [target for target in targets if options.only.lower() in target[0].lower()]
     if not targets or not all(listed for _, listed in targets):
         parser.error("nothing to measure: give --suite or --cases")
-    if any(case.dtype in PAIRED for _, listed in targets for case in listed):
+    if any(case.dtype in BFLOAT16 for _, listed in targets for case in listed):
         if not takes_bfloat16(options.device, options.bfloat16 or not options.suite, "--bfloat16"):
-            targets = [(heading, [case for case in listed if case.dtype not in PAIRED]) for heading, listed in targets]
+            targets = [
+                (heading, [case for case in listed if case.dtype not in BFLOAT16]) for heading, listed in targets
+            ]
     return run(targets, options)
 
 

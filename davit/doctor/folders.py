@@ -68,11 +68,11 @@ def _counts(split: str, dataset: PictureDataset) -> Iterator[Finding]:
     assert target is not None  # a folder
     count = Counter(target(index) for index in range(len(dataset)))
     names = dataset.class_names
-    least, most = min(count, key=lambda k: count[k]), max(count, key=lambda k: count[k])
-    text = f"{len(dataset)} pictures in {len(count)} classes, {count[least]} to {count[most]} a class"
-    if count[most] > _UNBALANCED * count[least]:
+    smallest, largest = min(count, key=lambda k: count[k]), max(count, key=lambda k: count[k])
+    text = f"{len(dataset)} pictures in {len(count)} classes, {count[smallest]} to {count[largest]} a class"
+    if count[largest] > _UNBALANCED * count[smallest]:
         remedy = "accuracy will say little about the small ones: add pictures to them, or look at each class"
-        yield warning(split, f"{text} ({names[least]} has least, {names[most]} most)", remedy)
+        yield warning(split, f"{text} ({names[smallest]} has least, {names[largest]} most)", remedy)
     else:
         yield ok(split, text)
 

@@ -1,6 +1,5 @@
 """Put a classifier behind the page: a small one with random weights."""
 
-import logging
 import os
 import re
 import signal
@@ -75,10 +74,3 @@ def serving(checkpoint: Path) -> Callable[..., AbstractContextManager[tuple[subp
 def _hear_hangups() -> None:
     """Even where the tests run under nohup."""
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
-
-
-@pytest.fixture(autouse=True)
-def _same_log() -> Iterator[None]:
-    handlers = logging.root.handlers[:]
-    yield
-    logging.root.handlers[:] = handlers

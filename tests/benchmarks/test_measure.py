@@ -55,15 +55,15 @@ def test_models_are_built_as_the_case_says(measure):
 
 def test_cases_are_compared_in_processes_of_their_own(throughput, tmp_path, capfd):
     """From the command line to the two files; a model that does not exist is left out, not fatal."""
-    names = ["DaViT_nano:plain/float32/eager", "DaViT_nano/float32/eager", "no_such_model/float32/eager"]
+    names = ["DaViT_nano/float32/eager", "no_such_model/float32/eager"]
     words = ["--cases", *names, "--batch", "2", "--size", "32", "--rounds", "3", "--threads", "1"]
     assert throughput.main([*words, "--folder", str(tmp_path), "--name", "small"]) == 0
     captured = capfd.readouterr()
     assert "no_such_model/float32/eager" in captured.err
     data = json.loads((tmp_path / "small.json").read_text())
     assert data["environment"]["torch"] and data["environment"]["cpu"]
-    first, second = data["results"]["cases"]
-    assert first["ratio"] == 1 and len(second["seconds"]) == 3 and second["ratio"] > 0
+    (first,) = data["results"]["cases"]
+    assert first["ratio"] == 1 and len(first["seconds"]) == 3
     assert first["peak_bytes"] >= 0 and first["p99_ms"] >= first["p50_ms"] > 0
     text = (tmp_path / "small.md").read_text()
     assert text == captured.out and "`DaViT_nano/float32/eager`" in text and "no_such_model" not in text
@@ -114,8 +114,8 @@ def test_choices_on_a_processor_without_bfloat16(script, processor, has):
     processor(has)
     cpu_choices = script("cpu_choices")
     both = [torch.float32, torch.bfloat16]
-    assert cpu_choices.formats(None) == (both if has else both[:1])
-    assert cpu_choices.formats(["bfloat16"]) == both[1:]
+    assert cpu_choices.dtypes_to_time(None) == (both if has else both[:1])
+    assert cpu_choices.dtypes_to_time(["bfloat16"]) == both[1:]
 
 
 def test_the_instruction_sets_are_told_with_what_forbids_them(measure, monkeypatch):

@@ -1,7 +1,5 @@
-"""A small model that has learned the colour of one object on grey noise, so that it is known where to look."""
+"""Train a small model on the colour of one object on grey noise, so that it is known where to look."""
 
-import logging
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -75,10 +73,3 @@ def scene_file(tmp_path: Path) -> Path:
     """Scene 1000, which no training saw, as a file."""
     Image.fromarray(scene(1000).pixels).save(tmp_path / "scene.png")
     return tmp_path / "scene.png"
-
-
-@pytest.fixture(autouse=True)
-def _same_log() -> Iterator[None]:
-    handlers = logging.root.handlers[:]
-    yield
-    logging.root.handlers[:] = handlers
