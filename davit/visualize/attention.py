@@ -6,10 +6,9 @@ suffixes are those of davit/model.py; here B is 1.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -102,35 +101,20 @@ def attention_of(model: nn.Module, image_1CHW: Tensor) -> Attention:
         raise ValueError(f"attention is shown for DaViT, not for {type(model).__name__}.")
     if image_1CHW.dim() != 4 or image_1CHW.shape[0] != 1:
         raise ValueError(f"one picture (1, C, H, W) is looked at, not {tuple(image_1CHW.shape)}.")
+    seen: list[tuple[str, nn.Module, Tensor]] = []  # in the order in which the attentions run
+
+    def keep(name: str, module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+        seen.append((name, module, arguments[0].detach()))
+
     with torch.no_grad():
-        with _inputs(model) as seen:
+        with ExitStack() as hooks:
+            for name, module in model.named_modules():
+                if isinstance(module, WindowAttention | ChannelAttention):
+                    hooks.enter_context(module.register_forward_pre_hook(partial(keep, name)))
             model(image_1CHW)
         spatial = tuple(_spatial(name, module, x) for name, module, x in seen if isinstance(module, WindowAttention))
         channel = tuple(_channel(name, module, x) for name, module, x in seen if isinstance(module, ChannelAttention))
     return Attention(spatial, channel)
-
-
-@contextmanager
-def _inputs(model: nn.Module) -> Iterator[list[tuple[str, nn.Module, Tensor]]]:
-    """Collect (name, module, input) of each attention, in the order in which they run."""
-    seen: list[tuple[str, nn.Module, Tensor]] = []
-
-    def keep(name: str) -> Any:
-        def hook(module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-            seen.append((name, module, arguments[0].detach()))
-
-        return hook
-
-    handles = [
-        module.register_forward_pre_hook(keep(name))
-        for name, module in model.named_modules()
-        if isinstance(module, WindowAttention | ChannelAttention)
-    ]
-    try:
-        yield seen
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _stage_of(name: str) -> int:
