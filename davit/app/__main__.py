@@ -31,7 +31,7 @@ def _main(arguments: Sequence[str] | None, block: bool) -> None:
         raise ValueError(f"--max-megabytes {args.max_megabytes} must be 1 or more.")
     with tempfile.TemporaryDirectory(prefix="davit-app-") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder  # pictures that are dropped; gone when the page ends
-        gradio()  # if it is missing, say so before a model is loaded
+        gradio()
         reader = _reader(args, given_of(_parser, arguments))
         serve(build_page(reader), args.host, args.port, args.max_megabytes, block)
 
