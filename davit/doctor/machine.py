@@ -263,14 +263,14 @@ def check_process_groups() -> Iterator[Finding]:
     if not dist.is_available():
         yield error("processes", "this torch has no torch.distributed", f"several processes need it: {_INSTALL}")
         return
-    if not dist.is_gloo_available():
-        yield warning("gloo", "not in this torch", "needed for several processes on CPUs")
-    else:
-        yield _try_backend("gloo", "cpu")
-    if torch.cuda.is_available() and not dist.is_nccl_available():
-        yield warning("NCCL", "not in this torch", f"needed for several GPUs: {_INSTALL}")
-    elif torch.cuda.is_available():
-        yield _try_backend("nccl", "cuda")
+    backends = [("gloo", "cpu", dist.is_gloo_available())]
+    if torch.cuda.is_available():
+        backends.append(("nccl", "cuda", dist.is_nccl_available()))
+    for name, device, is_built in backends:
+        if is_built:
+            yield _try_backend(name, device)
+        else:
+            yield warning(name, "not in this torch", f"several processes on {device} need it: {_INSTALL}")
 
 
 def _try_backend(name: str, device: str) -> Finding:
