@@ -1,7 +1,6 @@
 """Check findings about machines: this one, and ones whose facts say that they lack something."""
 
 import importlib.metadata
-import json
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -217,9 +216,3 @@ def test_a_changed_model_runs_by_plain_modules() -> None:
     assert machine.check_model_text([]).level == "ok"
     finding = machine.check_model_text({"Mlp.forward differs", "a block has a gamma"})
     assert finding.level == "warning" and "Mlp.forward differs" in finding.text and "gamma" in finding.text
-
-
-def test_as_a_command(tmp_path: Path, repository: Path) -> None:
-    words = [sys.executable, "-m", "davit.doctor", "--json", "--output", str(tmp_path)]
-    done = subprocess.run(words, cwd=repository, capture_output=True, text=True, check=True, timeout=120)
-    assert {"Python", "disk"} <= {finding["subject"] for finding in json.loads(done.stdout)}
