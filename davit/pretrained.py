@@ -1,12 +1,11 @@
-"""The published weights of DaViT: where they are, fetched once, checked before use.
+"""Fetch the published weights of DaViT once, and check them before use.
 
-The three ImageNet-1k models of the authors are on the Hugging Face hub, in timm's port. A file put by hand
-into the weights folder is used first; then the hub's own cache; then the hub. The weights folder is
-$DAVIT_WEIGHTS_DIR, or else the one where torch keeps its downloads (`weights_folder`); files are called there
-as `Published.local_name` says, e.g. ``davit_tiny.msft_in1k.safetensors``.
+The three ImageNet-1k models of the authors are on the Hugging Face hub, in timm's port. A file put by hand into the
+weights folder is used first (`weights_folder`; its name is as `Published.local_name` says, for instance
+``davit_tiny.msft_in1k.safetensors``), then the hub's own cache, then the hub.
 
-The hashes are those that the hub's pages of the files show (Git LFS details). None is known here for
-DaViT_base, whose files are therefore used unchecked.
+The hashes are those that the hub's pages of the files show (Git LFS details). None is known for DaViT_base, whose
+files are therefore used unchecked.
 """
 
 import logging
@@ -28,18 +27,14 @@ FOLDER_VARIABLE = "DAVIT_WEIGHTS_DIR"
 
 
 class PretrainedError(RuntimeError):
-    """Published weights could not be had; the message says how to get them by hand."""
+    """Say why published weights cannot be used, and how to get them by hand."""
 
     exit_status = USER_ERROR
 
 
 @dataclass(frozen=True)
 class PublishedFile:
-    """A file of a hub repository.
-
-    Attributes:
-        sha256: hex digest, or None where it is not known.
-    """
+    """Name a file of a hub repository, and its SHA-256 in hex, or None if that is not known."""
 
     name: str
     sha256: str | None = None
@@ -47,13 +42,13 @@ class PublishedFile:
 
 @dataclass(frozen=True)
 class Published:
-    """The weights of one variant; any of the files will do, the first is preferred."""
+    """Name the files with the weights of one variant; any of them will do, the first is preferred."""
 
     hub_id: str
     files: tuple[PublishedFile, ...]
 
     def local_name(self, file: PublishedFile) -> str:
-        """What the file is called in the weights folder, where those of all variants lie together."""
+        """Return the file's name in the weights folder, which holds those of all variants."""
         return self.hub_id.split("/")[-1] + Path(file.name).suffix
 
 
@@ -79,13 +74,13 @@ PUBLISHED: dict[str, Published] = {
 
 
 def weights_folder() -> Path:
-    """Where weights fetched by hand are looked for."""
+    """Return where weights fetched by hand are looked for: $DAVIT_WEIGHTS_DIR, or else torch's downloads."""
     folder = os.environ.get(FOLDER_VARIABLE)
     return Path(folder).expanduser() if folder else Path(torch.hub.get_dir()) / "checkpoints"
 
 
 def fetch_pretrained(variant: str) -> Path:
-    """The file with a variant's published weights, downloaded if it is not here yet.
+    """Return the file with a variant's published weights, downloaded if it is not here yet.
 
     Raises:
         ValueError: no weights of this variant are published; names those that have some.
@@ -109,12 +104,10 @@ def fetch_pretrained(variant: str) -> Path:
 
 
 def load_pretrained(model: nn.Module, variant: str, file: str | Path | None = None) -> LoadReport:
-    """Load the published weights of a variant into a model, converted on the fly.
-
-    A head for another number of classes and an input of other channels are adapted as `load_checkpoint` says.
+    """Load the published weights of a variant into a model, with the rules of `load_checkpoint`.
 
     Args:
-        file: weights to use in place of the published ones; whose they are is then not checked.
+        file: weights to use in place of the published ones; their hash is not checked.
 
     Raises:
         ValueError: nothing is published for this variant, or the weights do not fit (`CheckpointError`).

@@ -52,14 +52,14 @@ def _entrypoint(name: str, variant: Variant) -> Callable[..., nn.Module]:
                 model = DaViT(**model_kwargs)
             if dtype is not None:
                 model.to(dtype)
-            # loads before timm wraps the model (features_only), and audited, which timm's loader is not
+            # loaded before timm wraps the model (features_only), and with an audit, which timm's loader lacks
             if pretrained:
                 load_pretrained(model, name, file=_local_file(kwargs))
             if accelerate and not is_scriptable() and not is_exportable():
                 kernels.accelerate(model)
             return model
 
-        # forward_features and forward_intermediates give NCHW; what hooks see between the stages is NHWC
+        # forward_features and forward_intermediates give NCHW; hooks between the stages see NHWC
         by_hooks = kwargs.get("feature_cls", "getter") not in (None, "getter")
         return build_model_with_cfg(
             build,
@@ -79,7 +79,7 @@ def _entrypoint(name: str, variant: Variant) -> Callable[..., nn.Module]:
 
 
 def _local_file(kwargs: dict[str, Any]) -> str | None:
-    """The weights file that timm's users name by ``pretrained_cfg_overlay=dict(file=...)``."""
+    """Return the weights file that timm's users name by ``pretrained_cfg_overlay=dict(file=...)``."""
     for key in ("pretrained_cfg_overlay", "pretrained_cfg"):
         cfg = kwargs.get(key)
         if isinstance(cfg, dict) and cfg.get("file"):

@@ -1,4 +1,4 @@
-"""List the variants of DaViT, one line each; `davit.registry` builds them."""
+"""List the variants of DaViT, one line each."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Variant:
-    """What distinguishes one variant; heads are also the groups of channel attention."""
+    """Hold what distinguishes one variant; heads are also the groups of channel attention."""
 
     embed_dims: tuple[int, ...]
     depths: tuple[int, ...]
@@ -17,13 +17,8 @@ class Variant:
     overlapped_patch: bool = False
 
     def model_kwargs(self) -> dict[str, Any]:
-        return {
-            "embed_dims": self.embed_dims,
-            "depths": self.depths,
-            "num_heads": self.num_heads,
-            "window_size": self.window_size,
-            "overlapped_patch": self.overlapped_patch,
-        }
+        """Return the arguments that build the variant."""
+        return {name: value for name, value in vars(self).items() if name != "image_size"}
 
 
 # fmt: off
@@ -43,6 +38,6 @@ VARIANTS: dict[str, Variant] = {
 
 
 def variants_with(embed_dims: Sequence[int], depths: Sequence[int]) -> list[str]:
-    """Name the variants that have these widths and depths; more than one where only windows or heads differ."""
+    """Name the variants that have these widths and depths: several if only windows or heads differ."""
     wanted = (tuple(embed_dims), tuple(depths))
     return [name for name, variant in VARIANTS.items() if (variant.embed_dims, variant.depths) == wanted]

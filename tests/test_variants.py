@@ -1,5 +1,7 @@
 """The table of variants: sizes as published, registered with timm, and mistakes in names."""
 
+from functools import cache
+
 import pytest
 import timm
 import torch
@@ -8,38 +10,28 @@ from timm.models import get_pretrained_cfg
 import davit
 from davit import VARIANTS, DaViT, create_model
 
+# as the paper prints them in millions, or to the last digit
 PARAMETERS = {
     "DaViT_tiny": 28_360_168,
     "DaViT_small": 49_745_896,
     "DaViT_base": 87_954_408,
     "DaViT_large": 196_811_752,
     "DaViT_large_window12_384": 196_811_752,
+    "DaViT_huge": pytest.approx(362e6, abs=1e6),
+    "DaViT_giant": pytest.approx(1437e6, abs=1e6),
+    "DaViT_nano": pytest.approx(1e6, abs=1e6),
 }
-ABOUT = {"DaViT_huge": 362e6, "DaViT_giant": 1437e6}  # as the paper prints them
 
 
-def empty(name, **options):
+@cache
+def empty(name):
     with torch.device("meta"):
-        return create_model(name, **options)
+        return create_model(name)
 
 
-def parameters(model):
-    return sum(p.numel() for p in model.parameters())
-
-
-@pytest.mark.parametrize("name", PARAMETERS)
-def test_parameters_are_exactly_the_published_ones(name):
-    assert parameters(empty(name)) == PARAMETERS[name]
-
-
-@pytest.mark.parametrize("name", ABOUT)
-def test_parameters_of_the_largest_are_the_papers_in_millions(name):
-    assert parameters(empty(name)) == pytest.approx(ABOUT[name], abs=1e6)
-
-
-def test_every_variant_has_a_known_size():
-    assert VARIANTS.keys() == {*PARAMETERS, *ABOUT, "DaViT_nano"}
-    assert parameters(empty("DaViT_nano", num_classes=10)) < 2e6
+@pytest.mark.parametrize("name", VARIANTS)
+def test_parameters_are_the_published_ones(name):
+    assert sum(p.numel() for p in empty(name).parameters()) == PARAMETERS[name]
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -55,12 +47,12 @@ def test_the_table_becomes_the_model(name):
     assert all(dim // heads == 32 for dim, heads in zip(variant.embed_dims, variant.num_heads, strict=True))
 
 
-@pytest.mark.parametrize("name", VARIANTS)
-def test_registered_with_timm_beside_its_own_port(name):
-    assert name in timm.list_models("DaViT_*")
+def test_registered_with_timm_beside_its_own_port():
+    assert set(timm.list_models("DaViT_*")) >= set(VARIANTS)
     assert "davit_tiny" in timm.list_models("davit*")
-    assert timm.model_entrypoint(name).__module__ == davit.registry.__name__
-    assert type(timm.create_model("davit_tiny", num_classes=0)).__module__.startswith("timm.")
+    assert {timm.model_entrypoint(name).__module__ for name in VARIANTS} == {davit.registry.__name__}
+    with torch.device("meta"):
+        assert type(timm.create_model("davit_tiny", num_classes=0)).__module__.startswith("timm.")
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -78,7 +70,9 @@ def test_pretrained_cfg_names_true_modules(name):
 
 
 def test_options_reach_the_constructor():
-    model = empty("DaViT_tiny", num_classes=5, in_chans=1, drop_rate=0.3, global_pool="max", window_size=5)
+    options = {"num_classes": 5, "in_chans": 1, "drop_rate": 0.3, "global_pool": "max", "window_size": 5}
+    with torch.device("meta"):
+        model = create_model("DaViT_tiny", **options)
     assert (model.num_classes, model.in_chans, model.head_drop.p, model.global_pool) == (5, 1, 0.3, "max")
     assert model.main_blocks[0][0][0].attn.window_size == 5
 
@@ -93,7 +87,7 @@ def test_options_reach_the_constructor():
     ],
 )
 def test_unknown_names_get_the_nearest(name, offered):
-    with pytest.raises(ValueError, match=f"unknown model '{name}'; did you mean .*{offered}") as error:
+    with pytest.raises(ValueError, match=f"{name}.*{offered}") as error:
         create_model(name)
     assert all(variant in str(error.value) for variant in VARIANTS)
 

@@ -1,4 +1,4 @@
-"""Checkpoints of DaViT, of every kind that is about: opened safely, converted by name, loaded with an audit.
+"""Open checkpoints of DaViT safely, convert their names, load them with an audit.
 
 `load_checkpoint` loads any of them into any model; `convert_state_dict` renames weights between the layouts:
 
@@ -8,14 +8,12 @@
     florence2  the vision tower of Florence-2, whose channel attention is another function
 
 On the command line: ``python -m davit.checkpoint inspect FILE`` and ``... convert SRC DST --to LAYOUT``.
-names.py knows the names, convert.py goes from one to another, read.py and pickles.py open files,
-load.py loads.
 """
 
 from .convert import ConversionReport, convert_state_dict, convert_with_report
 from .load import LoadReport, load_checkpoint
 from .names import LAYOUTS, CheckpointError, detect_layout
-from .read import Checkpoint, read_checkpoint, sha256_of, write_checkpoint
+from .read import Checkpoint, read_checkpoint, read_contents, sha256_of, unwrap, write_checkpoint
 
 __all__ = [
     "LAYOUTS",
@@ -28,6 +26,8 @@ __all__ = [
     "detect_layout",
     "load_checkpoint",
     "read_checkpoint",
+    "read_contents",
     "sha256_of",
+    "unwrap",
     "write_checkpoint",
 ]

@@ -18,14 +18,14 @@ from .names import (
     Key,
     Recognised,
     Structure,
-    recognised_or_error,
+    recognise,
     structure_of,
 )
 from .read import EMA_CHOICES, FUNCTION_ENTRY, Checkpoint, read_checkpoint, sha256_of, write_checkpoint
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit status 0, or 2 with one paragraph on stderr."""
+    """Run a command; return 0, or 2 with one paragraph on stderr."""
     options = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     try:
@@ -70,7 +70,7 @@ def _parser() -> argparse.ArgumentParser:
 def _convert(options: argparse.Namespace) -> None:
     checkpoint = read_checkpoint(options.source, options.ema)
     converted, report = convert_with_report(checkpoint.state_dict, options.to, checkpoint.origin)
-    by_name = recognised_or_error(converted).function
+    by_name = recognise(converted).function
     # names that hide whose function it is must not make the file pass for another model's
     metadata = {} if checkpoint.function == by_name else {FUNCTION_ENTRY: checkpoint.function}
     write_checkpoint(options.destination, converted, metadata, options.force)
@@ -79,7 +79,7 @@ def _convert(options: argparse.Namespace) -> None:
 
 def _inspect(options: argparse.Namespace) -> None:
     checkpoint = read_checkpoint(options.file, options.ema)
-    found = recognised_or_error(checkpoint.state_dict, checkpoint.origin)
+    found = checkpoint.davit or recognise(checkpoint.state_dict, checkpoint.origin)  # says what is there instead
     tensors = checkpoint.state_dict
     structure = structure_of(found, tensors)
     dtypes = Counter(str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values())
@@ -112,7 +112,7 @@ def _where(checkpoint: Checkpoint) -> str:
 
 
 def _table(tensors: dict[str, Tensor], found: Recognised, structure: Structure) -> list[str]:
-    """Tensors and parameters of each stage, and of what is after the last one."""
+    """Count tensors and parameters of each stage, and of what follows the last one."""
     rows = [("part", "width", "pairs", "tensors", "parameters")]
     for stage, (width, depth) in enumerate(zip(structure.embed_dims, structure.depths, strict=True)):
         part = [name for key, name in found.names.items() if not _is_tail(key) and key.stage == stage]

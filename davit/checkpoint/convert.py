@@ -1,4 +1,4 @@
-"""From any layout to any other."""
+"""Convert the names of a DaViT's weights from any layout to any other."""
 
 import logging
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from .names import (
     CheckpointError,
     Recognised,
     Spelling,
-    recognised_or_error,
+    recognise,
     structure_of,
     summarise,
 )
@@ -23,7 +23,7 @@ _logger = logging.getLogger(__name__)
 
 @dataclass
 class ConversionReport:
-    """What a conversion did.
+    """Say what a conversion did.
 
     Attributes:
         tensors, params: how much was kept.
@@ -54,14 +54,14 @@ def convert_with_report(
 ) -> tuple[dict[str, Tensor], ConversionReport]:
     """Rename a DaViT's weights to another layout, in that layout's order; tensors are shared, not copied.
 
-    Only names change: Florence-2's weights under another name are still Florence-2's function. timm has two
-    ways to name a block; the one of its ``davit_*_fl`` is used for weights of Florence-2 (its names, and the
-    3x3 down-sampling that its towers have and the released DaViTs have not).
+    Only names change: Florence-2's weights under another name are still Florence-2's function. timm has two ways to
+    name a block; the one of its ``davit_*_fl`` is used for weights of Florence-2, which are known by their names and
+    by the 3x3 down-sampling of its towers.
 
     Args:
         state_dict: weights in any layout, with any prefix, alone or as part of a detector.
-        to: one of `LAYOUTS`. "pyramid" has no head, so that norms and head are dropped; the others have no
-            norms of the levels, so that these are.
+        to: one of `LAYOUTS`. "pyramid" has no head, so the final norm and the head are dropped; the others have no
+            norms of the levels, so those are dropped.
         origin: what to call the weights in a message.
 
     Raises:
@@ -69,7 +69,7 @@ def convert_with_report(
     """
     if to not in LAYOUTS:
         raise ValueError(f"unknown layout {to!r}; the layouts are {', '.join(LAYOUTS)}.")
-    found = recognised_or_error(state_dict, origin)
+    found = recognise(state_dict, origin)
     if found.additions:
         added = list(found.additions.values())
         raise CheckpointError(
@@ -101,7 +101,7 @@ def convert_with_report(
 
 
 def convert_state_dict(state_dict: Mapping[str, Tensor], to: str) -> dict[str, Tensor]:
-    """`convert_with_report`, with what was dropped or is lacking written to the log."""
+    """Convert as `convert_with_report`, and log what was dropped or is lacking."""
     converted, report = convert_with_report(state_dict, to)
     _logger.log(logging.WARNING if report.dropped or report.notes else logging.INFO, "%s", report)
     return converted

@@ -1,7 +1,7 @@
-"""The names that DaViT's weights go by.
+"""Recognise a DaViT by the names of its tensors, and write those names as any code base does.
 
-A weight has one identity, its `Key`; a `Spelling` says how one code base writes it down. To teach a new one,
-add a table to `SPELLINGS`: parsing, rendering and the order of keys follow from it. Tensors that an edit of the
+A tensor has one identity, its `Key`; a `Spelling` is the table of names of one code base. To teach a new one,
+add a table to `SPELLINGS`: parsing, writing and the order of names follow from it. Tensors that an edit of the
 model adds are in no table: they are placed by the part of a DaViT that they lie in.
 """
 
@@ -23,11 +23,11 @@ FLORENCE2_FUNCTION = "florence2"
 
 
 class CheckpointError(ValueError):
-    """A checkpoint cannot be used; the message is one paragraph that says which, why, and what to do."""
+    """Say in one paragraph which checkpoint cannot be used, why, and what to do."""
 
 
 class Key(NamedTuple):
-    """What one tensor is, whatever it is called.
+    """Identify a tensor, whatever it is called.
 
     ``slot`` is a layer that the tables name, or for an added tensor also a part around layers (`_PARTS`); ``param``
     is the name within it. ``stage``, ``pair`` and ``block`` (0 or 1 within a pair) are 0 where they do not apply.
@@ -42,18 +42,18 @@ class Key(NamedTuple):
 
 EMBED_SLOTS = ("stem.proj", "stem.norm", "down.proj", "down.norm")
 TAIL_SLOTS = ("level", "head.norm", "head.fc")
-# parts that hold layers, the inner before the outer, each by a layer directly within it
+# parts that hold layers, inner parts first; each is known by a layer directly within it
 _PARTS = {"stem": "stem.proj", "down": "down.proj", "attention": "qkv", "mlp": "fc1"}
 _BLOCK = re.compile(r".*(\{b\}|\{kind\}_block)")
-# One stage without MLPs has as many; the blocks of any transformer could have six by the same names. Slots are
-# counted, not tensors, of which an edit may add any number.
+# Slots of one stage without MLPs. Other transformers may share up to six of the names. Slots are counted, because
+# an edit may add any number of tensors.
 _FEWEST_SLOTS = 7
 _KINDS = ("spatial", "channel")  # block 0 and block 1 of a pair, where a spelling names them
 _ATTENTIONS = ("window", "channel")
 _PLACEHOLDERS = {
-    "{s}": r"(?P<s>\d+)",
-    "{p}": r"(?P<p>\d+)",
-    "{b}": r"(?P<b>\d+)",
+    "{s}": r"(?P<s>[0-9]{1,3})",
+    "{p}": r"(?P<p>[0-9]{1,3})",
+    "{b}": r"(?P<b>[0-9]{1,3})",
     "{kind}": r"(?P<kind>spatial|channel)",
     "{attn}": r"(?:window|channel)",
 }
@@ -61,13 +61,13 @@ _PLACEHOLDERS = {
 
 @dataclass(frozen=True)
 class Spelling:
-    """How one code base names the tensors.
+    """Name tensors as one code base does.
 
     Attributes:
-        layout: the name of the layout it belongs to, one of `LAYOUTS`.
+        layout: the layout that it belongs to, one of `LAYOUTS`.
         templates: slot to template, in the order in which that code base registers them.
         function: which channel attention the code base computes with these weights.
-        stage_major: whether a stage's embedding stands beside its blocks, or all embeddings come first.
+        stage_major: whether a stage's embedding is registered beside its blocks, or all embeddings first.
         prefix: what the code base writes before every name.
     """
 
@@ -79,7 +79,7 @@ class Spelling:
 
     @cached_property
     def _patterns(self) -> dict[str, re.Pattern[str]]:
-        """Of every slot and, behind them, of the parts around them."""
+        """The pattern of every slot, then of the parts around them."""
         parts = {part: self.templates[slot].rpartition(".")[0] for part, slot in _PARTS.items()}
         block = _BLOCK.match(self.templates["qkv"])
         assert block is not None, f"the blocks of {self.layout} have no name"
@@ -103,11 +103,11 @@ class Spelling:
         return "{kind}" in self.templates["qkv"]
 
     def prefixes(self, names: Iterable[str]) -> set[str]:
-        """What stands before the names of a DaViT, for each DaViT that the names hold."""
+        """Return the prefix of each DaViT among the names."""
         return {match["prefix"] for name in names if (match := self._anchor.fullmatch(name))}
 
     def place(self, name: str) -> Key | None:
-        """The innermost slot or part that a tensor lies in, or None where it lies in none."""
+        """Return the innermost slot or part that a tensor lies in, None if it lies in none."""
         for slot, pattern in self._patterns.items():
             if match := pattern.fullmatch(name):
                 found = match.groupdict()
@@ -116,17 +116,18 @@ class Spelling:
         return None
 
     def names_slot(self, key: Key) -> bool:
-        """Whether this is a tensor of a layer that the table names, not one that was added."""
+        """Return whether this is a tensor of a layer in the table, not one that was added."""
         return key.slot in self.templates and "." not in key.param
 
     def render(self, key: Key) -> str:
+        """Write the name of a tensor."""
         template = self.templates[key.slot]
         if self.names_blocks and "{kind}" in template:
             template = template.replace("{kind}", _KINDS[key.block]).replace("{attn}", _ATTENTIONS[key.block])
         return self.prefix + template.format(s=key.stage, p=key.pair, b=key.block) + "." + key.param
 
     def rank(self, key: Key) -> tuple[int, ...]:
-        """Sorts keys as the code base registers them."""
+        """Return a sort key: the order in which the code base registers its tensors."""
         if key.slot in TAIL_SLOTS:
             group, within_stage = 2, 0
         elif key.slot in EMBED_SLOTS:
@@ -138,16 +139,12 @@ class Spelling:
         return group, key.stage, within_stage, key.pair, key.block, slot_rank, param_rank
 
 
-_TIMM_BLOCK = {
-    "cpe0": "cpe1.proj",
-    "norm1": "norm1",
-    "qkv": "attn.qkv",
-    "proj": "attn.proj",
-    "cpe1": "cpe2.proj",
-    "norm2": "norm2",
-    "fc1": "mlp.fc1",
-    "fc2": "mlp.fc2",
-}
+_BLOCK_SLOTS = ("cpe0", "norm1", "qkv", "proj", "cpe1", "norm2", "fc1", "fc2")
+
+
+def _block(place: str, leaves: str) -> dict[str, str]:
+    """Name the layers of a block whose layers are registered in the order of `_BLOCK_SLOTS`."""
+    return {slot: f"{place}.{leaf}" for slot, leaf in zip(_BLOCK_SLOTS, leaves.split(), strict=True)}
 
 
 def _timm(block: str) -> dict[str, str]:
@@ -156,19 +153,22 @@ def _timm(block: str) -> dict[str, str]:
         "stem.norm": "stem.norm",
         "down.norm": "stages.{s}.downsample.norm",
         "down.proj": "stages.{s}.downsample.conv",
-        **{slot: f"stages.{{s}}.blocks.{{p}}.{block}.{leaf}" for slot, leaf in _TIMM_BLOCK.items()},
+        **_block(
+            f"stages.{{s}}.blocks.{{p}}.{block}",
+            "cpe1.proj norm1 attn.qkv attn.proj cpe2.proj norm2 mlp.fc1 mlp.fc2",
+        ),
         "head.norm": "head.norm",
         "head.fc": "head.fc",
     }
 
 
-def _florence2(conv: str, block: Mapping[str, str]) -> dict[str, str]:
+def _florence2(conv: str, leaves: str) -> dict[str, str]:
     return {
         "stem.proj": f"convs.0.{conv}",
         "stem.norm": "convs.0.norm",
         "down.proj": f"convs.{{s}}.{conv}",
         "down.norm": "convs.{s}.norm",
-        **{slot: f"blocks.{{s}}.{{p}}.{{kind}}_block.{leaf}" for slot, leaf in block.items()},
+        **_block("blocks.{s}.{p}.{kind}_block", leaves),
         "head.norm": "norms",
         "head.fc": "head",
     }
@@ -204,16 +204,8 @@ SPELLINGS: dict[str, Spelling] = {
         "florence2",
         _florence2(
             "proj",
-            {
-                "cpe0": "conv1.fn.dw",
-                "norm1": "{attn}_attn.norm",
-                "qkv": "{attn}_attn.fn.qkv",
-                "proj": "{attn}_attn.fn.proj",
-                "cpe1": "conv2.fn.dw",
-                "norm2": "ffn.norm",
-                "fc1": "ffn.fn.net.fc1",
-                "fc2": "ffn.fn.net.fc2",
-            },
+            "conv1.fn.dw {attn}_attn.norm {attn}_attn.fn.qkv {attn}_attn.fn.proj "
+            "conv2.fn.dw ffn.norm ffn.fn.net.fc1 ffn.fn.net.fc2",
         ),
         FLORENCE2_FUNCTION,
         prefix="vision_tower.",
@@ -221,19 +213,7 @@ SPELLINGS: dict[str, Spelling] = {
     # the same tower in the transformers library
     "florence2_hf": Spelling(
         "florence2",
-        _florence2(
-            "conv",
-            {
-                "cpe0": "conv1",
-                "norm1": "norm1",
-                "qkv": "{attn}_attn.qkv",
-                "proj": "{attn}_attn.proj",
-                "cpe1": "conv2",
-                "norm2": "norm2",
-                "fc1": "ffn.fc1",
-                "fc2": "ffn.fc2",
-            },
-        ),
+        _florence2("conv", "conv1 norm1 {attn}_attn.qkv {attn}_attn.proj conv2 norm2 ffn.fc1 ffn.fc2"),
         FLORENCE2_FUNCTION,
         prefix="model.vision_tower.",
     ),
@@ -242,15 +222,15 @@ SPELLINGS: dict[str, Spelling] = {
 
 @dataclass(frozen=True)
 class Recognised:
-    """A DaViT found among the names of a state dict.
+    """Describe a DaViT found among the names of a state dict.
 
     Attributes:
         spelling: its entry in `SPELLINGS`.
         prefix: what stands before each of its names, such as ``module.backbone.``.
         names: identity to full name, in the order found.
-        additions: the tensors under the prefix that only an edited DaViT has, to full name; by their place where they
-            lie in a part that every DaViT has, else by the name behind the prefix.
-        outside: names that are not under the prefix: the rest of a detector, of a language model.
+        additions: identity to full name of the tensors under the prefix that only an edited DaViT has. Their identity
+            is the place in a part that every DaViT has, or else the name behind the prefix.
+        outside: names that are not under the prefix: the rest of a detector or of a language model.
     """
 
     spelling: Spelling
@@ -282,25 +262,6 @@ def find(names: Iterable[str]) -> list[Recognised]:
     ]
 
 
-def recognise(names: Iterable[str], origin: str = "the state dict") -> Recognised | None:
-    """Find the DaViT among the names, or None where there is none.
-
-    Args:
-        origin: what to call it in a message.
-
-    Raises:
-        CheckpointError: there are two, and nothing says which is meant.
-    """
-    found = find(names)
-    if len(found) > 1:
-        raise CheckpointError(
-            f"{origin} holds more than one DaViT, under "
-            f"{', '.join(sorted(repr(one.prefix) for one in found))}; pass the one you mean as a state dict, "
-            "with only its own keys."
-        )
-    return found[0] if found else None
-
-
 def _recognise_as(spelling: Spelling, prefix: str, names: list[str]) -> Recognised | None:
     keys: dict[Key, str] = {}
     additions: dict[Key | str, str] = {}
@@ -320,34 +281,46 @@ def _recognise_as(spelling: Spelling, prefix: str, names: list[str]) -> Recognis
     return Recognised(spelling, prefix, keys, additions, tuple(outside))
 
 
+def recognise(names: Iterable[str], origin: str = "the state dict") -> Recognised:
+    """Find the one DaViT among the names.
+
+    Args:
+        origin: what to call the names in an error.
+
+    Raises:
+        CheckpointError: there is none, or more than one.
+    """
+    names = list(names)
+    found = find(names)
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise CheckpointError(
+            f"{origin} holds more than one DaViT, under "
+            f"{', '.join(sorted(repr(one.prefix) for one in found))}; pass the one you mean as a state dict, "
+            "with only its own keys."
+        )
+    raise CheckpointError(
+        f"{origin} holds {len(names)} tensors ({', '.join(names[:3])}, ...), but not the weights of a DaViT in any "
+        f"layout known here ({', '.join(LAYOUTS)}): it is a checkpoint of another architecture. Give the file of a "
+        "DaViT, or build the model that this file was saved from (timm.create_model) and load it there."
+    )
+
+
 def detect_layout(state_dict: Mapping[str, Tensor]) -> str:
     """Name the layout of a state dict: one of `LAYOUTS`, whatever prefix its keys have.
 
-    The original's names without a head are "pyramid", also where no level has a norm.
+    The original's names without a head are "pyramid", also if no level has a norm.
 
     Raises:
         CheckpointError: these are not the weights of a DaViT.
     """
-    return recognised_or_error(state_dict).layout
-
-
-def recognised_or_error(state_dict: Mapping[str, Tensor], origin: str = "the state dict") -> Recognised:
-    """`recognise`, or a `CheckpointError` that says what the file holds instead."""
-    found = recognise(state_dict, origin)
-    if found is None:
-        first = ", ".join(list(state_dict)[:3])
-        raise CheckpointError(
-            f"{origin} holds {len(state_dict)} tensors ({first}, ...), but not the weights of a DaViT in any "
-            f"layout known here ({', '.join(LAYOUTS)}): it is a checkpoint of another architecture. Give the "
-            "file of a DaViT, or build the model that this file was saved from (timm.create_model) and load "
-            "it there."
-        )
-    return found
+    return recognise(state_dict).layout
 
 
 @dataclass(frozen=True)
 class Structure:
-    """The architecture as far as the shapes of the weights tell (they do not tell heads or windows)."""
+    """Describe the architecture as far as shapes tell: they do not tell the heads or the window."""
 
     in_chans: int
     embed_dims: tuple[int, ...]
@@ -364,32 +337,34 @@ class Structure:
         return f"{names}{dims}, {self.in_chans} input channels, {head}"
 
     def variants(self) -> list[str]:
-        """The names of `davit.VARIANTS` that have these widths and depths."""
+        """Name the variants that have these widths and depths."""
         return variants_with(self.embed_dims, self.depths)
 
 
 def structure_of(found: Recognised, tensors: Mapping[str, Tensor]) -> Structure:
-    """Read the architecture off the shapes; incomplete weights give an incomplete structure."""
-    shapes = {key: tuple(tensors[name].shape) for key, name in found.names.items()}
-    stages = 1 + max(key.stage for key in shapes)
-    stem = shapes.get(Key("stem.proj", 0, 0, 0, "weight"), (0, 0))
-    head = shapes.get(Key("head.fc", 0, 0, 0, "weight"))
-    downs = [shapes.get(Key("down.proj", stage, 0, 0, "weight"), (0, 0, 0)) for stage in range(1, stages)]
-    depths = (len({key.pair for key in shapes if key.slot == "qkv" and key.stage == s}) for s in range(stages))
+    """Read the architecture from the shapes; incomplete weights give an incomplete structure."""
+
+    def shape(slot: str, stage: int = 0) -> tuple[int, ...]:
+        name = found.names.get(Key(slot, stage, 0, 0, "weight"))
+        return tuple(tensors[name].shape) if name else ()
+
+    stages = range(1 + max(key.stage for key in found.names))
+    widths = [shape("down.proj" if stage else "stem.proj", stage) for stage in stages]
+    head = shape("head.fc")
     return Structure(
-        in_chans=stem[1],
-        embed_dims=(stem[0], *(down[0] for down in downs)),
-        depths=tuple(depths),
+        in_chans=widths[0][1] if len(widths[0]) > 1 else 0,
+        embed_dims=tuple(width[0] if width else 0 for width in widths),
+        depths=tuple(len({key.pair for key in found.names if key[:2] == ("qkv", stage)}) for stage in stages),
         num_classes=head[0] if head else None,
-        overlapped_patch=any(down[-1] == 3 for down in downs),
+        overlapped_patch=any(width[2:] == (3, 3) for width in widths[1:]),
     )
 
 
 def summarise(reasons: Mapping[str, str], every: bool = False) -> list[str]:
-    """One phrase for each reason, with the names it concerns in brackets.
+    """Write one phrase for each reason: how many tensors, their names, the reason.
 
     Args:
-        every: name all rather than three at most; more than three with ``*`` for the numbers in them.
+        every: give all names, with ``*`` for the numbers in them if they are more than three; else at most three.
     """
     by_reason: dict[str, list[str]] = {}
     for name, reason in reasons.items():

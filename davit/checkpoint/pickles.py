@@ -1,23 +1,19 @@
-"""Reading what torch.save wrote, without running anything of it.
+"""Read what torch.save wrote, without running anything of it.
 
-Pickles go through torch's restricted unpickler (``weights_only=True``). The few foreign classes that
-training checkpoints are known to carry are replaced by inert stand-ins, so that not even their constructors
-run; anything else is refused by name.
+Pickles go through torch's restricted unpickler (``weights_only=True``). The few foreign classes that training
+checkpoints are known to hold are replaced by stand-ins that do nothing, so that not even their constructors run;
+anything else is refused by name.
 """
 
 import argparse
 import collections
-import contextlib
-import io
 import pickle
-import pickletools
 import re
 import types
 import warnings
-import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,13 +21,16 @@ import torch
 from .names import CheckpointError
 
 
-def read_pickle(path: Path) -> object:
-    """The contents of a file of torch.save, today's format or that of PyTorch < 1.6, tensors on the CPU.
+def read_pickle(path: Path, foreign: bool = True) -> object:
+    """Read a file of torch.save, today's format or that of PyTorch < 1.6, with its tensors on the CPU.
+
+    Args:
+        foreign: read the classes that have stand-ins, too.
 
     Raises:
         CheckpointError: it is damaged, or wants something that holds no weights; nothing of it has run.
     """
-    stand_ins = set(_STAND_INS) - set(torch.serialization.get_safe_globals())
+    stand_ins = set(_STAND_INS) - set(torch.serialization.get_safe_globals()) if foreign else set()
     try:
         # opened here, because torch.load would go by the suffix of a path
         with (
@@ -39,94 +38,44 @@ def read_pickle(path: Path) -> object:
             path.open("rb") as stream,
             warnings.catch_warnings(),
         ):
-            # a protocol other than torch's own is either read or named in the error
+            # a protocol other than torch's own is either read or refused
             warnings.filterwarnings("ignore", "Detected pickle protocol")
             return torch.load(stream, map_location="cpu", weights_only=True)
     except Exception as error:
         # a file that is damaged or crafted can make the reader fail in any way at all
-        raise CheckpointError(f"{path} {_why_unreadable(path, error)}") from error
+        raise CheckpointError(f"{path} {_why_unreadable(error)}") from error
 
 
-def _why_unreadable(path: Path, error: Exception) -> str:
-    text = str(error)
+def _why_unreadable(error: Exception) -> str:
+    # the reader's own words, without torch's advice to switch the protection off
+    text = str(error).split("WeightsUnpickler error:")[-1].strip()
+    sentence = text.split("\n")[0][:160] or "no details"
     if isinstance(error, pickle.UnpicklingError):
-        named = re.search(r"GLOBAL (\S+)", text)
-        wanted = [named[1].rstrip(".")] if named else _foreign_globals(path)
-        if wanted:
+        if named := re.search(r"GLOBAL (\S+)", text):
             return (
-                f"asks to run or build {', '.join(map(repr, wanted[:3]))} when it is opened, which a "
-                "checkpoint has no need to; nothing of it was run. Do not use the file if you do not know "
-                "who made it; if you do, have its maker save only the weights: "
-                "torch.save(model.state_dict(), path)."
+                f"asks to run or build {named[1].rstrip('.')!r} when it is opened, which a checkpoint has no need to; "
+                "nothing of it was run. Do not use the file if you do not know who made it; if you do, have its maker "
+                "save only the weights: torch.save(model.state_dict(), path)."
             )
         if "operand" in text or "reduce" in text or "Can only" in text:
             return (
-                f"is a pickle that does more than hold weights ({_first_sentence(text)}); nothing of it was "
-                "run. Save the weights again with torch.save(model.state_dict(), path) and torch's default "
-                "pickle protocol."
+                f"is a pickle that does more than hold weights, or of a protocol unlike torch.save's ({sentence}); "
+                "nothing of it was run. Do not use the file if you do not know who made it; if you do, have its maker "
+                "save the weights with torch.save(model.state_dict(), path) and torch's default pickle protocol."
             )
-    if "legacy .tar" in text:
-        return "is a checkpoint of PyTorch 0.1; save it again with a newer one."
     return (
-        f"is cut short, damaged or not a checkpoint of PyTorch ({type(error).__name__}: "
-        f"{_first_sentence(text)}); fetch or save it again."
+        f"is cut short, damaged or not a checkpoint of PyTorch ({type(error).__name__}: {sentence}); fetch or save it "
+        "again."
     )
 
 
-def _first_sentence(text: str) -> str:
-    """The reader's own words, without torch's advice to switch the protection off."""
-    if "WeightsUnpickler error:" in text:
-        text = text.split("WeightsUnpickler error:", 1)[1]
-    return text.strip().split("\n")[0][:160] or "no details"
-
-
-# what the pickle of a state dict names
-_WEIGHTS_NAMES = re.compile(
-    r"collections\.OrderedDict|_codecs\.encode|torch\._utils\._rebuild_\w+|torch\.nn\.parameter\.Parameter"
-    r"|torch\.(Size|device|\w*Storage|\w*Tensor|bool|bfloat16|u?int\d+|(float|complex)\d+\w*)"
-)
-
-
-def _foreign_globals(path: Path) -> list[str]:
-    """The functions and classes a pickle names that weights have no need of, found without running it."""
-    stream: IO[bytes] = path.open("rb")
-    if zipfile.is_zipfile(path):
-        with stream, zipfile.ZipFile(stream) as archive:
-            name = next(name for name in archive.namelist() if name.endswith("data.pkl"))
-            stream = io.BytesIO(archive.read(name))
-    allowed = {name for stand_in in _STAND_INS if isinstance(stand_in, tuple) for name in stand_in[1:]}
-    found: dict[str, None] = {}
-    # the end, or damage (such as an absurd length): what was found till then
-    with stream, contextlib.suppress(ValueError, MemoryError, OverflowError):
-        for _ in range(8):  # a checkpoint of PyTorch < 1.6 is several pickles, then the data
-            for name in _globals_of_next_pickle(stream):
-                found[name] = None
-    return [name for name in found if name not in allowed and not _WEIGHTS_NAMES.fullmatch(name)]
-
-
-def _globals_of_next_pickle(stream: IO[bytes]) -> Iterator[str]:
-    strings = ["", ""]
-    memo: dict[object, str] = {}
-    for opcode, argument, _ in pickletools.genops(stream):
-        if opcode.name in ("GLOBAL", "INST"):
-            yield str(argument).replace(" ", ".")
-        elif opcode.name == "STACK_GLOBAL":
-            yield ".".join(strings[-2:])
-        elif opcode.name == "MEMOIZE":
-            memo[len(memo)] = strings[-1]
-        elif opcode.name in ("PUT", "BINPUT", "LONG_BINPUT"):
-            memo[argument] = strings[-1]
-        elif opcode.name in ("GET", "BINGET", "LONG_BINGET"):
-            strings.append(memo.get(argument, ""))
-        elif isinstance(argument, str):
-            strings.append(argument)
-
-
-# -- stand-ins for the classes that real checkpoints carry
+# ---- stand-ins for the classes that real checkpoints hold ----
+#
+# numpy's own constructors are no substitute: a crafted state of numpy.dtype can pass bytes off as object pointers.
 
 
 class _NumpyDtype:
-    """Stands in for numpy.dtype: remembers which, and builds only numeric ones."""
+    """Stand in for numpy.dtype: remember which one it is, and build it only if it is numeric."""
 
     def __init__(self, code: object = None, *_: object):
         self.code, self.order = code, ""
@@ -141,7 +90,7 @@ class _NumpyDtype:
 
 
 class _NumpyArray:
-    """Stands in for numpy.ndarray, built without numpy's own unpickling."""
+    """Stand in for numpy.ndarray, without numpy's own unpickling; `value` is None unless the numbers are plain."""
 
     value: Any = None
 
@@ -161,14 +110,14 @@ def _numpy_scalar(dtype: _NumpyDtype, data: bytes = b"") -> object:
 
 
 class _Ignored:
-    """Stands in for an object that nobody needs here, such as a logger's history."""
+    """Stand in for an object that nobody needs here, such as a logger's history."""
 
     def __setstate__(self, state: object) -> None:
         pass
 
 
 def _ignored_method(owner: object, name: str) -> None:
-    """Stands in for getattr, by which a pickle names a method; only ignored objects may have one."""
+    """Stand in for getattr, by which a pickle names a method; only ignored objects may have one."""
     if owner is not _Ignored:
         raise pickle.UnpicklingError(f"unsupported GLOBAL builtins.getattr for {name!r}")
 
@@ -198,25 +147,19 @@ _STAND_INS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
     (_empty_dict, "collections.defaultdict"),
     (dict, "builtins.dict"),
     (list, "builtins.list"),
-    # metrics and random states
+    # numpy's metrics and random states, under the names of numpy 1 and 2
     (_NumpyDtype, "numpy.dtype"),
     (_NumpyArray, "numpy.ndarray"),
-    *(
-        stand_in
-        for module in ("numpy.core.multiarray", "numpy._core.multiarray")
-        for stand_in in ((_numpy_scalar, f"{module}.scalar"), (_numpy_array, f"{module}._reconstruct"))
-    ),
+    (_numpy_scalar, "numpy.core.multiarray.scalar"),
+    (_numpy_scalar, "numpy._core.multiarray.scalar"),
+    (_numpy_array, "numpy.core.multiarray._reconstruct"),
+    (_numpy_array, "numpy._core.multiarray._reconstruct"),
     # config trees, dicts with attributes: torch's unpickler can fill an OrderedDict and give it attributes
-    *(
-        (collections.OrderedDict, name)
-        for name in (
-            "yacs.config.CfgNode",
-            "addict.addict.Dict",
-            "easydict.EasyDict",
-            "mmcv.utils.config.ConfigDict",
-            "mmengine.config.config.ConfigDict",
-        )
-    ),
+    (collections.OrderedDict, "yacs.config.CfgNode"),
+    (collections.OrderedDict, "addict.addict.Dict"),
+    (collections.OrderedDict, "easydict.EasyDict"),
+    (collections.OrderedDict, "mmcv.utils.config.ConfigDict"),
+    (collections.OrderedDict, "mmengine.config.config.ConfigDict"),
     # OpenMMLab's training logs refer to their own methods
     (_Ignored, "mmengine.logging.history_buffer.HistoryBuffer"),
     (_ignored_method, "builtins.getattr"),
@@ -226,7 +169,7 @@ NOT_PLAIN = object()
 
 
 def plain_value(value: object, depth: int = 0) -> Any:
-    """The value without stand-ins and foreign classes, or `NOT_PLAIN` where it holds tensors or objects."""
+    """Return the value without stand-ins and foreign classes, or `NOT_PLAIN` if it holds tensors or objects."""
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, _NumpyArray):

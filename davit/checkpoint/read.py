@@ -1,26 +1,28 @@
-"""Opening a checkpoint, whatever it is, without running anything that it contains.
+"""Read a checkpoint, whatever it is, without running anything that it contains; write one whole.
 
-What a file is gets decided by its first bytes, never by its suffix; pickles.py reads those that are pickles.
+The first bytes of a file decide what it is, never its suffix; pickles.py reads those that are pickles.
 """
 
 import codecs
 import hashlib
 import logging
-import os
 import re
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import IO, Any, TypeAlias
 
 import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
 
-from .names import DAVIT_FUNCTION, FLORENCE2_FUNCTION, CheckpointError, recognise
+from ..files import write_atomically
+from .names import DAVIT_FUNCTION, FLORENCE2_FUNCTION, CheckpointError, Recognised, find
 from .pickles import NOT_PLAIN, plain_value, read_pickle
 
 _logger = logging.getLogger(__name__)
@@ -35,12 +37,12 @@ FUNCTION_ENTRY = "channel_attention"  # written by a conversion whose names hide
 
 @dataclass
 class Checkpoint:
-    """The weights of a checkpoint and what was beside them.
+    """Hold the weights of a checkpoint and what was beside them.
 
     Attributes:
         origin: the file, or what to call the weights in a message.
         state_dict: the weights under the names they have in the file.
-        wrapper: the entries that held them, outermost first; empty where the weights are the whole file.
+        wrapper: the entries that held them, outermost first; empty if the weights are the whole file.
         ema: whether they are the running average of training (EMA).
         metadata: the plain values beside them: epoch, args, metric ...
         skipped: entries beside them that are no plain values: optimizer, scaler, the other weights ...
@@ -53,13 +55,22 @@ class Checkpoint:
     metadata: dict[str, Any] = field(default_factory=dict)
     skipped: tuple[str, ...] = ()
 
+    @cached_property
+    def davits(self) -> list[Recognised]:
+        """Every DaViT among the weights, recognised once."""
+        return find(self.state_dict)
+
+    @property
+    def davit(self) -> Recognised | None:
+        """The DaViT whose weights these are; None for another architecture, and for two DaViTs."""
+        return self.davits[0] if len(self.davits) == 1 else None
+
     @property
     def function(self) -> str:
-        """Whose channel attention the weights were trained with."""
+        """The channel attention that the weights were trained with: "davit" or "florence2"."""
         if self.metadata.get(FUNCTION_ENTRY) in (DAVIT_FUNCTION, FLORENCE2_FUNCTION):
             return str(self.metadata[FUNCTION_ENTRY])
-        found = recognise(self.state_dict, self.origin)
-        return found.function if found else DAVIT_FUNCTION
+        return self.davit.function if self.davit else DAVIT_FUNCTION
 
 
 Source: TypeAlias = str | Path | Checkpoint | Mapping[str, Any]
@@ -68,19 +79,17 @@ Source: TypeAlias = str | Path | Checkpoint | Mapping[str, Any]
 def read_checkpoint(path: str | Path, ema: str = "auto") -> Checkpoint:
     """Read a .pth, .pth.tar, .pt or .safetensors file and find the weights in it.
 
+    For both the plain and the averaged weights of one file: `read_contents` once, and `unwrap` twice.
+
     Args:
         path: the file; its suffix does not matter.
         ema: which weights to take of a training checkpoint that has two: "auto" takes the running average
-            where there is one, "always" insists on it, "never" takes the plain ones.
+            if there is one, "always" insists on it, "never" takes the plain ones.
 
     Raises:
         CheckpointError: not a file, damaged, not a checkpoint, unsafe to open, or without weights.
     """
-    path = Path(path)
-    _check_is_file(path)
-    kind = _kind_of(path)
-    _logger.debug("%s: %s", path, kind)
-    contents, header = _READERS[kind](path)
+    contents, header = read_contents(path)
     checkpoint = unwrap(contents, str(path), ema)
     checkpoint.metadata.update(header)
     _logger.info(
@@ -94,7 +103,7 @@ def read_checkpoint(path: str | Path, ema: str = "auto") -> Checkpoint:
 
 
 def open_source(source: Source, ema: str = "auto") -> Checkpoint:
-    """A `Checkpoint` of a path, of a loaded checkpoint or of a state dict."""
+    """Make a `Checkpoint` of a path, of a loaded checkpoint or of a state dict."""
     if isinstance(source, Checkpoint):
         return source
     if isinstance(source, Mapping):
@@ -149,11 +158,9 @@ def unwrap(contents: object, origin: str, ema: str = "auto") -> Checkpoint:
 
 
 def _wrapper_in(level: Mapping[Any, Any], ema: str) -> str | None:
-    """The entry of this dict that leads to the weights, or None where they are the dict itself."""
-    plain = [name for name in PLAIN_WRAPPERS if _leads_to_weights(level.get(name))]
-    averaged = [name for name in EMA_WRAPPERS if _leads_to_weights(level.get(name))]
-    order = plain if ema == "never" else averaged + plain
-    return order[0] if order else None
+    """Return the entry of this dict that leads to the weights, None if the dict itself holds them."""
+    order = PLAIN_WRAPPERS if ema == "never" else EMA_WRAPPERS + PLAIN_WRAPPERS
+    return next((name for name in order if _leads_to_weights(level.get(name))), None)
 
 
 def _leads_to_weights(value: object, depth: int = 0) -> bool:
@@ -167,7 +174,7 @@ def _leads_to_weights(value: object, depth: int = 0) -> bool:
 
 
 def sha256_of(path: Path) -> str:
-    """The hex digest of a file, read in pieces."""
+    """Return the hex digest of a file, read in pieces."""
     digest = hashlib.sha256()
     with path.open("rb") as stream:
         while block := stream.read(1 << 20):
@@ -178,15 +185,16 @@ def sha256_of(path: Path) -> str:
 def write_checkpoint(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], force: bool) -> None:
     """Write weights, and only weights, in one step: the file is whole or not there.
 
-    A .safetensors file keeps the metadata in its header; a PyTorch file is the plain state dict, or, where
-    there is metadata to keep, a dict with the weights as its ``state_dict``.
+    A .safetensors file keeps the metadata in its header, and takes memory for two more copies of the weights while
+    it is written. A PyTorch file is the plain state dict, or, if there is metadata to keep, a dict with the weights
+    as its ``state_dict``.
 
     Args:
         path: its suffix chooses the format: .safetensors, or PyTorch's for .pth, .pth.tar, .pt and .bin.
         force: replace a file that is there.
 
     Raises:
-        CheckpointError: unknown suffix, no such folder, or the file exists.
+        CheckpointError: unknown suffix, no such folder, or the file exists or cannot be written.
     """
     if not path.name.endswith(_SUFFIXES):
         raise CheckpointError(f"{path} has none of the suffixes that say what to write: {', '.join(_SUFFIXES)}.")
@@ -194,56 +202,89 @@ def write_checkpoint(path: Path, tensors: Mapping[str, Tensor], metadata: Mappin
         raise CheckpointError(f"{path} cannot be written: the folder {path.parent} does not exist; create it first.")
     if path.exists() and not force:
         raise CheckpointError(f"{path} exists and is not replaced; give another name, or --force (force=True).")
-    # a view would be saved with all it is a view of, and safetensors takes no two names for one memory
-    packed = {name: tensor.contiguous().clone() for name, tensor in tensors.items()}
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
-    try:
+    packed = _packed(tensors)
+
+    def write(stream: IO[bytes]) -> None:
         if path.suffix == ".safetensors":
-            safetensors.torch.save_file(packed, unfinished, {"format": "pt", **metadata})
+            # as bytes, since safetensors opens and renames a file of its own, which would not be synced
+            stream.write(safetensors.torch.save(packed, {"format": "pt", **metadata}))
         else:
-            torch.save({"state_dict": packed, **metadata} if metadata else packed, unfinished)
-        unfinished.replace(path)
+            torch.save({"state_dict": packed, **metadata} if metadata else packed, stream)
+
+    try:
+        write_atomically(path, write)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be written: {error}; check the space and the permissions.") from error
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
-# -- what kind of file it is
+def _packed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Give each tensor memory of its own: a view would be saved with all that it is a view of."""
+    uses = Counter(tensor.untyped_storage().data_ptr() for tensor in tensors.values())
+    packed = {}
+    for name, tensor in tensors.items():
+        storage = tensor.untyped_storage()
+        is_alone = uses[storage.data_ptr()] == 1 and storage.nbytes() == tensor.nbytes and tensor.is_contiguous()
+        packed[name] = tensor if is_alone else tensor.clone(memory_format=torch.contiguous_format)
+    return packed
+
+
+# ---- what kind of file it is ----
+
+
+def read_contents(path: str | Path, foreign: bool = True) -> tuple[Any, dict[str, Any]]:
+    """Read a file whole, with its checksums, on the CPU; return its contents and what a header says beside them.
+
+    Args:
+        foreign: also read what other trainers put beside weights (numpy's numbers, ``argparse.Namespace`` ...), rather
+            than tensors and plain values only.
+
+    Raises:
+        CheckpointError: not a file, damaged, not a checkpoint, or unsafe to open.
+    """
+    path = Path(path)
+    _check_is_file(path)
+    kind = _kind_of(path)
+    _logger.debug("%s: %s", path, kind)
+    if kind == "safetensors":
+        return _read_safetensors(path)
+    if kind == "zip":
+        _check_zip(path)
+    return read_pickle(path, foreign), {}
 
 
 def _check_is_file(path: Path) -> None:
     try:
-        if path.is_dir():
-            inside = sorted(entry.name for entry in path.iterdir() if _looks_like_checkpoint(entry))
-            hint = f"give one of its files: {', '.join(inside[:5])}" if inside else "give the file itself"
-            raise CheckpointError(f"{path} is a folder, not a checkpoint; {hint}.")
-        if not path.exists():
-            beside = sorted(entry.name for entry in path.parent.glob("*") if _looks_like_checkpoint(entry))
-            hint = f"in that folder there is {', '.join(beside[:5])}" if beside else "check the path"
-            raise CheckpointError(f"{path} does not exist; {hint}.")
-        if not path.is_file():
-            raise CheckpointError(f"{path} is not a regular file; give the path of a checkpoint.")
-        if path.stat().st_size == 0:
-            raise CheckpointError(
-                f"{path} is empty (0 bytes): the download or the save that made it did not finish; fetch or "
-                "save it again."
+        if path.is_file():
+            if path.stat().st_size:
+                return
+            problem = (
+                "is empty (0 bytes): the download or the save that made it did not finish; fetch or save it again"
             )
+        elif path.is_dir():
+            inside = _checkpoints_in(path)
+            hint = f"give one of its files: {inside}" if inside else "give the file itself"
+            problem = f"is a folder, not a checkpoint; {hint}"
+        elif path.exists():
+            problem = "is not a regular file; give the path of a checkpoint"
+        else:
+            beside = _checkpoints_in(path.parent)
+            hint = f"in that folder there is {beside}" if beside else "check the path"
+            problem = f"does not exist; {hint}"
     except OSError as error:
-        raise CheckpointError(
-            f"{path} cannot be opened: {error.strerror}; check the path and its permissions."
-        ) from error
+        problem = f"cannot be opened: {error.strerror}; check the path and its permissions"
+    raise CheckpointError(f"{path} {problem}.")
 
 
-def _looks_like_checkpoint(path: Path) -> bool:
-    return path.name.endswith(_SUFFIXES) and path.is_file()
+def _checkpoints_in(folder: Path) -> str:
+    files = (file.name for file in folder.glob("*") if file.name.endswith(_SUFFIXES) and file.is_file())
+    return ", ".join(sorted(files)[:5])
 
 
 def _kind_of(path: Path) -> str:
-    """One of the keys of `_READERS`.
+    """Tell "zip", "pickle" or "safetensors" from the first bytes.
 
     Raises:
-        CheckpointError: none of them; says what it is instead, as far as can be told.
+        CheckpointError: it is none of them; says what it is instead, as far as can be told.
     """
     try:
         with path.open("rb") as stream:
@@ -254,26 +295,13 @@ def _kind_of(path: Path) -> str:
         return "zip"
     if start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= 100_000_000:
         return "safetensors"
-    if start[257:262] == b"ustar":
-        raise CheckpointError(
-            f"{path} is a tar archive: either other files packed together, which have to be unpacked first, "
-            "or a checkpoint of PyTorch 0.1, which has to be saved again with a newer one."
-        )
     if start.startswith(b"\x80") or re.match(rb"\(*[ci][\w.]+\n[\w.]+\n", start):
         return "pickle"  # the second form is that of protocol 0
     raise CheckpointError(f"{path} {_other_kind(start)}")
 
 
 def _other_kind(start: bytes) -> str:
-    """What a file that is no checkpoint is, and what to do about it: the rest of a sentence."""
-    for magic, kind in {
-        b"\x1f\x8b": "is compressed with gzip; unpack it first.",
-        b"7z\xbc\xaf": "is a 7z archive; unpack it first.",
-        b"\x89HDF": "is an HDF5 file, as Keras writes; DaViT's weights come as .pth or .safetensors.",
-        b"\x93NUMPY": "is a numpy array; DaViT's weights come as .pth or .safetensors.",
-    }.items():
-        if start.startswith(magic):
-            return kind
+    """Say what a file that is no checkpoint is, and what to do about it: the rest of a sentence."""
     if start.startswith(b"version https://git-lfs"):
         return (
             "is a Git LFS pointer, a few lines of text in place of the weights; run 'git lfs pull' in that "
@@ -288,7 +316,11 @@ def _other_kind(start: bytes) -> str:
     text = _as_text(start)
     if text is not None:
         return f"is a text file that begins with {text[:40]!r}, not a checkpoint; check the path."
-    return "is no checkpoint in any known format (PyTorch or safetensors); it may be damaged: fetch or save it again."
+    return (
+        "is no checkpoint in a known format (PyTorch or safetensors): if it is an archive (gzip, 7z, tar), unpack it; "
+        "if another program's (Keras, numpy), get DaViT's weights as .pth or .safetensors; if it is damaged, fetch or "
+        "save it again."
+    )
 
 
 def _as_text(start: bytes) -> str | None:
@@ -299,23 +331,20 @@ def _as_text(start: bytes) -> str | None:
     return None if re.search(r"[\x00-\x08\x0e-\x1f]", text) else text
 
 
-# -- readers
-
-
-def _read_safetensors(path: Path) -> tuple[object, dict[str, Any]]:
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         tensors = safetensors.torch.load_file(path)
         with safetensors.safe_open(path, framework="pt") as opened:
-            metadata = opened.metadata() or {}
+            return tensors, opened.metadata() or {}
     except (safetensors.SafetensorError, OSError, ValueError, KeyError) as error:
         raise CheckpointError(
             f"{path} begins as a safetensors file but cannot be read ({error}): it is cut short or damaged; "
             "fetch or save it again."
         ) from error
-    return tensors, metadata
 
 
-def _read_zip(path: Path) -> tuple[object, dict[str, Any]]:
+def _check_zip(path: Path) -> None:
+    """Raise a `CheckpointError` unless the archive is whole and one of torch.save's."""
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
@@ -345,11 +374,10 @@ def _read_zip(path: Path) -> tuple[object, dict[str, Any]]:
             f"{path} is a zip archive, but not one of PyTorch's (it holds {', '.join(sorted(members)[:3])}); "
             "unpack it and give the checkpoint itself."
         )
-    return read_pickle(path), {}
 
 
 def _damaged_member(archive: zipfile.ZipFile) -> str | None:
-    """The first member whose checksum is wrong (torch.load does not look); 0 stands for none."""
+    """Return the first member whose checksum is wrong (torch.load does not look); 0 stands for none."""
     for member in archive.infolist():
         if member.CRC != 0:
             try:
@@ -359,11 +387,3 @@ def _damaged_member(archive: zipfile.ZipFile) -> str | None:
             except (zipfile.BadZipFile, zlib.error, EOFError):
                 return member.filename
     return None
-
-
-# each returns the contents and what the file's header says beside them
-_READERS: dict[str, Callable[[Path], tuple[object, dict[str, Any]]]] = {
-    "zip": _read_zip,
-    "pickle": lambda path: (read_pickle(path), {}),
-    "safetensors": _read_safetensors,
-}

@@ -18,7 +18,7 @@ from timm.utils.misc import natural_key
 from torch import Tensor, nn
 
 from ..checkpoint import Checkpoint, load_checkpoint, read_checkpoint
-from ..checkpoint.names import Recognised, find, structure_of
+from ..checkpoint.names import structure_of
 from ..data import PictureDataset, check_classes, eval_transform
 from ..data.dataset import Transform
 from ..pretrained import PretrainedError
@@ -210,12 +210,6 @@ def _saved_args(checkpoint: Checkpoint | None) -> dict[str, Any]:
     return saved if isinstance(saved, dict) else {}
 
 
-def _davit_in(checkpoint: Checkpoint) -> Recognised | None:
-    """The DaViT whose weights these are; None for anything else, as a model that holds two."""
-    found = find(checkpoint.state_dict)
-    return found[0] if len(found) == 1 else None
-
-
 def _name_of(checkpoint: Checkpoint | None, saved: Mapping[str, Any]) -> str | None:
     """The model that a checkpoint is of: as its training noted, else the DaViT that has these shapes."""
     if checkpoint is None:
@@ -223,7 +217,7 @@ def _name_of(checkpoint: Checkpoint | None, saved: Mapping[str, Any]) -> str | N
     for noted in (saved.get("model"), checkpoint.metadata.get("arch")):
         if isinstance(noted, str) and timm.is_model(noted):
             return noted
-    found = _davit_in(checkpoint)
+    found = checkpoint.davit
     variants = structure_of(found, checkpoint.state_dict).variants() if found else []
     if not variants:
         raise ValueError(f"{checkpoint.origin} does not tell which model it is of; pass --model.")
@@ -268,7 +262,7 @@ def _build(name: str, args: argparse.Namespace, saved: Mapping[str, Any], checkp
 
 def _num_classes(checkpoint: Checkpoint, saved: Mapping[str, Any]) -> int | None:
     """The classes of a checkpoint: as the biases of a linear head tell, else as its training noted."""
-    found = _davit_in(checkpoint)
+    found = checkpoint.davit
     names = {key.param: name for key, name in found.names.items() if key.slot == "head.fc"} if found else {}
     head = {param: checkpoint.state_dict[name] for param, name in names.items()}
     if head.keys() == {"weight", "bias"}:

@@ -11,7 +11,7 @@ from timm.scheduler import PlateauLRScheduler
 from timm.utils import ModelEmaV3
 from torch import nn
 
-from ..checkpoint import CheckpointError, load_checkpoint, read_checkpoint
+from ..checkpoint import load_checkpoint, read_contents, unwrap
 from ..data import TrainLoader
 from . import run_folder as saved
 from .build import Data
@@ -216,18 +216,17 @@ def _make_room(folder: saved.RunFolder, args: Namespace) -> None:
 
 
 def read_any(path: Path) -> dict[str, Any]:
-    """A state of ours, or another trainer's checkpoint as weights, their average if it has one, and epoch."""
-    try:
-        return saved.read_state(path)
-    except CheckpointError:
-        checkpoint = read_checkpoint(path, ema="never")  # knows more formats, and says better what is wrong
-        averaged = read_checkpoint(path)
-        epoch = checkpoint.metadata.get("epoch")
-        return {
-            "state_dict": checkpoint.state_dict,
-            "epoch": epoch if isinstance(epoch, int) else -1,
-            **({"state_dict_ema": averaged.state_dict} if averaged.ema else {}),
-        }
+    """Read a state of ours, or another trainer's checkpoint: weights, their average if it has one, and epoch."""
+    contents, _ = read_contents(path)
+    if isinstance(contents, dict) and contents.get("format") == saved.FORMAT:
+        return contents
+    checkpoint, averaged = unwrap(contents, str(path), ema="never"), unwrap(contents, str(path))
+    epoch = checkpoint.metadata.get("epoch")
+    return {
+        "state_dict": checkpoint.state_dict,
+        "epoch": epoch if isinstance(epoch, int) else -1,
+        **({"state_dict_ema": averaged.state_dict} if averaged.ema else {}),
+    }
 
 
 def restore(run: Run, state: dict[str, Any], own: bool) -> None:

@@ -17,7 +17,6 @@ import math
 import os
 import re
 import shutil
-import zipfile
 from argparse import Namespace
 from contextlib import suppress
 from datetime import datetime
@@ -26,7 +25,7 @@ from typing import IO, Any
 
 import torch
 
-from ..checkpoint import CheckpointError
+from ..checkpoint import CheckpointError, read_contents
 from ..files import write_atomically
 
 log = logging.getLogger(__name__)
@@ -43,23 +42,12 @@ _OF_A_RUN = (
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """A whole training state; every byte is checked, and nothing in it can run code.
+    """Read a whole training state; every byte is checked, and nothing in it can run code.
 
     Raises:
         CheckpointError: the file is missing, damaged, or not a state of this trainer.
     """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-        if damaged is not None:
-            raise CheckpointError(f"{path} is damaged: the part {damaged} does not have its checksum.")
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} does not exist.") from None
-    except CheckpointError:
-        raise
-    except Exception as error:
-        raise CheckpointError(f"{path} is damaged or no checkpoint of PyTorch's: {error}") from error
+    state, _ = read_contents(path, foreign=False)
     if not isinstance(state, dict) or "state_dict" not in state:
         raise CheckpointError(f"{path} holds no training state.")
     return state

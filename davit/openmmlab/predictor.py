@@ -124,7 +124,7 @@ class Predictor:
         self.classes, self.palette, self.cfg = *_classes(cfg, read.metadata), cfg
         set_classes(cfg, self.classes)  # a model trained with --classes has other heads than its config
         self.model: nn.Module = MODELS.build(cfg.model)
-        log.info("%s", load_whole(self.model, read.state_dict, str(checkpoint), may_adapt=False))
+        load_whole(self.model, read, may_adapt=False)
         self.device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
         self.model.to(self.device).eval()
         self.score_threshold = score_threshold

@@ -6,29 +6,25 @@ import logging
 import os
 import re
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from mmengine.dist import broadcast
 from mmengine.hooks import LoggerHook
-from mmengine.logging import HistoryBuffer, print_log
+from mmengine.logging import HistoryBuffer
 from mmengine.model import BaseTTAModel, MMDistributedDataParallel, is_model_wrapper, revert_sync_batchnorm
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
-from torch import Tensor, nn
+from torch import nn
 
-from ..checkpoint import CheckpointError, read_checkpoint
-from ..checkpoint.load import load_state
-from ..checkpoint.names import find
+from ..checkpoint import Checkpoint, CheckpointError, LoadReport, load_checkpoint, read_checkpoint, unwrap
 from ..engine.run_folder import read_state
 from ..engine.run_log import plain
 
 _STATE_FILE = re.compile(r"(?:epoch|iter)_(\d+)\.pth")
-_UNUSED_NORM = re.compile(r"backbone\.norm\d+\.(?:weight|bias)")
-# layers whose width is the number of classes, by the names of their weights
-_CLASSIFIERS = re.compile(r"(?:^|\.)(?:fc_cls|fc_reg|retina_cls|conv_logits|conv_seg)\.(?:weight|bias)$")
 
 
 @RUNNERS.register_module(force=True)
@@ -61,9 +57,9 @@ class DaViTRunner(Runner):
         contents = {"state_dict": checkpoint.state_dict, "meta": checkpoint.metadata.get("meta", {})}
         self.call_hook("after_load_checkpoint", checkpoint=contents)
         may_adapt = self._train_loop is not None
-        report = load_whole(self._bare_model(), contents["state_dict"], filename, may_adapt=may_adapt)
+        checkpoint = replace(checkpoint, state_dict=contents["state_dict"])  # which a hook may have changed
+        load_whole(self._bare_model(), checkpoint, may_adapt=may_adapt, logger=self.logger)
         self._has_loaded = True
-        self.logger.info(report)
         return contents
 
     def resume(
@@ -84,7 +80,8 @@ class DaViTRunner(Runner):
                 f"{filename} holds weights but no state of a training: start from it with --load-from, not --resume."
             )
         self.call_hook("after_load_checkpoint", checkpoint=state)
-        load_whole(self._bare_model(), state["state_dict"], filename, may_adapt=False)
+        weights = unwrap({"state_dict": state["state_dict"]}, filename)
+        load_whole(self._bare_model(), weights, may_adapt=False, logger=self.logger)
         self.train_loop._epoch = state["meta"]["epoch"]
         self.train_loop._iter = state["meta"]["iter"]
         self._resume_seed(state["meta"].get("seed"))
@@ -192,76 +189,25 @@ def newest_whole(folder: Path, logger: logging.Logger) -> Path | None:
     return None
 
 
-def load_whole(model: nn.Module, weights: dict[str, Tensor], origin: str, *, may_adapt: bool) -> str:
+def load_whole(
+    model: nn.Module, checkpoint: Checkpoint, *, may_adapt: bool, logger: logging.Logger | None = None
+) -> LoadReport:
     """Load a whole detector's or segmentor's weights by their names, every tensor accounted for.
 
     Args:
         may_adapt: for training: layers whose width is the number of classes may differ, and start anew, as do
             tensors that an edit added to the backbone and the file lacks.
 
-    Returns:
-        What was loaded and what was not, in a sentence.
-
     Raises:
         CheckpointError: tensors are missing, unexpected or of another shape; the model is unchanged.
     """
-    weights = {name.removeprefix("module."): tensor for name, tensor in weights.items()}
-    ours = {name: tensor for name, tensor in model.state_dict().items() if isinstance(tensor, Tensor)}
-    added = _added(ours) if may_adapt else set()
-    dropped = {name: "a norm of a level that is not read" for name in weights if _unused_norm(name, ours)}
-    problems, anew, new = [], [], []
-    for name, tensor in ours.items():
-        if name not in weights and name in added:
-            new.append(name)
-        elif name not in weights:
-            problems.append(f"{name} is missing")
-        elif weights[name].shape != tensor.shape:
-            if may_adapt and _CLASSIFIERS.search(name):
-                anew.append(name)
-            else:
-                shapes = f"{tuple(weights[name].shape)} in the file, {tuple(tensor.shape)} in the model"
-                problems.append(f"{name} is {shapes}")
-    problems += [f"{name} is unexpected" for name in weights if name not in ours and name not in dropped]
-    if problems:
-        more = f" and {len(problems) - 4} more" if len(problems) > 4 else ""
+    try:
+        return load_checkpoint(model, checkpoint, head="auto" if may_adapt else "require", logger=logger)
+    except CheckpointError as error:
         raise CheckpointError(
-            f"{origin} does not fit the config's model: {'; '.join(problems[:4])}{more}. "
-            f"{_advice(weights, ours, origin)} Nothing was loaded."
-        )
-    kept = {*anew, *new}
-    load_state(model, {name: weights[name] for name in ours if name not in kept}, {})
-    loaded = sum(tensor.numel() for name, tensor in ours.items() if name not in kept)
-    total = sum(tensor.numel() for tensor in ours.values())
-    parts = [
-        f"{origin}: loaded {len(ours) - len(kept)} of the model's {len(ours)} tensors, {100 * loaded / total:.4g} % "
-        f"of its {total:,} values"
-    ]
-    if anew:
-        parts.append(f"of another number of classes, so new: {', '.join(anew)}")
-    if new:
-        names = ", ".join(new)
-        print_log(f"{origin}: added to the backbone and not in the file, so new: {names}.", "current", logging.WARNING)
-    if dropped:
-        parts.append(f"dropped {len(dropped)} tensors of norms of levels that are not read")
-    return "; ".join(parts) + "."
-
-
-def _added(names: Iterable[str]) -> set[str]:
-    """The tensors of the backbone that no DaViT has unless they were added to it."""
-    return {name for found in find(names) for name in found.additions.values()}
-
-
-def _unused_norm(name: str, ours: dict[str, Tensor]) -> bool:
-    """The original has a norm for every level, also for those that RetinaNet does not read."""
-    return name not in ours and _UNUSED_NORM.fullmatch(name) is not None
-
-
-def _advice(weights: dict[str, Tensor], ours: dict[str, Tensor], origin: str) -> str:
-    if not any(name.startswith("backbone.") for name in weights):
-        return f"It holds no detector or segmentor; for its backbone use --cfg-options model.pretrained={origin}."
-    if any(name in ours and ours[name].shape != tensor.shape for name, tensor in weights.items()):
-        return "Is it of another size of DaViT, or trained on other classes (--classes)?"
-    return "Take the config that it was trained with."
+            f"{error} Take the config that it was trained with, of the same size and classes (--classes); of a "
+            f"classifier or a backbone alone, pass --cfg-options model.pretrained={checkpoint.origin}."
+        ) from error
 
 
 def _make_plain(checkpoint: dict[str, Any]) -> None:

@@ -1,34 +1,35 @@
-"""The command line, run as a user runs it."""
+"""The command line, as a user runs it."""
 
 import argparse
-import subprocess
+import runpy
 import sys
 
 import pytest
 import safetensors.torch
+import timm
 import torch
 
-from davit.checkpoint import load_checkpoint, read_checkpoint
+from davit import create_model
+from davit.checkpoint import CheckpointError, load_checkpoint, read_checkpoint
 from davit.checkpoint.__main__ import main
+from tests.checkpoint.conftest import built, same, under, weights_of
 
 
-def test_the_module_is_a_program(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-m", "davit.checkpoint", "inspect", str(tmp_path / "missing.pth")],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 2 and done.stdout == ""
-    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
-    assert "missing.pth" in done.stderr
+def test_the_module_is_a_program(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["davit.checkpoint", "inspect", str(tmp_path / "missing.pth")])
+    monkeypatch.delitem(sys.modules, "davit.checkpoint.__main__")
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module("davit.checkpoint", run_name="__main__")
+    out, err = capsys.readouterr()
+    assert ended.value.code == 2 and out == ""
+    assert err.startswith("error: ") and err.count("\n") == 1 and "missing.pth" in err
 
 
-def test_inspect_tells_what_is_in_the_file(build, saved, capsys):
-    weights = build("timm").state_dict()
+def test_inspect_tells_what_is_in_the_file(saved, capsys):
+    weights = weights_of("timm")
     contents = {
         "state_dict": weights,
-        "state_dict_ema": {f"module.{name}": tensor for name, tensor in weights.items()},
+        "state_dict_ema": under("module.", weights),
         "epoch": 42,
         "args": argparse.Namespace(lr=0.001, model="DaViT_tiny"),
         "optimizer": {"state": {0: torch.ones(3)}},
@@ -37,59 +38,50 @@ def test_inspect_tells_what_is_in_the_file(build, saved, capsys):
     out = capsys.readouterr().out
     params = sum(tensor.numel() for tensor in weights.values())
     for fact in (
-        "state_dict_ema (the EMA weights)",
-        "timm, under 'module.'",
-        "embed_dims (16, 32, 48, 64), depths (1, 1, 2, 1), 3 input channels, 7 classes",
-        f"{params:,} in {len(weights)} tensors of float32",
-        "epoch: 42",
-        "lr=0.001",
-        "optimizer: (not shown)",
-        "davit's channel attention",
+        *("state_dict_ema", "timm", "'module.'", "(16, 32, 48, 64)", "(1, 1, 2, 1)", "7 classes", "float32"),
+        *(f"{params:,}", str(len(weights)), "epoch: 42", "lr=0.001", "optimizer", "davit's"),
     ):
-        assert fact in out, out
+        assert fact in out, fact
     rows = [line.split() for line in out.splitlines() if line.startswith(("stage ", "norms, head"))]
     assert [row[2] for row in rows[:4]] == ["16", "32", "48", "64"] and [row[3] for row in rows[:4]] == list("1121")
     assert sum(int(row[-1].replace(",", "")) for row in rows) == params
     assert sum(int(row[-2]) for row in rows) == len(weights)
 
 
-def test_inspect_names_a_released_variant_and_nan(saved, capsys):
-    from davit import create_model
-
-    state_dict = create_model("DaViT_nano", num_classes=10).half().state_dict()
-    state_dict["norms.bias"][0] = float("nan")
-    assert main(["inspect", str(saved(state_dict))]) == 0
+def test_inspect_names_a_released_variant_nan_and_what_is_no_davits(saved, capsys):
+    weights = create_model("DaViT_nano", num_classes=10).half().state_dict()
+    weights["norms.bias"][0] = float("nan")
+    weights = {**under("net.", weights), "net.main_blocks.0.0.0.gamma": torch.ones(1), "neck.bias": torch.ones(1)}
+    assert main(["inspect", str(saved(weights))]) == 0
     out = capsys.readouterr().out
-    assert "DaViT_nano" in out and "float16" in out and "NaN" in out and "norms.bias" in out
+    for fact in ("DaViT_nano", "float16", "NaN", "net.norms.bias", "net.main_blocks.0.0.0.gamma", "neck.bias"):
+        assert fact in out, fact
 
 
-@pytest.mark.parametrize("suffix", [".safetensors", ".pth", ".pth.tar"])
-@pytest.mark.parametrize("to, kind", [("davit", "davit"), ("timm", "timm"), ("pyramid", "pyramid")])
-def test_converted_files_load_without_us(build, saved, tmp_path, capsys, suffix, to, kind):
+@pytest.mark.parametrize("suffix, to", [(".safetensors", "davit"), (".pth", "timm"), (".pth.tar", "pyramid")])
+def test_converted_files_load_without_us(saved, tmp_path, capsys, suffix, to):
     destination = tmp_path / f"converted{suffix}"
     source = "timm" if to == "davit" else "davit"
-    assert main(["convert", str(saved(build(source).state_dict())), str(destination), "--to", to]) == 0
+    assert main(["convert", str(saved(weights_of(source))), str(destination), "--to", to]) == 0
     if suffix == ".safetensors":
-        state_dict = safetensors.torch.load_file(destination)
+        weights = safetensors.torch.load_file(destination)
     else:
-        state_dict = torch.load(destination, weights_only=True)
-    missing, unexpected = build(kind, seed=9).load_state_dict(state_dict, strict=False)
+        weights = torch.load(destination, weights_only=True)
+    missing, unexpected = built(to, seed=9).load_state_dict(weights, strict=False)
     assert not unexpected and all(name.startswith("norm") for name in missing) and bool(missing) == (to == "pyramid")
     assert f"{source} -> {to}" in capsys.readouterr().out
 
 
-def test_there_and_back_is_bit_identical(build, saved, tmp_path, same):
-    path = saved(build().state_dict(), "original.pth")
-    current = path
-    for step, to in enumerate(["timm", "florence2", "davit"]):
-        current, previous = tmp_path / f"{step}.safetensors", current
-        assert main(["convert", str(previous), str(current), "--to", to]) == 0
-    assert main(["convert", str(current), str(tmp_path / "back.pth"), "--to", "davit"]) == 0
-    assert same(read_checkpoint(tmp_path / "back.pth").state_dict, build().state_dict())
+def test_there_and_back_is_bit_identical(saved, tmp_path):
+    current = saved(weights_of(), "original.pth")
+    for step, to in enumerate(["timm.safetensors", "florence2.pt", "davit.safetensors", "davit.pth"]):
+        current, previous = tmp_path / f"{step}.{to}", current
+        assert main(["convert", str(previous), str(current), "--to", to.split(".")[0]]) == 0
+    assert same(read_checkpoint(current).state_dict, weights_of())
 
 
-def test_the_ema_option_chooses_the_weights(build, saved, tmp_path, same):
-    trained, averaged = build(seed=1).state_dict(), build(seed=2).state_dict()
+def test_the_ema_option_chooses_the_weights(saved, tmp_path):
+    trained, averaged = weights_of(seed=1), weights_of(seed=2)
     path = saved({"model": trained, "model_ema": averaged})
     for ema, expected in (("auto", averaged), ("always", averaged), ("never", trained)):
         destination = tmp_path / f"{ema}.pt"
@@ -97,35 +89,27 @@ def test_the_ema_option_chooses_the_weights(build, saved, tmp_path, same):
         assert same(torch.load(destination, weights_only=True), expected)
 
 
-def test_nothing_is_overwritten_without_force(build, saved, tmp_path, capsys):
-    source = saved(build().state_dict())
-    destination = tmp_path / "there.pth"
-    destination.write_bytes(b"precious")
-    command = ["convert", str(source), str(destination), "--to", "timm"]
+def test_nothing_is_overwritten_without_force(saved, tmp_path, capsys):
+    path = saved(weights_of())
+    before = path.read_bytes()
+    command = ["convert", str(path), str(path), "--to", "timm"]
     assert main(command) == 2
-    assert destination.read_bytes() == b"precious" and "--force" in capsys.readouterr().err
+    assert path.read_bytes() == before and "--force" in capsys.readouterr().err
     assert main([*command, "--force"]) == 0
-    assert list(read_checkpoint(destination).state_dict) == list(build("timm").state_dict())
+    assert list(read_checkpoint(path).state_dict) == list(weights_of("timm"))
 
 
-def test_a_file_can_be_converted_in_place(build, saved):
-    path = saved(build().state_dict())
-    assert main(["convert", str(path), str(path), "--to", "timm", "--force"]) == 0
-    assert list(read_checkpoint(path).state_dict) == list(build("timm").state_dict())
-
-
-def test_florence2_stays_recognisable_under_any_name(build, saved, tmp_path):
-    """Renaming must not launder another function into a DaViT."""
-    source = saved(build("florence2").state_dict())
-    for name in ("laundered.pth", "laundered.safetensors"):
-        assert main(["convert", str(source), str(tmp_path / name), "--to", "davit"]) == 0
-        checkpoint = read_checkpoint(tmp_path / name)
-        assert checkpoint.function == "florence2" and "main_blocks.0.0.0.attn.qkv.weight" in checkpoint.state_dict
-        with pytest.raises(ValueError, match="Florence-2"):
-            load_checkpoint(build(), tmp_path / name)
-        assert main(["convert", str(tmp_path / name), str(tmp_path / f"again_{name}"), "--to", "timm"]) == 0
-        with pytest.raises(ValueError, match="Florence-2"):
-            load_checkpoint(build(), tmp_path / f"again_{name}")
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_florence2_stays_recognisable_under_any_name(saved, tmp_path, suffix):
+    """Renaming must not make another function pass for a DaViT's."""
+    current = saved(weights_of("florence2"))
+    for to in ("davit", "timm"):
+        current, previous = tmp_path / f"{to}{suffix}", current
+        assert main(["convert", str(previous), str(current), "--to", to]) == 0
+        checkpoint = read_checkpoint(current)
+        assert checkpoint.function == "florence2" and checkpoint.state_dict.keys() == weights_of(to).keys()
+        with pytest.raises(CheckpointError, match="allow_different_function"):
+            load_checkpoint(built(), current)
 
 
 @pytest.mark.parametrize(
@@ -139,13 +123,11 @@ def test_florence2_stays_recognisable_under_any_name(build, saved, tmp_path):
         ["inspect", "{bad}"],
     ],
 )
-def test_mistakes_end_with_status_2_and_a_paragraph(build, saved, tmp_path, capsys, arguments):
-    import timm
-
+def test_mistakes_end_with_status_2_and_a_paragraph(saved, tmp_path, capsys, arguments):
     names = {
         "bad": tmp_path / "bad.pth",
-        "good": saved(build().state_dict(), "good.pth"),
-        "other": saved(timm.create_model("resnet18").state_dict(), "other.pth"),
+        "good": saved(weights_of(), "good.pth"),
+        "other": saved(timm.create_model("resnet10t").state_dict(), "other.pth"),
         "new": tmp_path / "new",
     }
     names["bad"].write_text("nothing to see")
@@ -156,11 +138,12 @@ def test_mistakes_end_with_status_2_and_a_paragraph(build, saved, tmp_path, caps
     assert sorted(tmp_path.iterdir()) == before
 
 
-def test_a_tensor_larger_than_memory_is_a_paragraph(build, saved, tmp_path, capsys):
-    weights = {**build().state_dict(), "head.weight": torch.zeros(1).expand(10**15)}
-    file = saved(weights)
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_a_tensor_larger_than_memory_is_a_paragraph(saved, tmp_path, capsys, suffix):
+    file = saved({**weights_of(), "head.weight": torch.zeros(1).expand(10**15)})
     assert file.stat().st_size < 10_000_000
-    for command in (["inspect", str(file)], ["convert", str(file), str(tmp_path / "out.pth"), "--to", "timm"]):
+    out = tmp_path / f"out{suffix}"
+    for command in (["inspect", str(file)], ["convert", str(file), str(out), "--to", "timm"]):
         assert main(command) == 2
         assert str(file) in capsys.readouterr().err
-    assert not (tmp_path / "out.pth").exists()
+    assert not out.exists()

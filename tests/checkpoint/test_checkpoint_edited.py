@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from davit.checkpoint import CheckpointError, convert_state_dict, load_checkpoint
-from davit.checkpoint.names import find
+from davit.checkpoint.names import SPELLINGS, find, recognise
 from davit.model import DualAttentionBlock
-from tests.checkpoint.conftest import filled
+from tests.checkpoint.conftest import built, filled, is_loaded, refusal, under, weights_of, without
 
 
 class LowRank(nn.Module):
@@ -101,73 +101,42 @@ def teacher(model: Any) -> None:
 EDITS = [scale, bias_table, branch, many, around, low_rank, parametrized, other_mlp, other_head, teacher]
 ADDITIONS = [scale, bias_table, branch, many, around]  # the rest of the model is as it was
 
-Edited = Callable[..., nn.Module]
+
+def edited(edit: Callable[[Any], None], kind: str = "davit", seed: int = 0, **options: Any) -> nn.Module:
+    """A filled model to which the edit was made."""
+    model = built(kind, seed, **options)
+    edit(model)
+    return filled(model, seed + 100)
 
 
-@pytest.fixture
-def edited(build: Callable[..., nn.Module]) -> Edited:
-    """``edited(edit, kind, seed, **options)``: a filled model to which the edit was made."""
-
-    def make(edit: Callable[[Any], None], kind: str = "davit", seed: int = 0, **options: Any) -> nn.Module:
-        model = build(kind, seed, **options)
-        edit(model)
-        return filled(model, seed + 100)
-
-    return make
+# ---- its own state ----
 
 
-def loaded(model: nn.Module, weights: dict[str, Tensor]) -> bool:
-    mine = model.state_dict()
-    return mine.keys() == weights.keys() and all(torch.equal(mine[name], weights[name]) for name in mine)
-
-
-def refusal(model: nn.Module, source: Any, unchanged: Callable[[], None], **options: Any) -> str:
-    with pytest.raises(CheckpointError) as caught:
-        load_checkpoint(model, source, **options)
-    unchanged()
-    return str(caught.value)
-
-
-# -- its own state
-
-
-@pytest.mark.parametrize("head", ["auto", "require"])
-@pytest.mark.parametrize("prefix", ["", "module.", "module._orig_mod."])
 @pytest.mark.parametrize("edit", EDITS)
-def test_its_own_state_loads(edited: Edited, edit: Any, prefix: str, head: str) -> None:
-    model, other = edited(edit, seed=1), edited(edit, seed=2)
-    weights = other.state_dict()
-    assert not loaded(model, weights)
-    report = load_checkpoint(model, {prefix + name: tensor for name, tensor in weights.items()}, head=head)
-    assert loaded(model, weights)
+def test_its_own_state_loads(snapshot: Any, edit: Any) -> None:
+    model, weights = edited(edit, seed=1), edited(edit, seed=2).state_dict()
+    assert not is_loaded(model, weights)
+    report = load_checkpoint(model, under("module._orig_mod.", weights), head="require")
+    assert is_loaded(model, weights)
     assert report.complete and report.tensors_loaded == report.tensors_total == len(weights)
     wrapped = nn.DataParallel(edited(edit, seed=3))
-    assert load_checkpoint(wrapped, weights, head=head).complete
-    assert loaded(wrapped.module, weights)
-
-
-@pytest.mark.parametrize("edit", EDITS)
-def test_its_own_state_without_one_tensor_is_none_to_evaluate(edited: Edited, snapshot: Any, edit: Any) -> None:
-    model, plain = edited(edit, seed=1), edited(lambda _: None).state_dict()
-    weights = edited(edit, seed=2).state_dict()
-    for name in [name for name in weights if name not in plain][:3]:
-        rest = {key: tensor for key, tensor in weights.items() if key != name}
-        assert name in refusal(model, rest, snapshot(model), head="require")
+    assert load_checkpoint(wrapped, weights).complete
+    assert is_loaded(wrapped.module, weights)
+    for name in [name for name in weights if name not in weights_of()][:2]:
+        assert name in refusal(model, without(weights, name), snapshot(model), head="require")
 
 
 @pytest.mark.parametrize("edit", [low_rank, parametrized, other_mlp])
-def test_a_layer_in_place_of_another_is_not_filled_in_part(
-    edited: Edited, build: Any, snapshot: Any, edit: Any
-) -> None:
+def test_a_layer_in_place_of_another_is_not_filled_in_part(snapshot: Any, edit: Any) -> None:
     """What the file calls otherwise is neither dropped nor left as it was."""
     model = edited(edit, seed=1)
-    for weights in (build(seed=2).state_dict(), convert_state_dict(build(seed=2).state_dict(), "timm")):
-        refusal(model, weights, snapshot(model))
+    for kind in ("davit", "timm"):
+        refusal(model, weights_of(kind, 2), snapshot(model))
 
 
 @pytest.mark.parametrize("give", [torch.tensor, float], ids=["tensor", "number"])
-def test_modules_are_handed_their_state(build: Any, saved: Any, snapshot: Any, give: Callable[[float], Any]) -> None:
-    model, other = build(seed=1), build(seed=2)
+def test_modules_are_handed_their_state(saved: Any, snapshot: Any, give: Callable[[float], Any]) -> None:
+    model, other = built(seed=1), built(seed=2)
     plain = other.state_dict()
     other.gate, model.gate = Copying(give, 3.0), Copying(give, 0.0)
     weights = other.state_dict()
@@ -181,72 +150,67 @@ def test_modules_are_handed_their_state(build: Any, saved: Any, snapshot: Any, g
     assert model.gate.value == 3.0
     with pytest.raises(CheckpointError):
         load_checkpoint(model, plain, head="require")
-    unedited = build(seed=3)
+    unedited = built(seed=3)
     assert "gate._extra_state" in refusal(unedited, weights, snapshot(unedited))
 
 
-# -- weights of a model without the edit
+# ---- weights of a model without the edit ----
 
 
-@pytest.mark.parametrize("prefix", ["", "module.", "backbone."])
-@pytest.mark.parametrize("layout", ["davit", "timm", "pyramid"])
+@pytest.mark.parametrize("layout, prefix", [("davit", ""), ("timm", "module."), ("pyramid", "backbone.")])
 @pytest.mark.parametrize("edit", ADDITIONS)
 def test_what_was_added_is_reported_as_missing(
-    edited: Edited, build: Any, caplog: pytest.LogCaptureFixture, edit: Any, layout: str, prefix: str
+    snapshot: Any, caplog: pytest.LogCaptureFixture, edit: Any, layout: str, prefix: str
 ) -> None:
-    model, base = edited(edit, seed=1), build(seed=2).state_dict()
+    model, base = edited(edit, seed=1), weights_of(seed=2)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     added = set(before) - set(base)
     tail = {"norms.weight", "norms.bias", "head.weight", "head.bias"} if layout == "pyramid" else set()
-    source = {prefix + name: tensor for name, tensor in convert_state_dict(base, layout).items()}
+    refusal(model, base, snapshot(model), head="require")
     caplog.clear()
     with caplog.at_level(logging.INFO, "davit"):
-        report = load_checkpoint(model, source)
+        report = load_checkpoint(model, under(prefix, convert_state_dict(base, layout)))
     assert added and set(report.missing) == added | tail
     assert not report.complete
     assert report.tensors_loaded == len(base) - len(tail) == report.tensors_total - len(report.missing)
     after = model.state_dict()
     assert all(torch.equal(after[name], before[name] if name in report.missing else base[name]) for name in after)
-    (record,) = caplog.records
+    record = caplog.records[-1]
     assert record.levelno == logging.WARNING
     for name in added:  # the last word of each, whichever way the rest is shortened
         assert name.rsplit(".", 1)[-1] in record.getMessage()
+    stock = built(seed=1)  # which lacks what was added
+    text = refusal(stock, before, snapshot(stock))
+    assert any(name in text for name in added)
+
+
+def test_a_second_davit_in_the_model_may_be_new(snapshot: Any) -> None:
+    model = edited(teacher, seed=1)
+    report = load_checkpoint(model, weights_of(seed=2))
+    assert report.missing and all(name.startswith("teacher.") for name in report.missing)
+    refusal(model, weights_of(seed=2), snapshot(model), head="require")
 
 
 @pytest.mark.parametrize("edit", ADDITIONS)
-def test_to_evaluate_nothing_may_be_missing(edited: Edited, build: Any, snapshot: Any, edit: Any) -> None:
-    model = edited(edit, seed=1)
-    refusal(model, build(seed=2).state_dict(), snapshot(model), head="require")
-
-
-@pytest.mark.parametrize("edit", ADDITIONS)
-def test_on_the_meta_device_what_is_missing_has_no_values(edited: Edited, build: Any, edit: Any) -> None:
+def test_on_the_meta_device_what_is_missing_has_no_values(edit: Any) -> None:
     with torch.device("meta"):
-        model = build(seed=1)
+        model = built(seed=1)
         edit(model)
     with pytest.raises(CheckpointError):
-        load_checkpoint(model, build(seed=2).state_dict())
+        load_checkpoint(model, weights_of(seed=2))
     assert load_checkpoint(model, edited(edit, seed=2).state_dict()).complete
 
 
 @pytest.mark.parametrize("name", ["main_blocks.0.0.0.attn.qkv.weight", "patch_embeds.1.norm.bias", "norms.weight"])
-def test_what_every_davit_has_may_not_be_missing(edited: Edited, build: Any, snapshot: Any, name: str) -> None:
-    model, weights = edited(scale, seed=1), build(seed=2).state_dict()
-    del weights[name]
-    assert name in refusal(model, weights, snapshot(model))
+def test_what_every_davit_has_may_not_be_missing(snapshot: Any, name: str) -> None:
+    model = edited(scale, seed=1)
+    assert name in refusal(model, without(weights_of(seed=2), name), snapshot(model))
 
 
-@pytest.mark.parametrize("edit", ADDITIONS)
-def test_what_the_model_lacks_stops_the_load(edited: Edited, build: Any, snapshot: Any, edit: Any) -> None:
-    model, weights = build(seed=1), edited(edit, seed=2).state_dict()
-    added = [name for name in weights if name not in model.state_dict()]
-    assert added[0] in refusal(model, weights, snapshot(model))
+# ---- from layout to layout ----
 
 
-# -- from layout to layout
-
-
-def test_additions_go_from_a_detectors_backbone_to_a_classifier_and_back(edited: Edited) -> None:
+def test_additions_go_from_a_detectors_backbone_to_a_classifier_and_back() -> None:
     pyramid, model = edited(branch, "pyramid", seed=1), edited(branch, seed=2)
     weights = pyramid.state_dict()
     detector = {f"module.backbone.{name}": tensor for name, tensor in weights.items()}
@@ -266,11 +230,8 @@ def test_additions_go_from_a_detectors_backbone_to_a_classifier_and_back(edited:
 
 
 @pytest.mark.parametrize("kind", ["timm", "florence2", "florence2_hf"])
-def test_additions_are_found_where_a_layouts_parts_are_known(
-    edited: Edited, build: Any, snapshot: Any, kind: str
-) -> None:
+def test_additions_are_found_where_a_layouts_parts_are_known(snapshot: Any, kind: str) -> None:
     """In a block, in attention, in a patch embedding, in a layer; elsewhere a name says nothing of another layout."""
-    from davit.checkpoint.names import SPELLINGS, recognise
 
     def edit(model: Any) -> None:
         model.main_blocks[2][1][0].gamma = nn.Parameter(torch.ones(4))
@@ -305,18 +266,18 @@ def test_additions_are_found_where_a_layouts_parts_are_known(
     )
     theirs |= {spelling.prefix + name: weights[mine] for name, mine in zip(there, ours, strict=True)}
     report = load_checkpoint(model, theirs, allow_different_function=True)
-    assert report.complete and loaded(model, weights)
+    assert report.complete and is_loaded(model, weights)
     theirs[spelling.prefix + "elsewhere.gate"] = torch.ones(4)
     assert "elsewhere.gate" in refusal(model, theirs, snapshot(model), allow_different_function=True)
 
 
-def test_two_names_for_one_tensor_are_not_taken_for_one(build: Any, snapshot: Any) -> None:
-    model, weights = build(seed=1), build("timm", seed=2).state_dict()
+def test_two_names_for_one_tensor_are_not_taken_for_one(snapshot: Any) -> None:
+    model, weights = built(seed=1), weights_of("timm", 2)
     twice = "stages_0.blocks.0.0.norm1.weight"
     assert twice in refusal(model, {**weights, twice: torch.ones(16)}, snapshot(model))
 
 
-def test_florence2s_function_is_told_of_edited_models_too(edited: Edited, snapshot: Any) -> None:
+def test_florence2s_function_is_told_of_edited_models_too(snapshot: Any) -> None:
     model, tower = edited(scale, seed=1), edited(lambda _: None, "florence2", seed=2, down_kernel_size=2)
     weights = {**tower.state_dict(), "stages.0.blocks.0.spatial_block.gamma": torch.ones(4)}
     refusal(model, weights, snapshot(model))
@@ -326,34 +287,34 @@ def test_florence2s_function_is_told_of_edited_models_too(edited: Edited, snapsh
     assert load_checkpoint(model, source, allow_different_function=True).tensors_loaded == len(converted)
 
 
-def test_two_davits_are_ambiguous_unless_the_model_has_both(build: Any, snapshot: Any) -> None:
-    model = build(seed=1)
+def test_two_davits_are_ambiguous_unless_the_model_has_both(snapshot: Any) -> None:
+    model = built(seed=1)
     both = {f"{who}.{name}": tensor for who in ("student", "teacher") for name, tensor in model.state_dict().items()}
     refusal(model, both, snapshot(model))
-    pair = nn.ModuleDict({"student": build(seed=2), "teacher": build(seed=3)})
+    pair = nn.ModuleDict({"student": built(seed=2), "teacher": built(seed=3)})
     assert len(find(pair.state_dict())) == 2
     assert load_checkpoint(pair, both, head="require").complete
-    assert loaded(pair, both)
+    assert is_loaded(pair, both)
 
 
-# -- a head of another kind
+# ---- a head of another kind ----
 
 
-def test_a_head_of_another_kind_is_the_models_own(edited: Edited, build: Any, snapshot: Any) -> None:
-    model, base = edited(other_head, seed=1), build(seed=2).state_dict()
+def test_a_head_of_another_kind_is_the_models_own(snapshot: Any) -> None:
+    model, base = edited(other_head, seed=1), weights_of(seed=2)
     report = load_checkpoint(model, base)
     assert set(report.dropped) == {"head.weight", "head.bias"}
     assert set(report.missing) == {f"head.{layer}.{param}" for layer in (0, 2) for param in ("weight", "bias")}
     refusal(model, base, snapshot(model), head="require")
-    plain = build(seed=3)
+    plain = built(seed=3)
     report = load_checkpoint(plain, model.state_dict())
     assert set(report.missing) == {"head.weight", "head.bias"} and len(report.dropped) == 4
     refusal(plain, model.state_dict(), snapshot(plain), head="require")
-    pyramid = build("pyramid", seed=4)
+    pyramid = built("pyramid", seed=4)
     assert {name for name in load_checkpoint(pyramid, model.state_dict()).dropped if "head" in name}
 
 
-def test_a_head_of_another_kind_for_other_classes(edited: Edited) -> None:
+def test_a_head_of_another_kind_for_other_classes() -> None:
     def of_classes(count: int) -> Callable[[Any], None]:
         def edit(model: Any) -> None:
             model.head = nn.Sequential(nn.Linear(64, 10), nn.GELU(), nn.Linear(10, count))
@@ -365,19 +326,19 @@ def test_a_head_of_another_kind_for_other_classes(edited: Edited) -> None:
     assert set(report.missing) == set(report.dropped) == {name for name in other.state_dict() if "head." in name}
 
 
-def test_a_tensor_added_to_the_head_leaves_the_rest_of_it(edited: Edited, build: Any) -> None:
+def test_a_tensor_added_to_the_head_leaves_the_rest_of_it() -> None:
     def temperature(model: Any) -> None:
         model.head.temperature = nn.Parameter(torch.ones(1))
 
-    model, base = edited(temperature, seed=1), build(seed=2)
+    model, base = edited(temperature, seed=1), built(seed=2)
     assert set(load_checkpoint(model, base.state_dict()).missing) == {"head.temperature"}
     assert torch.equal(model.head.weight, base.head.weight)
 
 
-# -- counters of weight averaging
+# ---- counters of weight averaging ----
 
 
-def test_a_models_own_buffer_is_no_counter(edited: Edited, snapshot: Any) -> None:
+def test_a_models_own_buffer_is_no_counter(snapshot: Any) -> None:
     def count(model: Any) -> None:
         model.register_buffer("steps", torch.tensor(3))
 
@@ -390,11 +351,11 @@ def test_a_models_own_buffer_is_no_counter(edited: Edited, snapshot: Any) -> Non
     refusal(low_ranked, weights, snapshot(low_ranked), head="require")
 
 
-def test_a_counter_of_averaging_is_missing_and_no_obstacle(edited: Edited) -> None:
+def test_a_counter_of_averaging_is_missing_and_no_obstacle() -> None:
     averaged = torch.optim.swa_utils.AveragedModel(edited(scale, seed=1))
     other = edited(scale, seed=2)
     assert set(load_checkpoint(averaged, other.state_dict(), head="require").missing) == {"n_averaged"}
     again = torch.optim.swa_utils.AveragedModel(edited(scale, seed=3))
     averaged.n_averaged.fill_(5)
     assert load_checkpoint(again, averaged.state_dict()).complete
-    assert again.n_averaged == 5 and loaded(again.module, other.state_dict())
+    assert again.n_averaged == 5 and is_loaded(again.module, other.state_dict())

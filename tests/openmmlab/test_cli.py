@@ -127,13 +127,13 @@ def test_a_detector_starts_one_of_other_classes(
     words += ["--load-from", trained, "--classes", "3", "5"]
     result = go(train, *words, "--cfg-options", "train_cfg.max_epochs=1", "optim_wrapper.optimizer.lr=0")
     assert result.returncode == 0, result.stdout
-    assert "of another number of classes, so new: roi_head.bbox_head.fc_cls.weight" in result.stdout
+    assert "roi_head.bbox_head.fc_cls.weight" in result.stdout
     ours, theirs = weights(tmp_path / "out/epoch_1.pth"), weights(trained)
     assert ours["roi_head.bbox_head.fc_cls.weight"].shape == (3, 16)
     same = [name for name in ours if ours[name].shape == theirs[name].shape]
     assert all(torch.equal(ours[name], theirs[name]) for name in same)
     refused = go(evaluate, small_config, tmp_path / "out/epoch_1.pth", "--data-root", few_scenes)
-    assert refused.returncode == 2 and "trained on other classes" in refused.stdout
+    assert refused.returncode == 2 and "--classes" in refused.stdout
     judged = go(evaluate, small_config, tmp_path / "out/epoch_1.pth", "--data-root", few_scenes, "--classes", "3", "5")
     assert judged.returncode == 0, judged.stdout
 
