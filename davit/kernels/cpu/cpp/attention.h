@@ -2,15 +2,15 @@
 
 #include "products.h"
 
-// Each row's softmax, of its first N numbers; behind them 0, up to `width`, which is less than a vector away.
+// Row-wise softmax of the first N values; the padding up to `width` (< N + VL) is set to 0.
 INLINE void softmax(float *x, size rows, size N, size width) {
     const vint counts = swapped<0>() < (int)(N - (width - VL)); // in the last vector
     const vfloat nothing = splat(-INFINITY);
     for (size i = 0; i < rows; i++, x += width) {
-        vfloat last = counts ? load(x + width - VL) : nothing, most = last;
+        vfloat last = counts ? load(x + width - VL) : nothing, maximum = last;
         for (size n = 0; n < width - VL; n += VL)
-            most = larger(load(x + n), most);
-        float top = largest(most);
+            maximum = larger(load(x + n), maximum);
+        float top = largest(maximum);
         last = counts ? exponential(last - top) : vfloat{};
         vfloat total = last;
         for (size n = 0; n < width - VL; n += VL) {
@@ -25,7 +25,7 @@ INLINE void softmax(float *x, size rows, size N, size width) {
     }
 }
 
-// From the gradient of a softmax's result that of its input, times `scale`, in place.
+// Turn the gradient of a softmax's output into that of its input, times `scale`, in place.
 INLINE void softmax_backward(float *grad, const float *weight, size rows, size width, float scale) {
     for (size i = 0; i < rows; i++, grad += width, weight += width) {
         vfloat dot = {};
@@ -37,17 +37,17 @@ INLINE void softmax_backward(float *grad, const float *weight, size rows, size w
     }
 }
 
-// --- window attention, from the map of q, k and v (B, H, W, 3 C) to (B, H, W, C) ---
+// --- window attention: a map of q, k and v (B, H, W, 3 C) gives a map (B, H, W, C) ---
 
 struct Map {
-    size B, H, W, C, G, window, rows, columns; // the last two of windows
+    size B, H, W, C, G, window, rows, columns; // rows and columns of windows
     Map(size B, size H, size W, size C, size G, size window)
         : B(B), H(H), W(W), C(C), G(G), window(window), rows((H + window - 1) / window),
           columns((W + window - 1) / window) {}
     size windows() const { return B * rows * columns; }
 };
 
-// Where the positions of window m are in the map, in units of positions; -1 outside it.
+// For each position of window m its index in the map, or -1 outside it.
 INLINE void locate(const Map &map, size m, size *at) {
     size column = m % map.columns, row = m / map.columns % map.rows, b = m / map.columns / map.rows;
     for (size h = row * map.window; h < (row + 1) * map.window; h++)
@@ -55,7 +55,7 @@ INLINE void locate(const Map &map, size m, size *at) {
             *at++ = h < map.H && w < map.W ? (b * map.H + h) * map.W + w : -1;
 }
 
-// A tile (N, D) of a map with `width` channels; outside the map that of `fill`, or zeros.
+// Copy a tile (N, D) from a map with `width` channels. Positions outside the map get `fill`, or zeros.
 template <class T>
 INLINE void gather(const T *from, const T *fill, size width, const size *at, size N, size D, float scale, float *to) {
     for (size n = 0; n < N; n++) {
@@ -63,7 +63,7 @@ INLINE void gather(const T *from, const T *fill, size width, const size *at, siz
         if (p)
             for (size d = 0; d < D; d += VL) {
                 store(to + n * D + d, load(p + d) * scale);
-                __builtin_prefetch(p + D + d); // of the next head, which is the next task
+                __builtin_prefetch(p + D + d); // the next task reads the next head
             }
         else
             memset(to + n * D, 0, 4 * D);
@@ -84,7 +84,7 @@ static void window_attention(const T *qkv, const T *bias, T *out, const Map &map
     {
         Scratch scratch(5 * NP * D + N * NP + 2 * NP);
         float *q = scratch.take(N * D), *k = scratch.take(NP * D), *v = scratch.take(N * D), *x = scratch.take(N * D);
-        float *k_turned = scratch.take(D * NP), *attention = scratch.take(N * NP);
+        float *k_transposed = scratch.take(D * NP), *attention = scratch.take(N * NP);
         size *at = (size *)scratch.take(2 * N);
         memset(k, 0, 4 * NP * D);
 #pragma omp for schedule(static)
@@ -94,8 +94,8 @@ static void window_attention(const T *qkv, const T *bias, T *out, const Map &map
             gather(qkv + g, bias ? bias + g : nullptr, 3 * C, at, N, D, scale, q);
             gather(qkv + C + g, bias ? bias + C + g : nullptr, 3 * C, at, N, D, 1.0f, k);
             gather(qkv + 2 * C + g, bias ? bias + 2 * C + g : nullptr, 3 * C, at, N, D, 1.0f, v);
-            transpose(k, D, D, NP, k_turned);
-            product(q, D, 1, k_turned, NP, N, D, NP, Write{attention, NP});
+            transpose(k, D, D, NP, k_transposed);
+            product(q, D, 1, k_transposed, NP, N, D, NP, Write{attention, NP});
             softmax(attention, N, N, NP);
             product(attention, NP, 1, v, D, N, N, D, Write{x, D});
             scatter(x, at, N, D, C, out + g);
@@ -103,16 +103,16 @@ static void window_attention(const T *qkv, const T *bias, T *out, const Map &map
     }
 }
 
-// The gradient of the map, and for each window that of the k and v of its padded positions, (windows, 2 C).
+// Gradients of the map, and for each window of the k and v at its padded positions, (windows, 2 C).
 template <class T>
-static void window_attention_backward(const T *grad, const T *qkv, const T *bias, T *out, float *of_fill,
+static void window_attention_backward(const T *grad, const T *qkv, const T *bias, T *out, float *grad_fill,
                                       const Map &map, float scale, int threads) {
     size C = map.C, D = C / map.G, N = map.window * map.window, NP = (N + VL - 1) / VL * VL;
 #pragma omp parallel num_threads(threads)
     {
         Scratch scratch(10 * NP * D + 2 * N * NP + 2 * NP);
         float *q = scratch.take(N * D), *k = scratch.take(NP * D), *v = scratch.take(NP * D), *g = scratch.take(N * D);
-        float *turned = scratch.take(D * NP), *attention = scratch.take(N * NP), *score = scratch.take(N * NP);
+        float *transposed = scratch.take(D * NP), *attention = scratch.take(N * NP), *score = scratch.take(N * NP);
         float *dq = scratch.take(N * D), *dk = scratch.take(N * D), *dv = scratch.take(N * D);
         size *at = (size *)scratch.take(2 * N);
         memset(k, 0, 4 * NP * D);
@@ -125,13 +125,13 @@ static void window_attention_backward(const T *grad, const T *qkv, const T *bias
             gather(qkv + C + first, bias ? bias + C + first : nullptr, 3 * C, at, N, D, scale, k);
             gather(qkv + 2 * C + first, bias ? bias + 2 * C + first : nullptr, 3 * C, at, N, D, 1.0f, v);
             gather(grad + first, (const T *)nullptr, C, at, N, D, 1.0f, g);
-            transpose(k, D, D, NP, turned);
-            product(q, D, 1, turned, NP, N, D, NP, Write{attention, NP});
+            transpose(k, D, D, NP, transposed);
+            product(q, D, 1, transposed, NP, N, D, NP, Write{attention, NP});
             softmax(attention, N, N, NP);
-            transpose(v, D, D, NP, turned);
-            product(g, D, 1, turned, NP, N, D, NP, Write{score, NP});
+            transpose(v, D, D, NP, transposed);
+            product(g, D, 1, transposed, NP, N, D, NP, Write{score, NP});
             softmax_backward(score, attention, N, NP, 1.0f);
-            product(score, NP, 1, k, D, N, N, D, Write{dq, D}); // k has the scale already
+            product(score, NP, 1, k, D, N, N, D, Write{dq, D}); // k is scaled already
             for (size i = 0; i < N * D; i += VL)
                 store(q + i, load(q + i) * scale);
             product(score, 1, NP, q, D, N, N, D, Write{dk, D});
@@ -139,25 +139,25 @@ static void window_attention_backward(const T *grad, const T *qkv, const T *bias
             scatter(dq, at, N, D, 3 * C, out + first);
             scatter(dk, at, N, D, 3 * C, out + C + first);
             scatter(dv, at, N, D, 3 * C, out + 2 * C + first);
-            if (of_fill)
+            if (grad_fill)
                 for (size d = 0; d < D; d += VL) {
-                    vfloat of_k = {}, of_v = {};
+                    vfloat grad_k = {}, grad_v = {};
                     for (size n = 0; n < N; n++)
                         if (at[n] < 0)
-                            of_k += load(dk + n * D + d), of_v += load(dv + n * D + d);
-                    store(of_fill + m * 2 * C + first + d, of_k);
-                    store(of_fill + m * 2 * C + C + first + d, of_v);
+                            grad_k += load(dk + n * D + d), grad_v += load(dv + n * D + d);
+                    store(grad_fill + m * 2 * C + first + d, grad_k);
+                    store(grad_fill + m * 2 * C + C + first + d, grad_v);
                 }
         }
     }
 }
 
-// --- channel attention, from the map of q, k and v (B, N, 3 C) to (B, N, C) ---
+// --- channel attention: a map of q, k and v (B, N, 3 C) gives a map (B, N, C) ---
 
 constexpr size BLOCK = 64;       // positions at a time
-constexpr size PART = 8 * BLOCK; // positions of a task; native.py has the number too
+constexpr size PART = 8 * BLOCK; // positions of a task; native.py has the same number
 
-// A tile of consecutive positions, in float32.
+// Copy a tile of consecutive positions, as float32.
 template <class T> INLINE void copy(const T *from, size width, size N, size D, float *to) {
     for (size n = 0; n < N; n++)
         for (size d = 0; d < D; d += VL)
@@ -181,11 +181,11 @@ static void channel_products(const T *x, size x_width, const T *y, size y_width,
         float *x_tile = scratch.take(BLOCK * D), *y_tile = scratch.take(BLOCK * D);
 #pragma omp for schedule(static)
         for (size task = 0; task < B * P * G; task++) { // groups innermost: they share cache lines
-            size g = task % G, p = task / G % P, b = task / G / P, last = least(N, (p + 1) * PART);
+            size g = task % G, p = task / G % P, b = task / G / P, last = min(N, (p + 1) * PART);
             float *total = parts + ((b * G + g) * P + p) * D * D;
             memset(total, 0, 4 * D * D);
             for (size n = p * PART; n < last; n += BLOCK) {
-                size count = least(BLOCK, last - n);
+                size count = min(BLOCK, last - n);
                 copy(x + (b * N + n) * x_width + g * D, x_width, count, D, x_tile);
                 copy(y + (b * N + n) * y_width + g * D, y_width, count, D, y_tile);
                 product(x_tile, 1, D, y_tile, D, D, count, D, Add{total, D});
@@ -211,7 +211,7 @@ static void channel_attention(const T *qkv, float *parts, float *attention, T *o
 #pragma omp parallel num_threads(threads)
     {
         Scratch scratch(D * D + 2 * BLOCK * D);
-        float *turned = scratch.take(D * D), *q = scratch.take(BLOCK * D), *x = scratch.take(BLOCK * D);
+        float *transposed = scratch.take(D * D), *q = scratch.take(BLOCK * D), *x = scratch.take(BLOCK * D);
 #pragma omp for schedule(static)
         for (size i = 0; i < B * G; i++) {
             add_parts(parts + i * P * D * D, P, D * D, scale, attention + i * D * D);
@@ -219,12 +219,12 @@ static void channel_attention(const T *qkv, float *parts, float *attention, T *o
         }
 #pragma omp for schedule(static)
         for (size task = 0; task < B * P * G; task++) {
-            size g = task % G, p = task / G % P, b = task / G / P, last = least(N, (p + 1) * PART);
-            transpose(attention + (b * G + g) * D * D, D, D, D, turned);
+            size g = task % G, p = task / G % P, b = task / G / P, last = min(N, (p + 1) * PART);
+            transpose(attention + (b * G + g) * D * D, D, D, D, transposed);
             for (size n = p * PART; n < last; n += BLOCK) {
-                size count = least(BLOCK, last - n), at = b * N + n;
+                size count = min(BLOCK, last - n), at = b * N + n;
                 copy(qkv + at * 3 * C + g * D, 3 * C, count, D, q);
-                product(q, D, 1, turned, D, count, D, D, Write{x, D});
+                product(q, D, 1, transposed, D, count, D, D, Write{x, D});
                 copy_back(x, count, D, C, out + at * C + g * D);
             }
         }
@@ -239,7 +239,7 @@ static void channel_attention_backward(const T *grad, const T *qkv, const float 
 #pragma omp parallel num_threads(threads)
     {
         Scratch scratch(D * D + 4 * BLOCK * D);
-        float *turned = scratch.take(D * D), *from = scratch.take(BLOCK * D), *to = scratch.take(BLOCK * D);
+        float *transposed = scratch.take(D * D), *from = scratch.take(BLOCK * D), *to = scratch.take(BLOCK * D);
 #pragma omp for schedule(static)
         for (size i = 0; i < B * G; i++) {
             add_parts(parts + i * P * D * D, P, D * D, 1.0f, score + i * D * D);
@@ -247,22 +247,22 @@ static void channel_attention_backward(const T *grad, const T *qkv, const float 
         }
 #pragma omp for schedule(static)
         for (size task = 0; task < B * P * G; task++) {
-            size g = task % G, p = task / G % P, b = task / G / P, last = least(N, (p + 1) * PART);
-            const float *weight = attention + (b * G + g) * D * D, *of_score = score + (b * G + g) * D * D;
-            transpose(of_score, D, D, D, turned);
+            size g = task % G, p = task / G % P, b = task / G / P, last = min(N, (p + 1) * PART);
+            const float *weight = attention + (b * G + g) * D * D, *grad_score = score + (b * G + g) * D * D;
+            transpose(grad_score, D, D, D, transposed);
             for (size n = p * PART; n < last; n += BLOCK) {
-                size count = least(BLOCK, last - n), at = b * N + n;
-                const T *here = qkv + at * 3 * C + g * D;
+                size count = min(BLOCK, last - n), at = b * N + n;
+                const T *source = qkv + at * 3 * C + g * D;
                 T *target = out + at * 3 * C + g * D;
                 copy(grad + at * C + g * D, C, count, D, from);
-                product(from, D, 1, weight, D, count, D, D, Write{to, D}); // of q: the gradient times the attention
+                product(from, D, 1, weight, D, count, D, D, Write{to, D}); // grad q = grad x attention
                 copy_back(to, count, D, 3 * C, target);
-                copy(here + 2 * C, 3 * C, count, D, from);
-                product(from, D, 1, turned, D, count, D, D,
-                        Write{to, D}); // of k: v times the scores' gradient, turned
+                copy(source + 2 * C, 3 * C, count, D, from);
+                product(from, D, 1, transposed, D, count, D, D,
+                        Write{to, D}); // grad k = v x transposed gradient of the scores
                 copy_back(to, count, D, 3 * C, target + C);
-                copy(here + C, 3 * C, count, D, from);
-                product(from, D, 1, of_score, D, count, D, D, Write{to, D}); // of v
+                copy(source + C, 3 * C, count, D, from);
+                product(from, D, 1, grad_score, D, count, D, D, Write{to, D}); // grad v = k x gradient of the scores
                 copy_back(to, count, D, 3 * C, target + 2 * C);
             }
         }

@@ -1,20 +1,20 @@
-// What the passes of a whole block share: its weights, sizes and memory, position encoding with norm.
+// Shared by the passes of a whole block: its weights, sizes and memory, and the position encoding with its norm.
 #pragma once
 
 #include "attention.h"
 #include "encoding.h"
 #include "linear.h"
 
-// Where a block's weights are; any vector may be absent. As `PARAMETERS` in whole.py.
+// Index of each parameter of a block, as in `PARAMETERS` of native.py. Biases and norm weights may be null.
 enum Parameter {
     TAPS1,
     TAPS1_BIAS,
     TAPS2,
     TAPS2_BIAS,
-    SCALE1,
-    SHIFT1,
-    SCALE2,
-    SHIFT2,
+    NORM1_WEIGHT,
+    NORM1_BIAS,
+    NORM2_WEIGHT,
+    NORM2_BIAS,
     QKV,
     QKV_BIAS,
     PROJ,
@@ -26,41 +26,44 @@ enum Parameter {
 };
 
 struct Sizes {
-    size B, H, W, C, E, G; // E of the hidden map, 0 without an MLP; G heads or groups
-    size window;           // 0: channel attention
+    size B, H, W, C, E, G; // E: channels of the hidden map, 0 without an MLP; G: heads or groups
+    size window;           // side of a window; 0 for channel attention
     float scale, eps1, eps2;
     int threads;
     size M() const { return B * H * W; }
-    // Whether channel attention goes by the Gram matrix of the map: where positions outnumber channels, in bfloat16
-    // twice, as squares of C are multiplied in float32, at half the rate.
+    // Whether channel attention uses the Gram matrix: with at least as many positions as channels in float32, and
+    // twice as many in bfloat16, since products of C x C matrices run in float32, at half the rate.
     bool by_gram(size bytes) const { return !window && H * W * bytes >= 4 * C; }
 };
 
-struct Units { // of an image's positions; sums over one are added in order, so that they do not depend on the tasks
-    size of_image, N, count;
+// Units of an image's positions. The sums of the units are added in a fixed order, whatever the number of threads.
+struct Units {
+    size per_image, N, count;
     Units(size B, size N) : N(N) {
-        size most = least(MOST_ROWS, N / 64 > 28 ? N / 64 : 28);
-        of_image = (N + most - 1) / most;
-        count = B * of_image;
+        size limit = min(MAX_ROWS, N / 64 > 28 ? N / 64 : 28);
+        per_image = (N + limit - 1) / limit;
+        count = B * per_image;
     }
-    size start(size unit) const { return unit / of_image * N + N * (unit % of_image) / of_image; }
+    size start(size unit) const { return unit / per_image * N + N * (unit % per_image) / per_image; }
 };
 
-struct GramUnits { // of one image, for Gram matrices: fewer, as each unit has a whole one
+// Units for Gram matrices: fewer of them, since each needs memory for a whole matrix.
+struct GramUnits {
     size N, count;
-    explicit GramUnits(size N) : N(N), count(N / 392 < 4 ? 4 : least(N / 392, 64)) {}
+    explicit GramUnits(size N) : N(N), count(N / 392 < 4 ? 4 : min(N / 392, 64)) {}
     size start(size unit) const { return N * unit / count; }
 };
 
-constexpr size PART_BYTES = 2 << 20; // of a map, for each thread. Bounds the memory; from 1 to 64 MB as fast
+constexpr size PART_BYTES =
+    2 << 20; // of a map, for each thread: bounds the memory. From 1 to 64 MB the speed is the same
 
-// So many of the images at a time.
-INLINE size images_of_part(const Sizes &of, size bytes) {
-    size most = PART_BYTES * of.threads / (of.H * of.W * of.C * bytes);
-    return least(of.B, most > 1 ? most : 1);
+// Number of images to compute at a time.
+INLINE size images_of_part(const Sizes &shape, size bytes) {
+    size limit = PART_BYTES * shape.threads / (shape.H * shape.W * shape.C * bytes);
+    return min(shape.B, limit > 1 ? limit : 1);
 }
 
-// The matrices of a block as panels, one behind the other: 4 C C + 2 E C numbers.
+// The packed matrices of a block, one after another: 4 C C + 2 E C values.
 template <class T> struct Matrices {
     typedef typename Word<T>::type W;
     W *qkv, *proj, *fc1, *fc2;
@@ -72,41 +75,43 @@ template <class T> struct Matrices {
     }
 };
 
-// Carved out of memory that the caller keeps from one block to the next: new pages are dear.
+// Intermediate results, in memory that the caller keeps from one block to the next, as new pages cost time.
 template <class T> struct Memory {
     typedef typename Word<T>::type W;
     T *middle,
-        *kept;    // maps (B, H, W, C); of channel attention the second one keeps q or, for the Gram matrix, the norm
-    T *packed;    // for the matrices, where they are not packed yet
-    float *parts; // channel attention's sums over each unit: k^T v of each group, or (C + 1, C)
-    W *attention; // k^T v's softmax, of each image and group
-    // By the Gram matrix, of each image: this one (C + 1, C), Wq under the attention (C + 1, C), the projection of
-    // that (C, C) and its bias, and of the block its weights in float32.
+        *kept;    // maps (B, H, W, C); channel attention keeps q in the second one, or with the Gram matrix the norm's
+                  // output
+    T *packed;    // the matrices, if the caller did not pack them
+    float *parts; // channel attention's sums over each unit: k^T v of each group, or Gram matrices (C + 1, C)
+    W *attention; // softmax of k^T v, for each image and group
+    // With the Gram matrix, for each image: that matrix (C + 1, C), A Wq (C + 1, C), and the folded projection of it
+    // (C, C) with its bias. For the block: its weights in float32.
     float *gram, *mixed, *bias, *wide;
     W *folded;
 
-    Memory(char *base, const Sizes &of, bool packs, size &bytes) {
+    Memory(char *base, const Sizes &shape, bool packs, size &bytes) {
         bytes = 0;
         auto take = [&](bool needed, size numbers, size each) {
-            char *here = base + bytes;
+            char *piece = base + bytes;
             bytes += needed ? (numbers * each + 63) / 64 * 64 : 0;
-            return here;
+            return piece;
         };
         constexpr size NUMBER = sizeof(T), FLOAT = sizeof(float);
-        size C = of.C, N = of.H * of.W, map = of.M() * C, square = of.B * (C + 1) * C, groups = of.B * C * (C / of.G);
-        bool by_gram = of.by_gram(NUMBER), by_keys = !of.window && !by_gram;
-        middle = (T *)take(true, map, NUMBER), kept = (T *)take(!of.window, map, NUMBER);
-        packed = (T *)take(packs, 4 * C * C + 2 * of.E * C, NUMBER);
-        size all_parts = by_gram ? square * GramUnits(N).count : groups * Units(of.B, N).of_image;
-        parts = (float *)take(!of.window, all_parts, FLOAT);
+        size C = shape.C, N = shape.H * shape.W, map = shape.M() * C, square = shape.B * (C + 1) * C,
+             groups = shape.B * C * (C / shape.G);
+        bool by_gram = shape.by_gram(NUMBER), by_keys = !shape.window && !by_gram;
+        middle = (T *)take(true, map, NUMBER), kept = (T *)take(!shape.window, map, NUMBER);
+        packed = (T *)take(packs, 4 * C * C + 2 * shape.E * C, NUMBER);
+        size all_parts = by_gram ? square * GramUnits(N).count : groups * Units(shape.B, N).per_image;
+        parts = (float *)take(!shape.window, all_parts, FLOAT);
         attention = (W *)take(by_keys, groups, NUMBER);
         gram = (float *)take(by_gram, square, FLOAT), mixed = (float *)take(by_gram, square, FLOAT);
-        folded = (W *)take(by_gram, of.B * C * C, NUMBER), bias = (float *)take(by_gram, of.B * C, FLOAT);
+        folded = (W *)take(by_gram, shape.B * C * C, NUMBER), bias = (float *)take(by_gram, shape.B * C, FLOAT);
         wide = (float *)take(by_gram && NUMBER < FLOAT, 4 * C * C, FLOAT);
     }
 };
 
-// --- vectors in float32 ---
+// --- parameters as float32 ---
 
 INLINE float number(float x) { return x; }
 
@@ -117,10 +122,10 @@ INLINE float number(bfloat16 x) {
     return number;
 }
 
-template <class T> static const float *floats(const void *given, size n, float otherwise, Scratch &scratch) {
+template <class T> static const float *floats(const void *given, size n, float fallback, Scratch &scratch) {
     float *to = scratch.take(n);
     for (size i = 0; i < n; i++)
-        to[i] = given ? number(((const T *)given)[i]) : otherwise;
+        to[i] = given ? number(((const T *)given)[i]) : fallback;
     return to;
 }
 
@@ -138,46 +143,46 @@ template <class T> INLINE Encoding encoding_of(const void *weight, const void *b
 
 // --- position encoding and norm of some positions ---
 
-// Of columns [first, last) of a row of the map: x + encoding to `y` at its place in the map, its norm to `normed`.
+// For columns [first, last) of a row of the map: write x + encoding into the map `y`, and its norm to `normed`.
 template <class T>
-INLINE void encode_and_norm(const T *x, const Encoding &encoding, const Norm &norm, T *y, T *normed, const Sizes &of,
-                            size row, size first, size last) {
-    size C = of.C, at = row * of.W * C;
-    encode_row(x + at, encoding.taps, encoding.bias, y + at, nullptr, row % of.H, of.H, of.W, C, first, last);
+INLINE void encode_and_norm(const T *x, const Encoding &encoding, const Norm &norm, T *y, T *normed,
+                            const Sizes &shape, size row, size first, size last) {
+    size C = shape.C, at = row * shape.W * C;
+    encode_row(x + at, encoding.taps, encoding.bias, y + at, nullptr, row % shape.H, shape.H, shape.W, C, first, last);
     norm_rows(y + at + first * C, norm, normed, 0, last - first, C);
 }
 
-// The same of `rows` positions from `start` on.
+// The same for `rows` positions from `start` on, which may span several rows of the map.
 template <class T>
-INLINE void encode_and_norm(const T *x, const Encoding &encoding, const Norm &norm, T *y, T *normed, const Sizes &of,
-                            size start, size rows) {
+INLINE void encode_and_norm(const T *x, const Encoding &encoding, const Norm &norm, T *y, T *normed,
+                            const Sizes &shape, size start, size rows) {
     for (size at = start; at < start + rows;) {
-        size row = at / of.W, first = at % of.W, last = least(of.W, first + start + rows - at);
-        encode_and_norm(x, encoding, norm, y, normed + (at - start) * of.C, of, row, first, last);
+        size row = at / shape.W, first = at % shape.W, last = min(shape.W, first + start + rows - at);
+        encode_and_norm(x, encoding, norm, y, normed + (at - start) * shape.C, shape, row, first, last);
         at += last - first;
     }
 }
 
 // --- q, k and v of some heads or groups at a time ---
 
-struct Chunks { // of the columns of q, of k and of v
+struct Chunks { // groups of heads whose columns are computed together
     size heads, count;
-    explicit Chunks(const Sizes &of) {
-        size D = of.C / of.G;
+    explicit Chunks(const Sizes &shape) {
+        size D = shape.C / shape.G;
         heads = D < PANEL ? PANEL / D : 1;
-        count = (of.G + heads - 1) / heads;
+        count = (shape.G + heads - 1) / heads;
     }
 };
 
-// panel(first, n) for all panels of the weight (3 C, C), those of each chunk of q, of k and of v.
-template <class F> INLINE void chunk_panels(const Sizes &of, const F &panel) {
-    Chunks chunks(of);
-    size C = of.C, width = chunks.heads * (C / of.G);
+// Call panel(first, n) for all panels of the weight (3 C, C), chunk by chunk of q, k and v.
+template <class F> INLINE void chunk_panels(const Sizes &shape, const F &panel) {
+    Chunks chunks(shape);
+    size C = shape.C, width = chunks.heads * (C / shape.G);
 #pragma omp for schedule(dynamic)
     for (size i = 0; i < 3 * chunks.count; i++) {
         size start = i / chunks.count * C, first = start + i % chunks.count * width;
-        size last = least(first + width, start + C);
+        size last = min(first + width, start + C);
         for (; first < last; first += PANEL)
-            panel(first, least(PANEL, last - first));
+            panel(first, min(PANEL, last - first));
     }
 }

@@ -6,7 +6,7 @@
 
 template <class T> struct Head { // memory of a thread for one head of a window
     typedef typename Word<T>::type W;
-    size N, NP, D; // positions, so many that they fill vectors, channels
+    size N, NP, D; // positions of a window, the same padded to whole vectors, channels
     W *k, *v;
     float *scores;
     T *weights;
@@ -18,7 +18,8 @@ template <class T> struct Head { // memory of a thread for one head of a window
         scores = scratch.take(N * NP), weights = (T *)scratch.take(N * NP);
     }
 
-    // finish(n, c, sum) of q, k and v (N, D), `width` apart; q has the scale. Reads NP rows of k.
+    // Call finish(n, c, value) with the attention of q, k and v (N, D), rows `width` apart. q is scaled already.
+    // Reads NP rows of k.
     template <class F>
     INLINE_METHOD void attend(const T *q, const T *keys, const T *values, size width, const F &finish) const {
         constexpr size PER = sizeof(W) / sizeof(T);
@@ -36,9 +37,10 @@ template <class T> struct Head { // memory of a thread for one head of a window
     }
 };
 
-struct Places { // of the positions of some windows, one window behind the other; those outside the map have no row
-    size slots, rows;         // places, and those of them in the map
-    size *at, *row_of, *slot; // position in the map of a place, or -1; its row, or -1; and the place of a row
+// Slots of several windows' positions, window after window. Slots inside the map are numbered once more as rows.
+struct Places {
+    size slots, rows;         // number of slots, and of rows
+    size *at, *row_of, *slot; // for a slot its index in the map or -1, and its row or -1; for a row its slot
 
     static size memory(size slots) { return 3 * 2 * slots; }
     Places(size slots, Scratch &scratch) {
@@ -46,7 +48,7 @@ struct Places { // of the positions of some windows, one window behind the other
         slot = (size *)scratch.take(2 * slots);
     }
 
-    // line(first position, first row, columns) for each line of a window that is in the map.
+    // Fill the tables, and call line(first position, first row, columns) for each line of a window inside the map.
     template <class F> INLINE_METHOD void find(const Map &map, size first, size windows, const F &line) {
         size N = map.window * map.window;
         slots = windows * N, rows = 0;
@@ -69,34 +71,35 @@ struct Places { // of the positions of some windows, one window behind the other
 
 template <class T>
 static void window_pass(const T *x, const Encoding &encoding, const Norm &norm, const float *qkv_bias,
-                        const float *proj_bias, const Matrices<T> &weights, const Memory<T> &memory, const Sizes &of) {
+                        const float *proj_bias, const Matrices<T> &weights, const Memory<T> &memory,
+                        const Sizes &shape) {
     typedef typename Word<T>::type W;
     constexpr size PER = sizeof(W) / sizeof(T);
-    Map map(of.B, of.H, of.W, of.C, of.G, of.window);
-    Chunks chunks(of);
-    size C = of.C, D = C / of.G, N = of.window * of.window, words = C / PER;
-    size each = of_task(map.windows(), MOST_ROWS / N > 1 ? MOST_ROWS / N : 1, of.threads); // windows
+    Map map(shape.B, shape.H, shape.W, shape.C, shape.G, shape.window);
+    Chunks chunks(shape);
+    size C = shape.C, D = C / shape.G, N = shape.window * shape.window, words = C / PER;
+    size each = items_per_task(map.windows(), MAX_ROWS / N > 1 ? MAX_ROWS / N : 1, shape.threads); // windows
     T *y = memory.middle;
-#pragma omp parallel num_threads(of.threads)
+#pragma omp parallel num_threads(shape.threads)
     {
-        size most = each * N, strip = (most + VL) * chunks.heads * D;
-        Scratch scratch(2 * most * C + 3 * strip + Head<T>::memory(N, D) + Places::memory(most));
-        T *normed = (T *)scratch.take(most * C), *mixed = (T *)scratch.take(most * C);
+        size max_slots = each * N, strip = (max_slots + VL) * chunks.heads * D;
+        Scratch scratch(2 * max_slots * C + 3 * strip + Head<T>::memory(N, D) + Places::memory(max_slots));
+        T *normed = (T *)scratch.take(max_slots * C), *mixed = (T *)scratch.take(max_slots * C);
         T *strips[3] = {(T *)scratch.take(strip), (T *)scratch.take(strip), (T *)scratch.take(strip)};
         Head<T> head(N, D, scratch);
-        Places places(most, scratch);
+        Places places(max_slots, scratch);
 #pragma omp for schedule(dynamic)
         for (size first = 0; first < map.windows(); first += each) {
-            size windows = least(each, map.windows() - first);
+            size windows = min(each, map.windows() - first);
             places.find(map, first, windows, [&](size at, size row, size columns) INLINE_LAMBDA {
-                encode_and_norm(x, encoding, norm, y, normed + row * C, of, at, columns);
+                encode_and_norm(x, encoding, norm, y, normed + row * C, shape, at, columns);
             });
-            for (size g = 0; g < of.G; g += chunks.heads) {
-                size heads = least(chunks.heads, of.G - g), width = heads * D;
+            for (size g = 0; g < shape.G; g += chunks.heads) {
+                size heads = min(chunks.heads, shape.G - g), width = heads * D;
                 for (size s = 0; s < 3; s++) {
                     size column = s * C + g * D;
                     const float *bias = qkv_bias + column;
-                    float scale = s == 0 ? of.scale : 1.0f;
+                    float scale = s == 0 ? shape.scale : 1.0f;
                     T *to = strips[s];
                     panels(normed, places.rows, C, weights.qkv + column * words, width,
                            [&](size i, size c, vfloat total) INLINE_LAMBDA {
@@ -119,8 +122,8 @@ static void window_pass(const T *x, const Encoding &encoding, const Norm &norm, 
                     }
             }
             panels(mixed, places.rows, C, weights.proj, C, [&](size i, size c, vfloat total) INLINE_LAMBDA {
-                T *here = y + places.at[places.slot[i]] * C + c;
-                store(here, total + load(proj_bias + c) + load(here));
+                T *dst = y + places.at[places.slot[i]] * C + c;
+                store(dst, total + load(proj_bias + c) + load(dst));
             });
         }
     }

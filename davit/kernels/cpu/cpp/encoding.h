@@ -4,7 +4,7 @@
 
 // --- position encoding: y = x + depthwise 3x3 convolution of x, and LayerNorm(y) ---
 
-// Of one row's columns [first, last): y, also kept in float32 as `kept`.
+// Write y for columns [first, last) of row h, and the same in float32 to `kept` unless it is null.
 template <class T>
 INLINE void encode_row(const T *x, const float *weight, const float *bias, T *y, float *kept, size h, size H, size W,
                        size C, size first, size last) {
@@ -15,7 +15,7 @@ INLINE void encode_row(const T *x, const float *weight, const float *bias, T *y,
         for (int i = 0; i < 9; i++)
             k[i] = load(weight + i * C + c);
         vfloat b = load(bias + c);
-        // a column adds to the results on its right (`soon`), at its place (`now`) and on its left
+        // each column adds to three results: at its right (`soon`), at its own place (`now`) and at its left
         vfloat now = {}, soon = {};
         for (size w = first > 0 ? first - 1 : 0; w <= last; w++) {
             vfloat top = {}, mid = {}, low = {};
@@ -41,7 +41,7 @@ INLINE void encode_row(const T *x, const float *weight, const float *bias, T *y,
 template <class T, class N>
 static void encode(const T *x, const float *weight, const float *bias, const Norm &norm, T *y, N *normed, size B,
                    size H, size W, size C, int threads) {
-    size part = least(W, C < 4096 ? 4096 / C : 1); // columns whose float32 copy stays in the nearest cache
+    size part = min(W, C < 4096 ? 4096 / C : 1); // columns whose float32 copy stays in the nearest cache
 #pragma omp parallel num_threads(threads)
     {
         Scratch scratch(part * C);
@@ -49,7 +49,7 @@ static void encode(const T *x, const float *weight, const float *bias, const Nor
 #pragma omp for schedule(static)
         for (size row = 0; row < B * H; row++)
             for (size first = 0; first < W; first += part) {
-                size last = least(first + part, W), at = row * W * C;
+                size last = min(first + part, W), at = row * W * C;
                 encode_row(x + at, weight, bias, y + at, kept, row % H, H, W, C, first, last);
                 if (normed)
                     norm_rows(kept, norm, normed + at + first * C, row * W + first, last - first, C);
@@ -57,37 +57,37 @@ static void encode(const T *x, const float *weight, const float *bias, const Nor
     }
 }
 
-// Gradients of the 9 weights and the bias of each channel, one part of (10, C) for each of `parts` bands of rows.
+// Gradients of the 9 weights and the bias of each channel, (10, C) for each of `parts` bands of rows.
 template <class T>
 static void encode_weights(const T *grad, const T *x, float *out, size parts, size B, size H, size W, size C,
                            int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (size p = 0; p < parts; p++)
         for (size c = 0; c < C; c += VL) {
-            vfloat total[9] = {}, of_bias = {};
+            vfloat total[9] = {}, grad_bias = {};
             for (size row = B * H * p / parts; row < B * H * (p + 1) / parts; row++) {
                 const T *g = grad + row * W * C + c, *mid = x + row * W * C + c;
                 size h = row % H;
-                vfloat left = {}, here = load(g), right; // the gradients beside a column
+                vfloat left = {}, centre = load(g), right; // gradients at three neighbouring columns
                 for (size w = 0; w < W; w++) {
                     right = w + 1 < W ? load(g + (w + 1) * C) : vfloat{};
-                    of_bias += here;
+                    grad_bias += centre;
                     vfloat m = load(mid + w * C);
-                    total[3] += right * m, total[4] += here * m, total[5] += left * m;
+                    total[3] += right * m, total[4] += centre * m, total[5] += left * m;
                     if (h > 0) {
                         vfloat t = load(mid + (w - W) * C);
-                        total[0] += right * t, total[1] += here * t, total[2] += left * t;
+                        total[0] += right * t, total[1] += centre * t, total[2] += left * t;
                     }
                     if (h + 1 < H) {
                         vfloat l = load(mid + (w + W) * C);
-                        total[6] += right * l, total[7] += here * l, total[8] += left * l;
+                        total[6] += right * l, total[7] += centre * l, total[8] += left * l;
                     }
-                    left = here, here = right;
+                    left = centre, centre = right;
                 }
             }
             UNROLL
             for (int i = 0; i < 9; i++)
                 store(out + (p * 10 + i) * C + c, total[i]);
-            store(out + (p * 10 + 9) * C + c, of_bias);
+            store(out + (p * 10 + 9) * C + c, grad_bias);
         }
 }

@@ -2,9 +2,9 @@
 
 #include "vectors.h"
 
-// --- products of matrices, the second one in the cache ---
+// --- products of matrices; the second one should fit the cache ---
 
-// What a product multiplies at once: a number, or two of bfloat16, whose products are added to one sum.
+// The unit of a product: a float32 value, or a pair of bfloat16 values whose products go to one sum.
 struct pair {
     uint32_t bits;
 };
@@ -33,7 +33,8 @@ INLINE void multiply_add(vfloat &total, pair a, vword row) {
 constexpr bool HAS_PAIRS = false;
 #endif
 
-// finish(i, c, sum over k of x[i * step_i + k * step_k] * y[k][c]), a tile of R rows and V vectors in registers.
+// Call finish(i, c, sum over k of x[i * step_i + k * step_k] * y[k][c]) for a tile of R rows and V vectors, whose sums
+// stay in registers.
 template <int R, int V, class W, class F>
 INLINE void tile(const W *x, size step_i, size step_k, const W *y, size width, size K, size row, size column,
                  const F &finish) {
@@ -77,16 +78,17 @@ INLINE void tile_of(size rows, const W *x, size step_i, size step_k, const W *y,
 template <int V, class W, class F>
 INLINE void strip(const W *x, size step_i, size step_k, const W *y, size width, size I, size K, size column,
                   const F &finish) {
-    constexpr int MOST = least(ROWS, (REGISTERS - 1 - V) / V); // sums, V vectors of y and a number of x
-    size tiles = (I + MOST - 1) / MOST, row = 0;
-    for (size t = 0; t < tiles; t++) { // as even as can be: a tile of one row waits for every sum
+    constexpr int TILE_ROWS =
+        min(ROWS, (REGISTERS - 1 - V) / V); // registers hold the sums, V vectors of y and a value of x
+    size tiles = (I + TILE_ROWS - 1) / TILE_ROWS, row = 0;
+    for (size t = 0; t < tiles; t++) { // tiles of equal height: one with a single row would wait for every sum
         size rows = (I - row + tiles - t - 1) / (tiles - t);
-        tile_of<MOST, V>(rows, x + row * step_i, step_i, step_k, y + column, width, K, row, column, finish);
+        tile_of<TILE_ROWS, V>(rows, x + row * step_i, step_i, step_k, y + column, width, K, row, column, finish);
         row += rows;
     }
 }
 
-// The same for I x J numbers, J a multiple of VL.
+// The same for I x J values, J a multiple of VL.
 template <class W, class F>
 static void product(const W *x, size step_i, size step_k, const W *y, size width, size I, size K, size J,
                     const F &finish) {
@@ -99,7 +101,7 @@ static void product(const W *x, size step_i, size step_k, const W *y, size width
         strip<1>(x, step_i, step_k, y, width, I, K, j, finish);
 }
 
-// What is done with the sums.
+// What `finish` can be: write the sums, or add them to `out`.
 template <bool ADD> struct To {
     float *out;
     size width;

@@ -1,4 +1,4 @@
-// Vectors of float32, and of bfloat16 in memory: arithmetic, transposition, memory of a thread.
+// Vectors of float32 (bfloat16 in memory): arithmetic, transposition, and scratch memory of a thread.
 #pragma once
 
 #include <cmath>
@@ -15,7 +15,7 @@
 #define UNROLL _Pragma("GCC unroll 16")
 
 #ifdef __AVX512F__
-constexpr int VL = 16; // numbers in a vector
+constexpr int VL = 16; // values in a vector
 constexpr int REGISTERS = 32;
 constexpr int ACROSS = 4; // vectors of a tile
 #else
@@ -23,7 +23,7 @@ constexpr int VL = 8;
 constexpr int REGISTERS = 16;
 constexpr int ACROSS = 2;
 #endif
-constexpr int ROWS = 7; // of a tile at most: a window of 7 x 7 has seven such strips
+constexpr int ROWS = 7; // of a tile at most: a 7 x 7 window has seven such strips
 
 typedef int64_t size;
 typedef float vfloat __attribute__((vector_size(4 * VL)));
@@ -46,7 +46,8 @@ INLINE vfloat load(const float *p) {
 
 INLINE vword widened(vhalf half) {
 #ifdef __AVX512F__
-    return (vword)_mm512_maskz_cvtepu16_epi32(0xFFFF, (__m256i)half); // GCC 12 makes four instructions of the other
+    return (vword)_mm512_maskz_cvtepu16_epi32(0xFFFF,
+                                              (__m256i)half); // GCC 12 makes four instructions of the line below
 #else
     return __builtin_convertvector(half, vword);
 #endif
@@ -63,7 +64,7 @@ INLINE vfloat load(const bfloat16 *p) {
 
 INLINE void store(float *p, vfloat x) { memcpy(p, &x, sizeof x); }
 
-INLINE void store(bfloat16 *p, vfloat x) { // to the nearest, of two the even one
+INLINE void store(bfloat16 *p, vfloat x) { // rounded to nearest, ties to even
 #ifdef __AVX512BF16__
     vhalf half = (vhalf)_mm512_cvtneps_pbh((__m512)x);
 #else
@@ -80,7 +81,7 @@ INLINE vfloat store_rounded(float *p, vfloat x) { return store(p, x), x; }
 
 INLINE vfloat store_rounded(bfloat16 *p, vfloat x) { return store(p, x), load(p); }
 
-template <int STEP> INLINE vint swapped() { // each element's index, with that STEP away
+template <int STEP> INLINE vint swapped() { // indices that exchange each element with the one STEP away
     vint index;
     UNROLL
     for (int i = 0; i < VL; i++)
@@ -106,10 +107,10 @@ INLINE float largest(vfloat x) {
     return x[0] > x[1] ? x[0] : x[1];
 }
 
-// e^x of x <= 0, within 2 units of the last place; below -87 that of -87. Polynomial of Cephes' expf.
+// e^x for x <= 0, within 2 units of the last place; below -87 it is e^-87. The polynomial is that of Cephes' expf.
 INLINE vfloat exponential(vfloat x) {
     x = x < -87.0f ? splat(-87.0f) : x;
-    vfloat n = x * 1.44269504088896341f + 12582912.0f; // the nearest integer, in the last bits
+    vfloat n = x * 1.44269504088896341f + 12582912.0f; // the nearest integer is in the last bits
     vint power;
     memcpy(&power, &n, sizeof power);
     power = (power + (127 - 0x4B400000)) << 23;
@@ -126,8 +127,9 @@ INLINE vfloat exponential(vfloat x) {
     return (p * f * f + f + 1.0f) * two_n;
 }
 
-// The normal distribution at x and its density: exact GELU is x times the first. For x < 0 the density times a
-// polynomial in 1 / (1 + 0.21 |x|), within 2e-7 of itself (tests/kernels/test_native.py fits it again).
+// The normal distribution's cumulative function at x (`below`) and its density. Exact GELU is x times `below`. For x <
+// 0 `below` is the density times a polynomial in 1 / (1 + 0.21 |x|), with a relative error of 2e-7
+// (tests/kernels/test_native.py fits the polynomial again).
 INLINE void normal(vfloat x, vfloat &below, vfloat &density) {
     vfloat away = x < 0.0f ? -x : x;
     vfloat e = away > 13.1f ? vfloat{} : exponential(-0.5f * away * away);
@@ -146,7 +148,7 @@ INLINE void normal(vfloat x, vfloat &below, vfloat &density) {
     density = e * 0.3989422804014327f;
 }
 
-// An entry of a table of 16, by the last four bits of `index`.
+// Look up a table of 16 entries by the last four bits of `index`.
 INLINE vfloat entry(const float *table, vint index) {
 #ifdef __AVX512F__
     return __builtin_shuffle(load(table), index & 15);
@@ -155,8 +157,8 @@ INLINE vfloat entry(const float *table, vint index) {
 #endif
 }
 
-// Coefficients of the normal distribution's tail, from the mean to 5.6, in 16 pieces around n / 2.75: a polynomial in
-// the distance from there, times 2.75. Within 3e-9 / x (tests/kernels/test_native.py fits it again).
+// Coefficients of the normal distribution's tail from 0 to 5.6, in 16 pieces around n / 2.75: polynomials in 2.75
+// times the distance from there. The error is below 3e-9 / x (tests/kernels/test_native.py fits them again).
 alignas(64) static const float TAIL[6][16] = {
     {0.5f, 0.358064801f, 0.233529449f, 0.13765645f, 0.0728975683f, 0.0345181711f, 0.0145614762f, 0.00545677822f,
      0.00181240728f, 0.000532576232f, 0.000138257135f, 3.1671334e-05f, 6.39594464e-06f, 1.13778992e-06f,
@@ -178,10 +180,10 @@ alignas(64) static const float TAIL[6][16] = {
      -3.94351929e-07f, -1.11257613e-07f, -2.64638391e-08f, -5.3494511e-09f},
 };
 
-// Exact GELU, to float32's last places; where x is below -5.6, where it is 5e-8 at most, 0.
+// Exact GELU, to the last places of float32; 0 for x below -5.6, where it is 5e-8 at most.
 INLINE vfloat gelu(vfloat x) {
     vfloat away = x < 0.0f ? -x : x;
-    vfloat nearest = away * 2.75f + 12582912.0f; // the piece, in the last bits
+    vfloat nearest = away * 2.75f + 12582912.0f; // the piece is in the last bits
     vint piece;
     memcpy(&piece, &nearest, sizeof piece);
     vfloat f = away * 2.75f - (nearest - 12582912.0f);
@@ -209,7 +211,7 @@ template <int STEP> INLINE void exchange(vfloat *rows) {
         }
 }
 
-// out[c][n] = x[n][c], of n_rows x columns numbers; both multiples of VL. The rows of x are `stride` apart.
+// out[c][n] = x[n][c] for n_rows x columns values, both multiples of VL. The rows of x are `stride` apart.
 INLINE void transpose(const float *x, size stride, size columns, size n_rows, float *out) {
     for (size n = 0; n < n_rows; n += VL)
         for (size c = 0; c < columns; c += VL) {
@@ -228,7 +230,7 @@ INLINE void transpose(const float *x, size stride, size columns, size n_rows, fl
         }
 }
 
-struct Scratch { // a thread's own memory, handed out in pieces
+struct Scratch { // memory of one thread, handed out in pieces
     char *first, *next;
     explicit Scratch(size floats)
         : first((char *)aligned_alloc(64, 4 * ((floats + 15) / 16 * 16 + 256))), next(first) {}
@@ -240,4 +242,4 @@ struct Scratch { // a thread's own memory, handed out in pieces
     }
 };
 
-INLINE constexpr size least(size a, size b) { return a < b ? a : b; }
+INLINE constexpr size min(size a, size b) { return a < b ? a : b; }
