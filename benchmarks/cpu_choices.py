@@ -71,7 +71,7 @@ def linear_layers(rows: int, width_in: int, width_out: int, dtype: torch.dtype) 
         "1x1 convolution": lambda: F.conv2d(image, kernel, bias),
         "oneDNN + GELU": lambda: onednn.linear(x, weight, bias, "gelu"),
     }
-    return ways | ({"native": lambda: native.linear(x, weight, bias)} if native.multiplies(dtype) else {})
+    return ways | ({"native": lambda: native.linear(x, weight, bias)} if native.has_products(dtype) else {})
 
 
 def mlps(rows: int, C: int, dtype: torch.dtype) -> dict[str, Step]:
@@ -94,9 +94,9 @@ def mlps(rows: int, C: int, dtype: torch.dtype) -> dict[str, Step]:
         ]
         return torch.cat(parts)
 
-    norm = native.Norm(norm_weight, norm_bias, 1e-5)
+    norm = native.NormArgs(norm_weight, norm_bias, 1e-5)
     ways: dict[str, Step] = {"plain": plain, "oneDNN": by_onednn}
-    if native.multiplies(dtype):
+    if native.has_products(dtype):
         ways["native"] = lambda: native.mlp(x, norm, weight1, bias1, weight2, bias2).add_(x)
     return ways
 
@@ -160,7 +160,7 @@ def part_sizes(batch: int) -> dict[str, Step]:
 
     def with_parts(megabytes: int) -> Step:
         def step() -> None:
-            with patch.object(onednn, "PART_BYTES", megabytes << 20), patch.object(native, "LEAST_ROWS", 1 << 40):
+            with patch.object(onednn, "PART_BYTES", megabytes << 20), patch.object(native, "MIN_ROWS", 1 << 40):
                 model(image)
 
         return step
@@ -175,7 +175,7 @@ def small_inputs(side: int) -> dict[str, Step]:
 
     def with_least(work: int) -> Step:
         def step() -> None:
-            with patch.object(conditions, "LEAST_WORK", work):
+            with patch.object(conditions, "MIN_WORK", work):
                 model(image).sum().backward()
 
         return step

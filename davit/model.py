@@ -1,8 +1,7 @@
-"""DaViT: Dual Attention Vision Transformers (Ding et al., ECCV 2022, arXiv 2204.03645).
+"""Define DaViT: Dual Attention Vision Transformers (Ding et al., ECCV 2022, arXiv 2204.03645).
 
-Read top-down: the two attentions as formulas, layers, the block, the stages, the classifier. What stands here is what
-runs: faster code may take the place of a block (`davit.accelerate`) only while the text of this page is the one that
-it was tested against, and an edited model runs as edited.
+Read top-down: the two attentions as formulas, the layers, the block, the stages, the classifier. Kernels compute a
+block (`davit.accelerate`) only while its text here is the one that they were tested against: an edit is what runs.
 
 Shape legend, used as a suffix where a shape changes:
     B  batch                      H, W  height and width of a map, in positions
@@ -11,8 +10,8 @@ Shape legend, used as a suffix where a shape changes:
     M  windows in the batch, B x ceil(H / window) x ceil(W / window)
     E  q, k and v side by side, 3 C
 
-One layout throughout: maps are (B, H, W, C) in memory, so that a linear layer, a LayerNorm and (seen through
-a permuted view) a channels-last convolution all read the same bytes. Only the public boundary speaks NCHW.
+Maps are (B, H, W, C) in memory throughout, which linear layers, LayerNorms and (through a permuted view) channels-last
+convolutions read without a copy. Only the inputs and outputs of the models are NCHW.
 """
 
 from collections.abc import Callable, Sequence
@@ -30,11 +29,11 @@ ATTENTION_TYPES = ("spatial", "channel")
 GLOBAL_POOLS = ("avg", "max", "avgmax", "")
 WEIGHT_INITS = ("", "conv")
 
-#: Builds the attention of a block from its channels and number of heads: a module from (B, H, W, C) to the same.
+#: Builds the attention of a block from its channels and number of heads: a module that keeps the shape (B, H, W, C).
 AttentionBuilder = Callable[[int, int], nn.Module]
 
 for _leaf in ("pad_odd", "window_partition", "window_unpartition"):
-    torch.fx.wrap(_leaf)  # they branch on sizes, which torch.fx cannot
+    torch.fx.wrap(_leaf)  # these branch on sizes, which torch.fx cannot trace
 
 
 def attend_among_positions(qkv_MNE: Tensor, num_heads: int) -> tuple[Tensor, Tensor]:
@@ -53,8 +52,7 @@ def attend_among_positions(qkv_MNE: Tensor, num_heads: int) -> tuple[Tensor, Ten
 def attend_among_channels(qkv_BNE: Tensor, num_groups: int) -> tuple[Tensor, Tensor]:
     """Let each channel of a group attend to all channels of the group, over the whole map (section 3.2).
 
-    The D x D attention comes from k and v and is applied to q: the other way round than among positions, and with
-    the scale D^-0.5 on the keys.
+    The D x D attention is computed from k and v, and applied to q. The scale D^-0.5 is on the keys.
 
     Returns:
         The mixed queries (B, N, C), and the attention (B, G, D, D), whose rows sum to 1.
@@ -69,7 +67,7 @@ def attend_among_channels(qkv_BNE: Tensor, num_groups: int) -> tuple[Tensor, Ten
 
 @torch.fx.wrap
 def checked_image(image_BCHW: Tensor, in_chans: int) -> Tensor:
-    """Return the input as it came, or say what is wrong with it (a leaf for torch.fx, which cannot branch)."""
+    """Return the input, or raise a ValueError that says what is wrong with it."""
     if image_BCHW.dim() != 4:
         raise ValueError(
             f"DaViT reads a batch of images of shape (B, {in_chans}, H, W), but the input has "
@@ -89,16 +87,15 @@ def checked_image(image_BCHW: Tensor, in_chans: int) -> Tensor:
 
 
 class PatchEmbed(nn.Module):
-    """Down-sampling in front of a stage (section 3.3 of the paper): a strided convolution and a LayerNorm.
+    """Down-sample in front of a stage (section 3.3 of the paper): a strided convolution and a LayerNorm.
 
-    The stem is a 7x7 convolution on the image, normalised after; a later embedding normalises its input and
-    halves it with a 2x2 convolution (3x3 when ``overlapped``). The size is rounded up, so no pixel is lost: the
-    original pads to a multiple of the stride, which changes nothing where the convolution's own padding
-    reaches as far (7x7 and 3x3), and is done here for the 2x2 alone.
+    The stem is a 7x7 convolution of the image, followed by the norm. A later embedding normalises its input, and
+    halves it with a 2x2 convolution (3x3 if ``overlapped``). Sizes are rounded up, so no pixel is lost. The original
+    pads to a multiple of the stride; here only the 2x2 convolution needs that, as the others' own padding is enough.
 
     Args:
-        in_chans: channels read.
-        embed_dim: channels written.
+        in_chans: channels of the input.
+        embed_dim: channels of the output.
         stride: pixels or positions per output position.
         stem: read an NCHW image rather than a (B, H, W, C) map.
         overlapped: overlap the patches of a later embedding (the stem always does).
@@ -130,7 +127,7 @@ class PatchEmbed(nn.Module):
 
 
 class ConvPosEnc(nn.Module):
-    """Convolutional position encoding: x + depthwise 3x3 convolution of x, through a GELU when ``act``."""
+    """Add a convolutional position encoding: x + depthwise 3x3 convolution of x, with a GELU on it if ``act``."""
 
     def __init__(self, dim: int, act: bool):
         super().__init__()
@@ -143,7 +140,7 @@ class ConvPosEnc(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Linear, exact GELU, linear: position by position."""
+    """Apply linear, exact GELU, linear to each position."""
 
     def __init__(self, dim: int, hidden_dim: int):
         super().__init__()
@@ -156,11 +153,11 @@ class Mlp(nn.Module):
 
 
 class WindowAttention(nn.Module):
-    """Multi-head attention among the positions of one window (section 3.1 of the paper).
+    """Let the positions of each window attend to each other, with several heads (section 3.1 of the paper).
 
-    Windows do not overlap or shift, and there is no position bias. A map that windows do not tile is padded with
-    zeros in front of the qkv layer, so a padded position takes part with the layer's bias as q, k and v: a quirk of
-    the original that the released weights were trained with.
+    Windows do not overlap or shift, and there is no position bias. A map whose size is no multiple of the window is
+    padded with zeros in front of the qkv layer. So q, k and v of a padded position are the layer's bias, as in the
+    original, whose released weights were trained that way.
     """
 
     def __init__(self, dim: int, num_heads: int, window_size: int, qkv_bias: bool):
@@ -177,7 +174,7 @@ class WindowAttention(nn.Module):
 
 
 class ChannelAttention(nn.Module):
-    """Attention among the channels of one group, each channel a token that sees the whole map (section 3.2)."""
+    """Let the channels of each group attend to each other; each is a token that sees the whole map (section 3.2)."""
 
     def __init__(self, dim: int, num_groups: int, qkv_bias: bool):
         super().__init__()
@@ -191,10 +188,10 @@ class ChannelAttention(nn.Module):
 
 
 class DualAttentionBlock(nn.Module):
-    """One transformer block, spatial or channel by the attention it holds (figure 3 of the paper).
+    """Apply one transformer block, spatial or channel by the attention that it holds (figure 3 of the paper).
 
-    Position encoding, residual attention, position encoding again, residual MLP. Without an MLP
-    (``mlp_ratio`` None) both position encodings stay.
+    Position encoding, residual attention, position encoding, residual MLP. Without an MLP (``mlp_ratio`` None) both
+    position encodings remain.
     """
 
     def __init__(
@@ -215,7 +212,7 @@ class DualAttentionBlock(nn.Module):
         if mlp_ratio is not None:
             self.norm2 = norm_layer(dim)
             self.mlp: nn.Module = Mlp(dim, int(dim * mlp_ratio))
-        else:  # TorchScript compiles the branch that needs them
+        else:  # TorchScript compiles the branch that uses them
             self.norm2 = nn.Identity()
             self.mlp = nn.Identity()
 
@@ -229,30 +226,32 @@ class DualAttentionBlock(nn.Module):
 
 
 class DualAttentionStages(nn.Module):
-    """The stages, without head or output norms: what the classifier and the pyramid share. Defaults: DaViT_tiny.
+    """Run the stages, without head or output norms: the part that classifier and pyramid share.
+
+    The defaults are those of DaViT_tiny.
 
     Args:
         in_chans: channels of the image.
-        depths: block pairs of each stage.
-        patch_size: stride of the stem; later stages halve.
+        depths: number of block pairs in each stage.
+        patch_size: stride of the stem; later stages halve the size.
         embed_dims: channels of each stage.
         num_heads: heads of window attention and groups of channel attention, for each stage.
         window_size: side of a window, in positions.
-        mlp_ratio: hidden width of the MLP over the stage's channels.
+        mlp_ratio: hidden width of the MLP divided by the stage's channels.
         qkv_bias: whether the layer that makes q, k and v has a bias.
-        drop_path_rate: stochastic depth: the last block's rate, on a line from 0 over all blocks.
-        norm_layer: builds a normalisation of the last axis from the number of channels.
+        drop_path_rate: rate of stochastic depth in the last block; it rises linearly from 0 over all blocks.
+        norm_layer: builds a norm of the last axis from the number of channels.
         attention_types: the blocks of a "pair", in order, each 'spatial', 'channel', or a callable that builds
-            another attention from the stage's channels and number of heads: a module from (B, H, W, C) to the same.
+            another attention from the stage's channels and number of heads (`AttentionBuilder`).
         ffn: whether blocks have their MLP.
         overlapped_patch: overlapping 3x3 patch embeddings between stages instead of 2x2.
         cpe_act: GELU in the position encodings.
-        weight_init: '' as released: linear layers truncated normal of std 0.02, convolutions as PyTorch;
-            'conv': convolutions normal of std 0.02 with zero bias too.
-        block_layer: builds a block from the arguments of `DualAttentionBlock`; a subclass of it, for one.
+        weight_init: '' as released: linear layers truncated normal with std 0.02, convolutions as in PyTorch;
+            'conv': also convolutions normal with std 0.02 and zero bias.
+        block_layer: builds a block from the arguments of `DualAttentionBlock`, such as a subclass of it.
 
     Raises:
-        ValueError: an argument is outside its choices, or the lists disagree.
+        ValueError: an argument is outside its choices, or the lists differ in length.
     """
 
     def __init__(
@@ -335,17 +334,17 @@ class DualAttentionStages(nn.Module):
 
     @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Keep only block inputs for the backward pass and compute the rest again: less memory, more time."""
+        """Keep only the inputs of blocks for the backward pass and recompute the rest: less memory, more time."""
         self.grad_checkpointing = enable
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
-        """No parameter beyond those that timm spares anyway (biases and norms)."""
+        """Name no parameter beyond biases and norms, which timm excludes by itself."""
         return set()
 
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Regular expressions that sort parameters by depth, for layer-wise learning rates (timm)."""
+        """Return regular expressions that group parameters by depth, for layer-wise learning rates (timm)."""
         if coarse:
             return {"stem": r"^patch_embeds\.0", "blocks": r"^(?:patch_embeds|main_blocks)\.(\d+)"}
         return {
@@ -358,7 +357,7 @@ class DualAttentionStages(nn.Module):
         }
 
     def forward_stages(self, image_BCHW: Tensor, last_stage: int = -1) -> list[Tensor]:
-        """Run the stages up to ``last_stage`` (-1: all) on NCHW images; returns their maps as (B, H, W, C)."""
+        """Run the stages up to ``last_stage`` (-1: all) on NCHW images; return their maps as (B, H, W, C)."""
         maps: list[Tensor] = []
         x = checked_image(image_BCHW, self.in_chans)
         for stage, (patch_embed, blocks) in enumerate(zip(self.patch_embeds, self.main_blocks)):  # noqa: B905
@@ -375,7 +374,7 @@ class DualAttentionStages(nn.Module):
 
 
 class DaViT(DualAttentionStages):
-    """DaViT as a classifier, with the protocol of timm's models and the state-dict keys of the original.
+    """Classify images by DaViT, with the protocol of timm's models and the state-dict keys of the original.
 
     Args:
         num_classes: width of the linear head; 0 leaves it out.
@@ -420,20 +419,21 @@ class DaViT(DualAttentionStages):
 
     @torch.jit.ignore
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Put a newly initialised head of ``num_classes`` in place of the old one; 0 removes it."""
+        """Replace the head by a newly initialised one of ``num_classes``; 0 removes it."""
         like = next(self.parameters())
         self._set_head(num_classes, self.global_pool if global_pool is None else global_pool)
         init_weights(self.head, "")
         self.head.to(device=like.device, dtype=like.dtype)
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """The last stage's map, before any norm: (B, C, H, W), in channels-last memory."""
+        """Return the last stage's map, before any norm: (B, C, H, W), in channels-last memory."""
         return self.forward_stages(x)[-1].permute(0, 3, 1, 2)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Pool, normalise and classify the map that `forward_features` gave.
+        """Pool, normalise and classify the map that `forward_features` returned.
 
-        With ``pre_logits`` the normalised features (B, C) instead of the logits (B, num_classes).
+        Returns:
+            The logits (B, num_classes), or with ``pre_logits`` the normalised features (B, C).
         """
         if self.global_pool == "":
             return self.norms(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
@@ -458,14 +458,14 @@ class DaViT(DualAttentionStages):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """The maps of several stages (timm's protocol).
+        """Return the maps of several stages (timm's protocol).
 
         Args:
-            indices: stages to hand out; an int takes the last so many, None all.
-            norm: put the last stage's map through the head's norm, position by position.
-            stop_early: do not run the stages behind the last one asked for.
+            indices: stages to return; an int means the last so many, None all.
+            norm: apply the head's norm to each position of the last stage's map.
+            stop_early: do not run the stages after the last one asked for.
             output_fmt: 'NCHW' or 'NHWC'.
-            intermediates_only: leave out the first result.
+            intermediates_only: return the list alone.
 
         Returns:
             The map of the last stage that ran, as `forward_features` gives it, and the list of maps asked for.
@@ -485,7 +485,7 @@ class DaViT(DualAttentionStages):
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Drop the stages behind the last one of ``indices``, and the head that read them (timm's protocol)."""
+        """Remove the stages after the last one of ``indices``, and the head that reads them (timm's protocol)."""
         take, last = feature_take_indices(len(self.main_blocks), indices)
         shortened = last < self.num_stages - 1
         self.patch_embeds = self.patch_embeds[: last + 1]
@@ -499,7 +499,7 @@ class DaViT(DualAttentionStages):
 
 
 def init_weights(module: nn.Module, weight_init: str) -> None:
-    """Draw the weights of a module's linear layers, and with 'conv' of its convolutions, anew."""
+    """Initialise the linear layers of a module, and with 'conv' its convolutions too."""
     for layer in module.modules():
         if isinstance(layer, nn.Linear):
             trunc_normal_(layer.weight, std=0.02)

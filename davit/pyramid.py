@@ -1,4 +1,4 @@
-"""DaViT as the backbone of a detector or a segmentor: the same stages, one normalised map per level."""
+"""Define DaViT as the backbone of a detector or a segmentor: the same stages, one normalised map per level."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -10,22 +10,20 @@ from .model import DualAttentionStages, init_weights
 
 
 class DaViTPyramid(DualAttentionStages):
-    """The stages of DaViT with a LayerNorm for each level that is read, and no other.
+    """Return the maps of several stages of DaViT, each normalised by a norm of its own (``norm0`` ...).
 
-    The original gave every level a norm, which left an unused parameter wherever a detector reads fewer levels;
-    here neither a norm nor a stage exists that no output needs. State-dict keys are the original's
-    (``norm0`` ...).
+    Stages and norms that no output needs do not exist, so that every parameter gets a gradient.
 
     Args:
         out_indices: stages whose maps are returned, in ascending order; a negative one counts from the end.
-        frozen_stages: -1 freezes nothing, 0 the stem, k the first k stages and their output norms: no gradient,
-            and no drop path in training.
-        grad_checkpointing: keep only block inputs for the backward pass.
+        frozen_stages: -1 freezes nothing, 0 the stem, k the first k stages and their output norms. What is frozen has
+            no gradients, and no drop path in training.
+        grad_checkpointing: keep only the inputs of blocks for the backward pass.
         stages: the arguments of `DualAttentionStages`.
 
     Shapes:
         input (B, in_chans, H, W), any H and W of at least one pixel; output one NCHW map for each of
-        ``out_indices``, (B, embed_dims[i], ceil(H / 4 / 2^i), ceil(W / 4 / 2^i)) rounded up stage by stage, in
+        ``out_indices``, (B, embed_dims[i], H / 4 / 2^i, W / 4 / 2^i) rounded up at each stage, in
         channels-last memory.
     """
 
@@ -66,7 +64,7 @@ class DaViTPyramid(DualAttentionStages):
 
     @torch.jit.ignore
     def train(self, mode: bool = True) -> "DaViTPyramid":
-        """Switch to training mode, the frozen stages excepted."""
+        """Switch to training mode, except for the frozen stages."""
         super().train(mode)
         for module in self._frozen_modules():
             module.eval().requires_grad_(False)

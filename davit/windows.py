@@ -1,8 +1,8 @@
-"""Cutting a map into windows and putting it back, for any size, in eager mode and in every exporter.
+"""Cut a map into windows and put it back, for any size, in eager mode and in every exporter.
 
-torch.export with a dynamic size may not branch on it, and its solver must prove every size that comes up. The
-functions named ``_symbolic_...`` compute the same values with sizes that it can prove; they are used for nothing
-else, since they pad more than is needed. A test holds each against its plain twin.
+torch.export with a dynamic size cannot branch on it, and its solver must prove every size that occurs. The functions
+named ``_symbolic_...`` compute the same values with sizes that it can prove. They are used for that alone, since they
+pad more than is needed.
 """
 
 import torch
@@ -15,17 +15,17 @@ def pad_odd(x_BHWC: Tensor) -> Tensor:
     """Zero-pad odd sizes by one at the bottom and at the right, for a 2x2 convolution of stride 2."""
     odd_H, odd_W = x_BHWC.shape[1] % 2, x_BHWC.shape[2] % 2
     if _is_symbolic(odd_H + odd_W):
-        return F.pad(x_BHWC, [0, 0, 0, 1, 0, 1])  # of an even size the convolution never reads the added row
+        return F.pad(x_BHWC, [0, 0, 0, 1, 0, 1])  # the convolution does not read a row added to an even size
     return F.pad(x_BHWC, [0, 0, 0, odd_W, 0, odd_H]) if odd_H + odd_W > 0 else x_BHWC
 
 
 def window_partition(x_BHWC: Tensor, window: int, fill_C: Tensor | None = None) -> tuple[Tensor, tuple[int, int]]:
     """Cut a map into windows of ``window`` x ``window`` positions.
 
-    A map that windows do not tile is padded right and bottom with ``fill_C`` (None: zeros).
+    If needed, the map is padded at the right and the bottom with ``fill_C`` (None: zeros).
 
     Returns:
-        The windows (M, N, C), and how many rows and columns of them, for `window_unpartition`.
+        The windows (M, N, C), and the numbers of rows and columns of windows, for `window_unpartition`.
     """
     B, H, W, C = x_BHWC.shape
     fill = x_BHWC.new_zeros(C) if fill_C is None else fill_C.to(x_BHWC.dtype)
@@ -38,7 +38,7 @@ def window_partition(x_BHWC: Tensor, window: int, fill_C: Tensor | None = None) 
 
 
 def window_unpartition(x_MNC: Tensor, window: int, tiling: tuple[int, int], size: tuple[int, int]) -> Tensor:
-    """Put windows back in place as a (B, H, W, C) map of ``size`` = (H, W), dropping what was padded."""
+    """Put windows back as a (B, H, W, C) map of ``size`` = (H, W), without the padding."""
     rows, columns = tiling
     batch, C = x_MNC.shape[0] // (rows * columns), x_MNC.shape[2]
     x = x_MNC.reshape(batch, rows, columns, window, window, C).permute(0, 1, 3, 2, 4, 5)
@@ -70,7 +70,7 @@ def _pad(x_BHWC: Tensor, pad_H: int, pad_W: int, fill_C: Tensor) -> Tensor:
 
 @torch.jit.unused
 def _symbolic_partition(x_BHWC: Tensor, window: int, fill_C: Tensor) -> tuple[Tensor, tuple[int, int]]:
-    """One window more each way than needed: then no number of windows can be 1, which an export would fix."""
+    """Cut with one more row and column of windows than needed: an export would fix a number of windows that is 1."""
     x = _pad(x_BHWC, 2 * window - 1, 2 * window - 1, fill_C)
     x_BRSCww = x.unfold(1, window, window).unfold(2, window, window)
     B, rows, columns, C = x_BRSCww.shape[:4]
@@ -80,7 +80,7 @@ def _symbolic_partition(x_BHWC: Tensor, window: int, fill_C: Tensor) -> tuple[Te
 
 @torch.jit.unused
 def _symbolic_crop(x_BHWC: Tensor, size: tuple[int, int]) -> Tensor:
-    """As slicing does, but without the claim that the map is large enough, which the solver cannot prove."""
+    """Crop without slicing, which asserts that the map is large enough: the solver cannot prove that."""
     for dim, length in ((1, size[0]), (2, size[1])):
         x_BHWC = x_BHWC.index_select(dim, torch.arange(length, device=x_BHWC.device))
     return x_BHWC

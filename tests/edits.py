@@ -1,7 +1,17 @@
-"""What researchers do to davit/model.py: edits of its text, and a package that holds such an edit."""
+"""Edit davit/model.py as researchers do: the edits, a package with one of them, and a check of that package.
 
+Nothing of davit is imported here, so that a fresh process may import the edited package.
+"""
+
+import copy
 import shutil
+import sys
 from pathlib import Path
+
+OPTIONS = {
+    "embed_dims": (32, 64), "depths": (1, 1), "num_heads": (1, 2), "window_size": 5, "num_classes": 7,
+    "drop_path_rate": 0.0,
+}  # fmt: skip
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -84,3 +94,50 @@ def edited(name: str, folder: Path) -> Path:
         text = text.replace(old, new)
     path.write_text(text)
     return folder
+
+
+def check(folder: Path, weights: Path, results: Path, compiled: bool) -> None:
+    """Compare the accelerated with the plain model of an edited package, in a process that has not imported davit.
+
+    Writes a checkpoint of the model to ``weights``, and its logits and loss to ``results``.
+    """
+    sys.path.insert(0, str(folder))
+    import torch
+
+    import davit
+    from davit.checkpoint import load_checkpoint
+    from davit.kernels import conditions
+    from tests.conftest import randomise
+
+    assert davit.__file__.startswith(str(folder)), davit.__file__
+    torch.set_num_threads(1)
+    conditions.MIN_WORK = 0
+    model = randomise(davit.create_model("DaViT_nano", **OPTIONS), 0)
+    image = torch.randn(2, 3, 64, 52, generator=torch.Generator().manual_seed(1))
+    plain = davit.plain(copy.deepcopy(model))
+
+    def step(model):
+        torch.manual_seed(3)
+        model.train().zero_grad()
+        loss = model(image).square().mean()
+        loss.backward()
+        return [loss.detach(), *(p.grad for p in model.parameters())]
+
+    def logits(model):
+        with torch.no_grad():
+            return model.eval()(image)
+
+    expected = logits(plain), step(plain)
+    names = ["loss", *(name for name, _ in plain.named_parameters())]
+    for run in (model, torch.compile(model, backend="aot_eager")) if compiled else (model,):
+        torch.testing.assert_close(logits(run), expected[0], rtol=1e-4, atol=1e-5)
+        for one, other, name in zip(step(run), expected[1], names, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4, msg=name)
+    for (name, parameter), other in zip(model.named_parameters(), plain.parameters(), strict=True):
+        assert parameter.grad is not None and other.grad.any(), name
+
+    torch.save({"state_dict": model.state_dict()}, weights)
+    torch.save((expected[0], expected[1][0]), results)
+    fresh = davit.create_model("DaViT_nano", **OPTIONS)
+    assert load_checkpoint(fresh, weights, head="require").complete
+    assert torch.equal(logits(fresh), logits(model))

@@ -1,4 +1,4 @@
-"""Put kernels in the place of blocks and patch embeddings of a built model, and take them out again."""
+"""Replace blocks and patch embeddings of a built model by ones that kernels compute, and undo that."""
 
 import copy
 import functools
@@ -28,7 +28,7 @@ _logger = logging.getLogger(__name__)
 
 
 class FusedBlock(DualAttentionBlock):
-    """A `DualAttentionBlock` that kernels compute where `conditions.way_for` allows; same parameters and keys."""
+    """Compute a `DualAttentionBlock` by kernels where `conditions.way_for` allows; same parameters and keys."""
 
     def forward(self, x_BHWC: Tensor) -> Tensor:
         way = conditions.way_for(self, x_BHWC)
@@ -39,10 +39,10 @@ class FusedBlock(DualAttentionBlock):
 
 
 class FusedPatchEmbed(PatchEmbed):
-    """A `PatchEmbed` that a kernel computes where `conditions.embeds_natively` allows; same parameters and keys."""
+    """Compute a `PatchEmbed` by a kernel where `conditions.supports_embedding` allows; same parameters and keys."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if not conditions.embeds_natively(self, x):
+        if not conditions.supports_embedding(self, x):
             return super().forward(x)
         conv: Any = self.proj
         norm: Any = self.norm
@@ -59,13 +59,13 @@ _PLAIN = {fused: stock for stock, fused in _FUSED.items()}
 
 
 def accelerate(model: nn.Module) -> nn.Module:
-    """Let kernels compute the blocks and patch embeddings of a model wherever they are known to be right.
+    """Let kernels compute the blocks and patch embeddings of a model, wherever that is known to be right.
 
-    Parameters, state-dict keys, hooks and copies stay as they are, and results do up to rounding. A block is changed
-    only if it is made of the very modules that `davit.model` builds and the text of that file is the one that the
-    kernels were tested against; an edited, adapted or quantized block runs as it is written, also where it is changed
-    after this call. The first such reason is logged at INFO; `why_plain` gives all. Call it before
-    ``torch.compile`` and FSDP's ``fully_shard``. `torch.jit.script` takes acceleration away: call this again after it.
+    Parameters, state-dict keys, hooks and copies stay the same, and so do results up to rounding. Kernels run only for
+    blocks with exactly the modules that `davit.model` builds, and only while the text of that file is the one that
+    they were tested against. An edited, adapted or quantized block runs as it is written, even if it is changed after
+    this call; the reason is logged once at INFO, and `why_plain` lists all reasons. Call this before ``torch.compile``
+    and FSDP's ``fully_shard``, and again after `torch.jit.script`, which undoes it.
 
     Args:
         model: any module that holds a DaViT; it is changed in place.
@@ -77,9 +77,9 @@ def accelerate(model: nn.Module) -> nn.Module:
         if (fused := _FUSED.get(type(module))) is not None and _has_known_text(module):
             module.__class__ = fused
     for reason in why_plain(model).values():
-        conditions.tell_once(reason)
+        conditions.log_once(reason)
     if not any(type(module).forward in _FORWARDS for module in model.modules()):
-        conditions.tell_once(f"{type(model).__name__} holds no block of davit.model that could be accelerated")
+        conditions.log_once(f"{type(model).__name__} holds no block of davit.model that could be accelerated")
     return model
 
 
@@ -104,20 +104,21 @@ def plain(model: nn.Module) -> nn.Module:
 
 
 def why_plain(model: nn.Module) -> dict[str, str]:
-    """Say which blocks and patch embeddings of a model run as written, whatever the input: name to reason."""
+    """Map the name of each block and patch embedding that runs as written, whatever the input, to the reason."""
     reasons = {}
-    places = [name for name, module in model.named_modules() if isinstance(module, DualAttentionStages)]
+    stages = [name for name, module in model.named_modules() if isinstance(module, DualAttentionStages)]
+    prefixes = [f"{name}." if name else "" for name in stages]
     for name, module in model.named_modules():
         if isinstance(module, DualAttentionBlock | PatchEmbed):
             reason = _why_plain(module)
             if reason is not None:
                 reasons[name] = reason
-        elif any(re.fullmatch(re.escape(place + "." if place else "") + _PLACE_OF_BLOCK, name) for place in places):
+        elif any(re.fullmatch(re.escape(prefix) + _NAME_OF_BLOCK, name) for prefix in prefixes):
             reasons[name] = f"{type(module).__name__} is none of davit.model's modules"
     return reasons
 
 
-_PLACE_OF_BLOCK = r"(patch_embeds\.\d+|main_blocks\.\d+\.\d+\.\d+)"  # in `DualAttentionStages`
+_NAME_OF_BLOCK = r"(patch_embeds\.\d+|main_blocks\.\d+\.\d+\.\d+)"  # in `DualAttentionStages`
 
 
 def _why_plain(module: nn.Module) -> str | None:
@@ -133,7 +134,7 @@ def _why_plain(module: nn.Module) -> str | None:
 
 
 def _has_known_text(module: nn.Module) -> bool:
-    """Whether a kernel's module may take the place of this one: an edited forward might take other arguments."""
+    """Whether the module's forward is the known one; an edited forward might take other arguments."""
     return "forward" not in module.__dict__ and _difference_of_text(module) is None
 
 
@@ -147,7 +148,7 @@ _FORWARDS = (FusedBlock.forward, FusedPatchEmbed.forward)  # also of the classes
 
 
 def _plain_copy(module: nn.Module) -> nn.Module:
-    """Copy a module for TorchScript, which puts the copy into the original model, too; parameters are shared."""
+    """Copy a module for TorchScript, with shared parameters; TorchScript puts the copy into the original model too."""
     _warn_of_scripting()
     stock = copy.copy(module)
     stock.__class__ = _PLAIN[type(module)]
@@ -165,16 +166,16 @@ def _warn_of_scripting() -> None:
 
 
 def _infer_whole(block: Any, x_BHWC: Tensor) -> Tensor:
-    """On the CPU without gradients: one call of native.cpp."""
+    """Infer a block on the CPU by one call of native.cpp."""
     weights, window, heads, eps = block_arguments(block)
     return native.infer_block(x_BHWC, weights, window, heads, eps)
 
 
 def _infer_operator(block: Any, x_BHWC: Tensor) -> Tensor:
-    """The same in a compiled graph: one operator, and with frozen weights another that Inductor runs once."""
+    """Infer a block in a compiled graph by one operator; another packs frozen weights, and Inductor runs it once."""
     weights, window, heads, eps = block_arguments(block)
     packed = None
-    if conditions.freezes_weights():
+    if conditions.has_frozen_weights():
         packed = ops.pack_block(weights, heads)
         weights = [None if i in native.MATRICES else p for i, p in enumerate(weights)]
     inferred: Tensor = ops.infer_block(x_BHWC, weights, window, heads, eps, packed)
@@ -182,7 +183,7 @@ def _infer_operator(block: Any, x_BHWC: Tensor) -> Tensor:
 
 
 def block_arguments(block: Any) -> tuple[list[Tensor | None], int, int, tuple[float, float]]:
-    """Return what `native.infer_block` is given of a block behind the map: weights, window, heads, the norms' eps."""
+    """Return the arguments of `native.infer_block` after the map: weights, window, heads, and eps of both norms."""
     layers = conditions.layers_of(block)
     weights = [parameter for layer in layers for parameter in ((layer.weight, layer.bias) if layer else (None, None))]
     eps = (block.norm1.eps, block.norm2.eps if block.ffn else block.norm1.eps)
@@ -194,7 +195,7 @@ def _infer_onednn(block: Any, x_BHWC: Tensor) -> Tensor:
 
 
 def _train(block: Any, x_BHWC: Tensor) -> Tensor:
-    """On the CPU in eager mode with gradients: autograd Functions, drop path included."""
+    """Train a block on the CPU in eager mode by autograd Functions, with drop path."""
     x = _encode_in_training(block.cpe[0], x_BHWC)
     x = _add_branch(x, attend_in_training(block, x), block.drop_path)
     x = _encode_in_training(block.cpe[1], x)
@@ -206,7 +207,7 @@ def _train(block: Any, x_BHWC: Tensor) -> Tensor:
 
 
 def attend_in_training(block: Any, x: Tensor) -> Tensor:
-    """Compute a block's norm and attention with gradients."""
+    """Compute a block's norm and attention for training."""
     attn = block.attn
     norm, qkv, proj = _vectors(block.norm1), (attn.qkv.weight, attn.qkv.bias), (attn.proj.weight, attn.proj.bias)
     attended: Tensor
@@ -230,7 +231,7 @@ def _encode_in_training(encoding: Any, x: Tensor) -> Tensor:
 
 
 def _add_branch(x: Tensor, branch: Tensor, drop_path: nn.Module) -> Tensor:
-    """x + drop_path(branch), drawing the same numbers as timm's DropPath, in one pass that saves the mask alone."""
+    """Return x + drop_path(branch) in one pass that saves the mask alone; draws the same random numbers as timm."""
     if not isinstance(drop_path, DropPath) or drop_path.drop_prob == 0.0 or not drop_path.training:
         return x + branch
     keep = 1.0 - drop_path.drop_prob
@@ -241,7 +242,7 @@ def _add_branch(x: Tensor, branch: Tensor, drop_path: nn.Module) -> Tensor:
 
 
 def _run_spans(block: Any, x_BHWC: Tensor) -> Tensor:
-    """On CUDA, and in compiled graphs: kernels between PyTorch's linear layers, each encoding with its norm."""
+    """Compute a block on CUDA or in a compiled graph: kernels between PyTorch's linear layers."""
     x, y = _encode_and_norm(block.cpe[0], block.norm1, x_BHWC)
     x = x + block.drop_path(block.attn.proj(_attend(block.attn, block.attn.qkv(y))))
     if not block.ffn:
@@ -254,7 +255,7 @@ def _run_spans(block: Any, x_BHWC: Tensor) -> Tensor:
 
 
 def _encode_and_norm(encoding: Any, norm: Any, x: Tensor) -> tuple[Tensor, Tensor]:
-    """The encoded map, and its norm in the dtype of the linear layer that reads it."""
+    """Return the encoded map, and its norm in the dtype of the linear layer that reads it."""
     if not conditions.supports_encoding(encoding, norm, x):
         x = encoding(x)
         return x, norm(x)
@@ -264,7 +265,7 @@ def _encode_and_norm(encoding: Any, norm: Any, x: Tensor) -> tuple[Tensor, Tenso
 
 
 def _attend(attn: Any, qkv_BHWE: Tensor) -> Tensor:
-    """An attention's formula of its map of q, k and v."""
+    """Compute an attention from its map of q, k and v."""
     if type(attn) is WindowAttention:
         supported = conditions.supports_window(qkv_BHWE, attn.window_size, attn.num_heads)
         attend = ops.window_attention if supported else ops.window_formula

@@ -1,8 +1,8 @@
 """Define the spans of a block that have kernels as custom operators of PyTorch, forward and backward.
 
-Each has a kernel for each device, Triton on CUDA and native.cpp on the CPU. Where a device has none, or not for the
-sizes, the operator computes the formula of `davit.model`, so that a program exported on CUDA still runs there.
-Operators are opaque to compilers: a graph of torch.compile or torch.export has each as one node.
+Each runs Triton on CUDA and native.cpp on the CPU. Where a device has no kernel, or none for the sizes, the operator
+computes the formula of `davit.model`, so that a program exported on CUDA runs there too. A compiler does not look into
+operators: a graph of torch.compile or torch.export has each as one node.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,13 +25,14 @@ from .triton import window as triton_window
 def double_backward(
     formula: Callable[..., Any], needed: Sequence[bool], inputs: Sequence[Any], grads: Sequence[Tensor | None]
 ) -> tuple[Tensor | None, ...]:
-    """Differentiate ``formula(*inputs)`` by the needed inputs, so that the gradients can be differentiated again.
+    """Return gradients that can be differentiated again, by running ``formula(*inputs)`` anew under autograd.
 
-    It is run anew under autograd. Where gradients are not enabled, plain tensors come out.
+    Without gradients enabled, plain tensors are returned.
 
     Args:
         needed: for each input, whether its gradient is wanted.
-        grads: of each output of ``formula``; None counts as zero, and an output of no needed input does not count.
+        grads: gradient of each output of ``formula``; None counts as zero. Outputs that depend on no needed input
+            are left out.
     """
     create_graph = torch.is_grad_enabled()
     wanted = [i for i, need in enumerate(needed) if need]
@@ -51,16 +52,20 @@ def double_backward(
 
 
 # --- window attention, on the unpartitioned map ---
-# q, k and v are read from the map of the qkv layer, and the result written in place. Positions outside the map take
-# part as keys whose k and v are that layer's bias, which is what it makes of the zeros that `davit.model` pads with;
-# as queries they would be cropped, and are not written. Saved for the backward pass is the map of q, k and v alone.
+# The kernels read q, k and v from the map of the qkv layer, and write the result in place. Positions outside the map
+# are keys whose k and v are that layer's bias, which is what it gives for the zeros that `davit.model` pads with.
+# Their queries would be cropped, and are not computed. The map of q, k and v alone is saved for the backward pass.
 
 
 def window_formula(qkv_BHWE: Tensor, bias_E: Tensor | None, window: int, heads: int) -> Tensor:
-    """Attend within windows by the formula of `davit.model`; see `window_attention`."""
+    """Compute `window_attention` by the formula of `davit.model`."""
     qkv_MNE, tiling = window_partition(qkv_BHWE, window, bias_E)
     x_MNC = attend_among_positions(qkv_MNE, heads)[0]
     return window_unpartition(x_MNC, window, tiling, (qkv_BHWE.shape[1], qkv_BHWE.shape[2]))
+
+
+def _has_window_kernel(qkv_BHWE: Tensor, window: int, heads: int) -> bool:
+    return support.runs_on(qkv_BHWE) or native.supports_attention(qkv_BHWE, window, heads)
 
 
 @torch.library.custom_op("davit::window_attention", mutates_args=())
@@ -68,9 +73,12 @@ def window_attention(qkv_BHWE: Tensor, bias_E: Tensor | None, window: int, heads
     """Attend within windows of a map of q, k and v, E = 3 C channels; returns (B, H, W, C).
 
     Args:
-        bias_E: of the layer that made the map; None where it has none.
+        bias_E: bias of the layer that made the map, or None.
     """
-    return window_formula(qkv_BHWE, bias_E, window, heads)
+    if not _has_window_kernel(qkv_BHWE, window, heads):
+        return window_formula(qkv_BHWE, bias_E, window, heads)
+    module = triton_window if support.runs_on(qkv_BHWE) else native
+    return module.window_attention(qkv_BHWE, bias_E, window, heads)
 
 
 @torch.library.custom_op("davit::window_attention_backward", mutates_args=())
@@ -78,34 +86,22 @@ def window_attention_backward(
     grad_BHWC: Tensor, qkv_BHWE: Tensor, bias_E: Tensor | None, window: int, heads: int
 ) -> tuple[Tensor, Tensor]:
     """Return the gradients of the map (B, H, W, E), and of the bias through the padded positions (E, in float32)."""
-    backward = (triton_window if support.runs_on(qkv_BHWE) else native).window_attention_backward
-    grad_qkv, parts_MC = backward(grad_BHWC, qkv_BHWE, bias_E, window, heads)
+    module = triton_window if support.runs_on(qkv_BHWE) else native
+    grad_qkv, parts_MC = module.window_attention_backward(grad_BHWC, qkv_BHWE, bias_E, window, heads)
     E = qkv_BHWE.shape[3]
     grad_bias = qkv_BHWE.new_zeros(E, dtype=torch.float32)
     grad_bias[E // 3 :] = parts_MC.sum(0)
     return grad_qkv, grad_bias
 
 
-def _has_window_kernel(qkv_BHWE: Tensor, window: int, heads: int) -> bool:
-    return support.runs_on(qkv_BHWE) or native.supports_window(qkv_BHWE, window, heads)
-
-
-@window_attention.register_kernel(["cpu", "cuda"])
-def _(qkv_BHWE: Tensor, bias_E: Tensor | None, window: int, heads: int) -> Tensor:
-    if not _has_window_kernel(qkv_BHWE, window, heads):
-        return window_formula(qkv_BHWE, bias_E, window, heads)
-    module = triton_window if support.runs_on(qkv_BHWE) else native
-    return module.window_attention(qkv_BHWE, bias_E, window, heads)
-
-
 @window_attention.register_fake
-def _(qkv_BHWE: Tensor, bias_E: Tensor | None, window: int, heads: int) -> Tensor:
+def _(qkv_BHWE: Tensor, *_: Any) -> Tensor:
     B, H, W, E = qkv_BHWE.shape
     return qkv_BHWE.new_empty(B, H, W, E // 3)
 
 
 @window_attention_backward.register_fake
-def _(grad_BHWC: Tensor, qkv_BHWE: Tensor, bias_E: Tensor | None, window: int, heads: int) -> tuple[Tensor, Tensor]:
+def _(grad_BHWC: Tensor, qkv_BHWE: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     grad_qkv = torch.empty_like(qkv_BHWE, memory_format=torch.contiguous_format)
     return grad_qkv, qkv_BHWE.new_empty(qkv_BHWE.shape[3], dtype=torch.float32)
 
@@ -132,10 +128,14 @@ window_attention.register_autograd(_window_gradients, setup_context=_save_window
 
 
 def channel_formula(qkv_BHWE: Tensor, groups: int) -> tuple[Tensor, Tensor]:
-    """Attend among channels by the formula of `davit.model`; see `channel_attention`."""
+    """Compute `channel_attention` by the formula of `davit.model`."""
     B, H, W, E = qkv_BHWE.shape
     x_BNC, attention_BGDD = attend_among_channels(qkv_BHWE.flatten(1, 2), groups)
     return x_BNC.reshape(B, H, W, E // 3).contiguous(), attention_BGDD.float()
+
+
+def _has_channel_kernel(qkv_BHWE: Tensor, groups: int) -> bool:
+    return support.runs_on(qkv_BHWE) or native.supports_attention(qkv_BHWE, 0, groups)
 
 
 @torch.library.custom_op("davit::channel_attention", mutates_args=())
@@ -145,7 +145,10 @@ def channel_attention(qkv_BHWE: Tensor, groups: int) -> tuple[Tensor, Tensor]:
     Returns:
         The map (B, H, W, C), and the attention (B, G, D, D) in float32, which has no gradient.
     """
-    return channel_formula(qkv_BHWE, groups)
+    if not _has_channel_kernel(qkv_BHWE, groups):
+        return channel_formula(qkv_BHWE, groups)
+    module = triton_channel if support.runs_on(qkv_BHWE) else native
+    return module.channel_attention(qkv_BHWE, groups)
 
 
 @torch.library.custom_op("davit::channel_attention_backward", mutates_args=())
@@ -153,18 +156,6 @@ def channel_attention_backward(grad_BHWC: Tensor, qkv_BHWE: Tensor, attention_BG
     """Return the gradient of the map of q, k and v, (B, H, W, E)."""
     module = triton_channel if support.runs_on(qkv_BHWE) else native
     return module.channel_attention_backward(grad_BHWC, qkv_BHWE, attention_BGDD, groups)
-
-
-def _has_channel_kernel(qkv_BHWE: Tensor, groups: int) -> bool:
-    return support.runs_on(qkv_BHWE) or native.supports_channel(qkv_BHWE, groups)
-
-
-@channel_attention.register_kernel(["cpu", "cuda"])
-def _(qkv_BHWE: Tensor, groups: int) -> tuple[Tensor, Tensor]:
-    if not _has_channel_kernel(qkv_BHWE, groups):
-        return channel_formula(qkv_BHWE, groups)
-    module = triton_channel if support.runs_on(qkv_BHWE) else native
-    return module.channel_attention(qkv_BHWE, groups)
 
 
 @channel_attention.register_fake
@@ -175,7 +166,7 @@ def _(qkv_BHWE: Tensor, groups: int) -> tuple[Tensor, Tensor]:
 
 
 @channel_attention_backward.register_fake
-def _(grad_BHWC: Tensor, qkv_BHWE: Tensor, attention_BGDD: Tensor, groups: int) -> Tensor:
+def _(grad_BHWC: Tensor, qkv_BHWE: Tensor, *_: Any) -> Tensor:
     return torch.empty_like(qkv_BHWE, memory_format=torch.contiguous_format)
 
 
@@ -200,11 +191,15 @@ channel_attention.register_autograd(_channel_gradients, setup_context=_save_chan
 
 def encoding_formula(x_BHWC: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Add to a map its depthwise 3x3 convolution, in the map's dtype."""
-    x_BCHW, of_x = x_BHWC.permute(0, 3, 1, 2), x_BHWC.dtype
-    encoding_BCHW = F.conv2d(
-        x_BCHW, weight.to(of_x), None if bias is None else bias.to(of_x), padding=1, groups=x_BHWC.shape[3]
-    )
+    x_BCHW = x_BHWC.permute(0, 3, 1, 2)
+    weight, bias = like(x_BHWC, weight, bias)
+    encoding_BCHW = F.conv2d(x_BCHW, weight, bias, padding=1, groups=x_BHWC.shape[3])
     return x_BHWC + encoding_BCHW.permute(0, 2, 3, 1)
+
+
+def like(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Cast a layer's parameters to the dtype of ``x``: under autocast they are float32."""
+    return weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
 
 
 def encode_and_norm_formula(
@@ -215,9 +210,13 @@ def encode_and_norm_formula(
     with torch.autocast(x_BHWC.device.type, enabled=False):
         y = encoding_formula(x_BHWC, weight, bias)
         wide = torch.promote_types(x_BHWC.dtype, torch.float32)
-        scale, shift = (None if p is None else p.to(wide) for p in (norm_weight, norm_bias))
-        normed, mean, rstd = torch.native_layer_norm(y.to(wide), [x_BHWC.shape[3]], scale, shift, eps)
+        norm_weight, norm_bias = (None if p is None else p.to(wide) for p in (norm_weight, norm_bias))
+        normed, mean, rstd = torch.native_layer_norm(y.to(wide), [x_BHWC.shape[3]], norm_weight, norm_bias, eps)
         return y.contiguous(), normed.to(norm_dtype).contiguous(), mean[..., 0].float(), rstd[..., 0].float()
+
+
+def _has_row_kernel(x: Tensor) -> bool:
+    return support.runs_on(x) or native.supports_rows(x)
 
 
 @torch.library.custom_op("davit::encode_and_norm", mutates_args=())
@@ -225,17 +224,29 @@ def encode_and_norm(
     x_BHWC: Tensor, weight: Tensor, bias: Tensor | None, norm_weight: Tensor | None, norm_bias: Tensor | None,
     eps: float, norm_dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Encode positions, with the residual, and normalise the result.
+    """Add the position encoding to a map, and normalise the result.
 
     Args:
         weight: (C, 1, 3, 3), of the depthwise convolution.
-        norm_dtype: of the normalised map; under autocast that of the linear layer that reads it.
+        norm_dtype: dtype of the normalised map; under autocast that of the linear layer that reads it.
 
     Returns:
         x + encoding and the normalised map, both (B, H, W, C); mean and reciprocal standard deviation of each
         position, in float32, which have no gradient.
     """
-    return encode_and_norm_formula(x_BHWC, weight, bias, norm_weight, norm_bias, eps, norm_dtype)
+    if not _has_row_kernel(x_BHWC):
+        return encode_and_norm_formula(x_BHWC, weight, bias, norm_weight, norm_bias, eps, norm_dtype)
+    y, normed, mean, rstd = _encoded_like(x_BHWC, norm_dtype)
+    module = triton_encoding if support.runs_on(x_BHWC) else native
+    module.encode(x_BHWC, weight, bias, y, (normed, norm_weight, norm_bias, mean, rstd), eps)
+    return y, normed, mean, rstd
+
+
+def _encoded_like(x_BHWC: Tensor, norm_dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Allocate the results of `encode_and_norm`."""
+    y = torch.empty_like(x_BHWC, memory_format=torch.contiguous_format)
+    mean, rstd = (x_BHWC.new_empty(x_BHWC.shape[:3], dtype=torch.float32) for _ in range(2))
+    return y, torch.empty_like(y, dtype=norm_dtype), mean, rstd
 
 
 @torch.library.custom_op("davit::encode_and_norm_backward", mutates_args=())
@@ -248,43 +259,16 @@ def encode_and_norm_backward(
     return module.encode_backward(grad_y, grad_normed, x_BHWC, weight, norm_weight, y_BHWC, mean, rstd)
 
 
-def _has_row_kernel(x: Tensor) -> bool:
-    return support.runs_on(x) or native.supports_rows(x)
-
-
-@encode_and_norm.register_kernel(["cpu", "cuda"])
-def _(
-    x_BHWC: Tensor, weight: Tensor, bias: Tensor | None, norm_weight: Tensor | None, norm_bias: Tensor | None,
-    eps: float, norm_dtype: torch.dtype,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    if not _has_row_kernel(x_BHWC):
-        return encode_and_norm_formula(x_BHWC, weight, bias, norm_weight, norm_bias, eps, norm_dtype)
-    mean, rstd = (x_BHWC.new_empty(x_BHWC.shape[:3], dtype=torch.float32) for _ in range(2))
-    y = torch.empty_like(x_BHWC, memory_format=torch.contiguous_format)
-    normed = torch.empty_like(y, dtype=norm_dtype)
-    module = triton_encoding if support.runs_on(x_BHWC) else native
-    module.encode(x_BHWC, weight, bias, y, (normed, norm_weight, norm_bias, mean, rstd), eps)
-    return y, normed, mean, rstd
-
-
 @encode_and_norm.register_fake
-def _(
-    x_BHWC: Tensor, weight: Tensor, bias: Tensor | None, norm_weight: Tensor | None, norm_bias: Tensor | None,
-    eps: float, norm_dtype: torch.dtype,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    y = torch.empty_like(x_BHWC, memory_format=torch.contiguous_format)
-    mean, rstd = (x_BHWC.new_empty(x_BHWC.shape[:3], dtype=torch.float32) for _ in range(2))
-    return y, torch.empty_like(y, dtype=norm_dtype), mean, rstd
+def _(x_BHWC: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return _encoded_like(x_BHWC, others[-1])
 
 
 @encode_and_norm_backward.register_fake
-def _(
-    grad_y: Tensor | None, grad_normed: Tensor | None, x_BHWC: Tensor, weight: Tensor, norm_weight: Tensor | None,
-    y_BHWC: Tensor, mean: Tensor, rstd: Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+def _(grad_y: Tensor | None, grad_normed: Tensor | None, x_BHWC: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
     C = x_BHWC.shape[3]
     sums = [x_BHWC.new_empty(shape, dtype=torch.float32) for shape in ((C, 9), (3, C))]
-    return torch.empty_like(y_BHWC, memory_format=torch.contiguous_format), sums[0], sums[1]
+    return torch.empty_like(x_BHWC, memory_format=torch.contiguous_format), sums[0], sums[1]
 
 
 def _save_encoding(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -302,9 +286,8 @@ def _encoding_gradients(
         return (None,) * 7
     if torch.is_grad_enabled() or not _has_row_kernel(x):
         inputs = (x, weight, bias, norm_weight, norm_bias, *ctx.options)
-        return double_backward(
-            encode_and_norm_formula, ctx.needs_input_grad, inputs, [grad_y, grad_normed, None, None]
-        )
+        grads = [grad_y, grad_normed, None, None]
+        return double_backward(encode_and_norm_formula, ctx.needs_input_grad, inputs, grads)
     backward = encode_and_norm_backward(grad_y, grad_normed, x, weight, norm_weight, y, mean, rstd)
     grad_x, grad_weight, grad_vectors = backward
     pairs = zip((bias, norm_weight, norm_bias), grad_vectors, strict=True)
@@ -315,12 +298,12 @@ def _encoding_gradients(
 encode_and_norm.register_autograd(_encoding_gradients, setup_context=_save_encoding)
 
 
-# --- the backward pass of exact GELU, and its output once more, in one pass ---
+# --- the backward pass of exact GELU, which also recomputes its output ---
 
 
 @torch.library.custom_op("davit::gelu_backward", mutates_args=())
 def gelu_backward(grad: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the gradient in front of the GELU, from that behind it; and GELU(x)."""
+    """Return the gradient of a GELU's input, given that of its output; and GELU(x)."""
     if support.runs_on(x):
         return triton_gelu.gelu_backward(grad, x)
     if native.supports_rows(x):
@@ -330,11 +313,11 @@ def gelu_backward(grad: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
 
 @gelu_backward.register_fake
 def _(grad: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-    like = torch.empty_like(x, memory_format=torch.contiguous_format)
-    return like, torch.empty_like(like)
+    grad_x = torch.empty_like(x, memory_format=torch.contiguous_format)
+    return grad_x, torch.empty_like(grad_x)
 
 
-# --- without gradients: a whole block, a patch embedding ---
+# --- inference of a whole block, and of a patch embedding ---
 
 
 @torch.library.custom_op("davit::block", mutates_args=())
@@ -342,21 +325,18 @@ def infer_block(
     x_BHWC: Tensor, weights: Sequence[Tensor | None], window: int, heads: int, eps: Sequence[float],
     packed: Tensor | None,
 ) -> Tensor:  # fmt: skip
-    """Compute a block, as `native.infer_block`."""
+    """Compute a block by `native.infer_block`."""
     return native.infer_block(x_BHWC, weights, window, heads, eps, packed)
 
 
 @infer_block.register_fake
-def _(
-    x_BHWC: Tensor, weights: Sequence[Tensor | None], window: int, heads: int, eps: Sequence[float],
-    packed: Tensor | None,
-) -> Tensor:  # fmt: skip
+def _(x_BHWC: Tensor, *_: Any) -> Tensor:
     return torch.empty_like(x_BHWC, memory_format=torch.contiguous_format)
 
 
 @torch.library.custom_op("davit::pack_block", mutates_args=())
 def pack_block(weights: Sequence[Tensor | None], heads: int) -> Tensor:
-    """Lay the matrices of a block out, as `native.pack_block`."""
+    """Lay the matrices of a block out by `native.pack_block`."""
     return native.pack_block(weights, heads)
 
 
@@ -371,14 +351,12 @@ def patch_embed(
     x: Tensor, weight: Tensor, bias: Tensor | None, norm_weight: Tensor | None, norm_bias: Tensor | None, eps: float,
     stride: int, stem: bool,
 ) -> Tensor:  # fmt: skip
-    """Compute a patch embedding, as `native.patch_embed`."""
+    """Compute a patch embedding by `native.patch_embed`."""
     return native.patch_embed(x, weight, bias, norm_weight, norm_bias, eps, stride, stem)
 
 
 @patch_embed.register_fake
-def _(
-    x: Tensor, weight: Tensor, bias: Tensor | None, norm_weight: Tensor | None, norm_bias: Tensor | None, eps: float,
-    stride: int, stem: bool,
-) -> Tensor:  # fmt: skip
+def _(x: Tensor, weight: Tensor, *others: Any) -> Tensor:
+    *_, stride, stem = others
     H, W = x.shape[2:] if stem else x.shape[1:3]
     return x.new_empty(x.shape[0], (H - 1) // stride + 1, (W - 1) // stride + 1, weight.shape[0])

@@ -1,11 +1,11 @@
-"""Run blocks, or their spans, with gradients in eager mode: autograd Functions that save less than the modules do.
+"""Train blocks in eager mode by autograd Functions that save less for the backward pass than the modules do.
 
-Saved for the backward pass are the inputs of the convolutions and norms, q, k and v, what the attention gave, and
-the MLP's hidden map in front of its GELU: 12 values for each position and channel. The modules save about 20: also
-what the norms and the GELU made, which costs little to compute again, attention matrices and copies. Where positions
-outnumber channels by far, channel attention goes by the Gram matrix and saves its input alone.
+They save the inputs of the convolutions and norms, q, k and v, the output of the attention, and the input of the MLP's
+GELU: 12 values for each position and channel. The modules save about 20, since they keep the outputs of norms and
+GELU (cheap to recompute), attention matrices and copies too. Channel attention on large maps uses the Gram matrix and
+saves its input alone.
 
-Products are native.cpp's where it has them, otherwise PyTorch's. The sums of gradients have a fixed order.
+Matrix products are native.cpp's where it supports them, otherwise PyTorch's. Gradients are summed in a fixed order.
 """
 
 from collections.abc import Sequence
@@ -17,14 +17,14 @@ from torch import Tensor
 
 from . import ops
 from .cpu import native
-from .ops import double_backward
+from .ops import double_backward, like
 
-#: Bytes of the widest map of the rows that an MLP takes at a time; measured, see docs/performance.md.
+#: Size of the hidden map of the rows that an MLP takes at a time. Measured; see docs/performance.md.
 PART_BYTES = 8 << 20
 
-#: Positions for each channel, by the bytes of a value, from which the Gram matrix is faster than q, k and v: what it
-#: costs once an image is C^3, in float64. Measured; see docs/performance.md.
-LEAST_POSITIONS = {4: 8, 2: 24}
+#: Minimum positions per channel, by the bytes of a value, at which the Gram matrix is faster than q, k and v: for each
+#: image it costs C^3 operations in float64. Measured; see docs/performance.md.
+MIN_POSITIONS = {4: 8, 2: 24}
 
 
 class LinearFunction(torch.autograd.Function):
@@ -52,11 +52,9 @@ class LinearFunction(torch.autograd.Function):
 
 
 class PositionEncoding(torch.autograd.Function):
-    """Add a depthwise 3x3 convolution of x to x, of which x alone is saved."""
+    """Add a depthwise 3x3 convolution of x to x; saves x alone."""
 
-    @staticmethod
-    def formula(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return ops.encoding_formula(x, weight, bias)
+    formula = staticmethod(ops.encoding_formula)
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -71,12 +69,12 @@ class PositionEncoding(torch.autograd.Function):
         if torch.is_grad_enabled():
             return double_backward(PositionEncoding.formula, ctx.needs_input_grad, (x, weight, bias), [grad])
         grad_x, grad_weight, grad_bias = native.encode_gradients(grad, x, weight)
-        of_weight = grad_weight.view_as(weight).to(weight.dtype)
-        return grad_x, of_weight, None if bias is None else grad_bias.to(bias.dtype)
+        grad_weight = grad_weight.view_as(weight).to(weight.dtype)
+        return grad_x, grad_weight, None if bias is None else grad_bias.to(bias.dtype)
 
 
 class NormLinear(torch.autograd.Function):
-    """Apply a LayerNorm and a linear layer. What the norm gave is not saved."""
+    """Apply a LayerNorm and a linear layer; the norm's output is not saved."""
 
     @staticmethod
     def formula(
@@ -98,7 +96,8 @@ class NormLinear(torch.autograd.Function):
         ctx.eps = eps
         if native.supports_products(x, *weight.shape):
             mean, rstd = _moments(x)
-            out = native.linear(x, *like(x, weight, bias), norm=native.Norm(norm_weight, norm_bias, eps, mean, rstd))
+            norm = native.NormArgs(norm_weight, norm_bias, eps, mean, rstd)
+            out = native.linear(x, *like(x, weight, bias), norm=norm)
         else:
             y, mean, rstd = torch.native_layer_norm(x, x.shape[-1:], norm_weight, norm_bias, eps)
             out = F.linear(y, *like(y, weight, bias))
@@ -109,24 +108,23 @@ class NormLinear(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, norm_weight, norm_bias, weight, bias, mean, rstd = ctx.saved_tensors
         if torch.is_grad_enabled():
-            return double_backward(
-                NormLinear.formula, ctx.needs_input_grad, (x, norm_weight, norm_bias, ctx.eps, weight, bias), [grad]
-            )
+            inputs = (x, norm_weight, norm_bias, ctx.eps, weight, bias)
+            return double_backward(NormLinear.formula, ctx.needs_input_grad, inputs, [grad])
         needed = ctx.needs_input_grad
-        norm = native.Norm(norm_weight, norm_bias, ctx.eps, mean, rstd)
-        of_bias: Tensor | None = None
+        norm = native.NormArgs(norm_weight, norm_bias, ctx.eps, mean, rstd)
+        grad_bias: Tensor | None = None
         if native.supports_products(x, *weight.shape):
-            y, of_bias, *given = native.linear_backward(grad, x, norm, weight.to(x.dtype))
-            of_norm = [*_needed(norm, given, needed[:3])]
+            y, grad_bias, *found = native.linear_backward(grad, x, norm, weight.to(x.dtype))
+            norm_grads = [*_needed(norm, found, needed[:3])]
         else:
-            y, *of_norm = norm_backward(_input_grad(grad, weight), x, norm, needed[:3])
-        return *of_norm, None, *weight_grads(grad, y, weight, bias, needed[4:], of_bias)
+            y, *norm_grads = norm_backward(_input_grad(grad, weight), x, norm, needed[:3])
+        return *norm_grads, None, *weight_grads(grad, y, weight, bias, needed[4:], grad_bias)
 
 
 class NormMlp(torch.autograd.Function):
-    """Apply a LayerNorm, a linear layer, an exact GELU and a linear layer, a part of the rows at a time.
+    """Apply a LayerNorm, a linear layer, an exact GELU and a linear layer, part by part of the rows.
 
-    Only the hidden map in front of the GELU is saved, one tensor a part.
+    Besides x and the norm's moments only the input of the GELU is saved, one tensor for each part.
     """
 
     @staticmethod
@@ -152,7 +150,7 @@ class NormMlp(torch.autograd.Function):
             if natively:
                 mean, rstd = _moments(part)
                 hidden = x.new_empty(len(part), weight1.shape[0])
-                norm = native.Norm(norm_weight, norm_bias, eps, mean, rstd)
+                norm = native.NormArgs(norm_weight, norm_bias, eps, mean, rstd)
                 native.mlp(part, norm, *first, *second, hidden=hidden, out=target)
             else:
                 y, mean, rstd = torch.native_layer_norm(part, [C], norm_weight, norm_bias, eps)
@@ -177,31 +175,30 @@ class NormMlp(torch.autograd.Function):
         parts = zip(x.reshape(-1, C).split(ctx.rows), grad.reshape(-1, C).split(ctx.rows), strict=True)
         for i, (x_part, grad_part) in enumerate(parts):
             mean, rstd, hidden = saved[3 * i : 3 * i + 3]
-            norm = native.Norm(norm_weight, norm_bias, ctx.eps, mean, rstd)
-            of_bias1: Tensor | None
-            of_bias2: Tensor | None = None
+            norm = native.NormArgs(norm_weight, norm_bias, ctx.eps, mean, rstd)
+            grad_bias1: Tensor | None
+            grad_bias2: Tensor | None = None
             if natively:
-                grad_hidden, activated, y, of_bias1, of_bias2, *norm_grads = native.mlp_backward(
+                grad_hidden, activated, y, grad_bias1, grad_bias2, *found = native.mlp_backward(
                     grad_part, x_part, norm, weight1.to(x.dtype), weight2.to(x.dtype), hidden
                 )
-                of_x, *of_norm = _needed(norm, norm_grads, needed[:3])
+                grad_x_part, *norm_grads = _needed(norm, found, needed[:3])
             else:
-                grad_hidden, activated, of_bias1 = _gelu_backward(_input_grad(grad_part, weight2), hidden)
-                y, of_x, *of_norm = norm_backward(_input_grad(grad_hidden, weight1), x_part, norm, needed[:3])
-            second = weight_grads(grad_part, activated, weight2, bias2, needed[6:], of_bias2)
-            first = weight_grads(grad_hidden, y, weight1, bias1, needed[4:6], of_bias1)
+                grad_hidden, activated, grad_bias1 = _gelu_backward(_input_grad(grad_part, weight2), hidden)
+                y, grad_x_part, *norm_grads = norm_backward(
+                    _input_grad(grad_hidden, weight1), x_part, norm, needed[:3]
+                )
+            second = weight_grads(grad_part, activated, weight2, bias2, needed[6:], grad_bias2)
+            first = weight_grads(grad_hidden, y, weight1, bias1, needed[4:6], grad_bias1)
             del activated, grad_hidden
-            if grad_x is not None and of_x is not None:
-                grad_x.view(-1, C)[i * ctx.rows : i * ctx.rows + len(x_part)].copy_(of_x)
-            sums = [_sum(old, new) for old, new in zip(sums, (*of_norm, *first, *second), strict=True)]
+            if grad_x is not None and grad_x_part is not None:
+                grad_x.view(-1, C)[i * ctx.rows : i * ctx.rows + len(x_part)].copy_(grad_x_part)
+            sums = [_sum(old, new) for old, new in zip(sums, (*norm_grads, *first, *second), strict=True)]
         return grad_x, sums[0], sums[1], None, *sums[2:]
 
 
 class GeluLinear(torch.autograd.Function):
-    """Apply an exact GELU and a linear layer, of which only the input of the GELU is saved.
-
-    (A compiler finds by itself that GELU is cheap to compute again.)
-    """
+    """Apply an exact GELU and a linear layer; saves the input of the GELU alone."""
 
     @staticmethod
     def formula(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -221,28 +218,28 @@ class GeluLinear(torch.autograd.Function):
         return grad_x, *weight_grads(grad, activated.to(grad.dtype), weight, bias, ctx.needs_input_grad[1:])
 
 
-# --- channel attention by the Gram matrix of the normed map ---
-# With G = x^T x over the positions of an image, k^T v is Wk G Wv^T; and q, the attention of it and the projection are
-# one matrix for all positions, Wproj A Wq (as in cpp/block_channel.h, where the mean is left in). That leaves, forward
-# and backward, 5 C C multiply-adds a position of 12 C C and 6 C D, and of the map its input alone is saved: 1 value of
-# 5 for each channel.
+# --- channel attention from the Gram matrix of the normalised map ---
+# With G = x^T x over the positions of an image, k^T v is Wk G Wv^T. The query layer, the attention A and the
+# projection together are one matrix for all positions, Wproj A Wq (as in cpp/block_channel.h, which does not subtract
+# the mean). A position then costs 5 C C multiply-adds forward and backward in place of 12 C C + 6 C D, and the input
+# alone is saved: 1 value in place of 5 for each channel.
 
 
 def gram_is_faster(x_BHWC: Tensor) -> bool:
-    """Whether the map is large enough for `GramChannelAttention`."""
+    """Whether `GramChannelAttention` is faster on this map than q, k and v."""
     H, W, C = x_BHWC.shape[1:]
-    return LEAST_POSITIONS[x_BHWC.element_size()] <= H * W / C
+    return MIN_POSITIONS[x_BHWC.element_size()] <= H * W / C
 
 
-def layer_of(
+def folded_layer(
     gram_BCC: Tensor, mean_BC: Tensor, positions: int, groups: int,
     qkv: Tensor, qkv_bias: Tensor | None, proj: Tensor, proj_bias: Tensor | None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Return the linear layer that channel attention and its projection are to an image: (B, C, C) and (B, C).
+    """Return channel attention and its projection as one linear layer for each image: (B, C, C) and (B, C).
 
     Args:
-        gram_BCC: x^T x over the positions, of x less its mean, whose share would hide the last digits of the rest.
-        mean_BC: that mean.
+        gram_BCC: (x - mean)^T (x - mean) over the positions; with the mean left in, rounding would be larger.
+        mean_BC: mean of x over the positions.
     """
     B, C = mean_BC.shape
     q_GDC, k_GDC, v_GDC = qkv.view(3, groups, C // groups, C)
@@ -258,10 +255,7 @@ def layer_of(
 
 
 class GramChannelAttention(torch.autograd.Function):
-    """Apply a LayerNorm, channel attention and its projection.
-
-    What is done once an image is done in float64, which keeps the digits.
-    """
+    """Apply a LayerNorm, channel attention and its projection. The C x C products run in float64, for accuracy."""
 
     @staticmethod
     def formula(
@@ -281,15 +275,15 @@ class GramChannelAttention(torch.autograd.Function):
             y_BHWC, mean, rstd = torch.native_layer_norm(x, x.shape[-1:], norm_weight, norm_bias, eps)
             y_BNC = y_BHWC.flatten(1, 2)
             mean_BC = y_BNC.mean(1, dtype=torch.float32)
-            about_BNC = y_BNC - mean_BC[:, None]
-            gram_BCC = about_BNC.mT @ about_BNC
+            centred_BNC = y_BNC - mean_BC[:, None]
+            gram_BCC = centred_BNC.mT @ centred_BNC
             ctx.eps, ctx.options = eps, (y_BNC.shape[1], groups)
-            layers = (_leaf(p) for p in (qkv, qkv_bias, proj, proj_bias))
-            layer = layer_of(gram_BCC.double(), mean_BC.double(), *ctx.options, *layers)
+            wide = (_leaf(p) for p in (qkv, qkv_bias, proj, proj_bias))
+            layer = folded_layer(gram_BCC.double(), mean_BC.double(), *ctx.options, *wide)
             weight_BCC, bias_BC = (t.to(x.dtype) for t in layer)
             out_BNC = torch.baddbmm(bias_BC[:, None], y_BNC, weight_BCC.mT)
-        of_image = (gram_BCC, mean_BC, weight_BCC)
-        ctx.save_for_backward(x, norm_weight, norm_bias, qkv, qkv_bias, proj, proj_bias, mean, rstd, *of_image)
+        layers = (qkv, qkv_bias, proj, proj_bias)
+        ctx.save_for_backward(x, norm_weight, norm_bias, *layers, mean, rstd, gram_BCC, mean_BC, weight_BCC)
         return out_BNC.view(y_BHWC.shape)
 
     @staticmethod
@@ -299,28 +293,29 @@ class GramChannelAttention(torch.autograd.Function):
             inputs = (x, norm_weight, norm_bias, ctx.eps, *layers, *ctx.options[1:])
             return double_backward(GramChannelAttention.formula, ctx.needs_input_grad, inputs, [grad_BHWC])
         needed = ctx.needs_input_grad
-        before = any(needed[:3])
+        needs_input = any(needed[:3])
         with torch.autocast(x.device.type, enabled=False):
             y_BNC = F.layer_norm(x, x.shape[-1:], norm_weight, norm_bias, ctx.eps).flatten(1, 2)
             grad_BNC = grad_BHWC.flatten(1, 2)
-            of_layer = (grad_BNC.mT @ y_BNC).double(), grad_BNC.sum(1, dtype=torch.float32).double()
-            wanted = (before, before, False, False, *needed[4:8])
+            layer_grads = (grad_BNC.mT @ y_BNC).double(), grad_BNC.sum(1, dtype=torch.float32).double()
+            wanted = (needs_input, needs_input, False, False, *needed[4:8])
             inputs = (gram_BCC, mean_BC, *ctx.options, *layers)
             leaves = [_leaf(p, need) if isinstance(p, Tensor) else p for p, need in zip(inputs, wanted, strict=True)]
-            of_gram, of_mean, _, _, *of_wide = double_backward(layer_of, wanted, leaves, of_layer)
-            of_norm: Sequence[Tensor | None] = (None, None, None)
-            if of_gram is not None and of_mean is not None:
-                of_about = of_gram + of_gram.mT
-                of_all = (of_mean / y_BNC.shape[1])[:, None] - mean_BC.double()[:, None] @ of_about
-                of_y = torch.baddbmm(of_all.to(x.dtype), grad_BNC, weight_BCC)
-                of_y.baddbmm_(y_BNC, of_about.to(x.dtype))
-                norm = native.Norm(norm_weight, norm_bias, ctx.eps, mean, rstd)
-                _, *of_norm = norm_backward(of_y.view(x.shape), x, norm, needed[:3])
-        of_layers = [None if g is None else g.to(p.dtype) for g, p in zip(of_wide, layers, strict=True)]
-        return *of_norm, None, *of_layers, None
+            grad_gram, grad_mean, _, _, *wide_grads = double_backward(folded_layer, wanted, leaves, layer_grads)
+            norm_grads: Sequence[Tensor | None] = (None, None, None)
+            if grad_gram is not None and grad_mean is not None:
+                grad_centred = grad_gram + grad_gram.mT
+                grad_all = (grad_mean / y_BNC.shape[1])[:, None] - mean_BC.double()[:, None] @ grad_centred
+                grad_y = torch.baddbmm(grad_all.to(x.dtype), grad_BNC, weight_BCC)
+                grad_y.baddbmm_(y_BNC, grad_centred.to(x.dtype))
+                norm = native.NormArgs(norm_weight, norm_bias, ctx.eps, mean, rstd)
+                _, *norm_grads = norm_backward(grad_y.view(x.shape), x, norm, needed[:3])
+        grads = [None if g is None else g.to(p.dtype) for g, p in zip(wide_grads, layers, strict=True)]
+        return *norm_grads, None, *grads, None
 
 
 def _leaf(parameter: Tensor | None, needed: bool = False) -> Any:
+    """Copy a parameter to float64, as a leaf of autograd."""
     return None if parameter is None else parameter.detach().double().requires_grad_(needed)
 
 
@@ -328,7 +323,7 @@ def _leaf(parameter: Tensor | None, needed: bool = False) -> Any:
 
 
 def _gelu_backward(grad: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Return the gradient in front of a GELU, written over ``grad``; the GELU's output; the former's sum, if known."""
+    """Return the gradient of ``hidden`` (overwrites ``grad``), GELU(hidden), and the sum of the gradient if known."""
     if native.supports_rows(hidden):
         return native.gelu_backward(grad, hidden, in_place=True)
     return torch.ops.aten.gelu_backward(grad, hidden), F.gelu(hidden), None
@@ -340,14 +335,14 @@ def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def norm_backward(
-    grad: Tensor, x: Tensor, norm: native.Norm, need: Sequence[bool]
+    grad: Tensor, x: Tensor, norm: native.NormArgs, need: Sequence[bool]
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-    """Return a LayerNorm's output and the gradients that are needed: of input, weight, bias. Overwrites ``grad``."""
+    """Return a LayerNorm's output and the needed gradients of input, weight and bias. Overwrites ``grad``."""
     norm_weight, norm_bias, eps, mean, rstd = norm
     assert mean is not None and rstd is not None
     if native.supports_rows(x):
-        y, *given = native.norm_backward(grad, x, mean, rstd, norm_weight, norm_bias)
-        return y, *_needed(norm, given, need)
+        y, *found = native.norm_backward(grad, x, mean, rstd, norm_weight, norm_bias)
+        return y, *_needed(norm, found, need)
     y = F.layer_norm(x, x.shape[-1:], norm_weight, norm_bias, eps)
     mask = [need[0], need[1] and norm_weight is not None, need[2] and norm_bias is not None]
     grads = torch.ops.aten.native_layer_norm_backward(
@@ -357,7 +352,7 @@ def norm_backward(
 
 
 def _needed(
-    norm: native.Norm, grads: Sequence[Tensor], need: Sequence[bool]
+    norm: native.NormArgs, grads: Sequence[Tensor], need: Sequence[bool]
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Keep the gradients of a norm's input, weight and bias that are needed, cast to their parameters' dtypes."""
     vectors = [
@@ -367,11 +362,6 @@ def _needed(
     return grads[0] if need[0] else None, vectors[0], vectors[1]
 
 
-def like(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Cast a layer's parameters to the dtype of ``x``: under autocast they are float32."""
-    return weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
-
-
 def _input_grad(grad: Tensor, weight: Tensor) -> Tensor:
     if native.supports_products(grad, *weight.shape):
         return native.linear(grad, weight.to(grad.dtype), None, transposed=True)
@@ -379,18 +369,18 @@ def _input_grad(grad: Tensor, weight: Tensor) -> Tensor:
 
 
 def weight_grads(
-    grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, need: Sequence[bool], of_bias: Tensor | None = None
+    grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, need: Sequence[bool], grad_bias: Tensor | None = None
 ) -> tuple[Tensor | None, Tensor | None]:
     """Return the gradients of a linear layer's weight and bias, each where it is needed, in their own dtypes.
 
     Args:
-        of_bias: the sum of ``grad`` over the positions, where it is known.
+        grad_bias: the sum of ``grad`` over the positions, if it is known.
     """
     grad_NE, x_NC = grad.reshape(-1, grad.shape[-1]), x.reshape(-1, x.shape[-1])
     grad_weight = (grad_NE.t() @ x_NC).to(weight.dtype) if need[0] else None
     if not need[1] or bias is None:
         return grad_weight, None
-    return grad_weight, (grad_NE.sum(0) if of_bias is None else of_bias).to(bias.dtype)
+    return grad_weight, (grad_NE.sum(0) if grad_bias is None else grad_bias).to(bias.dtype)
 
 
 def _sum(old: Tensor | None, new: Tensor | None) -> Tensor | None:

@@ -62,4 +62,4 @@ def saved_bytes() -> Callable[[torch.nn.Module, torch.Tensor], int]:
 def _no_block_is_too_small(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """So that the small models of the tests are fused, but in tests of the threshold."""
     if "threshold" not in request.node.name:
-        monkeypatch.setattr(conditions, "LEAST_WORK", 0)
+        monkeypatch.setattr(conditions, "MIN_WORK", 0)

@@ -34,7 +34,7 @@ def test_the_threshold_of_size(small, picture, fused_calls, monkeypatch):
     model = small()
     assert count(model, picture(), fused_calls) == 0
     work = 4 * 2 * 8 * 12 * 16 * 16  # of the first two stages; the others have less
-    monkeypatch.setattr(conditions, "LEAST_WORK", work)
+    monkeypatch.setattr(conditions, "MIN_WORK", work)
     assert count(model, picture(2, 3, 32, 48), fused_calls) == 4
     assert count(model, picture(1, 3, 32, 48), fused_calls) == 0
 

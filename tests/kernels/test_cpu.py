@@ -4,15 +4,17 @@ import copy
 
 import pytest
 import torch
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
 from timm.layers import DropPath
 
 from davit import DaViT, DaViTPyramid, accelerate, plain
 from davit.kernels import training
 from davit.kernels.cpu import native, onednn
+from davit.model import DualAttentionBlock
 
 pytestmark = pytest.mark.skipif(not onednn.AVAILABLE, reason="no oneDNN for this processor")
 
-SIZES = [(32, 32), (33, 47), (64, 20), (1, 1), (1, 90), (112, 112)]
 OPTIONS = [
     {},
     {"cpe_act": True, "overlapped_patch": True},
@@ -32,13 +34,13 @@ def relative(actual, expected):
 
 
 @pytest.fixture(
-    params=[(None, 0), (1 << 12, native.LEAST_ROWS), (1 << 12, 1 << 40)],
+    params=[(None, 0), (1 << 12, native.MIN_ROWS), (1 << 12, 1 << 40)],
     ids=["whole, products of native.cpp", "parts, of both", "parts, of oneDNN"],
 )
 def part_bytes(request, monkeypatch):
     """Parts as they are, or so small that every map is cut and every image taken by itself; and whose products."""
     size, least_rows = request.param
-    monkeypatch.setattr(native, "LEAST_ROWS", least_rows)
+    monkeypatch.setattr(native, "MIN_ROWS", least_rows)
     if size:
         monkeypatch.setattr(onednn, "PART_BYTES", size)
         monkeypatch.setattr(training, "PART_BYTES", size)
@@ -49,27 +51,29 @@ def part_bytes(request, monkeypatch):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
-@pytest.mark.parametrize("size", SIZES)
-def test_inference_equals_float64(either, small, picture, part_bytes, fused_calls, size, options, dtype):
-    if dtype == torch.bfloat16 and not native.multiplies(torch.bfloat16):
+@settings(deadline=None, max_examples=3, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(size=st.tuples(st.integers(1, 100), st.integers(1, 100)))
+@example((1, 1))
+@example((33, 47))
+def test_inference_equals_float64(small, picture, part_bytes, fused_calls, size, options, dtype):
+    if dtype == torch.bfloat16 and not native.has_products(torch.bfloat16):
         pytest.skip("no bfloat16 for this processor")
-    exact = small(either, accelerated=False, **options).double()
-    model, image = small(either, **options).to(dtype), picture(3, 3, *size)
+    exact = small(accelerated=False, **options).double()
+    model, image = small(**options).to(dtype), picture(3, 3, *size)
     with torch.inference_mode(), fused_calls() as calls:
-        output = first(model(image.to(dtype)))
-        assert len(calls) == sum(model.depths) * len(options.get("attention_types", "12"))
+        output = model(image.to(dtype))
+        assert {*calls} == {module for module in model.modules() if isinstance(module, DualAttentionBlock)}
         assert output.dtype == dtype
-        expected = first(exact(image.double()))
-        plain = first(small(either, accelerated=False, **options).to(dtype)(image.to(dtype)))
-    error, of_plain = relative(output, expected), relative(plain, expected)
+        expected = exact(image.double())
+        of_plain = relative(plain(model)(image.to(dtype)), expected)
+    error = relative(output, expected)
     assert error < max(TOLERANCE[dtype], 1.3 * of_plain), (error, of_plain)
 
 
-@pytest.mark.parametrize("batch", [1, 2, 5])
-def test_an_image_does_not_depend_on_its_batch(small, picture, part_bytes, batch):
+def test_an_image_does_not_depend_on_its_batch(small, picture, part_bytes):
     model, images = small(), picture(5, 3, 57, 64)
     with torch.no_grad():
-        together, alone = model(images), torch.cat([model(part) for part in images.split(batch)])
+        together, alone = model(images), torch.cat([model(part) for part in images.split(2)])
     torch.testing.assert_close(alone, together, rtol=1e-4, atol=1e-5)
 
 
@@ -114,25 +118,26 @@ def gradients(model, image, **step):
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
-@pytest.mark.parametrize("size", [(32, 32), (33, 47), (1, 1)])
-def test_gradients_equal_float64(either, small, picture, part_bytes, fused_calls, size, options):
+@settings(deadline=None, max_examples=2, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(size=st.tuples(st.integers(1, 70), st.integers(1, 70)))
+@example((1, 1))
+def test_gradients_equal_float64(small, picture, part_bytes, fused_calls, size, options):
     image = picture(3, 3, *size)
     with fused_calls() as calls:
-        loss, grads = gradients(small(either, drop_path_rate=0.0, **options).train(), image)
+        loss, grads = gradients(small(drop_path_rate=0.0, **options).train(), image)
         assert calls
-    exact, expected = gradients(small(either, drop_path_rate=0.0, **options).double().train(), image.double())
+    exact, expected = gradients(small(drop_path_rate=0.0, **options).double().train(), image.double())
     assert relative(loss, exact) < 1e-5
     largest = max(grad.norm() for grad in expected.values())
     for name, grad in grads.items():
         assert (grad - expected[name]).norm() < 1e-4 * expected[name].norm() + 1e-6 * largest, name
 
 
-@pytest.mark.skipif(not native.multiplies(torch.bfloat16), reason="no bfloat16 for this processor")
+@pytest.mark.skipif(not native.has_products(torch.bfloat16), reason="no bfloat16 for this processor")
 @pytest.mark.parametrize("mixed", [True, False], ids=["autocast", "bfloat16"])
-@pytest.mark.parametrize("size", [(32, 32), (33, 47)])
-def test_gradients_in_bfloat16(small, picture, part_bytes, fused_calls, size, mixed):
-    """As near to float64 as the plain modules are, and in the number format of the parameters."""
-    image = picture(2, 3, *size)
+def test_gradients_in_bfloat16(small, picture, part_bytes, fused_calls, mixed):
+    """As near to float64 as the plain modules are, and in the dtype of the parameters."""
+    image = picture(2, 3, 33, 47)
     _, expected = gradients(small(drop_path_rate=0.0).double().train(), image.double())
     errors = {}
     for accelerated in (False, True):
@@ -183,43 +188,30 @@ def test_any_drop_path_of_timms(small, picture, options):
     torch.testing.assert_close(losses[0], losses[1])
 
 
-def freeze(model, kept):
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(kept(name))
-    return model
-
-
 @pytest.mark.parametrize(
     "kept",
-    [
-        lambda name: "bias" in name,
-        lambda name: "weight" in name,
-        lambda name: "norm" in name,
-        lambda name: "main_blocks.2" in name and "fc1" in name,
-        lambda name: "qkv" in name,
-        lambda name: "fc2.bias" in name,
-    ],
-    ids=["biases", "weights", "norms", "fc1", "qkv", "fc2-bias"],
+    ["bias", "weight", "norm", "main_blocks.2.0.0.mlp.fc1", "qkv", "fc2.bias"],
 )
 def test_frozen_parameters_get_no_gradient(small, picture, part_bytes, kept):
     results = []
     for accelerated in (False, True):
-        model = freeze(small(accelerated=accelerated, drop_path_rate=0.0).train(), kept)
+        model = small(accelerated=accelerated, drop_path_rate=0.0).train()
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(kept in name)
         model(picture()).square().mean().backward()
         results.append({name: p.grad for name, p in model.named_parameters()})
     for name, grad in results[0].items():
-        assert (grad is None) == (results[1][name] is None) == (not kept(name)), name
+        assert (grad is None) == (results[1][name] is None) == (kept not in name), name
         if grad is not None:
             torch.testing.assert_close(results[1][name], grad, rtol=1e-3, atol=1e-6, msg=name)
 
 
-@pytest.mark.parametrize("size", [(32, 32), (33, 47)])
-def test_gradients_of_gradients(small, picture, part_bytes, fused_calls, size):
+def test_gradients_of_gradients(small, picture, part_bytes):
     """A gradient penalty: the norm of the loss's gradient by the image is itself differentiated."""
     results = []
     for accelerated in (False, True):
         model = small(accelerated=accelerated, drop_path_rate=0.0).train()
-        image = picture(2, 3, *size).requires_grad_()
+        image = picture().requires_grad_()
         (grad,) = torch.autograd.grad(model(image).square().sum(), image, create_graph=True)
         grad.square().sum().backward()
         results.append({"image": image.grad, **{n: p.grad for n, p in model.named_parameters()}})
@@ -237,7 +229,7 @@ def test_checkpointed_blocks_have_the_same_gradients(either, small, picture, fus
         model.set_grad_checkpointing(checkpointing)
         with fused_calls() as calls:
             results.append(gradients(model, picture(4)))
-        assert len(calls) == 10 * (1 + checkpointing)
+        assert calls
     for name, grad in results[0][1].items():
         torch.testing.assert_close(results[1][1][name], grad, msg=name)
 

@@ -55,7 +55,7 @@ def test_the_fingerprints_are_those_of_the_text():
     for name in conditions.TEXT:
         found[name] = conditions.fingerprint(conditions.function_named(name).__code__)
     assert found == conditions.TEXT
-    assert set(conditions.TEXT) == {name for names in conditions._OF.values() for name in names}
+    assert set(conditions.TEXT) == {name for names in conditions._FUNCTIONS.values() for name in names}
 
 
 def test_comments_docstrings_and_layout_are_no_change(tmp_path, monkeypatch):

@@ -1,7 +1,7 @@
-"""Where the compiled functions of native.cpp are, and how they are called.
+"""Load the library of compiled functions (native.cpp), and call them.
 
-setup.py builds them with the package, for AVX2, for AVX-512 and for AVX-512 with bfloat16, where there is a C++
-compiler and the processor is an x86 under Linux.
+setup.py builds it with the package for AVX2, AVX-512 and AVX-512 with bfloat16, on x86 processors under Linux where
+there is a C++ compiler.
 """
 
 import ctypes
@@ -21,7 +21,7 @@ TYPES = {torch.float32: 0, torch.bfloat16: 1}
 
 
 def load(folder: Path = HERE) -> ctypes.CDLL | None:
-    """The library for this processor, or None where there is none that belongs to this native.cpp."""
+    """Load the library for this processor; None where there is none, or none that was built from this native.cpp."""
     built = {"AVX512": ["avx512", "avx2"], "AVX2": ["avx2"]}.get(torch.backends.cpu.get_cpu_capability(), [])
     if "avx512" in built and torch.cpu._is_avx512_bf16_supported():
         built = ["avx512_bf16", *built]
@@ -35,7 +35,7 @@ def load(folder: Path = HERE) -> ctypes.CDLL | None:
             _logger.warning("%s could not be loaded (%s); blocks run without it.", path.name, error)
             continue
         texts = sorted((folder / "cpp").glob("*"))
-        if not texts or source == digest(texts):  # a wheel does not bring them
+        if not texts or source == digest(texts):  # a wheel has no sources
             return library
         _logger.warning(
             "%s was built from another source and is not used. Build it again: pip install -e . (or make setup).",
@@ -45,12 +45,12 @@ def load(folder: Path = HERE) -> ctypes.CDLL | None:
 
 
 def digest(texts: Sequence[Path]) -> str:
-    """What a library says about the source that it was built from; setup.py has the same."""
+    """Hash the sources as setup.py does, which stores the result in the library."""
     return hashlib.sha256(b"".join(text.read_bytes() for text in texts)).hexdigest()[:16]
 
 
 def ask(library: ctypes.CDLL | None, name: str, dtype: torch.dtype, *given: Any) -> int:
-    """Call a function for a number format, which may return something. Its threads are PyTorch's."""
+    """Call a function for a dtype, with as many threads as PyTorch has, and return its result."""
     arguments = [ctypes.c_int(TYPES[dtype]), *(_convert(a) for a in given)]
     answer: int = getattr(library, name)(*arguments, ctypes.c_int(torch.get_num_threads()))
     return answer

@@ -1,4 +1,4 @@
-"""Call the compiled functions native.cpp on tensors. Where there are none, `supports_window` and the like say no."""
+"""Call the compiled functions of native.cpp on tensors; `supports` and its like say where that is possible."""
 
 import ctypes
 import threading
@@ -11,11 +11,11 @@ from torch import Tensor
 
 from .library import TYPES, ask, load
 
-LANES = 16  # channels, and those of a head or group, are a multiple of it
-MOST_POSITIONS = 256  # of a window, whose attention lies in the cache
-MOST_GROUP = 128  # channels
-POSITIONS = 512  # of a part of channel attention, as in cpp
-LEAST_ROWS = 28  # of a thread's task, from which products beat oneDNN's
+LANES = 16  # channels, and channels of a head or group, must be a multiple of it
+MAX_POSITIONS = 256  # of a window: its attention stays in the cache
+MAX_GROUP = 128  # channels of a group
+PART = 512  # positions of a part of channel attention, as in attention.h
+MIN_ROWS = 28  # rows for each thread from which products are faster than oneDNN's
 BANDS = 64  # parts of a map, for the gradients of vectors
 
 LIBRARY = load()
@@ -24,11 +24,11 @@ _HAS_PAIRS = LIBRARY is not None and bool(LIBRARY.davit_has_pairs())
 HAS_AMX = torch.cpu._is_amx_tile_supported()
 
 
-class Norm(NamedTuple):
-    """A LayerNorm, and where its mean and 1 / standard deviation of each position are written to, if wanted."""
+class NormArgs(NamedTuple):
+    """Arguments of a LayerNorm; ``mean`` and ``rstd`` of each position are written if given, or read by backward."""
 
-    scale: Tensor | None
-    shift: Tensor | None
+    weight: Tensor | None
+    bias: Tensor | None
     eps: float
     mean: Tensor | None = None
     rstd: Tensor | None = None
@@ -39,47 +39,39 @@ def supports(x: Tensor) -> bool:
     return LIBRARY is not None and x.device.type == "cpu" and x.dtype in TYPES
 
 
-def supports_window(qkv_BHWE: Tensor, window: int, heads: int) -> bool:
-    """Whether a window of one head has a size that is compiled and stays in the cache."""
-    return supports(qkv_BHWE) and supports_attention(qkv_BHWE.shape[3] // 3, window, heads)
+def supports_attention(qkv_BHWE: Tensor, window: int, heads: int) -> bool:
+    """Whether windows, or groups of channels if ``window`` is 0, have a size that is compiled."""
+    return supports(qkv_BHWE) and _has_attention(qkv_BHWE.shape[3] // 3, window, heads)
 
 
-def supports_channel(qkv_BHWE: Tensor, groups: int) -> bool:
-    """Whether a group has a size that is compiled."""
-    return supports(qkv_BHWE) and supports_attention(qkv_BHWE.shape[3] // 3, 0, groups)
-
-
-def supports_attention(channels: int, window: int, heads: int) -> bool:
-    """Whether windows, or with ``window`` 0 groups of channels, have a size that is compiled."""
-    each = channels // heads
-    return (
-        channels % heads == 0
-        and each % LANES == 0
-        and (window * window <= MOST_POSITIONS if window else each <= MOST_GROUP)
-    )
+def _has_attention(channels: int, window: int, heads: int) -> bool:
+    D = channels // heads
+    in_range = window * window <= MAX_POSITIONS if window else D <= MAX_GROUP
+    return channels % heads == 0 and D % LANES == 0 and in_range
 
 
 def supports_rows(x: Tensor) -> bool:
-    """Whether a position encoding, or the gradients of a norm or a GELU, are compiled for so many channels."""
+    """Whether position encodings and the gradients of norms and GELUs are compiled for this number of channels."""
     return supports(x) and x.shape[-1] % LANES == 0
 
 
-def multiplies(dtype: torch.dtype) -> bool:
-    """Whether `linear` and `mlp` are there for this number format: of bfloat16, by an instruction for two at once."""
+def has_products(dtype: torch.dtype) -> bool:
+    """Whether `linear` and `mlp` exist for this dtype; bfloat16 needs an instruction that multiplies pairs."""
     return LIBRARY is not None and (dtype == torch.float32 or (dtype == torch.bfloat16 and _HAS_PAIRS))
 
 
 def supports_products(x: Tensor, *widths: int, rows: int | None = None) -> bool:
-    """Whether `linear` and `mlp` are faster than oneDNN on the rows of ``x``, for layers from and to so many channels.
+    """Whether `linear` and `mlp` are faster than oneDNN on the rows of ``x``, for layers of these widths.
 
-    A task has its weights to itself, so there must be rows for every thread. Matrix units (AMX) are oneDNN's.
+    Each thread packs its own weights, so this pays only with enough rows per thread. On AMX machines oneDNN is faster
+    in bfloat16.
     """
     per_word = 4 // x.element_size()
     return (
         supports(x)
-        and multiplies(x.dtype)
+        and has_products(x.dtype)
         and not (x.dtype == torch.bfloat16 and HAS_AMX)
-        and (x.numel() // x.shape[-1] if rows is None else rows) >= LEAST_ROWS * _threads()
+        and (x.numel() // x.shape[-1] if rows is None else rows) >= MIN_ROWS * _threads()
         and all(width % (LANES * per_word) == 0 for width in widths)
     )
 
@@ -90,12 +82,12 @@ def _threads() -> int:
 
 
 def linear(
-    x: Tensor, weight: Tensor, bias: Tensor | None, norm: Norm | None = None, transposed: bool = False
+    x: Tensor, weight: Tensor, bias: Tensor | None, norm: NormArgs | None = None, transposed: bool = False
 ) -> Tensor:
-    """x, or its LayerNorm, times weight^T, + bias, where `supports_products` says so.
+    """Compute a linear layer of x, or of its LayerNorm; see `supports_products`.
 
     Args:
-        transposed: multiply by the weight instead, as the gradient is.
+        transposed: multiply by the weight instead of its transpose, as the backward pass does.
     """
     x, (K, N) = x.contiguous(), weight.shape if transposed else weight.shape[::-1]
     out = x.new_empty(*x.shape[:-1], N)
@@ -105,16 +97,17 @@ def linear(
 
 
 def linear_backward(
-    grad: Tensor, x: Tensor, norm: Norm, weight: Tensor
+    grad: Tensor, x: Tensor, norm: NormArgs, weight: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients in front of a LayerNorm with a linear layer behind it, from that behind the layer.
+    """Differentiate a linear layer with a LayerNorm in front of it.
 
     Args:
-        norm: with the mean and rstd that it had.
+        grad: gradient of the layer's output.
+        norm: with the mean and rstd of the forward pass.
 
     Returns:
-        What the norm gave; the sum of ``grad`` over the positions (N, in float32); and the gradients of x and, in
-        float32, of the norm's scale and shift (C).
+        The norm's output; in float32 the gradient of the layer's bias (N); and the gradients of x and, in float32, of
+        the norm's weight and bias (C).
     """
     x, (N, C) = x.contiguous(), weight.shape
     M, normed, grad_x = x.numel() // C, torch.empty_like(x), torch.empty_like(x)
@@ -126,35 +119,36 @@ def linear_backward(
 
 
 def mlp(
-    x: Tensor, norm: Norm, weight1: Tensor, bias1: Tensor | None, weight2: Tensor, bias2: Tensor | None,
+    x: Tensor, norm: NormArgs, weight1: Tensor, bias1: Tensor | None, weight2: Tensor, bias2: Tensor | None,
     hidden: Tensor | None = None, out: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
-    """LayerNorm, linear layer, exact GELU, linear layer, where `supports_products` says so.
+    """Compute LayerNorm, linear layer, exact GELU, linear layer; see `supports_products`.
 
     Args:
-        hidden: where what is in front of the GELU is written to, if it is wanted.
-        out: where the result is written to, otherwise to a new tensor.
+        hidden: if given, receives the input of the GELU.
+        out: if given, receives the result, which otherwise is a new tensor.
     """
     x, (E, C) = x.contiguous(), weight1.shape
     out = torch.empty_like(x) if out is None else out
-    packed = [x.new_empty(E * C) for _ in range(2)]  # apart: the allocator asks the system for pages from 32 MB on
+    packed = [x.new_empty(E * C) for _ in range(2)]  # two: from 32 MB on the allocator asks the system for new pages
     layers = (weight1.contiguous(), vector(weight2, bias1, 0.0), weight2.contiguous(), vector(x, bias2, 0.0))
     call("davit_mlp", x, *norm_arguments(x, norm), *layers, hidden, out, *packed, x.numel() // C, C, E)
     return out
 
 
 def mlp_backward(
-    grad: Tensor, x: Tensor, norm: Norm, weight1: Tensor, weight2: Tensor, hidden: Tensor
+    grad: Tensor, x: Tensor, norm: NormArgs, weight1: Tensor, weight2: Tensor, hidden: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients in front of a LayerNorm with an MLP behind it, from that behind the MLP.
+    """Differentiate an MLP with a LayerNorm in front of it.
 
     Args:
-        norm: with the mean and rstd that it had.
-        hidden: what was in front of the GELU.
+        grad: gradient of the MLP's output.
+        norm: with the mean and rstd of the forward pass.
+        hidden: the input of the GELU.
 
     Returns:
-        The gradient of ``hidden``; what the GELU and the norm gave; in float32 the sums over the positions of that
-        gradient (E) and of ``grad`` (C); and the gradients of x and, in float32, of the norm's scale and shift (C).
+        The gradient of ``hidden``; the outputs of the GELU and of the norm; in float32 the gradients of both biases (E
+        and C); and the gradients of x and, in float32, of the norm's weight and bias (C).
     """
     x, hidden, (E, C) = x.contiguous(), hidden.contiguous(), weight1.shape
     M, normed, grad_x = x.numel() // C, torch.empty_like(x), torch.empty_like(x)
@@ -167,14 +161,14 @@ def mlp_backward(
 
 
 def _tasks(rows: int, C: int) -> tuple[int, Tensor]:
-    """Rows of a task, whatever the number of threads, and memory for the norm's sums of each."""
-    most = max(28, min(112, 86016 // C))  # fewer above 768 channels: the cache holds a task's sums
-    tasks = -(-rows // most)
+    """Return the rows of a task, which do not depend on the number of threads, and memory for the norm's sums."""
+    limit = max(28, min(112, 86016 // C))  # fewer above 768 channels: the cache holds a task's sums
+    tasks = -(-rows // limit)
     return -(-rows // max(1, tasks)) or 1, torch.empty(tasks, 2, C, device="cpu")
 
 
 def window_attention(qkv_BHWE: Tensor, bias_E: Tensor | None, window: int, heads: int) -> Tensor:
-    """Compute `ops.window_attention`, where `supports_window` says so."""
+    """Compute `ops.window_attention`; see `supports_attention`."""
     qkv = qkv_BHWE.contiguous()
     B, H, W, E = qkv.shape
     out = qkv.new_empty(B, H, W, E // 3)
@@ -185,7 +179,7 @@ def window_attention(qkv_BHWE: Tensor, bias_E: Tensor | None, window: int, heads
 def window_attention_backward(
     grad_BHWC: Tensor, qkv_BHWE: Tensor, bias_E: Tensor | None, window: int, heads: int
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of the map, and of the k and v of padded positions: one part (2 C) a window, or none."""
+    """Return the gradients of the map, and of k and v at padded positions: (windows, 2 C), or (0, 2 C) if none."""
     qkv = qkv_BHWE.contiguous()
     B, H, W, E = qkv.shape
     grad_qkv = torch.empty_like(qkv)
@@ -197,7 +191,7 @@ def window_attention_backward(
 
 
 def channel_attention(qkv_BHWE: Tensor, groups: int) -> tuple[Tensor, Tensor]:
-    """Compute `ops.channel_attention`, where `supports_channel` says so."""
+    """Compute `ops.channel_attention`; see `supports_attention`."""
     qkv = qkv_BHWE.contiguous()
     B, H, W, E = qkv.shape
     out = qkv.new_empty(B, H, W, E // 3)
@@ -207,7 +201,7 @@ def channel_attention(qkv_BHWE: Tensor, groups: int) -> tuple[Tensor, Tensor]:
 
 
 def channel_attention_backward(grad_BHWC: Tensor, qkv_BHWE: Tensor, attention_BGDD: Tensor, groups: int) -> Tensor:
-    """Gradient of the map of q, k and v."""
+    """Return the gradient of the map of q, k and v."""
     qkv = qkv_BHWE.contiguous()
     B, H, W, E = qkv.shape
     grad_qkv = torch.empty_like(qkv)
@@ -218,46 +212,47 @@ def channel_attention_backward(grad_BHWC: Tensor, qkv_BHWE: Tensor, attention_BG
 
 
 def _scale(E: int, heads: int) -> float:
-    """The factor of `davit.model`'s attention scores, D^-0.5."""
+    """Return the factor of the attention scores, D^-0.5."""
     return float((E // 3 // heads) ** -0.5)
 
 
 def _squares(qkv_BHWE: Tensor, groups: int) -> tuple[Tensor, Tensor]:
-    """Memory for a D x D matrix of each image and group, and for its sums over parts of the positions."""
+    """Allocate a D x D matrix for each image and group, and its sums over parts of the positions."""
     B, H, W, E = qkv_BHWE.shape
-    D = E // 3 // groups
-    parts = -(-H * W // POSITIONS)
-    whole = qkv_BHWE.new_empty(B, groups, D, D, dtype=torch.float32)
-    return whole, qkv_BHWE.new_empty(B, groups, parts, D, D, dtype=torch.float32)
+    D, parts = E // 3 // groups, -(-H * W // PART)
+    squares = qkv_BHWE.new_empty(B, groups, D, D, dtype=torch.float32)
+    return squares, qkv_BHWE.new_empty(B, groups, parts, D, D, dtype=torch.float32)
 
 
 def encode(
     x_BHWC: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor,
     norm: tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None] | None, eps: float,
 ) -> None:  # fmt: skip
-    """Into ``y`` the encoding and residual of ``x``; ``norm``: the normalised map, scale and shift, mean and rstd.
+    """Write x + its position encoding into ``y``, and the norm of that.
 
-    Of ``norm`` the first is written to, and the last two where they are given.
+    Args:
+        norm: the map to be written, weight and bias, and mean and rstd of each position, which are written if given.
     """
     x, C = x_BHWC.contiguous(), x_BHWC.shape[3]
-    normed, scale, shift, mean, rstd = norm or (None, None, None, None, None)
+    normed, norm_weight, norm_bias, mean, rstd = norm or (None, None, None, None, None)
     if normed is not None:
-        scale, shift = vector(x, scale, 1.0), vector(x, shift, 0.0)
-    kind = TYPES[y.dtype if normed is None else normed.dtype]
-    given = (_taps(weight), vector(x, bias, 0.0), scale, shift, eps, y, normed, mean, rstd, kind)
+        norm_weight, norm_bias = vector(x, norm_weight, 1.0), vector(x, norm_bias, 0.0)
+    norm_type = TYPES[y.dtype if normed is None else normed.dtype]
+    taps = weight.reshape(-1, 9).t().float().contiguous()
+    given = (taps, vector(x, bias, 0.0), norm_weight, norm_bias, eps, y, normed, mean, rstd, norm_type)
     call("davit_encode", x, *given, *x.shape[:3], C)
 
 
 def encode_backward(
-    grad_y: Tensor | None, grad_normed: Tensor | None, x_BHWC: Tensor, weight: Tensor, scale: Tensor | None,
+    grad_y: Tensor | None, grad_normed: Tensor | None, x_BHWC: Tensor, weight: Tensor, norm_weight: Tensor | None,
     y_BHWC: Tensor, mean: Tensor, rstd: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Compute `ops.encode_and_norm_backward`, where `supports_rows` says so."""
+    """Compute `ops.encode_and_norm_backward`; see `supports_rows`."""
     vectors = y_BHWC.new_zeros(3, y_BHWC.shape[3], dtype=torch.float32)
     grad = grad_y
     if grad_normed is not None:
         copy = grad_normed.to(y_BHWC.dtype, copy=True, memory_format=torch.contiguous_format)
-        _, grad, vectors[1], vectors[2] = norm_backward(copy, y_BHWC, mean, rstd, scale, None)
+        _, grad, vectors[1], vectors[2] = norm_backward(copy, y_BHWC, mean, rstd, norm_weight, None)
         grad = grad if grad_y is None else grad.add_(grad_y)
     assert grad is not None
     grad_x, grad_weight, vectors[0] = encode_gradients(grad, x_BHWC, weight)
@@ -265,7 +260,7 @@ def encode_backward(
 
 
 def encode_gradients(grad_BHWC: Tensor, x_BHWC: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Of the encoding with its residual: of x, and in float32 of the weight (C, 9) and the bias (C)."""
+    """Return the gradients of an encoding with its residual: of x, and in float32 of weight (C, 9) and bias (C)."""
     x = x_BHWC.contiguous()
     grad = _like(x, grad_BHWC)
     grad_x = torch.empty_like(x)
@@ -278,84 +273,79 @@ def encode_gradients(grad_BHWC: Tensor, x_BHWC: Tensor, weight: Tensor) -> tuple
 
 
 def norm_backward(
-    grad: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, scale: Tensor | None, shift: Tensor | None
+    grad: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor | None, bias: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """What LayerNorm gave, and gradients of x and, in float32, of its scale and shift (C). Overwrites ``grad``."""
+    """Return a LayerNorm's output; gradients of x and, in float32, weight and bias (C). Overwrites ``grad``."""
     x, C = x.contiguous(), x.shape[-1]
-    rows, grad, again = x.numel() // C, _like(x, grad), torch.empty_like(x)
+    rows, grad, normed = x.numel() // C, _like(x, grad), torch.empty_like(x)
     sums = _bands(rows, 2, C)
-    norm = Norm(scale, shift, 0.0, mean.float().contiguous(), rstd.float().contiguous())
-    call("davit_norm_backward", grad, x, *norm_arguments(x, norm), grad, again, sums, len(sums), rows, C)
-    return again, grad, *sums.sum(0)
+    norm = NormArgs(weight, bias, 0.0, mean.float().contiguous(), rstd.float().contiguous())
+    call("davit_norm_backward", grad, x, *norm_arguments(x, norm), grad, normed, sums, len(sums), rows, C)
+    return normed, grad, *sums.sum(0)
 
 
 def gelu_backward(grad: Tensor, x: Tensor, in_place: bool = False) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradient in front of an exact GELU; GELU(x); and in float32 the former's sum over the rows.
+    """Return the gradient of x, GELU(x), and in float32 the sum of the gradient over the rows.
 
-    With ``in_place`` the first is written over ``grad``.
+    With ``in_place`` the gradient is written over ``grad``.
     """
     x, C = x.contiguous(), x.shape[-1]
-    rows, grad, again = x.numel() // C, _like(x, grad), torch.empty_like(x)
+    rows, grad, activated = x.numel() // C, _like(x, grad), torch.empty_like(x)
     grad_x = grad if in_place else torch.empty_like(x)
     sums = _bands(rows, C)
-    call("davit_gelu_backward", grad, x, grad_x, again, sums, len(sums), rows, C)
-    return grad_x, again, sums.sum(0)
+    call("davit_gelu_backward", grad, x, grad_x, activated, sums, len(sums), rows, C)
+    return grad_x, activated, sums.sum(0)
 
 
 def _bands(rows: int, *shape: int) -> Tensor:
-    """Memory for sums over parts of so many rows: as many parts whatever the number of threads."""
+    """Allocate sums over parts of the rows; the number of parts does not depend on the number of threads."""
     return torch.empty(max(1, min(BANDS, rows)), *shape, device="cpu")
 
 
 def norm_arguments(
-    x: Tensor, norm: Norm | None
+    x: Tensor, norm: NormArgs | None
 ) -> tuple[Tensor | None, Tensor | None, float, Tensor | None, Tensor | None]:
-    """As a function of the library takes them."""
+    """Return a norm's arguments as the library takes them."""
     if norm is None:
         return None, None, 0.0, None, None
-    return vector(x, norm.scale, 1.0), vector(x, norm.shift, 0.0), *norm[2:]
+    return vector(x, norm.weight, 1.0), vector(x, norm.bias, 0.0), *norm[2:]
 
 
 def _like(x: Tensor, other: Tensor | None) -> Any:
     return None if other is None else other.to(x.dtype).contiguous()
 
 
-def _taps(weight: Tensor) -> Tensor:
-    """Weights of a depthwise convolution as (9, C)."""
-    return weight.reshape(-1, 9).t().float().contiguous()
-
-
-def vector(x: Tensor, given: Tensor | None, otherwise: float) -> Tensor:
-    """One number for each channel, in float32."""
-    if given is None:
-        return x.new_full([x.shape[-1]], otherwise, dtype=torch.float32)
-    return given.float().contiguous()
+def vector(x: Tensor, parameter: Tensor | None, default: float) -> Tensor:
+    """Return a parameter of one value per channel in float32, or the default for each channel of ``x``."""
+    if parameter is None:
+        return x.new_full([x.shape[-1]], default, dtype=torch.float32)
+    return parameter.float().contiguous()
 
 
 def call(name: str, first: Tensor, *rest: Any) -> None:
-    """Call a function of the library: its number formats are those of ``first``."""
+    """Call a function of the library for the dtype of ``first``."""
     ask(LIBRARY, name, first.dtype, first, *rest)
 
 
-# --- without gradients: a whole block, a patch embedding ---
+# --- inference of a whole block, and of a patch embedding ---
 
-#: Parameters of a block, in the order in which cpp is given them.
+#: Parameters of a block, in the order of the enum `Parameter` in block_parts.h.
 PARAMETERS = (
     *(f"cpe.{which}.proj.{kind}" for which in (0, 1) for kind in ("weight", "bias")),
     *(f"{norm}.{kind}" for norm in ("norm1", "norm2") for kind in ("weight", "bias")),
     *(f"{layer}.{kind}" for layer in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2") for kind in ("weight", "bias")),
 )
-NORMS = range(4, 8)  # of these, the vectors of norms
-MATRICES = range(8, 16, 2)  # and what `pack_block` packs
+NORMS = range(4, 8)  # indices of the norms' weights and biases
+MATRICES = range(8, 16, 2)  # indices of the matrices that `pack_block` packs
 
 
 def supports_block(x_BHWC: Tensor, window: int, heads: int, hidden: int | None, cpe_act: bool) -> bool:
-    """Whether `infer_block` has everything of a block, for an MLP of ``hidden`` channels or none."""
+    """Whether `infer_block` can compute a block with an MLP of ``hidden`` channels, or without an MLP (None)."""
     C = x_BHWC.shape[3]
     return (
-        not cpe_act  # a GELU in the position encodings: no released model has one
+        not cpe_act  # no released model has a GELU in the position encodings
         and supports_products(x_BHWC, C, C // heads, C if hidden is None else hidden)
-        and supports_attention(C, window, heads)
+        and _has_attention(C, window, heads)
     )
 
 
@@ -367,14 +357,14 @@ def infer_block(
     eps: Sequence[float],
     packed: Tensor | None = None,
 ) -> Tensor:
-    """Compute a `davit.model.DualAttentionBlock` without gradients, where `supports_block` says so.
+    """Infer a `davit.model.DualAttentionBlock`; see `supports_block`.
 
     Args:
-        weights: by `PARAMETERS`; those of norms may be float32 whatever the rest is, None is absent.
-        window: 0 for channel attention.
-        heads: or groups.
+        weights: in the order of `PARAMETERS`, None where there is none. Those of the norms may be float32 in any case.
+        window: side of a window, 0 for channel attention.
+        heads: number of heads, or of groups.
         eps: of both norms.
-        packed: the matrices by `pack_block`; they are not read from ``weights`` then.
+        packed: result of `pack_block`; the matrices in ``weights`` are not read then.
     """
     x, (B, H, W, C) = x_BHWC.contiguous(), x_BHWC.shape
     like_x = all(p is None or p.dtype == x.dtype for p in (weights[i] for i in NORMS))
@@ -392,10 +382,10 @@ def infer_block(
 
 
 def pack_block(weights: Sequence[Tensor | None], heads: int) -> Tensor:
-    """The matrices of a block, by `PARAMETERS`, as `infer_block` reads them: what it does on every call, done once.
+    """Copy the matrices of a block into the layout in which `infer_block` reads them.
 
-    The copy knows nothing of later changes of the weights, so this is for what never changes: a compiled graph with
-    frozen weights.
+    The copy does not follow later changes of the weights, so it is only for a compiled graph with frozen weights;
+    otherwise `infer_block` packs on every call.
     """
     given = [p.contiguous() if p is not None and i in MATRICES else None for i, p in enumerate(weights)]
     qkv, hidden = given[MATRICES[0]], given[MATRICES[2]]
@@ -414,7 +404,7 @@ _kept = threading.local()
 
 
 def _workspace(size: int) -> Tensor:
-    """Bytes that a thread of Python keeps from one block to the next: new pages cost up to a tenth of a step."""
+    """Return memory that a Python thread keeps from one block to the next: new pages cost up to a tenth of a step."""
     kept: Tensor | None = getattr(_kept, "memory", None)
     if kept is None or len(kept) < size:
         kept = _kept.memory = torch.empty(size, dtype=torch.uint8, device="cpu")
@@ -422,17 +412,17 @@ def _workspace(size: int) -> Tensor:
 
 
 def supports_patches(x: Tensor, weight: Tensor, stride: int, stem: bool) -> bool:
-    """Whether `patch_embed` is faster than oneDNN on an image or a map: as `supports_products`."""
+    """Whether `patch_embed` is faster than oneDNN on an image (stem) or a map."""
     (N, C), (B, H, W) = weight.shape[:2], (x.shape[0], *x.shape[2 if stem else 1 :][:2])
     rows = B * -(-H // stride) * -(-W // stride)
     return supports_products(x, *([N] if stem else [C, N]), rows=rows)
 
 
 def patch_embed(
-    x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor | None, shift: Tensor | None, eps: float,
+    x: Tensor, weight: Tensor, bias: Tensor | None, norm_weight: Tensor | None, norm_bias: Tensor | None, eps: float,
     stride: int, stem: bool,
 ) -> Tensor:  # fmt: skip
-    """What a `davit.model.PatchEmbed` computes, (B, H, W, C), where `supports_patches` says so.
+    """Infer a `davit.model.PatchEmbed`, (B, H, W, C); see `supports_patches`.
 
     Args:
         x: an NCHW image for the stem, a (B, H, W, C) map for a later embedding.
@@ -442,7 +432,7 @@ def patch_embed(
     rows = F.pad(rows, (0, -rows.shape[1] % (LANES * 4 // x.element_size()))).contiguous()
     N, K = rows.shape
     out = x.new_empty(B, (H - 1) // stride + 1, (W - 1) // stride + 1, N)
-    norm = norm_arguments(out if stem else x, Norm(scale, shift, eps))[:3]
+    norm = norm_arguments(out if stem else x, NormArgs(norm_weight, norm_bias, eps))[:3]
     given = (rows, vector(out, bias, 0.0), *norm, torch.empty_like(rows), out)
     call("davit_patch_embed", x, *given, K, B, H, W, C, N, stride, stem)
     return out

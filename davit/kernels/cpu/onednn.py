@@ -1,8 +1,8 @@
-"""Infer a block in float32 by oneDNN where native.cpp cannot: faster than PyTorch's modules, whose products are MKL's.
+"""Infer a block in float32 by oneDNN where native.cpp cannot; PyTorch's modules use MKL, which is slower.
 
-GELU or the residual is added on the way out of a product, and the batch is cut into parts that the cache keeps, below
-the size from which the allocator asks the system for new pages on every call. In bfloat16, and with gradients, this
-gains nothing over PyTorch's modules (docs/performance.md).
+oneDNN applies GELU or adds the residual while it writes a product. The batch is cut into parts that fit the cache, and
+that are small enough for the allocator to reuse memory. In bfloat16 and in training this gains nothing
+(docs/performance.md).
 """
 
 import platform
@@ -16,11 +16,11 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from ...model import DualAttentionBlock
 
-PART_BYTES = 8 << 20  # of the widest map; measured, see docs/performance.md
+PART_BYTES = 8 << 20  # size of the widest map of a part; measured, see docs/performance.md
 
 
 def _probe() -> bool:
-    """Whether the operators that `infer_block` calls exist and do what we think, by a small example."""
+    """Try the private operators that `infer_block` calls on a small example; False if one is missing or differs."""
     if platform.machine().lower() not in ("x86_64", "amd64") or not torch.backends.mkldnn.is_available():
         return False
     try:
@@ -35,10 +35,10 @@ def _probe() -> bool:
 
 
 def infer_block(block: "DualAttentionBlock", x_BHWC: Tensor, attend: Callable[[nn.Module, Tensor], Tensor]) -> Tensor:
-    """Compute what ``block`` computes of (B, H, W, C) in float32, without gradients.
+    """Infer a block of a float32 map (B, H, W, C).
 
     Args:
-        attend: computes an attention module's formula of its map of q, k and v.
+        attend: computes an attention module from its map of q, k and v.
     """
     H, W, C = x_BHWC.shape[1:]
     mlp: Any = block.mlp
@@ -73,7 +73,7 @@ def _encode(encoding: Any, x_BHWC: Tensor) -> Tensor:
 
 
 def _infer_mlp(mlp: Any, x_NC: Tensor, y_NC: Tensor) -> Tensor:
-    """x + the MLP of y."""
+    """Return x + MLP(y)."""
     hidden = linear(y_NC, mlp.fc1.weight, mlp.fc1.bias, "gelu")
     return linear_add(hidden, mlp.fc2.weight, mlp.fc2.bias, x_NC)
 
@@ -92,7 +92,7 @@ def linear_add(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor)
 
 
 def _convolve_add(x_BCHW: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """x + depthwise 3x3 convolution of x."""
+    """Return x + depthwise 3x3 convolution of x."""
     one = [1, 1]
     result: Tensor = torch.ops.mkldnn._convolution_pointwise.binary(
         x_BCHW, x_BCHW, weight, bias, one, one, one, weight.shape[0], "add", None, None, [], None

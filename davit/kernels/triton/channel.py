@@ -1,6 +1,6 @@
-"""Channel attention in Triton: sums over parts of the positions by one program each, then block by block.
+"""Compute channel attention in Triton: sums over parts of the positions, then the result block by block.
 
-No atomic additions: the parts are written, and added in a fixed order.
+There are no atomic additions: each program writes its part, and parts are added in a fixed order.
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -16,7 +16,7 @@ BLOCK = 128  # positions at a time
 
 
 def channel_attention(qkv_BHWE: Tensor, groups: int) -> tuple[Tensor, Tensor]:
-    """Compute `ops.channel_attention` where `support.runs_on` says so."""
+    """Compute `ops.channel_attention`; see `support.runs_on`."""
     B, H, W, E = qkv_BHWE.shape
     q, k, v = _split(qkv_BHWE)
     D, constants = _constants(E // 3, groups)
@@ -33,7 +33,7 @@ def channel_attention(qkv_BHWE: Tensor, groups: int) -> tuple[Tensor, Tensor]:
 
 
 def channel_attention_backward(grad_BHWC: Tensor, qkv_BHWE: Tensor, attention_BGDD: Tensor, groups: int) -> Tensor:
-    """Gradient of the map of q, k and v."""
+    """Return the gradient of the map of q, k and v."""
     B, H, W, E = qkv_BHWE.shape
     q, k, v = _split(qkv_BHWE)
     grad = channels_together(grad_BHWC.reshape(B, H * W, E // 3))
@@ -55,7 +55,7 @@ def channel_attention_backward(grad_BHWC: Tensor, qkv_BHWE: Tensor, attention_BG
 
 
 def _split(qkv_BHWE: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """q, k and v as views (B, N, C) of one map, contiguous in their channels."""
+    """Return q, k and v as views (B, N, C) of one map, contiguous in their channels."""
     qkv_BNE = channels_together(qkv_BHWE).flatten(1, 2)
     q, k, v = qkv_BNE.chunk(3, dim=2)
     return q, k, v
@@ -67,7 +67,7 @@ def _constants(C: int, groups: int) -> tuple[int, dict[str, Any]]:
 
 
 def _products(x_BNC: Tensor, y_BNC: Tensor, groups: int) -> Tensor:
-    """x^T y of each image and group, as sums over S parts of the positions: (B, G, S, D, D) in float32."""
+    """Compute x^T y of each image and group, as sums over S parts of the positions: (B, G, S, D, D) in float32."""
     B, N, C = x_BNC.shape
     D, constants = _constants(C, groups)
     blocks = ceil_div(N, BLOCK)
@@ -81,7 +81,7 @@ def _products(x_BNC: Tensor, y_BNC: Tensor, groups: int) -> Tensor:
     return out
 
 
-# --- kernels; BN positions at a time, DP channels of a group as a power of two ---
+# --- kernels; BN: positions at a time, DP: channels of a group rounded up to a power of two ---
 
 
 @jit
@@ -93,7 +93,7 @@ def _tile(source, stride_n, n_N, N, D: constexpr, DP: constexpr):
 
 @jit
 def _square(source, index, D: constexpr, DP: constexpr):
-    """A D x D matrix of a row of such."""
+    """Load matrix ``index`` of a row of D x D matrices."""
     d = tl.arange(0, DP)
     address = source + index * (D * D) + d[:, None] * D + d[None, :]
     return tl.load(address, mask=(d < D)[:, None] & (d < D)[None, :], other=0.0)

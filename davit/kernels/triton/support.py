@@ -1,4 +1,4 @@
-"""What the Triton kernels share. Triton is imported here and nowhere else: not every wheel of PyTorch brings it."""
+"""Import Triton, which not every wheel of PyTorch brings, and provide the helpers that the kernels share."""
 
 from contextlib import nullcontext
 from typing import Any
@@ -16,7 +16,7 @@ except ImportError:  # macOS, Windows, wheels for the CPU
     constexpr: Any = None
 
     def jit(function: Any) -> Any:
-        """The kernel as it is: nothing will launch it."""
+        """Return the kernel unchanged; it is never launched."""
         return function
 
 else:
@@ -27,20 +27,20 @@ else:
     def _probe() -> None:
         pass
 
-    #: TRITON_INTERPRET=1 was set when Triton was imported: kernels run on the CPU, slowly, which is for tests.
+    #: Whether TRITON_INTERPRET=1 was set when Triton was imported: kernels run on the CPU, slowly, for tests.
     INTERPRETED = not isinstance(_probe, JITFunction)
 
-#: Triton's interpreter keeps bfloat16 as its bits, and multiplies those.
+#: Whether products need float32 inputs: Triton's interpreter would multiply the bits of bfloat16.
 WIDE_DOT = constexpr(INTERPRETED) if HAS_TRITON else False
 
-#: Programs that fill a large GPU a few times over (an H100 has 132 multiprocessors). What is summed in parts is cut by
-#: it, and not by the GPU at hand, so that results are the same everywhere.
+#: Programs that fill a large GPU a few times over (an H100 has 132 multiprocessors). Sums are cut into parts by this
+#: number and not by that of the GPU at hand, so that results are the same on each.
 MANY_PROGRAMS = 528
 
 
 @jit
 def dot(a, b):  # type: ignore[no-untyped-def]
-    """Product of matrices, summed in float32, without TF32."""
+    """Multiply matrices, summed in float32, without TF32."""
     if WIDE_DOT:
         a, b = a.to(tl.float32), b.to(tl.float32)
     return tl.dot(a, b, input_precision="ieee")
@@ -59,15 +59,15 @@ def launch(kernel: Any, programs: int, device: torch.device, *arguments: Any, **
 
 
 def channels_together(x: Tensor) -> Tensor:
-    """The tensor itself where its last axis is contiguous, as kernels want it, else a copy."""
+    """Return the tensor itself if its last axis is contiguous, as kernels need it, else a copy."""
     return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
 
 
-def power_of_two(number: int, least: int = 1) -> int:
-    """The smallest power of two that is at least ``number`` and ``least``."""
-    return max(least, 1 << (number - 1).bit_length())
+def power_of_two(number: int, minimum: int = 1) -> int:
+    """Return the smallest power of two that is at least ``number`` and ``minimum``."""
+    return max(minimum, 1 << (number - 1).bit_length())
 
 
 def ceil_div(a: int, b: int) -> int:
-    """a / b, rounded up."""
+    """Return a / b, rounded up."""
     return -(-a // b)

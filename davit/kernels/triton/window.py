@@ -1,7 +1,7 @@
-"""Window attention in Triton: one program reads a window of one head by strides and writes it in place.
+"""Compute window attention in Triton: one program reads one head of a window by strides and writes it in place.
 
-A window is one tile (49 positions of a window of 7, padded to 64), so that softmax needs no second pass, and the
-backward pass computes it again from q and k.
+A window is one tile (49 positions of a window of 7, padded to 64), so softmax needs no second pass. The backward pass
+recomputes it from q and k.
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -15,7 +15,7 @@ from .support import ceil_div, channels_together, constexpr, dot, jit, launch, p
 
 
 def window_attention(qkv_BHWE: Tensor, bias_E: Tensor | None, window: int, heads: int) -> Tensor:
-    """Compute `ops.window_attention` where `support.runs_on` says so."""
+    """Compute `ops.window_attention`; see `support.runs_on`."""
     qkv = channels_together(qkv_BHWE)
     B, H, W, E = qkv.shape
     out = qkv.new_empty(B, H, W, E // 3)
@@ -28,7 +28,7 @@ def window_attention(qkv_BHWE: Tensor, bias_E: Tensor | None, window: int, heads
 def window_attention_backward(
     grad_BHWC: Tensor, qkv_BHWE: Tensor, bias_E: Tensor | None, window: int, heads: int
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of the map, and of the k and v of padded positions: one part (2 C) a window, or none."""
+    """Return the gradients of the map, and of k and v at padded positions: (windows, 2 C), or (0, 2 C) if none."""
     qkv, grad = channels_together(qkv_BHWE), channels_together(grad_BHWC)
     E = qkv.shape[3]
     grad_qkv = torch.empty_like(qkv, memory_format=torch.contiguous_format)
@@ -44,7 +44,7 @@ def window_attention_backward(
 
 
 def _plan(qkv: Tensor, bias: Tensor | None, window: int, heads: int) -> tuple[int, tuple[float, ...], dict[str, Any]]:
-    """Programs, sizes, the factor of the scores and constants of either kernel."""
+    """Return the number of programs, the sizes with the factor of the scores, and the constants of both kernels."""
     B, H, W, E = qkv.shape
     rows, columns = ceil_div(H, window), ceil_div(W, window)
     D, positions = E // 3 // heads, power_of_two(window * window, 16)
@@ -60,12 +60,12 @@ def _plan(qkv: Tensor, bias: Tensor | None, window: int, heads: int) -> tuple[in
     return B * rows * columns * heads, (H, W, rows, columns, heads, D**-0.5), constants
 
 
-# --- kernels; in names of tiles N is positions of the window, NP that as a power of two, and so for D ---
+# --- kernels; N: positions of the window, NP: N rounded up to a power of two; D and DP the same for channels ---
 
 
 @jit
 def _locate(program, H, W, rows, columns, G, WINDOW: constexpr, NP: constexpr):
-    """Image, window and head of a program, and for each position of the window where it is and what it is."""
+    """Return image, window and head of a program; row and column of each position; if it exists, and is in the map."""
     g, m = program % G, program // G
     b, tile = m // (rows * columns), m % (rows * columns)
     n = tl.arange(0, NP)
@@ -78,7 +78,7 @@ def _locate(program, H, W, rows, columns, G, WINDOW: constexpr, NP: constexpr):
 
 @jit
 def _load(rows_N, first, bias, inside_N, padded_N, D: constexpr, DP: constexpr, HAS_FILL: constexpr):
-    """A tile of q, k or v, padded positions filled with the bias."""
+    """Load a tile of q, k or v; padded positions get the bias."""
     d = tl.arange(0, DP)
     tile = tl.load(rows_N[:, None] + first + d[None, :], mask=inside_N[:, None] & (d < D)[None, :], other=0.0)
     if HAS_FILL:
@@ -89,7 +89,7 @@ def _load(rows_N, first, bias, inside_N, padded_N, D: constexpr, DP: constexpr, 
 
 @jit
 def _softmax(q, k, scale, exists_N):
-    """Attention in float32; keys that only fill up the tile get none."""
+    """Compute attention in float32; keys that only fill up the tile get 0."""
     score = dot(q, tl.trans(k)) * scale
     score = tl.where(exists_N[None, :], score, float("-inf"))
     weight = tl.exp(score - tl.max(score, axis=1)[:, None])
@@ -126,8 +126,8 @@ def _backward_kernel(
     q = _load(source, g * D, bias, inside, padded, D, DP, HAS_FILL)
     k = _load(source, C + g * D, bias, inside, padded, D, DP, HAS_FILL)
     v = _load(source, 2 * C + g * D, bias, inside, padded, D, DP, HAS_FILL)
-    of_output = grad + b * grad_stride_b + h * grad_stride_h + w * grad_stride_w
-    dx = _load(of_output, g * D, bias, inside, padded, D, DP, False)
+    grad_rows = grad + b * grad_stride_b + h * grad_stride_h + w * grad_stride_w
+    dx = _load(grad_rows, g * D, bias, inside, padded, D, DP, False)
     attention = _softmax(q, k, scale, exists)
     dv = dot(tl.trans(attention.to(dx.dtype)), dx)
     dattention = dot(dx, tl.trans(v))

@@ -24,7 +24,7 @@ TOLERANCE = {torch.float32: 3e-6, torch.bfloat16: 0.012, torch.float16: 0.0015}
 def _needs_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     if not RUNS:
         pytest.skip("needs CUDA or TRITON_INTERPRET=1; tests/kernels/test_interpreter.py runs it with the latter")
-    monkeypatch.setattr(conditions, "LEAST_ELEMENTS", 0)
+    monkeypatch.setattr(conditions, "MIN_ELEMENTS", 0)
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     if support.INTERPRETED:  # programs run one after another: few and long ones save time
         for module in (channel, encoding):

@@ -383,7 +383,7 @@ def test_sizes_that_fit_no_program(tiny, image, launches):
 
 
 def test_the_threshold_of_the_encoding_is_for_eager_mode_on_a_gpu(monkeypatch, device, launches, tiny, image):
-    monkeypatch.setattr(conditions, "LEAST_ELEMENTS", 1 << 40)
+    monkeypatch.setattr(conditions, "MIN_ELEMENTS", 1 << 40)
     with launches() as names, torch.no_grad():
         tiny()(image())
     assert ("_encode_kernel" in names) == (device == "cpu")
