@@ -1,6 +1,6 @@
 """DaViT once more, written from the paper's formulas with a loop for every window and every group.
 
-It shares no code with the package: functions of a state dict, in the number format of the state dict (double
+It shares no code with the package: functions of a state dict, in the dtype of the state dict (double
 in the tests). Slow on purpose.
 """
 
@@ -68,13 +68,13 @@ def window_attention(state: State, key: str, x: Tensor, heads: int, window: int)
     for b in range(B):
         for top in range(0, padding.shape[2], window):
             for left in range(0, padding.shape[3], window):
-                here = (b, slice(None), slice(top, top + window), slice(left, left + window))
-                tokens = padding[here].reshape(C, -1).T
+                window_slice = (b, slice(None), slice(top, top + window), slice(left, left + window))
+                tokens = padding[window_slice].reshape(C, -1).T
                 result = []
                 for q, k, v in per_head(linear(state, f"{key}.qkv", tokens), heads):
                     scores = torch.stack([(k * q[i]).sum(1) for i in range(len(q))]) / math.sqrt(C // heads)
                     result.append(softmax(scores) @ v)
-                out[here] = torch.cat(result, dim=1).T.reshape(C, window, window)
+                out[window_slice] = torch.cat(result, dim=1).T.reshape(C, window, window)
     return linear(state, f"{key}.proj", out[:, :, :H, :W].movedim(1, -1)).movedim(-1, 1)
 
 

@@ -1,4 +1,4 @@
-"""The model against an independent one, its arguments, its errors, number formats and copies of it."""
+"""The model against an independent one, its arguments, its errors, dtypes and copies of it."""
 
 import copy
 import pickle
@@ -7,28 +7,32 @@ from functools import partial
 import pytest
 import reference
 import torch
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
 from timm.layers import RmsNorm
 from torch import nn
 
 from davit import DaViT, DaViTPyramid
 from davit.model import ChannelAttention, DualAttentionBlock, WindowAttention
 
-SIZES = [(32, 32), (33, 47), (64, 20), (1, 1), (1, 90), (5, 3)]
-
-
-def reference_arguments(model, **options):
-    return {"num_heads": (2, 2, 4, 4), "window": 4, **options}
+any_size = given(size=st.tuples(st.integers(1, 70), st.integers(1, 70)))
+some = settings(
+    deadline=None, max_examples=5, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 
 
 def reference_logits(model, image, **options):
     state = model.state_dict()
-    return reference.classify(state, reference.stage_maps(state, image, **reference_arguments(model, **options))[-1])
+    maps = reference.stage_maps(state, image, **{"num_heads": (2, 2, 4, 4), "window": 4, **options})
+    return reference.classify(state, maps[-1])
 
 
 # --- equality with the independent implementation ---
 
 
-@pytest.mark.parametrize("size", SIZES)
+@some
+@any_size
+@example(size=(1, 1))
 def test_logits_equal_the_reference_at_any_size(small, picture, size):
     model, image = small().double(), picture(2, 3, *size).double()
     torch.testing.assert_close(model(image), reference_logits(model, image), rtol=1e-9, atol=1e-9)
@@ -48,9 +52,8 @@ def test_logits_equal_the_reference_at_any_size(small, picture, size):
     ],
     ids=str,
 )
-@pytest.mark.parametrize("size", [(33, 47), (30, 29)])
-def test_logits_equal_the_reference_with_options(small, picture, size, options):
-    model, image = small(**options).double(), picture(1, 3, *size).double()
+def test_logits_equal_the_reference_with_options(small, picture, options):
+    model, image = small(**options).double(), picture(1, 3, 33, 47).double()
     torch.testing.assert_close(model(image), reference_logits(model, image, **options), rtol=1e-9, atol=1e-9)
 
 
@@ -65,7 +68,8 @@ def test_logits_equal_the_reference_without_parts(small, picture, options):
 
 @pytest.mark.parametrize("qkv_bias", [True, False])
 @pytest.mark.parametrize("kind", ["spatial", "channel"])
-@pytest.mark.parametrize("size", [(7, 7), (14, 7), (9, 13), (1, 1), (6, 15)])
+@some
+@given(size=st.tuples(st.integers(1, 16), st.integers(1, 16)))
 def test_attention_equals_loops_over_windows_and_groups(kind, size, qkv_bias):
     torch.manual_seed(0)
     if kind == "spatial":
@@ -79,7 +83,7 @@ def test_attention_equals_loops_over_windows_and_groups(kind, size, qkv_bias):
     torch.testing.assert_close(attention(x_BHWC), expected, rtol=1e-10, atol=1e-10)
 
 
-# --- every argument: test_house.py asks for a test_argument_NAME for each ---
+# --- every argument: test_house.py asks for a test of each ---
 
 
 def changed(small, picture, cls, name, value, other):
@@ -96,7 +100,7 @@ def test_argument_in_chans(either, small, picture):
     model = small(either, in_chans=5)
     assert model.patch_embeds[0].proj.weight.shape == (16, 5, 7, 7)
     model(picture(1, 5))
-    with pytest.raises(ValueError, match=r"in_chans=5, but the input has 3 channels.*in_chans=3"):
+    with pytest.raises(ValueError, match=r"in_chans=5.* 3 .*in_chans=3"):
         model(picture(1, 3))
 
 
@@ -224,7 +228,7 @@ def test_argument_block_layer(either, small, picture):
             return 2 * super().forward(x_BHWC)
 
     model = small(either, block_layer=Doubled)
-    assert sum(type(module) is Doubled for module in model.modules()) == 10
+    assert all(type(block) is Doubled for stage in model.main_blocks for pair in stage for block in pair)
     assert changed(small, picture, either, "block_layer", Doubled, DualAttentionBlock)
     model.set_grad_checkpointing()
     first(model.train()(picture())).sum().backward()
@@ -263,72 +267,70 @@ def test_argument_global_pool_none(small, picture):
 # --- mistakes ---
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (
-            {"num_heads": (2, 3, 4, 4)},
-            r"num_heads\[1\]=3 does not divide embed_dims\[1\]=32.*\[1, 2, 4, 8, 16, 32\]",
-        ),
-        ({"depths": (1, 1, 1)}, r"3, 4 and 4.*depths=\(1, 1, 1\)"),
-        ({"num_heads": (2, 2)}, "4, 4 and 2"),
-        ({"depths": (), "embed_dims": (), "num_heads": ()}, "0, 0 and 0"),
-        ({"depths": (1, 0, 1, 1)}, r"depths=\(1, 0, 1, 1\) must hold whole numbers of 1 or more"),
-        ({"embed_dims": (16, 32.0, 48, 64)}, r"embed_dims=\(16, 32.0, 48, 64\) must hold whole numbers"),
-        ({"num_heads": (0, 2, 4, 4)}, r"num_heads=\(0, 2, 4, 4\) must hold whole numbers"),
-        ({"attention_types": ("spatial", "temporal")}, "attention_types='temporal'.*'spatial', 'channel'"),
-        ({"attention_types": ()}, r"attention_types=\(\) must be a non-empty list of 'spatial', 'channel'"),
-        ({"attention_types": "spatial"}, "attention_types='spatial' must be a non-empty list"),
-        ({"weight_init": "jax"}, "weight_init='jax' is unknown; choose from '', 'conv'"),
-        ({"in_chans": 0}, "in_chans=0 must be a whole number of 1 or more"),
-        ({"patch_size": 0}, "patch_size=0 must be a whole number of 1 or more"),
-        ({"patch_size": 4.0}, "patch_size=4.0 must be a whole number"),
-        ({"window_size": 0}, "window_size=0 must be a whole number of 1 or more"),
-        ({"mlp_ratio": 0.0}, "mlp_ratio=0.0 must be above 0; use ffn=False"),
-        ({"drop_path_rate": 1.0}, "drop_path_rate=1.0 must be at least 0 and below 1"),
-        ({"drop_path_rate": -0.1}, "drop_path_rate=-0.1 must be at least 0"),
-    ],
-)
-def test_mistakes_in_the_stages_arguments(either, small, options, message):
-    with pytest.raises(ValueError, match=message):
-        small(either, **options)
+def assert_refused(words, function, *arguments, **options):
+    """A ValueError that names the value, and the choices or limits that there are."""
+    with pytest.raises(ValueError) as error:
+        function(*arguments, **options)
+    assert all(word in str(error.value) for word in words), str(error.value)
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("options", "words"),
     [
-        ({"num_classes": -1}, "num_classes=-1 must be a whole number of 0"),
-        ({"num_classes": 2.5}, "num_classes=2.5 must be a whole number of 0"),
-        ({"drop_rate": 1.0}, "drop_rate=1.0 must be at least 0 and below 1"),
-        (
-            {"global_pool": "median"},
-            "global_pool='median' is unknown; choose from 'avg', 'max', 'avgmax', ''",
-        ),
-        ({"global_pool": ""}, "global_pool='' keeps the map, so num_classes must be 0, not 7"),
+        ({"num_heads": (2, 3, 4, 4)}, ["num_heads[1]=3", "embed_dims[1]=32", "[1, 2, 4, 8, 16, 32]"]),
+        ({"depths": (1, 1, 1)}, ["3, 4 and 4", "depths=(1, 1, 1)"]),
+        ({"num_heads": (2, 2)}, ["4, 4 and 2"]),
+        ({"depths": (), "embed_dims": (), "num_heads": ()}, ["0, 0 and 0"]),
+        ({"depths": (1, 0, 1, 1)}, ["depths=(1, 0, 1, 1)", "1"]),
+        ({"embed_dims": (16, 32.0, 48, 64)}, ["embed_dims=(16, 32.0, 48, 64)"]),
+        ({"num_heads": (0, 2, 4, 4)}, ["num_heads=(0, 2, 4, 4)"]),
+        ({"attention_types": ("spatial", "temporal")}, ["attention_types='temporal'", "'spatial', 'channel'"]),
+        ({"attention_types": ()}, ["attention_types=()", "'spatial', 'channel'"]),
+        ({"attention_types": "spatial"}, ["attention_types='spatial'"]),
+        ({"weight_init": "jax"}, ["weight_init='jax'", "'', 'conv'"]),
+        ({"in_chans": 0}, ["in_chans=0", "1"]),
+        ({"patch_size": 0}, ["patch_size=0", "1"]),
+        ({"patch_size": 4.0}, ["patch_size=4.0"]),
+        ({"window_size": 0}, ["window_size=0", "1"]),
+        ({"mlp_ratio": 0.0}, ["mlp_ratio=0.0", "ffn=False"]),
+        ({"drop_path_rate": 1.0}, ["drop_path_rate=1.0", "1"]),
+        ({"drop_path_rate": -0.1}, ["drop_path_rate=-0.1", "0"]),
     ],
 )
-def test_mistakes_in_the_heads_arguments(small, options, message):
-    with pytest.raises(ValueError, match=message):
-        small(**options)
+def test_mistakes_in_the_stages_arguments(either, small, options, words):
+    assert_refused(words, small, either, **options)
 
 
 @pytest.mark.parametrize(
-    ("shape", "message"),
+    ("options", "words"),
     [
-        ((3, 32, 32), r"3 dimensions.*unsqueeze\(0\)"),
-        ((1, 1, 3, 32, 32), "5 dimensions"),
-        ((2, 4, 32, 32), "in_chans=3, but the input has 4 channels"),
-        ((2, 32, 32, 3), "in_chans=3, but the input has 32 channels"),
-        ((2, 3, 0, 32), "0 x 32 pixels: too small.*at least 1 x 1"),
-        ((2, 3, 32, 0), "32 x 0 pixels: too small"),
+        ({"num_classes": -1}, ["num_classes=-1", "0"]),
+        ({"num_classes": 2.5}, ["num_classes=2.5"]),
+        ({"drop_rate": 1.0}, ["drop_rate=1.0"]),
+        ({"global_pool": "median"}, ["global_pool='median'", "'avg', 'max', 'avgmax', ''"]),
+        ({"global_pool": ""}, ["global_pool=''", "num_classes", "0", "7"]),
     ],
 )
-def test_mistakes_in_the_input(either, small, shape, message):
-    with pytest.raises(ValueError, match=message):
-        small(either)(torch.zeros(shape))
+def test_mistakes_in_the_heads_arguments(small, options, words):
+    assert_refused(words, small, **options)
 
 
-# --- sizes, initial weights, number formats, copies ---
+@pytest.mark.parametrize(
+    ("shape", "words"),
+    [
+        ((3, 32, 32), ["3", "(B, 3, H, W)", "unsqueeze(0)"]),
+        ((1, 1, 3, 32, 32), ["5"]),
+        ((2, 4, 32, 32), ["in_chans=3", "4"]),
+        ((2, 32, 32, 3), ["in_chans=3", "32"]),
+        ((2, 3, 0, 32), ["0 x 32", "1 x 1"]),
+        ((2, 3, 32, 0), ["32 x 0", "1 x 1"]),
+    ],
+)
+def test_mistakes_in_the_input(either, small, shape, words):
+    assert_refused(words, small(either), torch.zeros(shape))
+
+
+# --- sizes, initial weights, dtypes, copies ---
 
 
 @pytest.mark.parametrize("batch", [0, 1, 3])
@@ -339,7 +341,8 @@ def test_any_batch(small, picture, batch):
     assert model(images[:batch]).shape == (batch, 7)
 
 
-@pytest.mark.parametrize("size", [*SIZES, (31, 33), (129, 2)])
+@some
+@any_size
 def test_sizes_are_rounded_up_stage_by_stage(either, small, picture, size):
     height, width = (-(-length // 4) for length in size)
     for stage_map in small(either).forward_stages(picture(1, 3, *size)):
@@ -356,7 +359,6 @@ def test_initial_weights_of_linear_layers_and_norms():
     assert abs(weights.mean().item()) < 1e-4
     assert all(not m.bias.any() for m in linears)
     norms = [m for m in model.modules() if isinstance(m, nn.LayerNorm)]
-    assert len(norms) == 2 * 12 + 4 + 1
     assert all((m.weight == 1).all() and not m.bias.any() for m in norms)
 
 
@@ -365,8 +367,8 @@ def test_initial_weights_follow_the_seed(either):
         torch.manual_seed(seed)
         return either(embed_dims=(16, 32, 48, 64), num_heads=(2, 2, 4, 4)).state_dict()
 
-    one, again, other = state(3), state(3), state(4)
-    assert all(torch.equal(one[key], again[key]) for key in one)
+    one, same, other = state(3), state(3), state(4)
+    assert all(torch.equal(one[key], same[key]) for key in one)
     assert not torch.equal(one["main_blocks.0.0.0.attn.qkv.weight"], other["main_blocks.0.0.0.attn.qkv.weight"])
 
 

@@ -54,7 +54,7 @@ def test_reset_classifier(small, picture):
     assert model.global_pool == "max"
 
 
-def test_reset_classifier_keeps_number_format_and_device(small):
+def test_reset_classifier_keeps_dtype_and_device(small):
     model = small().to(torch.float64)
     model.reset_classifier(3)
     assert model.head.weight.dtype == torch.float64
@@ -64,17 +64,13 @@ def test_reset_classifier_keeps_number_format_and_device(small):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ((-3,), "num_classes=-3 must be"),
-        ((5, ""), "num_classes must be 0, not 5"),
-        ((5, "mean"), "global_pool='mean' is unknown; choose from 'avg', 'max', 'avgmax', ''"),
-    ],
+    ("arguments", "words"),
+    [((-3,), "num_classes=-3"), ((5, ""), "global_pool=''"), ((5, "mean"), "'mean'.*'avg', 'max', 'avgmax', ''")],
 )
-def test_reset_classifier_mistakes_leave_the_model(small, picture, arguments, message):
+def test_reset_classifier_mistakes_leave_the_model(small, picture, arguments, words):
     model = small()
     expected = model(picture())
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=words):
         model.reset_classifier(*arguments)
     assert torch.equal(model(picture()), expected)
     assert (model.num_classes, model.global_pool) == (7, "avg")
@@ -96,18 +92,8 @@ def test_feature_info_tells_the_truth(small, picture):
         assert out.shape == (1, 64 // info["reduction"], 96 // info["reduction"], info["num_chs"])
 
 
-def test_features_are_laid_out_as_the_model_says():
-    """As timm's own test of every model asks: the axes of `output_fmt`, NCHW unless a model says otherwise."""
-    model = nano()
-    assert getattr(model, "output_fmt", "NCHW") == "NCHW"
-    size, pool = model.default_cfg["input_size"], model.default_cfg["pool_size"]
-    features = model.forward_features(torch.randn(1, *size))
-    assert features.shape == (1, model.num_features, *pool)
-    assert model.forward_head(features, pre_logits=True).shape == (1, model.head_hidden_size)
-
-
-@pytest.mark.parametrize("dtype", [None, torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("device", [None, "cpu", "meta"])
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+@pytest.mark.parametrize("device", [None, "meta"])
 def test_device_and_dtype_of_create_model(device, dtype):
     model = nano(device=device, dtype=dtype)
     assert {p.device.type for p in model.parameters()} == {device or "cpu"}
@@ -118,8 +104,11 @@ def test_device_and_dtype_of_create_model(device, dtype):
         assert model(torch.randn(1, 3, 32, 32, dtype=dtype)).dtype == (dtype or torch.float32)
 
 
-@pytest.mark.parametrize("feature_cls", [None, "getter", "hook", "fx"])
-@pytest.mark.parametrize("out_indices", [None, (0, 1, 2, 3), (1, 3), (0,), (-1,), (-3, -1)], ids=str)
+@pytest.mark.parametrize(
+    ("feature_cls", "out_indices"),
+    [(None, None), (None, (0, 1, 2, 3)), (None, (-3, -1)), ("getter", (0,)), ("hook", (1, 3)), ("fx", (-1,))],
+    ids=str,
+)
 def test_features_only(picture, feature_cls, out_indices):
     image = picture(2, 3, 64, 90)
     stages = [stage_map.permute(0, 3, 1, 2) for stage_map in nano().forward_stages(image)]
@@ -198,14 +187,13 @@ def test_forward_intermediates_norm(small, picture, output_fmt):
 
 @pytest.mark.parametrize("indices", [[4], [-5], 5, [0, 7]])
 def test_forward_intermediates_out_of_range(small, picture, indices):
-    with pytest.raises((ValueError, AssertionError), match=r"[Ii]nd|range"):
+    with pytest.raises((ValueError, AssertionError)):
         small().forward_intermediates(picture(), indices)
 
 
-@pytest.mark.parametrize("output_fmt", ["NLC", "nchw", ""])
-def test_forward_intermediates_unknown_format(small, picture, output_fmt):
-    with pytest.raises(ValueError, match=f"output_fmt='{output_fmt}' is unknown; choose from 'NCHW', 'NHWC'"):
-        small().forward_intermediates(picture(), output_fmt=output_fmt)
+def test_forward_intermediates_unknown_format(small, picture):
+    with pytest.raises(ValueError, match=r"output_fmt='nchw'.*'NCHW', 'NHWC'"):
+        small().forward_intermediates(picture(), output_fmt="nchw")
 
 
 @pytest.mark.parametrize("indices", [[0, 2], 1, [-2]])
@@ -263,11 +251,11 @@ def test_groups_are_strictly_ordered_by_depth(either, small, depths):
 def test_coarse_groups_are_stages(either, small):
     model = small(either, depths=(2, 1, 3, 1))
     depth = depth_of(model, coarse=True)
-    of_stage = [
+    stage_levels = [
         {level for name, level in depth.items() if name.startswith(f"main_blocks.{stage}.")} for stage in range(4)
     ]
-    assert all(len(levels) == 1 for levels in of_stage)
-    flat = [next(iter(levels)) for levels in of_stage]
+    assert all(len(levels) == 1 for levels in stage_levels)
+    flat = [next(iter(levels)) for levels in stage_levels]
     assert flat == sorted(set(flat))
     assert depth["patch_embeds.0.proj.weight"] < flat[0]
     for stage in range(1, 4):
@@ -300,8 +288,11 @@ def test_layer_decay(small):
 
 
 def test_timms_optimizer_factory_reads_the_protocol(small):
-    optimizer = create_optimizer_v2(small(), opt="adamw", lr=1.0, weight_decay=0.1, layer_decay=0.9)
-    assert len({group["lr_scale"] for group in optimizer.param_groups}) == 10
+    model = small()
+    optimizer = create_optimizer_v2(model, opt="adamw", lr=1.0, weight_decay=0.1, layer_decay=0.9)
+    assert {group["lr_scale"] for group in optimizer.param_groups} == {
+        group["lr_scale"] for group in param_groups_layer_decay(model, layer_decay=0.9)
+    }
 
 
 # --- checkpointing of activations ---

@@ -1,8 +1,12 @@
 """The backbone: its levels, the norms and stages that exist for them, and what is frozen."""
 
+import re
+
 import pytest
 import reference
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 from davit import DaViT, DaViTPyramid
@@ -18,10 +22,9 @@ def total(levels):
     return sum(level.square().mean() for level in levels)
 
 
-@pytest.mark.parametrize("size", [(33, 47), (64, 64), (1, 1), (2, 75)])
 @pytest.mark.parametrize("options", [{}, {"cpe_act": True}, {"overlapped_patch": True, "patch_size": 2}], ids=str)
-def test_levels_equal_the_reference(small, picture, size, options):
-    model, image = small(DaViTPyramid, **options).double(), picture(1, 3, *size).double()
+def test_levels_equal_the_reference(small, picture, options):
+    model, image = small(DaViTPyramid, **options).double(), picture(1, 3, 33, 47).double()
     state = model.state_dict()
     maps = reference.stage_maps(state, image, num_heads=(2, 2, 4, 4), window=4, **options)
     levels = model(image)
@@ -69,11 +72,12 @@ def test_no_parameter_without_gradient(small, picture, out_indices):
 
 @pytest.mark.parametrize("out_indices", [(), (4,), (-5,), (0, 0), (2, 1), (3, -1), (0, 1, 2, 3, 4)], ids=str)
 def test_mistakes_in_out_indices(small, out_indices):
-    with pytest.raises(ValueError, match=r"out_indices=\(.*\) must name stages of 0 to 3, each once and ascending"):
+    with pytest.raises(ValueError, match=f"{re.escape(f'out_indices={out_indices}')}.* 0 .* 3"):
         small(DaViTPyramid, out_indices=out_indices)
 
 
-@pytest.mark.parametrize("size", [(64, 96), (33, 47), (1, 1)])
+@settings(deadline=None, max_examples=5, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(size=st.tuples(st.integers(1, 70), st.integers(1, 70)))
 def test_level_shapes_and_memory(small, picture, size):
     height, width = (-(-length // 4) for length in size)
     for channels, level in zip((16, 32, 48, 64), small(DaViTPyramid)(picture(2, 3, *size)), strict=True):
@@ -114,7 +118,7 @@ def test_frozen_stages_beyond_the_last_level(small, picture):
 
 @pytest.mark.parametrize("frozen", [-2, 5])
 def test_mistakes_in_frozen_stages(small, frozen):
-    with pytest.raises(ValueError, match=rf"frozen_stages={frozen} must be from -1 \(nothing\) to 4 \(all\)"):
+    with pytest.raises(ValueError, match=rf"frozen_stages={frozen} .*-1 .* 4 "):
         small(DaViTPyramid, frozen_stages=frozen)
 
 

@@ -17,7 +17,6 @@ from ..windows import window_partition, window_unpartition
 from .cpu import native
 from .triton import channel as triton_channel
 from .triton import encoding as triton_encoding
-from .triton import gelu as triton_gelu
 from .triton import support
 from .triton import window as triton_window
 
@@ -296,25 +295,6 @@ def _encoding_gradients(
 
 
 encode_and_norm.register_autograd(_encoding_gradients, setup_context=_save_encoding)
-
-
-# --- the backward pass of exact GELU, which also recomputes its output ---
-
-
-@torch.library.custom_op("davit::gelu_backward", mutates_args=())
-def gelu_backward(grad: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the gradient of a GELU's input, given that of its output; and GELU(x)."""
-    if support.runs_on(x):
-        return triton_gelu.gelu_backward(grad, x)
-    if native.supports_rows(x):
-        return native.gelu_backward(grad, x)[:2]
-    return torch.ops.aten.gelu_backward(grad, x), F.gelu(x)
-
-
-@gelu_backward.register_fake
-def _(grad: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-    grad_x = torch.empty_like(x, memory_format=torch.contiguous_format)
-    return grad_x, torch.empty_like(grad_x)
 
 
 # --- inference of a whole block, and of a patch embedding ---

@@ -18,6 +18,7 @@ from torch import Tensor
 from . import ops
 from .cpu import native
 from .ops import double_backward, like
+from .triton import gelu, support
 
 #: Size of the hidden map of the rows that an MLP takes at a time. Measured; see docs/performance.md.
 PART_BYTES = 8 << 20
@@ -214,7 +215,7 @@ class GeluLinear(torch.autograd.Function):
         x, weight, bias = ctx.saved_tensors
         if torch.is_grad_enabled():
             return double_backward(GeluLinear.formula, ctx.needs_input_grad, (x, weight, bias), [grad])
-        grad_x, activated = ops.gelu_backward(grad @ weight.to(grad.dtype), x)
+        grad_x, activated, _ = _gelu_backward(grad @ weight.to(grad.dtype), x)
         return grad_x, *weight_grads(grad, activated.to(grad.dtype), weight, bias, ctx.needs_input_grad[1:])
 
 
@@ -324,8 +325,10 @@ def _leaf(parameter: Tensor | None, needed: bool = False) -> Any:
 
 def _gelu_backward(grad: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
     """Return the gradient of ``hidden`` (overwrites ``grad``), GELU(hidden), and the sum of the gradient if known."""
+    if support.runs_on(hidden):
+        return *gelu.gelu_backward(grad, hidden), None
     if native.supports_rows(hidden):
-        return native.gelu_backward(grad, hidden, in_place=True)
+        return native.gelu_backward(grad, hidden)
     return torch.ops.aten.gelu_backward(grad, hidden), F.gelu(hidden), None
 
 

@@ -112,13 +112,13 @@ def test_gradients_of_gradients() -> None:
     block = block_of(16, 2)
     x = noise(1, 5, 7, 16)
 
-    def twice(run: Any, block: Any, x: Tensor) -> tuple[Tensor, ...]:
+    def second_gradients(run: Any, block: Any, x: Tensor) -> tuple[Tensor, ...]:
         x = x.detach().requires_grad_()
         (first,) = torch.autograd.grad(run(block, x).pow(2).sum(), x, create_graph=True)
         return torch.autograd.grad(first.pow(2).sum(), [x, block.attn.qkv.weight])
 
-    truths = twice(plainly, copy.deepcopy(block).double(), x.double())
-    for actual, truth in zip(twice(by_gram, block, x), truths, strict=True):
+    truths = second_gradients(plainly, copy.deepcopy(block).double(), x.double())
+    for actual, truth in zip(second_gradients(by_gram, block, x), truths, strict=True):
         assert error(actual, truth) < 1e-4
 
 

@@ -8,7 +8,7 @@ from davit import create_model
 from davit.checkpoint import convert_state_dict, load_checkpoint
 
 
-@pytest.mark.parametrize("size", ["tiny", "small", "base"])
+@pytest.mark.parametrize("size", ["tiny", *(pytest.param(s, marks=pytest.mark.long) for s in ("small", "base"))])
 def test_logits_equal_timms_in_both_directions(size):
     torch.manual_seed(1)
     ours = create_model(f"DaViT_{size}").eval()

@@ -284,17 +284,13 @@ def norm_backward(
     return normed, grad, *sums.sum(0)
 
 
-def gelu_backward(grad: Tensor, x: Tensor, in_place: bool = False) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gradient of x, GELU(x), and in float32 the sum of the gradient over the rows.
-
-    With ``in_place`` the gradient is written over ``grad``.
-    """
+def gelu_backward(grad: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradient of x, GELU(x), and in float32 the sum of the gradient over the rows. Overwrites ``grad``."""
     x, C = x.contiguous(), x.shape[-1]
     rows, grad, activated = x.numel() // C, _like(x, grad), torch.empty_like(x)
-    grad_x = grad if in_place else torch.empty_like(x)
     sums = _bands(rows, C)
-    call("davit_gelu_backward", grad, x, grad_x, activated, sums, len(sums), rows, C)
-    return grad_x, activated, sums.sum(0)
+    call("davit_gelu_backward", grad, x, grad, activated, sums, len(sums), rows, C)
+    return grad, activated, sums.sum(0)
 
 
 def _bands(rows: int, *shape: int) -> Tensor:

@@ -11,7 +11,7 @@ BLOCK = 1024
 
 
 def gelu_backward(grad: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Compute `ops.gelu_backward`; see `support.runs_on`."""
+    """Return the gradient of x, and GELU(x); see `support.runs_on`."""
     x, grad = x.contiguous(), grad.contiguous()
     grad_x, activated = torch.empty_like(x), torch.empty_like(x)
     launch(_kernel, ceil_div(x.numel(), BLOCK), x.device, grad, x, grad_x, activated, x.numel(), BLOCK=BLOCK)

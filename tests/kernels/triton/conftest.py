@@ -84,7 +84,13 @@ def noise(device: str) -> Callable[..., Tensor]:
     return make
 
 
-@pytest.fixture(params=["sliced", "channels first", "expanded", "of every other channel"])
+@pytest.fixture(
+    params=[
+        "sliced",
+        "of every other channel",
+        *(pytest.param(x, marks=pytest.mark.long) for x in ("channels first", "expanded")),
+    ]
+)
 def laid_out(request: pytest.FixtureRequest, noise: Callable[..., Tensor]) -> Callable[[int], Tensor]:
     """``laid_out(C)``: noise (2, 5, 7, C) that is not contiguous, in each layout in turn."""
     return {
@@ -97,7 +103,7 @@ def laid_out(request: pytest.FixtureRequest, noise: Callable[..., Tensor]) -> Ca
 
 @pytest.fixture
 def close() -> Callable[[Tensor | None, Tensor | None, torch.dtype], None]:
-    """Of the same shape, and as near to a float64 result as the number format allows, by the norm of all elements."""
+    """Of the same shape, and as near to a float64 result as the dtype allows, by the norm of all elements."""
 
     def check(actual: Tensor | None, expected: Tensor | None, dtype: torch.dtype) -> None:
         if expected is None:  # no gradient reaches it

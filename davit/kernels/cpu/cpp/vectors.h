@@ -127,9 +127,8 @@ INLINE vfloat exponential(vfloat x) {
     return (p * f * f + f + 1.0f) * two_n;
 }
 
-// The normal distribution's cumulative function at x (`below`) and its density. Exact GELU is x times `below`. For x <
-// 0 `below` is the density times a polynomial in 1 / (1 + 0.21 |x|), with a relative error of 2e-7
-// (tests/kernels/test_native.py fits the polynomial again).
+// The normal distribution's cumulative function at x (`below`) and its density. Exact GELU is x times `below`. For
+// negative x `below` is the density times a polynomial in 1 / (1 + 0.21 |x|), fitted for a relative error below 2e-7.
 INLINE void normal(vfloat x, vfloat &below, vfloat &density) {
     vfloat away = x < 0.0f ? -x : x;
     vfloat e = away > 13.1f ? vfloat{} : exponential(-0.5f * away * away);
@@ -158,7 +157,7 @@ INLINE vfloat entry(const float *table, vint index) {
 }
 
 // Coefficients of the normal distribution's tail from 0 to 5.6, in 16 pieces around n / 2.75: polynomials in 2.75
-// times the distance from there. The error is below 3e-9 / x (tests/kernels/test_native.py fits them again).
+// times the distance from there, fitted for an error below 3e-9 / x.
 alignas(64) static const float TAIL[6][16] = {
     {0.5f, 0.358064801f, 0.233529449f, 0.13765645f, 0.0728975683f, 0.0345181711f, 0.0145614762f, 0.00545677822f,
      0.00181240728f, 0.000532576232f, 0.000138257135f, 3.1671334e-05f, 6.39594464e-06f, 1.13778992e-06f,

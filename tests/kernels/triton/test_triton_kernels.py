@@ -1,0 +1,229 @@
+"""Every Triton kernel against its plain formula in float64: values, gradients, layouts, order of sums."""
+
+import pytest
+import torch
+
+from davit.kernels import ops
+from davit.kernels.training import GeluLinear
+from davit.kernels.triton import channel, encoding
+
+OPERATORS = {
+    "window": (ops.window_attention, ops.window_formula),
+    "channel": (ops.channel_attention, ops.channel_formula),
+    "encoding": (ops.encode_and_norm, ops.encode_and_norm_formula),
+    "gelu": (GeluLinear.apply, GeluLinear.formula),
+}
+#: For each operator sizes of its map, and what else it takes: heads, channels of a head and window; groups and their
+#: channels; channels; channels read and written.
+CASES = [
+    ("window", (2, 7, 9), (2, 32, 7)),  # padded
+    ("window", (1, 3, 5), (2, 12, 4)),  # smaller than a window
+    ("window", (1, 8, 4), (1, 16, 4)),  # tiled
+    ("window", (1, 1, 1), (3, 4, 7)),
+    ("window", (1, 3, 2), (1, 8, 1)),  # one position of a window
+    ("window", (1, 9, 11), (1, 16, 10)),
+    ("window", (0, 5, 5), (1, 16, 4)),
+    ("channel", (2, 13, 11), (2, 32)),  # two blocks of positions
+    ("channel", (1, 3, 5), (2, 12)),
+    ("channel", (1, 12, 11), (1, 24)),
+    ("channel", (0, 5, 5), (1, 16)),
+    ("encoding", (1, 9, 17), (70,)),  # several strips
+    ("encoding", (1, 2, 5), (160,)),
+    ("encoding", (1, 1, 1), (24,)),
+    ("encoding", (2, 5, 1), (12,)),
+    ("encoding", (1, 3, 4), (3,)),
+    ("encoding", (0, 5, 5), (16,)),
+    ("gelu", (1, 2, 3), (20, 8)),
+]
+FIRST = {name: next(case for case in CASES if case[0] == name) for name in OPERATORS}
+SMALL = {
+    "window": ((1, 3, 5), (2, 8, 4)), "channel": ((1, 3, 5), (2, 8)), "encoding": ((1, 3, 5), (12,)),
+    "gelu": ((1, 2, 3), (20, 8)),
+}  # fmt: skip
+
+
+@pytest.fixture
+def inputs(noise):
+    """``inputs(name, shape, sizes, dtype, absent, x)``: an operator's arguments, without those that may be absent."""
+
+    def make(name, shape, sizes, dtype=torch.float32, absent=False, x=None):
+        def optional(size, seed):
+            return None if absent else noise((size,), dtype, seed)
+
+        if name == "window":
+            G, D, window = sizes
+            E = 3 * G * D
+            return [noise((*shape, E), dtype) if x is None else x, optional(E, 1), window, G]
+        if name == "channel":
+            G, D = sizes
+            return [noise((*shape, 3 * G * D), dtype) if x is None else x, G]
+        if name == "encoding":
+            (C,) = sizes
+            x = noise((*shape, C), dtype) if x is None else x
+            return [x, noise((C, 1, 3, 3), dtype, 1), *(optional(C, seed) for seed in (2, 3, 4)), 1e-3, dtype]
+        C, N = sizes
+        return [noise((*shape, C), dtype) if x is None else x, noise((N, C), dtype, 1), optional(N, 2)]
+
+    return make
+
+
+@pytest.fixture
+def exact(double):
+    """The same arguments in float64."""
+
+    def make(arguments):
+        wide = [double(a) if isinstance(a, torch.Tensor) else a for a in arguments]
+        return [torch.float64 if isinstance(a, torch.dtype) else a for a in wide]
+
+    return make
+
+
+def outputs_of(function, arguments):
+    """The two first outputs; those after them are for the backward pass."""
+    outputs = function(*arguments)
+    return [outputs] if isinstance(outputs, torch.Tensor) else list(outputs[:2])
+
+
+def leaves_of(arguments):
+    return [a for a in arguments if isinstance(a, torch.Tensor)]
+
+
+def gradients_of(outputs, leaves, grads):
+    """The gradients of as many outputs as there are gradients."""
+    pairs = [(o, g.to(o).expand_as(o)) for o, g in zip(outputs, grads, strict=False) if o.requires_grad]
+    return torch.autograd.grad([o for o, _ in pairs], leaves, [g for _, g in pairs], allow_unused=True)
+
+
+@pytest.fixture
+def check(inputs, exact, close, noise):
+    """Compare an operator with its formula in float64, forward and backward."""
+
+    def run(name, shape, sizes, dtype=torch.float32, **options):
+        operator, formula = OPERATORS[name]
+        arguments = inputs(name, shape, sizes, dtype, **options)
+        wide = exact(arguments)
+        found, expected = outputs_of(operator, arguments), outputs_of(formula, wide)
+        grads = [noise(o.transpose(1, 2).shape, dtype, i).transpose(1, 2).detach() for i, o in enumerate(expected)]
+        assert found[0].dtype == dtype
+        for one, other in zip(found, expected, strict=True):
+            close(one, other.double(), dtype)
+        grads = grads[:1] if name == "channel" else grads  # of the attention there are none
+        right = gradients_of(expected, leaves_of(wide), grads)
+        for one, other in zip(gradients_of(found, leaves_of(arguments), grads), right, strict=True):
+            if other is None or name != "channel":
+                close(one, other, dtype)
+            else:  # of q, k and v apart
+                for part, right_part in zip(one.chunk(3, dim=-1), other.chunk(3, dim=-1), strict=True):
+                    close(part, right_part, dtype)
+
+    return run
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_kernels_equal_float64(check, case):
+    check(*case)
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_kernels_in_bfloat16(check, name):
+    check(*FIRST[name], dtype=torch.bfloat16)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_kernels_in_two_bytes(check, case, dtype):
+    check(*case, dtype=dtype)
+
+
+@pytest.mark.parametrize("name", ["window", "encoding", "gelu"])
+def test_biases_and_norm_weights_may_be_absent(check, name):
+    check(name, *SMALL[name], absent=True)
+
+
+@pytest.mark.parametrize("output", [0, 1], ids=["y", "normed"])
+@pytest.mark.parametrize("absent", [False, True])
+def test_encodings_with_one_gradient(inputs, exact, close, absent, output):
+    arguments = inputs("encoding", *SMALL["encoding"], absent=absent)
+    wide, results = exact(arguments), []
+    for function, given in zip(OPERATORS["encoding"], (arguments, wide), strict=True):
+        results.append(gradients_of([outputs_of(function, given)[output].sin()], leaves_of(given), [torch.ones(1)]))
+    for one, other in zip(*results, strict=True):
+        close(one, other, torch.float32)
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_kernels_read_any_layout(check, laid_out, name):
+    shape, sizes = SMALL[name]
+    channels = {"window": 48, "channel": 48, "encoding": 12, "gelu": 20}[name]
+    check(name, shape, sizes, x=laid_out(channels))
+
+
+@pytest.mark.parametrize("programs", [1, 2, 100000])
+@pytest.mark.parametrize("name", ["channel", "encoding"])
+def test_sums_may_be_cut_into_any_number_of_parts(check, monkeypatch, name, programs):
+    for module in (channel, encoding):
+        monkeypatch.setattr(module, "MANY_PROGRAMS", programs)
+    monkeypatch.setattr(channel, "BLOCK", 16)
+    check(name, (1, 7, 9), SMALL[name][1])
+
+
+def test_parameters_may_be_in_float32_under_autocast(noise, close):
+    """The bias of the map of q, k and v; a residual stream with its norm for a linear layer in bfloat16."""
+    qkv, bias = noise((1, 3, 4, 48), torch.bfloat16), noise((48,), seed=1)
+    ops.window_attention(qkv, bias, 4, 1).sum().backward()
+    assert (qkv.grad.dtype, bias.grad.dtype) == (torch.bfloat16, torch.float32)
+    assert bias.grad[16:].any() and not bias.grad[:16].any()  # queries of padded positions are cropped
+    leaves = [noise((1, 3, 4, 24)), *(noise(s, seed=i) for i, s in enumerate([(24, 1, 3, 3), (24,), (24,), (24,)]))]
+    y, normed, *_ = ops.encode_and_norm(*leaves, 1e-5, torch.bfloat16)
+    expected = ops.encode_and_norm_formula(*(t.double() for t in leaves), 1e-5, torch.float64)
+    close(y, expected[0], torch.float32)
+    close(normed, expected[1], torch.bfloat16)
+    (y.sum() + normed.float().sin().sum()).backward()
+    assert [t.grad.dtype for t in leaves] == 5 * [torch.float32]
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_results_are_repeatable(inputs, name):
+    arguments = inputs(name, *SMALL[name])
+    grads = [
+        gradients_of(outputs_of(OPERATORS[name][0], arguments), leaves_of(arguments), 2 * [torch.ones(1)])
+        for _ in range(2)
+    ]
+    assert all(torch.equal(one, other) for one, other in zip(*grads, strict=True))
+
+
+@pytest.mark.parametrize("name", ["window", "channel", "encoding"])
+def test_operators_are_well_formed(inputs, name):
+    arguments = inputs(name, *SMALL[name])
+    torch.library.opcheck(OPERATORS[name][0], arguments)
+    plain = [a.detach() if isinstance(a, torch.Tensor) else a for a in arguments]
+    if name == "window":
+        torch.library.opcheck(ops.window_attention_backward, (plain[0][..., :16], *plain))
+    elif name == "channel":
+        out, attention = ops.channel_attention(*plain)
+        torch.library.opcheck(ops.channel_attention_backward, (out, plain[0], attention, plain[1]))
+    else:
+        y, normed, mean, rstd = ops.encode_and_norm(*plain)
+        for grads in ((y, normed), (None, normed), (y, None)):
+            torch.library.opcheck(ops.encode_and_norm_backward, (*grads, plain[0], plain[1], plain[3], y, mean, rstd))
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_gradients_of_gradients(inputs, exact, close, name):
+    arguments = inputs(name, *SMALL[name])
+    wide, results = exact(arguments), []
+    for function, given in zip(OPERATORS[name], (arguments, wide), strict=True):
+        leaves, outputs = leaves_of(given), outputs_of(function, given)
+        loss = sum((o.square() + o.sin()).sum() for o in (outputs[:1] if name == "channel" else outputs))
+        first = torch.autograd.grad(loss, leaves, create_graph=True)
+        results.append(torch.autograd.grad(sum(g.square().sum() for g in first), leaves, allow_unused=True))
+    for one, other in zip(*results, strict=True):
+        close(one, other, torch.float32)
+
+
+@pytest.mark.parametrize("name", ["window", "channel", "encoding"])
+def test_without_triton_operators_compute_the_same(check, without_kernels, name):
+    """As a program that was exported on CUDA does on a machine without it."""
+    without_kernels()
+    check(name, *SMALL[name])
