@@ -1,37 +1,38 @@
-"""Which path a block took, and machines that have no fused path."""
+"""Fixtures: which blocks kernels computed, and operators by native.cpp, or by Triton on CUDA or interpreted."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from davit.kernels import conditions, modules
+from davit.kernels.cpu import native
+from davit.kernels.triton import channel, encoding, support
+
+ON_CUDA = support.HAS_TRITON and torch.cuda.is_available() and not support.INTERPRETED
+TOLERANCE = {
+    torch.float32: 3e-6,
+    torch.bfloat16: 0.012 if ON_CUDA or support.INTERPRETED else 0.006,
+    torch.float16: 0.0015,
+}
 
 
 @pytest.fixture
 def fused_calls(monkeypatch: pytest.MonkeyPatch) -> Callable[[], Any]:
-    """``with fused_calls() as calls``: each block that a kernel computed meanwhile; ``calls.ways`` has how."""
-
-    class Calls(list[Any]):
-        ways: ClassVar[list[str]]
+    """``with fused_calls() as calls``: each block that a kernel computed meanwhile."""
 
     @contextmanager
-    def record() -> Iterator[Calls]:
-        calls = Calls()
-        calls.ways = []  # type: ignore[misc]
+    def record() -> Iterator[list[Any]]:
+        calls: list[Any] = []
 
-        def watched(way: str, run: Callable[..., Any]) -> Callable[..., Any]:
-            def compute(block: Any, x: torch.Tensor) -> torch.Tensor:
-                calls.append(block)
-                calls.ways.append(way)
-                return run(block, x)
-
-            return compute
+        def watched(run: Callable[..., Any]) -> Callable[..., Any]:
+            return lambda block, x: calls.append(block) or run(block, x)  # type: ignore[func-returns-value]
 
         with monkeypatch.context() as patch:
-            patch.setattr(modules, "WAYS", {way: watched(way, run) for way, run in modules.WAYS.items()})
+            patch.setattr(modules, "WAYS", {way: watched(run) for way, run in modules.WAYS.items()})
             yield calls
 
     return record
@@ -63,3 +64,76 @@ def _no_block_is_too_small(request: pytest.FixtureRequest, monkeypatch: pytest.M
     """So that the small models of the tests are fused, but in tests of the threshold."""
     if "threshold" not in request.node.name:
         monkeypatch.setattr(conditions, "MIN_WORK", 0)
+
+
+@pytest.fixture
+def device() -> str:
+    return "cuda" if ON_CUDA else "cpu"
+
+
+@pytest.fixture(autouse=True)
+def _exact_and_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    if support.INTERPRETED:  # programs run one after another: few and long ones save time
+        for module in (channel, encoding):
+            monkeypatch.setattr(module, "MANY_PROGRAMS", 1)
+
+
+@pytest.fixture
+def without_kernels(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """``without_kernels()``: from now on as on a machine that has neither Triton nor a compiler."""
+
+    def remove() -> None:
+        monkeypatch.setattr(support, "runs_on", lambda _: False)
+        monkeypatch.setattr(native, "LIBRARY", None)
+
+    return remove
+
+
+@pytest.fixture
+def noise(device: str) -> Callable[..., Tensor]:
+    """``noise(shape, dtype, seed)``: normal numbers, which want a gradient."""
+
+    def make(shape: Sequence[int], dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        return torch.randn(*shape, generator=generator).to(device, dtype).requires_grad_()
+
+    return make
+
+
+@pytest.fixture(
+    params=[
+        "sliced",
+        "of every other channel",
+        *(pytest.param(x, marks=pytest.mark.long) for x in ("channels first", "expanded")),
+    ]
+)
+def laid_out(request: pytest.FixtureRequest, noise: Callable[..., Tensor]) -> Callable[[int], Tensor]:
+    """``laid_out(C)``: noise (2, 5, 7, C) that is not contiguous, in each layout in turn."""
+    return {
+        "sliced": lambda C: noise((2, 10, 12, C))[:, ::2, 1:8],
+        "channels first": lambda C: noise((2, C, 5, 7)).permute(0, 2, 3, 1),
+        "expanded": lambda C: noise((1, 5, 7, C)).expand(2, 5, 7, C),
+        "of every other channel": lambda C: noise((2, 5, 7, 2 * C))[..., ::2],
+    }[request.param]
+
+
+@pytest.fixture
+def close() -> Callable[[Tensor | None, Tensor | None, torch.dtype], None]:
+    """Of the same shape, and as near to a float64 result as the dtype allows, by the norm of all elements."""
+
+    def check(actual: Tensor | None, expected: Tensor | None, dtype: torch.dtype) -> None:
+        if expected is None:  # no gradient reaches it
+            assert actual is None or not actual.any()
+            return
+        assert actual is not None and actual.shape == expected.shape
+        error = (actual.double() - expected).norm() / expected.norm().clamp_min(1e-12) if expected.numel() else 0.0
+        assert error < TOLERANCE[dtype], error
+
+    return check
+
+
+@pytest.fixture
+def double() -> Callable[[Tensor | None], Tensor | None]:
+    """The same numbers in float64, as a leaf that wants a gradient."""
+    return lambda t: None if t is None else t.detach().double().requires_grad_()
