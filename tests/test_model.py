@@ -83,7 +83,7 @@ def test_attention_equals_loops_over_windows_and_groups(kind, size, qkv_bias):
     torch.testing.assert_close(attention(x_BHWC), expected, rtol=1e-10, atol=1e-10)
 
 
-# --- every argument: test_house.py asks for a test of each ---
+# --- every argument ---
 
 
 def changed(small, picture, cls, name, value, other):

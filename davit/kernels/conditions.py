@@ -11,6 +11,7 @@ import functools
 import hashlib
 import inspect
 import io
+import itertools
 import logging
 import textwrap
 import tokenize
@@ -54,41 +55,37 @@ MAX_GROUP = {4: 32, 2: 64}
 
 # --- the text ---
 
-#: The functions that kernels replace, each with the fingerprint of the text that the kernels were tested against. If
-#: you change one, change the kernels too and note the new `fingerprint` here; until then it runs as it is written.
-TEXT: dict[str, str] = {
-    "model.PatchEmbed.forward": "fd66cd6cd68e3b28",
-    "model.pad_odd": "a98ae8300604fef1",
-    "model.DualAttentionBlock.forward": "7cfece30430f9c8b",
-    "model.ConvPosEnc.forward": "db53f4673a2acd77",
-    "model.Mlp.forward": "2268e5ca91ac7e65",
-    "model.WindowAttention.forward": "b7b9c513b2a59796",
-    "model.attend_among_positions": "0d5802fbaa8275ab",
-    "model.window_partition": "2a5e6ad875762b61",
-    "model.window_unpartition": "f6632898a7ef4ae4",
-    "windows._pad": "54371ea65d9463cc",
-    "model.ChannelAttention.forward": "064fc00e44b02227",
-    "model.attend_among_channels": "4687679ffb65bbf1",
-}
-_BLOCK_FUNCTIONS = ("model.DualAttentionBlock.forward", "model.ConvPosEnc.forward", "model.Mlp.forward")
-#: Names of `TEXT` that the kernels of a patch embedding, or of a block with this attention, replace.
-_FUNCTIONS: dict[type[nn.Module], tuple[str, ...]] = {
-    PatchEmbed: ("model.PatchEmbed.forward", "model.pad_odd"),
-    WindowAttention: (
-        *_BLOCK_FUNCTIONS,
-        "model.WindowAttention.forward",
-        "model.attend_among_positions",
-        "model.window_partition",
-        "model.window_unpartition",
-        "windows._pad",
-    ),
-    ChannelAttention: (*_BLOCK_FUNCTIONS, "model.ChannelAttention.forward", "model.attend_among_channels"),
+#: The functions that kernels replace, by the module that needs them, each with the fingerprint of the text that the
+#: kernels were tested against. If you change one, change the kernels too and note the new `fingerprint` here; until
+#: then it runs as it is written.
+TEXT: dict[type[nn.Module], dict[str, str]] = {
+    PatchEmbed: {
+        "model.PatchEmbed.forward": "fd66cd6cd68e3b28",
+        "model.pad_odd": "a98ae8300604fef1",
+    },
+    DualAttentionBlock: {
+        "model.DualAttentionBlock.forward": "7cfece30430f9c8b",
+        "model.ConvPosEnc.forward": "db53f4673a2acd77",
+        "model.Mlp.forward": "2268e5ca91ac7e65",
+    },
+    WindowAttention: {
+        "model.WindowAttention.forward": "b7b9c513b2a59796",
+        "model.attend_among_positions": "0d5802fbaa8275ab",
+        "model.window_partition": "2a5e6ad875762b61",
+        "model.window_unpartition": "f6632898a7ef4ae4",
+        "windows._pad": "54371ea65d9463cc",
+    },
+    ChannelAttention: {
+        "model.ChannelAttention.forward": "064fc00e44b02227",
+        "model.attend_among_channels": "4687679ffb65bbf1",
+    },
 }
 #: The classes of those functions, which must have no other methods.
 _CLASSES: dict[type[nn.Module], tuple[type[nn.Module], ...]] = {
     PatchEmbed: (PatchEmbed,),
-    WindowAttention: (DualAttentionBlock, ConvPosEnc, Mlp, WindowAttention),
-    ChannelAttention: (DualAttentionBlock, ConvPosEnc, Mlp, ChannelAttention),
+    DualAttentionBlock: (DualAttentionBlock, ConvPosEnc, Mlp),
+    WindowAttention: (WindowAttention,),
+    ChannelAttention: (ChannelAttention,),
 }
 _CLASS_MEMBERS = {"__init__", "forward", "__module__", "__doc__", "__annotations__", "__static_attributes__"}
 _CLASS_MEMBERS |= {"__firstlineno__", "__annotate__", "__annotate_func__", "__annotations_cache__"}
@@ -130,16 +127,17 @@ def difference_of_text(kind: type[nn.Module]) -> str | None:
     Args:
         kind: the attention of a block, or `PatchEmbed`.
     """
-    for name in _FUNCTIONS[kind]:
+    kinds = (kind,) if kind is PatchEmbed else (DualAttentionBlock, kind)
+    for name, known in itertools.chain.from_iterable(TEXT[part].items() for part in kinds):
         code = getattr(function_named(name), "__code__", None)
         if code is None:
             return f"davit.{name} is not a function"
         if (name, id(code)) not in _judged:
-            _judged[name, id(code)] = (code, _judge(name, code))
+            _judged[name, id(code)] = (code, _judge(name, code, known))
         reason = _judged[name, id(code)][1]
         if reason is not None:
             return reason
-    for cls in _CLASSES[kind]:
+    for cls in itertools.chain.from_iterable(_CLASSES[part] for part in kinds):
         if cls.__mro__[1:] != (nn.Module, object):
             return f"davit.model.{cls.__name__} has other base classes"
         if more := sorted(vars(cls).keys() - _CLASS_MEMBERS):
@@ -152,15 +150,15 @@ def difference_of_text(kind: type[nn.Module]) -> str | None:
 
 def changed_text() -> list[str]:
     """List every difference of the text from the one that kernels were tested against."""
-    return sorted({reason for kind in _FUNCTIONS if (reason := difference_of_text(kind)) is not None})
+    kinds = (PatchEmbed, WindowAttention, ChannelAttention)
+    return sorted({reason for kind in kinds if (reason := difference_of_text(kind)) is not None})
 
 
-def _judge(name: str, code: CodeType) -> str | None:
+def _judge(name: str, code: CodeType, known: str) -> str | None:
     try:
-        known = fingerprint(code) == TEXT[name]
+        return None if fingerprint(code) == known else f"the text of davit.{name} was changed"
     except (OSError, tokenize.TokenError, IndentationError):
         return f"the source of davit.{name} cannot be read"
-    return None if known else f"the text of davit.{name} was changed"
 
 
 def fingerprint(code: CodeType) -> str:
@@ -539,7 +537,7 @@ def supports_channel(qkv_BHWE: Tensor, groups: int) -> bool:
 
 
 def supports_encoding(encoding: Any, norm: Any, x_BHWC: Tensor) -> bool:
-    """Whether a position encoding and the norm behind it have a kernel; with a GELU they have none."""
+    """Whether a position encoding and the norm after it have a kernel; with a GELU they have none."""
     return (
         "encoding" in KERNELS
         and type(norm) is nn.LayerNorm

@@ -185,7 +185,7 @@ def _channel_gradients(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor | None, .
 channel_attention.register_autograd(_channel_gradients, setup_context=_save_channel)
 
 
-# --- position encoding, its residual and the LayerNorm behind it, in one pass over the map ---
+# --- position encoding, its residual and the LayerNorm after it, in one pass over the map ---
 
 
 def encoding_formula(x_BHWC: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -320,7 +320,7 @@ def _leaf(parameter: Tensor | None, needed: bool = False) -> Any:
     return None if parameter is None else parameter.detach().double().requires_grad_(needed)
 
 
-# --- what they share ---
+# --- helpers ---
 
 
 def _gelu_backward(grad: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:

@@ -137,3 +137,21 @@ def close() -> Callable[[Tensor | None, Tensor | None, torch.dtype], None]:
 def double() -> Callable[[Tensor | None], Tensor | None]:
     """The same numbers in float64, as a leaf that wants a gradient."""
     return lambda t: None if t is None else t.detach().double().requires_grad_()
+
+
+@pytest.fixture
+def recorded() -> Iterator[Callable[..., Any]]:
+    """``recorded(function)``: the compiled function, and a list that receives the names of its graphs' operators."""
+    torch._dynamo.reset()
+
+    def make(function: Callable[..., Any], backend: str = "eager") -> tuple[Callable[..., Any], list[str]]:
+        names: list[str] = []
+
+        def keep(graph: Any, inputs: Any) -> Any:
+            names.extend(str(node.target) for node in graph.graph.nodes if node.op == "call_function")
+            return torch._dynamo.lookup_backend(backend)(graph, inputs)
+
+        return torch.compile(function, fullgraph=True, backend=keep), names
+
+    yield make
+    torch._dynamo.reset()

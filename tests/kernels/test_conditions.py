@@ -259,28 +259,15 @@ def test_tracing_sees_the_modules(small, picture):
 # --- what a compiler gets ---
 
 
-def operations_of_graph(model, image, dtype=torch.float32):
-    """The output, and the names of the operations of the whole graph."""
-    torch._dynamo.reset()
-    names = []
-
-    def keep(graph, _inputs):
-        names.extend(str(node.target) for node in graph.graph.nodes if node.op == "call_function")
-        return graph.forward
-
-    with torch.no_grad():
-        compiled = torch.compile(model.to(dtype), backend=keep, fullgraph=True)
-        output = compiled(image.to(dtype))
-    return output, names
-
-
 @pytest.mark.skipif(native.LIBRARY is None, reason="no compiled functions for this processor")
-def test_a_compiler_leaves_a_hooked_block_in_pieces(small, picture):
+def test_a_compiler_leaves_a_hooked_block_in_pieces(small, picture, recorded):
     """The others, and the embeddings, are one operator each."""
     model = small(embed_dims=(16, 32), depths=(1, 1), num_heads=(1, 2))  # of 16 channels, as compiled
     seen = []
     model.main_blocks[0][0][0].mlp.fc1.register_forward_hook(lambda _m, _i, out: seen.append(1) or 2 * out)
-    output, names = operations_of_graph(model, picture())
+    compiled, names = recorded(model)
+    with torch.no_grad():
+        output = compiled(picture())
     assert {"davit.block.default", "davit.patch_embed.default"} <= set(names)
     assert any("gelu" in name for name in names) and seen  # of the hooked block
     torch.testing.assert_close(output, model(picture()), rtol=1e-4, atol=1e-5)

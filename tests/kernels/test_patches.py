@@ -215,19 +215,12 @@ def test_the_operator_is_well_formed(case):
     torch.library.opcheck(ops.patch_embed, (x, *parameters, 1e-5, embed.proj.stride[0], embed.stem))
 
 
-def test_a_compiler_sees_one_operator(case):
-    torch._dynamo.reset()
-    names = []
-
-    def keep(graph, inputs):
-        names.extend(str(node.target) for node in graph.graph.nodes if node.op == "call_function")
-        return graph.forward
-
+def test_a_compiler_sees_one_operator(case, recorded):
     embed, x = case
-    out = compute(torch.compile(embed, backend=keep, fullgraph=True), x)
+    compiled, names = recorded(embed)
+    out = compute(compiled, x)
     assert "davit.patch_embed.default" in names and not any("conv" in name for name in names)
     assert torch.equal(out, compute(embed, x))
-    torch._dynamo.reset()
 
 
 def test_an_export_has_the_modules(case, calls):

@@ -1,4 +1,4 @@
-"""Compute the position encoding, its residual and the LayerNorm behind it in Triton.
+"""Compute the position encoding, its residual and the LayerNorm after it in Triton.
 
 A program takes a strip of a few columns with all channels and moves down its rows. It reads each row three times,
 shifted by one column, and adds it to the three rows of the result that it touches, which stay in registers. A complete
