@@ -18,6 +18,7 @@ TOLERANCE = {
     torch.bfloat16: 0.012 if ON_CUDA or support.INTERPRETED else 0.006,
     torch.float16: 0.0015,
 }
+CALLS = {"call_function", "call_method"}
 
 
 @pytest.fixture
@@ -148,7 +149,7 @@ def recorded() -> Iterator[Callable[..., Any]]:
         names: list[str] = []
 
         def keep(graph: Any, inputs: Any) -> Any:
-            names.extend(str(node.target) for node in graph.graph.nodes if node.op == "call_function")
+            names.extend(str(node.target) for node in graph.graph.nodes if node.op in CALLS)
             return torch._dynamo.lookup_backend(backend)(graph, inputs)
 
         return torch.compile(function, fullgraph=True, backend=keep), names
