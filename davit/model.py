@@ -1,7 +1,8 @@
 """Define DaViT: Dual Attention Vision Transformers (Ding et al., ECCV 2022, arXiv 2204.03645).
 
 Read top-down: the two attentions as formulas, the layers, the block, the stages, the classifier. Kernels compute a
-block (`davit.accelerate`) only while its text here is the one that they were tested against: an edit is what runs.
+block (`davit.accelerate`) only while its text here is the one that they were tested against. After an edit the modules
+run as they are written.
 
 Shape legend, used as a suffix where a shape changes:
     B  batch                      H, W  height and width of a map, in positions

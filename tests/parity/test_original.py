@@ -23,6 +23,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "pyramid_small_cpe_act_130x170": ("DaViT_small", {"cpe_act": True}),
 }
 CLASSIFIERS = [name for name in NAMES if not name.startswith("pyramid")]
+LARGE = {"base_224", "large_window12_384"}
 PYRAMIDS = [name for name in NAMES if name.startswith("pyramid")]
 
 
@@ -58,8 +59,13 @@ def test_keys_shapes_order_and_parameters(name):
     assert sum(p.numel() for p in model.parameters()) == facts(name)["params"]
 
 
-@pytest.mark.parametrize("accelerated", [True, False], ids=["accelerated", "plain"])
-@pytest.mark.parametrize("name", CLASSIFIERS)
+@pytest.mark.parametrize(
+    ("name", "accelerated"),
+    [
+        *((name, True) for name in CLASSIFIERS),
+        *(pytest.param(name, False, marks=[pytest.mark.long] * (name in LARGE)) for name in CLASSIFIERS),
+    ],
+)
 def test_logits(name, accelerated):
     with torch.inference_mode():
         logits = fill(empty_model(name, accelerated))(picture(name))
