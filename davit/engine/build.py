@@ -208,6 +208,8 @@ def build_loss(args: Namespace, mixup: Mixup | None) -> nn.Module:
 
 def build_optimizer(args: Namespace, model: nn.Module) -> torch.optim.Optimizer:
     """timm's optimizer of that name; raises `ValueError` for a name it does not know."""
+    if args.opt_betas and len(args.opt_betas) not in (2, 3):
+        raise ValueError(f"--opt-betas {' '.join(map(str, args.opt_betas))}: 2 or 3 numbers are needed.")
     try:
         return create_optimizer_v2(model, **optimizer_kwargs(args))
     except (ValueError, AssertionError, RuntimeError, TypeError) as error:

@@ -37,7 +37,7 @@ from .build import (
 )
 from .distributed import World, close_world, init_world
 from .evaluate import Evaluation, StoppedError, evaluate, peak_memory_mb
-from .flags import NO_LONGER, changed, check_flags, parse_with_config, say_no_longer, train_parser
+from .flags import NO_LONGER, given_flags, parse_with_config, say_no_longer, train_parser
 from .nonfinite import report_nonfinite
 from .precision import precision_from
 from .progress import Progress
@@ -62,10 +62,8 @@ def main(argv: Sequence[str] | None = None, default_config: str | Path | None = 
     )
 
     def work() -> None:
-        parser = train_parser()
-        args = parse_with_config(parser, argv, default_config)
-        say_no_longer(NO_LONGER, changed(parser, args))
-        check_flags(args)
+        args = parse_with_config(train_parser(), argv, default_config)
+        say_no_longer(NO_LONGER, given_flags(train_parser, argv))
         world = init_world(args.device)
         try:
             if args.data_dir is None and not args.dataset:

@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from davit import files, nonfinite
+from davit import files
 from davit.data import Batch
+from davit.engine import nonfinite
 from davit.engine.nonfinite import (
     NonFiniteError,
     OverflowCount,

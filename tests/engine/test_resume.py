@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch.distributed import HashStore
 
-from davit.engine import state as saved
+from davit.engine import run_folder as saved
 from davit.engine.distributed import World
 from davit.engine.evaluate import StoppedError, in_step
 from davit.engine.resume import open_folder
