@@ -134,7 +134,7 @@ def evaluate(
     batches = islice(loader.batches(), limit_batches)
     step = _step(model, labels or Labels(), autocast, totals)
     cuda = [world.device] if world.device.type == "cuda" else []
-    with in_step(world), _eval_mode(model), torch.random.fork_rng(devices=cuda), torch.inference_mode():
+    with in_step(world), eval_mode(model), torch.random.fork_rng(devices=cuda), torch.inference_mode():
         limit = getattr(model, "num_classes", None) if labels is None else None
         checked = _with_known_classes(batches, limit)
         started = time.perf_counter()
@@ -288,7 +288,8 @@ def _reduce(totals: _Totals, loader: EvalLoader, world: World, whole: bool) -> E
 
 
 @contextmanager
-def _eval_mode(model: nn.Module) -> Iterator[None]:
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Put a model into eval mode; afterwards each of its modules has its own mode again."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:

@@ -15,12 +15,12 @@ from davit.data import Batch
 from davit.engine import nonfinite
 from davit.engine.nonfinite import (
     NonFiniteError,
-    OverflowCount,
     first_nonfinite,
     first_nonfinite_gradient,
     is_finite,
     report_nonfinite,
 )
+from davit.engine.steps import OverflowCount
 from davit.registry import create_model
 
 KWARGS: dict[str, Any] = {
@@ -80,15 +80,15 @@ def test_overflows_are_borne_until_the_scale_is_at_its_lowest() -> None:
     count = OverflowCount(limit=20)
     scale = 65536.0
     borne = 0
-    while count.bearable(scale):
+    while count.is_bearable(scale):
         borne += 1
         scale /= 2
     assert borne == 19  # at 1 after 16, and a few more
     falling = OverflowCount(limit=5)
-    assert all(falling.bearable(2.0) for _ in range(50))  # lowering may still help
+    assert all(falling.is_bearable(2.0) for _ in range(50))  # lowering may still help
     again = OverflowCount(limit=5)
     for _ in range(10):
-        assert all(again.bearable(1.0) for _ in range(4))
+        assert all(again.is_bearable(1.0) for _ in range(4))
         again.reset()
 
 
@@ -108,7 +108,7 @@ def test_a_real_scaler_finds_its_scale_within_what_is_borne() -> None:
             overflows.reset()
         else:
             assert is_finite(loss)
-            assert overflows.bearable(scaler.get_scale())
+            assert overflows.is_bearable(scaler.get_scale())
             skipped += 1
         before = parameter.item()
         scaler.step(optimizer)
