@@ -184,7 +184,6 @@ def test_x86_needs_the_instructions_and_the_leave_to_use_them(
     [
         (True, ["--amp"], torch.bfloat16, 0),
         (False, ["--amp"], None, 1),
-        (False, ["--native-amp"], None, 1),
         (False, ["--apex-amp"], None, 1),
         (False, ["--amp-dtype", "bfloat16"], torch.bfloat16, 1),
         (False, [], None, 0),
