@@ -46,7 +46,7 @@ class Prediction:
 
     @property
     def probability(self) -> float:
-        """Of the most probable class."""
+        """The probability of the most probable class."""
         return self.guesses[0].probability
 
     def __str__(self) -> str:
