@@ -17,7 +17,7 @@ from typing import IO, Any
 
 import torch
 
-from ..commands import OK, SOME_FAILED, run_cli
+from ..commands import OK, SOME_FAILED, run_cli, with_flags
 from ..data import EvalLoader, PictureDataset, open_dataset, write_digits
 from ..files import write_atomically
 from ..pretrained import PretrainedError
@@ -97,8 +97,9 @@ def validate(args: argparse.Namespace, world: World, *, named_model: bool) -> li
             if single:
                 raise
             ours = not isinstance(error, ValueError | PretrainedError)
-            log.error("%s failed: %s", entry, error, exc_info=ours)
-            row = {"model": entry.model or "", "checkpoint": str(entry.checkpoint or ""), "error": str(error)}
+            text = with_flags(str(error))
+            log.error("%s failed: %s", entry, text, exc_info=ours)
+            row = {"model": entry.model or "", "checkpoint": str(entry.checkpoint or ""), "error": text}
         else:
             if same is not None:
                 done[same] = row
@@ -144,7 +145,7 @@ def _open(args: argparse.Namespace, world: World) -> PictureDataset:
             root = write_digits()
             log.info("no data folder given: evaluating on handwritten digits (%s)", root)
         if args.dataset_download and world.is_main:
-            open_dataset(root, args.split, dataset=args.dataset, download=True)
+            open_dataset(root, args.split, dataset=args.dataset, dataset_download=True)
     with in_step(world):
         return open_dataset(root, args.split, dataset=args.dataset, class_map=args.class_map)
 
@@ -223,7 +224,7 @@ def evaluate_within_memory(
             batch_size=batch_size,
             rank=world.rank,
             world_size=world.size,
-            num_workers=usable_workers(args.workers),
+            workers=usable_workers(args.workers),
             pin_memory=args.pin_mem,
             skip_bad_images=args.skip_bad_images,
         )
