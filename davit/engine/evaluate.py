@@ -297,7 +297,7 @@ def _with_known_classes(batches: Iterable[Batch], num_classes: int | None) -> It
         if num_classes is not None and int(batch.targets.max()) >= num_classes:
             raise DataError(
                 f"the data has class {int(batch.targets.max())} and the model the classes 0 to "
-                f"{num_classes - 1}: pass --num-classes, or --class-map"
+                f"{num_classes - 1}: give `num_classes=...`, or `class_map=FILE`"
             )
         yield batch
 

@@ -95,11 +95,11 @@ def real_labels(path: str | Path, dataset: PictureDataset, labels: Labels) -> La
 
 def _present(dataset: PictureDataset) -> set[str]:
     """Name the classes that have pictures in an image folder; elsewhere all."""
-    target = getattr(dataset.source, "target", None)
-    if target is None:
+    targets = dataset.source.targets()
+    if targets is None:
         return set(dataset.class_to_idx)
-    targets = {target(index) for index in range(len(dataset))}
-    return {name for name, index in dataset.class_to_idx.items() if index in targets}
+    present = set(targets)
+    return {name for name, index in dataset.class_to_idx.items() if index in present}
 
 
 def _read_indices(path: str | Path) -> tuple[int, ...]:

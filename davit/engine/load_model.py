@@ -76,10 +76,11 @@ class ModelOptions:
 
     def __post_init__(self) -> None:
         if self.input_size and self.input_size[0] != 3:
-            raise ValueError(f"input_size {self.input_size}: pictures are read as RGB, so the first must be 3.")
+            raise ValueError(f"`input_size={self.input_size}`: pictures are read as RGB, so the first must be 3.")
         for one, other in (("test_time_pool", "no_test_pool"), ("torchscript", "torchcompile")):
             if getattr(self, one) and getattr(self, other):
-                raise ValueError(f"{one} and {other} exclude each other; give one of them.")
+                both = f"`{one}={getattr(self, one)}` and `{other}={getattr(self, other)}`"
+                raise ValueError(f"{both} exclude each other; give one of them.")
 
     @classmethod
     def from_values(cls, values: Mapping[str, Any]) -> ModelOptions:
@@ -135,7 +136,7 @@ def load_model(name: str | None, file: Path | None, options: ModelOptions, devic
     if name is None and checkpoint is not None:
         name = _name_of(checkpoint, trained)
     if name is None:
-        raise ValueError("a checkpoint is needed, or the name of the model whose published weights to take.")
+        raise ValueError("give `checkpoint=FILE`, or `model=NAME` for the published weights of a model.")
     model = _build(name, options, trained, checkpoint)
     weights = "published"
     if checkpoint is not None:
@@ -159,7 +160,7 @@ def _name_of(checkpoint: Checkpoint, trained: Mapping[str, Any]) -> str:
     found = _davit_in(checkpoint)
     variants = structure_of(found, checkpoint.state_dict).variants() if found else []
     if not variants:
-        raise ValueError(f"{checkpoint.origin} does not tell which model it is of; give the name of the model.")
+        raise ValueError(f"{checkpoint.origin} does not tell which model it is of; give `model=NAME`.")
     if len(variants) > 1:
         log.warning(
             "%s has the shapes of %s; taking %s. Give the name of the model for another.",
@@ -177,7 +178,7 @@ def _davit_in(checkpoint: Checkpoint) -> Recognised | None:
 def _build(name: str, options: ModelOptions, trained: Mapping[str, Any], checkpoint: Checkpoint | None) -> Any:
     """Build the model, with published weights where there is no checkpoint."""
     if checkpoint is None and timm.is_model(name) and not is_model_pretrained(name):
-        raise ValueError(f"no weights of {name} are published; give the checkpoint to load.")
+        raise ValueError(f"no weights of {name} are published; give `checkpoint=FILE`.")
     kwargs = {**(trained.get("model_kwargs") or {}), **options.model_kwargs}
     if pool := options.gp or trained.get("gp"):
         kwargs["global_pool"] = pool
@@ -190,7 +191,7 @@ def _build(name: str, options: ModelOptions, trained: Mapping[str, Any], checkpo
     except TypeError as error:
         if not kwargs:
             raise
-        raise ValueError(f"{name} does not take {kwargs} (model_kwargs, gp): {error}") from error
+        raise ValueError(f"{name} does not take {kwargs} (`model_kwargs=...`, `gp=...`): {error}") from error
     except Exception as error:
         if checkpoint is not None:
             raise
@@ -199,8 +200,8 @@ def _build(name: str, options: ModelOptions, trained: Mapping[str, Any], checkpo
         raise PretrainedError(f"the published weights of {name} could not be had ({text[:300]})") from error
     if checkpoint is None and options.num_classes not in (None, model.num_classes):
         raise ValueError(
-            f"the published weights of {name} know {model.num_classes} classes, not {options.num_classes} "
-            "(num_classes); give the checkpoint of a model trained for these."
+            f"the published weights of {name} are for {model.num_classes} classes, not "
+            f"`num_classes={options.num_classes}`; give the `checkpoint=FILE` of a model trained for these."
         )
     return model
 
@@ -228,7 +229,7 @@ def _preprocessing(
         before = resolve_data_config(noted, model=model, use_test_size=not trained)
         config = resolve_data_config({**kept, **asked}, model=model, use_test_size=not trained)
     except AssertionError as error:
-        values = ", ".join(f"{name} {value}" for name, value in {**noted, **asked}.items())
+        values = ", ".join(f"`{name}={value}`" for name, value in {**noted, **asked}.items())
         raise ValueError(
             f"pictures cannot be prepared with {values}: img_size is one number of pixels, input_size three, and mean "
             "and std one number or three."
@@ -251,8 +252,8 @@ def _pooling_window(
         return None
     if window is None and options.test_time_pool:
         raise ValueError(
-            f"test_time_pool is for pictures larger both ways than the {trained} that the model was trained on, not "
-            f"{size}; give a larger img_size."
+            f"`test_time_pool=True` is for pictures larger both ways than the {trained} that the model was trained "
+            f"on, not {size}; give a larger `img_size=...`."
         )
     return window
 
@@ -311,7 +312,9 @@ def _compiled(model: nn.Module, options: ModelOptions) -> nn.Module:
             return torch.jit.script(model)
         except Exception as error:  # TorchScript's compiler has no common type of error
             reason = str(error).strip().partition("\n")[0]
-            raise ValueError(f"torchscript cannot take this model ({reason}); try torchcompile.") from error
+            raise ValueError(
+                f"`torchscript=True` cannot take this model ({reason}); try `torchcompile=inductor`."
+            ) from error
     if options.torchcompile:
         model.compile(backend=options.torchcompile)
     return model

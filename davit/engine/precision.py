@@ -92,7 +92,7 @@ def choose_precision(
         return Precision(device.type)
     name = amp_dtype or ("fp16" if device.type == "cuda" else "bf16")
     if name not in DTYPES:
-        raise ValueError(f"amp_dtype {name!r} is unknown; choose from {', '.join(DTYPES)}.")
+        raise ValueError(f"`amp_dtype={name}` is unknown; choose from {', '.join(DTYPES)}.")
     dtype = DTYPES[name]
     if device.type != "cpu" or dtype != torch.bfloat16 or agree(has_bfloat16()):
         return Precision(device.type, dtype)

@@ -19,7 +19,7 @@ import timm
 import torch
 from timm.utils.misc import natural_key
 
-from ..commands import OK, SOME_FAILED, run_cli
+from ..commands import OK, SOME_FAILED, run_cli, with_flags
 from ..data import EvalLoader, PictureDataset, check_classes, open_dataset, write_digits
 from ..files import write_bytes
 from ..pretrained import PretrainedError
@@ -121,8 +121,9 @@ def _validate(args: argparse.Namespace, given: set[str], world: World) -> list[R
             if is_single:
                 raise
             is_fault = not isinstance(error, ValueError | PretrainedError)
-            log.error("%s failed: %s", request, error, exc_info=is_fault)
-            row = {"model": request.model or "", "checkpoint": str(request.checkpoint or ""), "error": str(error)}
+            text = with_flags(str(error))
+            log.error("%s failed: %s", request, text, exc_info=is_fault)
+            row = {"model": request.model or "", "checkpoint": str(request.checkpoint or ""), "error": text}
         else:
             if request.checkpoint is not None:
                 done[request.identity] = row
@@ -209,7 +210,7 @@ def _open_dataset(args: argparse.Namespace, world: World) -> PictureDataset:
             root = write_digits()
             log.info("no data folder given: evaluating on handwritten digits (%s)", root)
         if args.dataset_download and world.is_main:
-            open_dataset(root, args.split, dataset=args.dataset, download=True)
+            open_dataset(root, args.split, dataset=args.dataset, dataset_download=True)
     with in_step(world):
         return open_dataset(root, args.split, dataset=args.dataset, class_map=args.class_map)
 
@@ -284,7 +285,7 @@ def _evaluate_within_memory(loaded: LoadedModel, labels: Labels | None, job: _Jo
             batch_size=batch_size,
             rank=world.rank,
             world_size=world.size,
-            num_workers=usable_workers(args.workers),
+            workers=usable_workers(args.workers),
             pin_memory=args.pin_mem,
             skip_bad_images=args.skip_bad_images,
         )
@@ -313,7 +314,7 @@ def _evaluate_within_memory(loaded: LoadedModel, labels: Labels | None, job: _Jo
         finally:
             loader.close()
         batch_size //= 2
-        log.warning("out of memory (%s): starting again with --batch-size %d", reason, batch_size)
+        log.warning("out of memory (%s): starting anew with --batch-size %d", reason, batch_size)
         if world.device.type == "cuda":
             torch.cuda.empty_cache()
 

@@ -76,6 +76,9 @@ class PictureSource:
             return "-"
         return str(picture) if isinstance(picture, str | Path) else f"picture {index}"
 
+    def targets(self) -> None:
+        """Return None: pictures without classes."""
+
     def read(self, index: int, reduction: Reduction | None = None) -> tuple[Image.Image, int]:
         return open_picture(self._pictures[index], self.path(index), reduction), 0
 

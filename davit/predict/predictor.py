@@ -96,7 +96,7 @@ class Predictor:
         loader = EvalLoader(
             PictureDataset(source, self.transform),
             batch_size=min(batch_size, _CPU_BATCH) if self.device.type == "cpu" else batch_size,
-            num_workers=workers if len(pictures) > _WORKERS_FROM else 0,
+            workers=workers if len(pictures) > _WORKERS_FROM else 0,
             skip_bad_images=True,
         )
 

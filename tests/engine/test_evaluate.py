@@ -75,7 +75,7 @@ class Answers(nn.Module):
 def test_figures_are_those_of_a_plain_computation(dataset: PictureDataset, batch_size: int, workers: int) -> None:
     model = tiny(num_classes=9)
     logits, targets = logits_and_targets(model, dataset)
-    found = evaluate(model, loader(dataset, batch_size, num_workers=workers), world=ALONE)
+    found = evaluate(model, loader(dataset, batch_size, workers=workers), world=ALONE)
     ranks = (logits > logits.gather(1, targets[:, None])).sum(1)  # how many classes are before the right one
     assert (found.correct1, found.correct5) == (int((ranks < 1).sum()), int((ranks < 5).sum()))
     assert 0 < found.correct5 < len(dataset)
@@ -135,7 +135,7 @@ def test_modules_get_their_modes_back_also_after_an_error(dataset: PictureDatase
 def test_random_states_stay_even_if_the_model_draws(dataset: PictureDataset) -> None:
     draws = Answers(lambda images: torch.rand(len(images), 3))
     states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
-    evaluate(draws, loader(dataset, num_workers=1), world=ALONE)
+    evaluate(draws, loader(dataset, workers=1), world=ALONE)
     run(draws, dataset)
     assert torch.equal(torch.get_rng_state(), states[0])
     assert (random.getstate(), np.random.get_state()[1].tolist()) == states[1:]
@@ -165,7 +165,7 @@ def test_bad_pictures_stop_it_or_are_counted(pictures: Path, tmp_path: Path) -> 
 
 
 def test_a_limit_ends_early_and_the_next_pass_is_whole(dataset: PictureDataset) -> None:
-    ours = loader(dataset, num_workers=1)
+    ours = loader(dataset, workers=1)
     assert evaluate(tiny(), ours, world=ALONE, limit_batches=2).count == 10
     assert evaluate(tiny(), ours, world=ALONE).count == 13
 
