@@ -131,19 +131,16 @@ def evaluate(
     cuda = [world.device] if world.device.type == "cuda" else []
     with in_step(world), eval_mode(model), torch.random.fork_rng(devices=cuda), torch.inference_mode():
         started = time.perf_counter()
-        pace = _Pace(world.device)
-        stream = prefetch(batches, world.device, channels_last=channels_last)
-        for number, batch in enumerate(scores.timed(stream), start=1):
+        stream = scores.timed(prefetch(batches, world.device, channels_last=channels_last))
+        for number, batch in enumerate(_paced(stream, world.device), start=1):
             if stop():
                 raise StoppedError
             with autocast():
                 logits_NC = model(batch.images)
             scores.add(logits_NC, batch)
-            pace.keep()
             if log_freq and world.is_main and (number % log_freq == 0 or number == loader.num_batches):
                 rate = world.size * scores.count / (time.perf_counter() - started)
                 log.info("evaluated %d/%d batches, %.1f images/s", number, loader.num_batches, rate)
-        pace.finish()
         scores.seconds = time.perf_counter() - started
     return _reduce(scores, loader, world, is_whole=limit_batches is None)
 
@@ -302,29 +299,24 @@ def _with_known_classes(batches: Iterable[Batch], num_classes: int | None) -> It
         yield batch
 
 
-class _Pace:
+def _paced(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
     """Keep the CPU at most one batch ahead of a CUDA device.
 
     Further ahead it would hold the memory of all batches launched, and time spent waiting for the device
     would be taken for time spent waiting for pictures.
     """
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device if device.type == "cuda" else None
-        self._last: torch.cuda.Event | None = None
-
-    def keep(self) -> None:
-        if self._device is None:
-            return
+    if device.type != "cuda":
+        yield from batches
+        return
+    last: torch.cuda.Event | None = None
+    for batch in batches:
+        yield batch
         launched = torch.cuda.Event()
-        launched.record(torch.cuda.current_stream(self._device))
-        if self._last is not None:
-            self._last.synchronize()
-        self._last = launched
-
-    def finish(self) -> None:
-        if self._device is not None:
-            torch.cuda.synchronize(self._device)
+        launched.record(torch.cuda.current_stream(device))
+        if last is not None:
+            last.synchronize()
+        last = launched
+    torch.cuda.synchronize(device)
 
 
 def peak_memory_mb(device: torch.device) -> float:

@@ -33,22 +33,18 @@ def open_picture(picture: Picture, name: str | None = None, reduction: Reduction
         return load_rgb(io.BytesIO(bytes(picture)), name or "the bytes given", reduction)
     if isinstance(picture, Image.Image):
         return to_rgb(picture)
-    if isinstance(picture, np.ndarray):
-        return to_rgb(Image.fromarray(_checked(picture)))
-    raise ValueError(
-        f"{name or 'the picture'} is a {type(picture).__name__}; give a path, bytes, a picture of Pillow's or an "
-        "array of uint8, (H, W) or (H, W, 3)."
-    )
-
-
-def _checked(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    shaped = array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4))
-    if array.dtype != np.uint8 or not shaped or array.size == 0:
+    if not isinstance(picture, np.ndarray):
         raise ValueError(
-            f"an array of {array.dtype} and shape {array.shape} is no picture: it must be uint8, (H, W), (H, W, 3) "
-            "or (H, W, 4), with values of 0 to 255."
+            f"{name or 'the picture'} is a {type(picture).__name__}; give a path, bytes, a picture of Pillow's or an "
+            "array of uint8, (H, W) or (H, W, 3)."
         )
-    return np.ascontiguousarray(array)
+    has_shape = picture.ndim == 2 or (picture.ndim == 3 and picture.shape[2] in (3, 4))
+    if picture.dtype != np.uint8 or not has_shape or picture.size == 0:
+        raise ValueError(
+            f"an array of {picture.dtype} and shape {picture.shape} is no picture: it must be uint8, (H, W), "
+            "(H, W, 3) or (H, W, 4), with values of 0 to 255."
+        )
+    return to_rgb(Image.fromarray(np.ascontiguousarray(picture)))
 
 
 class StandardInput(bytes):

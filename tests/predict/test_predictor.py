@@ -11,7 +11,6 @@ from PIL import Image
 
 import davit
 from davit.data import BadImageError
-from davit.engine import precision
 from davit.kernels import why_plain
 from davit.model import DaViT, DualAttentionBlock, PatchEmbed
 from davit.predict import Failure, Prediction, Predictor, predictor
@@ -181,14 +180,6 @@ def test_larger_pictures_are_pooled_as_in_evaluation(checkpoint: Path) -> None:
     pooled = davit.load(checkpoint, img_size=32).predict(noise(1, (32, 32)))
     whole = davit.load(checkpoint, img_size=32, no_test_pool=True, crop_pct=1.0).predict(noise(1, (32, 32)))
     assert not torch.allclose(pooled.probabilities, whole.probabilities, atol=1e-4)
-
-
-def test_amp(loaded: Predictor, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(precision, "has_bfloat16", lambda: True)
-    exact = loaded.predict(noise(1)).probabilities
-    rounded = davit.load(checkpoint, amp=True).predict(noise(1)).probabilities
-    assert not torch.equal(exact, rounded)
-    torch.testing.assert_close(exact, rounded, rtol=0.2, atol=0.1)
 
 
 @pytest.mark.parametrize(
