@@ -25,8 +25,8 @@ def predict_parser() -> argparse.ArgumentParser:
     """Make the parser of predict.py."""
     parser = argparse.ArgumentParser(
         parents=[model_flags(num_classes=1000), picture_flags(workers=2)],
-        description="Say what is in pictures. On a CPU at most 32 go through the model at once; loader processes start "
-        "where there are more than 64 pictures.",
+        description="Say what is in pictures. On a CPU at most 32 go through the model at once; loader processes "
+        "start where there are more than 64 pictures.",
         epilog="Exit status: 0 done, 1 some pictures could not be read (they are named) or an error of this program, "
         "2 a mistake in the flags, the checkpoint or the folder.",
     )

@@ -87,10 +87,6 @@ def test_figures_are_those_of_a_plain_computation(dataset: PictureDataset, batch
     assert found.images_per_second > 0 and 0 < found.data_wait < 1 and 10 < found.peak_memory_mb < 1e6
 
 
-def test_with_fewer_than_five_classes_the_last_is_as_far_as_top5_goes(dataset: PictureDataset) -> None:
-    assert run(tiny(3), dataset).top5 == 100
-
-
 @settings(deadline=None, max_examples=20, derandomize=True)
 @given(st.integers(0, 10_000).flatmap(lambda count: st.tuples(st.integers(0, count), st.just(count))))
 def test_the_interval_is_wilsons(counts: tuple[int, int]) -> None:
@@ -226,40 +222,30 @@ def test_what_counts_as_out_of_memory() -> None:
 # -- other labels
 
 
-@pytest.fixture
-def blue_and_red(tmp_path: Path, pictures: Path) -> Path:
-    """A data folder with two classes of the small one."""
-    for name in ("blue", "red"):
-        shutil.copytree(pictures / "val" / name, tmp_path / "val" / name)
-    return tmp_path
-
-
 def write_lines(folder: Path, *lines: object) -> Path:
     file = folder / "labels.txt"
     file.write_text("".join(f"{line}\n" for line in lines))
     return file
 
 
-def test_a_subset_of_classes_competes_alone(blue_and_red: Path) -> None:
-    dataset = open_dataset(blue_and_red, "val", transform=READ)
+@pytest.mark.parametrize(
+    ("class_map", "columns", "wanted"),  # wanted: the class index of a picture -> its column
+    [(None, [6, 2], {0: 0, 1: 1}), ({"blue": 4, "red": 2, "green": 0}, [2, 4, 5], {4: 1, 2: 0})],
+    ids=["in the order of the folders", "by the model's own indices"],
+)
+def test_a_subset_of_classes_competes_alone(
+    tmp_path: Path, pictures: Path, class_map: dict[str, int] | None, columns: list[int], wanted: dict[int, int]
+) -> None:
+    for name in ("blue", "red"):
+        shutil.copytree(pictures / "val" / name, tmp_path / "val" / name)
+    dataset = open_dataset(tmp_path, "val", class_map=class_map, transform=READ)
     model = tiny(num_classes=7)
-    labels = subset_labels(write_lines(blue_and_red, 6, 2), dataset, 7)  # blue is the model's class 6, red its 2
+    found = run(model, dataset, labels=subset_labels(write_lines(tmp_path, *columns), dataset, 7))
     logits, targets = logits_and_targets(model, dataset)
-    found = run(model, dataset, labels=labels)
-    assert found.correct1 == int((logits[:, [6, 2]].argmax(1) == targets).sum())
-    assert found.loss == pytest.approx(float(F.cross_entropy(logits[:, [6, 2]], targets)), rel=1e-5)
+    competing, right = logits[:, columns], torch.tensor([wanted[target] for target in targets.tolist()])
+    assert found.correct1 == int((competing.argmax(1) == right).sum())
+    assert found.loss == pytest.approx(float(F.cross_entropy(competing, right)), rel=1e-5)
     assert found.top5 == 100
-
-
-def test_a_subset_with_the_models_own_indices(blue_and_red: Path) -> None:
-    dataset = open_dataset(blue_and_red, "val", class_map={"blue": 4, "red": 2, "green": 0}, transform=READ)
-    model = tiny(num_classes=7)
-    found = run(model, dataset, labels=subset_labels(write_lines(blue_and_red, 2, 4, 5), dataset, 7))
-    logits, targets = logits_and_targets(model, dataset)
-    competing = logits[:, [2, 4, 5]]
-    assert found.correct1 == int((torch.tensor([2, 4, 5])[competing.argmax(1)] == targets).sum())
-    wanted = torch.tensor([{2: 0, 4: 1}[target] for target in targets.tolist()])
-    assert found.loss == pytest.approx(float(F.cross_entropy(competing, wanted)), rel=1e-5)
 
 
 @pytest.mark.parametrize(
