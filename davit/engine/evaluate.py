@@ -87,7 +87,8 @@ class Evaluation:
     @property
     def top1_interval(self) -> tuple[float, float]:
         """The 95 % interval of top1 in percent: Wilson's score interval (JASA 22, 1927)."""
-        from scipy.stats import binomtest  # type: ignore[import-untyped]  # here: a training need not wait for it
+        # imported here, because it takes a second that a training need not wait
+        from scipy.stats import binomtest  # type: ignore[import-untyped]
 
         if not self.scored:
             return 0.0, 100.0
