@@ -47,7 +47,7 @@ class StoppedError(Exception):
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What one pass over a data set gave, over all processes.
+    """The figures of one pass over a data set, over all processes.
 
     Attributes:
         count: pictures that went through the model.
@@ -203,7 +203,7 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
 
 
 class _Scores:
-    """Sum what the batches of one rank give.
+    """Add up the scores of one rank's batches.
 
     `counts` (correct1, correct5, scored, nonfinite) and `loss` are on the device, so that no batch is waited for.
     """

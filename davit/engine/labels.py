@@ -61,7 +61,7 @@ def subset_labels(path: str | Path, dataset: PictureDataset, num_classes: int) -
             f"the data has {len(found)} classes, --valid-labels {path} {len(columns)} and the model "
             f"{num_classes}: the folders must be those of the file, or --class-map must give their indices"
         )
-    # a class map may name more classes than there are folders: what lies in them decides
+    # a class map may name more classes than there are folders: only those with pictures count
     if outside := sorted({name for name in _present(dataset) if dataset.class_to_idx[name] not in column_of}):
         raise DataError(
             f"the data has pictures of classes that are not in --valid-labels {path}: {some(outside)}; "

@@ -1,6 +1,6 @@
 """Load a model with its weights, and say how pictures are prepared for it.
 
-What a checkpoint of a training does not tell, `ModelOptions` must: command lines and `davit.load` fill it.
+A checkpoint of a training says most of it; `ModelOptions`, which command lines and `davit.load` fill, says the rest.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _CROP = ("crop_pct", "crop_mode", "interpolation", "mean", "std")
 class ModelOptions:
     """Say how a model is built, loaded and run, and how pictures are prepared for it.
 
-    What is None, empty or False is left to the checkpoint, and where that does not tell, to the model.
+    An option that is None, empty or False is left to the checkpoint, or else to the model.
 
     Attributes:
         ema: which weights of a training's checkpoint: the averaged ones where there are any ("auto"), "always", or
@@ -115,7 +115,7 @@ class LoadedModel:
         return noted if isinstance(noted, list) and all(isinstance(name, str) for name in noted) else None
 
     def transform(self) -> Transform:
-        """Build what makes a normalised tensor of a PIL picture, as `config` says."""
+        """Build the transform that `config` describes: PIL picture -> normalised tensor."""
         return eval_transform(img_size=self.config["input_size"], **{name: self.config[name] for name in _CROP})
 
 

@@ -55,7 +55,7 @@ class Request:
 
     @property
     def identity(self) -> tuple[int, int] | None:
-        """What tells the checkpoint's file from others, whatever its name."""
+        """Device and inode of the checkpoint's file, the same under all its names."""
         if self.checkpoint is None or not self.checkpoint.exists():
             return None
         found = self.checkpoint.stat()
@@ -64,7 +64,7 @@ class Request:
 
 @dataclass(frozen=True)
 class _Job:
-    """What all evaluations of a run share."""
+    """The things that all evaluations of a run share."""
 
     args: argparse.Namespace
     options: ModelOptions
@@ -88,7 +88,7 @@ def _main(argv: Sequence[str] | None) -> list[Row]:
     world = init_world(args.device)
     try:
         if not world.is_main:
-            # what goes wrong elsewhere is told by the main process (`in_step`)
+            # the main process tells what goes wrong in the others (`in_step`)
             logging.getLogger("davit").setLevel(logging.CRITICAL)
         say_no_longer(VALIDATE_NO_LONGER, given)
         return _validate(args, given, world)
@@ -153,7 +153,7 @@ def find_requests(model: str | None, checkpoint: str) -> tuple[list[Request], bo
     """List what is to be evaluated, in natural order, and say whether it is one model by its name or file.
 
     Args:
-        model: --model, a name or what stands for several; None leaves it to the checkpoint.
+        model: --model, one name or a word for several; None leaves it to the checkpoint.
         checkpoint: --checkpoint, a file or a folder of files; "" for published weights.
 
     Raises:

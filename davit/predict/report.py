@@ -101,7 +101,7 @@ def writer(form: str, stream: TextIO, topk: int, width: int = 80) -> Writer:
 
 
 def as_object(result: Prediction | Failure) -> dict[str, Any]:
-    """Make what the JSON formats hold of a picture: its file, and either predictions or an error."""
+    """Make the JSON object of a picture: its file, and either predictions or an error."""
     if isinstance(result, Failure):
         return {"file": result.file, "error": result.reason}
     guesses = [
