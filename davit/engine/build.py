@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from ..checkpoint import load_checkpoint
 from ..data import (
+    EpochSampler,
     EvalLoader,
     PictureDataset,
     TrainLoader,
@@ -100,7 +101,7 @@ def open_data(args: Namespace, world: World) -> Data:
     options = {"dataset": args.dataset, "class_map": args.class_map or None}
     if args.dataset_download and world.is_main:
         for split in (args.train_split, args.val_split):
-            open_dataset(args.data_dir, split, download=True, **options)
+            open_dataset(args.data_dir, split, dataset_download=True, **options)
     world.barrier()
     train = open_dataset(args.data_dir, args.train_split, **options)
     val = open_dataset(args.data_dir, args.val_split, **options)
@@ -202,23 +203,23 @@ def usable_workers(wanted: int) -> int:
 def build_loaders(args: Namespace, data: Data, world: World) -> tuple[TrainLoader, EvalLoader]:
     """The loaders of this process."""
     common: dict[str, Any] = {
-        "rank": world.rank,
-        "world_size": world.size,
-        "num_workers": usable_workers(args.workers),
+        "workers": usable_workers(args.workers),
         "pin_memory": args.pin_mem and world.device.type == "cuda",
         "skip_bad_images": args.skip_bad_images,
     }
-    train = TrainLoader(
-        data.train,
+    sampler = EpochSampler(
+        len(data.train),
         batch_size=args.batch_size,
-        accum_steps=args.grad_accum_steps,
+        rank=world.rank,
+        world_size=world.size,
+        grad_accum_steps=args.grad_accum_steps,
         seed=args.seed,
-        repeats=args.epoch_repeats,
+        epoch_repeats=args.epoch_repeats,
         repeated_aug=args.repeated_aug,
-        **common,
     )
+    train = TrainLoader(data.train, sampler, **common)
     batch_size = args.batch_size * max(1, args.validation_batch_size_multiplier)
-    return train, EvalLoader(data.val, batch_size=batch_size, **common)
+    return train, EvalLoader(data.val, batch_size=batch_size, rank=world.rank, world_size=world.size, **common)
 
 
 def build_mixup(args: Namespace, num_classes: int) -> Mixup | None:

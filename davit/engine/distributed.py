@@ -221,16 +221,16 @@ def device_named(name: str, local_rank: int = 0) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise ValueError(f"--device {name!r} is unknown; choose auto, cpu, cuda or cuda:N.") from None
+        raise ValueError(f"`device={name}` is unknown; choose auto, cpu, cuda or cuda:N.") from None
     if device.type == "cuda":
         count = torch.cuda.device_count()
         index = local_rank if device.index is None else device.index
         if index >= count:
             raise ValueError(
-                f"--device {name} for local process {local_rank} needs GPU {index}, but {count} GPUs are visible: "
-                "start no more processes than GPUs (CUDA_VISIBLE_DEVICES), or pass --device cpu."
+                f"`device={name}` for local process {local_rank} needs GPU {index}, but {count} GPUs are visible: "
+                "start no more processes than GPUs (CUDA_VISIBLE_DEVICES), or take `device=cpu`."
             )
         return torch.device("cuda", index)
     if device.type not in ("cpu", "mps", "xpu"):
-        raise ValueError(f"--device {name!r} is not supported; choose auto, cpu, cuda or cuda:N.")
+        raise ValueError(f"`device={name}` is not supported; choose auto, cpu, cuda or cuda:N.")
     return device

@@ -73,19 +73,26 @@ class Precision:
 
 
 def precision_from(args: Namespace, device: torch.device, agree: Callable[[bool], bool] = bool) -> Precision:
-    """What --amp, --native-amp and --amp-dtype ask for; fp16 on CUDA (as the original), bf16 elsewhere.
+    """Decide as `choose_precision` what --amp, --native-amp, --apex-amp and --amp-dtype ask for."""
+    return choose_precision(args.amp or args.native_amp or args.apex_amp, args.amp_dtype, device, agree)
 
-    On a processor without instructions for bfloat16 it is float32, unless --amp-dtype names bfloat16.
+
+def choose_precision(
+    amp: bool, amp_dtype: str | None, device: torch.device, agree: Callable[[bool], bool] = bool
+) -> Precision:
+    """Decide the dtype of mixed precision; without a name fp16 on CUDA (as the original) and bf16 elsewhere.
+
+    On a processor without instructions for bfloat16 it is float32, unless `amp_dtype` names bfloat16.
 
     Args:
         agree: whether something that holds for this process holds for all (`World.everywhere`): processes on
             several machines must not differ in precision.
     """
-    if not (args.amp or args.native_amp or args.apex_amp or args.amp_dtype):
+    if not (amp or amp_dtype):
         return Precision(device.type)
-    name = args.amp_dtype or ("fp16" if device.type == "cuda" else "bf16")
+    name = amp_dtype or ("fp16" if device.type == "cuda" else "bf16")
     if name not in DTYPES:
-        raise ValueError(f"--amp-dtype {name!r} is unknown; choose from {', '.join(DTYPES)}.")
+        raise ValueError(f"`amp_dtype={name}` is unknown; choose from {', '.join(DTYPES)}.")
     dtype = DTYPES[name]
     if device.type != "cpu" or dtype != torch.bfloat16 or agree(has_bfloat16()):
         return Precision(device.type, dtype)
@@ -94,9 +101,9 @@ def precision_from(args: Namespace, device: torch.device, agree: Callable[[bool]
     else:
         times = f"{bfloat16_cost():.0f} times as long as in float32"
         why = f"this processor has no instructions for bfloat16, and products of matrices take {times}"
-    if args.amp_dtype:
-        return Precision(device.type, dtype, f"--amp-dtype {name}: {why}. With --amp alone it would be float32.")
-    return Precision(device.type, None, f"--amp: float32, since {why}. --amp-dtype bfloat16 insists.")
+    if amp_dtype:
+        return Precision(device.type, dtype, f"amp_dtype {name}: {why}. With amp alone it would be float32.")
+    return Precision(device.type, None, f"amp: float32, since {why}. amp_dtype bfloat16 insists.")
 
 
 @cache
