@@ -19,6 +19,7 @@ import re
 import shutil
 import zipfile
 from argparse import Namespace
+from collections.abc import Iterable
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
@@ -63,6 +64,29 @@ def read_state(path: Path) -> dict[str, Any]:
     if not isinstance(state, dict) or "state_dict" not in state:
         raise CheckpointError(f"{path} holds no training state.")
     return state
+
+
+def newest_whole(
+    files_newest_first: Iterable[Path], log: logging.Logger, advice: str
+) -> tuple[Path, dict[str, Any]] | None:
+    """Find the newest state that verifies, or None where there is no file at all; damaged ones are logged.
+
+    Args:
+        advice: what the error says to do.
+
+    Raises:
+        CheckpointError: there are files, and every one is damaged.
+    """
+    problems = []
+    for file in files_newest_first:
+        try:
+            return file, read_state(file)
+        except CheckpointError as error:
+            problems.append(str(error))
+            log.warning("passed over: %s", error)
+    if problems:
+        raise CheckpointError(f"no state in {file.parent} is whole: {' '.join(problems)} {advice}")
+    return None
 
 
 _held: set[Path] = set()  # the locks of this process, which the operating system would grant it twice
@@ -177,24 +201,9 @@ class RunFolder:
         return math.inf if math.isnan(metric) else -self.sign * metric
 
     def newest_whole(self) -> tuple[Path, dict[str, Any]] | None:
-        """The newest state that verifies, or None where none was ever saved; damaged ones are reported.
-
-        Raises:
-            CheckpointError: there are states, and every one is damaged.
-        """
-        problems = []
-        for file in sorted(self.path.glob("*.pth.tar"), key=_age):
-            try:
-                return file, read_state(file)
-            except CheckpointError as error:
-                problems.append(str(error))
-                log.warning("passed over: %s", error)
-        if problems:
-            raise CheckpointError(
-                f"no state in {self.path} is whole: {' '.join(problems)} Start over with --overwrite, or from "
-                "other weights with --initial-checkpoint."
-            )
-        return None
+        """Find the newest whole state; see the function `newest_whole`."""
+        advice = "Start over with --overwrite, or from other weights with --initial-checkpoint."
+        return newest_whole(sorted(self.path.glob("*.pth.tar"), key=_age), log, advice)
 
     def make_last(self, file: Path) -> None:
         """Let the state that a run goes on from be the newest; a damaged one is kept under another name.
