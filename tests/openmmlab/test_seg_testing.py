@@ -76,19 +76,18 @@ def test_augmented_and_sliding_runs(go: Go, whole: Path, masks: Path, segmentor_
     assert all(len([*Path(name).glob("*/vis_data/config.py")]) == 1 for name in ("slide", "views"))
 
 
-@pytest.mark.parametrize("words", [(), ("--aug-test",)], ids=["once", "augmented"])
-def test_format_only_needs_no_masks(
-    go: Go, masks: Path, segmentor_weights: Path, tmp_path: Path, words: tuple[str, ...]
-) -> None:
+def test_format_only_needs_no_masks(go: Go, masks: Path, segmentor_weights: Path, tmp_path: Path) -> None:
     """A server's test set has none; with reduce_zero_label its files number the classes from 1."""
     (tmp_path / "set").mkdir()
     (tmp_path / "set" / "images").symlink_to(masks / "images")
-    common = [SEGMENTOR, segmentor_weights, "--data-root", "set", "--format-only", *words]
-    go(evaluate, *common, "--work-dir", "plain")
-    go(evaluate, *common, "--work-dir", "reduced", "--options", "test_dataloader.dataset.reduce_zero_label=True")
+    words = [SEGMENTOR, segmentor_weights, "--data-root", "set", "--format-only"]
+    go(evaluate, *words, "--work-dir", "plain")
+    go(evaluate, *words, "--work-dir", "reduced", "--options", "test_dataloader.dataset.reduce_zero_label=True")
+    go(evaluate, *words, "--work-dir", "views", "--out", "views_out", "--aug-test")
     plain = labels_and_predictions(tmp_path / "plain/results", masks)
     reduced = labels_and_predictions(tmp_path / "reduced/results", masks, shift=1)
     assert all(np.array_equal(one[1], other[1]) for one, other in zip(plain, reduced, strict=True))
+    assert len(labels_and_predictions(tmp_path / "views_out", masks)) == len(plain)
     assert "mIoU" not in scores_of(tmp_path / "plain")
 
 
