@@ -72,10 +72,9 @@ def real(least: float = -math.inf, most: float = math.inf) -> Callable[[str], fl
 
 def backend(text: str) -> str:
     """Check a name of torch.compile's backends, as an argparse type."""
-    try:
-        check_backend(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
+    if text not in torch.compiler.list_backends(exclude_tags=()):
+        known = ", ".join(torch.compiler.list_backends())
+        raise argparse.ArgumentTypeError(f"{text!r} is unknown; choose from {known}")
     return text
 
 
@@ -406,29 +405,11 @@ def _as_yaml(value: Any) -> str:
     return yaml.safe_dump(value, default_flow_style=True, width=math.inf).removesuffix("...\n").strip()
 
 
-def changed(parser: argparse.ArgumentParser, args: argparse.Namespace) -> set[str]:
-    """The names of the flags whose values are not the defaults."""
-    return {name for name, value in vars(args).items() if value is not None and value != parser.get_default(name)}
-
-
 def say_no_longer(answers: Mapping[str, str], given: Collection[str]) -> None:
     """Log one line for each flag that was given and does nothing, or something else, today."""
     for name, instead in answers.items():
         if name in given and name != "local_rank":  # launchers add that one
             log.warning("--%s: %s.", name.replace("_", "-"), instead)
-
-
-def check_backend(name: str | None) -> None:
-    """Raises `ValueError` where --torchcompile names no backend of torch.compile."""
-    if name and name not in torch.compiler.list_backends(exclude_tags=()):
-        known = ", ".join(torch.compiler.list_backends())
-        raise ValueError(f"--torchcompile {name!r} is unknown; choose from {known}.")
-
-
-def require_number(name: str, value: float | None, least: float, most: float, wanted: str) -> None:
-    """Raises `ValueError` for a value that is not `wanted`: outside of `least` to `most`, or not finite."""
-    if value is not None and not (least <= value <= most and math.isfinite(value)):
-        raise ValueError(f"--{name.replace('_', '-')} {value} is not {wanted}.")
 
 
 # ---- the flags of validate.py ----
