@@ -2,6 +2,7 @@
 
 import errno
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from davit import files
 from davit.data import Batch
 from davit.engine import nonfinite
 from davit.engine.nonfinite import (
@@ -322,7 +322,7 @@ def test_full_disk_does_not_hide_the_report(
     def full(*_: object) -> int:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(files._RawFile, "write", full)
+    monkeypatch.setattr(os, "fsync", full)
     images[0] = math.inf
     error = report(tmp_path, model, images)
     assert error.dump is None

@@ -6,6 +6,7 @@ import enum
 import errno
 import json
 import math
+import os
 import sys
 import types
 from pathlib import Path
@@ -17,7 +18,6 @@ import torch
 import yaml
 from PIL import Image
 
-from davit import files
 from davit.engine import run_log
 from davit.engine.curves import draw_curves
 from davit.engine.run_log import RunLog, plain, write_args, write_bad_images
@@ -133,7 +133,7 @@ def test_full_disk_is_raised_and_the_old_summary_is_whole(tmp_path: Path, monkey
     def full(*_: object) -> int:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(files._RawFile, "write", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError) as caught:
         log.epoch(row(1))
     assert caught.value.errno == errno.ENOSPC
