@@ -1,4 +1,4 @@
-"""DaViT: Dual Attention Vision Transformers. Importing the package registers the variants with timm."""
+"""Offer DaViT (Dual Attention Vision Transformers); importing the package registers the variants with timm."""
 
 from typing import TYPE_CHECKING
 
@@ -15,9 +15,9 @@ else:
     def __getattr__(name: str) -> object:
         if name != "load":
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        from .predict import load  # draws in data and engine, which nobody needs who only builds a model
+        from .predict import load  # imports data and engine, which nobody needs who only builds a model
 
-        globals()[name] = load  # found there from now on
+        globals()[name] = load  # so that this function is asked only once
         return load
 
     def __dir__() -> list[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import re
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -57,18 +58,29 @@ def run_cli(main: Callable[[], object]) -> int:
         status = _status(error)
         if status is None:
             raise
+        text = with_flags(str(error))
         if status == INTERRUPTED:
-            log.warning("%s", error)
+            log.warning("%s", text)
         elif status == DISK_FULL:
-            log.error("the disk is full: %s. Older checkpoints are whole; free some space and --auto-resume.", error)
+            log.error("the disk is full: %s. Older checkpoints are whole; free some space and --auto-resume.", text)
         elif isinstance(error, OSError) and error.errno in _USERS_ERRNOS:
-            log.error("%s: check the path, and who may write there.", error)
+            log.error("%s: check the path, and who may write there.", text)
         else:
-            log.error("%s", error)
+            log.error("%s", text)
         if status == USER_ERROR and os.environ.get("DAVIT_TRACEBACK"):
             raise
         return status
     return OK
+
+
+def with_flags(text: str) -> str:
+    """Write each `name=value` in a message for Python callers as the command line's flag of the same name."""
+
+    def flag(match: re.Match[str]) -> str:
+        name, value = match[1].replace("_", "-"), match[2]
+        return f"--{name}" if value == "True" else f"--{name} {value}"
+
+    return re.sub(r"`([a-z_]+)=([^`]*)`", flag, text)
 
 
 def _status(error: Exception) -> int | None:

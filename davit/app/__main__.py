@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..commands import run_cli
-from ..predict.flags import add_model, add_pictures, evaluation_flags, given_of
-from ..predict.predictor import load_from
+from ..engine.flags import given_flags, model_flags, picture_flags
+from ..predict.flags import load_asked_for
 from .page import build_page, gradio, serve
 from .readers import ClassifierReader, DrawnReader, Reader
 
@@ -32,7 +32,8 @@ def _main(arguments: Sequence[str] | None, block: bool) -> None:
     with tempfile.TemporaryDirectory(prefix="davit-app-") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder  # pictures that are dropped; gone when the page ends
         gradio()
-        reader = _reader(args, given_of(_parser, arguments))
+        # the --config of a detector is no recipe
+        reader = _reader(args, set() if args.config else given_flags(_parser, arguments))
         serve(build_page(reader), args.host, args.port, args.max_megabytes, block)
 
 
@@ -49,17 +50,13 @@ def _reader(args: argparse.Namespace, given: set[str]) -> Reader:
         return DrawnReader(Path(args.config).stem, finder)
     if not args.checkpoint and "model" not in given:
         raise ValueError("give the --checkpoint of a classifier, or --model for published weights.")
-    predictor = load_from(
-        evaluation_flags(args, given),
-        *(args.checkpoint or None, args.model if "model" in given or not args.checkpoint else None),
-        device=args.device,
-        names=args.class_map or None,
-    )
-    return ClassifierReader(predictor)
+    return ClassifierReader(load_asked_for(args, given))
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m davit.app", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m davit.app", description=__doc__, parents=[model_flags(), picture_flags()]
+    )
     add = parser.add_argument
     add("--config", default="", metavar="FILE", help="of a detector or segmentor (mmdet/configs, mmseg/configs)")
     add("--score-thr", type=float, default=0.3, help="least score of a detection (default %(default)s)")
@@ -67,8 +64,6 @@ def _parser() -> argparse.ArgumentParser:
     add("--host", default="127.0.0.1", help="default: this machine alone; 0.0.0.0 lets others in, without a password")
     add("--port", type=int, default=7860, help="0 takes a free one (default %(default)s)")
     add("--max-megabytes", type=int, default=20, help="the largest file taken (default %(default)s)")
-    add_model(parser)
-    add_pictures(parser)
     return parser
 
 

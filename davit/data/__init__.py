@@ -1,13 +1,13 @@
-"""Pictures in, batches out: image folders and named data sets, exact resume, honest errors."""
+"""Load batches of pictures from image folders and named data sets, resumable at any step."""
 
 from .dataset import PictureDataset, Sample, SeededDataset, check_classes, open_dataset
 from .decode import load_rgb
 from .device import prefetch, save_images, to_device
-from .digits import digits_root, write_digits
+from .digits import write_digits
 from .errors import BadImageError, DataError, LoaderError
 from .loader import Batch, EvalLoader, TrainLoader
 from .sampler import EpochSampler
-from .scenes import scenes_root, write_scenes
+from .scenes import write_scenes
 from .transforms import eval_transform, train_transform
 
 __all__ = [
@@ -22,13 +22,11 @@ __all__ = [
     "SeededDataset",
     "TrainLoader",
     "check_classes",
-    "digits_root",
     "eval_transform",
     "load_rgb",
     "open_dataset",
     "prefetch",
     "save_images",
-    "scenes_root",
     "to_device",
     "train_transform",
     "write_digits",

@@ -1,6 +1,6 @@
-"""A split as an indexed data set, and the wrapper that makes each training sample a function of its key."""
+"""Open a split as an indexed data set, and make each training sample a function of its key."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -8,13 +8,13 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from ..seeding import seeded
+from ..text import some
+from .crop_first import CropFirst, PendingCrop
 from .decode import Reduction
 from .errors import BadImageError, DataError
 from .folder import FolderSource, find_split
-from ..text import some
 from .timm_sets import NamedSource
-from .crop_first import CropFirst
-from ..seeding import seeded
 
 # (epoch, index, repeat): `repeat` counts the occurrences of one picture in one epoch, 0 for the first.
 Key = tuple[int, int, int]
@@ -24,17 +24,23 @@ _FOLDER_NAMES = ("", "folder", "imagefolder", "image_folder")
 
 
 class Source(Protocol):
-    """Where pictures come from: a folder or a named data set."""
+    """Where pictures come from: a folder, a named data set, a list."""
 
     class_to_idx: dict[str, int]
 
     def __len__(self) -> int: ...
 
-    def filename(self, index: int) -> str: ...
+    def filename(self, index: int) -> str:
+        """Name a picture for predictions and reports: by its file below the split folder, where it has one."""
 
-    def path(self, index: int) -> str: ...
+    def path(self, index: int) -> str:
+        """Name a picture for errors and lists of bad ones."""
 
-    def read(self, index: int, reduction: Reduction | None = None) -> tuple[Image.Image, int]: ...
+    def targets(self) -> Sequence[int] | None:
+        """List the class indices of all pictures; None where only opening the pictures would tell."""
+
+    def read(self, index: int, reduction: Reduction | None = None) -> tuple[Image.Image, int]:
+        """Decode a picture, as RGB, and return it with its class index; `reduction` as in `load_rgb`."""
 
 
 class PictureDataset(Dataset[tuple[Any, int]]):
@@ -45,37 +51,37 @@ class PictureDataset(Dataset[tuple[Any, int]]):
     """
 
     def __init__(self, source: Source, transform: Transform | None = None, *, mapped: bool = False) -> None:
-        """`mapped`: the class indices come from a class map rather than from the data itself."""
+        """Wrap a source; `mapped`: its class indices come from a class map rather than from the data itself."""
         self.source = source
         self.transform = transform
         self.mapped = mapped
 
     @property
     def class_to_idx(self) -> dict[str, int]:
-        """Class name -> index; empty for a named data set that does not tell."""
+        """The classes' names and indices; empty for a named data set that does not tell."""
         return self.source.class_to_idx
 
     @property
     def class_names(self) -> list[str]:
-        """Class names in order of their indices."""
+        """The class names in order of their indices."""
         return sorted(self.class_to_idx, key=self.class_to_idx.__getitem__)
 
     def __len__(self) -> int:
         return len(self.source)
 
     def filename(self, index: int) -> str:
-        """A picture's file below the split folder, for predictions and reports."""
+        """Name a picture for predictions and reports, by its file below the split folder."""
         return self.source.filename(index)
 
     def filenames(self) -> list[str]:
-        """The files of all pictures, in order of their positions."""
+        """List the files of all pictures, in order of their positions."""
         return [self.source.filename(index) for index in range(len(self))]
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
         if isinstance(self.transform, CropFirst):
-            sample = self.transform.sample()
-            image, target = self.source.read(index, sample.reduction)
-            return sample.finish(image), target
+            crop = PendingCrop(self.transform)
+            image, target = self.source.read(index, crop.reduction)
+            return crop.finish(image), target
         image, target = self.source.read(index)
         return (self.transform(image) if self.transform is not None else image), target
 
@@ -86,27 +92,25 @@ def open_dataset(
     *,
     dataset: str = "",
     class_map: str | Path | dict[str, int] | None = None,
-    download: bool = False,
+    dataset_download: bool = False,
     transform: Transform | None = None,
     **options: Any,
 ) -> PictureDataset:
-    """The pictures of `split`: of the image folder `root`, or of the data set named as timm names it.
+    """Open the pictures of `split`: of the image folder `root`, or of the data set named as timm names it.
 
     `split` is a folder below `root`; "train" and "validation" find their usual synonyms ("val", ...) and "."
-    is `root` itself. `options` (input_key, target_key, ...) and `download` are for named data sets.
+    is `root` itself. `options` (input_key, target_key, ...) and `dataset_download` are for named data sets.
     Raises `DataError` saying what is missing or wrong, and where.
     """
     options = {key: value for key, value in options.items() if value is not None}
     if "/" in dataset:
-        source: Source = NamedSource(dataset, root, split, class_map=class_map, download=download, **options)
+        source: Source = NamedSource(dataset, root, split, class_map=class_map, download=dataset_download, **options)
     elif dataset.lower() not in _FOLDER_NAMES:
-        raise DataError(
-            f"--dataset {dataset} is unknown; leave it empty for a folder, or give torch/... or hfds/..."
-        )
+        raise DataError(f"`{dataset=}` is unknown; leave it empty for a folder, or give torch/NAME or hfds/NAME")
     else:
-        if download or options:
-            asked = some(["download"] * download + sorted(options))
-            raise DataError(f"an image folder takes no {asked}; only --dataset torch/... or hfds/... do")
+        if dataset_download or options:
+            asked = some(["dataset_download"] * dataset_download + sorted(options))
+            raise DataError(f"an image folder takes no {asked}; only `dataset=torch/NAME` and hfds/NAME do")
         if root is None:
             raise DataError("no data folder: give one with train/ and val/, one folder a class")
         source = FolderSource(find_split(root, split), class_map)
@@ -118,7 +122,7 @@ def open_dataset(
 def check_classes(
     train: PictureDataset | None, val: PictureDataset | None = None, num_classes: int | None = None
 ) -> None:
-    """Raises `DataError` if train and val differ in classes, or if a model of `num_classes` does not fit.
+    """Raise `DataError` if train and val differ in classes, or if a model of `num_classes` does not fit.
 
     With a class map the splits may hold any of its classes, and its indices must be below `num_classes`.
     Named data sets that do not tell their classes are not checked.
@@ -136,9 +140,8 @@ def check_classes(
         needed = max(dataset.class_to_idx.values()) + 1
         if needed > num_classes or (needed < num_classes and not dataset.mapped):
             raise DataError(
-                f"the data has {needed} classes ({some(dataset.class_names, 5)}) and the model "
-                f"{num_classes}: pass --num-classes {needed}, or --class-map FILE to give the folders the "
-                "model's class indices"
+                f"the data has {needed} classes ({some(dataset.class_names, 5)}) and the model {num_classes}: pass "
+                f"`num_classes={needed}`, or `class_map=FILE` to give the folders the model's class indices"
             )
 
 
@@ -152,7 +155,7 @@ class Sample(NamedTuple):
 
 
 class SeededDataset(Dataset[Sample]):
-    """Training samples by key: the item depends on (seed, epoch, index, repeat) and on nothing else.
+    """Make training samples by key: the item depends on (seed, epoch, index, repeat) and on nothing else.
 
     Not on the worker, the process, or what was read before. With `skip_bad_images` a picture that cannot
     be read is replaced by the next good one of the data set, augmented under the key that was asked for;
@@ -167,8 +170,8 @@ class SeededDataset(Dataset[Sample]):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, key: tuple[int, ...]) -> Sample:
-        epoch, index, repeat = (*key, 0)[:3]
+    def __getitem__(self, key: Key) -> Sample:
+        epoch, index, repeat = key
         bad: list[tuple[str, str]] = []
         for position in range(index, index + len(self)):
             position %= len(self)
@@ -181,9 +184,4 @@ class SeededDataset(Dataset[Sample]):
                     bad.append((error.file, error.reason))
                 else:
                     return Sample(image, target, position, tuple(bad))
-        raise DataError(nothing_readable(bad))
-
-
-def nothing_readable(bad: list[tuple[str, str]]) -> str:
-    """The message for a data set in which every picture is bad."""
-    return f"none of the {len(bad)} pictures can be read; the first: {': '.join(bad[0])}"
+        raise DataError(f"none of the {len(bad)} pictures can be read; the first: {': '.join(bad[0])}")

@@ -1,4 +1,4 @@
-"""Opening pictures: every readable kind becomes 8-bit RGB, everything else a `BadImageError`.
+"""Open pictures: every readable kind becomes 8-bit RGB, everything else a `BadImageError`.
 
 `load_rgb` and `to_rgb` are the only places of the package that turn a file into pixels.
 """
@@ -48,17 +48,17 @@ _UPRIGHT = {
 _SIDEWAYS = frozenset({5, 6, 7, 8})
 _SCALABLE = frozenset({"JPEG", "MPO"})  # decoders that leave out the fine frequencies
 
-_TIFF_BITS, _TIFF_PHOTOMETRIC, _TIFF_SAMPLE_FORMAT = 258, 262, 339
-_TIFF_WHITE_IS_ZERO, _TIFF_SIGNED = 0, 2
+_WHITE_IS_ZERO, _SIGNED = 0, 2  # values of TIFF's tags
 
 
 def load_rgb(
     source: str | Path | BinaryIO, name: str | None = None, reduction: Reduction | None = None
 ) -> Image.Image:
-    """The picture in `source`, upright, as 8-bit RGB; of an animation the first frame.
+    """Read the picture in `source`, upright, as 8-bit RGB; of an animation the first frame.
 
     `reduction` is asked once the size is known and before any pixel is decoded. A JPEG is then decoded at the
-    fraction that it answers, its sides rounded up; every other format at its full size.
+    fraction that it answers, or at the next larger one where its sides are no multiples; every other format at its
+    full size.
     `name` stands for the file in errors; by default the path. Raises `BadImageError` for a file that is
     not a whole picture, and `OSError` with the file's name when the machine failed rather than the file.
     """
@@ -81,7 +81,7 @@ def load_rgb(
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """An opened picture, upright, as 8-bit RGB: itself where it is that already.
+    """Convert an opened picture to 8-bit RGB, upright; the picture itself where it is that already.
 
     Transparency is composited on white: that is the page such pictures are drawn for, while dropping alpha
     would show the colours hidden beneath it. Greyscale of more than 8 bits is scaled by the range of its
@@ -102,7 +102,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 @functools.cache
 def _formats() -> list[str]:
-    """Those of `_FORMATS` that the installed Pillow has (WebP, AVIF, JPEG 2000 are build options)."""
+    """List those of `_FORMATS` that the installed Pillow has (WebP, AVIF, JPEG 2000 are build options)."""
     Image.init()
     return [name for name in _FORMATS if name in Image.OPEN]
 
@@ -124,7 +124,7 @@ def _reduce(image: Image.Image, reduction: Reduction) -> None:
 
 
 def _scale_grey(image: Image.Image) -> Image.Image:
-    """8-bit greyscale of a 16-bit, 32-bit or float picture.
+    """Scale a 16-bit, 32-bit or float picture to 8-bit greyscale.
 
     Integers are scaled so that the range of the stored type (of TIFF's BitsPerSample and SampleFormat; 16 bit
     unsigned elsewhere) becomes 0..255. Floats have no range of their own: values within 0..1, 0..255 and
@@ -139,13 +139,13 @@ def _scale_grey(image: Image.Image) -> Image.Image:
         if low >= 0 and high <= 65535:
             low, high = 0.0, next(scale for scale in (1.0, 255.0, 65535.0) if high <= scale)
     else:
-        bits = int(tags[_TIFF_BITS][0]) if _TIFF_BITS in tags else 16
-        signed = tags.get(_TIFF_SAMPLE_FORMAT, (1,))[0] == _TIFF_SIGNED
+        bits = int(tags.get(ExifTag.BitsPerSample, (16,))[0])
+        signed = tags.get(ExifTag.SampleFormat, (1,))[0] == _SIGNED
         if bits == 32 and not signed:
             stored = stored.view(np.uint32)  # Pillow keeps unsigned 32-bit values in signed memory
         low, high = (-(2.0 ** (bits - 1)), 2.0 ** (bits - 1) - 1) if signed else (0.0, 2.0**bits - 1)
     share = (stored.astype(np.float64) - low) / (high - low or 1.0)
-    if tags.get(_TIFF_PHOTOMETRIC) == _TIFF_WHITE_IS_ZERO:
+    if tags.get(ExifTag.PhotometricInterpretation) == _WHITE_IS_ZERO:
         share = 1.0 - share  # Pillow inverts such pictures only up to 8 bits
     if isinstance(transparent := image.info.get("transparency"), int):
         share = np.where(stored == transparent, 1.0, share)  # white, as in `to_rgb`
@@ -153,7 +153,7 @@ def _scale_grey(image: Image.Image) -> Image.Image:
 
 
 def _reason(error: Exception, source: str | Path | BinaryIO) -> str:
-    """Why a file could not be read, in words for its owner."""
+    """Say why a file could not be read, in words for its owner."""
     if isinstance(error, FileNotFoundError):
         return "no such file (a broken link?)"
     if isinstance(error, OSError) and error.errno is not None:

@@ -1,4 +1,4 @@
-"""Batches on their way to the device, and to a picture file."""
+"""Move batches to the device, and draw one as a picture file."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .loader import Batch
 
 
 def to_device(batch: Batch, device: torch.device, *, channels_last: bool = False) -> Batch:
-    """Images and targets on `device`, asynchronously from pinned memory; positions stay where they are."""
+    """Copy images and targets to `device`, asynchronously from pinned memory; positions stay where they are."""
     layout = torch.channels_last if channels_last else torch.contiguous_format
     return batch._replace(
         images=batch.images.to(device, non_blocking=True, memory_format=layout),
@@ -20,10 +20,8 @@ def to_device(batch: Batch, device: torch.device, *, channels_last: bool = False
     )
 
 
-def prefetch(
-    batches: Iterable[Batch], device: torch.device, *, channels_last: bool = False
-) -> Iterator[Batch]:
-    """`batches` on `device`; on CUDA the next is copied on its own stream while the last is worked on."""
+def prefetch(batches: Iterable[Batch], device: torch.device, *, channels_last: bool = False) -> Iterator[Batch]:
+    """Yield `batches` on `device`; on CUDA the next is copied on its own stream while the last is worked on."""
     if device.type != "cuda":
         for batch in batches:
             yield to_device(batch, device, channels_last=channels_last)
@@ -35,20 +33,15 @@ def prefetch(
             following = to_device(batch, device, channels_last=channels_last)
         if ready is not None:
             yield ready
-        ready = _hand_over(following, copying, device)
+        computing = torch.cuda.current_stream(device)
+        computing.wait_stream(copying)
+        for tensor in (following.images, following.targets):
+            tensor.record_stream(computing)  # so that the allocator waits for it too
+        ready = following
     if ready is not None:
         yield ready
 
 
-def _hand_over(batch: Batch, copying: torch.cuda.Stream, device: torch.device) -> Batch:
-    """Makes the computing stream wait for the copy, and the allocator for the computing stream."""
-    computing = torch.cuda.current_stream(device)
-    computing.wait_stream(copying)
-    for tensor in (batch.images, batch.targets):
-        tensor.record_stream(computing)
-    return batch
-
-
 def save_images(batch: Batch, path: str | Path) -> None:
-    """The pictures of a batch as one grid, stretched from the batch's minimum to its maximum."""
+    """Save the pictures of a batch as one grid, stretched from the batch's minimum to its maximum."""
     save_image(batch.images, str(path), padding=0, normalize=True)

@@ -1,4 +1,4 @@
-"""The embedded samples: scikit-learn's 1,797 handwritten digits as an image folder."""
+"""Write the embedded samples, scikit-learn's 1,797 handwritten digits, as an image folder."""
 
 from __future__ import annotations
 
@@ -17,41 +17,50 @@ from .errors import DataError
 
 Array = NDArray[np.uint8]
 
-TRAIN_COUNT, VAL_COUNT = 1437, 360
+_COUNTS = {"train": 1437, "val": 360}
 _SPLIT_SEED = 0
 _STALE_SECONDS = 600  # a writer needs about a second; an unfinished folder this old has no writer any more
 
 
-def digits_root() -> Path:
-    """Where the digits live: $DAVIT_DATA_DIR/digits, else data/digits under the current folder."""
-    return Path(os.environ.get("DAVIT_DATA_DIR") or "data") / "digits"
-
-
 def write_digits(root: str | Path | None = None) -> Path:
-    """Lays the digits out as root/{train,val}/{0..9}/NNNN.png, once, and returns the folder.
+    """Lay the digits out as root/{train,val}/{0..9}/NNNN.png, once, and return the folder.
 
     Every picture keeps its 8x8 pixels, scaled from 0..16 to 0..255, as greyscale PNG; NNNN is its index in
-    scikit-learn's data. A fifth of each class is held out as val. The folder is written beside `root` and
-    renamed: a killed writer, or several at once, leave it whole or absent. An existing one is counted and
-    used. Raises `DataError` if `root` holds something else.
+    scikit-learn's data. A fifth of each class is held out as val. An existing folder is counted and used.
+    Raises `DataError` if `root` (default: see `write_once`) holds something else.
 
     Source: E. Alpaydin, C. Kaynak, Optical Recognition of Handwritten Digits (UCI, 1998), the test part.
     """
-    root = Path(root) if root is not None else digits_root()
-    write_once(root, _write, _verify)
+    return write_once("digits", root, _write, _missing)
+
+
+def write_once(
+    name: str, root: str | Path | None, write: Callable[[Path], None], missing: Callable[[Path], str]
+) -> Path:
+    """Lay a made data set out in a folder, unless it is there, and return the folder.
+
+    It is written beside `root` and renamed: a killed writer, or several at once, leave it whole or absent.
+
+    Args:
+        root: by default $DAVIT_DATA_DIR/NAME, else data/NAME under the current folder.
+        write: fills an empty folder that it is given.
+        missing: says what a folder lacks of what `write` writes; "" for nothing.
+
+    Raises:
+        DataError: `root` holds something else.
+    """
+    root = Path(root) if root is not None else Path(os.environ.get("DAVIT_DATA_DIR") or "data") / name
+    if not root.exists() or (root.is_dir() and not any(root.iterdir())):
+        _write_beside(root, write)
+    if lacking := missing(root):
+        raise DataError(
+            f"{root} is not the whole data set of {name}: {lacking}. Remove the folder to have it written anew, "
+            "or set DAVIT_DATA_DIR to another place."
+        )
     return root
 
 
-def write_once(root: Path, write: Callable[[Path], None], verify: Callable[[Path], None]) -> None:
-    """Lay a made data set out in a folder, unless it is there: whole or not at all, also with several writers.
-
-    Args:
-        write: fills an empty folder that it is given.
-        verify: raises `DataError` if the folder does not hold what `write` writes.
-    """
-    if root.exists() and (not root.is_dir() or any(root.iterdir())):
-        verify(root)
-        return
+def _write_beside(root: Path, write: Callable[[Path], None]) -> None:
     root.parent.mkdir(parents=True, exist_ok=True)
     _remove_stale(root)
     beside = root.with_name(f".{root.name}.{uuid.uuid4().hex}.partial")
@@ -59,23 +68,22 @@ def write_once(root: Path, write: Callable[[Path], None], verify: Callable[[Path
         write(beside)
         try:
             beside.rename(root)
-        except OSError:  # another process was first; if it was not, verify says what is there
+        except OSError:  # another process was first
             if not root.exists():
                 raise
     finally:
         shutil.rmtree(beside, ignore_errors=True)
-    verify(root)
 
 
 def load_glyphs() -> dict[str, list[tuple[int, int, Array]]]:
-    """(index, label, 8 x 8 pixels of 0 to 255) of the digits, for 'train' and 'val'; a fifth of each class is val."""
+    """Load (index, label, 8 x 8 pixels of 0 to 255) of the digits of 'train' and of 'val', a fifth of each class."""
     from sklearn.datasets import load_digits  # a second of import that only the first run pays
     from sklearn.model_selection import train_test_split
 
     digits = load_digits()
     pixels = np.rint(digits.images * (255 / 16)).astype(np.uint8)  # (1797, 8, 8)
     train, val = train_test_split(
-        np.arange(len(pixels)), test_size=VAL_COUNT, random_state=_SPLIT_SEED, stratify=digits.target
+        np.arange(len(pixels)), test_size=_COUNTS["val"], random_state=_SPLIT_SEED, stratify=digits.target
     )
     return {
         split: [(int(i), int(digits.target[i]), pixels[i]) for i in members]
@@ -91,14 +99,12 @@ def _write(folder: Path) -> None:
             Image.fromarray(pixels).save(folder / split / str(label) / f"{index:04d}.png")
 
 
-def _verify(root: Path) -> None:
-    for split, count in (("train", TRAIN_COUNT), ("val", VAL_COUNT)):
+def _missing(root: Path) -> str:
+    for split, count in _COUNTS.items():
         files = [file for file in root.glob(f"{split}/[0-9]/*.png") if file.stat().st_size > 0]
         if len(files) != count:
-            raise DataError(
-                f"{root} is not the whole digits data set: {split} holds {len(files)} of {count} pictures. "
-                "Remove the folder to have it written anew, or set DAVIT_DATA_DIR to another place."
-            )
+            return f"{split} holds {len(files)} of {count} pictures"
+    return ""
 
 
 def _remove_stale(root: Path) -> None:

@@ -1,6 +1,12 @@
-"""What can go wrong with data, as exceptions that name the file or folder and the remedy."""
+"""Name what is wrong with data or an argument, and the remedy, in exceptions.
+
+Messages write an argument as `name=value`, in backticks; the command-line tools turn that into the flag of the same
+name (`davit.commands.with_flags`).
+"""
 
 from __future__ import annotations
+
+from collections.abc import Collection
 
 from ..commands import USER_ERROR
 
@@ -23,8 +29,8 @@ class BadImageError(ValueError):
 
     @classmethod
     def of(cls, file: str, reason: str) -> BadImageError:
-        """The exception for `file`, with the remedy in its message."""
-        remedy = "Repair or remove the file, or pass --skip-bad-images to go on without it."
+        """Build the exception for `file`, with the remedy in its message."""
+        remedy = "Repair or remove the file, or pass `skip_bad_images=True` to go on without it."
         return cls(f"{file}: {reason}. {remedy}", file=file, reason=reason)
 
 
@@ -32,3 +38,14 @@ class LoaderError(RuntimeError):
     """A loader's worker process died or stopped answering."""
 
     exit_status = USER_ERROR
+
+
+def require(is_right: bool, name: str, value: object, wanted: str) -> None:
+    """Raise `ValueError` for an argument whose value is not what is wanted."""
+    if not is_right:
+        raise ValueError(f"`{name}={value!r}` is not {wanted}")
+
+
+def require_choice(name: str, value: str, choices: Collection[str]) -> None:
+    """Raise `ValueError` for an argument whose value is none of the choices."""
+    require(value in choices, name, value, f"one of {', '.join(choices)}")

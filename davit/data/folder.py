@@ -1,4 +1,4 @@
-"""Image folders: root/SPLIT/CLASS/picture, and every way in which one can be wrong."""
+"""Read image folders, root/SPLIT/CLASS/picture, and say in what a wrong one is wrong."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import logging
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -17,13 +18,13 @@ from ..text import some
 from .decode import SUFFIXES, Reduction, load_rgb
 from .errors import DataError
 
-_logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 _SYNONYMS = (("train", "training"), ("validation", "val", "valid", "eval", "evaluation"))
 
 
 def find_split(root: str | Path, split: str) -> Path:
-    """The folder of `split` under `root`: that name, else a synonym (validation, val, ...); "." is `root`.
+    """Find the folder of `split` under `root`: that name, else a synonym (validation, val, ...); "." is `root`.
 
     Raises `DataError` for a missing root or split, saying what is there.
     """
@@ -35,9 +36,8 @@ def find_split(root: str | Path, split: str) -> Path:
             return root / name
     if any(_list_folder(root / name)[1] for name in folders[:20]):
         raise DataError(
-            f"{root} has no split {split!r}: its own folders ({some(folders)}) hold "
-            f"pictures and look like classes. Move them into {root}/train and {root}/val, or name the split "
-            "'.' to use the folder itself"
+            f"{root} has no split {split!r}: its own folders ({some(folders)}) hold pictures and look like classes. "
+            f"Move them into {root}/train and {root}/val, or name the split '.' to use the folder itself"
         )
     there = f"the folders {some(folders)}" if folders else f"no folders, {len(pictures)} pictures"
     tried = " or ".join(f"{name}/" for name in dict.fromkeys((split, *synonyms)))
@@ -45,7 +45,7 @@ def find_split(root: str | Path, split: str) -> Path:
 
 
 class FolderSource:
-    """The pictures of one split folder in timm's order, with timm's class indices.
+    """Read the pictures of one split folder in timm's order, with timm's class indices.
 
     A picture's class is the folder it lies in; classes are numbered in natural order of their names (as
     timm's image folder reader does), or by `class_map`, a dict or a file that timm's `load_class_map` reads;
@@ -56,13 +56,12 @@ class FolderSource:
         self.folder = Path(folder)
         mapping = read_class_map(class_map, self.folder) if class_map else None
         found = self._scan(mapping)
-        self.class_to_idx = mapping or {
-            name: i for i, name in enumerate(sorted(sorted({label for _, label in found}), key=natural_key))
-        }
+        names = sorted({label for _, label in found}, key=_natural)
+        self.class_to_idx = mapping or {name: index for index, name in enumerate(names)}
         found = [item for item in found if item[1] in self.class_to_idx]
         if not found:
             raise DataError(f"{self.folder}: none of its class folders is in the class map {class_map}")
-        found.sort(key=lambda item: (natural_key(item[0]), item[0]))
+        found.sort(key=lambda item: _natural(item[0]))
         # Arrays, not lists: workers that touch a list of objects copy its pages (reference counts).
         self._files = np.array([os.fsencode(file) for file, _ in found])
         self._targets = np.array([self.class_to_idx[label] for _, label in found], dtype=np.int64)
@@ -71,31 +70,29 @@ class FolderSource:
         return len(self._files)
 
     def filename(self, index: int) -> str:
-        """The path below the split folder."""
+        """Return the path below the split folder."""
         return os.fsdecode(self._files[index].item())
 
     def path(self, index: int) -> str:
-        """The path as errors and lists name it."""
+        """Return the path as errors and lists name it."""
         return str(self.folder / self.filename(index))
 
-    def target(self, index: int) -> int:
-        """The class index of a picture, without opening it."""
-        return int(self._targets[index])
+    def targets(self) -> list[int]:
+        """List the class indices of all pictures."""
+        return self._targets.tolist()
 
     def read(self, index: int, reduction: Reduction | None = None) -> tuple[Image.Image, int]:
-        """The RGB picture and its class index; see `load_rgb` for `reduction`."""
-        return load_rgb(self.path(index), reduction=reduction), self.target(index)
+        """Decode a picture and return it with its class index; see `load_rgb` for `reduction`."""
+        return load_rgb(self.path(index), reduction=reduction), int(self._targets[index])
 
     def _scan(self, mapping: dict[str, int] | None) -> list[tuple[str, str]]:
-        """(path below the folder, class) of every picture; the checks of the layout."""
+        """Check the layout and list the (path below the folder, class) of every picture."""
         classes, strays = _list_folder(self.folder)
         if not classes:
-            raise DataError(
-                f"{self.folder} has no class folders ({len(strays)} pictures lie in it directly); "
-                "one folder a class is expected"
-            )
+            direct = f"{len(strays)} pictures lie in it directly"
+            raise DataError(f"{self.folder} has no class folders ({direct}); one folder a class is expected")
         if strays:
-            _logger.warning("%s: %d pictures outside any class folder are left out", self.folder, len(strays))
+            log.warning("%s: %d pictures outside any class folder are left out", self.folder, len(strays))
         found: list[tuple[str, str]] = []
         folder_of: dict[str, str] = {}
         empty: list[str] = []
@@ -120,7 +117,7 @@ class FolderSource:
                 "add pictures or remove the folder (in train and val alike)"
             )
         if mapping and (unmapped := sorted(set(folder_of) - set(mapping))):
-            _logger.warning("%s: folders not in the class map are left out: %s", self.folder, some(unmapped))
+            log.warning("%s: folders not in the class map are left out: %s", self.folder, some(unmapped))
         return found
 
 
@@ -133,7 +130,7 @@ def absent(files: Sequence[Path]) -> list[Path]:
 
 
 def _walk(root: Path, below: str) -> Iterable[tuple[str, list[str]]]:
-    """(folder, picture names) of every folder with pictures at and below root/below, links followed."""
+    """Yield (folder, picture names) of every folder with pictures at and below root/below, links followed."""
     folders, pictures = _list_folder(root / below)
     if pictures:
         yield below, pictures
@@ -142,7 +139,7 @@ def _walk(root: Path, below: str) -> Iterable[tuple[str, list[str]]]:
 
 
 def _list_folder(folder: Path) -> tuple[list[str], list[str]]:
-    """The names of folders and pictures in a folder, hidden ones left out, folders in natural order."""
+    """List the folders and pictures in a folder by name, hidden ones left out, folders in natural order."""
     folders, pictures = [], []
     try:
         with os.scandir(folder) as entries:
@@ -163,11 +160,16 @@ def _list_folder(folder: Path) -> tuple[list[str], list[str]]:
     except OSError as error:
         remedy = ": whoever runs this needs to read and search it" if error.errno == errno.EACCES else ""
         raise DataError(f"the folder {folder} cannot be read ({error.strerror}){remedy}") from error
-    return sorted(folders, key=lambda name: (natural_key(name), name)), pictures
+    return sorted(folders, key=_natural), pictures
+
+
+def _natural(name: str) -> tuple[Any, str]:
+    """Give the key that sorts img2 before img10, and names that differ in case alone always alike."""
+    return natural_key(name), name
 
 
 def read_class_map(class_map: str | Path | dict[str, int], folder: Path) -> dict[str, int]:
-    """Class name -> index from a dict or a file (.txt, a name a line; .pkl, a dict)."""
+    """Read class names and their indices from a dict or a file (.txt, a name a line; .pkl, a dict)."""
     try:
         mapping = load_class_map(class_map if isinstance(class_map, dict) else str(class_map), str(folder))
     except (AssertionError, OSError, ValueError, EOFError) as error:

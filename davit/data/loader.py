@@ -1,20 +1,21 @@
-"""Batches of pictures: for training resumable at any step, for evaluation each picture exactly once."""
+"""Load batches of pictures: for training resumable at any step, for evaluation each picture exactly once."""
 
 import atexit
 import os
 import signal
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
-from .dataset import Key, PictureDataset, Sample, SeededDataset, nothing_readable
-from .errors import BadImageError, DataError, LoaderError
-from .sampler import EpochSampler
+from .dataset import PictureDataset, Sample, SeededDataset
+from .errors import BadImageError, DataError, LoaderError, require
+from .sampler import EpochSampler, require_rank
 
 _JOIN_SECONDS = 5.0
 
@@ -44,8 +45,8 @@ class _Failure(NamedTuple):
 class _Reader(Dataset[Any]):
     """Item = a whole batch: what a worker process runs."""
 
-    def read(self, request: list[Any]) -> Batch:
-        raise NotImplementedError
+    def __init__(self, read: Callable[[list[Any]], Batch]) -> None:
+        self.read = read
 
     def __getitem__(self, request: list[Any]) -> Batch | _Failure:
         try:
@@ -54,34 +55,25 @@ class _Reader(Dataset[Any]):
             return _Failure(error)
 
 
-class _TrainReader(_Reader):
-    def __init__(self, samples: SeededDataset) -> None:
-        self.samples = samples
-
-    def read(self, request: list[Key]) -> Batch:
-        return collate([self.samples[key] for key in request])
+def _read_samples(samples: SeededDataset, keys: list[Any]) -> Batch:
+    return collate([samples[key] for key in keys])
 
 
-class _EvalReader(_Reader):
-    def __init__(self, dataset: PictureDataset, skip_bad_images: bool) -> None:
-        self.dataset = dataset
-        self.skip_bad_images = skip_bad_images
-
-    def read(self, request: list[int]) -> Batch:
-        samples: list[Sample] = []
-        bad: list[tuple[str, str]] = []
-        for index in request:
-            try:
-                samples.append(Sample(*self.dataset[index], index))
-            except BadImageError as error:
-                if not self.skip_bad_images:
-                    raise
-                bad.append((error.file, error.reason))
-        return collate(samples)._replace(bad=tuple(bad))
+def _read_pictures(dataset: PictureDataset, skip_bad_images: bool, indices: list[int]) -> Batch:
+    samples: list[Sample] = []
+    bad: list[tuple[str, str]] = []
+    for index in indices:
+        try:
+            samples.append(Sample(*dataset[index], index))
+        except BadImageError as error:
+            if not skip_bad_images:
+                raise
+            bad.append((error.file, error.reason))
+    return collate(samples)._replace(bad=tuple(bad))
 
 
 def collate(samples: list[Sample]) -> Batch:
-    """Samples as a batch, in shared memory when made by a worker; no samples give empty tensors."""
+    """Stack samples to a batch, in shared memory when a worker does it; no samples give empty tensors."""
     bad = tuple(dict.fromkeys(entry for sample in samples for entry in sample.bad))
     if not samples:
         none = torch.empty(0, dtype=torch.int64)
@@ -96,7 +88,7 @@ def collate(samples: list[Sample]) -> Batch:
 
 
 class _Requests(Sampler[Any]):
-    """What the DataLoader hands to its workers; replaced for every pass, while the workers stay."""
+    """What the DataLoader hands to its workers, replaced for every pass, while the workers stay."""
 
     def __init__(self) -> None:
         self.current: Iterable[Any] = ()
@@ -108,23 +100,22 @@ class _Requests(Sampler[Any]):
 class _Loader:
     """A DataLoader over whole batches, whose workers persist and leave signals to the main process."""
 
-    def __init__(self, reader: _Reader, *, num_workers: int, pin_memory: bool, timeout: float) -> None:
-        if num_workers < 0:
-            raise ValueError(f"--workers {num_workers} is not a number of 0 or more")
+    def __init__(self, read: Callable[[list[Any]], Batch], *, workers: int, pin_memory: bool, timeout: float) -> None:
+        require(workers >= 0, "workers", workers, "a number of 0 or more")
         self.bad_images: dict[str, str] = {}
         self._requests = _Requests()
         self._pass = 0
         self._owner = os.getpid()
         self._loader: DataLoader[Any] = DataLoader(
-            reader,
+            _Reader(read),
             batch_size=None,
             sampler=self._requests,
-            num_workers=num_workers,
+            num_workers=workers,
             collate_fn=_as_it_is,
             pin_memory=pin_memory and torch.cuda.is_available(),
-            timeout=timeout if num_workers else 0,
+            timeout=timeout if workers else 0,
             worker_init_fn=_start_worker,
-            persistent_workers=num_workers > 0,
+            persistent_workers=workers > 0,
             generator=torch.Generator(),  # its own: the default would draw from the training's
         )
         _open_loaders.add(self)
@@ -134,7 +125,7 @@ class _Loader:
             self.close()
 
     def close(self) -> None:
-        """Ends the workers, killing those that do not end by themselves. A later pass starts new ones."""
+        """End the workers, killing those that do not end by themselves. A later pass starts new ones."""
         if os.getpid() != self._owner:
             return  # a copy that a fork took along; the workers are its parent's
         iterator, self._loader._iterator = self._loader._iterator, None
@@ -168,74 +159,46 @@ class _Loader:
                 raise
             self.close()
             raise LoaderError(
-                f"a data worker died or hung ({str(error).strip()}). Most often memory ran out: lower "
-                "--workers or the batch size, or enlarge /dev/shm; --workers 0 reads without workers and "
-                "shows other causes"
+                f"a data worker died or hung ({str(error).strip()}). Most often memory ran out: use fewer workers or "
+                "smaller batches, or enlarge /dev/shm; `workers=0` reads without workers and shows other causes"
             ) from error
         raise RuntimeError("this pass over the data ended when a later one was started")
 
 
 class TrainLoader(_Loader):
-    """Training micro-batches whose content depends on (seed, epoch, step) and on nothing else.
+    """Load training micro-batches whose content depends on (seed, epoch, step) and on nothing else.
 
-    `bad_images` (file -> reason) collects what `skip_bad_images` replaced on this rank; each file once.
-    `EpochSampler` says what `accum_steps`, `repeats`, `repeated_aug` and `drop_last` mean, and how ranks
-    share a step. `timeout` is in seconds, 0 waits forever.
+    `sampler` says which pictures each of them has, and how the ranks share a step of `global_batch` pictures.
+    `bad_images` (file -> reason) collects what `skip_bad_images` replaced on this rank; each file once. `timeout` is
+    in seconds, 0 waits forever.
     """
 
     def __init__(
         self,
         dataset: PictureDataset,
+        sampler: EpochSampler,
         *,
-        batch_size: int,
-        rank: int = 0,
-        world_size: int = 1,
-        accum_steps: int = 1,
-        seed: int = 42,
-        num_workers: int = 0,
+        workers: int = 0,
         pin_memory: bool = False,
-        repeats: float = 0,
-        repeated_aug: bool = False,
-        drop_last: bool = True,
         skip_bad_images: bool = False,
         timeout: float = 0,
     ) -> None:
-        self.sampler = EpochSampler(
-            len(dataset),
-            batch_size=batch_size,
-            rank=rank,
-            world_size=world_size,
-            accum_steps=accum_steps,
-            seed=seed,
-            repeats=repeats,
-            repeated_aug=repeated_aug,
-            drop_last=drop_last,
-        )
-        samples = SeededDataset(dataset, seed, skip_bad_images=skip_bad_images)
-        super().__init__(
-            _TrainReader(samples), num_workers=num_workers, pin_memory=pin_memory, timeout=timeout
-        )
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Optimizer steps in an epoch; each takes `accum_steps` micro-batches."""
-        return self.sampler.steps_per_epoch
-
-    @property
-    def global_batch(self) -> int:
-        """Samples in one optimizer step, over all processes and micro-batches."""
-        return self.sampler.global_batch
+        self.sampler = sampler
+        self.steps_per_epoch = sampler.steps_per_epoch
+        self.global_batch = sampler.global_batch
+        samples = SeededDataset(dataset, sampler.seed, skip_bad_images=skip_bad_images)
+        super().__init__(partial(_read_samples, samples), workers=workers, pin_memory=pin_memory, timeout=timeout)
 
     def batches(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
-        """This rank's micro-batches from optimizer step `start_step` on; earlier ones are not read at all."""
+        """Yield this rank's micro-batches from optimizer step `start_step` on; earlier ones are not read at all."""
         return self._stream(self.sampler.micro_batches(epoch, start_step))
 
 
 class EvalLoader(_Loader):
-    """Every picture exactly once over all ranks: rank r has the positions r, r + world_size, ...; no padding.
+    """Load every picture exactly once over all ranks: rank r has the positions r, r + world_size, ...; no padding.
 
-    Ranks may differ by one picture, and have none. With `skip_bad_images` unreadable pictures are left out
-    and stand in `bad_images` (file -> reason).
+    Ranks may differ by one picture, and have none; `num_batches` is of this rank. With `skip_bad_images` unreadable
+    pictures are left out and stand in `bad_images` (file -> reason).
     """
 
     def __init__(
@@ -245,50 +208,33 @@ class EvalLoader(_Loader):
         batch_size: int,
         rank: int = 0,
         world_size: int = 1,
-        num_workers: int = 0,
+        workers: int = 0,
         pin_memory: bool = False,
         skip_bad_images: bool = False,
         timeout: float = 0,
     ) -> None:
-        if batch_size < 1:
-            raise ValueError(f"batch size: {batch_size} is not a number of 1 or more")
-        if not 0 <= rank < world_size:
-            raise ValueError(f"rank {rank} is not one of 0 to {world_size - 1}")
+        require(batch_size >= 1, "batch_size", batch_size, "a number of 1 or more")
+        require_rank(rank, world_size)
         self.num_samples = len(dataset)
         self.batch_size = batch_size
         self._mine = range(rank, len(dataset), world_size)
+        self.num_batches = -(-len(self._mine) // batch_size)
         self._dataset = dataset
         self._skip_bad_images = skip_bad_images
-        reader = _EvalReader(dataset, skip_bad_images)
-        super().__init__(reader, num_workers=num_workers, pin_memory=pin_memory, timeout=timeout)
-
-    @property
-    def num_batches(self) -> int:
-        """Batches of this rank."""
-        return -(-len(self._mine) // self.batch_size)
+        read = partial(_read_pictures, dataset, skip_bad_images)
+        super().__init__(read, workers=workers, pin_memory=pin_memory, timeout=timeout)
 
     def batches(self) -> Iterator[Batch]:
-        """This rank's pictures in order. Raises `DataError` if the whole data set has no readable picture."""
+        """Yield this rank's pictures in order. Raises `DataError` if the whole data set has no readable picture."""
         step = self.batch_size
         seen = 0
         for batch in self._stream(list(self._mine[i : i + step]) for i in range(0, len(self._mine), step)):
             seen += len(batch.indices)
             if len(batch.indices):
                 yield batch
-        if self._skip_bad_images and not seen:
-            self._require_one_readable()
-
-    def _require_one_readable(self) -> None:
-        """For a rank that had nothing to show: its share may be bad or empty while the data set is not."""
-        bad: list[tuple[str, str]] = []
-        for index in range(len(self._dataset)):
-            try:
-                self._dataset[index]
-            except BadImageError as error:
-                bad.append((error.file, error.reason))
-            else:
-                return
-        raise DataError(nothing_readable(bad))
+        if self._skip_bad_images and self.num_samples and not seen:
+            # This rank's share may be bad or empty while the data set is not: look for one good picture.
+            SeededDataset(self._dataset, seed=0, skip_bad_images=True)[0, 0, 0]
 
 
 _open_loaders: weakref.WeakSet[_Loader] = weakref.WeakSet()
@@ -302,14 +248,14 @@ def _close_loaders() -> None:
 
 
 def _start_worker(_: int) -> None:
-    """The main process decides when to stop; Ctrl-C and a scheduler's SIGTERM reach the workers as well."""
+    """Leave it to the main process when to stop; Ctrl-C and a scheduler's SIGTERM reach the workers as well."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 @contextmanager
 def _signals_held() -> Iterator[None]:
-    """Holds SIGINT and SIGTERM back while workers start, until `_start_worker` has made them ignore both."""
+    """Hold SIGINT and SIGTERM back while workers start, until `_start_worker` has made them ignore both."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     try:
         yield

@@ -1,4 +1,4 @@
-"""The order of training samples: fixed by (seed, epoch), sliced for steps, micro-batches and ranks."""
+"""Order the training samples by (seed, epoch), and slice the order for steps, micro-batches and ranks."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from .dataset import Key
-from .errors import DataError
 from ..seeding import derive_seeds
+from .dataset import Key
+from .errors import DataError, require
 
 _REPEATS = 3  # repeated augmentation (Hoffer et al. 2020; Berman et al. 2019) shows each picture three times
 _ROUND = 256  # ... and keeps as many samples as the data has pictures, rounded down to this
 
 
 class EpochSampler:
-    """Which samples each micro-batch of this process holds.
+    """Choose the samples of each micro-batch of this process.
 
     Optimizer step s takes the samples s*G to (s+1)*G of the epoch's order, G = batch_size * world_size *
-    accum_steps; micro-batch m of rank r takes the rows m*B*W + r*B and on (B = batch_size, W = world_size)
+    grad_accum_steps; micro-batch m of rank r takes the rows m*B*W + r*B and on (B = batch_size, W = world_size)
     of them. Another number of processes with the same G keeps each step's samples and their order.
 
-    `repeats` (--epoch-repeats) passes over the data make an epoch, each in an order of its own; a fraction
+    `epoch_repeats` passes over the data make an epoch, each in an order of its own; a fraction
     ends within a pass; 0 is one pass. With `repeated_aug` a pass shows each picture three times in a row,
     with different augmentations, and a micro-batch's rows are dealt to the ranks in turn, so that the three
     meet different ranks; it ends after as many samples as there are pictures (as timm's RepeatAugSampler).
@@ -36,38 +36,35 @@ class EpochSampler:
         batch_size: int,
         rank: int = 0,
         world_size: int = 1,
-        accum_steps: int = 1,
+        grad_accum_steps: int = 1,
         seed: int = 42,
-        repeats: float = 0,
+        epoch_repeats: float = 0,
         repeated_aug: bool = False,
         drop_last: bool = True,
     ) -> None:
-        counts = {"batch size": batch_size, "accumulation steps": accum_steps, "processes": world_size}
+        counts = {"batch_size": batch_size, "grad_accum_steps": grad_accum_steps}
         for name, value in counts.items():
-            if value < 1:
-                raise ValueError(f"{name}: {value} is not a number of 1 or more")
-        if not 0 <= rank < world_size:
-            raise ValueError(f"rank {rank} is not one of 0 to {world_size - 1}")
-        if repeats < 0:
-            raise ValueError(f"--epoch-repeats {repeats} is not 0 (one pass) or a positive number of passes")
+            require(value >= 1, name, value, "a number of 1 or more")
+        require_rank(rank, world_size)
+        require(epoch_repeats >= 0, "epoch_repeats", epoch_repeats, "0 (one pass) or a positive number of passes")
         self.num_pictures, self.seed, self.repeated_aug = num_pictures, seed, repeated_aug
         self.batch_size, self.rank, self.world_size = batch_size, rank, world_size
-        self.global_batch = batch_size * world_size * accum_steps
+        self.global_batch = batch_size * world_size * grad_accum_steps
         rounded = num_pictures // _ROUND * _ROUND
         self._pass_length = rounded if repeated_aug and rounded else num_pictures
-        self._length = int(self._pass_length * (repeats or 1))
+        self._length = int(self._pass_length * (epoch_repeats or 1))
         self.steps_per_epoch = self._length // self.global_batch
         if not drop_last and self._length % self.global_batch:
             self.steps_per_epoch += 1
         if self.steps_per_epoch == 0:
             raise DataError(
                 f"{self._length} training samples an epoch are fewer than one step's {self.global_batch} "
-                f"(batch size {batch_size} x {world_size} processes x {accum_steps} accumulation steps): "
-                "lower --batch-size, --grad-accum-steps or the number of processes, or raise --epoch-repeats"
+                f"(`{batch_size=}` x {world_size} processes x `{grad_accum_steps=}`): lower one of these, or pass "
+                "`epoch_repeats=N` for more passes over the data"
             )
 
     def order(self, epoch: int) -> tuple[Tensor, Tensor]:
-        """(indices, repeats) of the whole epoch over all ranks, int64, (steps_per_epoch * G,) each."""
+        """Draw the (indices, repeats) of the whole epoch over all ranks, int64, (steps_per_epoch * G,) each."""
         copies = _REPEATS if self.repeated_aug else 1
         indices, repeats = [], []
         for number in range(-(-self._length // self._pass_length)):
@@ -77,11 +74,11 @@ class EpochSampler:
             numbered = torch.arange(number * copies, (number + 1) * copies).repeat(self.num_pictures)
             repeats.append(numbered[: self._pass_length])
         row = torch.arange(self.steps_per_epoch * self.global_batch)
-        again, row = row // self._length, row % self._length  # again > 0: filled up as drop_last is off
-        return torch.cat(indices)[row], torch.cat(repeats)[row] + again * len(indices) * copies
+        wraps, row = row // self._length, row % self._length  # wraps > 0: filled up as drop_last is off
+        return torch.cat(indices)[row], torch.cat(repeats)[row] + wraps * len(indices) * copies
 
     def micro_batches(self, epoch: int, start_step: int = 0) -> Iterator[list[Key]]:
-        """The keys of this rank's micro-batches, from optimizer step `start_step` on."""
+        """Yield the keys of this rank's micro-batches, from optimizer step `start_step` on."""
         if not 0 <= start_step <= self.steps_per_epoch:
             raise ValueError(f"step {start_step} is not in an epoch of {self.steps_per_epoch} steps")
         return self._slices(epoch, start_step)
@@ -95,3 +92,8 @@ class EpochSampler:
             else:
                 mine = slice(begin + self.rank * self.batch_size, begin + (self.rank + 1) * self.batch_size)
             yield [(epoch, i, r) for i, r in zip(index[mine].tolist(), repeat[mine].tolist(), strict=True)]
+
+
+def require_rank(rank: int, world_size: int) -> None:
+    """Raise `ValueError` for a rank that is none of the processes."""
+    require(0 <= rank < world_size, "rank", rank, f"0 or more and below {world_size}, the number of processes")

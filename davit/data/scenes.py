@@ -1,4 +1,4 @@
-"""Scenes of several handwritten digits: the embedded data set of detection and segmentation.
+"""Draw scenes of several handwritten digits: the embedded data set of detection and segmentation.
 
 Digits of different sizes and colours lie on textured grounds and may hide a part of one another. Boxes and masks are
 exact: they are made with the picture. Training and validation scenes show different handwriting.
@@ -7,7 +7,6 @@ exact: they are made with the picture. Training and validation scenes show diffe
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ import numpy as np
 from PIL import Image
 
 from .digits import Array, load_glyphs, write_once
-from .errors import DataError
 
 SIDE = 128  # pixels
 COUNTS = {"train": 2400, "val": 100}
@@ -27,24 +25,15 @@ _INK = 0.4  # share of full intensity from which a pixel belongs to the digit
 _MOST_HIDDEN = 0.3  # share of a digit that others may cover
 
 
-def scenes_root() -> Path:
-    """Where the scenes live: $DAVIT_DATA_DIR/scenes, else data/scenes under the current folder."""
-    return Path(os.environ.get("DAVIT_DATA_DIR") or "data") / "scenes"
-
-
 def write_scenes(root: str | Path | None = None) -> Path:
     """Lay the scenes out once, and return the folder; the same pixels every time.
 
     train2017/, val2017/ hold the pictures (PNG, 128 x 128), annotations/instances_{train,val}2017.json the objects as
     COCO has them (categories 1 to 10 named 0 to 9, masks run-length encoded), and masks/{train,val}2017/ a label
-    per pixel: 0 is ground, d + 1 the digit d.
-
-    Raises:
-        DataError: the folder holds something else.
+    per pixel: 0 is ground, d + 1 the digit d. Raises `DataError` if `root` (default: see `write_once`) holds
+    something else.
     """
-    root = Path(root) if root is not None else scenes_root()
-    write_once(root, _write, _verify)
-    return root
+    return write_once("scenes", root, _write, _missing)
 
 
 def _write(folder: Path) -> None:
@@ -78,7 +67,7 @@ def _write(folder: Path) -> None:
 
 
 def _scene(draw: np.random.Generator, glyphs: list[tuple[int, int, Array]]) -> tuple[Array, list[tuple[int, Any]]]:
-    """A picture (SIDE, SIDE, 3) and its (digit, visible mask) from back to front."""
+    """Draw a picture (SIDE, SIDE, 3); return it with its (digit, visible mask) from back to front."""
     picture = _ground(draw)
     owner: Any = np.full((SIDE, SIDE), -1)
     digits: list[int] = []
@@ -96,14 +85,14 @@ def _scene(draw: np.random.Generator, glyphs: list[tuple[int, int, Array]]) -> t
         owner = after
         digits.append(digit)
         areas.append(int(mask.sum()))
-        here = picture[mask]
-        colour = _contrasting(draw, here.mean(axis=0))
-        picture[mask] = np.clip(colour + draw.normal(0, 6, here.shape), 0, 255)
+        covered = picture[mask]
+        colour = _contrasting(draw, covered.mean(axis=0))
+        picture[mask] = np.clip(colour + draw.normal(0, 6, covered.shape), 0, 255)
     return picture.astype(np.uint8), [(digit, owner == i) for i, digit in enumerate(digits)]
 
 
 def _ground(draw: np.random.Generator) -> Any:
-    """A coloured texture: noise of three scales, smoothly enlarged."""
+    """Draw a coloured texture: noise of three scales, smoothly enlarged."""
     base = draw.uniform(40, 215, 3)
     texture = np.zeros((SIDE, SIDE, 3))
     for cells, strength in ((4, 25), (16, 12), (64, 8)):
@@ -114,7 +103,7 @@ def _ground(draw: np.random.Generator) -> Any:
 
 
 def _contrasting(draw: np.random.Generator, ground: Any) -> Any:
-    """A colour that differs from the ground's by enough to be seen."""
+    """Draw a colour that differs from the ground's by enough to be seen."""
     while True:
         colour = draw.uniform(0, 255, 3)
         if np.abs(colour - ground).sum() > 150:
@@ -136,19 +125,16 @@ def _annotation(number: int, image: int, digit: int, mask: Any) -> dict[str, Any
 
 
 def run_lengths(mask: Any) -> list[int]:
-    """COCO's uncompressed run-length encoding: lengths of runs down the columns, the first of zeros."""
+    """Encode a mask by COCO's uncompressed run lengths, down the columns, the first of zeros."""
     flat = np.concatenate([[0], mask.flatten(order="F").astype(np.int8), [2]])  # a run of zeros first, an end last
     starts = np.flatnonzero(np.diff(flat))
     lengths = np.diff(np.concatenate([[0], starts]))
     return [int(length) for length in lengths]
 
 
-def _verify(root: Path) -> None:
+def _missing(root: Path) -> str:
     for split, count in COUNTS.items():
         files = [len([*root.glob(f"{folder}{split}2017/*.png")]) for folder in ("", "masks/")]
         if files != [count, count] or not (root / "annotations" / f"instances_{split}2017.json").is_file():
-            raise DataError(
-                f"{root} is not the whole set of digit scenes: {split} has {files[0]} pictures and {files[1]} masks of "
-                f"{count}. Remove the folder to have it written anew, or set DAVIT_DATA_DIR to another place."
-            )
-
+            return f"{split} has {files[0]} pictures and {files[1]} masks of {count}, or no annotations"
+    return ""

@@ -1,4 +1,4 @@
-"""Data sets by name (`--dataset torch/cifar10`, `hfds/...`), opened by timm."""
+"""Open data sets by name (torch/cifar10, hfds/...) with timm."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .errors import BadImageError, DataError
 
 
 class NamedSource:
-    """A data set that timm's `create_dataset` opens, behind the same methods as `FolderSource`."""
+    """Read a data set that timm's `create_dataset` opens, by the same methods as `FolderSource`."""
 
     def __init__(
         self,
@@ -27,9 +27,9 @@ class NamedSource:
         download: bool = False,
         **options: Any,
     ) -> None:
-        """`options` (input_key, target_key, ...) go to timm's reader."""
+        """Open the data set; `options` (input_key, target_key, ...) go to timm's reader."""
         if class_map and name.lower().startswith("torch/"):
-            raise DataError(f"--dataset {name} cannot take a class map; folders and hfds/ data sets can")
+            raise DataError(f"`dataset={name}` cannot take a class map; folders and hfds/ data sets can")
         self._label = f"{name}:{split}"
         self._dataset = _create(name, root, split, class_map=class_map, download=download, **options)
         self._reader = self._dataset.reader if isinstance(self._dataset, ImageDataset) else None
@@ -40,18 +40,22 @@ class NamedSource:
         return len(self._dataset)
 
     def filename(self, index: int) -> str:
-        """The file's own name where the data set knows one, else its position."""
+        """Return the file's own name where the data set knows one, else its position."""
         if isinstance(self._dataset, DatasetFolder):
             return str(Path(self._dataset.samples[index][0]).relative_to(self._dataset.root))
         name = self._reader.filename(index) if self._reader is not None else None
         return str(name) if name else f"{index:08d}"
 
     def path(self, index: int) -> str:
-        """The name for errors and lists: data set, split and position."""
+        """Name a picture by data set, split and position, for errors and lists."""
         return f"{self._label}[{index}]"
 
+    def targets(self) -> list[int] | None:
+        """List the class indices of all pictures where torchvision's image folder knows them; else None."""
+        return list(self._dataset.targets) if isinstance(self._dataset, DatasetFolder) else None
+
     def read(self, index: int, reduction: Reduction | None = None) -> tuple[Image.Image, int]:
-        """The RGB picture and its class index; what torchvision decodes itself comes at full size."""
+        """Decode a picture and return it with its class index; what torchvision decodes itself comes at full size."""
         name = self.path(index)
         if isinstance(self._dataset, DatasetFolder):
             file, target = self._dataset.samples[index]
@@ -71,15 +75,15 @@ def _create(name: str, root: str | Path | None, split: str, **options: Any) -> A
     try:
         dataset: Dataset[Any] = create_dataset(name, root=str(root) if root else None, split=split, **options)
     except ImportError as error:
-        raise DataError(f"--dataset {name} needs a package that is not installed: {error}") from error
+        raise DataError(f"`dataset={name}` needs a package that is not installed: {error}") from error
     except (AssertionError, RuntimeError, OSError, ValueError, TypeError, KeyError) as error:
         raise DataError(
-            f"--dataset {name} (split {split!r}, folder {root}) cannot be opened: {error}. "
-            "Names are '' for a folder, torch/NAME or hfds/NAME; --dataset-download fetches where timm can."
+            f"`dataset={name}` (split {split!r}, folder {root}) cannot be opened: {error}. Names are '' for a folder, "
+            "torch/NAME or hfds/NAME; `dataset_download=True` fetches where timm can."
         ) from error
     if isinstance(dataset, IterableDataset):
         raise DataError(
-            f"--dataset {name} is a stream without positions, so a run on it can neither be resumed exactly "
+            f"`dataset={name}` is a stream without positions, so a run on it can neither be resumed exactly "
             "nor count each picture once. Use hfds/NAME for a set with positions, or export it to a folder."
         )
     return dataset

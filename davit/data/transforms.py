@@ -1,8 +1,9 @@
-"""timm's transforms under the command line's words, ending in a normalised float tensor made on the CPU."""
+"""Build timm's transforms, which end in a normalised float tensor made on the CPU."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,12 +17,16 @@ from timm.data.transforms import MaybeToTensor, RandomResizedCropAndInterpolatio
 from torch import Tensor
 from torchvision.transforms import Compose, Normalize
 
-from .dataset import Transform
 from .crop_first import CropFirst
+from .dataset import Transform
+from .errors import require, require_choice
 
 INTERPOLATIONS = ("bicubic", "bilinear", "nearest", "lanczos", "box", "hamming")
+CROP_MODES = ("center", "squash", "border")
 ERASE_MODES = ("const", "rand", "pixel")
 Size = int | Sequence[int]
+
+_ONLY_RESIZING = (Image.Resampling.LANCZOS, Image.Resampling.BOX, Image.Resampling.HAMMING)  # Pillow cannot rotate by
 
 
 def train_transform(
@@ -44,26 +49,25 @@ def train_transform(
     no_aug: bool = False,
     scaled_decoding: bool = True,
 ) -> Transform:
-    """PIL picture -> (3, H, W), or (aug_splits, 3, H, W) with split 0 unaugmented; float32, normalised.
+    """Build the training transform: PIL picture -> (3, H, W), or (aug_splits, 3, H, W); float32, normalised.
 
-    `img_size` is H = W, (H, W) or (C, H, W). `resplit` keeps random erasing off the clean split; without
-    splits timm then erases in the second half of each batch only, which for a single sample is half the
-    probability. With `scaled_decoding` a data set decodes a JPEG that is much larger than its crop needs at a
-    fraction of its size (see `davit.data.crop_first`); not with splits. Raises `ValueError` naming the value and the choices.
+    `img_size` is H = W, (H, W) or (C, H, W). Of several splits the first is not augmented, and `resplit` keeps random
+    erasing off it; without splits timm then erases in the second half of each batch only, which for a single sample
+    is half the probability. With `scaled_decoding` a data set decodes a JPEG that is much larger than its crop needs
+    at a fraction of its size (see `davit.data.crop_first`); not with splits.
+
+    Raises `ValueError` naming the value and the choices.
     """
-    _check_choice("--train-interpolation", train_interpolation, ("random", *INTERPOLATIONS))
-    _check_choice("--remode", remode, ERASE_MODES)
-    for flag, share in (("--hflip", hflip), ("--vflip", vflip), ("--reprob", reprob)):
-        if not 0 <= share <= 1:
-            raise ValueError(f"{flag} {share} is not a probability between 0 and 1")
-    for flag, bounds in (("--scale", scale), ("--ratio", ratio)):
-        if len(bounds) != 2 or not 0 < bounds[0] <= bounds[1]:
-            raise ValueError(f"{flag} {list(bounds)} is not a range: two positive numbers, the smaller first")
-    if aug_splits < 0 or aug_splits == 1 or (aug_splits and no_aug):
-        choices = "only 0 with --no-aug" if no_aug else "0, or 2 and more (one of them clean)"
-        raise ValueError(f"--aug-splits {aug_splits} is not possible: {choices}")
-    if recount < 1:
-        raise ValueError(f"--recount {recount} is not a count of 1 or more")
+    require_choice("train_interpolation", train_interpolation, ("random", *INTERPOLATIONS))
+    require_choice("remode", remode, ERASE_MODES)
+    for name, share in (("hflip", hflip), ("vflip", vflip), ("reprob", reprob)):
+        require(0 <= share <= 1, name, share, "a probability between 0 and 1")
+    for name, bounds in (("scale", scale), ("ratio", ratio)):
+        is_range = len(bounds) == 2 and 0 < bounds[0] <= bounds[1]
+        require(is_range, name, list(bounds), "a range: two positive numbers, the smaller first")
+    splits = "0, the only choice with `no_aug=True`" if no_aug else "0, or 2 and more (one of them clean)"
+    require(aug_splits == 0 or (aug_splits > 1 and not no_aug), "aug_splits", aug_splits, splits)
+    require(recount >= 1, "recount", recount, "a count of 1 or more")
     options: dict[str, Any] = {
         "is_training": True,
         "no_aug": no_aug,
@@ -83,9 +87,8 @@ def train_transform(
         if scaled_decoding and isinstance(first, RandomResizedCropAndInterpolation):
             return CropFirst(first, Compose(rest))
         return transform
-    eraser = RandomErasing(
-        reprob, mode=remode, max_count=recount, num_splits=aug_splits if resplit else 0, device="cpu"
-    )
+    split_erasing = aug_splits if resplit else 0
+    eraser = RandomErasing(reprob, mode=remode, max_count=recount, num_splits=split_erasing, device="cpu")
     base, augment, normalise = _create(img_size, mean, std, **options, separate=True)
     return SplitTransform(base, augment, normalise, num_splits=aug_splits, erase=eraser)
 
@@ -99,31 +102,29 @@ def eval_transform(
     mean: Sequence[float] = IMAGENET_DEFAULT_MEAN,
     std: Sequence[float] = IMAGENET_DEFAULT_STD,
 ) -> Transform:
-    """PIL picture -> (3, H, W) float32: resized to img_size / crop_pct, centre crop, normalised.
+    """Build the evaluation transform: PIL picture -> (3, H, W) float32, normalised.
 
-    `crop_pct` None is timm's 0.875; `crop_mode` is center (default), squash or border.
+    Its steps are a resizing to img_size / crop_pct and a centre crop. `crop_pct` None is timm's 0.875; `crop_mode` is
+    center (default), squash or border.
     """
-    _check_choice("--interpolation", interpolation, INTERPOLATIONS)
-    _check_choice("--crop-mode", crop_mode or "center", ("center", "squash", "border"))
-    if crop_pct is not None and crop_pct <= 0:
-        raise ValueError(f"--crop-pct {crop_pct} is not a share above 0, such as 0.9")
+    require_choice("interpolation", interpolation, INTERPOLATIONS)
+    require_choice("crop_mode", crop_mode or "center", CROP_MODES)
+    require(crop_pct is None or crop_pct > 0, "crop_pct", crop_pct, "a share above 0, such as 0.9")
     return _create(img_size, mean, std, crop_pct=crop_pct, crop_mode=crop_mode, interpolation=interpolation)
 
 
+@dataclass
 class SplitTransform:
-    """One picture -> its clean split and `num_splits` - 1 augmented ones, (S, C, H, W), as AugMix asks for.
+    """Turn a picture into its clean split and `num_splits` - 1 augmented ones, (S, C, H, W), as AugMix asks for.
 
     The same steps as timm's `AugMixDataset`, which wraps a data set and erases the clean split too.
     """
 
-    def __init__(
-        self, base: Any, augment: Any, normalise: Transform, num_splits: int, erase: RandomErasing
-    ) -> None:
-        self.base = base
-        self.augment = augment
-        self.normalise = normalise
-        self.num_splits = num_splits
-        self.erase = erase
+    base: Any
+    augment: Any
+    normalise: Transform
+    num_splits: int
+    erase: RandomErasing
 
     def __call__(self, image: Image.Image) -> Tensor:
         clean = self.base(image)
@@ -132,7 +133,10 @@ class SplitTransform:
 
 
 class ToNormalizedTensor:
-    """RGB picture -> (3, H, W) float32, (x / 255 - mean) / std: torchvision's two steps, to the last bit, in place."""
+    """Turn an RGB picture into (3, H, W) float32, (x / 255 - mean) / std, in place.
+
+    The result is that of torchvision's two steps, to the last bit.
+    """
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         self.mean = torch.tensor(mean)[:, None, None]
@@ -145,29 +149,30 @@ class ToNormalizedTensor:
 
 
 def _create(img_size: Size, mean: Sequence[float], std: Sequence[float], **options: Any) -> Any:
-    """timm's transform; its assertions about the user's values become `ValueError`."""
+    """Create timm's transform; its assertions about the user's values become `ValueError`."""
     size: Any = img_size if isinstance(img_size, int) else tuple(img_size)[-2:]
-    if min((size,) if isinstance(size, int) else size) < 1:
-        raise ValueError(f"--img-size {img_size} is not a size of 1 pixel or more")
-    if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
-        raise ValueError(f"--mean {list(mean)} and --std {list(std)} must be three numbers each, std above 0")
+    require(min((size,) if isinstance(size, int) else size) >= 1, "img_size", img_size, "a size of 1 pixel or more")
+    require(len(mean) == 3, "mean", list(mean), "three numbers")
+    require(len(std) == 3 and min(std) > 0, "std", list(std), "three numbers above 0")
     try:
         transform = create_transform(size, mean=tuple(mean), std=tuple(std), use_prefetcher=False, **options)
     except (AssertionError, KeyError, ValueError, IndexError) as error:
         raise ValueError(
-            f"timm cannot build the transform with --aa {options.get('auto_augment')!r}: {error!r}; "
+            f"timm cannot build the transform with `aa={options.get('auto_augment')!r}`: {error!r}; "
             "known are such as rand-m9-mstd0.5-inc1, augmix-m5-w4, original, v0, 3a and none"
         ) from error
     for operation in _augment_ops(transform):
         if operation.aug_fn is posterize:
-            operation.aug_fn = _posterize
+            operation.aug_fn = posterize_or_black
+        if operation.kwargs["resample"] in _ONLY_RESIZING:
+            operation.kwargs["resample"] = Image.Resampling.BICUBIC
     for steps in transform if isinstance(transform, tuple) else (transform,):
         _join_ending(steps, ToNormalizedTensor(mean, std))
     return transform
 
 
 def _join_ending(steps: Compose, ending: ToNormalizedTensor) -> None:
-    """Let one step stand for timm's conversion to a tensor and the normalisation behind it."""
+    """Replace timm's conversion to a tensor and the normalisation behind it by one step."""
     kinds = [type(step) for step in steps.transforms]
     if MaybeToTensor in kinds:
         at = kinds.index(MaybeToTensor)
@@ -176,7 +181,7 @@ def _join_ending(steps: Compose, ending: ToNormalizedTensor) -> None:
 
 
 def _augment_ops(part: Any) -> Iterator[AugmentOp]:
-    """The single operations inside a (nested) transform of timm's."""
+    """Yield the single operations inside a (nested) transform of timm's."""
     if isinstance(part, AugmentOp):
         yield part
     elif isinstance(part, list | tuple):
@@ -187,14 +192,9 @@ def _augment_ops(part: Any) -> Iterator[AugmentOp]:
             yield from _augment_ops(getattr(part, name, ()))
 
 
-def _posterize(image: Image.Image, bits_to_keep: int, **kwargs: Any) -> Image.Image:
-    """timm's operation also for the 0 bits (or fewer) of its highest magnitudes: black.
+def posterize_or_black(image: Image.Image, bits_to_keep: int, **kwargs: Any) -> Image.Image:
+    """Posterize as timm does, and give black for the 0 bits (or fewer) of its highest magnitudes.
 
-    Pillow before 13 did this itself; Pillow 13 raises, in the midst of a run with the default --aa.
+    Pillow before 13 did this itself; Pillow 13 raises, in the midst of a run with the default `aa`.
     """
     return posterize(image, bits_to_keep, **kwargs) if bits_to_keep > 0 else Image.new(image.mode, image.size)
-
-
-def _check_choice(flag: str, value: str, choices: Sequence[str]) -> None:
-    if value not in choices:
-        raise ValueError(f"{flag} {value!r} is unknown; choose from {', '.join(choices)}")

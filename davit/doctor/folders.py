@@ -64,9 +64,9 @@ def _classes(root: Path, limit: int | None) -> Iterator[Finding]:
 
 
 def _counts(split: str, dataset: PictureDataset) -> Iterator[Finding]:
-    target = getattr(dataset.source, "target", None)
-    assert target is not None  # a folder
-    count = Counter(target(index) for index in range(len(dataset)))
+    targets = dataset.source.targets()
+    assert targets is not None  # a folder
+    count = Counter(targets)
     names = dataset.class_names
     smallest, largest = min(count, key=lambda k: count[k]), max(count, key=lambda k: count[k])
     text = f"{len(dataset)} pictures in {len(count)} classes, {count[smallest]} to {count[largest]} a class"

@@ -1,4 +1,4 @@
-"""The command line of training: every flag of the original with its default, and what came since.
+"""Parse the flags of training: every one of the original with its default, and what came since.
 
 A flag with no meaning today is still accepted; `NO_LONGER` says in one line what happens instead.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import logging
 import math
-from argparse import Namespace
+import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,9 @@ NO_LONGER = {
 }
 
 
+ABOVE_ZERO = math.ulp(0.0)  # as a lower limit of `real`: the least number above 0
+
+
 def integer(least: int, most: int = 2**31 - 1) -> Callable[[str], int]:
     """Make an argparse type for whole numbers from `least` to `most`."""
 
@@ -50,8 +53,8 @@ def integer(least: int, most: int = 2**31 - 1) -> Callable[[str], int]:
     return convert
 
 
-def real(least: float, most: float = math.inf) -> Callable[[str], float]:
-    """Make an argparse type for finite numbers from `least` to `most`; `math.ulp(0.0)` stands for above 0."""
+def real(least: float = -math.inf, most: float = math.inf) -> Callable[[str], float]:
+    """Make an argparse type for finite numbers from `least` to `most`; for `least`, see also `ABOVE_ZERO`."""
 
     def convert(text: str) -> float:
         try:
@@ -59,18 +62,24 @@ def real(least: float, most: float = math.inf) -> Callable[[str], float]:
         except ValueError:
             value = math.nan
         if not (least <= value <= most and math.isfinite(value)):
-            limit = "above 0" if least == math.ulp(0.0) else f"of {least:g} or more"
-            limit = (
-                limit if most == math.inf else f"between {max(0.0, least) if least < 1e-9 else least:g} and {most:g}"
-            )
-            raise argparse.ArgumentTypeError(f"{text!r} is not a number {limit}")
+            low = {-math.inf: "", ABOVE_ZERO: " above 0"}.get(least, f" of {least:g} or more")
+            high = "" if most == math.inf else f" and at most {most:g}"
+            raise argparse.ArgumentTypeError(f"{text!r} is not a finite number{low}{high}")
         return value
 
     return convert
 
 
+def backend(text: str) -> str:
+    """Check a name of torch.compile's backends, as an argparse type."""
+    if text not in torch.compiler.list_backends(exclude_tags=()):
+        known = ", ".join(torch.compiler.list_backends())
+        raise argparse.ArgumentTypeError(f"{text!r} is unknown; choose from {known}")
+    return text
+
+
 class KeyValues(argparse.Action):
-    """``--flag key=value ...`` as a dictionary; values are read as YAML scalars."""
+    """Read ``--flag key=value ...`` into a dictionary; values are YAML scalars."""
 
     def __call__(
         self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: Any = None
@@ -93,9 +102,10 @@ def key_values(pairs: Sequence[str]) -> dict[str, Any]:
 
 
 def train_parser() -> argparse.ArgumentParser:
-    """The flags of train.py."""
+    """Make the parser of train.py."""
     parser = argparse.ArgumentParser(
         description="Train DaViT, or any model that timm knows, on an image folder.",
+        usage="%(prog)s [DIR] [-c FILE] [flags]",  # all 130 of them would hide the error below
         epilog="Exit status: 0 done, 2 a mistake in the flags or the data, 3 a non-finite loss, 4 the disk is full, "
         "75 interrupted and saved (run again with --auto-resume).",
     )
@@ -111,34 +121,28 @@ def train_parser() -> argparse.ArgumentParser:
 
 
 def _add_data(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("data")
-    add = group.add_argument
-    add(
-        "data_dir",
-        nargs="?",
-        metavar="DIR",
-        help="folder with train/ and val/; without one: handwritten digits",
-    )
+    add = parser.add_argument_group("data").add_argument
+    add("data_dir", nargs="?", metavar="DIR", help="folder with train/ and val/; without one: handwritten digits")
     add("--dataset", "-d", default="", help="'' for a folder, or torch/NAME, hfds/NAME")
     add("--train-split", default="train", help="name of the training split")
     add("--val-split", default="validation", help="name of the validation split (val is found too)")
     add("--class-map", default="", metavar="FILE", help="class names and their indices")
     add("--dataset-download", action="store_true", help="let a torch/NAME data set download itself")
-    add("--img-size", type=int, help="side of the picture in pixels; default: the model's")
-    add("--input-size", type=int, nargs=3, metavar=("C", "H", "W"), help="instead of --img-size")
-    add("--crop-pct", type=float, help="share of the side that the evaluation crop keeps")
-    add("--mean", type=float, nargs="+", help="mean of each colour")
-    add("--std", type=float, nargs="+", help="standard deviation of each colour")
+    add("--img-size", type=integer(1), help="side of the picture in pixels; default: the model's")
+    add("--input-size", type=integer(1), nargs=3, metavar=("C", "H", "W"), help="instead of --img-size")
+    add("--crop-pct", type=real(ABOVE_ZERO), help="share of the side that the evaluation crop keeps")
+    add("--mean", type=real(), nargs="+", help="mean of each colour")
+    add("--std", type=real(ABOVE_ZERO), nargs="+", help="standard deviation of each colour")
     add("--interpolation", default="", help="resampling in evaluation; default: the model's")
-    add("-b", "--batch-size", type=int, default=64, help="pictures for each process and micro-batch")
+    add("-b", "--batch-size", type=integer(1), default=64, help="pictures for each process and micro-batch")
     add(
         "-vb",
         "--validation-batch-size-multiplier",
-        type=int,
+        type=integer(1),
         default=1,
         help="evaluation batch over the training one",
     )
-    add("-j", "--workers", type=int, default=10, help="loader processes, at most as many as there are cores")
+    add("-j", "--workers", type=integer(0), default=10, help="loader processes, at most as many as there are cores")
     add("--pin-mem", action="store_true", default=True, help="page-locked host memory (the default)")
     add("--no-pin-mem", dest="pin_mem", action="store_false", help="pageable host memory")
     add("--no-prefetcher", action="store_true", help=argparse.SUPPRESS)
@@ -148,32 +152,19 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("model")
-    add = group.add_argument
+    add = parser.add_argument_group("model").add_argument
     add(
         "--model",
         default="deit_small_patch16_224",
         help="a DaViT variant (DaViT_tiny ...), or any model of timm's; the default is the original script's",
     )
     add("--pretrained", action="store_true", help="start from published weights")
-    add(
-        "--initial-checkpoint",
-        default="",
-        metavar="FILE",
-        help="start from these weights, of any known layout",
-    )
-    add("--num-classes", type=int, help="default: as many as the data has")
+    add("--initial-checkpoint", default="", metavar="FILE", help="start from these weights, of any known layout")
+    add("--num-classes", type=integer(1), help="default: as many as the data has")
     add("--gp", metavar="POOL", help="global pooling: avg, max, avgmax")
-    add(
-        "--model-kwargs",
-        nargs="+",
-        default={},
-        action=KeyValues,
-        metavar="KEY=VALUE",
-        help="to the constructor",
-    )
+    add("--model-kwargs", nargs="+", default={}, action=KeyValues, metavar="KEY=VALUE", help="to the constructor")
     add("--grad-checkpointing", action="store_true", help="less memory, more time")
-    add("--torchcompile", nargs="?", const="inductor", metavar="BACKEND", help="torch.compile the model")
+    add("--torchcompile", nargs="?", const="inductor", type=backend, metavar="BACKEND", help="torch.compile the model")
     add("--torchscript", action="store_true", help="torch.jit.script the model")
     add("--channels-last", action="store_true", help="channels-last memory format")
     add("--amp", action="store_true", help="mixed precision")
@@ -188,105 +179,115 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_optimizer(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("optimizer (timm's names)")
-    add = group.add_argument
+    add = parser.add_argument_group("optimizer (timm's names)").add_argument
     add("--opt", default="adamw", help="optimizer")
-    add("--opt-eps", type=float, default=1e-8, help="epsilon")
-    add("--opt-betas", type=float, nargs="+", help="betas")
-    add("--momentum", type=float, default=0.9, help="momentum")
-    add("--weight-decay", type=float, default=0.05, help="weight decay, on matrices alone")
-    add("--layer-decay", type=float, help="factor on the learning rate for each layer towards the input")
-    add("--clip-grad", type=float, metavar="NORM", help="gradient clipping; default: none")
+    add("--opt-eps", type=real(0), default=1e-8, help="epsilon")
+    add("--opt-betas", type=real(0, 1), nargs="+", help="betas")
+    add("--momentum", type=real(0, 1), default=0.9, help="momentum")
+    add("--weight-decay", type=real(0), default=0.05, help="weight decay, on matrices alone")
+    add("--layer-decay", type=real(ABOVE_ZERO), help="factor on the learning rate for each layer towards the input")
+    add("--clip-grad", type=real(ABOVE_ZERO), metavar="NORM", help="gradient clipping; default: none")
     add("--clip-mode", default="norm", choices=("norm", "value", "agc"), help="how to clip")
-    add("--grad-accum-steps", type=int, default=1, help="micro-batches for each optimizer step")
+    add("--grad-accum-steps", type=integer(1), default=1, help="micro-batches for each optimizer step")
 
 
 def _add_schedule(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("schedule (timm's names)")
-    add = group.add_argument
+    add = parser.add_argument_group("schedule (timm's names)").add_argument
     add("--sched", default="cosine", help="cosine, step, multistep, plateau, poly, tanh, ...")
     add("--sched-on-updates", action="store_true", help="change the rate at each step rather than each epoch")
-    add("--lr", type=float, default=5e-4, help="learning rate, for the global batch as it is (never scaled)")
-    add("--lr-noise", type=float, nargs="+", help="epochs (as shares) between which the rate is noisy")
-    add("--lr-noise-pct", type=float, default=0.67, help="limit of the noise")
-    add("--lr-noise-std", type=float, default=1.0, help="standard deviation of the noise")
-    add("--lr-cycle-mul", type=float, default=1.0, help="length of a cycle over the one before")
-    add("--lr-cycle-limit", type=int, default=1, help="number of cycles")
-    add("--lr-cycle-decay", type=float, default=0.1, help="rate of a cycle over the one before")
-    add("--lr-k-decay", type=float, default=1.0, help="k-decay of cosine and poly")
-    add("--warmup-lr", type=float, default=1e-6, help="rate at the start of the warm-up")
-    add("--min-lr", type=float, default=1e-5, help="rate at the end")
-    add("--epochs", type=int, default=300, help="epochs of the schedule, the cool-down not counted")
-    add("--epoch-repeats", type=float, default=0.0, help="passes over the data in an epoch; 0 is one")
-    add("--start-epoch", type=int, help="count epochs from here")
-    add("--decay-epochs", type=float, default=30, help="epochs between steps of 'step'")
-    add("--decay-milestones", type=int, nargs="+", default=[30, 60], help="epochs at which 'multistep' steps")
-    add("--warmup-epochs", type=int, default=5, help="epochs of warm-up")
+    add("--lr", type=real(0), default=5e-4, help="learning rate, for the global batch as it is (never scaled)")
+    add("--lr-noise", type=real(0, 1), nargs="+", help="epochs (as shares) between which the rate is noisy")
+    add("--lr-noise-pct", type=real(0), default=0.67, help="limit of the noise")
+    add("--lr-noise-std", type=real(0), default=1.0, help="standard deviation of the noise")
+    add("--lr-cycle-mul", type=real(ABOVE_ZERO), default=1.0, help="length of a cycle over the one before")
+    add("--lr-cycle-limit", type=integer(1), default=1, help="number of cycles")
+    add("--lr-cycle-decay", type=real(0), default=0.1, help="rate of a cycle over the one before")
+    add("--lr-k-decay", type=real(ABOVE_ZERO), default=1.0, help="k-decay of cosine and poly")
+    add("--warmup-lr", type=real(0), default=1e-6, help="rate at the start of the warm-up")
+    add("--min-lr", type=real(0), default=1e-5, help="rate at the end")
+    add("--epochs", type=integer(1), default=300, help="epochs of the schedule, the cool-down not counted")
+    add("--epoch-repeats", type=real(0), default=0.0, help="passes over the data in an epoch; 0 is one")
+    add("--start-epoch", type=integer(0), help="count epochs from here")
+    add("--decay-epochs", type=real(ABOVE_ZERO), default=30, help="epochs between steps of 'step'")
+    add("--decay-milestones", type=integer(0), nargs="+", default=[30, 60], help="epochs at which 'multistep' steps")
+    add("--warmup-epochs", type=integer(0), default=5, help="epochs of warm-up")
     add("--warmup-prefix", action="store_true", help="begin the schedule after the warm-up")
-    add("--cooldown-epochs", type=int, default=10, help="epochs at --min-lr after the schedule")
-    add("--patience-epochs", type=int, default=10, help="patience of 'plateau'")
-    add("--decay-rate", "--dr", type=float, default=0.1, help="factor of 'step', 'multistep' and 'plateau'")
+    add("--cooldown-epochs", type=integer(0), default=10, help="epochs at --min-lr after the schedule")
+    add("--patience-epochs", type=integer(0), default=10, help="patience of 'plateau'")
+    add("--decay-rate", "--dr", type=real(ABOVE_ZERO), default=0.1, help="factor of 'step', 'multistep' and 'plateau'")
 
 
 def _add_augmentation(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("augmentation (timm's names)")
-    add = group.add_argument
+    add = parser.add_argument_group("augmentation (timm's names)").add_argument
     add("--no-aug", action="store_true", help="no augmentation at all")
-    add("--scale", type=float, nargs="+", default=[0.08, 1.0], help="area of the random crop")
-    add("--ratio", type=float, nargs="+", default=[3 / 4, 4 / 3], help="shape of the random crop")
-    add("--hflip", type=float, default=0.5, help="probability of a horizontal flip")
-    add("--vflip", type=float, default=0.0, help="probability of a vertical flip")
-    add("--color-jitter", type=float, default=0.4, help="strength, where no --aa replaces it")
+    add(
+        "--scale",
+        type=real(ABOVE_ZERO),
+        nargs=2,
+        metavar=("MIN", "MAX"),
+        default=[0.08, 1.0],
+        help="area of the random crop",
+    )
+    add(
+        "--ratio",
+        type=real(ABOVE_ZERO),
+        nargs=2,
+        metavar=("MIN", "MAX"),
+        default=[3 / 4, 4 / 3],
+        help="shape of the random crop",
+    )
+    add("--hflip", type=real(0, 1), default=0.5, help="probability of a horizontal flip")
+    add("--vflip", type=real(0, 1), default=0.0, help="probability of a vertical flip")
+    add("--color-jitter", type=real(0), default=0.4, help="strength, where no --aa replaces it")
     add("--aa", default="rand-m9-mstd0.5-inc1", help="AutoAugment policy, or none")
-    add("--aug-splits", type=int, default=0, help="augmented copies in a batch, for --jsd")
+    add("--aug-splits", type=integer(0), default=0, help="augmented copies in a batch, for --jsd")
     add("--jsd", action="store_true", help="Jensen-Shannon divergence between the splits")
     add("--train-interpolation", default="bicubic", help="resampling in training; random mixes")
     add("--repeated-aug", action="store_true", help="three augmentations of a picture in an epoch")
-    add("--reprob", type=float, default=0.25, help="probability of random erasing")
+    add("--reprob", type=real(0, 1), default=0.25, help="probability of random erasing")
     add("--remode", default="pixel", help="what erasing writes: pixel, rand, const")
-    add("--recount", type=int, default=1, help="areas erased")
+    add("--recount", type=integer(1), default=1, help="areas erased")
     add("--resplit", action="store_true", help="no erasing in the clean split")
-    add("--mixup", type=float, default=0.8, help="mixup alpha")
-    add("--cutmix", type=float, default=1.0, help="cutmix alpha")
-    add("--cutmix-minmax", type=float, nargs="+", help="limits of the cutmix area, instead of alpha")
-    add("--mixup-prob", type=float, default=1.0, help="probability of either")
-    add("--mixup-switch-prob", type=float, default=0.5, help="probability of cutmix where both are on")
+    add("--mixup", type=real(0), default=0.8, help="mixup alpha")
+    add("--cutmix", type=real(0), default=1.0, help="cutmix alpha")
+    add(
+        "--cutmix-minmax",
+        type=real(0, 1),
+        nargs=2,
+        metavar=("MIN", "MAX"),
+        help="limits of the cutmix area, instead of alpha",
+    )
+    add("--mixup-prob", type=real(0, 1), default=1.0, help="probability of either")
+    add("--mixup-switch-prob", type=real(0, 1), default=0.5, help="probability of cutmix where both are on")
     add("--mixup-mode", default="batch", choices=("batch", "pair", "elem"), help="what shares a mixing ratio")
-    add("--mixup-off-epoch", type=int, default=0, help="epoch from which neither is used; 0: never")
-    add("--smoothing", type=float, default=0.1, help="label smoothing")
-    add("--tta", type=int, default=0, help=argparse.SUPPRESS)
+    add("--mixup-off-epoch", type=integer(0), default=0, help="epoch from which neither is used; 0: never")
+    add("--smoothing", type=real(0, 1), default=0.1, help="label smoothing")
+    add("--tta", type=integer(0), default=0, help=argparse.SUPPRESS)
 
 
 def _add_regularisation(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("regularisation, batch norm and averaging")
-    add = group.add_argument
-    add("--drop", type=float, default=0.0, help="dropout before the head")
-    add("--drop-connect", type=float, help=argparse.SUPPRESS)
-    add("--drop-path", type=float, default=0.1, help="stochastic depth")
-    add("--drop-block", type=float, help=argparse.SUPPRESS)
+    add = parser.add_argument_group("regularisation, batch norm and averaging").add_argument
+    add("--drop", type=real(0, 1), default=0.0, help="dropout before the head")
+    add("--drop-connect", type=real(0, 1), help=argparse.SUPPRESS)
+    add("--drop-path", type=real(0, 1), default=0.1, help="stochastic depth")
+    add("--drop-block", type=real(0, 1), help=argparse.SUPPRESS)
     add("--bn-tf", action="store_true", help=argparse.SUPPRESS)
-    add("--bn-momentum", type=float, help="of batch norms, in models that have them")
-    add("--bn-eps", type=float, help="of batch norms")
+    add("--bn-momentum", type=real(0, 1), help="of batch norms, in models that have them")
+    add("--bn-eps", type=real(0), help="of batch norms")
     add("--sync-bn", action="store_true", help="synchronised batch norm")
-    add(
-        "--dist-bn",
-        default="",
-        choices=("", "broadcast", "reduce"),
-        help="share batch-norm statistics each epoch",
-    )
+    add("--dist-bn", default="", choices=("", "broadcast", "reduce"), help="share batch-norm statistics each epoch")
     add("--split-bn", action="store_true", help="batch norms of their own for the splits")
     add("--model-ema", action="store_true", help="keep a moving average of the weights")
     add("--model-ema-force-cpu", action="store_true", help="keep it in host memory")
-    add("--model-ema-decay", type=float, default=0.99996, help="its decay for each step")
+    add("--model-ema-decay", type=real(0, 1), default=0.99996, help="its decay for each step")
 
 
 def _add_run(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("run")
-    add = group.add_argument
-    add("--seed", type=int, default=42, help="of everything random")
-    add("--log-interval", type=int, default=50, help="steps between two lines of the log")
-    add("--recovery-interval", type=int, default=0, help="steps between two saved states; 0: each epoch")
-    add("--checkpoint-hist", type=int, default=10, help="checkpoints kept, the best ones")
+    add = parser.add_argument_group("run").add_argument
+    add("--seed", type=integer(-(2**63), 2**63 - 1), default=42, help="of everything random")
+    add("--log-interval", type=integer(1), default=50, help="steps between two lines of the log")
+    add("--recovery-interval", type=integer(0), default=0, help="steps between two saved states; 0: each epoch")
+    add("--checkpoint-hist", type=integer(1), default=10, help="checkpoints kept, the best ones")
     add("--output", default="", metavar="DIR", help="folder for runs; default: output/train")
     add("--experiment", default="", metavar="NAME", help="folder of this run; default: time, model, size")
     add("--overwrite", action="store_true", help="replace an earlier run in the same folder")
@@ -297,18 +298,14 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     add("--log-tensorboard", action="store_true", help="write TensorBoard events")
     add("--log-wandb", action="store_true", help="log to Weights & Biases")
     add("--throughput", action="store_true", help="measure images/s of the model and stop")
-    add(
-        "--dry-run",
-        action="store_true",
-        help="two steps, one evaluation batch, memory and time; writes nothing",
-    )
-    add("--local_rank", "--local-rank", type=int, default=0, help=argparse.SUPPRESS)
+    add("--dry-run", action="store_true", help="two steps, one evaluation batch, memory and time; writes nothing")
+    add("--local_rank", "--local-rank", type=integer(-1), default=0, help=argparse.SUPPRESS)
 
 
 def parse_with_config(
     parser: argparse.ArgumentParser, argv: Sequence[str] | None, default_config: str | Path | None = None
 ) -> argparse.Namespace:
-    """Parse flags over the defaults of a YAML recipe (``-c FILE``).
+    """Parse flags, and in front of them a YAML recipe (``-c FILE``), turned into the words of a command line.
 
     Args:
         default_config: the recipe used where neither a recipe nor a data folder is given.
@@ -317,132 +314,102 @@ def parse_with_config(
         ValueError: the recipe cannot be read, has an unknown key (the nearest is offered) or a value that its
             flag does not take.
     """
-    first = parser.parse_args(argv)
-    config = first.config
-    if config is None and default_config is not None and first.data_dir is None and not first.dataset:
+    args = parser.parse_args(argv)
+    config = getattr(args, "config", None)
+    if config is None and default_config is not None and args.data_dir is None and not args.dataset:
         config = str(default_config)
     if config is not None:
-        # not set_defaults: argparse would pass lists and None through unchecked
-        parser.set_defaults(**_read_config(parser, Path(config)))
-    args = parser.parse_args(argv)
-    args.config = config
+        words = _recipe_words(parser, Path(config))
+        # --config ends the recipe's last list
+        args = parser.parse_args([*words, f"--config={config}", *(sys.argv[1:] if argv is None else argv)])
     return args
 
 
-def _read_config(parser: argparse.ArgumentParser, path: Path) -> dict[str, Any]:
+def given_flags(make_parser: Callable[[], argparse.ArgumentParser], argv: Sequence[str] | None) -> set[str]:
+    """Find the names of the arguments that a command line gives, itself or by its recipe (``-c FILE``)."""
+    parser = make_parser()
+    for action in parser._actions:
+        action.default = argparse.SUPPRESS
+    return set(vars(parse_with_config(parser, argv)))
+
+
+def _recipe_words(parser: argparse.ArgumentParser, path: Path) -> list[str]:
+    """Turn a recipe into words; what no word can say (null, an empty list, data_dir) becomes the parser's default."""
+    flags: dict[str, list[argparse.Action]] = {}
+    for flag in parser._actions:
+        flags.setdefault(flag.dest, []).append(flag)
+    del flags["help"]
+    words = []
+    for key, value in _read_recipe(path).items():
+        name = str(key).replace("-", "_")
+        if name == "config":  # in an args.yaml: the recipe of the run that wrote it
+            continue
+        if name not in flags:
+            near = nearest(name, flags, cutoff=0.0)
+            raise ValueError(f"the recipe {path} has an unknown key {key!r}; did you mean {near[0]!r}?")
+        flag = flags[name][0]
+        is_empty = value is None or (value in ([], {}) and flag.nargs == "+")
+        if is_empty or not flag.option_strings:
+            parser.set_defaults(**{name: value if is_empty else str(value)})
+            continue
+        parser.exit_on_error = False
+        try:
+            said = _words(flags[name], value)
+            parser.parse_known_args(said)
+        except (argparse.ArgumentError, ValueError) as error:
+            raise ValueError(f"the recipe {path} has {key}: {value!r}. {error}") from None
+        finally:
+            parser.exit_on_error = True
+        words += said
+    return words
+
+
+def _read_recipe(path: Path) -> dict[str, Any]:
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ValueError(f"the recipe {path} does not exist (-c FILE).") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ValueError(f"the recipe {path} cannot be read as YAML: {error}") from None
-    if values is None:
-        return {}
-    if not isinstance(values, dict):
+    if not isinstance(values, dict | None):
         raise ValueError(f"the recipe {path} is not a list of 'flag: value' lines.")
-    actions = {action.dest: action for action in parser._actions if action.dest not in ("help", "config")}
-    result = {}
-    for key, value in values.items():
-        dest = str(key).replace("-", "_")
-        if dest not in actions:
-            near = nearest(dest, actions, cutoff=0.0)
-            raise ValueError(f"the recipe {path} has an unknown key {key!r}; did you mean {near[0]!r}?")
-        result[dest] = _checked(actions[dest], key, value, path)
-    return result
+    return values or {}
 
 
-def _checked(action: argparse.Action, key: str, value: Any, path: Path) -> Any:
-    """A recipe's value as its flag would have read it ('1e-3' is text to YAML)."""
-    if value is None or isinstance(action, KeyValues):
-        if value is not None and not isinstance(value, dict):
-            raise ValueError(f"{key}: {value!r} in {path} is not a list of 'name: value' lines.")
-        return value
-    if action.nargs == 0:
+def _words(flags: Sequence[argparse.Action], value: Any) -> list[str]:
+    """Say a recipe's value as words of a command line.
+
+    Args:
+        flags: those that set one argument: one, or a switch and its opposite.
+    """
+    flag = flags[0]
+    name = max(flag.option_strings, key=len)
+    if flag.nargs == 0:
         if not isinstance(value, bool):
-            raise ValueError(f"{key}: {value!r} in {path} is a switch; write true or false.")
-        return value
-    if isinstance(action.nargs, int) or action.nargs == "+":
-        values = value if isinstance(value, list) else [value]
-        if isinstance(action.nargs, int) and len(values) != action.nargs:
-            raise ValueError(f"{key}: {value!r} in {path} needs {action.nargs} values.")
-        return [_converted(action, key, item, path) for item in values]
-    return _converted(action, key, value, path)
+            raise ValueError("A switch is true or false.")
+        return [switch.option_strings[-1] for switch in flags if switch.const == value]
+    if isinstance(flag, KeyValues):
+        if not isinstance(value, dict):
+            raise ValueError("Here 'name: value' lines are needed.")
+        return [name, *(f"{key}={_as_yaml(item)}" for key, item in value.items())]
+    values = value if isinstance(value, list) and flag.nargs not in (None, "?") else [value]
+    if any(isinstance(item, bool) for item in values):
+        raise ValueError("True and false are for switches; put quotes around the word if it is meant.")
+    if isinstance(flag.nargs, int) and len(values) != flag.nargs:
+        raise ValueError(f"{flag.nargs} values are needed.")
+    whole = [int(item) if flag.type and isinstance(item, float) and item.is_integer() else item for item in values]
+    return [f"{name}={whole[0]}"] if flag.nargs in (None, "?") else [name, *map(str, whole)]
 
 
-def _converted(action: argparse.Action, key: str, value: Any, path: Path) -> Any:
-    kind: Any = action.type or str
-    if isinstance(value, bool) or (kind is int and isinstance(value, float) and value != int(value)):
-        raise ValueError(f"{key}: {value!r} in {path} is not of type {kind.__name__}.")
-    try:
-        converted = kind(value)
-    except (TypeError, ValueError):
-        raise ValueError(f"{key}: {value!r} in {path} is not of type {kind.__name__}.") from None
-    if action.choices is not None and converted not in action.choices:
-        choices = ", ".join(repr(choice) for choice in action.choices)
-        raise ValueError(f"{key}: {value!r} in {path} is unknown; choose from {choices}.")
-    return converted
-
-
-def changed(parser: argparse.ArgumentParser, args: argparse.Namespace) -> set[str]:
-    """The names of the flags whose values are not the defaults."""
-    return {name for name, value in vars(args).items() if value is not None and value != parser.get_default(name)}
+def _as_yaml(value: Any) -> str:
+    return yaml.safe_dump(value, default_flow_style=True, width=math.inf).removesuffix("...\n").strip()
 
 
 def say_no_longer(answers: Mapping[str, str], given: Collection[str]) -> None:
-    """One line for each flag that was given and does nothing, or something else, today."""
+    """Log one line for each flag that was given and does nothing, or something else, today."""
     for name, instead in answers.items():
         if name in given and name != "local_rank":  # launchers add that one
             log.warning("--%s: %s.", name.replace("_", "-"), instead)
-
-
-# ---- limits of values ----
-
-_COUNTS = {  # flag -> the least whole number
-    **dict.fromkeys(("epochs", "batch_size", "grad_accum_steps", "log_interval", "img_size", "lr_cycle_limit"), 1),
-    **dict.fromkeys(("checkpoint_hist", "validation_batch_size_multiplier"), 1),
-    **dict.fromkeys(("start_epoch", "warmup_epochs", "cooldown_epochs", "patience_epochs"), 0),
-    **dict.fromkeys(("recovery_interval", "mixup_off_epoch", "workers"), 0),
-}
-_NOT_NEGATIVE = ("lr", "warmup_lr", "min_lr", "weight_decay", "mixup", "cutmix", "color_jitter", "opt_eps", "momentum")
-_POSITIVE = ("clip_grad", "crop_pct", "layer_decay", "decay_epochs", "decay_rate", "lr_cycle_mul")
-_SHARES = ("mixup_prob", "mixup_switch_prob", "smoothing", "model_ema_decay")
-
-
-def check_flags(args: Namespace) -> None:
-    """Raises `ValueError` naming the first flag of train.py whose value makes no sense, and what it may be."""
-    for name, least in _COUNTS.items():
-        require_number(name, getattr(args, name), least, math.inf, f"a number of {least} or more")
-    for name in _NOT_NEGATIVE:
-        require_number(name, getattr(args, name), 0, math.inf, "a number of 0 or more")
-    for name in _POSITIVE:
-        require_number(name, getattr(args, name), math.ulp(0.0), math.inf, "a number above 0; leave it out for none")
-    for name in _SHARES:
-        require_number(name, getattr(args, name), 0, 1, "a share between 0 and 1")
-    _require_length("opt_betas", args.opt_betas, (2, 3))
-    _require_length("cutmix_minmax", args.cutmix_minmax, (2,))
-    if args.opt_betas:
-        for beta in args.opt_betas:
-            require_number("opt_betas", beta, 0, 1, "numbers between 0 and 1")
-    check_backend(args.torchcompile)
-
-
-def check_backend(name: str | None) -> None:
-    """Raises `ValueError` where --torchcompile names no backend of torch.compile."""
-    if name and name not in torch.compiler.list_backends(exclude_tags=()):
-        known = ", ".join(torch.compiler.list_backends())
-        raise ValueError(f"--torchcompile {name!r} is unknown; choose from {known}.")
-
-
-def require_number(name: str, value: float | None, least: float, most: float, wanted: str) -> None:
-    """Raises `ValueError` for a value that is not `wanted`: outside of `least` to `most`, or not finite."""
-    if value is not None and not (least <= value <= most and math.isfinite(value)):
-        raise ValueError(f"--{name.replace('_', '-')} {value} is not {wanted}.")
-
-
-def _require_length(name: str, values: Sequence[float] | None, lengths: tuple[int, ...]) -> None:
-    if values and len(values) not in lengths:
-        wanted = " or ".join(map(str, lengths))
-        raise ValueError(f"--{name.replace('_', '-')} {' '.join(map(str, values))}: {wanted} numbers are needed.")
 
 
 # ---- the flags of validate.py ----
@@ -457,50 +424,73 @@ VALIDATE_NO_LONGER = {
 }
 
 
-def parse_validate(argv: Sequence[str] | None) -> tuple[argparse.Namespace, bool]:
-    """The arguments, and whether --model was given (on the command line or in the recipe).
+def model_flags(num_classes: int | None = None) -> argparse.ArgumentParser:
+    """Make a parent of parsers: which model, which of its weights, and how it runs (`ModelOptions`).
 
-    Its default has to be the original's, so that the value does not tell.
+    Args:
+        num_classes: the default of --num-classes; that of predict.py is the original's and is not used unless given.
     """
-    args = parse_with_config(validate_parser(), argv)
-    given = validate_parser()
-    for action in given._actions:
-        if action.dest != "config":
-            action.default = argparse.SUPPRESS
-    return args, "model" in vars(parse_with_config(given, argv))
+    parser = argparse.ArgumentParser(add_help=False)
+    add = parser.add_argument_group("model").add_argument
+    add(
+        "--model",
+        "-m",
+        default="dpn92",
+        help="a DaViT variant or any model of timm's; default: the checkpoint's own, else the original's %(default)s",
+    )
+    add("--checkpoint", default="", metavar="FILE", help="weights of any known layout; without: published ones")
+    add("--pretrained", action="store_true", help="published weights (what no --checkpoint means too)")
+    add("--ema", choices=EMA_CHOICES, default="auto", help="averaged weights: auto takes them where there are any")
+    add("--num-classes", type=integer(1), default=num_classes, help="default: the checkpoint's, else the model's")
+    add("--gp", metavar="POOL", help="global pooling: avg, max, avgmax")
+    add("--model-kwargs", nargs="+", default={}, action=KeyValues, metavar="KEY=VALUE", help="to the constructor")
+    add("--no-test-pool", action="store_true", help="pool larger maps as a whole, as in training")
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:N")
+    add("--amp", action="store_true", help="mixed precision")
+    add(
+        "--amp-dtype",
+        choices=("bf16", "fp16", "bfloat16", "float16"),
+        help="default: fp16 on CUDA; else bf16, or float32 where the CPU has no instructions for it",
+    )
+    add("--num-gpu", type=integer(0), default=1, help=argparse.SUPPRESS)
+    return parser
+
+
+def picture_flags(workers: int = 4) -> argparse.ArgumentParser:
+    """Make a parent of parsers: how pictures are prepared (`ModelOptions`) and read; `workers` is a default."""
+    parser = argparse.ArgumentParser(add_help=False)
+    add = parser.add_argument_group("pictures").add_argument
+    add("--img-size", type=integer(1), help="side in pixels; default: the checkpoint's, else the model's")
+    add("--input-size", type=integer(1), nargs=3, metavar=("C", "H", "W"), help="instead of --img-size")
+    add("--crop-pct", type=real(ABOVE_ZERO, 10), help="share of the side that the centre crop keeps")
+    add("--crop-mode", choices=("center", "squash", "border"), help="how a picture that is not square is cropped")
+    add("--mean", type=real(0, 255), nargs="+", help="mean of each colour")
+    add("--std", type=real(ABOVE_ZERO, 255), nargs="+", help="standard deviation of each colour")
+    add("--interpolation", default="", help="resampling; default: the checkpoint's, else the model's")
+    add("-b", "--batch-size", type=integer(1), default=256, help="pictures at once; fewer where memory runs out")
+    add("-j", "--workers", type=integer(0), default=workers, help="loader processes (default %(default)s)")
+    add("--log-freq", type=integer(0), default=10, help="batches between two lines of the log")
+    return parser
 
 
 def validate_parser() -> argparse.ArgumentParser:
-    """The flags of validate.py."""
+    """Make the parser of validate.py."""
     parser = argparse.ArgumentParser(
-        description="Evaluate a checkpoint, a folder of checkpoints or published models on an image folder.",
+        parents=[model_flags(), picture_flags()],
+        usage="%(prog)s [DIR] [-c FILE] [flags]",
+        description="Evaluate a checkpoint or a published model on an image folder. Or several: --checkpoint may be a "
+        "folder of checkpoints; --model a wildcard such as 'DaViT_*', 'all', or a text file with a name a line, for "
+        "published weights.",
         epilog="Exit status: 0 done, 1 some of several evaluations failed (the results say which) or an error "
         "of this program, 2 a mistake in the flags, the checkpoint or the data.",
     )
     parser.add_argument("-c", "--config", metavar="FILE", help="YAML recipe; flags on the command line override it")
-    _add_validate_data(parser)
-    _add_validate_model(parser)
-    _add_validate_run(parser)
-    _add_validate_results(parser)
-    return parser
-
-
-def _add_validate_data(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("data").add_argument
     add("data", nargs="?", metavar="DIR", help="folder with val/; without one: handwritten digits")
     add("--dataset", "-d", default="", help="'' for a folder, or torch/NAME, hfds/NAME")
     add("--split", default="validation", help="folder of the split (val is found too); '.' is DIR itself")
     add("--dataset-download", action="store_true", help="let a torch/NAME data set download itself")
     add("--class-map", default="", metavar="FILE", help="class names and their indices")
-    add("--img-size", type=int, help="side in pixels; default: the checkpoint's, else the model's")
-    add("--input-size", type=int, nargs=3, metavar=("C", "H", "W"), help="instead of --img-size")
-    add("--crop-pct", type=float, help="share of the side that the centre crop keeps")
-    add("--crop-mode", choices=("center", "squash", "border"), help="how a picture that is not square is cropped")
-    add("--mean", type=float, nargs="+", help="mean of each colour")
-    add("--std", type=float, nargs="+", help="standard deviation of each colour")
-    add("--interpolation", default="", help="resampling; default: the checkpoint's, else the model's")
-    add("-b", "--batch-size", type=int, default=256, help="pictures for each process; halved if memory runs out")
-    add("-j", "--workers", type=int, default=4, help="loader processes")
     add("--pin-mem", action="store_true", help="page-locked host memory")
     add("--skip-bad-images", action="store_true", help="skip and list unreadable pictures instead of stopping")
     add(
@@ -512,25 +502,8 @@ def _add_validate_data(parser: argparse.ArgumentParser) -> None:
     add("--valid-labels", default="", metavar="FILE", help="only these classes compete: an index a line")
     add("--no-prefetcher", action="store_true", help=argparse.SUPPRESS)
     add("--tf-preprocessing", action="store_true", help=argparse.SUPPRESS)
-
-
-def _add_validate_model(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument_group("model").add_argument
-    add(
-        "--model",
-        "-m",
-        default="dpn92",
-        help="a DaViT variant or any model of timm's; for several: a wildcard such as 'DaViT_*', 'all', or a "
-        "text file with a name a line, evaluated with published weights. Default: the checkpoint's own, else "
-        "%(default)s as in the original",
-    )
-    add("--checkpoint", default="", metavar="PATH", help="weights of any known layout, or a folder of such files")
-    add("--pretrained", action="store_true", help="published weights (what no --checkpoint means too)")
-    add("--ema", choices=EMA_CHOICES, default="auto", help="averaged weights: auto takes them where there are any")
+    add = parser.add_argument_group("run").add_argument
     add("--use-ema", action="store_true", help="what --ema auto, the default, does")
-    add("--num-classes", type=int, help="default: the checkpoint's, else the model's")
-    add("--gp", metavar="POOL", help="global pooling: avg, max, avgmax")
-    add("--model-kwargs", nargs="+", default={}, action=KeyValues, metavar="KEY=VALUE", help="to the constructor")
     add(
         "--test-time-pool",
         "--test-pool",
@@ -539,30 +512,14 @@ def _add_validate_model(parser: argparse.ArgumentParser) -> None:
         "on, as in the original: the head sees each window of the trained size, the logits' mean and maximum are "
         "averaged, and the crop is the whole picture (timm's TestTimePoolHead, --test-pool in today's timm)",
     )
-    add("--no-test-pool", action="store_true", help="pool larger maps as a whole, as in training")
-    add("--torchcompile", nargs="?", const="inductor", metavar="BACKEND", help="torch.compile the model")
+    add("--torchcompile", nargs="?", const="inductor", type=backend, metavar="BACKEND", help="torch.compile the model")
     add("--torchscript", action="store_true", help="torch.jit.script the model")
     add("--legacy-jit", action="store_true", help=argparse.SUPPRESS)
-
-
-def _add_validate_run(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument_group("run").add_argument
-    add("--device", default="auto", help="auto, cpu, cuda, cuda:N")
-    add("--amp", action="store_true", help="mixed precision")
-    add("--native-amp", action="store_true", help="the same")
+    add("--native-amp", action="store_true", help="the same as --amp")
     add("--apex-amp", action="store_true", help=argparse.SUPPRESS)
-    add(
-        "--amp-dtype",
-        choices=("bf16", "fp16", "bfloat16", "float16"),
-        help="default: fp16 on CUDA; else bf16, or float32 where the CPU has no instructions for it",
-    )
     add("--channels-last", action="store_true", help="channels-last memory format")
-    add("--num-gpu", type=int, default=1, help=argparse.SUPPRESS)
-    add("--local_rank", "--local-rank", type=int, default=0, help=argparse.SUPPRESS)
-    add("--log-freq", type=int, default=10, help="batches between two lines of the log")
-
-
-def _add_validate_results(parser: argparse.ArgumentParser) -> None:
+    add("--local_rank", "--local-rank", type=integer(-1), default=0, help=argparse.SUPPRESS)
     add = parser.add_argument_group("results").add_argument
     add("--results-file", default="", metavar="FILE", help="written after each evaluation")
     add("--results-format", choices=RESULT_FORMATS, help="default: by the suffix of FILE, else csv")
+    return parser

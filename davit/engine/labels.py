@@ -1,4 +1,4 @@
-"""Other labels than the class folders': a subset of the classes, or ImageNet's ReaL labels."""
+"""Read labels that stand for the class folders: a subset of the classes, or ImageNet's ReaL labels."""
 
 from __future__ import annotations
 
@@ -32,8 +32,14 @@ class Labels:
     real: Sequence[Sequence[int]] | None = None
 
 
+def labels_for(dataset: PictureDataset, num_classes: int, subset: str, real: str) -> Labels | None:
+    """Read the labels of --valid-labels (`subset`) and --real-labels (`real`); None where both are empty."""
+    labels = subset_labels(subset, dataset, num_classes) if subset else None
+    return real_labels(real, dataset, labels or Labels()) if real else labels
+
+
 def subset_labels(path: str | Path, dataset: PictureDataset, num_classes: int) -> Labels:
-    """The classes of a file with an index a line, as ImageNet-A, -R and -Sketch are evaluated.
+    """Read the classes of a file with an index a line, as ImageNet-A, -R and -Sketch are evaluated.
 
     A data set with as many classes as the file has lines has them in that order (as in timm); with the
     model's classes, or a class map, its class indices are the model's, and all must be in the file.
@@ -55,7 +61,7 @@ def subset_labels(path: str | Path, dataset: PictureDataset, num_classes: int) -
             f"the data has {len(found)} classes, --valid-labels {path} {len(columns)} and the model "
             f"{num_classes}: the folders must be those of the file, or --class-map must give their indices"
         )
-    # a class map may name more classes than there are folders: what lies in them decides
+    # a class map may name more classes than there are folders: only those with pictures count
     if outside := sorted({name for name in _present(dataset) if dataset.class_to_idx[name] not in column_of}):
         raise DataError(
             f"the data has pictures of classes that are not in --valid-labels {path}: {some(outside)}; "
@@ -65,7 +71,7 @@ def subset_labels(path: str | Path, dataset: PictureDataset, num_classes: int) -
 
 
 def real_labels(path: str | Path, dataset: PictureDataset, labels: Labels) -> Labels:
-    """ReaL labels (Beyer et al. 2020) by the pictures' file names; `labels` says which classes take part.
+    """Find ReaL labels (Beyer et al. 2020) by the pictures' file names; `labels` says which classes take part.
 
     `path` is the published JSON list, whose n-th entry belongs to ILSVRC2012_val_n (n of 8 digits, from 1),
     or "timm" for the copy that timm carries. A part of the validation set will do.
@@ -88,12 +94,12 @@ def real_labels(path: str | Path, dataset: PictureDataset, labels: Labels) -> La
 
 
 def _present(dataset: PictureDataset) -> set[str]:
-    """Names of the classes that have pictures in an image folder; elsewhere all."""
-    target = getattr(dataset.source, "target", None)
-    if target is None:
+    """Name the classes that have pictures in an image folder; elsewhere all."""
+    targets = dataset.source.targets()
+    if targets is None:
         return set(dataset.class_to_idx)
-    targets = {target(index) for index in range(len(dataset))}
-    return {name for name, index in dataset.class_to_idx.items() if index in targets}
+    present = set(targets)
+    return {name for name, index in dataset.class_to_idx.items() if index in present}
 
 
 def _read_indices(path: str | Path) -> tuple[int, ...]:
@@ -110,7 +116,7 @@ def _read_indices(path: str | Path) -> tuple[int, ...]:
 
 
 def _read_real(path: str | Path) -> dict[str, list[int]]:
-    """File name -> classes."""
+    """Read the classes of each file name."""
     if str(path) == BUNDLED_REAL:
         return dict(RealLabelsImagenet([""] * _IMAGENET_VAL).real_labels)
     try:

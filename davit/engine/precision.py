@@ -1,4 +1,4 @@
-"""The number format of a forward pass, and whether this processor is fast in it."""
+"""Choose the dtype of a forward pass, and tell whether this processor is fast in it."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Precision:
     remark: str = ""
 
     def autocast(self) -> AbstractContextManager[object]:
-        """The context a forward pass runs in."""
+        """Return the context that a forward pass runs in."""
         if self.dtype is None:
             return nullcontext()
         return torch.autocast(self.device_type, self.dtype)
@@ -73,19 +73,26 @@ class Precision:
 
 
 def precision_from(args: Namespace, device: torch.device, agree: Callable[[bool], bool] = bool) -> Precision:
-    """What --amp, --native-amp and --amp-dtype ask for; fp16 on CUDA (as the original), bf16 elsewhere.
+    """Decide as `choose_precision` what --amp, --native-amp, --apex-amp and --amp-dtype ask for."""
+    return choose_precision(args.amp or args.native_amp or args.apex_amp, args.amp_dtype, device, agree)
 
-    On a processor without instructions for bfloat16 it is float32, unless --amp-dtype names bfloat16.
+
+def choose_precision(
+    amp: bool, amp_dtype: str | None, device: torch.device, agree: Callable[[bool], bool] = bool
+) -> Precision:
+    """Decide the dtype of mixed precision; without a name fp16 on CUDA (as the original) and bf16 elsewhere.
+
+    On a processor without instructions for bfloat16 it is float32, unless `amp_dtype` names bfloat16.
 
     Args:
         agree: whether something that holds for this process holds for all (`World.everywhere`): processes on
             several machines must not differ in precision.
     """
-    if not (args.amp or args.native_amp or args.apex_amp or args.amp_dtype):
+    if not (amp or amp_dtype):
         return Precision(device.type)
-    name = args.amp_dtype or ("fp16" if device.type == "cuda" else "bf16")
+    name = amp_dtype or ("fp16" if device.type == "cuda" else "bf16")
     if name not in DTYPES:
-        raise ValueError(f"--amp-dtype {name!r} is unknown; choose from {', '.join(DTYPES)}.")
+        raise ValueError(f"`amp_dtype={name}` is unknown; choose from {', '.join(DTYPES)}.")
     dtype = DTYPES[name]
     if device.type != "cpu" or dtype != torch.bfloat16 or agree(has_bfloat16()):
         return Precision(device.type, dtype)
@@ -94,14 +101,14 @@ def precision_from(args: Namespace, device: torch.device, agree: Callable[[bool]
     else:
         times = f"{bfloat16_cost():.0f} times as long as in float32"
         why = f"this processor has no instructions for bfloat16, and products of matrices take {times}"
-    if args.amp_dtype:
-        return Precision(device.type, dtype, f"--amp-dtype {name}: {why}. With --amp alone it would be float32.")
-    return Precision(device.type, None, f"--amp: float32, since {why}. --amp-dtype bfloat16 insists.")
+    if amp_dtype:
+        return Precision(device.type, dtype, f"amp_dtype {name}: {why}. With amp alone it would be float32.")
+    return Precision(device.type, None, f"amp: float32, since {why}. amp_dtype bfloat16 insists.")
 
 
 @cache
 def has_bfloat16() -> bool:
-    """Whether products of bfloat16 are fast on this processor: by instructions of its own, and oneDNN may use them.
+    """Tell whether products of bfloat16 are fast here: the processor has instructions, and oneDNN may use them.
 
     ``ONEDNN_MAX_CPU_ISA`` can forbid it. ``ATEN_CPU_CAPABILITY`` cannot: it limits PyTorch's own loops, not oneDNN.
     Elsewhere than on x86 and ARM, and for a torch that does not tell, a small product is timed.
@@ -122,7 +129,7 @@ def has_bfloat16() -> bool:
 
 @cache
 def bfloat16_cost() -> float:
-    """The time of a product of matrices in bfloat16 over that in float32, measured now."""
+    """Measure the time of a product of matrices in bfloat16 over that in float32."""
 
     def seconds(matrix: torch.Tensor) -> float:
         taken = []

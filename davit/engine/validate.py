@@ -1,4 +1,4 @@
-"""What validate.py does: every model asked for is evaluated, and the results are told, written and printed."""
+"""Evaluate every model that validate.py is asked for; log, write and print the results."""
 
 from __future__ import annotations
 
@@ -10,38 +10,71 @@ import logging
 import math
 import os
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
+import timm
 import torch
+from timm.utils.misc import natural_key
 
-from ..commands import OK, SOME_FAILED, run_cli
-from ..data import EvalLoader, PictureDataset, open_dataset, write_digits
-from ..files import write_atomically
+from ..commands import OK, SOME_FAILED, run_cli, with_flags
+from ..data import EvalLoader, PictureDataset, check_classes, open_dataset, write_digits
+from ..files import write_bytes
 from ..pretrained import PretrainedError
 from ..text import without_nan
 from .build import usable_workers
 from .distributed import World, close_world, init_world
 from .evaluate import Evaluation, MiscountError, evaluate, in_step, is_out_of_memory
-from .flags import (
-    VALIDATE_NO_LONGER,
-    changed,
-    check_backend,
-    parse_validate,
-    require_number,
-    say_no_longer,
-    validate_parser,
-)
-from .load_model import Entry, Subject, find_entries, prepare
-from .precision import Precision, precision_from
+from .flags import VALIDATE_NO_LONGER, given_flags, parse_with_config, say_no_longer, validate_parser
+from .labels import Labels, labels_for
+from .load_model import LoadedModel, ModelOptions, load_model
+from .precision import Precision, choose_precision
 
 log = logging.getLogger(__name__)
 
+Row = dict[str, Any]  # the results of one evaluation, or its error
+
+_SUFFIXES = (".pth", ".pth.tar", ".pt", ".bin", ".safetensors")
+_WILDCARDS = "*?["
+
+
+@dataclass(frozen=True)
+class Request:
+    """One model to evaluate: a checkpoint, or published weights where `checkpoint` is None.
+
+    `model` None leaves the architecture to the checkpoint.
+    """
+
+    model: str | None
+    checkpoint: Path | None = None
+
+    def __str__(self) -> str:
+        return " ".join(str(part) for part in (self.model, self.checkpoint) if part is not None)
+
+    @property
+    def identity(self) -> tuple[int, int] | None:
+        """Device and inode of the checkpoint's file, the same under all its names."""
+        if self.checkpoint is None or not self.checkpoint.exists():
+            return None
+        found = self.checkpoint.stat()
+        return found.st_dev, found.st_ino
+
+
+@dataclass(frozen=True)
+class _Job:
+    """The things that all evaluations of a run share."""
+
+    args: argparse.Namespace
+    options: ModelOptions
+    world: World
+    precision: Precision
+    dataset: PictureDataset
+
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run validate.py; returns its exit status."""
+    """Run validate.py and return its exit status."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     failed: list[Row] = []
     status = run_cli(lambda: failed.extend(_main(argv)))
@@ -49,153 +82,175 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(argv: Sequence[str] | None) -> list[Row]:
-    """The rows of the evaluations that failed."""
-    args, named = parse_validate(argv)
+    """Return the rows of the evaluations that failed."""
+    args = parse_with_config(validate_parser(), argv)
+    given = given_flags(validate_parser, argv)
     world = init_world(args.device)
     try:
         if not world.is_main:
-            # what goes wrong elsewhere is told by the main process (`in_step`)
+            # the main process tells what goes wrong in the others (`in_step`)
             logging.getLogger("davit").setLevel(logging.CRITICAL)
-        return validate(args, world, named_model=named)
+        say_no_longer(VALIDATE_NO_LONGER, given)
+        return _validate(args, given, world)
     finally:
         close_world()
 
 
-def validate(args: argparse.Namespace, world: World, *, named_model: bool) -> list[Row]:
-    """Evaluate what `args` (of `validate_parser`) ask for; the main process prints and writes the results.
-
-    Args:
-        named_model: whether args.model was given, rather than the parser's default.
-
-    Returns:
-        The rows of failed evaluations. The error of a single one is raised.
-
-    Raises:
-        ValueError: a flag, a checkpoint or the data cannot be used.
-        MiscountError: a picture was evaluated twice or not at all.
-    """
-    say_no_longer(VALIDATE_NO_LONGER, changed(validate_parser(), args))
+def _validate(args: argparse.Namespace, given: set[str], world: World) -> list[Row]:
+    """Evaluate what is asked for; return the rows that failed, but raise the error of a single evaluation."""
     with in_step(world):
         _check_flags(args)
-        entries, single = find_entries(args, named_model)
-    precision = precision_from(args, world.device, world.everywhere)
+        options = ModelOptions.from_values({**vars(args), "amp": args.amp or args.native_amp or args.apex_amp})
+        model = args.model if "model" in given or not args.checkpoint else None
+        requests, is_single = find_requests(model, args.checkpoint)
+    precision = choose_precision(options.amp, options.amp_dtype, world.device, world.everywhere)
     precision.say()
-    dataset = _open(args, world)
+    job = _Job(args, options, world, precision, _open_dataset(args, world))
     rows: list[Row] = []
-    done: dict[tuple[int, int], Row] = {}
-    for entry in entries:
-        same = _identity(entry)
+    done: dict[tuple[int, int] | None, Row] = {}
+    for request in requests:
         try:
-            if same in done:  # the best of a run is a second name of one of its epochs
-                row = {**done[same], "checkpoint": str(entry.checkpoint)}
-                log.info("%s is the same file as %s", entry.checkpoint, done[same]["checkpoint"])
+            if row := done.get(request.identity):  # the best of a run is a second name of one of its epochs
+                log.info("%s is the same file as %s", request.checkpoint, row["checkpoint"])
+                row = {**row, "checkpoint": str(request.checkpoint)}
             else:
-                row = _evaluate_entry(entry, args, dataset, world, precision)
+                row = _evaluate(request, job)
         except MiscountError:
             raise
         except Exception as error:
-            if single:
+            if is_single:
                 raise
-            ours = not isinstance(error, ValueError | PretrainedError)
-            log.error("%s failed: %s", entry, error, exc_info=ours)
-            row = {"model": entry.model or "", "checkpoint": str(entry.checkpoint or ""), "error": str(error)}
+            is_fault = not isinstance(error, ValueError | PretrainedError)
+            text = with_flags(str(error))
+            log.error("%s failed: %s", request, text, exc_info=is_fault)
+            row = {"model": request.model or "", "checkpoint": str(request.checkpoint or ""), "error": text}
         else:
-            if same is not None:
-                done[same] = row
+            if request.checkpoint is not None:
+                done[request.identity] = row
         rows = best_first([*rows, row])
         if args.results_file:
             with in_step(world):
                 if world.is_main:
                     write_results(Path(args.results_file), rows, args.results_format)
     if world.is_main:
-        print_results(rows[0] if single else rows)
+        print_results(rows[0] if is_single else rows)
     return [row for row in rows if "error" in row]
 
 
 def _check_flags(args: argparse.Namespace) -> None:
-    """What argparse cannot see; raises `ValueError` before anything takes time."""
-    for name in ("batch_size", "num_classes", "img_size"):
-        require_number(name, getattr(args, name), 1, math.inf, "a number of 1 or more")
-    for name in ("log_freq", "workers"):
-        require_number(name, getattr(args, name), 0, math.inf, "a number of 0 or more")
-    require_number("crop_pct", args.crop_pct, math.ulp(0.0), math.inf, "a share above 0, such as 0.9")
-    check_backend(args.torchcompile)
-    if args.input_size and args.input_size[0] != 3:
-        raise ValueError(f"--input-size {args.input_size}: pictures are read as RGB, so C must be 3.")
-    for one, other in (
-        ("use_ema", args.ema == "never" and "ema never"),
-        ("test_time_pool", args.no_test_pool and "no-test-pool"),
-        ("torchscript", args.torchcompile and "torchcompile"),
-        ("pretrained", args.checkpoint and f"checkpoint {args.checkpoint}"),
-    ):
-        if getattr(args, one) and other:
-            raise ValueError(f"--{one.replace('_', '-')} and --{other} exclude each other; give one of them.")
+    """Raise `ValueError` for flags that do not go together, before anything takes time."""
+    if args.use_ema and args.ema == "never":
+        raise ValueError("--use-ema and --ema never exclude each other; give one of them.")
+    if args.pretrained and args.checkpoint:
+        raise ValueError(f"--pretrained and --checkpoint {args.checkpoint} exclude each other; give one of them.")
     if args.results_file:
         file = Path(args.results_file).absolute()
         if file.is_dir() or not os.access(file.parent, os.W_OK | os.X_OK):
             raise ValueError(f"--results-file {file}: no file can be written there; check the folder.")
 
 
-def _open(args: argparse.Namespace, world: World) -> PictureDataset:
-    """The split, or of the handwritten digits where no data is named. One process may download."""
+def find_requests(model: str | None, checkpoint: str) -> tuple[list[Request], bool]:
+    """List what is to be evaluated, in natural order, and say whether it is one model by its name or file.
+
+    Args:
+        model: --model, one name or a word for several; None leaves it to the checkpoint.
+        checkpoint: --checkpoint, a file or a folder of files; "" for published weights.
+
+    Raises:
+        ValueError: nothing matches, or a checkpoint is given for several models.
+    """
+    several = None if model is None else _model_names(model)
+    if not checkpoint:
+        return ([Request(model)], True) if several is None else ([Request(name) for name in several], False)
+    if several is not None:
+        raise ValueError(
+            f"--model {model} stands for {len(several)} models and --checkpoint for the weights of one; "
+            "name the model, or leave --checkpoint out to evaluate published weights."
+        )
+    path = Path(checkpoint)
+    if not path.is_dir():
+        return [Request(model, path)], True
+    files = [
+        file
+        for file in path.iterdir()
+        if file.name.endswith(_SUFFIXES) and not file.name.startswith(".") and file.is_file()
+    ]
+    if not files:
+        raise ValueError(f"the folder {path} holds no checkpoint ({', '.join(_SUFFIXES)}).")
+    return [Request(model, file) for file in sorted(files, key=lambda file: natural_key(file.name))], False
+
+
+def _model_names(model: str) -> list[str] | None:
+    """List the models that a wildcard, 'all' or a file stands for; None for the name of one model."""
+    if model == "all" or any(sign in model for sign in _WILDCARDS):
+        names = timm.list_models("" if model == "all" else model, pretrained=True)
+        if not names:
+            raise ValueError(
+                f"--model {model!r} matches no model with published weights; for one without, name it and give "
+                "its --checkpoint."
+            )
+        return list(names)
+    if timm.is_model(model) or not Path(model).is_file():
+        return None
+    try:
+        lines = Path(model).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"--model {model}: a text file with a name a line is expected ({error}).") from error
+    names = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
+    if not names:
+        raise ValueError(f"--model {model}: the file names no model.")
+    return names
+
+
+def _open_dataset(args: argparse.Namespace, world: World) -> PictureDataset:
+    """Open the split, or that of the handwritten digits where no data is named. One process may download."""
     root = args.data
     with in_step(world):
         if root is None and not args.dataset:
             root = write_digits()
             log.info("no data folder given: evaluating on handwritten digits (%s)", root)
         if args.dataset_download and world.is_main:
-            open_dataset(root, args.split, dataset=args.dataset, download=True)
+            open_dataset(root, args.split, dataset=args.dataset, dataset_download=True)
     with in_step(world):
         return open_dataset(root, args.split, dataset=args.dataset, class_map=args.class_map)
 
 
-def _identity(entry: Entry) -> tuple[int, int] | None:
-    """What tells a checkpoint's file from others, whatever its name."""
-    if entry.checkpoint is None or not entry.checkpoint.exists():
-        return None
-    found = entry.checkpoint.stat()
-    return found.st_dev, found.st_ino
-
-
-def _evaluate_entry(
-    entry: Entry, args: argparse.Namespace, dataset: PictureDataset, world: World, precision: Precision
-) -> Row:
+def _evaluate(request: Request, job: _Job) -> Row:
+    args, dataset, world = job.args, job.dataset, job.world
     with in_step(world):
-        subject = prepare(entry, args, dataset, world.device)
-    config = subject.config
+        loaded = load_model(request.model, request.checkpoint, job.options, world.device)
+        num_classes = loaded.model.num_classes
+        check_classes(None, dataset, None if args.valid_labels else num_classes)
+        _compare_class_names(loaded.class_names, dataset)
+        labels = labels_for(dataset, num_classes, args.valid_labels, args.real_labels)
+        dataset.transform = loaded.transform()
+    config, params = loaded.config, sum(parameter.numel() for parameter in loaded.model.parameters()) / 1e6
     log.info(
         "%s, %s weights: %.2f M parameters, %d classes, %d pictures at %dx%d, crop %.4g (%s), %s%s",
-        *(subject.name, subject.weights, subject.params / 1e6, subject.num_classes, len(dataset)),
+        *(loaded.name, loaded.weights, params, num_classes, len(dataset)),
         *(*config["input_size"][-2:], config["crop_pct"], config["crop_mode"], config["interpolation"]),
-        ", test-time pooling" if subject.pooled else "",
+        ", test-time pooling" if loaded.is_pooled else "",
     )
-    result, batch_size = evaluate_within_memory(subject, args, dataset, world, precision.autocast)
-    _say(subject.name, result, world)
+    result, batch_size = _evaluate_within_memory(loaded, labels, job)
+    _log_result(loaded.name, result, world)
     low, high = result.top1_interval
+    counts = ("loss", "count", "scored", "correct1", "correct5", "skipped", "nonfinite")
     return {
-        "model": subject.name,
-        "checkpoint": str(entry.checkpoint or ""),
-        "weights": subject.weights,
+        "model": loaded.name,
+        "checkpoint": str(request.checkpoint or ""),
+        "weights": loaded.weights,
         "top1": result.top1,
         "top1_low": low,
         "top1_high": high,
         "top1_err": 100 - result.top1,
         "top5": result.top5,
         "top5_err": 100 - result.top5,
-        "loss": result.loss,
-        "count": result.count,
-        "scored": result.scored,
-        "correct1": result.correct1,
-        "correct5": result.correct5,
-        "skipped": result.skipped,
-        "nonfinite": result.nonfinite,
-        "param_count": round(subject.params / 1e6, 2),
+        **{name: getattr(result, name) for name in counts},
+        "param_count": round(params, 2),
         "img_size": config["input_size"][-1],
-        "crop_pct": config["crop_pct"],
-        "crop_mode": config["crop_mode"],
-        "interpolation": config["interpolation"],
-        "test_time_pool": subject.pooled,
-        "precision": precision.name,
+        **{name: config[name] for name in ("crop_pct", "crop_mode", "interpolation")},
+        "test_time_pool": loaded.is_pooled,
+        "precision": job.precision.name,
         "batch_size": batch_size,
         "processes": world.size,
         "images_per_second": round(result.images_per_second, 2),
@@ -204,26 +259,33 @@ def _evaluate_entry(
     }
 
 
-def evaluate_within_memory(
-    subject: Subject,
-    args: argparse.Namespace,
-    dataset: PictureDataset,
-    world: World,
-    autocast: Callable[[], AbstractContextManager[object]],
-) -> tuple[Evaluation, int]:
-    """The evaluation, and the batch size that memory sufficed for: halved, and begun anew, while it does not.
+def _compare_class_names(trained: Sequence[str] | None, dataset: PictureDataset) -> None:
+    """Warn where folders are numbered as other classes than the checkpoint was trained on."""
+    ours = dataset.class_names
+    if trained and not dataset.mapped and len(trained) == len(ours):
+        if different := [(one, other) for one, other in zip(trained, ours, strict=True) if one != other]:
+            log.warning(
+                "%d of %d classes are called otherwise than in training (%s there, %s here): they are taken for "
+                "the same, in this order; --class-map FILE would say which is which",
+                *(len(different), len(ours), *different[0]),
+            )
+
+
+def _evaluate_within_memory(loaded: LoadedModel, labels: Labels | None, job: _Job) -> tuple[Evaluation, int]:
+    """Evaluate, and return the batch size that memory sufficed for: it is halved for a new start while it does not.
 
     Raises:
         ValueError: memory does not suffice for one picture. Any other error comes as it is.
     """
+    args, world = job.args, job.world
     batch_size = args.batch_size
     while True:
         loader = EvalLoader(
-            dataset,
+            job.dataset,
             batch_size=batch_size,
             rank=world.rank,
             world_size=world.size,
-            num_workers=usable_workers(args.workers),
+            workers=usable_workers(args.workers),
             pin_memory=args.pin_mem,
             skip_bad_images=args.skip_bad_images,
         )
@@ -231,11 +293,11 @@ def evaluate_within_memory(
             torch.cuda.reset_peak_memory_stats(world.device)
         try:
             result = evaluate(
-                subject.model,
+                loaded.classifier,
                 loader,
                 world=world,
-                autocast=autocast,
-                labels=subject.labels,
+                autocast=job.precision.autocast,
+                labels=labels,
                 channels_last=args.channels_last,
                 log_freq=args.log_freq,
             )
@@ -246,18 +308,18 @@ def evaluate_within_memory(
             reason = str(error).partition("\n")[0]
             if batch_size == 1:
                 raise ValueError(
-                    f"memory does not suffice for one picture of {subject.config['input_size']} ({reason}); pass "
+                    f"memory does not suffice for one picture of {loaded.config['input_size']} ({reason}); pass "
                     "a smaller --img-size, or --amp"
                 ) from error
         finally:
             loader.close()
         batch_size //= 2
-        log.warning("out of memory (%s): beginning anew with --batch-size %d", reason, batch_size)
+        log.warning("out of memory (%s): starting anew with --batch-size %d", reason, batch_size)
         if world.device.type == "cuda":
             torch.cuda.empty_cache()
 
 
-def _say(name: str, result: Evaluation, world: World) -> None:
+def _log_result(name: str, result: Evaluation, world: World) -> None:
     low, high = result.top1_interval
     log.info(
         "%s: top-1 %.3f %% (95 %% interval %.3f to %.3f), top-5 %.3f %%, loss %.5g, %d pictures",
@@ -278,13 +340,8 @@ def _say(name: str, result: Evaluation, world: World) -> None:
             log.warning("  %s: %s", file, reason)
 
 
-# ---- tables of results ----
-
-Row = dict[str, Any]
-
-
 def best_first(rows: Sequence[Row]) -> list[Row]:
-    """By falling top1, then rows without a number, then those with an error."""
+    """Sort by falling top1, then the rows without a number, then those with an error."""
 
     def rank(row: Row) -> tuple[bool, float]:
         top1 = row.get("top1", math.nan)
@@ -299,7 +356,7 @@ def write_results(path: Path, rows: Sequence[Row], form: str | None = None) -> N
     `form` is json or csv; None goes by the suffix: .json, anything else is CSV.
     """
     if (form or path.suffix.lower().lstrip(".")) == "json":
-        text = json.dumps([without_nan(row) for row in rows], indent=2, allow_nan=False) + "\n"
+        text = json.dumps(without_nan(list(rows)), indent=2, allow_nan=False) + "\n"
     else:
         stream = io.StringIO(newline="")
         columns = dict.fromkeys(key for row in rows for key in row)
@@ -307,15 +364,10 @@ def write_results(path: Path, rows: Sequence[Row], form: str | None = None) -> N
         writer.writeheader()
         writer.writerows(rows)
         text = stream.getvalue()
-
-    def write(stream: IO[bytes]) -> None:
-        stream.write(text.encode())
-
-    write_atomically(path, write)
+    write_bytes(path, text.encode())
 
 
-def print_results(results: Row | Sequence[Row]) -> None:
-    """To standard output, as timm's script ends: a line --result, and JSON (here on one line) below it."""
-    plain = without_nan(results) if isinstance(results, dict) else [without_nan(row) for row in results]
-    sys.stdout.write(f"--result\n{json.dumps(plain, allow_nan=False)}\n")
+def print_results(results: Row | list[Row]) -> None:
+    """Print as timm's script ends: a line --result, and JSON (here on one line) below it."""
+    sys.stdout.write(f"--result\n{json.dumps(without_nan(results), allow_nan=False)}\n")
     sys.stdout.flush()

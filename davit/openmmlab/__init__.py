@@ -1,17 +1,18 @@
-"""DaViT in MMDetection and MMSegmentation: the backbone by name, and mmcv's operators without a compiler.
+"""Use DaViT in MMDetection and MMSegmentation: the backbone by name, and mmcv's operators without a compiler.
 
 Importing this package registers ``DaViT`` in mmengine's root registry and, where mmcv has no compiled operators,
 serves them from torchvision. Configs import it by ``custom_imports``; the tools import it first of all.
 
     bridge.py, ops.py  mmcv._ext where it is missing
-    backbone.py        DaViTPyramid with the words of configs
-    config.py          configs, old command-line words, paths, devices
-    datasets.py        data sets checked before a run starts: coco.py, masks.py
+    backbone.py        DaViTPyramid with the arguments of configs
+    config.py          configs, and what flags and old names change in them
+    datasets.py        checks before a run starts, by coco.py and masks.py
     segmentation.py    for MMSegmentation: labels to ignore, views averaged one at a time, predictions drawn
-    runner.py          mmengine's runner: files opened safely and audited, states written whole
+    runner.py          mmengine's runner: checkpoints read safely, audited, written whole
     cli.py             train.py and test.py of mmdet/tools and mmseg/tools
-    flops.py           parameters and FLOPs of detectors and segmentors
-    demo.py            pictures with boxes, masks and segments drawn
+    flops.py           get_flops.py: parameters and FLOPs
+    predictor.py       a trained model for pictures: boxes, masks and segments, drawn or as values
+    demo.py            image_demo.py, by the predictor
 """
 
 from .bridge import install_bridge, ops_status

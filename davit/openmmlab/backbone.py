@@ -1,4 +1,4 @@
-"""DaViT as a backbone of MMDetection and MMSegmentation: `DaViTPyramid` under the name and words of their configs."""
+"""Register `DaViTPyramid` as a backbone of MMDetection and MMSegmentation, with the arguments of their configs."""
 
 from __future__ import annotations
 
@@ -18,38 +18,32 @@ from ..pyramid import DaViTPyramid
 from ..text import did_you_mean
 from ..variants import VARIANTS
 
-
-def _arguments() -> list[str]:
-    """The keywords of the pyramid and of the stages under it, but for the one that has the ecosystem's name."""
-    found = {
-        name: None
-        for cls in (DaViTPyramid, DualAttentionStages)
-        for name, parameter in inspect.signature(cls.__init__).parameters.items()
-        if parameter.kind is not parameter.VAR_KEYWORD
-    }
-    return [name for name in found if name not in ("self", "grad_checkpointing")]
-
-
-_PYRAMID = _arguments()
+# the keywords of the pyramid and of its stages, except the one that has another name in configs
+_PYRAMID = dict.fromkeys(
+    name
+    for cls in (DaViTPyramid, DualAttentionStages)
+    for name, parameter in inspect.signature(cls).parameters.items()
+    if parameter.kind is not parameter.VAR_KEYWORD and name != "grad_checkpointing"
+)
 _OWN = ("variant", "with_cp", "init_cfg", "accelerate")
 _NORM = re.compile(r"norm\d+\.")  # of a level
 
 
 @MODELS.register_module(name="DaViT", force=True)
 class DaViTBackbone(DaViTPyramid):
-    """The pyramid, registered as ``DaViT`` in mmengine's root registry, which serves mmdet and mmseg alike.
+    """The pyramid, registered as ``DaViT`` in mmengine's root registry, which serves both mmdet and mmseg.
 
     Args:
-        variant: a name in `VARIANTS`, whose widths, depths, heads and window these are; None for DaViT's defaults.
-        with_cp: gradient checkpointing, by the ecosystem's name.
+        variant: a name in `VARIANTS`, which gives widths, depths, heads and window; None for DaViT's defaults.
+        with_cp: gradient checkpointing; the ecosystem's name for it.
         init_cfg: ``dict(type='Pretrained', checkpoint=...)``, or None for random weights. The checkpoint is a
             classifier's or a backbone's, of ours, the original's or timm's, or one of `PUBLISHED` by name.
         accelerate: let kernels compute the blocks where they can (`davit.accelerate`).
-        kwargs: those of `DaViTPyramid`, over the variant's: embed_dims, depths, num_heads, window_size,
+        kwargs: those of `DaViTPyramid`, which replace the variant's: embed_dims, depths, num_heads, window_size,
             drop_path_rate, cpe_act, ffn, out_indices, frozen_stages ...
 
     Raises:
-        ValueError: an argument is unknown, or its value is.
+        ValueError: an argument or its value is unknown.
     """
 
     def __init__(
@@ -90,7 +84,7 @@ class DaViTBackbone(DaViTPyramid):
 
 
 def _numbers(variant: str | None) -> dict[str, Any]:
-    """What a variant's name stands for."""
+    """Return the arguments that a variant's name stands for."""
     if variant is None:
         return {}
     if variant not in VARIANTS:
@@ -100,7 +94,7 @@ def _numbers(variant: str | None) -> dict[str, Any]:
 
 
 def filled(backbone: DaViTPyramid, report: LoadReport) -> str:
-    """What of a backbone a checkpoint filled, in a sentence; tensors that an edit added to the stages are named."""
+    """Say in a sentence what a checkpoint filled; tensors that an edit added to the stages are named."""
     stages = {name: tensor.numel() for name, tensor in backbone.state_dict().items() if not _NORM.match(name)}
     new = _new(report)
     share = 1 - sum(stages[name] for name in new) / sum(stages.values())
@@ -113,5 +107,5 @@ def filled(backbone: DaViTPyramid, report: LoadReport) -> str:
 
 
 def _new(report: LoadReport) -> list[str]:
-    """The tensors of the stages that a checkpoint did not fill: `load_checkpoint` allows that of added ones only."""
+    """List the tensors of the stages that a checkpoint did not fill; `load_checkpoint` allows only added ones."""
     return sorted(name for name in report.missing if not _NORM.match(name))

@@ -1,4 +1,4 @@
-"""A stand-in for `mmcv._ext` where mmcv was installed without its compiled operators.
+"""Stand in for `mmcv._ext` where mmcv was installed without its compiled operators.
 
 `install_bridge` must run before anything of mmcv.ops, mmdet or mmseg is imported; importing davit.openmmlab does it.
 """
@@ -24,7 +24,7 @@ SERVED = (
 
 
 class _Bridge(ModuleType):
-    """Has every operator by name: those of `SERVED` work, any other says why it does not when it is called."""
+    """Has every operator by name: those of `SERVED` work, any other says when it is called why it does not."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):  # what Python and inspect ask of any module
@@ -42,7 +42,7 @@ class _Bridge(ModuleType):
 
 
 def ops_status() -> str:
-    """'compiled', 'bridged', 'missing' (mmcv without operators and no bridge), or 'no mmcv'."""
+    """Return 'compiled', 'bridged', 'missing' (mmcv without operators and no bridge), or 'no mmcv'."""
     if isinstance(sys.modules.get(EXTENSION), _Bridge):
         return "bridged"
     found = importlib.util.find_spec("mmcv")
@@ -54,8 +54,8 @@ def ops_status() -> str:
 def install_bridge() -> str:
     """Serve `mmcv._ext` from torchvision where mmcv lacks it; returns `ops_status`.
 
-    A compiled extension is left alone. One that cannot be loaded (built for another PyTorch) is said aloud
-    and bridged.
+    A compiled extension is left alone. One that cannot be loaded (built for another PyTorch) is bridged, with a
+    warning.
     """
     if EXTENSION in sys.modules:
         return ops_status()
@@ -73,13 +73,14 @@ def install_bridge() -> str:
 
 
 def _compiled(mmcv: ModuleSpec) -> ModuleSpec | None:
-    """Where the compiled extension lies, looked for without importing mmcv."""
+    """Find the compiled extension without importing mmcv."""
     return PathFinder.find_spec(EXTENSION, mmcv.submodule_search_locations)
 
 
 def _bridge() -> ModuleType:
+    """Make the module that takes the place of the extension."""
     module = _Bridge(EXTENSION, "mmcv's operators from torchvision (davit.openmmlab.bridge).")
-    module.__spec__ = ModuleSpec(EXTENSION, loader=None, origin=__file__)  # mmengine looks for it by find_spec
+    module.__spec__ = ModuleSpec(EXTENSION, loader=None, origin=__file__)  # mmengine asks find_spec for it
     for name in SERVED:
         setattr(module, name, getattr(ops, name))
     module.get_compiler_version = lambda: "none (torchvision)"  # type: ignore[attr-defined]

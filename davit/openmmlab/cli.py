@@ -1,12 +1,12 @@
-"""What train.py and test.py of mmdet/tools and mmseg/tools do: the ecosystem's words, old and new, on our runner."""
+"""Run train.py and test.py of mmdet/tools and mmseg/tools: the ecosystem's flags, old and new, on our runner."""
 
 from __future__ import annotations
 
 import logging
 import os
 import subprocess
-from argparse import ArgumentParser, Namespace
-from collections.abc import Callable, Sequence
+from argparse import Action, ArgumentParser, Namespace
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,35 +16,17 @@ from mmengine.registry import init_default_scope
 from ..commands import run_cli
 from ..data import DataError
 from ..engine.distributed import close_world, init_world
-from ..engine.flags import changed, say_no_longer
-from .config import (
-    add_config_arguments,
-    check_batch,
-    datasets_of,
-    load_config,
-    set_classes,
-    use_amp,
-    use_auto_scale_lr,
-    use_evaluation_words,
-)
+from .config import add_override_arguments, datasets_of, load_config, set_classes, use_test_flags, use_train_flags
+from .datasets import check_dataset, named_classes
 from .runner import DaViTRunner
 
 log = logging.getLogger(__name__)
-
-_NO_MEANING = {
-    "gpus": "the number of processes is the launcher's (tools/dist_train.sh CONFIG GPUS)",
-    "gpu_ids": "GPUs are chosen by CUDA_VISIBLE_DEVICES",
-    "gpu_id": "the GPU is chosen by CUDA_VISIBLE_DEVICES",
-    "fuse_conv_bn": "nothing is fused: DaViT has no batch norm",
-    "gpu_collect": "results are gathered through the process group",
-    "tmpdir": "results are gathered through the process group",
-}
 
 
 def train_main(argv: Sequence[str] | None = None) -> int:
     """Train a detector or segmentor; returns the exit status (`davit.commands`)."""
     parser = ArgumentParser(description="Train a detector or segmentor.")
-    add_config_arguments(parser)
+    parser.add_argument("config", help="a config file, e.g. configs/davit_maskrcnn_1x_coco.py")
     _add_run_arguments(parser)
     parser.add_argument("--amp", action="store_true", help="mixed precision (GPU)")
     parser.add_argument("--auto-scale-lr", action="store_true", help="learning rate in proportion to the global batch")
@@ -59,14 +41,19 @@ def train_main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--no-validate", action="store_true", help="do not evaluate while training")
     parser.add_argument("--seed", type=int, help="of everything random; without it one is drawn and logged")
     parser.add_argument("--deterministic", action="store_true", help="cuDNN's deterministic kernels")
-    _add_without_meaning(parser, "gpus", "gpu_ids")
+    parser.add_argument(
+        *("--gpus", "--gpu-ids"),
+        nargs="*",
+        action=_WithoutEffect,
+        help="the launcher starts the processes (tools/dist_train.sh CONFIG GPUS), CUDA_VISIBLE_DEVICES chooses GPUs",
+    )
     return _run(parser, argv, _train)
 
 
 def test_main(argv: Sequence[str] | None = None) -> int:
     """Evaluate a detector or segmentor; returns the exit status (`davit.commands`)."""
     parser = ArgumentParser(description="Evaluate a detector or segmentor.")
-    add_config_arguments(parser)
+    parser.add_argument("config", help="a config file, e.g. configs/davit_maskrcnn_1x_coco.py")
     parser.add_argument("checkpoint", help="its weights: ours, or the original code base's")
     _add_run_arguments(parser)
     parser.add_argument("--eval", nargs="+", metavar="METRIC", help="bbox, segm, proposal; mIoU, mDice, mFscore")
@@ -79,52 +66,59 @@ def test_main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--show-dir", metavar="DIR", help="write pictures with the predictions drawn")
     parser.add_argument("--aug-test", "--tta", action="store_true", help="test-time augmentation: sizes and flips")
     parser.add_argument("--seed", type=int, help="of everything random")
-    _add_without_meaning(parser, "gpu_id", "gpu_ids", "tmpdir")
-    for name in ("fuse_conv_bn", "gpu_collect"):
-        parser.add_argument(f"--{name.replace('_', '-')}", action="store_true", help=_NO_MEANING[name])
+    parser.add_argument(
+        *("--gpu-id", "--gpu-ids"), nargs="*", action=_WithoutEffect, help="CUDA_VISIBLE_DEVICES chooses the GPU"
+    )
+    gathering = "results are gathered through the process group"
+    parser.add_argument("--tmpdir", nargs="*", action=_WithoutEffect, help=gathering)
+    parser.add_argument("--gpu-collect", nargs=0, action=_WithoutEffect, help=gathering)
+    parser.add_argument(
+        "--fuse-conv-bn", nargs=0, action=_WithoutEffect, help="nothing is fused: DaViT has no batch norm"
+    )
     return _run(parser, argv, _test)
 
 
+class _WithoutEffect(Action):
+    """Answer a flag of older tools, which has no effect, with its help."""
+
+    def __call__(self, parser: ArgumentParser, args: Namespace, values: Any, flag: str | None = None) -> None:
+        log.warning("%s: %s.", flag, self.help)
+
+
 def _add_run_arguments(parser: ArgumentParser) -> None:
+    """Add the flags that train.py and test.py share."""
+    add_override_arguments(parser)
     parser.add_argument("--work-dir", metavar="DIR", help="where the run is written (default work_dirs/CONFIG)")
     parser.add_argument("--launcher", choices=("none", "pytorch", "slurm"), default="none", help="who started us")
     parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help="set by torch.distributed.launch")
 
 
-def _add_without_meaning(parser: ArgumentParser, *names: str) -> None:
-    for name in names:
-        parser.add_argument(f"--{name.replace('_', '-')}", nargs="*", help=_NO_MEANING[name])
-
-
 def _run(parser: ArgumentParser, argv: Sequence[str] | None, work: Callable[[Namespace, Config], None]) -> int:
     def main() -> None:
         args = parser.parse_args(argv)
-        say_no_longer(_NO_MEANING, changed(parser, args))
         cfg = load_config(args)
         init_default_scope(cfg.default_scope)
         cfg.work_dir = args.work_dir or cfg.get("work_dir") or str(Path("work_dirs") / Path(args.config).stem)
         if args.seed is not None:
             cfg.randomness = {"seed": args.seed, "deterministic": getattr(args, "deterministic", False)}
-        cfg.launcher = _join(args)
+        _join(args)
+        cfg.launcher = args.launcher
         try:
             work(args, cfg)
         finally:
             close_world()
 
-    logging.basicConfig(level=logging.WARNING if _rank() else logging.INFO, format="%(message)s", force=True)
+    rank = int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", 0)))
+    logging.basicConfig(level=logging.WARNING if rank else logging.INFO, format="%(message)s", force=True)
     return run_cli(main)
 
 
-def _rank() -> int:
-    return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", 0)))
-
-
-def _join(args: Namespace) -> str:
-    """Join the job of the launcher, with gloo where there is no GPU; returns mmengine's word for it."""
+def _join(args: Namespace) -> None:
+    """Join the processes of the launcher, by gloo where there is no GPU."""
     if args.launcher == "none":
-        return "none"
+        return
     if args.launcher == "slurm":
-        os.environ.update(_slurm_environment(os.environ))
+        os.environ.update(slurm_environment(os.environ))
     os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
     missing = [name for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
     if missing:
@@ -133,46 +127,28 @@ def _join(args: Namespace) -> str:
             "tools/dist_train.sh or srun, or leave --launcher out for one process."
         )
     init_world()
-    return str(args.launcher)
 
 
-def _slurm_environment(given: Any) -> dict[str, str]:
-    """torch's variables from Slurm's.
+def slurm_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """Translate Slurm's variables to torch's.
 
     Raises:
         ValueError: this is no Slurm job.
     """
-    try:
-        nodes, rank, size, local = (given[f"SLURM_{name}"] for name in ("NODELIST", "PROCID", "NTASKS", "LOCALID"))
-    except KeyError as error:
-        raise ValueError(
-            f"--launcher slurm: {error.args[0]} is not set: start with srun (tools/slurm_train.sh)."
-        ) from None
-    address = given.get("MASTER_ADDR")
+    names = {"RANK": "SLURM_PROCID", "WORLD_SIZE": "SLURM_NTASKS", "LOCAL_RANK": "SLURM_LOCALID"}
+    missing = [name for name in (*names.values(), "SLURM_NODELIST") if name not in environment]
+    if missing:
+        raise ValueError(f"--launcher slurm: {missing[0]} is not set: start with srun (tools/slurm_train.sh).")
+    address = environment.get("MASTER_ADDR")
     if not address:
-        hosts = subprocess.run(["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=True)
-        address = hosts.stdout.split()[0]
-    port = given.get("MASTER_PORT", "29500")
-    return {"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": local, "MASTER_ADDR": address, "MASTER_PORT": port}
+        command = ["scontrol", "show", "hostnames", environment["SLURM_NODELIST"]]
+        address = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[0]
+    master = {"MASTER_ADDR": address, "MASTER_PORT": environment.get("MASTER_PORT", "29500")}
+    return {**{name: environment[slurms] for name, slurms in names.items()}, **master}
 
 
 def _train(args: Namespace, cfg: Config) -> None:
-    if args.amp:
-        use_amp(cfg)
-    if args.auto_scale_lr:
-        use_auto_scale_lr(cfg)
-    if args.no_validate:
-        cfg.val_dataloader = cfg.val_cfg = cfg.val_evaluator = None
-        if "checkpoint" in cfg.get("default_hooks", {}):
-            cfg.default_hooks.checkpoint.pop("save_best", None)
-    cfg.test_dataloader = cfg.test_cfg = cfg.test_evaluator = None
-    if args.resume and args.load_from:
-        raise ValueError("--resume goes on with a run, --load-from starts one from weights: pass one of the two.")
-    cfg.resume = bool(args.resume)
-    cfg.load_from = args.load_from if not args.resume else None if args.resume == "auto" else args.resume
-    if cfg.load_from and not Path(cfg.load_from).is_file():
-        raise ValueError(f"{cfg.load_from}: there is no such file to start from.")
-    check_batch(cfg)
+    use_train_flags(cfg, args)
     _check_data(args, cfg, ("train",) if args.no_validate else ("train", "val"))
     DaViTRunner.from_cfg(cfg).train()
 
@@ -185,18 +161,15 @@ def _test(args: Namespace, cfg: Config) -> None:
     cfg.train_dataloader = cfg.train_cfg = cfg.optim_wrapper = cfg.param_scheduler = None
     cfg.val_dataloader = cfg.val_cfg = cfg.val_evaluator = None
     _check_data(args, cfg, ("test",), labelled=not args.format_only)
-    use_evaluation_words(args, cfg)
+    use_test_flags(cfg, args)
     DaViTRunner.from_cfg(cfg).test()
 
 
 def _check_data(args: Namespace, cfg: Config, splits: Sequence[str], labelled: bool = True) -> None:
-    """Set the classes, and look at all the data once, in one process of each machine."""
-    from .datasets import check_dataset, classes_of
-
-    first = next(datasets_of(cfg[f"{splits[0]}_dataloader"]))
+    """Set the classes, and check all the data once, in one process of each machine."""
     if args.classes:
-        found = classes_of(first) if args.classes == ["auto"] else tuple(args.classes)
-        set_classes(cfg, found)
+        first = next(datasets_of(cfg[f"{splits[0]}_dataloader"]))
+        set_classes(cfg, named_classes(first) if args.classes == ["auto"] else tuple(args.classes))
     if int(os.environ.get("LOCAL_RANK", 0)) > 0:
         return
     for split in splits:

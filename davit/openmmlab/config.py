@@ -1,4 +1,4 @@
-"""A config as a run uses it: the file, the words of the command line, old names, this machine."""
+"""Read a config, and put the flags of the command line, old names and the limits of this machine into it."""
 
 from __future__ import annotations
 
@@ -18,16 +18,34 @@ from ..text import nearest
 log = logging.getLogger(__name__)
 
 LOADERS = ("train_dataloader", "val_dataloader", "test_dataloader")
+METRICS = {"mmdet": ("bbox", "segm", "proposal", "proposal_fast"), "mmseg": ("mIoU", "mDice", "mFscore")}
+_METRIC_KEYS = {"mmdet": "metric", "mmseg": "iou_metrics"}
 
 
-def add_config_arguments(parser: ArgumentParser) -> None:
-    """The arguments that say what a run is: the config and what is put over it."""
-    parser.add_argument("config", help="a config file, e.g. configs/davit_maskrcnn_1x_coco.py")
-    add_override_arguments(parser)
+def read_config(path: str | Path) -> Config:
+    """Read a config file.
+
+    Raises:
+        ValueError: it is not there (the nearest names are offered), or cannot be run.
+    """
+    path = Path(path)
+    if not path.is_file():
+        folder = path.parent if path.parent.is_dir() else Path("configs")
+        known = sorted(file.name for file in folder.glob("*.py"))
+        near = nearest(path.name, known, 3) or known
+        hint = f"in {folder} there are {', '.join(near)}" if near else "name a config, e.g. mmdet/configs/..."
+        raise ValueError(f"there is no config {path}: {hint}.")
+    try:
+        return Config.fromfile(path)
+    except Exception as error:  # a config is a program, and can fail in any way
+        raise ValueError(f"the config {path} cannot be read: {type(error).__name__}: {error}") from error
+
+
+# ---- the flags that all tools have ----
 
 
 def add_override_arguments(parser: ArgumentParser) -> None:
-    """What is put over a config."""
+    """Add the flags that replace values of a config."""
     parser.add_argument(
         "--cfg-options",
         "--options",
@@ -47,13 +65,13 @@ def add_override_arguments(parser: ArgumentParser) -> None:
 
 
 def load_config(args: Namespace) -> Config:
-    """The config with everything put over it.
+    """Read ``args.config`` and replace what the flags of `add_override_arguments` say; ``--classes`` is left.
 
     Raises:
-        ValueError: the file is missing (the nearest names are offered) or broken, or a value has no effect.
+        ValueError: the file is missing or broken, or a value has no effect.
     """
     cfg = read_config(args.config)
-    options = _for_both(cfg, dict(args.cfg_options))
+    options = _for_testing_too(cfg, args.cfg_options)
     data_root = options.pop("data_root", None) or args.data_root
     try:
         cfg.merge_from_dict(options)
@@ -61,28 +79,27 @@ def load_config(args: Namespace) -> Config:
         raise ValueError(f"--cfg-options {options}: does not fit {args.config}: {error}") from error
     if data_root:
         set_data_root(cfg, str(data_root))
-    _evaluate_what_is_read(cfg, options)
-    _use_pretrained(cfg)
+    _set_annotations_of_evaluators(cfg, options)
+    _set_pretrained(cfg)
     for name in LOADERS:
         if (cfg.get(name) or {}).get("num_workers") == 0:
-            cfg[name].persistent_workers = False  # PyTorch refuses none that persist
+            cfg[name].persistent_workers = False  # PyTorch refuses persistent workers where there are none
     return cfg
 
 
-def _for_both(cfg: Config, options: dict[str, Any]) -> dict[str, Any]:
-    """What is said of validation holds for testing too, where the config reads and measures the same in both."""
+def _for_testing_too(cfg: Config, options: dict[str, Any]) -> dict[str, Any]:
+    """Repeat the options of validation for testing, where the config reads and measures the same in both."""
     both = dict(options)
     for part in ("dataloader", "evaluator"):
         if cfg.get(f"val_{part}") == cfg.get(f"test_{part}"):
-            prefix = f"val_{part}."
             for name, value in options.items():
-                if name.startswith(prefix):
-                    both.setdefault(f"test_{part}.{name.removeprefix(prefix)}", value)
+                if name.startswith(f"val_{part}."):
+                    both.setdefault(name.replace("val", "test", 1), value)
     return both
 
 
-def _evaluate_what_is_read(cfg: Config, options: dict[str, Any]) -> None:
-    """An evaluator's annotations are those of its data set, unless they are named on their own."""
+def _set_annotations_of_evaluators(cfg: Config, options: dict[str, Any]) -> None:
+    """Evaluate on the annotations of the data set, unless an option names others."""
     for split in ("val", "test"):
         dataset: Any = next(datasets_of(cfg.get(f"{split}_dataloader")), {})
         evaluator = cfg.get(f"{split}_evaluator")
@@ -91,68 +108,8 @@ def _evaluate_what_is_read(cfg: Config, options: dict[str, Any]) -> None:
                 evaluator["ann_file"] = str(Path(dataset.get("data_root") or "") / dataset["ann_file"])
 
 
-def read_config(path: str | Path) -> Config:
-    """A config file.
-
-    Raises:
-        ValueError: it is not there, or cannot be run.
-    """
-    path = Path(path)
-    if not path.is_file():
-        folder = path.parent if path.parent.is_dir() else Path("configs")
-        known = sorted(file.name for file in folder.glob("*.py"))
-        near = nearest(path.name, known, 3) or known
-        hint = f"in {folder} there are {', '.join(near)}" if near else "name a config, e.g. mmdet/configs/..."
-        raise ValueError(f"there is no config {path}: {hint}.")
-    try:
-        return Config.fromfile(path)
-    except Exception as error:  # a config is a program, and can fail in any way
-        raise ValueError(f"the config {path} cannot be read: {type(error).__name__}: {error}") from error
-
-
-def set_data_root(cfg: Config, folder: str) -> None:
-    """Read all splits from another folder."""
-    cfg.data_root = folder
-    for name in LOADERS:
-        for dataset in datasets_of(cfg.get(name)):
-            dataset.data_root = folder
-
-
-def datasets_of(part: Any) -> Iterator[Any]:
-    """The configs of the data sets that a loader reads, also inside wrappers that repeat or join them."""
-    if part is None:
-        return
-    if "dataset" in part:
-        yield from datasets_of(part["dataset"])
-    elif "datasets" in part:
-        for inner in part["datasets"]:
-            yield from datasets_of(inner)
-    else:
-        yield part
-
-
-def set_classes(cfg: Config, classes: tuple[str, ...]) -> None:
-    """Make data sets and heads those of other classes."""
-    for name in LOADERS:
-        for dataset in datasets_of(cfg.get(name)):
-            dataset.metainfo = {"classes": classes}
-    for part in _dicts(cfg.model):
-        if "num_classes" in part:
-            part["num_classes"] = len(classes)
-
-
-def _dicts(value: Any) -> Iterator[dict[str, Any]]:
-    if isinstance(value, dict):
-        yield value
-        for inner in value.values():
-            yield from _dicts(inner)
-    elif isinstance(value, list | tuple):
-        for inner in value:
-            yield from _dicts(inner)
-
-
-def _use_pretrained(cfg: Config) -> None:
-    """``model.pretrained`` of old configs and command lines becomes the backbone's ``init_cfg``."""
+def _set_pretrained(cfg: Config) -> None:
+    """Make ``model.pretrained`` of old configs and command lines the backbone's ``init_cfg``."""
     source = cfg.model.pop("pretrained", None)
     if source is None:
         return
@@ -164,32 +121,81 @@ def _use_pretrained(cfg: Config) -> None:
     cfg.model.backbone.init_cfg = {"type": "Pretrained", "checkpoint": str(source)}
 
 
-def use_amp(cfg: Config) -> None:
-    """Train in mixed precision where there is a GPU."""
-    if not torch.cuda.is_available():
-        log.warning("--amp: mmengine has mixed precision on GPUs alone; training in float32.")
+# ---- data sets and classes ----
+
+
+def datasets_of(part: Any) -> Iterator[Any]:
+    """Find the configs of the data sets that a loader reads, also inside wrappers that repeat or join them."""
+    if part is None:
         return
-    cfg.optim_wrapper.type = "AmpOptimWrapper"
-    cfg.optim_wrapper.loss_scale = "dynamic"
+    if "dataset" in part:
+        yield from datasets_of(part["dataset"])
+    elif "datasets" in part:
+        for inner in part["datasets"]:
+            yield from datasets_of(inner)
+    else:
+        yield part
 
 
-def use_auto_scale_lr(cfg: Config) -> None:
-    """Scale the learning rate by the global batch over the one that the config was made for.
+def set_data_root(cfg: Config, folder: str) -> None:
+    """Read all splits from another folder."""
+    cfg.data_root = folder
+    for name in LOADERS:
+        for dataset in datasets_of(cfg.get(name)):
+            dataset.data_root = folder
+
+
+def set_classes(cfg: Config, classes: tuple[str, ...]) -> None:
+    """Give data sets other classes, and heads as many outputs."""
+    for name in LOADERS:
+        for dataset in datasets_of(cfg.get(name)):
+            dataset.metainfo = {"classes": classes}
+    _set_num_classes(cfg.model, len(classes))
+
+
+def _set_num_classes(part: Any, count: int) -> None:
+    """Set ``num_classes`` wherever a model's config has it."""
+    if isinstance(part, dict):
+        if "num_classes" in part:
+            part["num_classes"] = count
+        part = list(part.values())
+    if isinstance(part, list | tuple):
+        for inner in part:
+            _set_num_classes(inner, count)
+
+
+# ---- the flags of train.py ----
+
+
+def use_train_flags(cfg: Config, args: Namespace) -> None:
+    """Put the flags of train.py into a config.
 
     Raises:
-        ValueError: the config does not say which that is.
+        ValueError: flags contradict one another or the config, or a process would have a batch of one picture.
     """
-    if not cfg.get("auto_scale_lr", {}).get("base_batch_size"):
-        raise ValueError("--auto-scale-lr: the config has no auto_scale_lr.base_batch_size to scale from.")
-    cfg.auto_scale_lr.enable = True
+    if args.resume and args.load_from:
+        raise ValueError("--resume goes on with a run, --load-from starts one from weights: pass one of the two.")
+    cfg.resume = bool(args.resume)
+    cfg.load_from = args.load_from or (None if args.resume == "auto" else args.resume)
+    if cfg.load_from and not Path(cfg.load_from).is_file():
+        raise ValueError(f"{cfg.load_from}: there is no such file to start from.")
+    if args.amp and not torch.cuda.is_available():
+        log.warning("--amp: mmengine has mixed precision only on GPUs; training in float32.")
+    elif args.amp:
+        cfg.optim_wrapper.update(type="AmpOptimWrapper", loss_scale="dynamic")
+    if args.auto_scale_lr:
+        if not cfg.get("auto_scale_lr", {}).get("base_batch_size"):
+            raise ValueError("--auto-scale-lr: the config has no auto_scale_lr.base_batch_size to scale from.")
+        cfg.auto_scale_lr.enable = True
+    if args.no_validate:
+        cfg.val_dataloader = cfg.val_cfg = cfg.val_evaluator = None
+        cfg.get("default_hooks", {}).get("checkpoint", {}).pop("save_best", None)
+    cfg.test_dataloader = cfg.test_cfg = cfg.test_evaluator = None
+    _check_batch(cfg)
 
 
-def check_batch(cfg: Config) -> None:
-    """UPerNet pools a picture to a single cell, which batch norm cannot normalise over a batch of one.
-
-    Raises:
-        ValueError: a process would train on one picture a step with a batch norm of its own.
-    """
+def _check_batch(cfg: Config) -> None:
+    """Refuse a batch of one picture where UPerNet pools it to a single cell, which batch norm cannot normalise."""
     head = cfg.model.get("decode_head") or {}
     norm = (head.get("norm_cfg") or {}).get("type") if isinstance(head, dict) else None
     shared = norm == "SyncBN" and cfg.launcher != "none" and torch.cuda.is_available()
@@ -203,18 +209,14 @@ def check_batch(cfg: Config) -> None:
 
 # ---- the flags of test.py ----
 
-METRICS = {"mmdet": ("bbox", "segm", "proposal", "proposal_fast"), "mmseg": ("mIoU", "mDice", "mFscore")}
-_METRIC_KEYS = {"mmdet": "metric", "mmseg": "iou_metrics"}
 
-
-def use_evaluation_words(args: Namespace, cfg: Config) -> None:
-    """Put --eval, --out, --format-only, --show-dir and --aug-test into a config.
+def use_test_flags(cfg: Config, args: Namespace) -> None:
+    """Put the flags of test.py into a config.
 
     Raises:
         ValueError: a metric is unknown, or the model does not predict what it needs.
     """
-    scope = cfg.default_scope
-    evaluator = cfg.test_evaluator
+    scope, evaluator = cfg.default_scope, cfg.test_evaluator
     if args.eval:
         unknown = [name for name in args.eval if name not in METRICS[scope]]
         if unknown:
@@ -222,52 +224,42 @@ def use_evaluation_words(args: Namespace, cfg: Config) -> None:
                 f"--eval {' '.join(args.eval)}: {unknown[0]!r} is not one of {', '.join(METRICS[scope])}."
             )
         if scope == "mmdet" and "segm" in args.eval and "mask_head" not in (cfg.model.get("roi_head") or {}):
-            raise ValueError("--eval segm: this config's detector predicts boxes alone; use --eval bbox.")
+            raise ValueError("--eval segm: this config's detector predicts only boxes; use --eval bbox.")
         evaluator[_METRIC_KEYS[scope]] = args.eval
     if args.format_only or args.out:
         evaluator.format_only = args.format_only
-        _use_output(args, cfg, evaluator)
+        target = Path(args.out or Path(cfg.work_dir) / "results")
+        if scope == "mmseg":
+            evaluator.output_dir = str(target)
+        else:
+            evaluator.outfile_prefix = str(target.with_suffix("") if target.suffix in (".json", ".pkl") else target)
     if args.show_dir:
-        _use_show_dir(cfg, args.show_dir)
+        folder = str(Path(args.show_dir).absolute())
+        if scope == "mmseg":
+            cfg.default_hooks.visualization = {"type": "DrawnPredictions", "out_dir": folder}
+        else:
+            cfg.default_hooks.visualization.update(draw=True, test_out_dir=folder)
     if args.aug_test:
-        _use_augmentation(cfg)
+        if "tta_model" not in cfg or "tta_pipeline" not in cfg:
+            raise ValueError("--aug-test: the config has no tta_model and tta_pipeline that say how.")
+        for dataset in datasets_of(cfg.test_dataloader):
+            dataset.pipeline = deepcopy(cfg.tta_pipeline)
+        cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
     if args.format_only and scope == "mmseg":
         for dataset in datasets_of(cfg.test_dataloader):
             dataset.pipeline = _without_masks(dataset.pipeline)
 
 
-def _use_output(args: Namespace, cfg: Config, evaluator: Any) -> None:
-    target = Path(args.out) if args.out else Path(cfg.work_dir) / "results"
-    if cfg.default_scope == "mmseg":
-        evaluator.output_dir = str(target)
-    else:
-        evaluator.outfile_prefix = str(target.with_suffix("") if target.suffix in (".json", ".pkl") else target)
-
-
-def _use_show_dir(cfg: Config, folder: str) -> None:
-    if cfg.default_scope == "mmseg":
-        cfg.default_hooks.visualization = {"type": "DrawnPredictions", "out_dir": str(Path(folder).absolute())}
-    else:
-        hook = cfg.default_hooks.visualization
-        hook.draw = True
-        hook.test_out_dir = str(Path(folder).absolute())
-
-
-def _use_augmentation(cfg: Config) -> None:
-    """The config's own augmentation at test time; a detector's without one is flipped."""
-    if "tta_model" not in cfg or "tta_pipeline" not in cfg:
-        raise ValueError("--aug-test: the config has no tta_model and tta_pipeline that say how.")
-    for dataset in datasets_of(cfg.test_dataloader):
-        dataset.pipeline = deepcopy(cfg.tta_pipeline)
-    cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
-
-
 def _without_masks(pipeline: Any) -> Any:
-    """A test pipeline, also within `TestTimeAug`, that does not load the masks, which a server's test set lacks."""
-    kept = [step for step in pipeline if isinstance(step, list) or step["type"] != "LoadAnnotations"]
-    for index, step in enumerate(kept):
+    """Leave the loading of masks, which a server's test set lacks, out of a pipeline and of its `TestTimeAug`."""
+    kept = []
+    for step in pipeline:
         if isinstance(step, list):
-            kept[index] = _without_masks(step)
+            step = _without_masks(step)
+        elif step["type"] == "LoadAnnotations":
+            continue
         elif "transforms" in step:
-            step["transforms"] = _without_masks(step["transforms"])
-    return [step for step in kept if step != []]
+            step = {**step, "transforms": _without_masks(step["transforms"])}
+        if step != []:
+            kept.append(step)
+    return kept

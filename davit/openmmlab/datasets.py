@@ -1,18 +1,22 @@
-"""Which check belongs to which data set."""
+"""Find the class of a config's data set, its class names, and the check that belongs to it."""
 
 from __future__ import annotations
 
+import importlib
 import logging
 from pathlib import Path
 from typing import Any
 
 from mmengine.registry import DATASETS, DefaultScope
 
+from .coco import categories_of, check_annotations
+from .masks import check_masks
+
 log = logging.getLogger(__name__)
 
 
 def check_dataset(dataset: Any, split: str, model: Any, labelled: bool = True) -> None:
-    """Look at all of a data set before a run starts.
+    """Check all of a data set before a run starts, and log what is in it.
 
     Args:
         dataset: the config of one data set.
@@ -24,53 +28,47 @@ def check_dataset(dataset: Any, split: str, model: Any, labelled: bool = True) -
         DataError: something is missing, broken or does not fit.
     """
     cls = class_of(dataset)
-    if _is_coco(cls):
-        from .coco import check_coco
-
-        masks = "mask_head" in (model.get("roi_head") or {})
-        check_coco(dataset, split, masks=masks)
-    elif _is_masks(cls):
-        from .masks import check_masks
-
-        check_masks(dataset, cls, split, model, labelled)
+    if _is_a(cls, "mmdet", "CocoDataset"):
+        root = Path(dataset.get("data_root") or ".")
+        folder = root / dataset.get("data_prefix", {}).get("img", "")
+        needs_masks = "mask_head" in (model.get("roi_head") or {})
+        classes = metainfo_of(dataset)["classes"]
+        classes = (classes,) if isinstance(classes, str) else tuple(classes)
+        log.info("%s: %s.", split, check_annotations(root / dataset["ann_file"], folder, classes, needs_masks))
+    elif _is_a(cls, "mmseg", "BaseSegDataset"):
+        log.info("%s: %s.", split, check_masks(dataset, cls, model, labelled))
     else:
         log.info("%s: data sets of type %s are not checked before the run.", split, dataset["type"])
 
 
-def classes_of(dataset: Any) -> tuple[str, ...]:
-    """The classes that a data set's own files name, for ``--classes auto``.
+def named_classes(dataset: Any) -> tuple[str, ...]:
+    """Read the classes that a data set's own files name, for ``--classes auto``.
 
     Raises:
         ValueError: files of this kind name none.
     """
-    if _is_coco(class_of(dataset)):
-        from .coco import categories_of
-
+    if _is_a(class_of(dataset), "mmdet", "CocoDataset"):
         return categories_of(Path(dataset.get("data_root") or ".") / dataset["ann_file"])
     raise ValueError(
         f"--classes auto: the files of a {dataset['type']} do not name classes; pass --classes NAME NAME ..."
     )
 
 
+def metainfo_of(dataset: Any) -> dict[str, Any]:
+    """Return the classes and colours that a data set will have: its config's, else those of its class."""
+    return {**getattr(class_of(dataset), "METAINFO", {}), **(dataset.get("metainfo") or {})}
+
+
 def class_of(dataset: Any) -> Any:
-    """The class of a data set by its name, or None; looked up in mmdet or mmseg, whichever the config is of."""
+    """Look up the class of a data set in mmdet or mmseg, whichever the config is of; None for an unknown name."""
     if isinstance(dataset["type"], type):
         return dataset["type"]
     with DATASETS.switch_scope_and_registry(None) as registry:
         return registry.get(dataset["type"])
 
 
-def _is_coco(cls: Any) -> bool:
-    if DefaultScope.get_current_instance().scope_name != "mmdet":
+def _is_a(cls: Any, library: str, name: str) -> bool:
+    """Tell whether the config is of a library and the class is one of its class ``name``."""
+    if cls is None or DefaultScope.get_current_instance().scope_name != library:
         return False
-    from mmdet.datasets import CocoDataset
-
-    return cls is not None and issubclass(cls, CocoDataset)
-
-
-def _is_masks(cls: Any) -> bool:
-    if DefaultScope.get_current_instance().scope_name != "mmseg":
-        return False
-    from mmseg.datasets import BaseSegDataset
-
-    return cls is not None and issubclass(cls, BaseSegDataset)
+    return issubclass(cls, getattr(importlib.import_module(f"{library}.datasets"), name))

@@ -1,4 +1,4 @@
-"""What image_demo.py of mmdet/tools and mmseg/tools does: pictures with what was found drawn, and a json."""
+"""Run image_demo.py of mmdet/tools and mmseg/tools: draw what is found in pictures, and list it in a json."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _NAME = "predictions.json"
 def main(argv: Sequence[str] | None = None) -> int:
     """Draw and list what is in one picture or a folder of them; returns the exit status.
 
-    A file that is no picture is named and passed over; the status is then 2 all the same.
+    A file that is no picture is named and passed over; the status at the end is then 2.
     """
     parser = ArgumentParser(description="Draw what a detector or segmentor finds.")
     parser.add_argument("picture", help="a picture, or a folder of them")

@@ -1,4 +1,4 @@
-"""Parameters and FLOPs of detectors and segmentors, as the published tables count them.
+"""Count parameters and FLOPs of detectors and segmentors, as the published tables do.
 
 One picture, multiply-adds by fvcore, convention of `davit.complexity`. A two-stage detector's heads see 1000
 proposals, and its mask head the first 100 of them, whatever the weights would propose. A segmentor is counted without
@@ -30,7 +30,7 @@ SIZES = {"mmdet": (800, 1280), "mmseg": (512, 2048)}  # height, width of the pub
 
 @dataclass(frozen=True)
 class Cost:
-    """What one config's model costs.
+    """What the model of one config costs.
 
     Attributes:
         size: (height, width) of the picture.
@@ -46,7 +46,7 @@ class Cost:
 
 
 class _Forward(nn.Module):
-    """All that a detector or segmentor computes of one picture, with the proposals given."""
+    """Compute all that a detector or segmentor computes for one picture, with the proposals given."""
 
     def __init__(self, model: Any):
         super().__init__()
@@ -65,21 +65,20 @@ class _Forward(nn.Module):
         return results
 
     def _regions(self, levels: Sequence[Tensor], size: Any) -> list[Any]:
-        """The heads of a two-stage detector, each stage of a cascade in turn."""
+        """Compute the heads of a two-stage detector, in a cascade those of every stage."""
         rois = _spread_rois(PROPOSALS, size, levels[0])
         head: Any = self.roi_head
-        boxes, masks = head.bbox_head, head.mask_head if head.with_mask else None
-        if not isinstance(boxes, nn.ModuleList):
-            results = [head._bbox_forward(levels, rois)]
-            return results + ([head._mask_forward(levels, rois[:MASKS])] if masks is not None else [])
-        results = [head._bbox_forward(stage, levels, rois) for stage in range(len(boxes))]
-        if masks is not None:
-            results += [head._mask_forward(stage, levels, rois[:MASKS]) for stage in range(len(masks))]
+        stages: list[tuple[int, ...]] = [()]
+        if isinstance(head.bbox_head, nn.ModuleList):
+            stages = [(stage,) for stage in range(len(head.bbox_head))]
+        results = [head._bbox_forward(*stage, levels, rois) for stage in stages]
+        if head.with_mask:
+            results += [head._mask_forward(*stage, levels, rois[:MASKS]) for stage in stages]
         return results
 
 
 def _spread_rois(count: int, size: Any, like: Tensor) -> Tensor:
-    """(count, 5) boxes all over the picture, from 16 pixels to all of it."""
+    """Spread (count, 5) boxes over the picture, from 16 pixels to all of it."""
     place = torch.linspace(0, 1, count, dtype=like.dtype, device=like.device)
     height, width = float(size[0]), float(size[1])
     side = 16 + place * (min(height, width) - 16)
@@ -88,7 +87,7 @@ def _spread_rois(count: int, size: Any, like: Tensor) -> Tensor:
 
 
 def cost_of(cfg: Any, name: str, size: tuple[int, int] | None = None) -> Cost:
-    """Count a config's model.
+    """Count the parameters and FLOPs of a config's model.
 
     Args:
         size: (height, width) of the picture; by default that of the published tables.
@@ -101,14 +100,14 @@ def cost_of(cfg: Any, name: str, size: tuple[int, int] | None = None) -> Cost:
     model = MODELS.build(cfg.model).eval()
     forward = _Forward(model)
     with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of tracing
+        warnings.simplefilter("ignore")  # those of tracing
         counted = count_flops(forward, torch.zeros(1, 3, *size)).by_module()
     shares = {part: int(counted[part]) for part, _ in forward.named_children() if counted[part]}
     return Cost(name, size, sum(p.numel() for p in model.parameters()), int(counted[""]), shares)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """What get_flops.py of mmdet/tools and mmseg/tools does."""
+    """Run get_flops.py of mmdet/tools and mmseg/tools; returns the exit status."""
     parser = ArgumentParser(description="Parameters and FLOPs of a config's model.", epilog=__doc__)
     parser.add_argument("config", nargs="+", help="one or more config files")
     parser.add_argument("--shape", type=int, nargs="+", metavar="N", help="side, or height and width, in pixels")

@@ -1,4 +1,4 @@
-"""Folders of segmentation masks, checked before a run starts rather than when the first bad mask is drawn.
+"""Check folders of segmentation masks before a run starts rather than when the first bad mask is drawn.
 
 Headers of all files are read, for their sizes and kinds. Labels need the whole mask: of up to `ALL` masks all are
 read, of more a sample spread evenly over the list.
@@ -6,7 +6,6 @@ read, of more a sample spread evenly over the list.
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -21,77 +20,78 @@ from ..data import DataError
 from ..data.folder import absent
 from ..text import some
 
-log = logging.getLogger(__name__)
-
 ALL = 2000  # masks whose labels are read in some ten seconds
-IGNORED = 255
-_TURNED = (5, 6, 7, 8)  # EXIF orientations by which MMSegmentation reads a picture with its sides swapped
+IGNORED = 255  # the label that losses and metrics leave out
+_SIDES_SWAPPED = (5, 6, 7, 8)  # EXIF orientations by which MMSegmentation reads a picture with its sides swapped
 _ORIENTATION = 0x0112
 _PALETTE_IS_LABELS = ("PascalVOCDataset",)  # the one well-known set that is published so
 _KINDS = {"P": "a palette picture", "PA": "a palette picture", "I;16": "of 16 bits", "I": "of 32 bits"}
-_THREADS = 8  # decoding lets Python's lock go, and a network disk answers many at once
+_THREADS = 8  # decoding releases Python's lock, and a network disk answers many at once
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class MaskSummary:
-    """What is in a data set, as the segmentor will see it."""
+    """What is in a data set, as the segmentor will see it; without masks only ``pictures`` and ``classes`` count.
+
+    Attributes:
+        read: masks whose labels were checked.
+        ignored: share of their pixels that are no class.
+        absent: classes that do not occur in them.
+    """
 
     pictures: int
     classes: int
-    read: int
-    ignored: float
-    absent: int
+    read: int = 0
+    ignored: float = 0.0
+    absent: int = 0
 
     def __str__(self) -> str:
+        if not self.read:
+            return f"{self.pictures:,} pictures; masks are not needed"
         masks = "all masks" if self.read == self.pictures else f"{self.read:,} masks spread over them"
-        text = (
+        absent_classes = f", {self.absent} classes do not occur" if self.absent else ""
+        return (
             f"{self.pictures:,} pictures with masks of {self.classes} classes; all sizes checked; labels of {masks} "
+            f"checked: {100 * self.ignored:.3g} % of the pixels are ignored{absent_classes}"
         )
-        text += f"checked: {100 * self.ignored:.3g} % of the pixels are ignored"
-        if self.absent:
-            text += f", {self.absent} classes do not occur"
-        return text
 
 
-def check_masks(dataset: Any, cls: type[Any], split: str, model: Any, with_masks: bool = True) -> MaskSummary | None:
+def check_masks(dataset: Any, cls: type[Any], model: Any, with_masks: bool = True) -> MaskSummary:
     """Check the data set of a config.
 
     Args:
         dataset: the config of a ``BaseSegDataset``.
         cls: its class.
-        split: what to call it in messages: 'train', 'val' or 'test'.
         model: the config of the segmentor, for its number of classes.
         with_masks: False where predictions are only written, which needs no masks.
 
     Raises:
         DataError: a folder or file is missing, unreadable, or no mask that fits its picture and the classes.
     """
-    found = _list(dataset, cls)
-    classes = found.metainfo.get("classes")
+    listing = _without_pipeline(dataset, cls)
+    folder = Path(listing.data_prefix.get("img_path") or listing.data_root or ".")
+    classes = listing.metainfo.get("classes")
     if not classes:
         raise DataError(
-            f"{split}: the data set has no classes: name them in the order of their labels, --classes NAME NAME ..."
+            f"the data set of {folder} has no classes: name them in the order of their labels, --classes NAME NAME ..."
         )
     _check_heads(model, len(classes))
-    infos = _pairs(found)
+    infos = _list_pairs(listing, folder)
     pictures = [Path(info["img_path"]) for info in infos]
-    _check_there(pictures, "the list of pictures names")
+    _check_present(pictures, "the list of pictures names")
     if not with_masks:
-        log.info("%s: %s pictures; masks are not needed.", split, f"{len(pictures):,}")
-        return None
+        return MaskSummary(len(infos), len(classes))
     masks = [Path(info["seg_map_path"]) for info in infos]
-    _check_there(masks, f"for {len(pictures):,} pictures in {_folder(found, 'img_path')} masks are missing:")
+    _check_present(masks, f"for {len(pictures):,} pictures in {folder} masks are missing:")
     palette_is_labels = cls.__name__ in _PALETTE_IS_LABELS
-    _each(lambda pair: _check_header(pair[0], pair[1], palette_is_labels), zip(pictures, masks, strict=True))
-    summary = _check_labels(found, infos, split)
-    log.info("%s: %s.", split, summary)
-    return summary
+    _in_threads(lambda pair: _check_header(pair[0], pair[1], palette_is_labels), zip(pictures, masks, strict=True))
+    return _check_labels(listing, infos, masks)
 
 
-def _list(dataset: Any, cls: type[Any]) -> Any:
-    """The data set by its own class, without a pipeline and not yet filled."""
+def _without_pipeline(dataset: Any, cls: type[Any]) -> Any:
+    """Build the data set by its own class, not yet filled."""
     options = {name: value for name, value in dataset.items() if name not in ("type", "pipeline", "lazy_init")}
     try:
         return cls(pipeline=[], lazy_init=True, **options)
@@ -102,11 +102,8 @@ def _list(dataset: Any, cls: type[Any]) -> Any:
         ) from error
 
 
-def _folder(found: Any, prefix: str) -> str:
-    return str(found.data_prefix.get(prefix) or found.data_root or ".")
-
-
 def _check_heads(model: Any, classes: int) -> None:
+    """Check that heads have as many outputs, and losses as many weights, as there are classes."""
     for name in ("decode_head", "auxiliary_head"):
         for head in _as_list(model.get(name)):
             outputs = head.get("num_classes")
@@ -128,9 +125,8 @@ def _as_list(value: Any) -> list[Any]:
     return [] if value is None else list(value) if isinstance(value, list | tuple) else [value]
 
 
-def _pairs(found: Any) -> list[dict[str, Any]]:
-    """The pictures and their masks, as the data set lists them."""
-    folder = Path(_folder(found, "img_path"))
+def _list_pairs(listing: Any, folder: Path) -> list[dict[str, Any]]:
+    """List the pictures and their masks as the data set does."""
     if not folder.is_dir():
         raise DataError(
             f"there is no folder {folder}. ADE20K belongs into mmseg/data/ade/ADEChallengeData2016 "
@@ -138,33 +134,32 @@ def _pairs(found: Any) -> list[dict[str, Any]]:
             "folders with --cfg-options train_dataloader.dataset.data_prefix.img_path=... (mmseg/README.md has "
             "examples)."
         )
-    if found.ann_file and not Path(found.ann_file).exists():
-        raise DataError(f"there is no list of pictures {found.ann_file} (ann_file of the data set).")
-    infos: list[dict[str, Any]] = found.load_data_list()
+    if listing.ann_file and not Path(listing.ann_file).exists():
+        raise DataError(f"there is no list of pictures {listing.ann_file} (ann_file of the data set).")
+    infos: list[dict[str, Any]] = listing.load_data_list()
+    if not infos and listing.ann_file:
+        raise DataError(f"the list of pictures {listing.ann_file} is empty.")
     if not infos:
-        if found.ann_file:
-            raise DataError(f"the list of pictures {found.ann_file} is empty.")
         kinds = Counter(file.suffix for file in folder.rglob("*") if file.is_file())
         there = ", ".join(f"{count} of {kind or 'no suffix'}" for kind, count in kinds.most_common(4)) or "no files"
         raise DataError(
-            f"{folder} holds no picture whose name ends with {found.img_suffix!r}; there are {there}. Set img_suffix "
-            "of the data set (--cfg-options train_dataloader.dataset.img_suffix=.png)."
+            f"{folder} holds no picture whose name ends with {listing.img_suffix!r}; there are {there}. Set "
+            "img_suffix of the data set (--cfg-options train_dataloader.dataset.img_suffix=.png)."
         )
     return infos
 
 
-def _check_there(files: list[Path], what: str) -> None:
-    """Every file is there."""
+def _check_present(files: list[Path], what: str) -> None:
     missing = absent(files)
     if missing:
-        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         raise DataError(
-            f"{what} {', '.join(map(str, missing[:3]))}{more}: not there. Copy them, take their pictures out, or set "
-            "data_prefix, img_suffix and seg_map_suffix of the data set to how the files are called."
+            f"{what} {some(missing, 3)}: not there. Copy them, take their pictures out, or set data_prefix, "
+            "img_suffix and seg_map_suffix of the data set to how the files are called."
         )
 
 
-def _each(check: Callable[[Any], T], items: Iterable[Any]) -> list[T]:
+def _in_threads(check: Callable[[Any], T], items: Iterable[Any]) -> list[T]:
+    """Apply a check to all items; the first error stops it."""
     with ThreadPoolExecutor(_THREADS) as pool:
         try:
             return list(pool.map(check, items))
@@ -173,21 +168,21 @@ def _each(check: Callable[[Any], T], items: Iterable[Any]) -> list[T]:
 
 
 def _check_header(picture: Path, mask: Path, palette_is_labels: bool) -> None:
-    """The mask is one channel of 8 bits, as large as its picture."""
+    """Check that a mask is one channel of 8 bits, as large as its picture."""
     with _opened(picture) as image:
-        size = image.size[::-1] if image.getexif().get(_ORIENTATION) in _TURNED else image.size
+        size = image.size[::-1] if image.getexif().get(_ORIENTATION) in _SIDES_SWAPPED else image.size
     with _opened(mask) as image:
         kind, mask_size = image.mode, image.size
     if kind not in ("L", "1") and not (kind == "P" and palette_is_labels):
-        what = _KINDS.get(kind, f"of {kind} colours")
+        remedy = (
+            "If the indices of its palette are the labels, keep them alone: "
+            "Image.fromarray(numpy.asarray(Image.open(FILE))).save(FILE)."
+            if kind == "P"
+            else "Translate its colours or values into labels 0, 1, 2 ... and save it as greyscale PNG."
+        )
         raise DataError(
-            f"{mask} is {what}, not a mask: a mask is greyscale of 8 bits, the value of a pixel its label. "
-            + (
-                "If the indices of its palette are the labels, keep them alone: "
-                "Image.fromarray(numpy.asarray(Image.open(FILE))).save(FILE)."
-                if kind == "P"
-                else "Translate its colours or values into labels 0, 1, 2 ... and save it as greyscale PNG."
-            )
+            f"{mask} is {_KINDS.get(kind, f'of {kind} colours')}, not a mask: a mask is greyscale of 8 bits, the "
+            f"value of a pixel its label. {remedy}"
         )
     if mask_size != size:
         raise DataError(
@@ -203,75 +198,66 @@ def _opened(file: Path) -> Image.Image:
         raise DataError(f"{file} is not a readable picture: {error}. Copy it again, or take it out.") from error
 
 
-def _check_labels(found: Any, infos: list[dict[str, Any]], split: str) -> MaskSummary:
-    """Every label of the masks that are read is a class or ignored."""
-    read = infos if len(infos) <= ALL else [infos[i] for i in np.linspace(0, len(infos) - 1, ALL).astype(int)]
-    counts = np.stack(_each(lambda info: label_counts(Path(info["seg_map_path"])), read))
-    classes = len(found.metainfo["classes"])
-    label_map = infos[0].get("label_map")
-    new = as_trained(np.arange(256), found.reduce_zero_label, label_map)
-    allowed = (new < classes) | (new == IGNORED)
-    bad = (counts > 0) & ~allowed
+def _check_labels(listing: Any, infos: list[dict[str, Any]], masks: list[Path]) -> MaskSummary:
+    """Check that every label of the masks that are read is a class or ignored."""
+    read = masks if len(masks) <= ALL else [masks[i] for i in np.linspace(0, len(masks) - 1, ALL).astype(int)]
+    counts = np.stack(_in_threads(label_counts, read))
+    classes = len(listing.metainfo["classes"])
+    trained = as_trained(np.arange(256), listing.reduce_zero_label, infos[0].get("label_map"))
+    bad = (counts > 0) & (trained >= classes) & (trained != IGNORED)
     if bad.any():
-        row = int(np.flatnonzero(bad.any(axis=1))[0])
-        labels = [int(label) for label in np.flatnonzero(bad[row])]
-        raise DataError(_past_the_classes(found, Path(read[row]["seg_map_path"]), labels, int(bad.any(axis=1).sum())))
+        files = np.flatnonzero(bad.any(axis=1))
+        labels = np.flatnonzero(bad[files[0]]).tolist()
+        raise DataError(_past_the_classes(listing, read[files[0]], labels, len(files) - 1))
     total = counts.sum(axis=0)
-    ignored = float(total[new == IGNORED].sum() / total.sum())
+    ignored = float(total[trained == IGNORED].sum() / total.sum())
     if ignored == 1.0:
         raise DataError(
-            f"{split}: every pixel of the {len(read):,} masks that were read is ignored (the first is "
-            f"{read[0]['seg_map_path']}); reduce_zero_label={found.reduce_zero_label}, and the masks hold "
-            f"{some(np.flatnonzero(total), 6)}."
+            f"every pixel of the {len(read):,} masks that were read is ignored (the first is {read[0]}); "
+            f"reduce_zero_label={listing.reduce_zero_label}, and the masks hold {some(np.flatnonzero(total), 6)}."
         )
-    present = set(new[total > 0].tolist()) - {IGNORED}
-    return MaskSummary(len(infos), classes, len(read), ignored, classes - len(present))
+    present = set(trained[total > 0].tolist()) - {IGNORED}
+    return MaskSummary(len(masks), classes, len(read), ignored, classes - len(present))
 
 
-def _past_the_classes(found: Any, mask: Path, labels: list[int], files: int) -> str:
-    classes, reduced = len(found.metainfo["classes"]), found.reduce_zero_label
+def _past_the_classes(listing: Any, mask: Path, labels: list[int], others: int) -> str:
+    classes, reduced = len(listing.metainfo["classes"]), listing.reduce_zero_label
     first, last = (1, classes) if reduced else (0, classes - 1)
-    text = (
-        f"{mask} holds {'label' if len(labels) == 1 else 'labels'} {some(labels, 6)}, and {files - 1} other masks "
-        f"hold such ones; the {classes} classes are {first} to {last} (reduce_zero_label={reduced}), and {IGNORED} is "
-        "ignored. "
-    )
     if labels == [classes] and not reduced:
-        text += "If the masks number their classes from 1, set reduce_zero_label=True on the data sets; if "
-        text += f"{classes} stands for no class, ignore it: "
+        remedy = "If the masks number their classes from 1, set reduce_zero_label=True on the data sets; if "
+        remedy += f"{classes} stands for no class, ignore it: "
     else:
-        text += "Name all classes with --classes, or ignore a label that is none: "
-    return text + f"a MaskFolders data set with ignored_labels=[{labels[0]}]."
+        remedy = "Name all classes with --classes, or ignore a label that is none: "
+    return (
+        f"{mask} holds {'label' if len(labels) == 1 else 'labels'} {some(labels, 6)}, and {others} other masks "
+        f"hold such ones; the {classes} classes are {first} to {last} (reduce_zero_label={reduced}), and {IGNORED} is "
+        f"ignored. {remedy}a MaskFolders data set with ignored_labels=[{labels[0]}]."
+    )
 
 
 def label_counts(mask: Path) -> Any:
-    """How many pixels of a mask have each label, as it is in the file; shape (256,).
+    """Count the pixels of each label of a mask, as it is in the file; shape (256,).
 
     Raises:
         DataError: the file cannot be read to its end.
     """
-    try:
-        with _opened(mask) as image:
+    with _opened(mask) as image:
+        try:
             return np.bincount(np.asarray(image, dtype=np.uint8).ravel(), minlength=256)
-    except (OSError, ValueError, SyntaxError) as error:
-        if isinstance(error, DataError):
-            raise
-        raise DataError(f"{mask} cannot be read to its end: {error}. Copy it again, or take it out.") from error
+        except (OSError, ValueError, SyntaxError) as error:
+            raise DataError(f"{mask} cannot be read to its end: {error}. Copy it again, or take it out.") from error
 
 
 def as_trained(labels: Any, reduce_zero_label: bool, label_map: dict[int, int] | None = None) -> Any:
-    """Labels of a mask file as the loss sees them, `IGNORED` for none.
+    """Translate labels of a mask file to those that the loss sees, `IGNORED` for none.
 
     Args:
         labels: an integer array of values from 0 to 255.
         reduce_zero_label: 0 becomes ignored, every other label one less.
         label_map: what is renamed after that.
     """
-    new = np.asarray(labels).copy()
-    if reduce_zero_label:
-        new = np.where((new == 0) | (new == IGNORED), IGNORED, new - 1)
-    if label_map:
-        before = new.copy()
-        for old, to in label_map.items():
-            new[before == old] = to
-    return new
+    reduced = np.where((labels == 0) | (labels == IGNORED), IGNORED, labels - 1) if reduce_zero_label else labels
+    renamed = reduced.copy()
+    for old, new in (label_map or {}).items():
+        renamed[reduced == old] = new
+    return renamed

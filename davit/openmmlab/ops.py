@@ -1,4 +1,4 @@
-"""mmcv's compiled operators from torchvision: what RetinaNet, Mask R-CNN and UPerNet need of `mmcv._ext`.
+"""Compute mmcv's operators by torchvision: those of `mmcv._ext` that RetinaNet, Mask R-CNN and UPerNet need.
 
 The functions have the names, arguments and results that mmcv's Python side expects of its extension: several
 fill tensors that they are given. They run wherever torchvision's operators run, forward and backward. Half
@@ -9,6 +9,8 @@ Boxes are (x1, y1, x2, y2) in pixels; RoIs are (picture, x1, y1, x2, y2).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 import torchvision
 from torch import Tensor
@@ -18,7 +20,7 @@ MAX_POOL, AVG_POOL = 0, 1  # mmcv's codes
 
 
 def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Tensor:
-    """Indices (int64) of the boxes that stay, best first.
+    """Return the indices (int64) of the boxes that stay, best first.
 
     Args:
         offset: 1 where a box's width is x2 - x1 + 1, as before MMDetection 2; else 0.
@@ -39,7 +41,7 @@ def softnms(
     method: int,
     offset: int,
 ) -> Tensor:
-    """Soft-NMS (Bodla et al., ICCV 2017): boxes that overlap a better one lose score rather than vanish.
+    """Lower the scores of boxes that overlap a better one: soft-NMS (Bodla et al., ICCV 2017).
 
     Args:
         dets: (N, 5), filled from the top with the boxes that stay and their lowered scores.
@@ -88,23 +90,24 @@ def roi_align_forward(
     pool_mode: int,
     aligned: bool,
 ) -> None:
-    """Fill ``output`` (R, C, height, width) with pooled RoIs, and for max pooling the places of the maxima."""
+    """Fill ``output`` (RoIs, C, height, width) with pooled RoIs.
+
+    With max pooling, ``argmax_y`` and ``argmax_x`` get the row and column, among the samples of its cell, of each
+    maximum (mmcv has their coordinates there); only `roi_align_backward` reads them.
+    """
+    size = (aligned_height, aligned_width)
     if pool_mode == AVG_POOL:
-        pooled = torchvision.ops.roi_align(
-            _wide(image), _wide(rois), (aligned_height, aligned_width), spatial_scale, sampling_ratio, aligned
+        output.copy_(
+            torchvision.ops.roi_align(_wide(image), _wide(rois), size, spatial_scale, sampling_ratio, aligned)
         )
-        output.copy_(pooled)
         return
-    grid = (aligned_height, aligned_width)
-    for chosen, y, x in _sampling_points(rois, grid, spatial_scale, sampling_ratio, aligned):
-        values = _interpolate(_wide(image), rois[chosen, 0].long(), y, x)  # (R, C, cells, samples)
-        best, where = values.max(-1)
-        shape = (len(chosen), image.shape[1], *grid)
-        where_in_cell = where.flatten(1, 1)
-        output[chosen] = best.reshape(shape).to(output.dtype)
-        for target, coordinate in ((argmax_y, y), (argmax_x, x)):
-            spread = coordinate[:, None].expand(-1, image.shape[1], -1, -1)
-            target[chosen] = spread.gather(-1, where_in_cell[..., None])[..., 0].reshape(shape).to(target.dtype)
+    for chosen, (rows, columns) in _sample_counts(rois, size, spatial_scale, sampling_ratio, aligned):
+        samples = (aligned_height * rows, aligned_width * columns)
+        values = torchvision.ops.roi_align(_wide(image), _wide(rois[chosen]), samples, spatial_scale, 1, aligned)
+        maxima, places = torch.nn.functional.max_pool2d(values, (rows, columns), return_indices=True)
+        output[chosen] = maxima.to(output.dtype)
+        argmax_y[chosen] = (places // samples[1] % rows).to(argmax_y.dtype)
+        argmax_x[chosen] = (places % samples[1] % columns).to(argmax_x.dtype)
 
 
 def roi_align_backward(
@@ -121,21 +124,21 @@ def roi_align_backward(
     aligned: bool,
 ) -> None:
     """Fill ``grad_input``, the gradient of the image."""
-    size = tuple(grad_input.shape)
+    size, backward = (aligned_height, aligned_width), torch.ops.torchvision._roi_align_backward
+    grad_output, rois, shape = _wide(grad_output), _wide(rois), grad_input.shape
     if pool_mode == AVG_POOL:
-        grid = (aligned_height, aligned_width)
-        grad = torch.ops.torchvision._roi_align_backward(
-            _wide(grad_output), _wide(rois), spatial_scale, *grid, *size, sampling_ratio, aligned
-        )
-        grad_input.copy_(grad)
+        grad_input.copy_(backward(grad_output, rois, spatial_scale, *size, *shape, sampling_ratio, aligned))
         return
-    B, C, H, W = size
-    total = torch.zeros(B * C * H * W, dtype=_wide(grad_input).dtype, device=grad_input.device)
-    planes = (rois[:, 0].long()[:, None] * C + torch.arange(C, device=rois.device))[..., None, None]
-    for row, column, weight in _corners(_wide(argmax_y), _wide(argmax_x), H, W):
-        place = (planes * H + row) * W + column
-        total.index_add_(0, place.flatten(), (weight * _wide(grad_output)).flatten())
-    grad_input.copy_(total.reshape(size))
+    total = torch.zeros(shape, dtype=grad_output.dtype, device=grad_output.device)
+    for chosen, (rows, columns) in _sample_counts(rois, size, spatial_scale, sampling_ratio, aligned):
+        samples = (aligned_height * rows, aligned_width * columns)
+        y = torch.arange(0, samples[0], rows, device=rois.device)[:, None] + argmax_y[chosen].long()
+        x = torch.arange(0, samples[1], columns, device=rois.device) + argmax_x[chosen].long()
+        spread = grad_output.new_zeros(len(chosen), shape[1], samples[0] * samples[1])
+        spread.scatter_(2, (y * samples[1] + x).flatten(2), grad_output[chosen].flatten(2))
+        spread = spread.unflatten(2, samples)
+        total += backward(spread, rois[chosen], spatial_scale, *samples, *shape, 1, aligned)
+    grad_input.copy_(total)
 
 
 def roi_pool_forward(
@@ -149,8 +152,8 @@ def roi_pool_forward(
 ) -> None:
     """Fill ``output`` with max-pooled RoIs and ``argmax`` with the places of the maxima.
 
-    RoIs are rounded to whole cells, as Fast R-CNN has it and torchvision does; mmcv's own operator, for CUDA
-    alone, keeps their fractions.
+    RoIs are rounded to whole cells, as in Fast R-CNN and torchvision; mmcv's own operator, which is for CUDA only,
+    keeps their fractions.
     """
     pooled, where = torch.ops.torchvision.roi_pool(
         _wide(image), _wide(rois), spatial_scale, pooled_height, pooled_width
@@ -209,66 +212,24 @@ def _focal_loss(logits: Tensor, target: Tensor, weight: Tensor, gamma: float, al
 
 
 def _wide(tensor: Tensor) -> Tensor:
-    """The tensor in at least single precision: a coordinate of 1333 is no number of bfloat16."""
+    """Convert to at least float32: bfloat16 cannot represent a coordinate of 1333."""
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
-def _sampling_points(
-    rois: Tensor, grid: tuple[int, int], spatial_scale: float, sampling_ratio: int, aligned: bool
-) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """(indices of RoIs, y, x) with y and x of (RoIs, cells, samples): where RoIAlign reads the map.
+def _sample_counts(
+    rois: Tensor, size: tuple[int, int], spatial_scale: float, sampling_ratio: int, aligned: bool
+) -> Iterator[tuple[Tensor, tuple[int, int]]]:
+    """Group RoIs by the rows and columns of samples in each of their cells; yield the indices of each group.
 
-    RoIs are put together by their number of samples, which depends on their size where ``sampling_ratio`` is 0.
+    Where ``sampling_ratio`` is 0 there are about as many samples as the cell has pixels of the map.
     """
-    height, width = grid
     box = _wide(rois)[:, 1:] * spatial_scale - (0.5 if aligned else 0.0)
     extent = box[:, 2:] - box[:, :2]
     if not aligned:
         extent = extent.clamp(min=1.0)
-    cell = extent / extent.new_tensor([width, height])
+    cell = extent / extent.new_tensor(size[::-1])
     counts = torch.full_like(cell, float(sampling_ratio)) if sampling_ratio > 0 else cell.ceil().clamp(min=1.0)
-    found = []
     for count in counts.unique(dim=0):
-        columns, rows = int(count[0]), int(count[1])
         same = (counts == count).all(1).nonzero()[:, 0]
         for chosen in same.split(_ROIS_AT_ONCE):
-            at_y = _positions(height, rows, box.device, box.dtype)  # (height, rows), in cells
-            at_x = _positions(width, columns, box.device, box.dtype)
-            y = box[chosen, 1, None, None] + at_y * cell[chosen, 1, None, None]
-            x = box[chosen, 0, None, None] + at_x * cell[chosen, 0, None, None]
-            shape = (len(chosen), height, width, rows, columns)
-            flat = (len(chosen), height * width, rows * columns)
-            y = y[:, :, None, :, None].expand(shape).reshape(flat)
-            x = x[:, None, :, None, :].expand(shape).reshape(flat)
-            found.append((chosen, y, x))
-    return found
-
-
-def _positions(cells: int, samples: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    within = (torch.arange(samples, device=device, dtype=dtype) + 0.5) / samples
-    return torch.arange(cells, device=device, dtype=dtype)[:, None] + within
-
-
-def _interpolate(image: Tensor, picture: Tensor, y: Tensor, x: Tensor) -> Tensor:
-    """Bilinear values (RoIs, C, cells, samples) of the maps that RoIs belong to."""
-    _, C, H, W = image.shape
-    flat = image.flatten(2)
-    total = torch.zeros((len(picture), C, *y.shape[1:]), dtype=image.dtype, device=image.device)
-    for row, column, weight in _corners(y, x, H, W):
-        place = (row * W + column).flatten(1)[:, None].expand(-1, C, -1)
-        total += flat[picture].gather(2, place).reshape(total.shape) * weight[:, None]
-    return total
-
-
-def _corners(y: Tensor, x: Tensor, H: int, W: int) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """(row, column, weight) of the four cells around each point; weight 0 for a point off the map."""
-    inside = (y >= -1) & (y <= H) & (x >= -1) & (x <= W)
-    y, x = y.clamp(0, H - 1), x.clamp(0, W - 1)
-    top, left = y.floor(), x.floor()
-    down, right = y - top, x - left
-    rows = (top.long(), (top.long() + 1).clamp(max=H - 1))
-    columns = (left.long(), (left.long() + 1).clamp(max=W - 1))
-    weights = ((1 - down, down), (1 - right, right))
-    return [
-        (rows[i], columns[j], torch.where(inside, weights[0][i] * weights[1][j], 0.0)) for i in (0, 1) for j in (0, 1)
-    ]
+            yield chosen, (int(count[1]), int(count[0]))

@@ -1,7 +1,8 @@
-"""A trained detector or segmentor in three lines: ``Predictor(config, checkpoint).predict(picture).draw()``."""
+"""Predict with a trained detector or segmentor: ``Predictor(config, checkpoint).predict(picture).draw()``."""
 
 from __future__ import annotations
 
+import colorsys
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -19,12 +20,17 @@ from torch import nn
 from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
 from ..checkpoint import read_checkpoint
-from ..data import load_rgb
+from ..engine.distributed import device_named
+from ..predict.pictures import Picture, open_picture
 from .config import datasets_of, read_config, set_classes
-from .datasets import class_of
+from .datasets import metainfo_of
 from .runner import load_whole
 
 log = logging.getLogger(__name__)
+
+_STRENGTH = 0.6  # of a segment's colour over the picture
+_NAMED = 12  # classes that the legend has room for
+_SIDE = 320  # pixels; smaller pictures are enlarged to this, so that names can be read
 
 
 @dataclass(frozen=True)
@@ -47,22 +53,21 @@ class Detections:
     classes: tuple[str, ...] = field(repr=False)
 
     def draw(self) -> Image.Image:
-        """The picture with boxes, names, scores and masks; a small one enlarged."""
-        times = enlargement(*self.picture.shape[:2])
+        """Draw boxes, names, scores and masks over the picture; a small one is enlarged."""
+        times = _enlargement(*self.picture.shape[:2])
         canvas = torch.from_numpy(self.picture.repeat(times, 0).repeat(times, 1)).permute(2, 0, 1)
         if len(self.boxes):
             colours = [_colour(int(label)) for label in self.labels]
             if self.masks is not None:
                 masks = torch.from_numpy(self.masks.repeat(times, 1).repeat(times, 2))
                 canvas = draw_segmentation_masks(canvas, masks, alpha=0.5, colors=colours)
-            names = [
-                f"{self.classes[label]} {score:.2f}" for label, score in zip(self.labels, self.scores, strict=True)
-            ]
+            scored = zip(self.labels, self.scores, strict=True)
+            names = [f"{self.classes[label]} {score:.2f}" for label, score in scored]
             canvas = draw_bounding_boxes(canvas, torch.from_numpy(times * self.boxes), names, colours)
         return Image.fromarray(canvas.permute(1, 2, 0).numpy())
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values; masks as COCO's run-length encoding."""
+        """Return plain values; masks as COCO's run-length encoding."""
         from pycocotools import mask as coco_mask
 
         objects: list[dict[str, Any]] = []
@@ -91,18 +96,18 @@ class Segmentation:
     palette: tuple[tuple[int, int, int], ...] = field(repr=False)
 
     def draw(self) -> Image.Image:
-        """The picture under the colours of the classes, and their names below it."""
+        """Draw the colours of the classes over the picture, and their names below it."""
         return draw_segments(self.picture, self.labels, self.classes, self.palette)
 
     def to_json(self) -> dict[str, Any]:
-        """The share of the picture that each class has."""
+        """Return the share of the picture that each class has."""
         present, counts = np.unique(self.labels, return_counts=True)
         order = np.argsort(-counts, kind="stable")
         return {"classes": {self.classes[present[i]]: float(counts[i] / self.labels.size) for i in order}}
 
 
 class Predictor:
-    """A detector or segmentor, ready for pictures.
+    """A detector or segmentor that is ready for pictures.
 
     Args:
         config: a config file, or a loaded `Config`.
@@ -121,11 +126,12 @@ class Predictor:
         init_default_scope(cfg.default_scope)
         cfg.model.backbone.init_cfg = None
         read = read_checkpoint(checkpoint)
-        self.classes, self.palette, self.cfg = *_classes(cfg, read.metadata), cfg
+        self.cfg = cfg
+        self.classes, self.palette = _classes(cfg, read.metadata)
         set_classes(cfg, self.classes)  # a model trained with --classes has other heads than its config
         self.model: nn.Module = MODELS.build(cfg.model)
         load_whole(self.model, read, may_adapt=False)
-        self.device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+        self.device = device_named(device)
         self.model.to(self.device).eval()
         self.score_threshold = score_threshold
         dataset = next(datasets_of(cfg.test_dataloader))
@@ -133,15 +139,14 @@ class Predictor:
         self.pipeline = Compose([{"type": "LoadImageFromNDArray"}, *steps])
 
     @torch.no_grad()
-    def predict(self, picture: str | Path | Image.Image | NDArray[np.uint8]) -> Detections | Segmentation:
-        """What is in a picture: a file, a PIL image, or (H, W, 3) RGB.
+    def predict(self, picture: Picture) -> Detections | Segmentation:
+        """Predict what is in a picture: a file, its bytes, a PIL image, or an array (H, W, 3) RGB.
 
         Raises:
             BadImageError: the file is no picture that can be read.
+            ValueError: something else than a `Picture`.
         """
-        if isinstance(picture, str | Path):
-            picture = load_rgb(picture)
-        pixels = np.asarray(picture.convert("RGB") if isinstance(picture, Image.Image) else picture)
+        pixels = np.asarray(open_picture(picture))
         bgr = np.ascontiguousarray(pixels[:, :, ::-1])
         packed = self.pipeline({"img": bgr, "img_id": 0, "img_path": ""})
         batch = {"inputs": [packed["inputs"]], "data_samples": [packed["data_samples"]]}
@@ -156,12 +161,11 @@ class Predictor:
 
 
 def _classes(cfg: Config, metadata: dict[str, Any]) -> tuple[tuple[str, ...], tuple[tuple[int, int, int], ...]]:
-    """The names of the classes and their colours: the checkpoint's, else the config's data set's."""
+    """Find the names of the classes and their colours, in the checkpoint or else by the config's data set."""
     meta = metadata.get("meta")
     saved = meta.get("dataset_meta") if isinstance(meta, dict) else None
     if not (isinstance(saved, dict) and saved.get("classes")):
-        dataset = next(datasets_of(cfg.test_dataloader))
-        saved = {**class_of(dataset).METAINFO, **(dataset.get("metainfo") or {})}
+        saved = metainfo_of(next(datasets_of(cfg.test_dataloader)))
         if not saved.get("classes"):
             raise ValueError("neither the checkpoint nor the config names the classes: pass --classes NAME NAME ...")
     classes, palette = tuple(map(str, saved["classes"])), saved.get("palette") or ()
@@ -171,27 +175,18 @@ def _classes(cfg: Config, metadata: dict[str, Any]) -> tuple[tuple[str, ...], tu
 
 
 def _colour(number: int) -> tuple[int, int, int]:
-    """Colours that stay apart for neighbouring numbers: the golden ratio around the circle of hues."""
-    import colorsys
-
+    """Return colours that differ for neighbouring numbers: the golden ratio around the circle of hues."""
     red, green, blue = colorsys.hsv_to_rgb(number * 0.61803398875 % 1, 0.85 if number % 2 else 0.6, 1.0)
     return int(255 * red), int(255 * green), int(255 * blue)
 
 
-# ---- drawing segments ----
-
-_STRENGTH = 0.6  # of a segment's colour over the picture
-_NAMED = 12  # classes that the legend has room for
-_SIDE = 320  # pixels; smaller pictures are enlarged to this, so that names can be read
-
-
-def enlargement(height: int, width: int) -> int:
-    """How many times as large a picture is drawn; 1 for all but small ones."""
+def _enlargement(height: int, width: int) -> int:
+    """Return how many times as large a picture is drawn; 1 except for small ones."""
     return max(1, -(-_SIDE // min(height, width)))
 
 
 def draw_segments(image: Any, labels: Any, classes: Sequence[str], palette: Sequence[Sequence[int]]) -> Image.Image:
-    """A picture with its segments coloured, and below it the names of the largest.
+    """Draw a picture with its segments coloured, and below it the names of the largest.
 
     Args:
         image: (H, W, 3) RGB, uint8.
@@ -203,13 +198,14 @@ def draw_segments(image: Any, labels: Any, classes: Sequence[str], palette: Sequ
     colours = np.asarray(palette, dtype=float)[np.where(known, labels, 0)]
     mixed = np.where(known[..., None], _STRENGTH * colours + (1 - _STRENGTH) * np.asarray(image), image)
     drawn = Image.fromarray(mixed.round().astype(np.uint8))
-    drawn = ImageOps.scale(drawn, enlargement(*labels.shape), Image.Resampling.NEAREST)
+    drawn = ImageOps.scale(drawn, _enlargement(*labels.shape), Image.Resampling.NEAREST)
     numbers, areas = np.unique(labels[known], return_counts=True)
     largest = [int(number) for number in numbers[np.argsort(-areas)][:_NAMED]]
     return _with_legend(drawn, [(classes[number], tuple(palette[number])) for number in largest])
 
 
 def _with_legend(drawn: Image.Image, entries: list[tuple[str, Any]]) -> Image.Image:
+    """Put names and colours below a picture, in as many lines as they need."""
     font = ImageFont.load_default(size=13)
     line, gap = 20, 8
     places: list[tuple[int, int]] = []

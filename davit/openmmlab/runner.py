@@ -1,9 +1,8 @@
-"""mmengine's runner with our files: opened without running anything, loaded with an audit, written whole."""
+"""Run mmengine's loops with checkpoints that are read without running code, loaded with an audit, written whole."""
 
 from __future__ import annotations
 
 import logging
-import os
 import re
 from collections import OrderedDict
 from collections.abc import Callable
@@ -13,6 +12,7 @@ from typing import Any
 
 import torch
 from mmengine.dist import broadcast
+from mmengine.fileio import LocalBackend, register_backend
 from mmengine.hooks import LoggerHook
 from mmengine.logging import HistoryBuffer
 from mmengine.model import BaseTTAModel, MMDistributedDataParallel, is_model_wrapper, revert_sync_batchnorm
@@ -21,18 +21,30 @@ from mmengine.runner import Runner
 from torch import nn
 
 from ..checkpoint import Checkpoint, CheckpointError, LoadReport, load_checkpoint, read_checkpoint, unwrap
-from ..engine.run_folder import read_state
+from ..engine.run_folder import newest_whole, read_state
 from ..engine.run_log import plain
+from ..files import write_bytes
 
+_WHOLE_FILES = "davit"  # the name of a backend for `mmengine.fileio`
 _STATE_FILE = re.compile(r"(?:epoch|iter)_(\d+)\.pth")
+
+
+@register_backend(_WHOLE_FILES, force=True)
+class WholeFiles(LocalBackend):
+    """Write local files so that none is ever half written."""
+
+    def put(self, obj: bytes, filepath: str | Path) -> None:
+        """Write a file, and its folder where that is missing."""
+        Path(filepath).parent.mkdir(parents=True, exist_ok=True)
+        write_bytes(filepath, obj)
 
 
 @RUNNERS.register_module(force=True)
 class DaViTRunner(Runner):
-    """mmengine's `Runner`, whose checkpoints survive a crash, a damaged file and a stranger's file.
+    """mmengine's `Runner`, whose checkpoints survive a crash, a damaged file and a malicious file.
 
     ``load_from`` takes detectors and segmentors of ours and of the original code base; every tensor is accounted
-    for. A state is written beside, synced and renamed; the newest that is whole is resumed from.
+    for. Resuming without a file goes on from the newest state that is whole.
     """
 
     _hooks: list[Any]
@@ -48,7 +60,7 @@ class DaViTRunner(Runner):
     ) -> dict[str, Any]:
         """Load the weights of a whole detector or segmentor, or leave the model as it is and say why.
 
-        Arguments that mmengine has beyond the name are not needed: tensors are matched name by name, on the CPU.
+        mmengine's other arguments have no effect: tensors are matched name by name, on the CPU.
 
         Raises:
             CheckpointError: the file cannot be read safely, or does not fit.
@@ -74,7 +86,11 @@ class DaViTRunner(Runner):
         Raises:
             CheckpointError: the file is damaged, or another trainer's.
         """
-        state = read_state(Path(filename))
+        self._resume_state(filename, read_state(Path(filename)), resume_optimizer, resume_param_scheduler)
+
+    def _resume_state(
+        self, filename: str, state: dict[str, Any], resume_optimizer: bool = True, resume_param_scheduler: bool = True
+    ) -> None:
         if not isinstance(state.get("meta"), dict) or "optimizer" not in state:
             raise CheckpointError(
                 f"{filename} holds weights but no state of a training: start from it with --load-from, not --resume."
@@ -97,6 +113,7 @@ class DaViTRunner(Runner):
         self.logger.info(f"Resumed from {filename}: epoch {self.epoch}, iteration {self.iter}.")
 
     def _resume_seed(self, seed: int | None) -> None:
+        """Take the seed of the state, unless this run was given another."""
         current = self._randomness_cfg.get("seed")
         if seed is not None and seed != current:
             if current is not None:
@@ -106,51 +123,53 @@ class DaViTRunner(Runner):
                 self.set_randomness(**self._randomness_cfg)
 
     def load_or_resume(self) -> None:
-        """As mmengine's, but resuming takes the newest state that is whole, and says which were passed over."""
+        """Load or resume as mmengine does, but resume from the newest state that is whole; damaged ones are logged."""
         if self._has_loaded or not self._resume or self._load_from is not None:
             super().load_or_resume()
             return
-        newest = newest_whole(Path(self.work_dir), self.logger)
+        folder = Path(self.work_dir)
+        for partial in folder.glob(".*.pth.*.partial"):  # a killed process was writing it
+            partial.unlink(missing_ok=True)
+        states = [
+            (int(match[1]), file) for file in folder.glob("*.pth") if (match := _STATE_FILE.fullmatch(file.name))
+        ]
+        newest_first = [file for _, file in sorted(states, reverse=True)]
+        newest = newest_whole(newest_first, self.logger, "Start over with another --work-dir.")
         if newest is None:
-            self.logger.info(f"Nothing to resume in {self.work_dir}: starting anew.")
-            return
-        self.resume(str(newest))
+            self.logger.info(f"Nothing to resume in {folder}: starting anew.")
+        else:
+            self._resume_state(str(newest[0]), newest[1])
 
-    def save_checkpoint(self, out_dir: str, filename: str, *args: Any, **kwargs: Any) -> None:
-        """As mmengine's, but in one step: the file is whole, or is what it was."""
-        if self.rank != 0:
-            return
-        if "://" in str(out_dir):  # an object store writes a file at once
-            super().save_checkpoint(out_dir, filename, *args, **kwargs)
-            return
-        partial = f".{filename}.partial"
-        super().save_checkpoint(out_dir, partial, *args, **kwargs)
-        written, final = Path(out_dir) / partial, Path(out_dir) / filename
-        with written.open("rb") as stream:
-            os.fsync(stream.fileno())
-        written.replace(final)
+    def save_checkpoint(
+        self, out_dir: str, filename: str, file_client_args: dict[str, Any] | None = None, *args: Any, **kwargs: Any
+    ) -> None:
+        """Save as mmengine does; on this machine's disks the file is whole, or is what it was, after any failure."""
+        if "://" not in str(out_dir) and file_client_args is None and kwargs.get("backend_args") is None:
+            kwargs["backend_args"] = {"backend": _WHOLE_FILES}
+        super().save_checkpoint(out_dir, filename, file_client_args, *args, **kwargs)
 
     def call_hook(self, fn_name: str, **kwargs: Any) -> None:
+        """Call the hooks of a point in the run, and correct what mmengine's own do there."""
         if fn_name == "before_val" and self.distributed:
             share_buffers(self._bare_model())
         hooks = self._hooks
-        if fn_name == "after_test_epoch" and self.rank != 0:  # all processes would write the one file of results
+        if fn_name == "after_test_epoch" and self.rank != 0:  # else every process would write the file of results
             self._hooks = [hook for hook in hooks if not isinstance(hook, LoggerHook)]
         try:
             super().call_hook(fn_name, **kwargs)
         finally:
             self._hooks = hooks
-        if fn_name == "before_save_checkpoint":  # last of all: nothing in the file may need a pickle's trust
+        if fn_name == "before_save_checkpoint":  # after all hooks, which may add objects to it
             _make_plain(kwargs["checkpoint"])
 
     def build_visualizer(self, visualizer: Any = None) -> Any:
-        """A run's own: by the name in a config mmengine finds that of the process's first run, and its folder."""
+        """Name the visualizer after this run; under the config's name mmengine would return the first run's."""
         if isinstance(visualizer, dict):
             visualizer = {**visualizer, "name": str(self.log_dir)}
         return super().build_visualizer(visualizer)
 
     def wrap_model(self, model_wrapper_cfg: dict[str, Any] | None, model: nn.Module) -> nn.Module:
-        """As mmengine's; on CPUs data-parallel too, with plain batch norm, since SyncBatchNorm needs GPUs."""
+        """Wrap as mmengine does; on CPUs use data parallelism with plain batch norm, as SyncBatchNorm needs GPUs."""
         if self.distributed and not torch.cuda.is_available() and model_wrapper_cfg is None:
             return MMDistributedDataParallel(revert_sync_batchnorm(model))
         return super().wrap_model(model_wrapper_cfg, model)
@@ -161,32 +180,9 @@ class DaViTRunner(Runner):
 
 
 def share_buffers(model: nn.Module) -> None:
-    """Give every process the first one's buffers: the means of a plain batch norm are each process's own."""
+    """Give every process the buffers of the first: each has its own running means of a plain batch norm."""
     for _, buffer in sorted(model.named_buffers()):
         broadcast(buffer)
-
-
-def newest_whole(folder: Path, logger: logging.Logger) -> Path | None:
-    """The newest state of a run's folder that verifies, or None where there is none at all.
-
-    Raises:
-        CheckpointError: there are states, and every one is damaged.
-    """
-    found = [(int(match[1]), file) for file in folder.glob("*.pth") if (match := _STATE_FILE.fullmatch(file.name))]
-    problems = []
-    for _, file in sorted(found, reverse=True):
-        try:
-            read_state(file)
-        except CheckpointError as error:
-            problems.append(str(error))
-            logger.warning(f"passed over: {error}")
-        else:
-            return file
-    if problems:
-        raise CheckpointError(
-            f"no state in {folder} is whole: {' '.join(problems)} Start over with another --work-dir."
-        )
-    return None
 
 
 def load_whole(
@@ -211,6 +207,7 @@ def load_whole(
 
 
 def _make_plain(checkpoint: dict[str, Any]) -> None:
+    """Replace all objects of a state by plain values, so that it can be read without trusting a pickle."""
     hub = checkpoint["message_hub"]
     hub["log_scalars"] = OrderedDict(
         (name, [buffer.data[0].tolist(), buffer.data[1].tolist()]) for name, buffer in hub["log_scalars"].items()
@@ -221,5 +218,6 @@ def _make_plain(checkpoint: dict[str, Any]) -> None:
 
 
 def _with_buffers(hub: dict[str, Any]) -> dict[str, Any]:
+    """Make the plain logs of a state into mmengine's buffers."""
     buffers = {name: HistoryBuffer(*columns) for name, columns in hub["log_scalars"].items()}
     return {**hub, "log_scalars": buffers}

@@ -1,4 +1,4 @@
-"""What MMSegmentation gets from us: labels to ignore, test-time augmentation in little memory, predictions drawn.
+"""Add to MMSegmentation: labels to ignore, test-time augmentation in little memory, predictions drawn.
 
 Configs name this module in ``custom_imports``, after ``davit.openmmlab``.
 """
@@ -17,9 +17,8 @@ from mmseg.models.segmentors import SegTTAModel
 from mmseg.registry import DATASETS, HOOKS, MODELS
 from PIL import Image, ImageOps
 
+from .masks import IGNORED
 from .predictor import draw_segments
-
-IGNORED = 255  # what losses and metrics leave out
 
 
 @DATASETS.register_module(force=True)
@@ -27,8 +26,8 @@ class MaskFolders(BaseSegDataset):
     """Pictures in one folder, and for each a greyscale mask of the same name in another.
 
     Args:
-        ignored_labels: values of the masks that are no class, as CamVid's 11 for "void"; neither trained on nor
-            counted. 255 always is such a value. With ``reduce_zero_label`` these are the values after reducing.
+        ignored_labels: values of the masks that are no class, such as CamVid's 11 for "void"; neither trained on
+            nor counted. 255 always is such a value. With ``reduce_zero_label`` these are the values after reducing.
         kwargs: those of mmseg's ``BaseSegDataset``: data_root, data_prefix, img_suffix, seg_map_suffix, ann_file,
             metainfo, reduce_zero_label ...
     """
@@ -38,7 +37,7 @@ class MaskFolders(BaseSegDataset):
         super().__init__(**kwargs)
 
     def load_data_list(self) -> list[dict[str, Any]]:
-        """mmseg's list, where every mask is read with the ignored labels made 255."""
+        """List pictures and masks as mmseg does; reading a mask then makes the ignored labels 255."""
         infos: list[dict[str, Any]] = super().load_data_list()
         if self.ignored_labels:
             for info in infos:
@@ -48,20 +47,20 @@ class MaskFolders(BaseSegDataset):
 
 @MODELS.register_module(force=True)
 class AveragedTTA(SegTTAModel):
-    """The mean of the softmax maps of all views, as mmseg's ``SegTTAModel`` gives, held one view at a time.
+    """Average the softmax maps of all views as mmseg's ``SegTTAModel`` does, but hold only one view at a time.
 
-    mmseg keeps every view's map until the end: for ADE20K's 12 views of 150 classes that is 7 GB for a picture of a
-    million pixels.
+    mmseg keeps the maps of all views until the end: for ADE20K's 12 views of 150 classes that is 7 GB for a picture
+    of a million pixels.
     """
 
     def test_step(self, data: dict[str, Any]) -> list[Any]:
-        """Predict a batch whose every value is a list of views.
+        """Predict a batch in which every value is a list of views.
 
         Returns:
             A ``SegDataSample`` for each picture: the label of each pixel, and as ``seg_logits`` the mean
             probabilities (classes, H, W), both at the picture's own size.
         """
-        if self.module.out_channels == 1:  # one class by a threshold: no softmax
+        if self.module.out_channels == 1:  # a single class is found by a threshold, without softmax
             return list(super().test_step(data))
         views = len(data["inputs"])
         samples: list[Any] = []
@@ -83,9 +82,9 @@ class AveragedTTA(SegTTAModel):
 
 @HOOKS.register_module(force=True)
 class DrawnPredictions(SegVisualizationHook):
-    """Writes every test picture with its predicted segments to ``out_dir``, in every process (mmseg's: in the first).
+    """Write every test picture with its predicted segments to ``out_dir``, in every process (mmseg: only the first).
 
-    Files have the pictures' names below the folder that all of them share, and end with .png.
+    A file is named as its picture is below the data set's folder of pictures, and ends with .png.
     """
 
     def __init__(self, out_dir: str):
@@ -93,11 +92,13 @@ class DrawnPredictions(SegVisualizationHook):
         self.out_dir = Path(out_dir)
 
     def before_test(self, runner: Any) -> None:
+        """Remember the classes and the folder of the test set."""
         dataset = runner.test_dataloader.dataset
         self._meta = dataset.metainfo
         self._root = Path(dataset.data_prefix.get("img_path") or dataset.data_root or ".").absolute()
 
     def after_test_iter(self, runner: Any, batch_idx: int, data_batch: Any, outputs: Any) -> None:
+        """Draw the predictions of a batch."""
         for sample in outputs:
             picture = Path(sample.img_path).absolute()
             inside = picture.relative_to(self._root) if picture.is_relative_to(self._root) else Path(picture.name)

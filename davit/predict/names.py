@@ -1,4 +1,4 @@
-"""What the classes of a model are called."""
+"""Name the classes of a model."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ IMAGENET_CLASSES = 1000
 def class_names(
     num_classes: int, *, noted: Sequence[str] | None = None, source: str | Path | None = None
 ) -> tuple[str, ...]:
-    """A name for each class of a model.
+    """Name each class of a model.
 
     Args:
         noted: the names that the checkpoint's training noted; taken where there is no `source`.
@@ -61,7 +61,7 @@ def _from_source(source: Path, num_classes: int) -> list[str]:
 
 
 def _readable(names: Sequence[str]) -> tuple[str, ...]:
-    """ImageNet's ids in words, where all names are such ids; the first word of several that mean the same."""
+    """Put ImageNet's ids into words, where all names are such ids; the first word of several that mean the same."""
     info = _imagenet()
     known = set(info.label_names())
     if not names or not all(name in known for name in names):

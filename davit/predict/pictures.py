@@ -1,7 +1,8 @@
-"""Where the pictures to look at come from: files, folders, standard input, or what a program holds."""
+"""Find and open the pictures to look at: files, folders, standard input, or what a program holds."""
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 from collections.abc import Sequence
@@ -20,11 +21,11 @@ Picture: TypeAlias = str | Path | Image.Image | bytes | np.ndarray[Any, Any]
 
 
 def open_picture(picture: Picture, name: str | None = None, reduction: Reduction | None = None) -> Image.Image:
-    """The picture, upright, as 8-bit RGB; `name` stands for it in errors, `reduction` is `load_rgb`'s.
+    """Open a picture, upright, as 8-bit RGB; `name` stands for it in errors, `reduction` is `load_rgb`'s.
 
     Raises:
         BadImageError: a file or bytes that are no readable picture.
-        ValueError: something else than a `Picture`.
+        ValueError: not a `Picture`.
     """
     if isinstance(picture, str | Path):
         return load_rgb(picture, name, reduction)
@@ -32,22 +33,18 @@ def open_picture(picture: Picture, name: str | None = None, reduction: Reduction
         return load_rgb(io.BytesIO(bytes(picture)), name or "the bytes given", reduction)
     if isinstance(picture, Image.Image):
         return to_rgb(picture)
-    if isinstance(picture, np.ndarray):
-        return to_rgb(Image.fromarray(_checked(picture)))
-    raise ValueError(
-        f"{name or 'the picture'} is a {type(picture).__name__}; give a path, bytes, a picture of Pillow's or an "
-        "array of uint8, (H, W) or (H, W, 3)."
-    )
-
-
-def _checked(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    shaped = array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4))
-    if array.dtype != np.uint8 or not shaped or array.size == 0:
+    if not isinstance(picture, np.ndarray):
         raise ValueError(
-            f"an array of {array.dtype} and shape {array.shape} is no picture: it must be uint8, (H, W), (H, W, 3) "
-            "or (H, W, 4), with values of 0 to 255."
+            f"{name or 'the picture'} is a {type(picture).__name__}; give a path, bytes, a picture of Pillow's or an "
+            "array of uint8, (H, W) or (H, W, 3)."
         )
-    return np.ascontiguousarray(array)
+    has_shape = picture.ndim == 2 or (picture.ndim == 3 and picture.shape[2] in (3, 4))
+    if picture.dtype != np.uint8 or not has_shape or picture.size == 0:
+        raise ValueError(
+            f"an array of {picture.dtype} and shape {picture.shape} is no picture: it must be uint8, (H, W), "
+            "(H, W, 3) or (H, W, 4), with values of 0 to 255."
+        )
+    return to_rgb(Image.fromarray(np.ascontiguousarray(picture)))
 
 
 class StandardInput(bytes):
@@ -55,7 +52,7 @@ class StandardInput(bytes):
 
 
 class PictureSource:
-    """Pictures behind the interface of a data set's source (`davit.data.dataset.Source`), without classes."""
+    """Give pictures the interface of a data set's source (`davit.data.dataset.Source`), without classes."""
 
     class_to_idx: dict[str, int] = {}  # noqa: RUF012
 
@@ -69,18 +66,21 @@ class PictureSource:
         return self.path(index)
 
     def path(self, index: int) -> str:
-        """The file, or which of the pictures it is, from 0."""
+        """Name the file, or which of the pictures it is, from 0."""
         picture = self._pictures[index]
         if isinstance(picture, StandardInput):
             return "-"
         return str(picture) if isinstance(picture, str | Path) else f"picture {index}"
+
+    def targets(self) -> None:
+        """Return None: pictures without classes."""
 
     def read(self, index: int, reduction: Reduction | None = None) -> tuple[Image.Image, int]:
         return open_picture(self._pictures[index], self.path(index), reduction), 0
 
 
 def find_pictures(places: Sequence[str], stdin: bytes | None = None) -> list[str | bytes]:
-    """The pictures of a command line: each file as it stands, each folder with all that is below it.
+    """List the pictures of a command line: each file as it stands, each folder with all that is below it.
 
     "-" is `stdin`: the bytes of a picture, or paths in UTF-8, one a line, or separated by NUL.
 
@@ -99,7 +99,7 @@ def find_pictures(places: Sequence[str], stdin: bytes | None = None) -> list[str
 
 
 def _below(place: str) -> list[str]:
-    """The pictures of a folder and of its subfolders in natural order, hidden ones left out; a file is itself."""
+    """List the pictures of a folder and its subfolders in natural order, hidden ones left out; a file is itself."""
     if not Path(place).is_dir():
         return [place]  # a missing file is reported when it is opened, as a broken one is
     files = []
@@ -119,14 +119,10 @@ def _from_stdin(data: bytes) -> list[str | bytes]:
     try:
         Image.open(io.BytesIO(data)).close()
     except (UnidentifiedImageError, ValueError):
+        with contextlib.suppress(UnicodeDecodeError):  # neither a picture nor text: reading it says so
+            text = data.decode("utf-8")
+            lines = text.split("\0") if "\0" in text else [line.strip() for line in text.splitlines()]
+            return [file for line in lines if line for file in _below(line)]
+    except Exception:  # a known format, damaged: reading it says so
         pass
-    except Exception:  # a known format, damaged: the error comes when it is read
-        return [StandardInput(data)]
-    else:
-        return [StandardInput(data)]
-    try:
-        text = data.decode("utf-8")
-    except UnicodeDecodeError:
-        return [StandardInput(data)]  # neither: reading it says so
-    lines = text.split("\0") if "\0" in text else [line.strip() for line in text.splitlines()]
-    return [file for line in lines if line for file in _below(line)]
+    return [StandardInput(data)]

@@ -1,10 +1,9 @@
-"""A model that classifies pictures, with all that its checkpoint says about them."""
+"""Classify pictures by a model, with all that its checkpoint says about them."""
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, overload
 
@@ -14,9 +13,8 @@ from torch import Tensor
 from ..data import Batch, DataError, EvalLoader, PictureDataset, prefetch
 from ..engine.distributed import device_named
 from ..engine.evaluate import is_out_of_memory
-from ..engine.flags import validate_parser
-from ..engine.load_model import Entry, Loaded, load_entry
-from ..engine.precision import precision_from
+from ..engine.load_model import LoadedModel, ModelOptions, load_model
+from ..engine.precision import Precision, choose_precision
 from .names import class_names
 from .pictures import Picture, PictureSource
 from .result import Failure, Guess, Prediction
@@ -36,13 +34,7 @@ class Predictor:
         transform: PIL picture -> (3, H, W), as `config` says.
     """
 
-    def __init__(
-        self,
-        loaded: Loaded,
-        names: Sequence[str],
-        device: torch.device,
-        autocast: Callable[[], AbstractContextManager[object]],
-    ) -> None:
+    def __init__(self, loaded: LoadedModel, names: Sequence[str], device: torch.device, precision: Precision) -> None:
         self.name = loaded.name
         self.model = loaded.model
         self.class_names = tuple(names)
@@ -50,7 +42,7 @@ class Predictor:
         self.transform = loaded.transform()
         self.device = device
         self._classifier = loaded.classifier
-        self._autocast = autocast
+        self._precision = precision
 
     def __repr__(self) -> str:
         height, width = self.config["input_size"][-2:]
@@ -100,12 +92,11 @@ class Predictor:
             ValueError: `topk`, `batch_size` or `workers` is not a number that makes sense.
             LoaderError: a loader process died.
         """
-        _check_topk(topk)
         source = PictureSource(pictures)
         loader = EvalLoader(
             PictureDataset(source, self.transform),
             batch_size=min(batch_size, _CPU_BATCH) if self.device.type == "cpu" else batch_size,
-            num_workers=workers if len(pictures) > _WORKERS_FROM else 0,
+            workers=workers if len(pictures) > _WORKERS_FROM else 0,
             skip_bad_images=True,
         )
 
@@ -127,9 +118,9 @@ class Predictor:
             loader.close()
 
     def _probabilities(self, images_NCHW: Tensor) -> Tensor:
-        """(N, num_classes) float32 on the CPU; halves of the batch one after the other where memory is short."""
+        """Compute (N, num_classes) in float32 on the CPU; halves of the batch in turn where memory is short."""
         try:
-            with torch.inference_mode(), self._autocast():
+            with torch.inference_mode(), self._precision.autocast():
                 logits_NK = self._classifier(images_NCHW)
         except Exception as error:
             if len(images_NCHW) == 1 or not is_out_of_memory(error):
@@ -139,7 +130,8 @@ class Predictor:
         return torch.cat([self._probabilities(half) for half in images_NCHW.chunk(2)])
 
     def _result(self, file: str, probabilities_K: Tensor, topk: int) -> Prediction | Failure:
-        _check_topk(topk)
+        if topk < 1:
+            raise ValueError(f"topk={topk} is not a number of 1 or more.")
         if not torch.isfinite(probabilities_K).all():
             return Failure(file, "the model's outputs are not finite (are its weights damaged?)")
         order = probabilities_K.argsort(descending=True, stable=True)[:topk].tolist()
@@ -153,59 +145,49 @@ def load(
     *,
     device: str = "auto",
     names: str | Path | None = None,
-    **flags: Any,
+    **options: Any,
 ) -> Predictor:
-    """A classifier from a checkpoint, or with published weights: ``davit.load(FILE).predict(PICTURE)``.
+    """Load a classifier from a checkpoint, or with published weights: ``davit.load(FILE).predict(PICTURE)``.
 
     Args:
         checkpoint: a file in any layout that `davit.checkpoint` reads; None for published weights of `model`.
         model: the architecture; None leaves it to the checkpoint.
         device: auto, cpu, cuda or cuda:N.
         names: a class map or a data folder, for class names other than the checkpoint's.
-        flags: those of validate.py that say how the model is built and how pictures are prepared, such as
-            img_size, crop_pct, ema="never", amp=True, num_classes, model_kwargs. A DaViT is accelerated unless
-            model_kwargs={"accelerate": False}.
+        options: how the model is built and how pictures are prepared, such as img_size, crop_pct, ema="never",
+            amp=True, num_classes, model_kwargs: those of `davit.engine.load_model.ModelOptions`.
 
     Raises:
-        ValueError: the checkpoint, the model and the flags do not fit one another; a flag is unknown.
+        ValueError: the checkpoint, the model and the options do not fit one another; an option is unknown.
         PretrainedError: published weights could not be fetched.
     """
-    args = validate_parser().parse_args([])
-    if unknown := sorted(set(flags) - set(vars(args))):
-        raise ValueError(
-            f"load() knows no {', '.join(unknown)}; it takes the flags of validate.py: {', '.join(vars(args))}."
-        )
-    if checkpoint is None and model is None:
-        raise ValueError("load() needs a checkpoint, or the model whose published weights to take.")
-    return load_from(argparse.Namespace(**{**vars(args), **flags}), checkpoint, model, device=device, names=names)
+    known = [option.name for option in fields(ModelOptions)]
+    if unknown := sorted(set(options) - set(known)):
+        raise ValueError(f"load() knows no {', '.join(unknown)}; it takes {', '.join(known)}.")
+    return load_with(ModelOptions(**options), checkpoint, model, device=device, names=names)
 
 
-def load_from(
-    args: argparse.Namespace,
+def load_with(
+    options: ModelOptions,
     checkpoint: str | Path | None,
     model: str | None,
     *,
     device: str,
     names: str | Path | None,
 ) -> Predictor:
-    """`load` with the flags as validate.py's parser gives them."""
+    """Do what `load` does, with options that are checked."""
     where = device_named(device)
-    precision = precision_from(args, where)
+    precision = choose_precision(options.amp, options.amp_dtype, where)
     precision.say()
-    loaded = load_entry(Entry(model, Path(checkpoint) if checkpoint else None), args, where)
+    loaded = load_model(model, Path(checkpoint) if checkpoint else None, options, where)
     if not hasattr(loaded.model, "num_classes") or loaded.model.num_classes < 1:
         raise ValueError(f"{loaded.name} has no classes to name: it was built without a head.")
     named = class_names(loaded.model.num_classes, noted=loaded.class_names, source=names)
-    return Predictor(loaded, named, where, precision.autocast)
-
-
-def _check_topk(topk: int) -> None:
-    if topk < 1:
-        raise ValueError(f"topk={topk} is not a number of 1 or more.")
+    return Predictor(loaded, named, where, precision)
 
 
 def _readable(loader: EvalLoader, source: PictureSource) -> Iterator[Batch]:
-    """The loader's batches; that no picture at all can be read is no error here."""
+    """Hand out the loader's batches, without an error where no picture at all can be read."""
     try:
         yield from loader.batches()
     except DataError:

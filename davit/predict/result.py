@@ -1,4 +1,4 @@
-"""Hold what a model says of one picture, and write it as a table."""
+"""Hold the answer of a model for one picture, and write it as a table."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Guess:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a model says of one picture.
+    """The answer of a model for one picture.
 
     Attributes:
         file: the path, or which of the pictures given.
@@ -46,7 +46,7 @@ class Prediction:
 
     @property
     def probability(self) -> float:
-        """Of the most probable class."""
+        """The probability of the most probable class."""
         return self.guesses[0].probability
 
     def __str__(self) -> str:

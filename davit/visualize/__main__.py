@@ -11,10 +11,10 @@ from pathlib import Path
 from ..commands import OK, SOME_FAILED, run_cli
 from ..data import BadImageError
 from ..engine.curves import draw_curves
+from ..engine.flags import given_flags, model_flags, picture_flags
 from ..predict import Predictor
-from ..predict.flags import add_model, add_pictures, evaluation_flags, given_of
+from ..predict.flags import load_asked_for
 from ..predict.pictures import find_pictures
-from ..predict.predictor import load_from
 from .figure import draw_picture
 
 log = logging.getLogger(__name__)
@@ -40,19 +40,14 @@ def _main(arguments: Sequence[str] | None) -> list[str]:
         return []
     if not args.pictures:
         raise ValueError("give a picture and --checkpoint, or --runs with the folders of training runs.")
-    return _draw_pictures(args, given_of(_parser, arguments))
+    return _draw_pictures(args, given_flags(_parser, arguments))
 
 
 def _draw_pictures(args: argparse.Namespace, given: set[str]) -> list[str]:
     files = [str(file) for file in find_pictures([place for place in args.pictures if place != "-"])]
     if len(files) > 1 and args.out and Path(args.out).suffix:
         raise ValueError(f"--out {args.out} is one file, and there are {len(files)} pictures; name a folder.")
-    predictor = load_from(
-        evaluation_flags(args, given),
-        *(args.checkpoint or None, args.model if "model" in given or not args.checkpoint else None),
-        device=args.device,
-        names=args.class_map or None,
-    )
+    predictor = load_asked_for(args, given)
     wanted = _class_index(predictor, args.class_name)
     failed = []
     for file in files:
@@ -98,15 +93,15 @@ def _summary(run: Path) -> Path:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m davit.visualize", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m davit.visualize", description=__doc__, parents=[model_flags(), picture_flags()]
+    )
     add = parser.add_argument
     add("pictures", nargs="*", metavar="PICTURE|FOLDER")
     add("--runs", nargs="+", default=[], metavar="RUN", help="folders of runs, or their summary.csv: curves together")
     add("--out", default="", metavar="FILE|DIR", help="default: NAME-seen.png, or curves.png, in the current folder")
     add("--class", dest="class_name", default="", metavar="CLASS", help="evidence for this class: its name or index")
     add("--class-map", default="", metavar="FILE|DIR", help="class names, one a line, or a data folder that has them")
-    add_model(parser)
-    add_pictures(parser)
     return parser
 
 

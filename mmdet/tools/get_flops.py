@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Parameters and FLOPs: ``python tools/get_flops.py CONFIG ... [--shape HEIGHT WIDTH]``."""
+"""Count parameters and FLOPs: ``python tools/get_flops.py CONFIG ... [--shape HEIGHT WIDTH]``."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Small picture folders and a data set that needs none."""
+"""Write small picture folders."""
 
 from __future__ import annotations
 
@@ -7,42 +7,34 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from davit.data import PictureDataset, open_dataset
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+@pytest.fixture
+def pictures(tmp_path: Path) -> Callable[..., Path]:
+    """``pictures("train/ant/1.png", ...)``: such files, each of its own noise, below the folder that it returns."""
 
+    def write(*files: str) -> Path:
+        for number, file in enumerate(files):
+            noise = np.random.default_rng(number).integers(0, 256, (20, 24, 3), dtype=np.uint8)
+            (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(noise).save(tmp_path / file)
+        return tmp_path
 
-def _write_picture(file: Path, value: int, size: tuple[int, int] = (24, 20)) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    noise = np.random.default_rng(value).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
-    Image.fromarray(noise).save(file)
+    return write
 
 
 @pytest.fixture
-def write_picture() -> Callable[..., None]:
-    """write_picture(file, value): noise of that seed."""
-    return _write_picture
-
-
-@pytest.fixture
-def make_folder(tmp_path: Path) -> Callable[..., Path]:
-    """make_folder(train=40, val=10, classes=(...)): so many pictures, dealt to the classes in turn."""
+def make_folder(pictures: Callable[..., Path]) -> Callable[..., Path]:
+    """``make_folder(train=40, val=10, classes=(...))``: so many pictures, dealt to the classes in turn."""
 
     def make(*, train: int = 40, val: int = 10, classes: tuple[str, ...] = ("ant", "bee")) -> Path:
-        root = tmp_path / "pictures"
-        for split, count in (("train", train), ("val", val)):
-            for i in range(count):
-                _write_picture(root / split / classes[i % len(classes)] / f"{i:03d}.png", i)
-        return root
+        counts = {"train": train, "val": val}
+        return pictures(
+            *(f"{split}/{classes[i % len(classes)]}/{i:03d}.png" for split, n in counts.items() for i in range(n))
+        )
 
     return make
 

@@ -6,9 +6,12 @@ import pickle
 import struct
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image, ImageCms, ImageFile
 
 from davit.data import BadImageError, load_rgb
@@ -37,66 +40,57 @@ def _png_header(width: int, height: int) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
     head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", head)
-        + chunk(b"IDAT", zlib.compress(b"\0"))
-        + chunk(b"IEND", b"")
-    )
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"\0")) + chunk(b"IEND", b"")
 
 
-def _truncated(kind: str) -> bytes:
+def _saved(kind: str) -> bytes:
     stream = io.BytesIO()
-    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
-    Image.fromarray(noise).save(stream, kind)
-    return stream.getvalue()[: len(stream.getvalue()) // 2]
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(stream, kind)
+    return stream.getvalue()
 
 
 BAD = {
-    "empty": (b"", "empty file"),
-    "text": (b"this is not a picture\n" * 50, "not a picture"),
-    "html": (b"<!DOCTYPE html><html>404</html>", "not a picture"),
-    "postscript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n", "not a picture"),
-    "bomb": (_png_header(30_000, 30_000), "decompression bomb"),
-    "small bomb": (_png_header(10_000, 10_000), "decompression bomb"),  # Pillow only warns of this one
-    "no pixels": (_png_header(100, 100), "damaged"),
-    "half a JPEG": (_truncated("JPEG"), "truncated"),
-    "half a PNG": (_truncated("PNG"), "damaged"),
-    "half a TIFF": (_truncated("TIFF"), "."),
-    "half a WebP": (_truncated("WEBP"), "."),
-    "half a BMP": (_truncated("BMP"), "."),
-    "half a GIF": (_truncated("GIF"), "."),
+    "empty": b"",
+    "text": b"this is not a picture\n" * 50,
+    "html": b"<!DOCTYPE html><html>404</html>",
+    "postscript": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n",
+    "bomb": _png_header(30_000, 30_000),
+    "small bomb": _png_header(10_000, 10_000),  # Pillow only warns of this one
+    "no pixels": _png_header(100, 100),
+    **{kind: _saved(kind)[: len(_saved(kind)) // 2] for kind in ("JPEG", "PNG", "TIFF", "WEBP", "BMP", "GIF")},
+    **{f"JPEG cut at {end}": _saved("JPEG")[:end] for end in (2, 10, 200, 1000, 3000)},
 }
 
 
 @pytest.mark.parametrize("kind", BAD)
-def test_unreadable_files_are_named_with_their_reason(kind: str, tmp_path: Path):
-    data, reason = BAD[kind]
+def test_unreadable_files_are_named_with_a_reason_and_a_remedy(kind: str, tmp_path: Path):
     file = tmp_path / "picture.jpg"
-    file.write_bytes(data)
-    with pytest.raises(BadImageError, match=reason) as caught:
+    file.write_bytes(BAD[kind])
+    with pytest.raises(BadImageError, match="skip_bad_images=True") as caught:
         load_rgb(file)
-    assert str(file) in str(caught.value)
-    assert caught.value.file == str(file)
-    assert "--skip-bad-images" in str(caught.value)
-    with pytest.raises(BadImageError, match=reason):
-        load_rgb(io.BytesIO(data), "member 7")
-
-
-@pytest.mark.parametrize("cut", [2, 10, 200, 1000, 3000])
-def test_a_jpeg_cut_anywhere_is_unreadable(cut: int, tmp_path: Path):
-    file = tmp_path / "cut.jpg"
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(file)
-    file.write_bytes(file.read_bytes()[:cut])
-    with pytest.raises(BadImageError):
-        load_rgb(file)
+    error = caught.value
+    assert error.file == str(file) and str(file) in str(error)
+    assert error.reason and error.reason in str(error)
+    copy = pickle.loads(pickle.dumps(error))
+    assert (type(copy), str(copy), vars(copy)) == (BadImageError, str(error), vars(error))
+    with pytest.raises(BadImageError, match="member 7"):
+        load_rgb(io.BytesIO(BAD[kind]), "member 7")
     assert ImageFile.LOAD_TRUNCATED_IMAGES is False
 
 
+def test_reasons_tell_kinds_of_damage_apart():
+    reasons = set()
+    for kind in ("empty", "text", "bomb", "no pixels"):
+        with pytest.raises(BadImageError) as caught:
+            load_rgb(io.BytesIO(BAD[kind]))
+        reasons.add(caught.value.reason)
+    assert len(reasons) == 4
+
+
 def test_a_missing_file_and_a_folder_are_bad_pictures(tmp_path: Path):
-    with pytest.raises(BadImageError, match="no such file"):
+    with pytest.raises(BadImageError, match=r"gone\.png"):
         load_rgb(tmp_path / "gone.png")
-    with pytest.raises(BadImageError, match="directory"):
+    with pytest.raises(BadImageError, match=str(tmp_path)):
         load_rgb(tmp_path)
 
 
@@ -105,30 +99,28 @@ def test_a_failing_machine_is_not_a_bad_picture(monkeypatch: pytest.MonkeyPatch)
         raise OSError(errno.EIO, "Input/output error")
 
     monkeypatch.setattr(Image, "open", fail)
-    with pytest.raises(OSError, match=r"Input/output error: 'disk/a\.png'"):
+    with pytest.raises(OSError, match=r"disk/a\.png") as caught:
         load_rgb("disk/a.png")
-
-
-def test_the_error_survives_pickling():
-    error = BadImageError.of("a/b.jpg", "empty file")
-    again = pickle.loads(pickle.dumps(error))
-    assert (type(again), str(again), again.file, again.reason) == (
-        BadImageError,
-        str(error),
-        "a/b.jpg",
-        "empty file",
-    )
+    assert caught.value.errno == errno.EIO
 
 
 # What can be read is read right
 
 
-@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "bmp", "tif", "ppm", "gif"])
-def test_plain_colour(suffix: str, tmp_path: Path):
-    image = Image.fromarray(smooth())
-    image.save(tmp_path / f"a.{suffix}", **({"quality": 95} if suffix in ("jpg", "webp") else {}))
-    tolerance = {"jpg": 12, "webp": 12, "gif": 60}.get(suffix, 0)
-    assert np.abs(pixels(load_rgb(tmp_path / f"a.{suffix}")) - smooth()).max() <= tolerance
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "bmp", "tif", "ppm", "gif", "mpo"])
+def test_a_picture_is_whole_and_needs_its_file_no_longer(suffix: str, tmp_path: Path):
+    """It may be the opened one itself: then nothing but its pixels is left of that."""
+    path = tmp_path / f"a.{suffix}"
+    options = {"webp": {"quality": 95}, "jpg": {"quality": 95}, "mpo": {"quality": 95, "save_all": True}}
+    Image.fromarray(smooth()).save(path, **options.get(suffix, {}))
+    path.rename(tmp_path / "another.JPEG")  # the name does not matter
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    image = load_rgb(tmp_path / "another.JPEG")
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+    (tmp_path / "another.JPEG").unlink()
+    assert np.abs(pixels(image) - smooth()).max() <= {"jpg": 12, "mpo": 12, "webp": 12, "gif": 60}.get(suffix, 0)
+    assert (np.asarray(pickle.loads(pickle.dumps(image))) == np.asarray(image)).all()
+    assert image.resize((7, 5)).size == (7, 5)
 
 
 @pytest.mark.parametrize("mode", ["CMYK", "YCCK"])
@@ -159,84 +151,77 @@ def _as_ycck(rgb: np.ndarray) -> bytearray:
     return data
 
 
-def test_grey_one_bit_and_palette(tmp_path: Path):
-    grey = Image.fromarray(smooth()[..., 0])
-    grey.save(tmp_path / "grey.png")
-    assert (pixels(load_rgb(tmp_path / "grey.png")) == smooth()[..., :1]).all()
-    grey.convert("1", dither=Image.Dither.NONE).save(tmp_path / "bits.png")
-    assert (pixels(load_rgb(tmp_path / "bits.png")) == 255 * (smooth()[..., :1] >= 128)).all()
-    flat = Image.new("P", (2, 1))
-    flat.putpalette([*RED, *BLUE])
-    flat.putpixel((1, 0), 1)
-    flat.save(tmp_path / "palette.png")
-    assert [tuple(p) for p in pixels(load_rgb(tmp_path / "palette.png"))[0]] == [RED, BLUE]
+def palette(*colours: tuple[int, ...]) -> Image.Image:
+    """One row, a pixel for each colour."""
+    image = Image.new("P", (len(colours), 1))
+    image.putpalette([value for colour in colours for value in colour])
+    image.putdata(range(len(colours)))
+    return image
 
 
-@pytest.mark.parametrize("suffix", ["png", "gif"])
-def test_palette_with_a_transparent_entry_lies_on_white(suffix: str, tmp_path: Path):
-    flat = Image.new("P", (2, 1))
-    flat.putpalette([*RED, *BLUE])
-    flat.putpixel((1, 0), 1)
-    flat.save(tmp_path / f"a.{suffix}", transparency=1)
-    assert [tuple(p) for p in pixels(load_rgb(tmp_path / f"a.{suffix}"))[0]] == [RED, WHITE]
+def row(values: Any, dtype: Any = np.uint8) -> Image.Image:
+    return Image.fromarray(np.array([values], dtype))
 
 
-def test_palette_with_many_transparencies(tmp_path: Path):
-    flat = Image.new("P", (3, 1))
-    flat.putpalette([*RED, *BLUE, *RED])
-    flat.putdata([0, 1, 2])
-    flat.save(tmp_path / "a.png", transparency=bytes([255, 0, 128]))
-    assert [tuple(p) for p in pixels(load_rgb(tmp_path / "a.png"))[0]] == [RED, WHITE, (255, 127, 127)]
-
-
-@pytest.mark.parametrize("suffix", ["png", "webp", "tif"])
-def test_alpha_lies_on_white(suffix: str, tmp_path: Path):
-    rgba = np.zeros((1, 3, 4), np.uint8)
-    rgba[0] = [(*RED, 255), (*BLUE, 0), (0, 0, 0, 51)]
-    Image.fromarray(rgba).save(tmp_path / f"a.{suffix}", **({"lossless": True} if suffix == "webp" else {}))
-    assert [tuple(p) for p in pixels(load_rgb(tmp_path / f"a.{suffix}"))[0]] == [RED, WHITE, (204, 204, 204)]
-
-
-def test_grey_with_alpha_and_colour_keys(tmp_path: Path):
-    Image.fromarray(np.array([[[10, 255], [10, 0]]], np.uint8), "LA").save(tmp_path / "la.png")
-    assert pixels(load_rgb(tmp_path / "la.png"))[0, :, 0].tolist() == [10, 255]
-    Image.fromarray(np.array([[7, 9]], np.uint8)).save(tmp_path / "key.png", transparency=9)
-    assert pixels(load_rgb(tmp_path / "key.png"))[0, :, 0].tolist() == [7, 255]
-    Image.fromarray(np.array([[RED, BLUE]], np.uint8)).save(tmp_path / "rgb.png", transparency=BLUE)
-    assert [tuple(p) for p in pixels(load_rgb(tmp_path / "rgb.png"))[0]] == [RED, WHITE]
-
-
-@pytest.mark.parametrize("name", ["a.png", "a.tif", "a.pgm", "big-endian.tif"])
-def test_sixteen_bit_grey_is_scaled_not_clipped(name: str, tmp_path: Path):
-    values = np.array([[0, 256, 257, 1000, 32768, 65535]], np.uint16)
-    if name.startswith("big"):
-        Image.frombytes("I;16B", (6, 1), values.astype(">u2").tobytes()).save(tmp_path / name)
-    else:
-        Image.fromarray(values).save(tmp_path / name)
-    read = pixels(load_rgb(tmp_path / name))
-    assert read[0, :, 0].tolist() == [0, 1, 1, 4, 128, 255]
-    assert (read == read[..., :1]).all()
-
-
-def test_sixteen_bit_grey_with_a_colour_key(tmp_path: Path):
-    Image.fromarray(np.array([[0, 25700, 65535]], np.uint16)).save(tmp_path / "a.png", transparency=25700)
-    assert pixels(load_rgb(tmp_path / "a.png"))[0, :, 0].tolist() == [0, 255, 255]
+RGBA = row([(*RED, 255), (*BLUE, 0), (0, 0, 0, 51)])
+ON_WHITE = [RED, WHITE, (204, 204, 204)]
+GREY_16 = row([0, 256, 257, 1000, 32768, 65535], np.uint16)
+READ_16 = [0, 1, 1, 4, 128, 255]
+HALF = {"transparency": bytes([255, 0, 128])}
 
 
 @pytest.mark.parametrize(
-    ("dtype", "values"),
+    ("file", "image", "options", "expected"),
     [
-        (np.int32, [-(2**31), 0, 2**31 - 1]),
-        (np.uint32, [0, 2**31, 2**32 - 1]),
-        (np.int16, [-(2**15), 0, 2**15 - 1]),
+        ("grey.png", row([0, 7, 255]), {}, [0, 7, 255]),
+        ("bits.png", row([0, 255]).convert("1"), {}, [0, 255]),
+        ("palette.png", palette(RED, BLUE), {}, [RED, BLUE]),
+        ("entry.png", palette(RED, BLUE), {"transparency": 1}, [RED, WHITE]),
+        ("entry.gif", palette(RED, BLUE), {"transparency": 1}, [RED, WHITE]),
+        ("entries.png", palette(RED, BLUE, RED), HALF, [RED, WHITE, (255, 127, 127)]),
+        ("alpha.png", RGBA, {}, ON_WHITE),
+        ("alpha.tif", RGBA, {}, ON_WHITE),
+        ("alpha.webp", RGBA, {"lossless": True}, ON_WHITE),
+        ("grey-alpha.png", row([[10, 255], [10, 0]]), {}, [10, 255]),
+        ("grey-key.png", row([7, 9]), {"transparency": 9}, [7, 255]),
+        ("colour-key.png", row([RED, BLUE]), {"transparency": BLUE}, [RED, WHITE]),
+        ("16-bit.png", GREY_16, {}, READ_16),
+        ("16-bit.tif", GREY_16, {}, READ_16),
+        ("16-bit.pgm", GREY_16, {}, READ_16),
+        ("big-endian.tif", Image.frombytes("I;16B", (2, 1), b"\x80\0\xff\xff"), {}, [128, 255]),
+        ("16-bit-key.png", row([0, 25700, 65535], np.uint16), {"transparency": 25700}, [0, 255, 255]),
+        ("share.tif", row([0.0, 0.5, 1.0], np.float32), {}, [0, 128, 255]),
+        ("8-bit-float.tif", row([0.0, 100.0, 255.0], np.float32), {}, [0, 100, 255]),
+        ("16-bit-float.tif", row([0.0, 257.0, 65535.0], np.float32), {}, [0, 1, 255]),
+        ("signed-float.tif", row([-2.0, 0.0, 2.0], np.float32), {}, [0, 128, 255]),
+        ("flat-float.tif", row([7e6, 7e6, 7e6], np.float32), {}, [0, 0, 0]),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_modes(file: str, image: Image.Image, options: dict[str, Any], expected: list[Any], tmp_path: Path):
+    """Grey is grey, transparency lies on white, and more than 8 bits are scaled, not clipped."""
+    image.save(tmp_path / file, **options)
+    read = pixels(load_rgb(tmp_path / file))[0].tolist()
+    assert read == [list(value) if isinstance(value, tuple) else [value] * 3 for value in expected]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "photometric", "values", "expected"),
+    [
+        (np.int32, 1, [-(2**31), 0, 2**31 - 1], [0, 128, 255]),
+        (np.uint32, 1, [0, 2**31, 2**32 - 1], [0, 128, 255]),
+        (np.int16, 1, [-(2**15), 0, 2**15 - 1], [0, 128, 255]),
+        (np.uint16, 0, [0, 65535], [255, 0]),  # white is zero
     ],
 )
-def test_integer_tiff_is_scaled_by_its_type(dtype: type, values: list[int], tmp_path: Path):
-    (tmp_path / "a.tif").write_bytes(_tiff(np.array([values], dtype)))
-    assert pixels(load_rgb(tmp_path / "a.tif"))[0, :, 0].tolist() == [0, 128, 255]
+def test_integer_tiff_is_scaled_by_its_type(
+    dtype: Any, photometric: int, values: list[int], expected: list[int], tmp_path: Path
+):
+    (tmp_path / "a.tif").write_bytes(_tiff(np.array([values], dtype), photometric))
+    assert pixels(load_rgb(tmp_path / "a.tif"))[0, :, 0].tolist() == expected
 
 
-def _tiff(values: np.ndarray, photometric: int = 1) -> bytes:
+def _tiff(values: np.ndarray, photometric: int) -> bytes:
     """A greyscale TIFF of any type, which Pillow reads but does not write."""
     height, width = values.shape
     data = values.astype(values.dtype.newbyteorder("<")).tobytes()
@@ -244,31 +229,9 @@ def _tiff(values: np.ndarray, photometric: int = 1) -> bytes:
     bits = values.dtype.itemsize * 8
     tags = [(256, width), (257, height), (258, bits), (259, 1), (262, photometric), (273, 8), (277, 1)]
     tags += [(278, height), (279, len(data)), (339, sample_format)]
-    entries = b"".join(
-        struct.pack("<HHII", tag, 4 if tag in (273, 279) else 3, 1, value) for tag, value in tags
-    )
+    entries = b"".join(struct.pack("<HHII", tag, 4 if tag in (273, 279) else 3, 1, value) for tag, value in tags)
     where = 8 + len(data)
     return b"II*\0" + struct.pack("<I", where) + data + struct.pack("<H", len(tags)) + entries + b"\0\0\0\0"
-
-
-def test_inverted_sixteen_bit_tiff(tmp_path: Path):
-    (tmp_path / "a.tif").write_bytes(_tiff(np.array([[0, 65535]], np.uint16), photometric=0))
-    assert pixels(load_rgb(tmp_path / "a.tif"))[0, :, 0].tolist() == [255, 0]
-
-
-@pytest.mark.parametrize(
-    ("values", "expected"),
-    [
-        ([0.0, 0.5, 1.0], [0, 128, 255]),
-        ([0.0, 100.0, 255.0], [0, 100, 255]),
-        ([0.0, 257.0, 65535.0], [0, 1, 255]),
-        ([-2.0, 0.0, 2.0], [0, 128, 255]),
-        ([7e6, 7e6, 7e6], [0, 0, 0]),
-    ],
-)
-def test_float_tiff(values: list[float], expected: list[int], tmp_path: Path):
-    Image.fromarray(np.array([values], np.float32)).save(tmp_path / "a.tif")
-    assert pixels(load_rgb(tmp_path / "a.tif"))[0, :, 0].tolist() == expected
 
 
 def test_float_tiff_that_is_not_finite_is_bad(tmp_path: Path):
@@ -277,26 +240,39 @@ def test_float_tiff_that_is_not_finite_is_bad(tmp_path: Path):
         load_rgb(tmp_path / "a.tif")
 
 
-@pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize("suffix", ["jpg", "png", "tif", "webp"])
-def test_exif_orientation(orientation: int, suffix: str, tmp_path: Path):
-    upright = smooth()
-    # The stored picture is what a camera held that way writes: the inverse of what makes it upright.
-    stored = {
-        1: upright,
-        2: upright[:, ::-1],
-        3: upright[::-1, ::-1],
-        4: upright[::-1],
-        5: upright.transpose(1, 0, 2),
-        6: np.rot90(upright, 1),
-        7: upright[::-1, ::-1].transpose(1, 0, 2),
-        8: np.rot90(upright, -1),
-    }[orientation]
+STORED = {  # what a camera held that way writes: the inverse of what makes the picture upright
+    1: lambda upright: upright,
+    2: lambda upright: upright[:, ::-1],
+    3: lambda upright: upright[::-1, ::-1],
+    4: lambda upright: upright[::-1],
+    5: lambda upright: upright.transpose(1, 0, 2),
+    6: lambda upright: np.rot90(upright, 1),
+    7: lambda upright: upright[::-1, ::-1].transpose(1, 0, 2),
+    8: lambda upright: np.rot90(upright, -1),
+}
+SIDES = st.integers(1, 60)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "WEBP"])
+@settings(deadline=None, max_examples=20, derandomize=True)
+@given(SIDES, SIDES, st.sampled_from(sorted(STORED)), st.integers(0, 99))
+def test_exif_orientation(kind: str, width: int, height: int, orientation: int, seed: int):
+    upright = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
     exif = Image.Exif()
     exif[0x0112] = orientation
-    options = {"quality": 98} if suffix in ("jpg", "webp") else {}
-    Image.fromarray(np.ascontiguousarray(stored)).save(tmp_path / f"a.{suffix}", exif=exif, **options)
-    assert np.abs(pixels(load_rgb(tmp_path / f"a.{suffix}")) - upright).max() <= (12 if options else 0)
+    options = {"JPEG": {"quality": 100, "subsampling": 0}, "WEBP": {"lossless": True}}.get(kind, {})
+    stream = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(STORED[orientation](upright))).save(stream, kind, exif=exif, **options)
+    assert np.abs(pixels(load_rgb(stream)) - upright).max() <= (8 if kind == "JPEG" else 0)
+    if kind == "JPEG":  # its decoder can scale; the sides that it is asked by are the upright ones
+        asked: list[tuple[int, int, bool]] = []
+        load_rgb(stream, reduction=lambda *size: asked.append(size) or 4)
+        assert asked == [(width, height, True)]
+        reduced = load_rgb(stream, reduction=lambda *size: 4).size
+        assert reduced == (width // 4, height // 4) or width % 4 or height % 4
+        assert 4 * reduced[0] >= width and 4 * reduced[1] >= height
+    else:
+        assert load_rgb(stream, reduction=lambda *size: 4).size == (width, height)
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
@@ -311,28 +287,6 @@ def test_animation_gives_its_first_frame(suffix: str, tmp_path: Path):
     options = {"lossless": True} if suffix == "webp" else {}
     frames[0].save(tmp_path / f"a.{suffix}", save_all=True, append_images=frames[1:], **options)
     assert (pixels(load_rgb(tmp_path / f"a.{suffix}")) == RED).all()
-
-
-@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "bmp", "tif", "ppm", "gif", "mpo"])
-def test_a_picture_needs_its_file_no_longer(suffix: str, tmp_path: Path):
-    """It may be the opened one itself: then nothing but its pixels is left of that."""
-    paths = [tmp_path / f"{number}.{suffix}" for number in range(3)]
-    for path in paths:
-        Image.fromarray(smooth()).save(path, **({"save_all": True} if suffix == "mpo" else {}))
-    before = len(list(Path("/proc/self/fd").iterdir()))
-    images = [load_rgb(path) for path in paths]
-    assert len(list(Path("/proc/self/fd").iterdir())) == before
-    for path in paths:
-        path.unlink()
-    assert all((pixels(image) == pixels(images[0])).all() for image in images)
-    assert (np.asarray(pickle.loads(pickle.dumps(images[0]))) == np.asarray(images[0])).all()
-    assert images[0].resize((7, 5)).size == (7, 5)
-
-
-def test_a_picture_under_another_name(tmp_path: Path):
-    Image.fromarray(smooth()).save(tmp_path / "a.png")
-    (tmp_path / "a.png").rename(tmp_path / "a.JPEG")
-    assert (pixels(load_rgb(tmp_path / "a.JPEG")) == smooth()).all()
 
 
 def test_colour_profile_is_no_obstacle(tmp_path: Path):

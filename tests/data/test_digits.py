@@ -4,20 +4,23 @@ import multiprocessing
 import os
 import shutil
 import signal
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from davit.data import DataError, digits_root, open_dataset, write_digits
+from davit.data import DataError, open_dataset, write_digits
+from davit.data.digits import write_once
+
+FORK = multiprocessing.get_context("fork")
 
 
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_digits(tmp_path_factory.mktemp("digits") / "digits")
+    return write_digits(tmp_path_factory.mktemp("data") / "digits")
 
 
 def test_every_digit_is_there_once_with_its_pixels(digits: Path):
@@ -40,56 +43,76 @@ def test_a_fifth_of_each_class_is_held_out(digits: Path):
     assert len(open_dataset(digits, "validation")) == 360
 
 
-def test_a_second_call_writes_nothing(digits: Path):
+def test_a_second_call_writes_nothing_also_in_the_folder_of_the_environment(
+    digits: Path, monkeypatch: pytest.MonkeyPatch
+):
     before = {file: file.stat().st_mtime_ns for file in digits.rglob("*.png")}
     assert write_digits(digits) == digits
+    monkeypatch.setenv("DAVIT_DATA_DIR", str(digits.parent))
+    assert write_digits() == digits
     assert {file: file.stat().st_mtime_ns for file in digits.rglob("*.png")} == before
 
 
 @pytest.mark.parametrize("damage", ["missing", "empty file"])
 def test_a_damaged_folder_is_reported(tmp_path: Path, digits: Path, damage: str):
-    copy = tmp_path / "copy"
-    shutil.copytree(digits, copy)
+    copy = shutil.copytree(digits, tmp_path / "copy", copy_function=os.link)
     victim = next(copy.glob("val/3/*.png"))
-    victim.unlink() if damage == "missing" else victim.write_bytes(b"")
-    with pytest.raises(DataError, match=r"val holds 359 of 360.*Remove the folder"):
+    victim.unlink()
+    if damage == "empty file":
+        victim.touch()
+    with pytest.raises(DataError, match=r"copy .*359 of 360.*DAVIT_DATA_DIR"):
         write_digits(copy)
 
 
 def test_another_folder_is_not_touched(tmp_path: Path):
     (tmp_path / "thesis.txt").write_text("years of work")
-    with pytest.raises(DataError, match="not the whole digits data set"):
+    with pytest.raises(DataError, match=str(tmp_path)):
         write_digits(tmp_path)
     assert [file.name for file in tmp_path.iterdir()] == ["thesis.txt"]
 
 
+# Written whole or not at all
+
+COUNT = 50
+
+
+def write_small(root: Path | None, name: str = "small", before_each: Callable[[int], object] = lambda number: None):
+    def write(folder: Path) -> None:
+        folder.mkdir(exist_ok=True)
+        for number in range(COUNT):
+            before_each(number)
+            (folder / str(number)).touch()
+
+    return write_once(name, root, write, lambda folder: "" if len(list(folder.iterdir())) == COUNT else "files")
+
+
+def test_the_default_folder_and_an_empty_one_are_filled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DAVIT_DATA_DIR", raising=False)
+    assert write_small(None) == Path("data/small")
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert len(list(write_small(empty).iterdir())) == COUNT
+
+
 def test_concurrent_writers_agree(tmp_path: Path):
-    context = multiprocessing.get_context("fork")
-    writers = [context.Process(target=write_digits, args=(tmp_path / "deep" / "digits",)) for _ in range(4)]
+    writers = [FORK.Process(target=write_small, args=(tmp_path / "deep" / "small",)) for _ in range(4)]
     for writer in writers:
         writer.start()
     for writer in writers:
         writer.join()
     assert [writer.exitcode for writer in writers] == [0] * 4
-    assert [entry.name for entry in (tmp_path / "deep").iterdir()] == ["digits"]
-    write_digits(tmp_path / "deep" / "digits")
+    assert [entry.name for entry in (tmp_path / "deep").iterdir()] == ["small"]
+    write_small(tmp_path / "deep" / "small")
 
 
 def _write_and_be_killed(root: Path) -> None:
-    save, left = Image.Image.save, iter(range(300))
-
-    def save_some(*args: Any, **kwargs: Any) -> None:
-        if next(left, None) is None:
-            os.kill(os.getpid(), signal.SIGKILL)
-        save(*args, **kwargs)
-
-    Image.Image.save = save_some  # type: ignore[method-assign]
-    write_digits(root)
+    write_small(root, before_each=lambda number: number == COUNT // 2 and os.kill(os.getpid(), signal.SIGKILL))
 
 
 def test_a_killed_writer_leaves_nothing_half_done(tmp_path: Path):
-    root = tmp_path / "digits"
-    writer = multiprocessing.get_context("fork").Process(target=_write_and_be_killed, args=(root,))
+    root = tmp_path / "small"
+    writer = FORK.Process(target=_write_and_be_killed, args=(root,))
     writer.start()
     writer.join()
     assert writer.exitcode == -signal.SIGKILL
@@ -97,16 +120,5 @@ def test_a_killed_writer_leaves_nothing_half_done(tmp_path: Path):
     (leftover,) = tmp_path.iterdir()
     assert leftover.name.startswith(".")
     os.utime(leftover, (0, 0))  # long ago
-    write_digits(root)
-    assert [entry.name for entry in tmp_path.iterdir()] == ["digits"]
-
-
-def test_an_empty_folder_is_filled(tmp_path: Path):
-    assert len(list(write_digits(tmp_path).rglob("*.png"))) == 1797
-
-
-def test_where_the_digits_live(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    monkeypatch.delenv("DAVIT_DATA_DIR", raising=False)
-    assert digits_root() == Path("data/digits")
-    monkeypatch.setenv("DAVIT_DATA_DIR", str(tmp_path))
-    assert write_digits() == tmp_path / "digits"
+    write_small(root)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["small"]

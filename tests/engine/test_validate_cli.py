@@ -1,11 +1,14 @@
-"""validate.py as a user runs it: what is evaluated, from whose words, and what is written and printed."""
+"""Check validate.py as a user runs it: what is evaluated, which values count, and what is written and printed."""
 
 import argparse
+import contextlib
 import csv
 import json
-import re
+import logging
+import multiprocessing
+import os
 import shutil
-import sys
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,10 +24,9 @@ from davit.engine import load_model, precision
 from davit.engine import validate as validate_module
 from davit.engine.distributed import World
 from davit.engine.evaluate import Evaluation, evaluate
-from davit.engine.flags import parse_validate, validate_parser
-from davit.engine.validate import main
+from davit.engine.flags import given_flags, validate_parser
+from davit.engine.validate import Request, find_requests, main
 from davit.pretrained import PretrainedError
-from tests.engine.runs import REPOSITORY, run
 
 SMALL = {"embed_dims": [8, 16], "depths": [1, 1], "num_heads": [1, 2], "window_size": 2}
 ARGS = {
@@ -52,9 +54,9 @@ def save(path: Path, seed: int = 0, args: Any = ARGS, **entries: Any) -> Path:
     return path
 
 
-@pytest.fixture
-def checkpoint(tmp_path: Path) -> Path:
-    return save(tmp_path / "best.pth")
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save(tmp_path_factory.mktemp("trained") / "best.pth")
 
 
 @pytest.fixture
@@ -68,16 +70,20 @@ def val(pictures: Path) -> PictureDataset:
 def go(
     pictures: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> Callable[..., tuple[int, Any, str]]:
-    """validate.py in this process: exit status, the results it printed last, and its log."""
+    """validate.py in this process: exit status, the results it printed last, and what it said of itself."""
     caplog.set_level("INFO")
 
     def call(*flags: object, data: object = pictures) -> tuple[int, Any, str]:
         caplog.clear()
         words = [str(data)] if data is not None else []
-        status = main([*words, "-j", "0", "--device", "cpu", *map(str, flags)])
-        lines = capsys.readouterr().out.splitlines()
+        try:
+            status = main([*words, "-j", "0", "--device", "cpu", *map(str, flags)])
+        except SystemExit as leave:  # argparse
+            status = int(leave.code or 0)
+        printed = capsys.readouterr()
+        lines = printed.out.splitlines()
         assert not lines or lines[-2] == "--result"
-        return status, json.loads(lines[-1]) if lines else None, caplog.text
+        return status, json.loads(lines[-1]) if lines else None, caplog.text + printed.err
 
     return call
 
@@ -92,94 +98,57 @@ def figures(row: dict[str, Any]) -> tuple[int, int, int, int]:
     return row["correct1"], row["correct5"], row["count"], row["skipped"]
 
 
+def watch(monkeypatch: pytest.MonkeyPatch, work: Callable[[], object]) -> list[torch.Tensor]:
+    """The logits of each batch that goes through a DaViT meanwhile."""
+    found = []
+    forward = DaViT.forward
+
+    def watched(self: DaViT, images: torch.Tensor) -> torch.Tensor:
+        found.append(forward(self, images))
+        return found[-1]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DaViT, "forward", watched)
+        work()
+    return found
+
+
 # -- the flags
 
 
 def test_every_flag_of_the_original_with_its_default(shared: Path) -> None:
     official = json.loads((shared / "spec" / "official_cli.json").read_text())["validate"]
     assert len(official) == 33
-    ours = {flag: action for action in validate_parser()._actions for flag in action.option_strings}
-    defaults = vars(validate_parser().parse_args([]))
     for entry in official:
-        if entry["flags"] == ["data"]:
-            assert validate_parser().parse_args(["DIR"]).data == "DIR"
-            continue
-        actions = {ours[flag] for flag in entry["flags"]}
-        assert len(actions) == 1
-        action = actions.pop()
-        assert defaults[action.dest] == entry.get("default"), entry
-        assert action.nargs == entry.get("nargs"), entry
-        assert (action.type or str).__name__ == entry.get("type", "str"), entry
-
-
-def test_the_commands_of_the_original_are_read() -> None:
-    words = "DATA --model DaViT_tiny --batch-size 128 --native-amp --checkpoint BEST --img-size 224 --no-test-pool"
-    args, named = parse_validate(words.split())
-    assert named
-    assert (args.data, args.model, args.batch_size, args.native_amp) == ("DATA", "DaViT_tiny", 128, True)
-    assert (args.checkpoint, args.img_size, args.no_test_pool) == ("BEST", 224, True)
-    assert parse_validate(["-m", "dpn92"])[1]
-    assert not parse_validate(["DATA"])[1]
-
-
-def test_the_help_tells_of_the_default_model_and_of_pooling(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stopped:
-        main(["--help"])
-    text = " ".join(capsys.readouterr().out.split())
-    assert stopped.value.code == 0
-    assert "else dpn92 as in the original" in text
-    assert "timm's TestTimePoolHead" in text
+        count = {"+": 1, None: 1}.get(entry.get("nargs"), entry.get("nargs"))
+        for flag in entry["flags"]:
+            words = [flag, *["3"] * count] if flag != "data" else ["3"]
+            (name,) = given_flags(validate_parser, words)
+            assert validate_parser().get_default(name) == entry.get("default"), entry
+            value = getattr(validate_parser().parse_args(words), name)
+            kind = type(value[0] if isinstance(value, list) else value).__name__
+            assert kind == ("bool" if count == 0 else entry.get("type", "str")), entry
+    assert "DaViT_*" in validate_parser().format_help()
 
 
 def test_flags_without_a_meaning_are_answered_in_one_line_each(
     go: Any, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(precision, "has_bfloat16", lambda: True)
-    plain = go("--checkpoint", checkpoint)
     flags = ["--apex-amp", "--no-prefetcher", "--tf-preprocessing", "--legacy-jit", "--num-gpu", "4"]
     status, row, text = go("--checkpoint", checkpoint, *flags)
     assert status == 0
-    for flag in flags[:-1]:
-        assert text.count(f"{flag}: ") == 1
-        assert f"{flag}: " not in plain[2]
+    assert [text.count(f"{flag}: ") for flag in flags[:-1]] == [1] * 5
     assert row["precision"] == "bfloat16"
-    assert plain[1]["precision"] == "float32"
 
 
-@pytest.mark.parametrize(
-    ("has", "flags", "expected", "lines"),
-    [
-        (True, ["--amp"], "bfloat16", 0),
-        (False, ["--amp"], "float32", 1),
-        (False, ["--native-amp"], "float32", 1),
-        (False, ["--amp", "--amp-dtype", "bfloat16"], "bfloat16", 1),
-        (False, ["--amp-dtype", "fp16"], "float16", 0),
-        (False, [], "float32", 0),
-    ],
-)
-def test_mixed_precision_where_the_processor_is_fast_in_it(
-    go: Any,
-    checkpoint: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    has: bool,
-    flags: list[str],
-    expected: str,
-    lines: int,
-) -> None:
-    monkeypatch.setattr(precision, "has_bfloat16", lambda: has)
-    monkeypatch.setattr(precision, "bfloat16_cost", lambda: 29.0)
-    formats = set()
-    measured = validate_module.evaluate
-
-    def watched(network: Any, *words: Any, **more: Any) -> Evaluation:
-        network.register_forward_hook(lambda _module, _inputs, output: formats.add(output.dtype))
-        return measured(network, *words, **more)
-
-    monkeypatch.setattr(validate_module, "evaluate", watched)
-    status, row, text = go("--checkpoint", checkpoint, *flags)
-    assert (status, row["precision"]) == (0, expected)
-    assert formats == {getattr(torch, expected)}
-    assert sum("29 times" in line for line in text.splitlines()) == lines
+@pytest.mark.parametrize("flags", [["--amp"], ["--native-amp"], ["--amp-dtype", "bf16"], ["--amp-dtype", "fp16"]])
+def test_mixed_precision(go: Any, checkpoint: Path, monkeypatch: pytest.MonkeyPatch, flags: list[str]) -> None:
+    monkeypatch.setattr(precision, "has_bfloat16", lambda: True)
+    expected = torch.float16 if "fp16" in flags else torch.bfloat16
+    dtypes = {logits.dtype for logits in watch(monkeypatch, lambda: go("--checkpoint", checkpoint, *flags))}
+    assert dtypes == {expected}
+    assert go("--checkpoint", checkpoint, *flags)[1]["precision"] == str(expected).removeprefix("torch.")
 
 
 def test_a_recipe(go: Any, checkpoint: Path, tmp_path: Path) -> None:
@@ -187,15 +156,16 @@ def test_a_recipe(go: Any, checkpoint: Path, tmp_path: Path) -> None:
     recipe.write_text(f"checkpoint: {checkpoint}\nbatch-size: 3\nmodel: DaViT_nano\n")
     status, row, _ = go("-c", recipe)
     assert (status, row["batch_size"]) == (0, 3)
-    assert parse_validate(["-c", str(recipe)])[1]
+    assert "model" in given_flags(validate_parser, ["-c", str(recipe)])
     assert go("-c", recipe, "-b", 2)[1]["batch_size"] == 2
-    recipe.write_text("chekpoint: x\n")
-    status, _, text = go("-c", recipe)
-    assert status == 2
-    assert "unknown key 'chekpoint'; did you mean 'checkpoint'" in text
+    for text, value in (("chekpoint: x\n", "'checkpoint'"), ("batch-size: 0\n", "0")):
+        recipe.write_text(text)
+        status, _, text = go("-c", recipe)
+        assert status == 2
+        assert value in text
 
 
-# -- whose words count
+# -- what the checkpoint says, and what the flags
 
 
 def test_a_checkpoint_tells_all_that_its_training_knew(go: Any, checkpoint: Path, val: PictureDataset) -> None:
@@ -206,13 +176,9 @@ def test_a_checkpoint_tells_all_that_its_training_knew(go: Any, checkpoint: Path
     assert row["top1"] == expected.top1
     assert row["loss"] == pytest.approx(expected.loss, rel=1e-6)
     assert (row["top1_low"], row["top1_high"]) == expected.top1_interval
-    assert (row["model"], row["img_size"], row["crop_pct"], row["interpolation"]) == (
-        *("DaViT_nano", 16, 0.8, "bilinear"),
-    )
-    assert row["weights"] == "plain"
-    assert "95 % interval" in text
-    assert "images/s" in text
-    assert "peak memory" in text
+    expected_row = {"model": "DaViT_nano", "img_size": 16, "crop_pct": 0.8, "interpolation": "bilinear"}
+    assert expected_row.items() <= row.items()
+    assert "95 %" in text and "images/s" in text and "memory" in text
 
 
 def test_flags_override_the_checkpoint(go: Any, checkpoint: Path, pictures: Path) -> None:
@@ -242,7 +208,7 @@ def test_weights_alone_are_known_by_their_shapes(go: Any, tmp_path: Path) -> Non
     torch.save(model().state_dict(), tmp_path / "odd.pth")  # the shapes of no variant
     status, _, text = go("--checkpoint", tmp_path / "odd.pth")
     assert status == 2
-    assert "does not tell which model it is of; pass --model" in text
+    assert "odd.pth" in text
     words = ["embed_dims=[8,16]", "depths=[1,1]", "num_heads=[1,2]", "window_size=2"]
     flags = ("--model", "DaViT_nano", "--img-size", 16, "--model-kwargs", *words)
     assert go("--checkpoint", tmp_path / "odd.pth", *flags)[0] == 0
@@ -254,12 +220,8 @@ def test_another_architecture_of_timm(go: Any, tmp_path: Path, pictures: Path) -
     torch.save({"state_dict": other.state_dict()}, tmp_path / "other.pth")
     flags = ("--model", "test_resnet", "--num-classes", 3, "--img-size", 32, "--no-test-pool")
     status, row, _ = go("--checkpoint", tmp_path / "other.pth", *flags)
-    cfg = other.pretrained_cfg
-    dataset = open_dataset(pictures, "val")
-    dataset.transform = eval_transform(
-        img_size=32,
-        **{key: cfg[key] for key in ("crop_pct", "interpolation", "mean", "std")},
-    )
+    prepared = {key: other.pretrained_cfg[key] for key in ("crop_pct", "interpolation", "mean", "std")}
+    dataset = open_dataset(pictures, "val", transform=eval_transform(img_size=32, **prepared))
     expected = evaluate(other, EvalLoader(dataset, batch_size=13), world=World(0, 0, 1, torch.device("cpu")))
     assert (status, row["correct1"]) == (0, expected.correct1)
     assert row["loss"] == pytest.approx(expected.loss, rel=1e-5)
@@ -269,17 +231,14 @@ def test_which_weights_of_a_training(go: Any, tmp_path: Path, val: PictureDatase
     both = save(tmp_path / "both.pth", state_dict_ema=model(seed=5).state_dict())
     averaged, plain = directly(val, seed=5), directly(val, seed=0)
     assert averaged.loss != pytest.approx(plain.loss, rel=1e-3)
-    for flags, expected, name in (
-        ((), averaged, "EMA"),
-        (("--use-ema",), averaged, "EMA"),
-        (("--ema", "never"), plain, "plain"),
+    for flag, expected, name in (
+        ("--ema=auto", averaged, "EMA"),
+        ("--use-ema", averaged, "EMA"),
+        ("--ema=never", plain, "plain"),
     ):
-        row = go("--checkpoint", both, *flags)[1]
+        row = go("--checkpoint", both, flag)[1]
         assert row["weights"] == name
         assert row["loss"] == pytest.approx(expected.loss, rel=1e-6)
-    status, _, text = go("--checkpoint", save(tmp_path / "one.pth"), "--ema", "always")
-    assert status == 2
-    assert "has no EMA weights" in text
 
 
 def test_pictures_larger_than_in_training_are_pooled(go: Any, checkpoint: Path) -> None:
@@ -291,9 +250,6 @@ def test_pictures_larger_than_in_training_are_pooled(go: Any, checkpoint: Path) 
     assert not whole["test_time_pool"]
     assert whole["loss"] != pytest.approx(pooled["loss"], rel=1e-4)
     assert not go("--checkpoint", checkpoint)[1]["test_time_pool"]
-    status, _, text = go("--checkpoint", checkpoint, "--test-time-pool")
-    assert status == 2
-    assert "pass a larger --img-size" in text
 
 
 @pytest.mark.parametrize(
@@ -313,35 +269,31 @@ def test_labels_by_flag(go: Any, pictures: Path, tmp_path: Path, checkpoint: Pat
     (tmp_path / "valid.txt").write_text("0\n2\n")
     status, _, text = go("--checkpoint", checkpoint, data=tmp_path)
     assert status == 2
-    assert "the data has 2 classes (blue, red) and the model 3" in text
+    assert "2 classes (blue, red)" in text
     subset = go("--checkpoint", checkpoint, "--valid-labels", tmp_path / "valid.txt", data=tmp_path)
     assert (subset[0], subset[1]["count"]) == (0, 9)
     (tmp_path / "classes.txt").write_text("blue\ngreen\nred\n")
     mapped = go("--checkpoint", checkpoint, "--class-map", tmp_path / "classes.txt", data=tmp_path)
     assert (mapped[0], mapped[1]["count"]) == (0, 9)
     assert mapped[1]["correct1"] < subset[1]["correct1"] or mapped[1]["loss"] > subset[1]["loss"]
-    status, _, text = go("--checkpoint", checkpoint, "--real-labels", "timm")
-    assert status == 2
-    assert "no labels for blue/0.png" in text
 
 
 def test_folders_under_other_names_than_in_training_are_pointed_out(go: Any, tmp_path: Path) -> None:
     other = save(tmp_path / "names.pth", class_names=["blue", "grass", "red"])
     status, _, text = go("--checkpoint", other)
     assert status == 0
-    assert "1 of 3 classes are called otherwise than in training (grass there, green here)" in text
-    assert (
-        "called otherwise"
-        not in go("--checkpoint", save(tmp_path / "same.pth", class_names=["blue", "green", "red"]))[2]
-    )
+    assert "grass" in text and "green" in text
+    same = save(tmp_path / "same.pth", class_names=["blue", "green", "red"])
+    assert "green" not in go("--checkpoint", same)[2]
 
 
-def test_without_data_the_digits_are_used(go: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DAVIT_DATA_DIR", str(tmp_path))
-    torch.save({"state_dict": model(num_classes=10).state_dict(), "args": ARGS}, tmp_path / "digits.pth")
-    status, row, text = go("--checkpoint", tmp_path / "digits.pth", data=None)
-    assert (status, row["count"]) == (0, 360)
-    assert text.count("handwritten digits") == 1
+def test_without_data_the_digits_are_used(
+    go: Any, checkpoint: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(validate_module, "write_digits", lambda: pictures)
+    status, row, text = go("--checkpoint", checkpoint, data=None)
+    assert (status, row["count"]) == (0, 13)
+    assert text.count("digits") == 1
 
 
 # -- several
@@ -358,15 +310,14 @@ def test_a_folder_of_checkpoints(
     (folder / "checkpoint-7.pth").write_bytes(b"PK\x03\x04 cut short")
     (folder / ".checkpoint-8.pth.partial.pth").write_bytes(b"half")
     (folder / "summary.csv").write_text("epoch\n")
-    evaluated = []
-    monkeypatch.setattr(validate_module, "evaluate", lambda *a, **k: (evaluated.append(1), evaluate(*a, **k))[1])
     results = tmp_path / "results.csv"
-    status, rows, text = go("--checkpoint", folder, "--results-file", results)
+    flags = ("--checkpoint", folder, "--results-file", results)
+    assert len(watch(monkeypatch, lambda: go(*flags))) == 3  # the best is a second name of an epoch
+    status, rows, text = go(*flags)
     assert status == 1
-    assert "checkpoint-7.pth failed" in text
+    assert "checkpoint-7.pth" in text
     assert "Traceback" not in text
     assert len(rows) == 5
-    assert len(evaluated) == 3  # the best is a second name of an epoch
     assert "error" in rows[-1]
     assert Path(rows[-1]["checkpoint"]).name == "checkpoint-7.pth"
     top1 = [row["top1"] for row in rows[:-1]]
@@ -400,23 +351,18 @@ def test_a_checkpoint_of_nan_gives_valid_json(go: Any, tmp_path: Path) -> None:
     torch.save({"state_dict": broken.state_dict(), "args": ARGS}, tmp_path / "nan.pth")
     status, row, text = go("--checkpoint", tmp_path / "nan.pth", "--results-file", tmp_path / "r.json")
     assert (status, row["loss"], row["nonfinite"], row["correct1"]) == (0, None, 13, 0)
-    assert "13 pictures gave NaN or infinite logits" in text
-
-
-def entries(*flags: str) -> list[load_model.Entry]:
-    args, named = parse_validate([*flags])
-    return load_model.find_entries(args, named)[0]
+    assert "NaN" in text
 
 
 def test_wildcards_stand_for_models_with_published_weights(tmp_path: Path) -> None:
-    published = [load_model.Entry(f"DaViT_{size}") for size in ("base", "small", "tiny")]
-    assert entries("--model", "DaViT_*") == published
-    assert set(published) < set(entries("--model", "all"))
-    assert load_model.Entry("davit_tiny.msft_in1k") in entries("--model", "davit_t*", "--pretrained")
+    published = [Request(f"DaViT_{size}") for size in ("base", "small", "tiny")]
+    assert find_requests("DaViT_*", "") == (published, False)
+    assert set(published) < set(find_requests("all", "")[0])
+    assert Request("davit_tiny.msft_in1k") in find_requests("davit_t*", "")[0]
     names = tmp_path / "names.txt"
     names.write_text("DaViT_tiny\n\n# ours\n  DaViT_nano\n")
-    assert entries("--model", str(names)) == [load_model.Entry("DaViT_tiny"), load_model.Entry("DaViT_nano")]
-    assert entries() == [load_model.Entry("dpn92")]
+    assert find_requests(str(names), "") == ([Request("DaViT_tiny"), Request("DaViT_nano")], False)
+    assert find_requests("dpn92", "") == ([Request("dpn92")], True)
 
 
 def test_several_models_one_of_which_fails(go: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -433,14 +379,10 @@ def test_several_models_one_of_which_fails(go: Any, tmp_path: Path, monkeypatch:
     flags = ("--model", "DaViT_*", "--pretrained", "--img-size", 16, "--results-file", tmp_path / "r.json")
     status, rows, text = go(*flags)
     assert status == 1
-    assert [(row["model"], row.get("count"), row.get("error")) for row in rows] == [
-        ("DaViT_tiny", 13, None),
-        ("DaViT_base", None, "no network"),
-        (
-            *("DaViT_small", None),
-            "the published weights of DaViT_small could not be had (ConnectionError: the hub is away)",
-        ),
+    assert [(row["model"], row.get("count")) for row in rows] == [
+        *(("DaViT_tiny", 13), ("DaViT_base", None), ("DaViT_small", None)),
     ]
+    assert "no network" in rows[1]["error"] and "the hub is away" in rows[2]["error"]
     assert rows[0]["weights"] == "published"
     assert json.loads((tmp_path / "r.json").read_text()) == rows
     assert "Traceback" not in text
@@ -449,9 +391,7 @@ def test_several_models_one_of_which_fails(go: Any, tmp_path: Path, monkeypatch:
 # -- memory
 
 
-def test_only_want_of_memory_halves_the_batch(
-    go: Any, checkpoint: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_only_want_of_memory_halves_the_batch(go: Any, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = go("--checkpoint", checkpoint)[1]
     forward, limit, sizes = DaViT.forward, [3], []
 
@@ -465,18 +405,18 @@ def test_only_want_of_memory_halves_the_batch(
     status, row, text = go("--checkpoint", checkpoint, "-b", 13)
     assert (status, row["batch_size"]) == (0, 3)
     assert sizes == [13, 6, 3, 3, 3, 3, 1]
-    assert text.count("beginning anew") == 2
+    assert text.count("--batch-size") == 2
     assert figures(row) == figures(expected)
 
     limit[0] = 0
     status, _, text = go("--checkpoint", checkpoint, "-b", 2)
     assert status == 2
-    assert "memory does not suffice for one picture" in text
+    assert "img-size" in text
 
     sizes.clear()
     monkeypatch.setattr(DaViT, "forward", lambda self, x: (sizes.append(len(x)), torch.ones(2) @ torch.ones(3)))
-    with pytest.raises(RuntimeError, match="inconsistent tensor size"):
-        main([str(pictures), "-j", "0", "--device", "cpu", "--checkpoint", str(checkpoint), "-b", "8"])
+    with pytest.raises(RuntimeError, match="tensor size"):
+        go("--checkpoint", checkpoint, "-b", 8)
     assert sizes == [8]
 
 
@@ -484,40 +424,47 @@ def test_only_want_of_memory_halves_the_batch(
 
 
 @pytest.mark.parametrize(
-    ("flags", "message"),
+    ("flags", "value"),
     [
-        ("--checkpoint nowhere.pth", "nowhere.pth does not exist"),
-        ("--checkpoint {root}", "holds no checkpoint"),
-        ("--checkpoint {best} --model DaViT_tinny", "unknown model 'DaViT_tinny'; did you mean"),
-        ("--checkpoint {best} --model DaViT_*", "stands for 3 models and --checkpoint for the weights of one"),
-        ("--model Nothing_*", "matches no model with published weights"),
-        ("--model DaViT_nano", "no weights of DaViT_nano are published; pass the --checkpoint"),
-        ("--checkpoint {best} --pretrained", "--pretrained and --checkpoint .* exclude each other"),
-        ("--checkpoint {best} --num-classes 5", "the checkpoint's head has 3 classes, the model's 5"),
-        ("--checkpoint {best} --model-kwargs window=3", "does not take .*'window': 3"),
-        ("--checkpoint {best} --batch-size 0", "--batch-size 0 is not a number of 1 or more"),
-        ("--checkpoint {best} --crop-pct 0", "--crop-pct 0.0 is not a share above 0"),
-        ("--checkpoint {best} --img-size 0", "--img-size 0 is not a number of 1 or more"),
-        ("--checkpoint {best} --torchcompile inducktor", "'inducktor' is unknown; choose from .*inductor"),
-        ("--checkpoint {best} --results-file {root}/none/r.csv", "no file can be written there"),
-        ("--checkpoint {best} --test-time-pool --no-test-pool", "exclude each other"),
-        ("--checkpoint {best} --use-ema --ema never", "exclude each other"),
-        ("--checkpoint {best} --input-size 1 16 16", "C must be 3"),
-        ("--checkpoint {best} --mean 0.1 0.2", "a mean or standard deviation one number or three"),
-        ("--checkpoint {best} --interpolation cubic", "--interpolation 'cubic' is unknown; choose from"),
-        ("--checkpoint {best} --split test", "has no split 'test'"),
-        ("--checkpoint {best} --device tpu", "--device 'tpu' is"),
-        ("--checkpoint {best} --valid-labels {root}/no.txt", "cannot be read"),
+        ("--checkpoint nowhere.pth", "nowhere.pth"),
+        ("--checkpoint {root}", ".safetensors"),
+        ("--checkpoint {best} --model DaViT_tinny", "'DaViT_tinny'"),
+        ("--checkpoint {best} --model DaViT_*", "DaViT_*"),
+        ("--model Nothing_*", "Nothing_*"),
+        ("--model DaViT_nano", "DaViT_nano"),
+        ("--checkpoint {best} --pretrained", "--pretrained"),
+        ("--checkpoint {best} --num-classes 5", "5"),
+        ("--checkpoint {best} --model-kwargs window=3", "'window': 3"),
+        ("--checkpoint {best} --batch-size 0", "'0'"),
+        ("--checkpoint {best} --crop-pct 0", "'0'"),
+        ("--checkpoint {best} --crop-pct 95", "'95'"),
+        ("--checkpoint {best} --img-size 0", "'0'"),
+        ("--checkpoint {best} --std 0", "'0'"),
+        ("--checkpoint {best} --log-freq -1", "'-1'"),
+        ("--checkpoint {best} --torchcompile inducktor", "inductor"),
+        ("--checkpoint {best} --results-file {root}/none/r.csv", "none/r.csv"),
+        ("--checkpoint {best} --test-time-pool --no-test-pool", "--no-test-pool"),
+        ("--checkpoint {best} --torchscript --torchcompile eager", "--torchscript"),
+        ("--checkpoint {best} --test-time-pool", "--img-size"),
+        ("--checkpoint {best} --use-ema --ema never", "--use-ema"),
+        ("--checkpoint {best} --ema always", "EMA"),
+        ("--checkpoint {best} --real-labels timm", "blue/0.png"),
+        ("--checkpoint {best} --input-size 1 16 16", "16"),
+        ("--checkpoint {best} --mean 0.1 0.2", "0.2"),
+        ("--checkpoint {best} --interpolation cubic", "bicubic"),
+        ("--checkpoint {best} --split test", "'test'"),
+        ("--checkpoint {best} --device tpu", "tpu"),
+        ("--checkpoint {best} --valid-labels {root}/no.txt", "no.txt"),
     ],
 )
-def test_mistakes_end_in_one_paragraph(go: Any, checkpoint: Path, tmp_path: Path, flags: str, message: str) -> None:
+def test_mistakes_are_named_and_end_with_status_2(
+    go: Any, checkpoint: Path, tmp_path: Path, flags: str, value: str
+) -> None:
     (tmp_path / "empty").mkdir()
     words = [word.format(best=checkpoint, root=tmp_path / "empty") for word in flags.split()]
     status, printed, text = go(*words)
     assert (status, printed) == (2, None)
-    errors = [line for line in text.splitlines() if line.startswith("ERROR")]
-    assert len(errors) == 1
-    assert re.search(message, errors[0])
+    assert value in text
     assert "Traceback" not in text
 
 
@@ -534,32 +481,49 @@ def odd(pictures: Path, tmp_path: Path) -> Path:
     return root
 
 
-def validate_command(data: Path, *flags: object) -> list[str]:
-    """The words of a run on two processes."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    return [*launcher, str(REPOSITORY / "validate.py"), str(data), "-j", "0", *map(str, flags)]
+def run_two(words: list[str], folder: Path) -> list[tuple[int, str, str]]:
+    """Exit status, output and errors of validate.py in two processes, forked: 10 s faster than by torchrun."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+
+    def process(rank: int) -> None:
+        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=port)  # as torchrun says it
+        os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2")
+        logging.root.handlers.clear()
+        out, err = ((folder / f"{rank}.{name}").open("w", buffering=1) for name in ("out", "err"))
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            status = main([*words, "-j", "0", "--device", "cpu"])
+        os._exit(status)
+
+    fork = multiprocessing.get_context("fork")
+    started = [fork.Process(target=process, args=(rank,)) for rank in range(2)]
+    for one in started:
+        one.start()
+    for one in started:
+        one.join(100)
+    texts = [[(folder / f"{rank}.{name}").read_text() for name in ("out", "err")] for rank in range(2)]
+    return [(one.exitcode, out, err) for one, (out, err) in zip(started, texts, strict=True)]
 
 
 def test_two_processes_count_as_one(go: Any, odd: Path, checkpoint: Path, tmp_path: Path) -> None:
-    flags = ("--checkpoint", checkpoint, "--skip-bad-images", "-b", 2)
+    flags = ["--checkpoint", str(checkpoint), "--skip-bad-images", "-b", "2"]
     alone = go(*flags, data=odd)[1]
     results = tmp_path / "r.csv"
-    two = run(validate_command(odd, *flags, "--results-file", results), tmp_path)
-    assert two.returncode == 0, two.stderr
-    together = json.loads(two.stdout.splitlines()[-1])
+    first, second = run_two([str(odd), *flags, "--results-file", str(results)], tmp_path)
+    assert (first[0], second[0]) == (0, 0), first[2]
+    together = json.loads(first[1].splitlines()[-1])
     assert figures(together) == figures(alone)
     assert figures(alone)[2:] == (12, 1)
     assert together["loss"] == pytest.approx(alone["loss"], rel=1e-6)
     assert (alone["processes"], together["processes"]) == (1, 2)
-    assert two.stdout.count("--result") == 1
-    assert two.stderr.count("top-1") == 1
+    assert "top-1" in first[2]
+    assert second[1:] == ("", "")
     assert len(results.read_text().splitlines()) == 2
 
 
 def test_a_failure_of_one_process_is_told_by_the_first(odd: Path, checkpoint: Path, tmp_path: Path) -> None:
-    finished = run(validate_command(odd, "--checkpoint", checkpoint), tmp_path, timeout=100)
-    assert finished.returncode != 0
-    assert "process 1 failed with BadImageError" in finished.stderr
-    assert "not a picture of a known format" in finished.stderr
-    assert "--result" not in finished.stdout
-    assert "davit/engine" not in finished.stderr  # no traceback of ours
+    first, second = run_two([str(odd), "--checkpoint", str(checkpoint)], tmp_path)
+    assert (first[:2], second[:2]) == ((2, ""), (2, ""))
+    assert "process 1" in first[2] and "BadImageError" in first[2]
+    assert "Traceback" not in first[2] + second[2]

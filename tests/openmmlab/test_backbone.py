@@ -1,5 +1,6 @@
 """DaViT under the words of MMDetection's configs."""
 
+import functools
 import logging
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,10 @@ from torch import nn
 from davit import VARIANTS, DaViT, DaViTPyramid
 from davit.checkpoint import CheckpointError
 from davit.openmmlab import DaViTBackbone
-from davit.openmmlab.config import read_config
-from tests.engine.runs import REPOSITORY
+from davit.pretrained import PUBLISHED, Published, PublishedFile
+from tests.openmmlab.conftest import DET, SEG, config
 
 SMALL: dict[str, Any] = {"embed_dims": (8, 16), "depths": (1, 1), "num_heads": (1, 2), "window_size": 4}
-
-
-FILES = sorted(file for folder in ("mmdet", "mmseg") for file in (REPOSITORY / folder / "configs").glob("*.py"))
 
 
 def shapes(model: nn.Module) -> dict[str, torch.Size]:
@@ -57,13 +55,13 @@ def test_the_words_of_configs_reach_the_pyramid() -> None:
 
 
 def test_an_unknown_word_is_named_with_the_nearest() -> None:
-    with pytest.raises(ValueError, match=r"no argument 'embed_dim'; did you mean 'embed_dims'"):
+    with pytest.raises(ValueError, match=r"'embed_dim'.*'embed_dims'"):
         DaViTBackbone(embed_dim=(8, 16))
     with pytest.raises(ValueError, match="Pretrained"):
         DaViTBackbone(**SMALL, out_indices=(0, 1), init_cfg={"type": "Kaiming"})
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", ["DaViT_nano", "DaViT_large_window12_384"])
 def test_a_variant_stands_for_its_numbers(variant: str) -> None:
     with torch.device("meta"):
         named, spelled = DaViTBackbone(variant), DaViTPyramid(**VARIANTS[variant].model_kwargs())
@@ -89,18 +87,22 @@ def test_an_unknown_variant(value: str, near: str) -> None:
         DaViTBackbone(variant=value)
     text = str(caught.value)
     assert repr(value) in text and all(name in text for name in VARIANTS)
-    assert not near or text.index(near) < text.index("There are")
-    with pytest.raises(ValueError, match="variant"):
+    assert not near or text.count(near) > 1  # offered, besides its place in the list
+    with pytest.raises(ValueError, match="'variant'"):
         DaViTBackbone(varaint="DaViT_base")
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+@functools.cache
+def widths_of(variant: str, levels: tuple[int, ...]) -> list[int]:
+    with torch.device("meta"):
+        return DaViTBackbone(variant, out_indices=levels).num_features
+
+
+@pytest.mark.parametrize("file", sorted([*DET.glob("*.py"), *SEG.glob("*.py")]), ids=lambda file: file.stem)
 def test_what_reads_the_backbone_has_its_widths(file: Path) -> None:
     """Necks and heads are built by the libraries, from numbers; a config says them beside the variant's name."""
-    model = read_config(file).model
-    backbone = {key: value for key, value in model.backbone.items() if key != "type"}
-    with torch.device("meta"):
-        widths = DaViTBackbone(**backbone).num_features
+    model = config(file).model
+    widths = widths_of(model.backbone.variant, tuple(model.backbone.get("out_indices", (0, 1, 2, 3))))
     assert list((model.get("neck") or model.decode_head).in_channels) == widths
     if "auxiliary_head" in model:
         assert model.auxiliary_head.in_channels == widths[model.auxiliary_head.in_index]
@@ -126,6 +128,9 @@ def test_a_classifier_starts_the_backbone(
         if not name.startswith("norm"):
             assert torch.equal(tensor, expected[name]), name
     assert len(said) == 1 and "100 % of its stages" in said[0] and "norm0" in said[0]
+    nn.init.zeros_(model.patch_embeds[0].proj.weight)
+    model.init_weights()  # mmengine may ask again
+    assert not model.patch_embeds[0].proj.weight.any()
 
 
 def test_what_was_added_to_the_stages_is_named_as_new(classifier: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,19 +161,9 @@ def test_published_weights_by_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     torch.save(weights, tmp_path / "davit_tiny.msft_in1k.bin")
     monkeypatch.setenv("DAVIT_WEIGHTS_DIR", str(tmp_path))
     monkeypatch.setattr("davit.pretrained.sha256_of", lambda _: "")
-    from davit import pretrained
-
-    published = pretrained.PUBLISHED["DaViT_tiny"]
-    files = tuple(pretrained.PublishedFile(file.name, "") for file in published.files)
-    monkeypatch.setitem(pretrained.PUBLISHED, "DaViT_tiny", pretrained.Published(published.hub_id, files))
+    published = PUBLISHED["DaViT_tiny"]
+    files = tuple(PublishedFile(file.name, "") for file in published.files)
+    monkeypatch.setitem(PUBLISHED, "DaViT_tiny", Published(published.hub_id, files))
     model = DaViTBackbone(init_cfg={"type": "Pretrained", "checkpoint": "DaViT_tiny"})
     model.init_weights()
     assert torch.equal(model.patch_embeds[0].proj.weight, weights["stem.conv.weight"])
-
-
-def test_initialised_once(classifier: Path) -> None:
-    model = build(init_cfg={"type": "Pretrained", "checkpoint": str(classifier)})
-    model.init_weights()
-    nn.init.zeros_(model.patch_embeds[0].proj.weight)
-    model.init_weights()
-    assert not model.patch_embeds[0].proj.weight.any()

@@ -1,6 +1,10 @@
 """mmcv's operators from torchvision: equal to torchvision's, or to a plain computation where it has none."""
 
+import math
 import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -23,33 +27,42 @@ def rois(count: int, pictures: int, seed: int = 0) -> Tensor:
     return torch.cat([torch.randint(pictures, (count, 1), generator=draw).float(), boxes(count, seed + 1, 200.0)], 1)
 
 
-def test_the_bridge_serves_where_nothing_is_compiled() -> None:
-    assert ops_status() == ("compiled" if bridge._compiled(sys.modules["mmcv"].__spec__) else "bridged")
+@pytest.fixture
+def install_beside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], ModuleType]]:
+    """``install_beside(source)``: install the bridge where an extension has that source; returns the one in use."""
+    monkeypatch.delitem(sys.modules, bridge.EXTENSION)
+    folders = sys.modules["mmcv"].__spec__.submodule_search_locations
+    folders.insert(0, str(tmp_path))
+
+    def install(source: str) -> ModuleType:
+        (tmp_path / "_ext.py").write_text(source)
+        bridge.install_bridge()
+        return sys.modules[bridge.EXTENSION]
+
+    yield install
+    folders.remove(str(tmp_path))
 
 
 def test_an_operator_that_is_not_served_says_so() -> None:
-    module = bridge._bridge()
+    module = sys.modules[bridge.EXTENSION]
+    if ops_status() == "compiled":
+        pytest.skip("mmcv has its operators")
     with pytest.raises(NotImplementedError, match=r"'deform_conv_forward'.*compiled mmcv"):
         module.deform_conv_forward(1, groups=2)
     assert module.__spec__ is not None and not hasattr(module, "__wrapped__")
     assert "torchvision" in module.get_compiler_version()
 
 
-def test_a_compiled_extension_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    theirs = type(sys)(bridge.EXTENSION)
-    monkeypatch.setitem(sys.modules, bridge.EXTENSION, theirs)
-    monkeypatch.setattr(bridge, "_compiled", lambda _: object())
-    assert bridge.install_bridge() == "compiled"
-    assert sys.modules[bridge.EXTENSION] is theirs
+def test_a_compiled_extension_is_used(install_beside: Callable[[str], ModuleType]) -> None:
+    assert install_beside("nms = 'theirs'").nms == "theirs"
+    assert bridge.install_bridge() == ops_status() == "compiled"
 
 
-def test_a_broken_extension_is_bridged_aloud(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def test_a_broken_extension_is_bridged(
+    install_beside: Callable[[str], ModuleType], caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.delitem(sys.modules, bridge.EXTENSION)
-    monkeypatch.setattr(bridge, "_compiled", lambda _: object())  # found, but import_module does not find it
-    assert bridge.install_bridge() == "bridged"
-    assert "do not load" in caplog.text
+    assert callable(install_beside("raise ImportError('undefined symbol')").nms)
+    assert ops_status() == "bridged" and "undefined symbol" in caplog.text
 
 
 def test_without_mmcv(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -58,19 +71,21 @@ def test_without_mmcv(monkeypatch: pytest.MonkeyPatch) -> None:
     assert bridge.install_bridge() == ops_status() == "no mmcv"
 
 
+def iou(box: Tensor, others: Tensor, offset: int) -> Tensor:
+    sides = torch.minimum(box[2:], others[..., 2:]) - torch.maximum(box[:2], others[..., :2]) + offset
+    inter = sides.clamp(min=0).prod(-1)
+    areas = [(one[..., 2:] - one[..., :2] + offset).prod(-1) for one in (box, others)]
+    return inter / (areas[0] + areas[1] - inter)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("offset", [0, 1])
 def test_nms(offset: int, dtype: torch.dtype) -> None:
     them, scores = boxes(80).to(dtype), torch.rand(80, generator=torch.Generator().manual_seed(5)).to(dtype)
     found, kept = mmcv_ops.nms(them, scores, 0.4, offset)
-    wide, left, expected = them.double(), scores.double(), []
-    for i in left.sort(descending=True, stable=True).indices.tolist():
-        inter = (
-            torch.minimum(wide[expected, 2:], wide[i, 2:]) - torch.maximum(wide[expected, :2], wide[i, :2]) + offset
-        )
-        inter = inter.clamp(min=0).prod(1)
-        areas = (wide[:, 2:] - wide[:, :2] + offset).prod(1)
-        if not (inter / (areas[expected] + areas[i] - inter) > 0.4).any():
+    wide, expected = them.double(), []
+    for i in scores.double().sort(descending=True, stable=True).indices.tolist():
+        if not (iou(wide[i], wide[expected], offset) > 0.4).any():
             expected.append(i)
     assert kept.tolist() == expected
     assert found.dtype == dtype and torch.equal(found[:, :4], them[kept])
@@ -98,15 +113,11 @@ def test_soft_nms(method: str, offset: int) -> None:
         expected.append(left.pop(best))
         order.append(best)
         for i in list(left):
-            a, b = them[best].double(), them[i].double()
-            sides = (torch.minimum(a[2:], b[2:]) - torch.maximum(a[:2], b[:2]) + offset).clamp(min=0)
-            iou = float(
-                sides.prod() / ((a[2:] - a[:2] + offset).prod() + (b[2:] - b[:2] + offset).prod() - sides.prod())
-            )
+            overlap = float(iou(them[best].double(), them[i].double(), offset))
             if method == "gaussian":
-                left[i] *= float(torch.tensor(-(iou**2) / 0.5).exp())
-            elif iou >= 0.3:
-                left[i] *= 0.0 if method == "naive" else 1 - iou
+                left[i] *= math.exp(-(overlap**2) / 0.5)
+            elif overlap >= 0.3:
+                left[i] *= 0.0 if method == "naive" else 1 - overlap
             if left[i] < 0.05:
                 del left[i]
     assert kept.tolist() == order
@@ -115,12 +126,17 @@ def test_soft_nms(method: str, offset: int) -> None:
 
 
 @pytest.mark.parametrize("aligned", [True, False])
-@pytest.mark.parametrize("ratio", [0, 2])
-def test_roi_align_average(aligned: bool, ratio: int) -> None:
+@pytest.mark.parametrize("ratio", [0, 2, None])
+def test_average_and_pool(aligned: bool, ratio: int | None) -> None:
+    """RoIAlign with averages, and for no ratio RoIPool, equal torchvision's."""
     image = torch.randn(2, 3, 20, 30, dtype=torch.float64, requires_grad=True)
     where = rois(30, 2).double()
-    ours = mmcv_ops.RoIAlign((4, 6), 1 / 8, ratio, "avg", aligned)(image, where)
-    theirs = torchvision.ops.roi_align(image, where, (4, 6), 1 / 8, ratio, aligned)
+    if ratio is None:
+        ours = mmcv_ops.RoIPool((4, 6), 1 / 8)(image, where)
+        theirs = torchvision.ops.roi_pool(image, where, (4, 6), 1 / 8)
+    else:
+        ours = mmcv_ops.RoIAlign((4, 6), 1 / 8, ratio, "avg", aligned)(image, where)
+        theirs = torchvision.ops.roi_align(image, where, (4, 6), 1 / 8, ratio, aligned)
     assert torch.equal(ours, theirs)
     gradient = torch.randn_like(ours)
     assert torch.allclose(*(torch.autograd.grad(out, image, gradient)[0] for out in (ours, theirs)), atol=1e-12)
@@ -180,16 +196,6 @@ def test_roi_align_of_no_rois(mode: str) -> None:
     assert found.shape == (0, 4, 7, 7)
     found.sum().backward()
     assert torch.equal(image.grad, torch.zeros_like(image))
-
-
-def test_roi_pool() -> None:
-    image = torch.randn(2, 3, 20, 30, dtype=torch.float64, requires_grad=True)
-    where = rois(30, 2).double()
-    ours = mmcv_ops.RoIPool((4, 6), 1 / 8)(image, where)
-    theirs = torchvision.ops.roi_pool(image, where, (4, 6), 1 / 8)
-    assert torch.equal(ours, theirs)
-    gradient = torch.randn_like(ours)
-    assert torch.equal(*(torch.autograd.grad(out, image, gradient)[0] for out in (ours, theirs)))
 
 
 @pytest.mark.parametrize("weighted", [False, True])

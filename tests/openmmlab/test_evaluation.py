@@ -8,7 +8,7 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import METRICS, init_default_scope
 
-from tests.openmmlab.conftest import CONFIGS
+from tests.openmmlab.conftest import DET
 
 
 def test_numbers_of_cocoapi(shared: Path) -> None:
@@ -16,7 +16,7 @@ def test_numbers_of_cocoapi(shared: Path) -> None:
     truth = folder / "rafaelpadilla/tests/test_coco_eval/gts/sampled_gts_bbox_area.json"
     found = json.loads((folder / "cocoapi/results/instances_val2014_fakebbox100_results.json").read_text())
     contents = json.loads(truth.read_text())
-    cfg = Config.fromfile(CONFIGS / "davit_retinanet_1x_coco.py")
+    cfg = Config.fromfile(DET / "davit_retinanet_1x_coco.py")
     init_default_scope(cfg.default_scope)
     evaluator = METRICS.build({**cfg.val_evaluator, "ann_file": str(truth)})
     from mmdet.datasets import CocoDataset

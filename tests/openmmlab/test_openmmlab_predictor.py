@@ -1,42 +1,34 @@
 """What image_demo.py draws and lists."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from mmengine.config import Config
-from mmengine.registry import MODELS, init_default_scope
 from PIL import Image
 from pycocotools import mask as coco_mask
 
 from davit.openmmlab import demo
-from davit.openmmlab.predictor import Detections, Predictor, Segmentation
+from davit.openmmlab.predictor import Detections, Predictor, Segmentation, draw_segments
 from tests.openmmlab.conftest import Go
 
 
 @pytest.fixture
-def checkpoint(small_config: Path, tmp_path: Path) -> Path:
-    """The weights of an untrained detector, which finds something everywhere."""
-    cfg = Config.fromfile(small_config)
-    init_default_scope("mmdet")
-    torch.manual_seed(0)
-    file = tmp_path / "detector.pth"
-    torch.save({"state_dict": MODELS.build(cfg.model).state_dict()}, file)
-    return file
+def checkpoint(trained: Path) -> Path:
+    return trained / "epoch_2.pth"
 
 
-def test_detections_are_of_the_picture_as_it_came(small_config: Path, checkpoint: Path) -> None:
-    predictor = Predictor(small_config, checkpoint, score_threshold=0.0, device="cpu")
+def test_detections_are_of_the_picture_as_it_came(detector: Path, checkpoint: Path) -> None:
+    predictor = Predictor(detector, checkpoint, score_threshold=0.0, device="cpu")
     noise = np.random.default_rng(0).integers(0, 255, (50, 90, 3), dtype=np.uint8)
     found = predictor.predict(noise)
     assert isinstance(found, Detections) and len(found.boxes) > 0
     assert found.masks.shape == (len(found.boxes), 50, 90) and found.classes == tuple("0123456789")
     assert (found.boxes >= 0).all() and (found.boxes <= [90, 50, 90, 50]).all()
     assert (np.diff(found.scores) <= 0).all()
-    again = predictor.predict(Image.fromarray(noise))
-    assert np.array_equal(again.boxes, found.boxes)
+    assert np.array_equal(predictor.predict(Image.fromarray(noise)).boxes, found.boxes)
     first = found.to_json()["objects"][0]
     assert np.array_equal(coco_mask.decode(first["mask"]).astype(bool), found.masks[0])
     drawn = np.asarray(found.draw())
@@ -45,21 +37,20 @@ def test_detections_are_of_the_picture_as_it_came(small_config: Path, checkpoint
     assert drawn.shape == large.shape and changed.any()
     left, top, _, bottom = (7 * found.boxes[0]).astype(int)
     assert changed[top : bottom + 1, left].mean() > 0.9, "the first box is not where it was found"
-    strict = Predictor(small_config, checkpoint, score_threshold=1.1, device="cpu").predict(noise)
-    assert len(strict.boxes) == 0 and np.array_equal(np.asarray(strict.draw()), large)
+    predictor.score_threshold = 1.1
+    nothing = predictor.predict(noise)
+    assert len(nothing.boxes) == 0 and np.array_equal(np.asarray(nothing.draw()), large)
 
 
-def test_colours_reach_the_model_as_it_was_trained(small_config: Path, checkpoint: Path) -> None:
-    predictor = Predictor(small_config, checkpoint, score_threshold=0.0, device="cpu")
+def test_colours_reach_the_model_as_it_was_trained(detector: Path, checkpoint: Path) -> None:
+    predictor = Predictor(detector, checkpoint, score_threshold=0.0, device="cpu")
     seen = []
     predictor.model.backbone.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     red = np.zeros((128, 128, 3), np.uint8)
     red[..., 0] = 255
     predictor.predict(red)
-    expected = (torch.tensor([255.0, 0, 0]) - torch.tensor([123.675, 116.28, 103.53])) / torch.tensor(
-        [58.395, 57.12, 57.375]
-    )
-    assert torch.allclose(seen[0][0, :, 64, 64], expected)
+    mean, std = torch.tensor([123.675, 116.28, 103.53]), torch.tensor([58.395, 57.12, 57.375])
+    assert torch.allclose(seen[0][0, :, 64, 64], (torch.tensor([255.0, 0, 0]) - mean) / std)
 
 
 def test_segmentation_draws_and_counts() -> None:
@@ -73,25 +64,26 @@ def test_segmentation_draws_and_counts() -> None:
     assert right[2] > right[0] and left[2] == left[0]  # blue for the dog alone
 
 
-def test_image_demo(go: Go, small_config: Path, checkpoint: Path, few_scenes: Path, tmp_path: Path) -> None:
-    pictures = tmp_path / "pictures"
-    pictures.mkdir()
-    for file in sorted((few_scenes / "val2017").iterdir())[:2]:
-        (pictures / file.name).write_bytes(file.read_bytes())
-    result = go(demo.main, pictures, small_config, checkpoint, "--out-dir", "out", "--score-thr", "0")
-    assert result.returncode == 0, result.stdout
-    listed = json.loads((tmp_path / "out/predictions.json").read_text())
-    assert len(listed) == 2 and all(found["objects"] for found in listed.values())
-    assert len(list((tmp_path / "out").glob("*.png"))) == 2
-    (pictures / "broken.jpg").write_text("no picture")
-    broken = go(demo.main, pictures, small_config, checkpoint, "--out-dir", "again")
-    assert broken.returncode == 2 and "broken.jpg" in broken.stdout
-    assert len(list((tmp_path / "again").glob("*.png"))) == 2
+def test_a_drawing_keeps_what_is_no_class() -> None:
+    picture = np.full((400, 400, 3), 200, dtype=np.uint8)
+    labels = np.zeros((400, 400), dtype=int)
+    labels[:, 200:] = 255
+    drawn = np.asarray(draw_segments(picture, labels, ("one", "two"), [(0, 0, 0), (9, 9, 9)]))
+    assert (drawn[:400, 200:] == 200).all()
+    assert (drawn[:400, :200] == 80).all()
+    assert drawn.shape[0] > 400  # the legend
 
 
-def test_image_demo_of_nothing(go: Go, small_config: Path, checkpoint: Path, tmp_path: Path) -> None:
-    missing = go(demo.main, "no.jpg", small_config, checkpoint)
-    assert missing.returncode == 2 and "no.jpg" in missing.stdout
-    (tmp_path / "empty").mkdir()
-    empty = go(demo.main, "empty", small_config, checkpoint)
-    assert empty.returncode == 2 and "holds no pictures" in empty.stdout
+def test_image_demo(go: Go, detector: Path, checkpoint: Path, few_scenes: Path, tmp_path: Path) -> None:
+    shutil.copytree(few_scenes / "val2017", "pictures")
+    Path("pictures/broken.jpg").write_text("no picture")
+    words = ["pictures", detector, checkpoint, "--out-dir", "out", "--score-thr", "0"]
+    assert "broken.jpg" in go(demo.main, *words, status=2)  # the others are drawn
+    listed = json.loads(Path("out/predictions.json").read_text())
+    assert len(listed) == len(list(Path("out").glob("*.png"))) == 4 and all(one["objects"] for one in listed.values())
+
+
+def test_image_demo_of_nothing(go: Go, detector: Path, checkpoint: Path) -> None:
+    assert "no.jpg" in go(demo.main, "no.jpg", detector, checkpoint, status=2)
+    Path("empty").mkdir()
+    assert "empty" in go(demo.main, "empty", detector, checkpoint, status=2)

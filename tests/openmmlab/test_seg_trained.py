@@ -8,14 +8,12 @@ from pathlib import Path
 import pytest
 
 from davit.data import write_scenes
-from tests.openmmlab.segs import CONFIGS
-
-REPOSITORY = Path(__file__).resolve().parents[2]
+from tests.openmmlab.conftest import SEG, SEG_TOOLS
 
 
 def train(config: str, data: Path, folder: Path) -> float:
     """The last mIoU that a run of the tool wrote."""
-    tool = [sys.executable, str(REPOSITORY / "mmseg" / "tools" / "train.py"), str(CONFIGS / config)]
+    tool = [sys.executable, str(SEG_TOOLS / "train.py"), str(SEG / config)]
     subprocess.run([*tool, "--data-root", str(data), "--work-dir", str(folder), "--seed", "0"], check=True)
     (file,) = folder.glob("*/vis_data/scalars.json")
     found = [json.loads(line) for line in file.read_text().splitlines()]

@@ -1,4 +1,4 @@
-"""A checkpoint as train.py writes it, of a model with random weights, and pictures to show it."""
+"""Write a checkpoint as train.py does, of a model with random weights, and pictures to show it."""
 
 import io
 import logging
@@ -11,7 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from davit import create_model
+import davit
+from davit.predict import Predictor
 from tests.conftest import randomise
 
 MODEL_KWARGS: dict[str, Any] = {"embed_dims": [8, 16], "depths": [1, 1], "num_heads": [1, 2], "window_size": 2}
@@ -29,25 +30,30 @@ class Outcome(NamedTuple):
 
 @pytest.fixture(scope="session")
 def model() -> torch.nn.Module:
-    return randomise(create_model("DaViT_nano", num_classes=len(CLASSES), **MODEL_KWARGS), 0).eval()
+    return randomise(davit.create_model("DaViT_nano", num_classes=len(CLASSES), **MODEL_KWARGS), 0).eval()
 
 
-@pytest.fixture
-def save(tmp_path: Path, model: torch.nn.Module) -> Callable[..., Path]:
+@pytest.fixture(scope="session")
+def save(tmp_path_factory: pytest.TempPathFactory, model: torch.nn.Module) -> Callable[..., Path]:
     """save(**entries): a checkpoint of the model with these entries, and its own unless they are None."""
 
-    def write(name: str = "model.pth.tar", **entries: Any) -> Path:
+    def write(**entries: Any) -> Path:
         state = {"state_dict": model.state_dict(), "arch": "DaViT_nano", "args": ARGS, "class_names": CLASSES}
-        file = tmp_path / name
+        file = tmp_path_factory.mktemp("trained") / "model.pth.tar"
         torch.save({key: value for key, value in {**state, **entries}.items() if value is not None}, file)
         return file
 
     return write
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def checkpoint(save: Callable[..., Path]) -> Path:
     return save()
+
+
+@pytest.fixture(scope="session")
+def loaded(checkpoint: Path) -> Predictor:
+    return davit.load(checkpoint)
 
 
 def noise(seed: int, size: tuple[int, int] = (16, 16)) -> Image.Image:
@@ -78,9 +84,9 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def predict(
-    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path, checkpoint: Path
 ) -> Iterator[Callable[..., Outcome]]:
-    """predict(*words, stdin=b""): predict.py in a folder of its own, within this process."""
+    """predict(*words, stdin=b""): predict.py with the checkpoint, in a folder of its own, within this process."""
     from davit.predict.cli import main
 
     monkeypatch.chdir(tmp_path)
@@ -90,7 +96,7 @@ def predict(
         logging.root.handlers[:] = []
         monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(stdin)))
         try:
-            status = main([str(word) for word in words])
+            status = main(["--checkpoint", str(checkpoint), *map(str, words)])
         except SystemExit as leave:  # argparse
             status = int(leave.code or 0)
         return Outcome(status, *capfd.readouterr())

@@ -1,6 +1,5 @@
-"""What classes are called: by the checkpoint, a file, a folder, or ImageNet's words."""
+"""Check what classes are called: by the checkpoint, a file, a folder, or ImageNet's words."""
 
-import logging
 from pathlib import Path
 
 import pytest
@@ -10,23 +9,24 @@ from davit.predict.names import class_names
 from tests.predict.conftest import noise
 
 
-def test_those_of_the_training() -> None:
-    assert class_names(2, noted=["ant", "bee"]) == ("ant", "bee")
-
-
-def test_numbers_where_nothing_is_known(caplog: pytest.LogCaptureFixture) -> None:
-    assert class_names(2) == ("class 0", "class 1")
-    with caplog.at_level(logging.WARNING):
-        assert class_names(2, noted=["one"]) == ("class 0", "class 1")
-    assert "names 1 classes and its model has 2" in caplog.text
+@pytest.mark.parametrize(
+    ("noted", "names"),
+    [
+        (["ant", "bee"], ("ant", "bee")),
+        (None, ("class 0", "class 1")),
+        (["one"], ("class 0", "class 1")),
+        (["n02124075", "n02123159"], ("Egyptian cat (n02124075)", "tiger cat (n02123159)")),
+        (["n02124075", "mine"], ("n02124075", "mine")),
+    ],
+)
+def test_names_of_the_training(noted: list[str] | None, names: tuple[str, ...]) -> None:
+    assert class_names(2, noted=noted) == names
 
 
 def test_imagenets_words() -> None:
     names = class_names(1000)
     assert len(names) == 1000
-    assert names[285] == "Egyptian cat (n02124075)" and names[282] == "tiger cat (n02123159)"  # NOTES of the published
-    assert class_names(2, noted=["n02124075", "n02123159"]) == ("Egyptian cat (n02124075)", "tiger cat (n02123159)")
-    assert class_names(2, noted=["n02124075", "mine"]) == ("n02124075", "mine")
+    assert names[285] == "Egyptian cat (n02124075)" and names[282] == "tiger cat (n02123159)"
 
 
 def test_a_class_map(tmp_path: Path) -> None:
@@ -34,7 +34,7 @@ def test_a_class_map(tmp_path: Path) -> None:
     file.write_text("wasp\nfly\n")
     assert class_names(2, noted=["ant", "bee"], source=file) == ("wasp", "fly")
     assert class_names(3, source=file) == ("wasp", "fly", "class 2")
-    with pytest.raises(DataError, match="belongs to another model"):
+    with pytest.raises(DataError, match=r"names\.txt"):
         class_names(1, source=file)
 
 
@@ -44,12 +44,11 @@ def test_the_folders_of_a_data_set(tmp_path: Path, split: str) -> None:
         (tmp_path / split / name).mkdir(parents=True)
         noise(0).save(tmp_path / split / name / "0.png")
     assert class_names(3, source=tmp_path) == ("9", "10", "bee")
-    with pytest.raises(DataError, match="names 3 classes and the model has 4"):
+    with pytest.raises(DataError, match=r"3 .* 4"):
         class_names(4, source=tmp_path)
 
 
 def test_sources_that_cannot_be_used(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"missing\.txt"):
-        class_names(2, source=tmp_path / "missing.txt")
-    with pytest.raises(DataError, match="no split"):
-        class_names(2, source=tmp_path)
+    for source in (tmp_path, tmp_path / "missing.txt"):
+        with pytest.raises(DataError, match=source.name):
+            class_names(2, source=source)

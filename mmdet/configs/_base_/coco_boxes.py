@@ -1,4 +1,4 @@
-# What all detectors here share: data, augmentation, optimizer, runtime.
+# Data, augmentation, optimizer and runtime of all detectors here.
 _base_ = ["mmdet::_base_/datasets/coco_detection.py", "mmdet::_base_/default_runtime.py"]
 custom_imports = dict(imports=["davit.openmmlab"])
 runner_type = "DaViTRunner"

@@ -2,8 +2,8 @@
 _base_ = "../upernet_davit_folders.py"
 
 width = 32
-# The released recipes draw the last layer with std 0.01, for heads 512 wide behind pretrained backbones. Behind 32
-# channels that leaves one class untold from another for a thousand iterations.
+# The released recipes draw the last layer with std 0.01, for heads of 512 channels behind pretrained backbones. With
+# 32 channels the classes would not be told apart for a thousand iterations.
 last_layer = dict(type="Normal", std=0.1, override=dict(name="conv_seg"))
 
 model = dict(

@@ -1,4 +1,4 @@
-# 160,000 iterations of AdamW, and what a run does besides: validate, save, log.
+# 160,000 iterations of AdamW; when a run validates, saves and logs.
 # mmengine looks up "mmseg::..." in a distribution called mmsegmentation, and the maintained one has another name.
 _base_ = f"{__import__('mmseg').__path__[0]}/.mim/configs/_base_/default_runtime.py"
 custom_imports = dict(imports=["davit.openmmlab", "davit.openmmlab.segmentation"])
