@@ -1,4 +1,4 @@
-"""Files that are whole or not there: checkpoints, summaries, lists."""
+"""Write files that are whole or not there: checkpoints, summaries, lists."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EBADF)  # some network fil
 
 
 class _RawFile(io.FileIO):
-    """Remembers the first failed write: what is raised further up may no longer say why."""
+    """Remember the first failed write: what is raised further up may no longer say why."""
 
     failure: OSError | None = None
 
@@ -67,16 +67,16 @@ def write_atomically(
 
 
 def write_bytes(path: str | Path, data: bytes) -> None:
-    """`write_atomically` of what is there already."""
-    write_atomically(path, lambda stream: _write_all(stream, data))
+    """Write bytes as `write_atomically` does."""
 
+    def write(stream: IO[bytes]) -> None:
+        stream.write(data)
 
-def _write_all(stream: IO[bytes], data: bytes) -> None:
-    stream.write(data)
+    write_atomically(path, write)
 
 
 def _sync_folder(folder: Path) -> None:
-    """A rename is on the disk only once its folder is."""
+    """Bring a rename to the disk: it is there only once its folder is."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)

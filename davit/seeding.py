@@ -1,4 +1,4 @@
-"""Random numbers that depend on a key and on nothing else."""
+"""Draw random numbers that depend on a key and on nothing else."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from torch.utils.data import get_worker_info
 
 
 def derive_seeds(*key: int) -> tuple[int, int, int]:
-    """Three independent 64-bit seeds from a key of integers, the same on every machine."""
+    """Derive three independent 64-bit seeds from a key of integers, the same on every machine."""
     digest = hashlib.blake2b(",".join(map(str, key)).encode(), digest_size=24).digest()
     return struct.unpack("<3Q", digest)
 
 
 @contextmanager
 def seeded(*key: int) -> Iterator[None]:
-    """Runs the body with `random`, numpy's and torch's CPU generators seeded from `key`.
+    """Run the body with `random`, numpy's and torch's CPU generators seeded from `key`.
 
     Afterwards the caller's states are back: decoding in the main process must not disturb the training's
     random numbers. A loader's worker has no caller to protect and saves the 0.1 ms this costs.

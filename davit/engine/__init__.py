@@ -1,4 +1,4 @@
-"""Training and evaluation: one step, one evaluation, saved state, distribution, logs.
+"""Train and evaluate: one step, one evaluation, saved state, distribution, logs.
 
 Import the submodules; the package itself imports nothing, so that a part costs only what it needs.
 """

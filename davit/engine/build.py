@@ -1,4 +1,4 @@
-"""From parsed flags to the parts of a run: model, data, loss, optimizer."""
+"""Build the parts of a run from its flags: model, data, loss, optimizer, schedule."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import os
 import warnings
 from argparse import Namespace
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, fields
+from typing import Any, TypeVar
 
 import torch
 from timm.data import Mixup, resolve_data_config
@@ -18,6 +18,7 @@ from timm.optim import create_optimizer_v2, optimizer_kwargs
 from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
 from timm.scheduler.scheduler_factory import scheduler_kwargs
+from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from ..checkpoint import load_checkpoint
@@ -32,19 +33,67 @@ from ..data import (
     train_transform,
 )
 from ..registry import create_model
+from ..text import some
 from .distributed import World
+from .evaluate import eval_mode
+from .precision import Precision, precision_from
+from .steps import Stepper
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+def options_from(args: Namespace, kind: type[T]) -> T:
+    """Read a dataclass of options from the flags that its fields are named after."""
+    return kind(**{field.name: getattr(args, field.name) for field in fields(kind)})  # type: ignore[arg-type]
 
 
 @dataclass
 class Data:
-    """Both splits, how their pictures reach the model, and the classes."""
+    """Both splits of a data set, and their classes."""
 
     train: PictureDataset
     val: PictureDataset
     class_names: list[str]
     num_classes: int
+
+
+@dataclass
+class Parts:
+    """What a run is made of.
+
+    Attributes:
+        config: how pictures are prepared, as `data_config` returns it.
+        ema: the moving average of the weights, if one is kept.
+        num_epochs: with the cool-down.
+    """
+
+    model: nn.Module
+    data: Data
+    config: dict[str, Any]
+    precision: Precision
+    train_loader: TrainLoader
+    val_loader: EvalLoader
+    ema: ModelEmaV3 | None
+    stepper: Stepper
+    scheduler: Scheduler
+    num_epochs: int
+
+
+def build_parts(args: Namespace, model: nn.Module, data: Data, config: dict[str, Any], world: World) -> Parts:
+    """Build what a run needs beside its model and data; the model is on its device."""
+    precision = precision_from(args, world.device, world.everywhere)
+    train_loader, val_loader = build_loaders(args, data, world)
+    mixup = build_mixup(args, data.num_classes)
+    ema_device = "cpu" if args.model_ema_force_cpu else None
+    ema = ModelEmaV3(model, args.model_ema_decay, device=ema_device) if args.model_ema else None
+    forward = wrap_for_training(args, model, config, world)
+    loss, optimizer = build_loss(args, mixup).to(world.device), build_optimizer(args, model)
+    clipping = (args.clip_grad, args.clip_mode)
+    stepper = Stepper(model, forward, loss, optimizer, precision, world, mixup, ema, args.seed, *clipping)
+    scheduler, num_epochs = build_schedule(args, optimizer, train_loader.steps_per_epoch)
+    return Parts(model, data, config, precision, train_loader, val_loader, ema, stepper, scheduler, num_epochs)
 
 
 def open_data(args: Namespace, world: World) -> Data:
@@ -65,7 +114,7 @@ def open_data(args: Namespace, world: World) -> Data:
 
 
 def build_model(args: Namespace, num_classes: int) -> nn.Module:
-    """The model of --model with its starting weights, on the CPU."""
+    """Build the model of --model with its starting weights, on the CPU."""
     if args.input_size is not None and args.input_size[0] != 3:
         raise ValueError(f"--input-size {args.input_size}: pictures are read as RGB, so C must be 3.")
     model = _create(args, num_classes)
@@ -87,7 +136,7 @@ def build_model(args: Namespace, num_classes: int) -> nn.Module:
 
 
 def _create(args: Namespace, num_classes: int) -> nn.Module:
-    """The model with the rates and arguments of the flags; rates of 0 need not be known to it."""
+    """Create the model with the rates and arguments of the flags; it need not know rates that are 0."""
     rates = {"drop_rate": args.drop, "drop_path_rate": args.drop_path}
     pooling = {"global_pool": args.gp} if args.gp else {}
     given = {"num_classes": num_classes, **pooling, **args.model_kwargs}
@@ -104,7 +153,7 @@ def _create(args: Namespace, num_classes: int) -> nn.Module:
 
 
 def data_config(args: Namespace, model: nn.Module) -> dict[str, Any]:
-    """Picture size, mean, std, interpolation and crop: the flags', else the model's own."""
+    """Decide picture size, mean, std, interpolation and crop: the flags', else the model's own."""
     try:
         return resolve_data_config(vars(args), model=model)
     except AssertionError as error:
@@ -146,7 +195,7 @@ def set_transforms(args: Namespace, data: Data, config: dict[str, Any]) -> None:
 
 
 def usable_workers(wanted: int) -> int:
-    """No more loader processes than this process's share of the cores, which changes nothing but speed."""
+    """Limit loader processes to this process's share of the cores, which changes nothing but speed."""
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     return min(wanted, max(1, len(os.sched_getaffinity(0)) // processes))
 
@@ -174,7 +223,7 @@ def build_loaders(args: Namespace, data: Data, world: World) -> tuple[TrainLoade
 
 
 def build_mixup(args: Namespace, num_classes: int) -> Mixup | None:
-    """Mixup and cutmix as the flags ask for, or None."""
+    """Build mixup and cutmix as the flags ask for, or None."""
     if not (args.mixup > 0 or args.cutmix > 0 or args.cutmix_minmax):
         return None
     if args.aug_splits > 0:
@@ -197,7 +246,7 @@ def build_mixup(args: Namespace, num_classes: int) -> Mixup | None:
 
 
 def build_loss(args: Namespace, mixup: Mixup | None) -> nn.Module:
-    """The training loss that fits the augmentation."""
+    """Build the training loss that fits the augmentation."""
     if args.jsd:
         if args.aug_splits < 2:
             raise ValueError("--jsd needs --aug-splits of 2 or more.")
@@ -208,7 +257,7 @@ def build_loss(args: Namespace, mixup: Mixup | None) -> nn.Module:
 
 
 def build_optimizer(args: Namespace, model: nn.Module) -> torch.optim.Optimizer:
-    """timm's optimizer of that name; raises `ValueError` for a name it does not know."""
+    """Build timm's optimizer of that name; raises `ValueError` for a name it does not know."""
     if args.opt_betas and len(args.opt_betas) not in (2, 3):
         raise ValueError(f"--opt-betas {' '.join(map(str, args.opt_betas))}: 2 or 3 numbers are needed.")
     try:
@@ -218,7 +267,7 @@ def build_optimizer(args: Namespace, model: nn.Module) -> torch.optim.Optimizer:
 
 
 def build_schedule(args: Namespace, optimizer: torch.optim.Optimizer, steps_per_epoch: int) -> tuple[Scheduler, int]:
-    """timm's learning-rate schedule, and the number of epochs with the cool-down; raises `ValueError`."""
+    """Build timm's learning-rate schedule; return it and the number of epochs with the cool-down."""
     with warnings.catch_warnings():
         # plateau's memory, which timm does not save and warns about, is in our own state
         warnings.filterwarnings("ignore", category=FutureWarning, module="timm")
@@ -229,7 +278,7 @@ def build_schedule(args: Namespace, optimizer: torch.optim.Optimizer, steps_per_
 
 
 def wrap_for_training(args: Namespace, model: nn.Module, config: dict[str, Any], world: World) -> nn.Module:
-    """The model as the forward pass runs it: compiled as the flags ask for, data-parallel in a job.
+    """Wrap the model as the forward pass runs it: compiled as the flags ask for, data-parallel in a job.
 
     Raises:
         ValueError: data-parallel training would wait for parameters that get no gradient; they are named.
@@ -237,10 +286,9 @@ def wrap_for_training(args: Namespace, model: nn.Module, config: dict[str, Any],
     if world.is_distributed:
         unused = unused_parameters(model, torch.randn(2, *config["input_size"], device=world.device))
         if unused:
-            names = ", ".join(unused[:8]) + (" ..." if len(unused) > 8 else "")
             raise ValueError(
                 f"{len(unused)} parameters of {args.model} get no gradient, and data-parallel training would wait for "
-                f"them for ever: {names}. Remove or freeze them (requires_grad=False)."
+                f"them for ever: {some(unused)}. Remove or freeze them (requires_grad=False)."
             )
     forward: nn.Module = model
     if args.torchscript:
@@ -254,17 +302,14 @@ def wrap_for_training(args: Namespace, model: nn.Module, config: dict[str, Any],
 
 
 def unused_parameters(model: nn.Module, image: Tensor) -> list[str]:
-    """Names of trainable parameters that a forward and backward pass leaves without a gradient.
+    """Name the trainable parameters that a forward and backward pass leaves without a gradient.
 
     DistributedDataParallel would wait for them for ever, or fail at the second step without saying which.
     """
-    was_training = {module: module.training for module in model.modules()}
-    model.eval()  # batch norms keep their statistics; drop path has no parameters
-    output = model(image)
-    outputs: Iterable[Tensor] = output if isinstance(output, tuple | list) else (output,)
-    torch.stack([out.float().sum() for out in outputs]).sum().backward()
+    with eval_mode(model):  # batch norms keep their statistics; drop path has no parameters
+        output = model(image)
+        outputs: Iterable[Tensor] = output if isinstance(output, tuple | list) else (output,)
+        torch.stack([out.float().sum() for out in outputs]).sum().backward()
     unused = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
     model.zero_grad(set_to_none=True)
-    for module, training in was_training.items():
-        module.training = training
     return unused

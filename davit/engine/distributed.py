@@ -1,4 +1,4 @@
-"""The processes of a job: who we are, and the few things they tell one another."""
+"""Join the processes of a job, and let them tell one another a few things."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class World:
     size: int
     device: torch.device
     store: dist.Store | None = None
-    """What outlives a restart by torchrun; None for a process alone."""
+    """The job's memory, which outlives a restart by torchrun; None for a process alone."""
 
     def remember(self, key: str, value: str) -> None:
         """Keep a value for this job's processes after a restart by torchrun."""
@@ -37,7 +37,7 @@ class World:
             self.store.set(key, value)
 
     def recall(self, key: str) -> str | None:
-        """What was remembered before a restart, or None."""
+        """Return what was remembered before a restart, or None."""
         return (_read(self.store, key) or None) if self.store is not None else None
 
     @property
@@ -49,30 +49,36 @@ class World:
         """Whether a process group exists, if only of one process."""
         return dist.is_available() and dist.is_initialized()
 
-    def on_main(self, work: Callable[[], object]) -> None:
-        """Let the main process alone do something; if it fails there, every process fails with the same status."""
+    def on_main(self, work: Callable[[], T]) -> T | None:
+        """Do something on the main process alone, and return its result there, None elsewhere.
+
+        If it fails there, every process fails with the same status.
+        """
+        result: T | None = None
         problem: Exception | None = None
         if self.is_main:
             try:
-                work()
+                result = work()
             except (OSError, RuntimeError, ValueError) as error:
                 problem = error
         told = self.broadcast(_portable(problem))
         if told is not None:
             raise problem or told
+        return result
 
     def barrier(self) -> None:
+        """Wait until every process is here."""
         if self.is_distributed:
             dist.barrier()
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """The sum over all processes, in place."""
+        """Sum a tensor over all processes, in place."""
         if self.is_distributed:
             dist.all_reduce(tensor)
         return tensor
 
     def gather(self, value: T) -> list[T]:
-        """The value of every process, in order of rank, on every process."""
+        """Give every process the values of all, in order of rank."""
         if not self.is_distributed:
             return [value]
         values: list[Any] = [None] * self.size
@@ -80,66 +86,54 @@ class World:
         return values
 
     def everywhere(self, answer: bool) -> bool:
-        """Whether the answer is yes in every process."""
+        """Return whether the answer is yes in every process."""
         return all(self.gather(answer))
 
-    def broadcast(self, value: T, src: int = 0) -> T:
-        """The value that process ``src`` has."""
+    def broadcast(self, value: T) -> T:
+        """Give every process the value that the main one has."""
         if not self.is_distributed:
             return value
         values: list[Any] = [value]
-        dist.broadcast_object_list(values, src=src, device=self.device if self.device.type == "cuda" else None)
+        dist.broadcast_object_list(values, src=0, device=self.device if self.device.type == "cuda" else None)
         return values[0]
 
-    def broadcast_state(self, state: T, src: int = 0) -> T:
-        """As `broadcast`, for a nest of dictionaries, lists and tensors, whose tensors travel one by one."""
+    def broadcast_state(self, state: T) -> T:
+        """Broadcast a nest of dictionaries, lists and tensors, the tensors one by one.
+
+        No process holds a state twice at any moment: those of a large model have tens of GB.
+        """
         if not self.is_distributed:
             return state
-        tensors: list[Tensor] = []
-        bare = self.broadcast(_without_tensors(state, tensors), src)
-        received: list[Tensor] = []
-        for shape, dtype in self.broadcast([(t.shape, t.dtype) for t in tensors], src):
-            source = tensors[len(received)] if self.rank == src else torch.empty(shape, dtype=dtype)
+
+        def travel(tensor: Tensor) -> Tensor:
+            source = torch.empty_like(tensor, device="cpu") if tensor.is_meta else tensor
             on_device = source.to(self.device).contiguous()
-            dist.broadcast(on_device, src)
-            received.append(on_device.cpu())
-        return _with_tensors(bare, received)
+            dist.broadcast(on_device, 0)
+            return on_device.cpu()
+
+        shapes = self.broadcast(_map_tensors(state, lambda tensor: tensor.to("meta")) if self.is_main else None)
+        return _map_tensors(state if self.is_main else shapes, travel)
+
+
+def _map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    """Apply a function to the tensors in a nest of dictionaries, lists and tuples, in a fixed order."""
+    if isinstance(value, Tensor):
+        return function(value)
+    if isinstance(value, dict):
+        return {key: _map_tensors(item, function) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_map_tensors(item, function) for item in value)
+    return value
 
 
 def _portable(problem: Exception | None) -> Exception | None:
-    """An exception as other processes can be told of it, of a type that gives the same exit status."""
+    """Turn an exception into one that other processes can be told of, with the same exit status."""
     if isinstance(problem, OSError):
         return OSError(problem.errno, f"the main process stopped: {problem}")
     if problem is None:
         return None
     kind = ValueError if isinstance(problem, ValueError) else RuntimeError
     return kind(f"the main process stopped: {problem}")
-
-
-@dataclass(frozen=True)
-class _TensorAt:
-    index: int
-
-
-def _without_tensors(value: Any, tensors: list[Tensor]) -> Any:
-    if isinstance(value, Tensor):
-        tensors.append(value)
-        return _TensorAt(len(tensors) - 1)
-    if isinstance(value, dict):
-        return {key: _without_tensors(item, tensors) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(_without_tensors(item, tensors) for item in value)
-    return value
-
-
-def _with_tensors(value: Any, tensors: list[Tensor]) -> Any:
-    if isinstance(value, _TensorAt):
-        return tensors[value.index]
-    if isinstance(value, dict):
-        return {key: _with_tensors(item, tensors) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(_with_tensors(item, tensors) for item in value)
-    return value
 
 
 def init_world(device: str = "auto") -> World:
@@ -168,11 +162,11 @@ def init_world(device: str = "auto") -> World:
 
 
 def fresh_store(store: dist.Store, rank: int, size: int) -> dist.Store:
-    """A part of the job's store in which nothing is left from before a restart.
+    """Agree on a part of the job's store in which nothing is left from before a restart.
 
     torchrun keeps one store over all restarts, so a process that is brought back may read the address of a
     dead one and wait for it (pytorch issue 135712); its count of restarts differs between machines. So rank 0
-    thinks of a name, and gives it to every process that shows a token of its own making.
+    draws a fresh prefix, and sends it to each rank that has posted a token for this attempt.
 
     Raises:
         TimeoutError: not all processes came within `JOIN_SECONDS`; rank 0 names those that are missing.

@@ -1,4 +1,4 @@
-"""The command line of training: every flag of the original with its default, and what came since.
+"""Parse the flags of training: every one of the original with its default, and what came since.
 
 A flag with no meaning today is still accepted; `NO_LONGER` says in one line what happens instead.
 """
@@ -80,7 +80,7 @@ def backend(text: str) -> str:
 
 
 class KeyValues(argparse.Action):
-    """``--flag key=value ...`` as a dictionary; values are read as YAML scalars."""
+    """Read ``--flag key=value ...`` into a dictionary; values are YAML scalars."""
 
     def __call__(
         self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: Any = None
@@ -103,7 +103,7 @@ def key_values(pairs: Sequence[str]) -> dict[str, Any]:
 
 
 def train_parser() -> argparse.ArgumentParser:
-    """The flags of train.py."""
+    """Make the parser of train.py."""
     parser = argparse.ArgumentParser(
         description="Train DaViT, or any model that timm knows, on an image folder.",
         usage="%(prog)s [DIR] [-c FILE] [flags]",  # all 130 of them would hide the error below

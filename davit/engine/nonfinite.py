@@ -1,18 +1,7 @@
-"""The first NaN or infinity of a run: noticed, traced to the module it came from, and kept for replay.
+"""Trace the first NaN or infinity of a run to the module it came from, and keep its batch for replay.
 
-In the loop, after the backward pass and the unscaling of the gradients, before the optimizer's step:
-
-    if is_finite(loss, grad_norm):
-        overflows.reset()
-    elif scaler.is_enabled() and is_finite(loss) and overflows.bearable(scaler.get_scale()):
-        pass  # scaler.step() leaves the weights alone and scaler.update() halves the scale: no error
-    else:
-        raise report_nonfinite(...)
-
-An infinite gradient norm with a finite loss is how fp16 with a `GradScaler` finds its scale. A loss that is not
-finite is an error with a scaler too: the scale has no part in the forward pass.
-
-``python -m davit.engine.nonfinite FILE --checkpoint CKPT`` runs a kept batch again.
+`Stepper` notices it, after the backward pass and before the optimizer's step, and raises what `report_nonfinite`
+returns. ``python -m davit.engine.nonfinite FILE --checkpoint CKPT`` runs a kept batch again.
 """
 
 from __future__ import annotations
@@ -23,11 +12,11 @@ import pickle
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from timm.utils import unwrap_model
 from torch import Tensor, nn
 
 from ..checkpoint import load_checkpoint, read_checkpoint
@@ -35,17 +24,10 @@ from ..commands import NONFINITE
 from ..data import Batch
 from ..files import write_atomically
 from .distributed import init_world
+from .evaluate import eval_mode
 from .run_folder import LAST
 
-__all__ = [
-    "NonFiniteError",
-    "OverflowCount",
-    "first_nonfinite",
-    "first_nonfinite_gradient",
-    "is_finite",
-    "replay",
-    "report_nonfinite",
-]
+Autocast = Callable[[], AbstractContextManager[object]]
 
 _FORMAT = 1
 
@@ -64,34 +46,6 @@ class NonFiniteError(FloatingPointError):
         super().__init__(message)
         self.where = where
         self.dump = dump
-
-
-# -- noticing
-
-
-class OverflowCount:
-    """Steps in a row that fp16's `GradScaler` had to skip.
-
-    A few are how the scale is found. `limit` of them, with the scale at `lowest` or less, are not: scaling no
-    longer has to do with it, and the gradients are infinite by themselves.
-    """
-
-    def __init__(self, limit: int = 100, lowest: float = 1.0) -> None:
-        self.limit = limit
-        self.lowest = lowest
-        self.count = 0
-
-    def bearable(self, scale: float) -> bool:
-        """Count a step that overflowed at `scale`; False when it is an error now."""
-        self.count += 1
-        return self.count < self.limit or scale > self.lowest
-
-    def reset(self) -> None:
-        """A step did not overflow."""
-        self.count = 0
-
-
-# -- reporting
 
 
 def report_nonfinite(
@@ -158,26 +112,24 @@ def report_nonfinite(
 
 
 def _origin(model: nn.Module, images: Tensor, autocast: Autocast) -> tuple[str, str | None]:
-    """The sentence that says what is known of the origin, and what `first_nonfinite` found."""
+    """Say in a sentence what is known of the origin; return it and what `first_nonfinite` found."""
     masks = ""
     try:
-        trace = traced(model, images, autocast)
-        if trace.found is None:  # a block with the fault may have been dropped this time
-            with evaluating(model):
-                trace.found = traced(model, images, autocast).found
+        found, order = _trace(model, images, autocast)
+        if found is None:  # a block with the fault may have been dropped this time
+            with eval_mode(model):
+                found = first_nonfinite(model, images, autocast)
             masks = ", in a run without dropout and drop path"
     except RuntimeError as error:  # such as for want of memory; the report is worth more than its reason
         return f"The batch could not be run again to find the origin ({error}).", None
-    gradient = first_nonfinite_gradient(model, trace.order)
+    gradient = first_nonfinite_gradient(model, order)
     back = f" The first gradient that is not finite is that of {gradient}." if gradient else ""
-    if trace.found is None:
-        text = (
-            "Run again, every module's output is finite: it came from the loss, from the backward pass, or (on "
-            f"several processes) from another one, whose report then names it.{back}"
-        )
-    else:
-        text = f"The first value that is not finite comes from {_described(trace.found)}{masks}.{back}"
-    return text, trace.found
+    if found is not None:
+        return f"The first value that is not finite comes from {_described(found)}{masks}.{back}", found
+    return (
+        "Run again, every module's output is finite: it came from the loss, from the backward pass, or (on "
+        f"several processes) from another one, whose report then names it.{back}"
+    ), None
 
 
 def _described(found: str) -> str:
@@ -189,7 +141,7 @@ def _described(found: str) -> str:
 
 
 def _afterwards(folder: Path, dump: Path | None) -> str:
-    """The sentences that say what there still is and what to do."""
+    """Say what there still is and what to do."""
     last = folder / LAST
     if not last.exists():
         return (
@@ -204,7 +156,7 @@ def _afterwards(folder: Path, dump: Path | None) -> str:
 
 
 def _copy(tensor: Tensor) -> Tensor:
-    """On the CPU with memory of its own, in the same layout."""
+    """Copy a tensor to the CPU, with memory of its own and in the same layout."""
     return tensor.detach().to("cpu", copy=True)
 
 
@@ -212,11 +164,11 @@ def _random_state(device: torch.device) -> Tensor:
     return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
 
 
-# -- replaying
+# ---- replay ----
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit status 0 when the batch ran, whatever was found, or 2 with one paragraph on stderr."""
+    """Return 0 when the batch ran, whatever was found, or 2 with one paragraph on stderr."""
     parser = argparse.ArgumentParser(
         prog="python -m davit.engine.nonfinite",
         description="Run a batch that gave a NaN or an infinity again, and say which module it comes from.",
@@ -279,7 +231,7 @@ def _read_dump(file: Path) -> dict[str, Any]:
 
 
 def _model_of(checkpoint: Path, device: torch.device) -> tuple[nn.Module, Autocast]:
-    """The model and the precision of the training run that wrote a checkpoint."""
+    """Build the model of the training run that wrote a checkpoint; return it and its precision's context."""
     from .build import build_model
     from .flags import train_parser  # these draw in all of timm, which a training has already
     from .precision import precision_from
@@ -299,11 +251,9 @@ def _model_of(checkpoint: Path, device: torch.device) -> tuple[nn.Module, Autoca
 
 # ---- the first non-finite value ----
 
-Autocast = Callable[[], AbstractContextManager[object]]
-
 
 def is_finite(*tensors: Tensor) -> bool:
-    """Whether every value of every tensor (all on one device) is finite; waits for the device once."""
+    """Return whether every value of every tensor (all on one device) is finite; waits for the device once."""
     return bool(torch.stack([torch.isfinite(tensor).all() for tensor in tensors]).all())
 
 
@@ -322,11 +272,11 @@ def first_nonfinite(model: nn.Module, inputs: Tensor, autocast: Autocast = nullc
         submodules, made the first bad value ("" is the model itself); or None where all is finite. Dropout and
         drop path draw as the random states are: for a failing step, set those first.
     """
-    return traced(model, inputs, autocast).found
+    return _trace(model, inputs, autocast)[0]
 
 
 def first_nonfinite_gradient(model: nn.Module, order: Sequence[str] = ()) -> str | None:
-    """The name of the parameter whose gradient was the first to be NaN or infinite, or None.
+    """Name the parameter whose gradient was the first to be NaN or infinite, or return None.
 
     The backward pass goes from the output to the input, so it is the one nearest to the output. `order` are
     names of modules in the order they ran; without it parameters are taken to be registered in that order.
@@ -334,66 +284,59 @@ def first_nonfinite_gradient(model: nn.Module, order: Sequence[str] = ()) -> str
     place = {name: number for number, name in enumerate(order)}
     bad = [
         (place.get(name.rpartition(".")[0], -1), number, name)
-        for number, (name, parameter) in enumerate(_bare(model).named_parameters())
+        for number, (name, parameter) in enumerate(unwrap_model(model).named_parameters())
         if parameter.grad is not None and not is_finite(parameter.grad)
     ]
     return max(bad)[2] if bad else None
 
 
-@dataclass
-class Trace:
-    """What a run of the model showed: the result of `first_nonfinite`, and which modules ran until then."""
-
-    found: str | None = None
-    order: list[str] = field(default_factory=list)
-    """Modules as they began to run; a module that runs twice stands twice."""
-
-
 class _FoundError(Exception):
-    """Ends a forward pass that has nothing more to show."""
+    """Ends a forward pass that has nothing more to show; its argument is what was found."""
 
 
-def traced(model: nn.Module, images: Tensor, autocast: Autocast) -> Trace:
-    """As `first_nonfinite`, with the order of execution."""
-    model = _bare(model)
-    trace = Trace()
+def _trace(model: nn.Module, images: Tensor, autocast: Autocast) -> tuple[str | None, list[str]]:
+    """Do as `first_nonfinite`; return also the names of the modules that ran until then, in that order.
+
+    Hooks, and no TorchDispatchMode: under one, other kernels would run than in training, and an infinity that is
+    meant, such as in the mask of a softmax, would be taken for the fault.
+    """
+    model = unwrap_model(model)
+    order: list[str] = []
     if not is_finite(images):
-        trace.found = "input"
-        return trace
+        return "input", order
     running: list[str] = []
 
-    def before(name: str, module: nn.Module, inputs: Any) -> None:
+    def before(name: str, inputs: Any) -> None:
         if not all(is_finite(tensor) for tensor in _floats(inputs)):
-            trace.found = running[-1]  # all modules so far were finite, so it was the code around them
-            raise _FoundError
-        trace.order.append(name)
+            raise _FoundError(running[-1])  # all modules so far were finite, so it was the code around them
+        order.append(name)
         running.append(name)
 
     def after(name: str, module: nn.Module, output: Any) -> None:
         running.pop()
         if not all(is_finite(tensor) for tensor in _floats(output)):
-            trace.found = _own_cause(name, module) or name
-            raise _FoundError
+            raise _FoundError(_own_cause(name, module) or name)
 
+    found = None
     with _undisturbed(model, images.device):
         hooks = []
         for name, module in model.named_modules():
-            hooks.append(module.register_forward_pre_hook(lambda m, x, name=name: before(name, m, x)))
-            hooks.append(module.register_forward_hook(lambda m, x, y, name=name: after(name, m, y)))
+            hooks.append(module.register_forward_pre_hook(lambda _, x, name=name: before(name, x)))
+            hooks.append(module.register_forward_hook(lambda module, _, y, name=name: after(name, module, y)))
         try:
             # with gradients, as in training: the kernels may be others without
             with torch.enable_grad(), autocast(), torch.compiler.set_stance("force_eager"):
                 model(images)
-        except _FoundError:
-            pass
+        except _FoundError as error:
+            found = str(error)
         finally:
             for hook in hooks:
                 hook.remove()
-    return trace
+    return found, order
 
 
 def _own_cause(name: str, module: nn.Module) -> str | None:
-    """A tensor of a module itself that is not finite."""
+    """Name a tensor of a module itself that is not finite."""
     prefix = f"{name}." if name else ""
     for kind, tensors in (("parameter", module.named_parameters), ("buffer", module.named_buffers)):
         for inner, tensor in tensors(recurse=False):
@@ -403,26 +346,13 @@ def _own_cause(name: str, module: nn.Module) -> str | None:
 
 
 def _floats(values: Any) -> Iterator[Tensor]:
-    """The floating-point tensors in what a module takes or gives."""
+    """Find the floating-point tensors in what a module takes or gives."""
     if isinstance(values, Tensor):
         if values.is_floating_point():
             yield values
-    elif isinstance(values, dict):
-        yield from _floats(list(values.values()))
-    elif isinstance(values, list | tuple):
-        for value in values:
+    elif isinstance(values, dict | list | tuple):
+        for value in values.values() if isinstance(values, dict) else values:
             yield from _floats(value)
-
-
-def _bare(model: nn.Module) -> nn.Module:
-    """The model inside DistributedDataParallel and torch.compile."""
-    while True:
-        inner = getattr(model, "_orig_mod", None)
-        if isinstance(model, nn.parallel.DistributedDataParallel):
-            inner = model.module
-        if not isinstance(inner, nn.Module):
-            return model
-        model = inner
 
 
 @contextmanager
@@ -444,18 +374,6 @@ def _undisturbed(model: nn.Module, device: torch.device) -> Iterator[None]:
         with torch.no_grad():
             for buffer, value in buffers:
                 buffer.copy_(value)
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode for a while; then each module has its own again."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The number format of a forward pass, and whether this processor is fast in it."""
+"""Choose the dtype of a forward pass, and tell whether this processor is fast in it."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Precision:
     remark: str = ""
 
     def autocast(self) -> AbstractContextManager[object]:
-        """The context a forward pass runs in."""
+        """Return the context that a forward pass runs in."""
         if self.dtype is None:
             return nullcontext()
         return torch.autocast(self.device_type, self.dtype)
@@ -108,7 +108,7 @@ def choose_precision(
 
 @cache
 def has_bfloat16() -> bool:
-    """Whether products of bfloat16 are fast on this processor: by instructions of its own, and oneDNN may use them.
+    """Tell whether products of bfloat16 are fast here: the processor has instructions, and oneDNN may use them.
 
     ``ONEDNN_MAX_CPU_ISA`` can forbid it. ``ATEN_CPU_CAPABILITY`` cannot: it limits PyTorch's own loops, not oneDNN.
     Elsewhere than on x86 and ARM, and for a torch that does not tell, a small product is timed.
@@ -129,7 +129,7 @@ def has_bfloat16() -> bool:
 
 @cache
 def bfloat16_cost() -> float:
-    """The time of a product of matrices in bfloat16 over that in float32, measured now."""
+    """Measure the time of a product of matrices in bfloat16 over that in float32."""
 
     def seconds(matrix: torch.Tensor) -> float:
         taken = []

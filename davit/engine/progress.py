@@ -1,24 +1,25 @@
-"""What one sees while it runs: a bar on a terminal, plain lines elsewhere."""
+"""Show how far a pass over data has come: a bar on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
 import logging
-import os
 import sys
 from collections import deque
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from time import perf_counter
 from types import TracebackType
-from typing import Any, TextIO
+from typing import TextIO
 
 from torch import Tensor
 from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 log = logging.getLogger(__name__)
 
 _RATE_SECONDS = 15.0  # images/s and the time left are those of about so long
 _REFRESH_SECONDS = 0.2
-_MIN_BAR = 10  # columns
+_BAR = "{desc} {percentage:3.0f}%|{bar:10}| {n_fmt}/{total_fmt}{postfix}"
 
 _FORMATS: Mapping[str, Callable[[float], str]] = {
     "loss": lambda v: f"loss {v:.4f}",
@@ -32,11 +33,11 @@ _BEFORE_RATE = ("loss", "top1", "top5")  # where a narrow terminal cuts the rest
 
 
 class Progress:
-    """Steps done, the latest numbers, images/s of the last seconds and the time left.
+    """Show steps done, the latest numbers, images/s of the last seconds and the time left.
 
     Where `stream` is a terminal: one bar, redrawn a few times a second, removed by `close` (the caller logs
-    what the pass came to); log lines that handlers of the root logger send to a terminal meanwhile appear
-    above it. Elsewhere: a line through `logging` every `interval` steps and at the last one.
+    what the pass came to); log lines that the root logger sends to the console meanwhile appear above it.
+    Elsewhere: a line through `logging` every `interval` steps and at the last one.
 
     Args:
         total: steps of the whole pass.
@@ -73,10 +74,23 @@ class Progress:
         self._numbers: dict[str, float | Tensor] = {}
         self._shown_at = start  # of plain lines
         self._marks = deque([(perf_counter(), start)])
-        self._bar: _TerminalBar | None = None
+        self._bar: _Bar | None = None
+        self._drawn_at = perf_counter()
+        self._open = ExitStack()
         stream = sys.stderr if stream is None else stream
         if enabled and stream.isatty():
-            self._bar = _TerminalBar(total, label, start, stream)
+            self._bar = self._open.enter_context(
+                _Bar(
+                    total=total,
+                    initial=start,
+                    desc=label,
+                    file=stream,
+                    leave=False,
+                    dynamic_ncols=True,
+                    bar_format=_BAR,
+                )
+            )
+            self._open.enter_context(logging_redirect_tqdm(tqdm_class=_Bar))
 
     def __enter__(self) -> Progress:
         return self
@@ -97,20 +111,21 @@ class Progress:
             return
         before, self.done = self.done, self.done + steps
         self._numbers.update(numbers)
-        self._mark(perf_counter())
+        now = perf_counter()
+        self._mark(now)
         if self._bar is not None:
-            if self._bar.due():
-                self._bar.show(self.done, self._parts())
+            if now - self._drawn_at >= _REFRESH_SECONDS:
+                self._drawn_at = now
+                self._bar.n = self.done
+                self._bar.set_postfix_str(", ".join(self._parts()))
         elif self.done // self.interval > before // self.interval or self.done >= self.total > before:
             self._log_line()
 
     def close(self) -> None:
         """End the display; a pass that stopped between two lines gets its last one. Safe to repeat."""
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
-        elif self.enabled and self.done > self._shown_at:
+        if self.enabled and self._bar is None and self.done > self._shown_at:
             self._log_line()
+        self._open.close()
         self.enabled = False
 
     def _log_line(self) -> None:
@@ -127,7 +142,7 @@ class Progress:
             self._marks.popleft()
 
     def _parts(self) -> list[str]:
-        """The latest numbers as text, the most wanted first."""
+        """Write the latest numbers as text, the most wanted first."""
         (begun, first), (now, last) = self._marks[0], self._marks[-1]
         rate = (last - first) / (now - begun) if now > begun else 0.0  # steps/s
         speed = []
@@ -150,73 +165,3 @@ def _significant(rate: float) -> str:
 
 class _Bar(tqdm):
     monitor_interval = 0  # no thread: data workers are forked from this process
-
-
-class _AboveBar:
-    """A terminal as a log handler sees it while a bar is drawn on it."""
-
-    def __init__(self, stream: TextIO) -> None:
-        self.stream = stream
-
-    def write(self, text: str) -> None:
-        _Bar.write(text, file=self.stream, end="")
-
-    def flush(self) -> None:
-        self.stream.flush()
-
-
-class _TerminalBar:
-    """One tqdm bar as wide as the terminal is now."""
-
-    def __init__(self, total: int, label: str, start: int, stream: TextIO) -> None:
-        self._stream = stream
-        self._bar = _Bar(
-            total=total,
-            initial=start,
-            desc=label,
-            file=stream,
-            leave=False,
-            ncols=self._columns(),
-            bar_format="{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}",
-        )
-        self._drawn = perf_counter()
-        self._redirected: list[tuple[logging.StreamHandler[Any], TextIO]] = []
-        for handler in logging.getLogger().handlers:
-            if isinstance(handler, logging.StreamHandler) and _is_terminal(handler.stream):
-                self._redirected.append((handler, handler.stream))
-                handler.setStream(_AboveBar(handler.stream))
-
-    def due(self) -> bool:
-        return perf_counter() - self._drawn >= _REFRESH_SECONDS
-
-    def show(self, done: int, parts: list[str]) -> None:
-        columns = self._columns()
-        room = columns - len(f"{self._bar.desc} 100%|| {done}/{self._bar.total}") - _MIN_BAR
-        shown = []
-        for part in parts:
-            room -= len(part) + 2
-            if room < 0:
-                break
-            shown.append(part)
-        self._bar.n = done
-        self._bar.ncols = columns
-        self._bar.set_postfix_str(", ".join(shown), refresh=False)
-        self._bar.refresh()
-        self._drawn = perf_counter()
-
-    def close(self) -> None:
-        for handler, stream in self._redirected:
-            handler.setStream(stream)
-        self._bar.close()
-
-    def _columns(self) -> int:
-        """One less than the terminal has: a full line makes some terminals begin another."""
-        try:
-            columns = os.get_terminal_size(self._stream.fileno()).columns
-        except OSError:
-            columns = 0
-        return (columns or 80) - 1  # 0 where nobody set a size
-
-
-def _is_terminal(stream: Any) -> bool:
-    return not getattr(stream, "closed", False) and bool(getattr(stream, "isatty", bool)())

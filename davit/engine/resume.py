@@ -1,306 +1,186 @@
-"""What is saved of a run, and how another process goes on from it."""
+"""Save the state of a run's parts and where the run stands, and put both back."""
 
 from __future__ import annotations
 
 import logging
-from argparse import Namespace
-from pathlib import Path
-from typing import Any, Protocol
+import math
+from dataclasses import dataclass, field
+from typing import Any
 
 from timm.scheduler import PlateauLRScheduler
-from timm.utils import ModelEmaV3
-from torch import nn
 
-from ..checkpoint import CheckpointError, load_checkpoint, read_checkpoint
-from ..data import TrainLoader
-from . import run_folder as saved
-from .build import Data
-from .distributed import World
-from .precision import Precision
-from .run_log import check_loggers, plain
-from .steps import EpochTotals, Stepper
+from ..checkpoint import load_checkpoint
+from .build import Parts
+from .run_folder import FORMAT
+from .run_log import plain
+from .steps import EpochTotals
 
 log = logging.getLogger(__name__)
 
-_FOLDER = "davit/folder"  # under which a job remembers its folder over restarts
-
 # flags that say where and how, not what
 _MAY_DIFFER = {
-    "config",
-    "data_dir",
-    "output",
-    "experiment",
-    "overwrite",
-    "resume",
-    "auto_resume",
-    "no_resume_opt",
-    "workers",
-    "pin_mem",
-    "log_interval",
-    "recovery_interval",
-    "log_tensorboard",
-    "log_wandb",
-    "device",
-    "local_rank",
-    "save_images",
-    "dry_run",
-    "checkpoint_hist",
-    "input_size",
-    "mean",
-    "std",
-    "crop_pct",
-    "crop_mode",
-    "interpolation",
-    "num_classes",
-    "validation_batch_size_multiplier",
+    *("config", "data_dir", "output", "experiment", "overwrite", "resume", "auto_resume", "no_resume_opt", "dry_run"),
+    *("workers", "pin_mem", "log_interval", "recovery_interval", "checkpoint_hist", "save_images", "device"),
+    *("log_tensorboard", "log_wandb", "local_rank", "validation_batch_size_multiplier"),
+    *("input_size", "mean", "std", "crop_pct", "crop_mode", "interpolation", "num_classes"),
     # what comes of them depends on the machine, is recorded as the state's precision and compared on its own
-    "amp",
-    "native_amp",
-    "apex_amp",
-    "amp_dtype",
+    *("amp", "native_amp", "apex_amp", "amp_dtype"),
 }
 # flags whose values the optimizer and the scheduler hold
 _SCHEDULE_FLAGS = {
-    "lr",
-    "weight_decay",
-    "layer_decay",
-    "momentum",
-    "opt_eps",
-    "opt_betas",
-    "sched",
-    "sched_on_updates",
-    "epochs",
-    "warmup_epochs",
-    "warmup_lr",
-    "warmup_prefix",
-    "min_lr",
-    "cooldown_epochs",
-    "decay_epochs",
-    "decay_milestones",
-    "decay_rate",
-    "patience_epochs",
-    "lr_noise",
-    "lr_noise_pct",
-    "lr_noise_std",
-    "lr_cycle_mul",
-    "lr_cycle_limit",
-    "lr_cycle_decay",
-    "lr_k_decay",
+    *("lr", "weight_decay", "layer_decay", "momentum", "opt_eps", "opt_betas", "sched", "sched_on_updates"),
+    *("epochs", "warmup_epochs", "warmup_lr", "warmup_prefix", "min_lr", "cooldown_epochs", "patience_epochs"),
+    *("decay_epochs", "decay_milestones", "decay_rate", "lr_noise", "lr_noise_pct", "lr_noise_std"),
+    *("lr_cycle_mul", "lr_cycle_limit", "lr_cycle_decay", "lr_k_decay"),
 }
 
 
-class Run(Protocol):
-    """What is saved of a run and put back: its parts, and where it stands. `davit.engine.train.Trainer` is one."""
+@dataclass
+class Standing:
+    """Where a run stands.
 
-    args: Namespace
-    config: dict[str, Any]
-    data: Data
-    model: nn.Module
-    ema: ModelEmaV3 | None
-    stepper: Stepper
-    scheduler: Any
-    train_loader: TrainLoader
-    epoch: int
-    start_step: int
-    totals: EpochTotals
-    kept: dict[int, float]
-    bad_images: dict[str, str]
-    precision: Precision
+    Attributes:
+        epoch, step: the next step to be done; after an epoch's last step, its evaluation.
+        totals: sums over the steps done of this epoch.
+        kept: epoch -> metric of the checkpoints that are kept.
+        bad_images: file -> reason of the pictures left out so far.
+    """
 
-    def flags(self) -> dict[str, Any]:
-        """Every flag's value, for the record."""
-
-    def enter_schedule(self) -> None:
-        """Set the learning rate of the place where the run is, as if it had come there step by step."""
+    epoch: int = 0
+    step: int = 0
+    totals: EpochTotals = field(default_factory=EpochTotals)
+    kept: dict[int, float] = field(default_factory=dict)
+    bad_images: dict[str, str] = field(default_factory=dict)
 
 
-def state_of(run: Run, epoch: int, step: int, metric: float | None) -> dict[str, Any]:
-    """Everything that a run going on from (epoch, step) needs, as plain values and tensors."""
+def state_of(parts: Parts, standing: Standing, flags: dict[str, Any], metric: float | None = None) -> dict[str, Any]:
+    """Gather everything that a run going on from here needs, as plain values and tensors.
+
+    Args:
+        flags: every flag's value, for the record.
+        metric: of the epoch that ended here, if one did.
+    """
     return {
-        "format": saved.FORMAT,
-        "arch": run.args.model,
-        "epoch": epoch,
-        "step": step,
+        "format": FORMAT,
+        "arch": flags["model"],
+        "epoch": standing.epoch,
+        "step": standing.step,
         "metric": metric,
-        "global_batch": run.train_loader.global_batch,
-        "state_dict": run.model.state_dict(),
-        **({"state_dict_ema": run.ema.module.state_dict()} if run.ema else {}),
-        **run.stepper.state_dict(),
-        "scheduler": plain(run.scheduler.state_dict()),
-        **_plateau(run.scheduler),
-        "totals": vars(run.totals),
-        "kept": run.kept,
-        "bad_images": run.bad_images,
-        "args": {**run.flags(), **plain(_data_words(run))},
-        "precision": run.precision.name,
-        "class_names": run.data.class_names,
+        "global_batch": parts.train_loader.global_batch,
+        "state_dict": parts.model.state_dict(),
+        **({"state_dict_ema": parts.ema.module.state_dict()} if parts.ema else {}),
+        **parts.stepper.state_dict(),
+        "scheduler": plain(parts.scheduler.state_dict()),
+        **_plateau(parts.scheduler),
+        "totals": vars(standing.totals),
+        "kept": standing.kept,
+        "bad_images": standing.bad_images,
+        "args": {**flags, **plain(_data_words(parts))},
+        "precision": parts.precision.name,
+        "class_names": parts.data.class_names,
     }
 
 
 def _plateau(scheduler: Any) -> dict[str, Any]:
-    """What --sched plateau remembers of earlier metrics, which timm leaves out of its state."""
+    """Gather what --sched plateau remembers of earlier metrics, which timm leaves out of its state."""
     if not isinstance(scheduler, PlateauLRScheduler):
         return {}
     return {"plateau": plain({"rule": scheduler.lr_scheduler.state_dict(), "restore_lr": scheduler.restore_lr})}
 
 
-def _data_words(run: Run) -> dict[str, Any]:
-    """What evaluation needs to read pictures as this run did."""
-    return {
-        "num_classes": run.data.num_classes,
-        "input_size": run.config["input_size"],
-        "mean": run.config["mean"],
-        "std": run.config["std"],
-        "crop_pct": run.config["crop_pct"],
-        "crop_mode": run.config["crop_mode"],
-        "interpolation": run.config["interpolation"],
-    }
+def _data_words(parts: Parts) -> dict[str, Any]:
+    """Gather what evaluation needs to read pictures as this run did."""
+    names = ("input_size", "mean", "std", "crop_pct", "crop_mode", "interpolation")
+    return {"num_classes": parts.data.num_classes, **{name: parts.config[name] for name in names}}
 
 
-def open_folder(
-    args: Namespace, config: dict[str, Any], world: World
-) -> tuple[saved.RunFolder, dict[str, Any] | None, bool]:
-    """The folder of a run, the state that it goes on from, if any, and whether that is the run's own.
-
-    For the main process. A job that torchrun restarted goes on in the folder that it had opened, without
-    --auto-resume; one that had opened none yet is as new.
-
-    Raises:
-        ValueError: the folder holds another run, or one is writing there (also `CheckpointError`: no whole state).
-    """
-    check_loggers(tensorboard=args.log_tensorboard, wandb=args.log_wandb)
-    opened = world.recall(_FOLDER)
-    path = Path(opened) if opened is not None else saved.run_path(args, config)
-    folder = saved.RunFolder(path, args.checkpoint_hist, higher_is_better=args.eval_metric != "loss")
-    try:
-        folder.remove_partials()
-        state = _newest(folder) if args.auto_resume or opened is not None else None
-        own = state is not None
-        if state is None and args.resume:
-            state = read_any(Path(args.resume))  # before anything is removed: it may lie in this folder
-        if not own and opened is None and folder.holds_a_run():
-            _make_room(folder, args)
-        world.remember(_FOLDER, str(path))
-    except BaseException:
-        folder.close()
-        raise
-    if not own:
-        log.info("Writing to %s.", path)
-    return folder, state, own
-
-
-def _newest(folder: saved.RunFolder) -> dict[str, Any] | None:
-    """The newest whole state of a run's folder, made its last one."""
-    found = folder.newest_whole()
-    if found is None:
-        log.info("Nothing to resume in %s: starting anew.", folder.path)
-        return None
-    file, state = found
-    log.info("Going on from %s.", file)
-    folder.make_last(file)
-    if state["step"] == 0 and state["metric"] is not None:  # killed between saving and keeping
-        kept = {int(epoch): metric for epoch, metric in state["kept"].items()}
-        state["kept"] = folder.keep_epoch(state["epoch"] - 1, state["metric"], kept)
-    return state
-
-
-def _make_room(folder: saved.RunFolder, args: Namespace) -> None:
-    if args.auto_resume:
-        return  # a summary, and no state yet: the interrupted run had not come far
-    if not args.overwrite:
-        raise ValueError(
-            f"{folder.path} holds an earlier run: pass --auto-resume to go on with it, --overwrite to replace it, "
-            "or another --experiment."
-        )
-    folder.clear()
-
-
-def read_any(path: Path) -> dict[str, Any]:
-    """A state of ours, or another trainer's checkpoint as weights, their average if it has one, and epoch."""
-    try:
-        return saved.read_state(path)
-    except CheckpointError:
-        checkpoint = read_checkpoint(path, ema="never")  # knows more formats, and says better what is wrong
-        averaged = read_checkpoint(path)
-        epoch = checkpoint.metadata.get("epoch")
-        return {
-            "state_dict": checkpoint.state_dict,
-            "epoch": epoch if isinstance(epoch, int) else -1,
-            **({"state_dict_ema": averaged.state_dict} if averaged.ema else {}),
-        }
-
-
-def restore(run: Run, state: dict[str, Any], own: bool) -> None:
-    """Put a run where a saved state was.
+def restore(
+    parts: Parts,
+    state: dict[str, Any],
+    flags: dict[str, Any],
+    *,
+    is_own: bool,
+    start_epoch: int | None = None,
+    no_resume_opt: bool = False,
+) -> Standing:
+    """Put the parts of a run where a saved state was, and return where the run goes on.
 
     Args:
-        own: the state is of this very run (--auto-resume, a restart), rather than the file of --resume. Then
-            --no-resume-opt and --start-epoch have had their effect already.
+        flags: every flag's value now, to be compared with those of the state.
+        is_own: as `Opened` has it. Then `start_epoch` and `no_resume_opt` have had their effect already.
     """
-    args = run.args
-    whole = state.get("format") == saved.FORMAT
-    if not whole:
+    is_ours = state.get("format") == FORMAT
+    if not is_ours:
         log.warning(
             "The checkpoint was not written by this trainer: its weights and epoch are used, the optimizer starts "
             "anew."
         )
-    load_checkpoint(run.model, {"state_dict": state["state_dict"]}, head="require")
-    if run.ema is not None:
-        load_checkpoint(run.ema.module, state.get("state_dict_ema", state["state_dict"]), head="require")
-        run.stepper.updates = 1  # else the first update would put the weights in the average's place
-    if not whole:  # it names the epoch that it ends
-        run.epoch = int(state["epoch"]) + 1
+    load_checkpoint(parts.model, {"state_dict": state["state_dict"]}, head="require")
+    if parts.ema is not None:
+        load_checkpoint(parts.ema.module, state.get("state_dict_ema", state["state_dict"]), head="require")
+        parts.stepper.updates = 1  # else the first update would put the weights in the average's place
+    if start_epoch is not None and not is_own:
+        standing = Standing(start_epoch)
+    elif is_ours:
+        standing = Standing(state["epoch"], _position(parts, state))
+    else:  # it names the epoch that it ends
+        standing = Standing(int(state["epoch"]) + 1)
+    if is_ours and (is_own or not no_resume_opt):
+        _restore_optimizer(parts, standing, state, flags)
     else:
-        run.epoch, run.start_step = state["epoch"], _position(run, state)
-    if args.start_epoch is not None and not own:
-        run.epoch, run.start_step = args.start_epoch, 0
-    if whole and (own or not args.no_resume_opt):
-        _restore_optimizer(run, state, _changed(args, state["args"]))
-    else:
-        run.enter_schedule()
-    if whole:
-        run.bad_images = state["bad_images"]
-    if own:  # those of --resume lie in another folder
-        run.kept = {int(epoch): metric for epoch, metric in state["kept"].items()}
-    if run.start_step:
-        run.totals = EpochTotals(**state["totals"])
-    log.info("Resumed at epoch %d, step %d.", run.epoch, run.start_step)
+        enter_schedule(parts, standing)
+    if is_ours:
+        standing.bad_images = state["bad_images"]
+    if is_own:  # those of --resume lie in another folder
+        standing.kept = {int(epoch): metric for epoch, metric in state["kept"].items()}
+    if standing.step:
+        standing.totals = EpochTotals(**state["totals"])
+    log.info("Resumed at epoch %d, step %d.", standing.epoch, standing.step)
+    return standing
 
 
-def _changed(args: Namespace, then: dict[str, Any]) -> set[str]:
-    """Names of the flags that differ from the interrupted run's; each is said aloud."""
-    changed = set()
-    for name, value in plain(vars(args)).items():
-        if name in then and then[name] != value and name not in _MAY_DIFFER:
-            changed.add(name)
-            log.warning("--%s was %r and is %r from here on.", name.replace("_", "-"), then[name], value)
-    return changed
+def enter_schedule(parts: Parts, standing: Standing) -> None:
+    """Set the learning rate of the place where the run is, as if it had come there step by step."""
+    scheduler = parts.scheduler
+    past = getattr(scheduler, "warmup_t", 0) if isinstance(scheduler, PlateauLRScheduler) else math.inf
+    scheduler.step(int(min(standing.epoch, past)))  # a plateau's rate after the warm-up depends on metrics
+    scheduler.step_update(standing.epoch * parts.train_loader.steps_per_epoch + standing.step)
 
 
-def _restore_optimizer(run: Run, state: dict[str, Any], changed: set[str]) -> None:
-    """The optimizer's moments, and the schedule: the saved one, or anew if its flags changed."""
-    optimizer, scheduler = run.stepper.optimizer, run.scheduler
+def _restore_optimizer(parts: Parts, standing: Standing, state: dict[str, Any], flags: dict[str, Any]) -> None:
+    """Put back the optimizer's moments, and the schedule: the saved one, or anew if its flags changed."""
+    optimizer, scheduler = parts.stepper.optimizer, parts.scheduler
+    changed = _changed(flags, state["args"])
     if "opt" in changed:
         raise ValueError(
-            f"the state was saved with --opt {state['args']['opt']}, whose moments --opt {run.args.opt} cannot "
+            f"the state was saved with --opt {state['args']['opt']}, whose moments --opt {flags['opt']} cannot "
             "take over: keep the optimizer, or start a new run from the weights with --resume FILE --no-resume-opt."
         )
     anew = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
-    run.stepper.load_state_dict(state)
-    if not changed & _SCHEDULE_FLAGS:
-        scheduler.load_state_dict(state["scheduler"])
-        if isinstance(scheduler, PlateauLRScheduler):
-            scheduler.lr_scheduler.load_state_dict(state["plateau"]["rule"])
-            scheduler.restore_lr = state["plateau"]["restore_lr"]
+    parts.stepper.load_state_dict(state)
+    if changed & _SCHEDULE_FLAGS:
+        for group, values in zip(optimizer.param_groups, anew, strict=True):
+            group.update(values)
+        enter_schedule(parts, standing)
         return
-    for group, values in zip(optimizer.param_groups, anew, strict=True):
-        group.update(values)
-    run.enter_schedule()
+    scheduler.load_state_dict(state["scheduler"])
+    if isinstance(scheduler, PlateauLRScheduler):
+        scheduler.lr_scheduler.load_state_dict(state["plateau"]["rule"])
+        scheduler.restore_lr = state["plateau"]["restore_lr"]
 
 
-def _position(run: Run, state: dict[str, Any]) -> int:
-    """The step within the epoch, where the global batch may have changed."""
-    before, now = state["global_batch"], run.train_loader.global_batch
+def _changed(flags: dict[str, Any], before: dict[str, Any]) -> set[str]:
+    """Find the flags that differ from the interrupted run's, and log each."""
+    compared = [name for name in flags if name in before and name not in _MAY_DIFFER]
+    changed = [name for name in compared if before[name] != flags[name]]
+    for name in changed:
+        log.warning("--%s was %r and is %r from here on.", name.replace("_", "-"), before[name], flags[name])
+    return set(changed)
+
+
+def _position(parts: Parts, state: dict[str, Any]) -> int:
+    """Return the step within the epoch, where the global batch may have changed."""
+    before, now = state["global_batch"], parts.train_loader.global_batch
     if before == now:
         return int(state["step"])
     samples = state["step"] * before

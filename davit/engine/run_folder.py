@@ -1,4 +1,4 @@
-"""The saved state of a run: written so that no moment of a crash can lose it, read so that no damage goes unseen.
+"""Keep the states of a run in its folder, so that no crash can lose them and no damage goes unseen.
 
 In the run's folder:
     last.pth.tar          the newest state: an epoch's end, a recovery point, or the step an interrupt came at
@@ -18,17 +18,18 @@ import os
 import re
 import shutil
 import zipfile
-from argparse import Namespace
 from collections.abc import Iterable
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import torch
 
-from ..checkpoint import CheckpointError
+from ..checkpoint import CheckpointError, read_checkpoint
 from ..files import write_atomically
+from .distributed import World
 
 log = logging.getLogger(__name__)
 
@@ -41,10 +42,11 @@ _OF_A_RUN = (
     *("args.yaml", "summary*.csv", "summary.json", "curves.png", "bad_images.csv", "tensorboard", "wandb*"),
     *("nonfinite-*.pt", "train-batch-*.jpg"),
 )
+_FOLDER = "davit/folder"  # the key under which a job remembers its folder over restarts
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """A whole training state; every byte is checked, and nothing in it can run code.
+    """Read a whole training state; every byte is checked, and nothing in it can run code.
 
     Raises:
         CheckpointError: the file is missing, damaged, or not a state of this trainer.
@@ -89,6 +91,21 @@ def newest_whole(
     return None
 
 
+def read_any(path: Path) -> dict[str, Any]:
+    """Read a state of ours, or another trainer's checkpoint: weights, their average if it has one, and epoch."""
+    try:
+        return read_state(path)
+    except CheckpointError:
+        checkpoint = read_checkpoint(path, ema="never")  # knows more formats, and says better what is wrong
+        averaged = read_checkpoint(path)
+        epoch = checkpoint.metadata.get("epoch")
+        return {
+            "state_dict": checkpoint.state_dict,
+            "epoch": epoch if isinstance(epoch, int) else -1,
+            **({"state_dict_ema": averaged.state_dict} if averaged.ema else {}),
+        }
+
+
 _held: set[Path] = set()  # the locks of this process, which the operating system would grant it twice
 
 
@@ -117,14 +134,14 @@ def _lock(path: Path) -> IO[str]:
 
 
 def _age(file: Path) -> tuple[int, int, str]:
-    """Sorts states from the newest to the oldest."""
+    """Give the key that sorts states from the newest to the oldest."""
     match = _EPOCH_FILE.fullmatch(file.name)
     place = 2 if match else {LAST: 0, PREVIOUS: 1, BEST: 4}.get(file.name, 3)
     return place, -int(match[1]) if match else 0, file.name
 
 
 class RunFolder:
-    """The folder of one run, held by one run at a time. Only the main process has one.
+    """Hold the folder of one run, for one run at a time. Only the main process has one.
 
     Args:
         path: created where it does not exist.
@@ -143,7 +160,7 @@ class RunFolder:
         self._lock = _lock(path / ".lock")
 
     def holds_a_run(self) -> bool:
-        """Whether an earlier run left something here."""
+        """Return whether an earlier run left something here."""
         return any(self.path.glob("*.pth.tar")) or (self.path / "summary.csv").exists()
 
     def clear(self) -> None:
@@ -197,7 +214,7 @@ class RunFolder:
         return {e: kept[e] for e in sorted(best_first[: self.keep])}
 
     def rank(self, metric: float) -> float:
-        """Lower is better; a metric that is not a number is the worst."""
+        """Order metrics: lower is better, and a metric that is not a number is the worst."""
         return math.inf if math.isnan(metric) else -self.sign * metric
 
     def newest_whole(self) -> tuple[Path, dict[str, Any]] | None:
@@ -230,15 +247,97 @@ class RunFolder:
             beside.unlink()  # a rename onto another name of the same file does nothing
 
 
-def run_path(args: Namespace, config: dict[str, Any]) -> Path:
-    """The folder of a run: --output/--experiment.
+# ---- the folder of a run that begins or goes on ----
+
+
+@dataclass(frozen=True)
+class FolderOptions:
+    """The flags that say where a run is written, and from where it goes on; their names are the flags'."""
+
+    model: str
+    output: str
+    experiment: str
+    overwrite: bool
+    resume: str
+    auto_resume: bool
+    checkpoint_hist: int
+    eval_metric: str
+
+
+class Opened(NamedTuple):
+    """The open folder of a run and the state that it goes on from, if any.
+
+    Attributes:
+        is_own: the state is of this very run (--auto-resume, a restart), rather than the file of --resume.
+    """
+
+    folder: RunFolder
+    state: dict[str, Any] | None
+    is_own: bool
+
+
+def open_folder(options: FolderOptions, size: int, world: World) -> Opened:
+    """Open the folder of a run, on the main process, and read the state that it goes on from.
+
+    A job that torchrun restarted goes on in the folder that it had opened, without --auto-resume; one that had
+    opened none yet is as new.
+
+    Args:
+        size: side of the pictures, for the name of a run without one.
+
+    Raises:
+        ValueError: the folder holds another run, or one is writing there (also `CheckpointError`: no whole state).
+    """
+    opened = world.recall(_FOLDER)
+    path = Path(opened) if opened is not None else run_path(options, size)
+    folder = RunFolder(path, options.checkpoint_hist, higher_is_better=options.eval_metric != "loss")
+    try:
+        folder.remove_partials()
+        state = _newest(folder) if options.auto_resume or opened is not None else None
+        is_own = state is not None
+        if state is None and options.resume:
+            state = read_any(Path(options.resume))  # before anything is removed: it may lie in this folder
+        # with --auto-resume it holds a summary and no state yet: the interrupted run had not come far
+        if not is_own and opened is None and not options.auto_resume and folder.holds_a_run():
+            if not options.overwrite:
+                raise ValueError(
+                    f"{path} holds an earlier run: pass --auto-resume to go on with it, --overwrite to replace it, "
+                    "or another --experiment."
+                )
+            folder.clear()
+        world.remember(_FOLDER, str(path))
+    except BaseException:
+        folder.close()
+        raise
+    if not is_own:
+        log.info("Writing to %s.", path)
+    return Opened(folder, state, is_own)
+
+
+def run_path(options: FolderOptions, size: int) -> Path:
+    """Return the folder of a run: --output/--experiment.
 
     Without a name: the time, the model and the size, so that no two runs meet. With --auto-resume a run without a
     name takes the newest folder of that model and size.
     """
-    output = Path(args.output or "output/train")
-    if args.experiment:
-        return output / args.experiment
-    name = f"{args.model.replace('/', '_')}-{config['input_size'][-1]}"
-    earlier = sorted(path.parent for path in output.glob(f"*-{name}/{LAST}")) if args.auto_resume else []
+    output = Path(options.output or "output/train")
+    if options.experiment:
+        return output / options.experiment
+    name = f"{options.model.replace('/', '_')}-{size}"
+    earlier = sorted(path.parent for path in output.glob(f"*-{name}/{LAST}")) if options.auto_resume else []
     return earlier[-1] if earlier else output / f"{datetime.now():%Y%m%d-%H%M%S}-{name}"
+
+
+def _newest(folder: RunFolder) -> dict[str, Any] | None:
+    """Read the newest whole state of a run's folder, and make it the last one."""
+    found = folder.newest_whole()
+    if found is None:
+        log.info("Nothing to resume in %s: starting anew.", folder.path)
+        return None
+    file, state = found
+    log.info("Going on from %s.", file)
+    folder.make_last(file)
+    if state["step"] == 0 and state["metric"] is not None:  # killed between saving and keeping
+        kept = {int(epoch): metric for epoch, metric in state["kept"].items()}
+        state["kept"] = folder.keep_epoch(state["epoch"] - 1, state["metric"], kept)
+    return state

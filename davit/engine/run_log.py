@@ -1,4 +1,4 @@
-"""The record of a run in its folder: summary.csv, curves.png, args.yaml, bad_images.csv, TensorBoard, wandb."""
+"""Record a run in its folder: summary.csv, curves.png, args.yaml, bad_images.csv, TensorBoard, wandb."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _WANDB_ID = "wandb-id.txt"
 
 
 class RunLog:
-    """What a run has to show, an epoch at a time. Only the main process makes one: it writes into the folder.
+    """Record a run an epoch at a time. Only the main process makes one: it writes into the folder.
 
     Args:
         folder: of the run; it exists.
@@ -122,7 +122,7 @@ class RunLog:
         self._wandb.finish()
 
     def _try(self, what: str, action: Callable[[], object]) -> None:
-        """A month of training does not end for want of a picture, whatever the reason."""
+        """Do something whose failure, whatever it is, must not end a month of training."""
         try:
             action()
         except Exception as error:
@@ -130,7 +130,7 @@ class RunLog:
 
 
 class Summary:
-    """A CSV file with a row for each epoch, whole on disk at any moment.
+    """Keep a CSV file with a row for each epoch, whole on disk at any moment.
 
     Columns are those of the first row; a later new one is added on the right, and what a row does not have is
     an empty cell. Numbers are written so that they read back as the same bits.
@@ -156,7 +156,7 @@ class Summary:
         self._write()
 
     def _read(self) -> list[dict[str, str]]:
-        """The rows of an earlier part of the run; a file that is none of ours is set aside."""
+        """Read the rows of an earlier part of the run; a file that is none of ours is set aside."""
         try:
             rows = read_summary(self.path)
         except ValueError as error:
@@ -199,7 +199,7 @@ def write_bad_images(folder: str | Path, bad: Mapping[str, str]) -> None:
 
 
 def plain(value: Any) -> Any:
-    """`value` in the types that YAML, JSON and ``torch.load(weights_only=True)`` all read back.
+    """Convert a value to the types that YAML, JSON and ``torch.load(weights_only=True)`` all read back.
 
     Paths, dtypes, devices and other objects become their text; tuples and sets lists, sets sorted; a Namespace
     a dict; numpy's and torch's scalars and enums of numbers or text the number or text.
@@ -236,7 +236,7 @@ def _cell(value: float) -> str:
 def check_loggers(
     *, tensorboard: bool, wandb: bool | Mapping[str, Any]
 ) -> tuple[ModuleType | None, ModuleType | None]:
-    """The modules of the loggers asked for; raises `ValueError` for one that is not installed."""
+    """Import the loggers asked for; raises `ValueError` for one that is not installed."""
     return (
         _require("torch.utils.tensorboard", "tensorboard", "--log-tensorboard") if tensorboard else None,
         None if wandb is False else _require("wandb", "wandb", "--log-wandb"),
@@ -254,7 +254,7 @@ def _require(module: str, package: str, flag: str) -> ModuleType:
 
 
 def _wandb_options(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
-    """So that a resumed run goes on as the same run of wandb's."""
+    """Make the arguments of `wandb.init` with which a resumed run goes on as the same run of wandb's."""
     file = folder / _WANDB_ID
     if not file.exists():
         write_bytes(file, uuid.uuid4().hex[:8].encode())

@@ -1,8 +1,7 @@
-"""One optimizer step: what happens between a global batch and new weights."""
+"""Run one optimizer step: what happens between a global batch and new weights."""
 
 from __future__ import annotations
 
-from argparse import Namespace
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -18,8 +17,10 @@ from torch import Tensor, nn
 from ..data import Batch
 from ..seeding import seed_everything
 from .distributed import World
-from .nonfinite import OverflowCount
 from .precision import Precision
+
+OnNonFinite = Callable[[float, float, Batch], Exception]
+"""Makes the exception to raise from (loss, gradient norm, the first guilty micro-batch)."""
 
 
 @dataclass
@@ -39,41 +40,37 @@ class StepResult:
     """A process was told to stop."""
 
 
+@dataclass(eq=False)
 class Stepper:
     """The parts that turn batches into new weights, and one method that does.
 
-    Args:
+    Attributes:
         model: the bare model, which owns the weights.
         forward: the same for the forward pass: compiled and wrapped for data parallelism.
+        seed: of every random number; see `seed_everything`.
+        clip_grad, clip_mode: as timm's `dispatch_clip_grad` takes them; None: no clipping.
+        updates: steps that changed the weights.
     """
 
-    def __init__(
-        self,
-        args: Namespace,
-        model: nn.Module,
-        forward: nn.Module,
-        loss: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        precision: Precision,
-        world: World,
-        mixup: Mixup | None,
-        ema: ModelEmaV3 | None,
-    ):
-        self.args = args
-        self.model = model
-        self.forward = forward
-        self.loss = loss
-        self.optimizer = optimizer
-        self.precision = precision
-        self.world = world
-        self.mixup = mixup
-        self.ema = ema
-        self.scaler = torch.amp.GradScaler(world.device.type, enabled=precision.needs_scaler)
+    model: nn.Module
+    forward: nn.Module
+    loss: nn.Module
+    optimizer: torch.optim.Optimizer
+    precision: Precision
+    world: World
+    mixup: Mixup | None
+    ema: ModelEmaV3 | None
+    seed: int
+    clip_grad: float | None = None
+    clip_mode: str = "norm"
+    updates: int = 0
+
+    def __post_init__(self) -> None:
+        self.scaler = torch.amp.GradScaler(self.world.device.type, enabled=self.precision.needs_scaler)
         self.overflows = OverflowCount()
-        self.updates = 0
-        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         # adaptive clipping leaves the head alone (Brock et al. 2021), as in timm's script
-        self.clipped = list(model_parameters(model, exclude_head=args.clip_mode == "agc"))
+        self.clipped = list(model_parameters(self.model, exclude_head=self.clip_mode == "agc"))
 
     def step(
         self,
@@ -81,15 +78,17 @@ class Stepper:
         epoch: int,
         step: int,
         stop_asked: bool,
-        on_nonfinite: Callable[[float, float, Batch], Exception],
+        on_nonfinite: OnNonFinite,
     ) -> StepResult:
         """Run one optimizer step on this process's share of a global batch.
 
         Args:
             stop_asked: whether this process was told to stop; any process's word is every process's result.
-            on_nonfinite: makes the exception to raise from (loss, gradient norm, the first guilty micro-batch).
+
+        Raises:
+            Exception: that of `on_nonfinite`, for a loss or gradient that is not finite.
         """
-        seed_everything(self.args.seed, epoch, step, self.world.rank)
+        seed_everything(self.seed, epoch, step, self.world.rank)
         losses, hits = [], []
         batches = [self._mixed(batch) for batch in micro_batches]
         for number, batch in enumerate(batches):
@@ -108,9 +107,9 @@ class Stepper:
         # one exchange and one wait a step: mean loss and accuracy, and whether anyone is to stop
         mine = torch.stack([torch.stack(losses).mean(), torch.stack(hits).mean(), norm.new_tensor(stop_asked)])
         total, hit, stops = self.world.sum(mine.double()).tolist()
-        skipped = self._check(losses, norm, total, batches, on_nonfinite)
-        if self.args.clip_grad is not None and not skipped:
-            dispatch_clip_grad(self.clipped, self.args.clip_grad, self.args.clip_mode)
+        skipped = self._is_overflow(losses, norm, total, batches, on_nonfinite)
+        if self.clip_grad is not None and not skipped:
+            dispatch_clip_grad(self.clipped, self.clip_grad, self.clip_mode)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
@@ -128,27 +127,26 @@ class Stepper:
         images, targets = self.mixup(batch.images, batch.targets)
         return batch._replace(images=images, targets=targets)
 
-    def _check(
-        self,
-        losses: list[Tensor],
-        norm: Tensor,
-        total: float,
-        batches: list[Batch],
-        on_nonfinite: Callable[[float, float, Batch], Exception],
+    def _is_overflow(
+        self, losses: list[Tensor], norm: Tensor, total: float, batches: list[Batch], on_nonfinite: OnNonFinite
     ) -> bool:
-        """Whether the step is skipped for an fp16 overflow; raises for any other non-finite number."""
+        """Return whether fp16 gradients overflowed, so that the step is skipped; raise for other non-finite numbers.
+
+        An infinite gradient norm with a finite loss is how `GradScaler` finds its scale. A loss that is not finite is
+        an error with a scaler too: the scale has no part in the forward pass.
+        """
         values = [*torch.stack(losses).tolist(), float(norm)]
         if np.isfinite(values).all():
             self.overflows.reset()
             return False
-        bad = next((i for i, value in enumerate(values[:-1]) if not np.isfinite(value)), None)
-        # an overflow of scaled gradients is the scaler's to mend, unless it has nothing left to lower
-        if np.isfinite(total) and self.precision.needs_scaler and self.overflows.bearable(self.scaler.get_scale()):
+        scale = self.scaler.get_scale()
+        if np.isfinite(total) and self.precision.needs_scaler and self.overflows.is_bearable(scale):
             return True
-        where = 0 if bad is None else bad
-        raise on_nonfinite(values[where], values[-1], batches[where])
+        guilty = next((i for i, value in enumerate(values[:-1]) if not np.isfinite(value)), 0)
+        raise on_nonfinite(values[guilty], values[-1], batches[guilty])
 
     def state_dict(self) -> dict[str, Any]:
+        """Gather what the next steps depend on, beside the weights."""
         return {
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
@@ -156,33 +154,54 @@ class Stepper:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Put back what `state_dict` gathered."""
         self.optimizer.load_state_dict(state["optimizer"])
         if state["scaler"]:  # empty where the run was not in fp16
             self.scaler.load_state_dict(state["scaler"])
         self.updates = state["updates"]
 
 
-# ---- sums of an epoch ----
+class OverflowCount:
+    """Count steps in a row that fp16's `GradScaler` had to skip.
+
+    A few are how the scale is found. `limit` of them, with the scale at `lowest` or less, are not: scaling no
+    longer has to do with it, and the gradients are infinite by themselves.
+    """
+
+    def __init__(self, limit: int = 100, lowest: float = 1.0) -> None:
+        self.limit = limit
+        self.lowest = lowest
+        self.count = 0
+
+    def is_bearable(self, scale: float) -> bool:
+        """Count a step that overflowed at `scale`; return False when it is an error now."""
+        self.count += 1
+        return self.count < self.limit or scale > self.lowest
+
+    def reset(self) -> None:
+        """Count from 0: a step did not overflow."""
+        self.count = 0
 
 
+@dataclass
 class EpochTotals:
     """Sums over an epoch's steps, kept over an interruption."""
 
-    def __init__(self, **sums: float):
-        self.steps = int(sums.get("steps", 0))
-        self.samples = int(sums.get("samples", 0))
-        self.loss_sum = float(sums.get("loss_sum", 0.0))
-        self.top1_sum = float(sums.get("top1_sum", 0.0))
-        self.norm_sum = float(sums.get("norm_sum", 0.0))
-        self.waited = float(sums.get("waited", 0.0))
-        self.seconds = float(sums.get("seconds", 0.0))
+    steps: int = 0
+    samples: int = 0
+    loss_sum: float = 0.0
+    top1_sum: float = 0.0
+    norm_sum: float = 0.0
+    waited: float = 0.0
+    seconds: float = 0.0
 
-    def add(self, loss: float, top1: float, grad_norm: float, samples: int, waited: float, seconds: float) -> None:
+    def add(self, result: StepResult, waited: float, seconds: float) -> None:
+        """Add a step that took so many seconds, `waited` of them for data."""
         self.steps += 1
-        self.samples += samples
-        self.loss_sum += loss * samples
-        self.top1_sum += top1 * samples
-        self.norm_sum += grad_norm
+        self.samples += result.samples
+        self.loss_sum += result.loss * result.samples
+        self.top1_sum += result.top1 * result.samples
+        self.norm_sum += result.grad_norm
         self.waited += waited
         self.seconds += seconds
 

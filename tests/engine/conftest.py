@@ -1,17 +1,15 @@
 """A data set that trains in seconds, and train.py on it."""
 
-import contextlib
-import io
-import logging
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from tests.engine.runs import train_command
+from tests.engine.runs import run_here
 
 
 @pytest.fixture(scope="session")
@@ -33,22 +31,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def train(
     tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Callable[..., subprocess.CompletedProcess[str]]]:
-    """train.py on the small data set in a folder of its own, within this process: a second rather than six."""
-    from davit.engine.train import main
-
+) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """train.py on the small data set in a folder of its own, within this process."""
     monkeypatch.chdir(tmp_path)
-    handlers = logging.root.handlers[:]
-
-    def go(*flags: str) -> subprocess.CompletedProcess[str]:
-        words = train_command(pictures, *flags)[3:]
-        out, err = io.StringIO(), io.StringIO()
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            try:
-                status = main(words)
-            except SystemExit as leave:  # argparse
-                status = int(leave.code or 0)
-        return subprocess.CompletedProcess(words, status, out.getvalue(), err.getvalue())
-
-    yield go
-    logging.root.handlers[:] = handlers
+    return partial(run_here, pictures, cwd=tmp_path)

@@ -1,16 +1,21 @@
 """A run that is killed, told to stop, or whose newest state is damaged ends as one that never was."""
 
+import os
 import random
 import shutil
 import signal
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from davit.engine.run_folder import read_state
-from tests.engine.runs import REPOSITORY, run, train_command, weights_hash
+from davit.engine.run_folder import LAST, read_state
+from davit.engine.steps import Stepper
+from tests.engine.runs import REPOSITORY, run, run_here, summary, train_command, weights_hash
 
+Train = Callable[..., subprocess.CompletedProcess[str]]
 # everything random at once, and an average of the weights
 HARD = [
     *("--epochs", "3", "--warmup-epochs", "1", "--cooldown-epochs", "0", "--lr", "1e-3", "--workers", "2"),
@@ -20,8 +25,6 @@ HARD = [
 ]
 ONE = [*HARD, "--batch-size", "4", "--grad-accum-steps", "2"]
 TWO = [*HARD, "--batch-size", "2", "--grad-accum-steps", "2"]
-
-
 STEPS = 18  # of each of them
 
 
@@ -31,101 +34,116 @@ def signalled(command: list[str], cwd: Path, sig: int, steps: int, seconds: floa
     return run(words, cwd, DIE=f"{int(sig)},{steps},{seconds}")
 
 
-def kill_and_resume(command: list[str], cwd: Path, kills: int, seed: int) -> None:
-    """Run a command to the end over several lives, each killed at a random moment."""
+def kill_often(command: list[str], cwd: Path, kills: int, seed: int) -> None:
+    """Run a command over several lives, each killed at a random moment."""
     draw = random.Random(seed)
-    for _ in range(kills):
-        died = signalled(command, cwd, signal.SIGKILL, draw.randint(1, STEPS // kills - 1), draw.uniform(0, 0.02))
+    for life in range(kills):
+        words = [*command, *(["--auto-resume"] if life else [])]
+        died = signalled(words, cwd, signal.SIGKILL, draw.randint(1, STEPS // kills - 1), draw.uniform(0, 0.02))
         assert died.returncode in (-signal.SIGKILL, 1), died.stderr  # torchrun tells of a dead process by 1
         assert "Best" not in died.stderr
-        if "--auto-resume" not in command:
-            command = [*command, "--auto-resume"]
-    final = run(command, cwd)
-    assert final.returncode == 0, final.stderr
-
-
-def whole_run(pictures: Path, cwd: Path, flags: list[str], processes: int) -> str:
-    cwd.mkdir(exist_ok=True)
-    result = run(train_command(pictures, *flags, processes=processes), cwd)
-    assert result.returncode == 0, result.stderr
-    return weights_hash(cwd / "runs/a/last.pth.tar")
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> Path:
     """The folder of a run of one process that nothing disturbed."""
     cwd = tmp_path_factory.mktemp("whole")
-    whole_run(pictures, cwd, ONE, 0)
+    result = run_here(pictures, *ONE, cwd=cwd)
+    assert result.returncode == 0, result.stderr
     return cwd / "runs/a"
 
 
 @pytest.mark.parametrize(
-    ("kills", "seed"), [(2, 0), pytest.param(6, 1, marks=pytest.mark.long), pytest.param(6, 2, marks=pytest.mark.long)]
+    ("kills", "seed"), [(1, 0), pytest.param(6, 1, marks=pytest.mark.long), pytest.param(6, 2, marks=pytest.mark.long)]
 )
-def test_killed_at_random_steps(tmp_path: Path, pictures: Path, whole: Path, kills: int, seed: int) -> None:
+def test_killed_at_random_steps(
+    train: Train, tmp_path: Path, pictures: Path, whole: Path, kills: int, seed: int
+) -> None:
+    kill_often(train_command(pictures, *ONE), tmp_path, kills, seed)
     # another number of workers: the samples do not depend on it
-    command = train_command(pictures, *ONE, "--workers", "0")
-    kill_and_resume(command, tmp_path, kills, seed)
-    killed = tmp_path / "runs/a"
-    assert weights_hash(killed / "last.pth.tar") == weights_hash(whole / "last.pth.tar")
-    assert _without_times(killed / "summary.csv") == _without_times(whole / "summary.csv")
+    final = train(*ONE, "--workers", "0", "--auto-resume")
+    assert final.returncode == 0, final.stderr
+    assert ends_as(tmp_path / "runs/a", whole)
+
+
+def ends_as(folder: Path, whole: Path) -> bool:
+    """Whether a run has the weights and the record of another, but for the times."""
+    timed = {"images_per_second", "data_share", "peak_memory_mb", "seconds"}
+    records = [
+        [{name: cell for name, cell in row.items() if name not in timed} for row in summary(one)]
+        for one in (folder, whole)
+    ]
+    return weights_hash(folder / LAST) == weights_hash(whole / LAST) and records[0] == records[1]
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("seed", [3])
 def test_two_processes_killed_at_random_steps(tmp_path: Path, pictures: Path, seed: int) -> None:
-    expected = whole_run(pictures, tmp_path / "whole", TWO, 2)
-    (tmp_path / "killed").mkdir()
-    kill_and_resume(train_command(pictures, *TWO, processes=2), tmp_path / "killed", 5, seed)
-    assert weights_hash(tmp_path / "killed/runs/a/last.pth.tar") == expected
+    command = train_command(pictures, *TWO, processes=2)
+    for name, kills in (("whole", 0), ("killed", 5)):
+        cwd = tmp_path / name
+        cwd.mkdir()
+        kill_often(command, cwd, kills, seed)
+        final = run([*command, *(["--auto-resume"] if kills else [])], cwd)
+        assert final.returncode == 0, final.stderr
+    assert ends_as(tmp_path / "killed/runs/a", tmp_path / "whole/runs/a")
 
 
-def _without_times(summary: Path) -> list[list[str]]:
-    rows = [line.split(",") for line in summary.read_text().splitlines()]
-    timed = {"images_per_second", "data_share", "peak_memory_mb", "seconds"}
-    columns = [i for i, name in enumerate(rows[0]) if name not in timed]
-    return [[row[i] for i in columns] for row in rows]
+def test_a_signal_to_all_processes_saves(train: Train, tmp_path: Path, pictures: Path, whole: Path) -> None:
+    """As Ctrl-C does: the loader's processes get it too."""
+    stopped = signalled(train_command(pictures, *ONE), tmp_path, signal.SIGINT, 4, 0)
+    assert stopped.returncode == 75, stopped.stderr
+    state = read_state(tmp_path / "runs/a" / LAST)
+    assert (state["epoch"], state["step"]) in ((0, 4), (0, 5))
+    assert train(*ONE, "--auto-resume").returncode == 0
+    assert ends_as(tmp_path / "runs/a", whole)
 
 
 @pytest.mark.parametrize("sig", [signal.SIGTERM, signal.SIGINT])
-def test_told_to_stop_saves_and_says_so(tmp_path: Path, pictures: Path, whole: Path, sig: int) -> None:
-    command = train_command(pictures, *ONE)
-    stopped = signalled(command, tmp_path, sig, 4, 0)
+def test_told_to_stop_saves_and_says_so(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sig: signal.Signals
+) -> None:
+    step, done = Stepper.step, []
+
+    def told(self: Stepper, *rest: Any) -> Any:
+        done.append(rest)
+        if len(done) == 4:
+            os.kill(os.getpid(), sig)
+        return step(self, *rest)
+
+    monkeypatch.setattr(Stepper, "step", told)
+    stopped = train(*ONE)
     assert stopped.returncode == 75, stopped.stderr
     assert "--auto-resume" in stopped.stderr
-    state = read_state(tmp_path / "runs/a/last.pth.tar")
+    state = read_state(tmp_path / "runs/a" / LAST)
     assert (state["epoch"], state["step"]) in ((0, 4), (0, 5))
-    assert run([*command, "--auto-resume"], tmp_path).returncode == 0
-    assert weights_hash(tmp_path / "runs/a/last.pth.tar") == weights_hash(whole / "last.pth.tar")
 
 
-def test_damaged_state_is_passed_over(tmp_path: Path, pictures: Path, whole: Path) -> None:
+def test_damaged_state_is_passed_over(train: Train, tmp_path: Path, whole: Path) -> None:
     folder = tmp_path / "runs/a"
     shutil.copytree(whole, folder)
-    content = bytearray((folder / "last.pth.tar").read_bytes())
+    content = bytearray((folder / LAST).read_bytes())
     content[len(content) // 2] ^= 1
     # the newest and its other names share the bytes
     damaged = folder / "damaged"
     damaged.write_bytes(content)
-    damaged.replace(folder / "last.pth.tar")
-    for file in folder.glob("checkpoint-2.pth.tar"):
-        file.unlink()
-    result = run(train_command(pictures, *ONE, "--auto-resume"), tmp_path)
+    damaged.replace(folder / LAST)
+    (folder / "checkpoint-2.pth.tar").unlink(missing_ok=True)
+    result = train(*ONE, "--auto-resume")
     assert result.returncode == 0, result.stderr
-    assert "passed over" in result.stderr
-    assert "damaged" in result.stderr
+    assert str(Path("runs/a") / LAST) in result.stderr
     assert (folder / "last.pth.tar.damaged").read_bytes() == content
-    assert weights_hash(folder / "last.pth.tar") == weights_hash(whole / "last.pth.tar")
+    assert ends_as(folder, whole)
 
 
-def test_all_states_damaged_is_an_error(tmp_path: Path, pictures: Path, whole: Path) -> None:
+def test_all_states_damaged_is_an_error(train: Train, tmp_path: Path, whole: Path) -> None:
     folder = tmp_path / "runs/a"
     shutil.copytree(whole, folder)
     for file in folder.glob("*.pth.tar"):
         content = file.read_bytes()[:1000]
         file.unlink()
         file.write_bytes(content)
-    result = run(train_command(pictures, *ONE, "--auto-resume"), tmp_path)
+    result = train(*ONE, "--auto-resume")
     assert result.returncode == 2
-    assert "no state" in result.stderr
-    assert "--overwrite" in result.stderr
+    for word in (LAST, "--overwrite", "--initial-checkpoint"):
+        assert word in result.stderr

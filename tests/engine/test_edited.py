@@ -1,6 +1,5 @@
 """A model with parameters that no other DaViT has: trained, gone on with, evaluated and asked as any other."""
 
-import csv
 import json
 import shutil
 import signal
@@ -20,7 +19,7 @@ from davit.engine.validate import main as validate
 from davit.predict.cli import main as predict
 from tests.edits import edited
 from tests.engine.edited import edited_nano
-from tests.engine.runs import REPOSITORY, run, train_command, weights_hash
+from tests.engine.runs import REPOSITORY, run, run_here, summary, train_command, weights_hash
 
 Train = Callable[..., subprocess.CompletedProcess[str]]
 SHORT = [
@@ -34,12 +33,13 @@ def gammas(state: dict[str, Any], entry: str = "state_dict") -> dict[str, torch.
     return {name: tensor for name, tensor in state[entry].items() if name.endswith("gamma")}
 
 
-@pytest.fixture
-def trained(train: Train, tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> Path:
     """The folder of a run of the edited model."""
-    result = train(*EDITED, "--experiment", "a")
+    cwd = tmp_path_factory.mktemp("edited")
+    result = run_here(pictures, *EDITED, "--experiment", "a", cwd=cwd)
     assert result.returncode == 0, result.stderr
-    return tmp_path / "runs/a"
+    return cwd / "runs/a"
 
 
 def test_a_run_goes_on_from_its_own_states(train: Train, trained: Path, tmp_path: Path) -> None:
@@ -54,11 +54,13 @@ def test_a_run_goes_on_from_its_own_states(train: Train, trained: Path, tmp_path
     assert result.returncode == 0, result.stderr
     assert weights_hash(tmp_path / "runs/b" / LAST) == whole
 
+    killed = tmp_path / "runs/a"
+    shutil.copytree(trained, killed)
     for name in (LAST, "checkpoint-2.pth.tar"):  # as if it had been killed in the third epoch
-        (trained / name).unlink()
+        (killed / name).unlink(missing_ok=True)
     result = train(*EDITED, "--experiment", "a", "--auto-resume")
     assert result.returncode == 0, result.stderr
-    assert weights_hash(trained / LAST) == whole
+    assert weights_hash(killed / LAST) == whole
 
 
 def test_its_checkpoints_are_evaluated_and_asked(
@@ -154,7 +156,7 @@ def test_who_edits_the_package_trains_is_killed_and_goes_on(name: str, tmp_path:
     result = go("train.py", *words, "--experiment", "a", "--auto-resume")
     assert result.returncode == 0, result.stderr
     folder = tmp_path / "runs/a"
-    assert [row["epoch"] for row in csv.DictReader((folder / "summary.csv").open())] == ["0", "1", "2"]
+    assert [row["epoch"] for row in summary(folder)] == ["0", "1", "2"]
     assert weights_hash(folder / LAST) == weights_hash(tmp_path / "runs/whole" / LAST)
     for checkpoint in (folder / LAST, folder / "model_best.pth.tar"):
         result = go("validate.py", pictures, "-j", 0, "--device", "cpu", "--checkpoint", checkpoint)
