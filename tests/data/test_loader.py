@@ -78,32 +78,30 @@ def digest(batches: Iterable[Batch]) -> list[str]:
 
 
 class MemorySource:
-    """Pictures of one colour each; every position that is decoded stands in a log that all processes share."""
+    """Pictures of one colour each; every position that is decoded is written to a log that all processes share."""
 
     class_to_idx: dict[str, int] = {}  # noqa: RUF012
 
-    def __init__(self, count: int, log: Path | None = None) -> None:
-        self.count, self.log = count, log
+    def __init__(self, count: int, bad: Iterable[int] = (), log: str | Path = os.devnull) -> None:
+        self.count, self.bad, self.log = count, bad, log
 
     def __len__(self) -> int:
         return self.count
 
     def filename(self, index: int) -> str:
-        return f"{index}.png"
+        return str(index)
 
     path = filename
 
-    def targets(self) -> None:
-        return None
+    def targets(self) -> list[int]:
+        return [index % 7 for index in range(self.count)]
 
     def read(self, index: int, reduction: object = None) -> tuple[Image.Image, int]:
-        if self.log is not None:
-            with self.log.open("a") as file:
-                file.write(f"{index}\n")
+        with open(self.log, "a") as file:  # noqa: PTH123
+            file.write(f"{index}\n")
+        if index in self.bad:
+            raise BadImageError.of(str(index), "spoilt")
         return Image.new("RGB", (4, 4), (index % 256,) * 3), index % 7
-
-    def decoded(self) -> list[int]:
-        return [int(line) for line in self.log.read_text().split()] if self.log and self.log.exists() else []
 
 
 # The same samples, whoever reads them
@@ -158,11 +156,11 @@ def test_resuming_within_an_epoch_reads_the_rest_and_nothing_else(heavy: Picture
     whole = digest(train_loader(heavy, workers=workers, **order).batches(2))
     for step in (0, 3):
         assert digest(train_loader(heavy, workers=workers, **order).batches(2, step)) == whole[2 * step :]
-        source = MemorySource(40, tmp_path / f"log{step}")
+        source = MemorySource(40, log=tmp_path / f"log{step}")
         loader = train_loader(PictureDataset(source, heavy.transform), workers=workers, **order)
         expected = [i for keys in loader.sampler.micro_batches(2, step) for _, i, _ in keys]
         assert [i for batch in loader.batches(2, step) for i in batch.indices.tolist()] == expected
-        assert sorted(source.decoded()) == sorted(expected)
+        assert sorted(map(int, Path(source.log).read_text().split())) == sorted(expected)
     with pytest.raises(ValueError, match=r"6 .* 5"):
         loader.batches(0, 6)
 
@@ -236,11 +234,10 @@ def test_to_device_and_prefetch_keep_the_batches(plain: PictureDataset):
     loader = EvalLoader(plain, batch_size=16)
     cpu = torch.device("cpu")
     assert digest(prefetch(loader.batches(), cpu)) == digest(loader.batches())
-    for moved in (
-        to_device(next(loader.batches()), cpu, channels_last=True),
-        next(prefetch(loader.batches(), cpu, channels_last=True)),
-    ):
-        assert moved.images.is_contiguous(memory_format=torch.channels_last)
+    moved = to_device(next(loader.batches()), cpu, channels_last=True)
+    prefetched = next(prefetch(loader.batches(), cpu, channels_last=True))
+    for batch in (moved, prefetched):
+        assert batch.images.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_save_images(plain: PictureDataset, tmp_path: Path):
@@ -261,18 +258,30 @@ def test_impossible_numbers(plain: PictureDataset, wrong: dict[str, int]):
 
 
 @settings(deadline=None, max_examples=40, derandomize=True)
-@given(st.integers(0, 40), st.integers(1, 11), st.integers(1, 9))
-def test_evaluation_counts_every_picture_once(count: int, world_size: int, batch_size: int):
-    dataset = PictureDataset(MemorySource(count), eval_transform(img_size=4))
+@given(
+    st.integers(1, 40),
+    st.integers(1, 11),
+    st.integers(1, 9),
+    st.sampled_from([set(), {0, 3, 4}, set(range(0, 40, 2))]),
+)
+def test_evaluation_counts_every_picture_once(count: int, world_size: int, batch_size: int, bad: set[int]):
+    """Or names it as bad, also where all of a batch or of a rank's are; one that nobody can read is an error."""
+    source = MemorySource(count, bad)
+    dataset = PictureDataset(source, eval_transform(img_size=4))
     seen: list[int] = []
     for rank in range(world_size):
-        loader = EvalLoader(dataset, batch_size=batch_size, rank=rank, world_size=world_size)
-        batches = list(loader.batches())
-        assert len(batches) == loader.num_batches
+        loader = EvalLoader(dataset, batch_size=batch_size, rank=rank, world_size=world_size, skip_bad_images=True)
+        try:
+            batches = list(loader.batches())
+        except DataError:
+            assert bad.issuperset(range(count))
+            return
         assert loader.num_samples == count
+        assert len(batches) == loader.num_batches or bad
         for batch in batches:
-            assert batch.targets.tolist() == [i % 7 for i in batch.indices.tolist()]
+            assert batch.targets.tolist() == [source.targets()[i] for i in batch.indices.tolist()]
             seen += batch.indices.tolist()
+        seen += map(int, loader.bad_images)
     assert sorted(seen) == list(range(count))
 
 
@@ -323,41 +332,26 @@ def test_skipped_pictures_are_replaced_in_training(heavy: PictureDataset, worker
         assert digest(batches) == digest(train_loader(heavy, 8, skip_bad_images=True).batches(epoch))
     assert set(loader.bad_images) == files
     assert all(loader.bad_images.values())
-
-
-def test_a_substitute_is_augmented_by_the_key_that_was_asked_for(heavy: PictureDataset):
-    spoil(heavy, BAD)
-    samples = SeededDataset(heavy, 0, skip_bad_images=True)
+    samples = SeededDataset(heavy, 0, skip_bad_images=True)  # a substitute is augmented by the key that was asked for
     assert samples[0, 0, 0].position == samples[0, 1, 0].position == 1
     assert not torch.equal(samples[0, 0, 0].image, samples[0, 1, 0].image)
 
 
-@pytest.mark.parametrize("batch_size", [1, 2])
-def test_skipped_pictures_are_left_out_of_evaluation(plain: PictureDataset, workers: int, batch_size: int):
-    """Also where whole batches are of bad pictures."""
+def test_skipped_pictures_are_left_out_of_evaluation(plain: PictureDataset, workers: int):
     files = spoil(plain, BAD)
-    loader = EvalLoader(plain, batch_size=batch_size, workers=workers, skip_bad_images=True)
+    loader = EvalLoader(plain, batch_size=2, workers=workers, skip_bad_images=True)
     for _ in range(2):
         seen = [i for batch in loader.batches() for i in batch.indices.tolist()]
         assert seen == [i for i in range(40) if i not in BAD]
     assert set(loader.bad_images) == files
 
 
-def test_a_data_set_without_one_good_picture(make_folder: MakeFolder, workers: int):
-    dataset = open_dataset(make_folder(train=8), "train", transform=eval_transform(img_size=16))
-    spoil(dataset, dict.fromkeys(range(8), b""))
+def test_a_data_set_without_one_good_picture(workers: int):
+    dataset = PictureDataset(MemorySource(8, range(8)), eval_transform(img_size=4))
     options: dict[str, Any] = {"batch_size": 4, "workers": workers, "skip_bad_images": True}
     for batches in (train_loader(dataset, **options).batches(0), EvalLoader(dataset, **options).batches()):
-        with pytest.raises(DataError, match=r"8 .*\.png"):
+        with pytest.raises(DataError, match=r"8 .*spoilt"):
             list(batches)
-
-
-def test_a_rank_with_bad_pictures_only_goes_on(make_folder: MakeFolder):
-    dataset = open_dataset(make_folder(train=8), "train", transform=eval_transform(img_size=16))
-    spoil(dataset, dict.fromkeys(range(0, 8, 2), b""))
-    ranks = [EvalLoader(dataset, batch_size=4, rank=r, world_size=2, skip_bad_images=True) for r in range(2)]
-    assert [sum(len(b.indices) for b in rank.batches()) for rank in ranks] == [0, 4]
-    assert [len(rank.bad_images) for rank in ranks] == [4, 0]
 
 
 # Workers and processes
@@ -398,10 +392,6 @@ def _hang(image: Image.Image) -> torch.Tensor:
     return torch.zeros(1)
 
 
-def _fail(image: Image.Image) -> torch.Tensor:
-    raise RuntimeError("a bug of mine")
-
-
 @pytest.fixture(autouse=True)
 def _look_often(monkeypatch: pytest.MonkeyPatch) -> None:
     """For a parent that is gone, and for workers that end; torch does each 5 seconds."""
@@ -423,7 +413,10 @@ def test_a_dead_or_hung_worker_is_a_clear_error_and_the_next_pass_has_new_ones(
 
 
 def test_a_bug_in_a_transform_is_not_taken_for_a_dead_worker(train_set: PictureDataset, workers: int):
-    train_set.transform = _fail
+    def fail(image: Image.Image) -> torch.Tensor:
+        raise RuntimeError("a bug of mine")
+
+    train_set.transform = fail
     with pytest.raises(RuntimeError, match="a bug of mine") as caught:
         list(train_loader(train_set, workers=workers, skip_bad_images=True).batches(0))
     assert not isinstance(caught.value, LoaderError)
@@ -501,11 +494,24 @@ def test_a_forked_copy_leaves_the_workers_alone(plain: PictureDataset):
     assert digest(loader.batches(0)) == expected
 
 
-def test_data_sets_and_what_reads_them_pickle_for_workers_that_are_spawned(heavy: PictureDataset):
+def test_data_sets_pickle(heavy: PictureDataset):
     copy = pickle.loads(pickle.dumps(heavy))
     assert digest(train_loader(copy, 8).batches(0)) == digest(train_loader(heavy, 8).batches(0))
-    for loader in (train_loader(heavy), EvalLoader(heavy, batch_size=8)):
-        pickle.dumps(loader._loader.dataset)
+
+
+@pytest.mark.long
+def test_workers_may_be_spawned(heavy: PictureDataset):
+    def batches(workers: int) -> list[str]:
+        evaluation = EvalLoader(heavy, batch_size=20, workers=workers)
+        shapes = [str(batch.images.shape) for batch in evaluation.batches()]
+        return digest(train_loader(heavy, 20, workers=workers).batches(0)) + shapes
+
+    expected = batches(0)
+    multiprocessing.set_start_method("spawn", force=True)
+    try:
+        assert batches(1) == expected
+    finally:
+        multiprocessing.set_start_method("fork", force=True)
 
 
 def test_a_loader_that_is_dropped_ends_its_workers(train_set: PictureDataset):

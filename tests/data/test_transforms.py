@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from timm.data import AugMixDataset, create_transform
-from timm.data.auto_augment import NAME_TO_OP, AugmentOp
 from torchvision.transforms import functional
 
 from davit.data import eval_transform, train_transform
@@ -145,17 +144,6 @@ def test_the_strongest_augmentations_run(aa: str):
         assert torch.isfinite(run(transform, seed)).all()
 
 
-@pytest.mark.parametrize("name", sorted(NAME_TO_OP))
-def test_every_operation_runs_with_the_installed_pillow(name: str):
-    for magnitude in (0, 3, 10, 30):
-        limits = {"translate_const": 10, "translate_pct": 0.3, "magnitude_max": max(magnitude, 10)}
-        operation = AugmentOp(name, prob=1.0, magnitude=magnitude, hparams=limits)
-        if name.startswith("Posterize"):
-            operation.aug_fn = posterize_or_black
-        with seeded(magnitude):
-            assert operation(PICTURE).size == PICTURE.size
-
-
 @pytest.mark.parametrize("interpolation", INTERPOLATIONS)
 def test_every_interpolation_runs_with_rotations(interpolation: str):
     """Pillow rotates by some of them only, and timm hands it all."""
@@ -210,21 +198,13 @@ def test_seeding_is_by_key_and_leaves_no_trace():
         return random.random(), float(np.random.rand()), float(torch.rand(()))
 
     random.seed(1), np.random.seed(1), torch.manual_seed(1)
-    expected = [draw() for _ in range(3)]
+    expected = [draw() for _ in range(2)]
     random.seed(1), np.random.seed(1), torch.manual_seed(1)
-    seen = [draw()]
-    with seeded(42, 0, 7):
-        first = draw()
-    seen.append(draw())
-    with pytest.raises(KeyError), seeded(42, 0, 7):
-        second = draw()
-        raise KeyError
-    seen.append(draw())
-    assert seen == expected
-    assert first == second
-    others = set()
-    for key in [(42, 0, 8), (42, 1, 7), (43, 0, 7), (420, 7), (-1, 0, 7), (2**70, 0, 7)]:
-        with seeded(*key):
-            others.add(draw())
-    assert len(others | {first}) == 7
-    assert len(set(first)) == 3
+    seen, drawn = [draw()], []
+    for key in [(42, 0, 7), (42, 0, 8), (42, 1, 7), (43, 0, 7), (420, 7), (-1, 0, 7), (2**70, 0, 7), (42, 0, 7)]:
+        with pytest.raises(KeyError), seeded(*key):
+            drawn.append(draw())
+            raise KeyError
+    assert [*seen, draw()] == expected
+    assert drawn[0] == drawn[-1] and len(set(drawn)) == 7
+    assert len(set(drawn[0])) == 3
