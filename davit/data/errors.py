@@ -48,4 +48,5 @@ def require(is_right: bool, name: str, value: object, wanted: str) -> None:
 
 def require_choice(name: str, value: str, choices: Collection[str]) -> None:
     """Raise `ValueError` for an argument whose value is none of the choices."""
-    require(value in choices, name, value, f"one of {', '.join(choices)}")
+    if value not in choices:
+        raise ValueError(f"`{name}={value!r}` is unknown; choose from {', '.join(choices)}")
