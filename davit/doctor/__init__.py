@@ -1,5 +1,5 @@
 """Find what a machine, a data folder or a config lacks for a run: ``python -m davit.doctor [DATASET_DIR|CONFIG]``."""
 
-from .findings import Finding, worst
+from .findings import Finding
 
-__all__ = ["Finding", "worst"]
+__all__ = ["Finding"]

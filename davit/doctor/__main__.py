@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from .configs import examine_config
-from .findings import LEVELS, Finding, worst
+from .findings import LEVELS, Finding
 from .folders import examine_folder
 from .machine import examine_machine
 
@@ -28,12 +28,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         findings.append(finding)
         if not options.json:
             _write(finding)
+    good, doubtful, bad = (sum(finding.level == level for finding in findings) for level in LEVELS)
     if options.json:
-        sys.stdout.write(json.dumps([asdict(finding) for finding in findings], indent=2) + "\n")
+        print(json.dumps([asdict(finding) for finding in findings], indent=2))
     else:
-        counts = [sum(finding.level == level for finding in findings) for level in LEVELS]
-        sys.stdout.write(f"{counts[0]} ok, {counts[1]} warnings, {counts[2]} errors\n")
-    return 1 if worst(findings) == "error" else 0
+        print(f"{good} ok, {doubtful} warnings, {bad} errors")
+    return 1 if bad else 0
 
 
 def _examine(options: argparse.Namespace) -> Iterator[Finding]:
@@ -49,8 +49,7 @@ def _write(finding: Finding) -> None:
     if sys.stdout.isatty():
         level = f"\033[{_COLOURS[finding.level]}m{level}\033[0m"
     remedy = f"\n{'':22}-> {finding.remedy}" if finding.remedy else ""
-    sys.stdout.write(f"{level} {finding.subject:13} {finding.text}{remedy}\n")
-    sys.stdout.flush()
+    print(f"{level} {finding.subject:13} {finding.text}{remedy}", flush=True)
 
 
 def _parser() -> argparse.ArgumentParser:

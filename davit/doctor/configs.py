@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -41,18 +41,11 @@ def _recipe(file: Path, limit: int | None) -> Iterator[Finding]:
         yield ok("model", f"{args.model}, {params / 1e6:.2f} M parameters")
     if args.data_dir:
         yield from examine_folder(Path(args.data_dir), limit)
-        yield from _class_count(args)
-
-
-def _class_count(args: Any) -> Iterator[Finding]:
-    if args.num_classes:
-        try:
-            found = len(open_dataset(args.data_dir, "train").class_names)
-        except DataError:
-            return  # said already
-        if found != args.num_classes:
-            text = f"num_classes is {args.num_classes} and {args.data_dir} has {found}"
-            yield error("classes", text, "leave num_classes out: train.py counts the folders")
+        with suppress(DataError):  # which is a finding already
+            count = len(open_dataset(args.data_dir, "train").class_names)
+            if args.num_classes and args.num_classes != count:
+                text = f"num_classes is {args.num_classes} and {args.data_dir} has {count}"
+                yield error("classes", text, "leave num_classes out: train.py counts the folders")
 
 
 def _openmmlab(file: Path) -> Iterator[Finding]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 
 LEVELS = ("ok", "warning", "error")
 
@@ -28,21 +28,4 @@ class Finding:
         assert self.level in LEVELS and bool(self.remedy) == (self.level != "ok")
 
 
-def ok(subject: str, text: str) -> Finding:
-    """Make a finding of what is as it should be."""
-    return Finding("ok", subject, text)
-
-
-def warning(subject: str, text: str, remedy: str) -> Finding:
-    """Make a finding of what may go wrong, with the remedy."""
-    return Finding("warning", subject, text, remedy)
-
-
-def error(subject: str, text: str, remedy: str) -> Finding:
-    """Make a finding of what makes a run fail, with the remedy."""
-    return Finding("error", subject, text, remedy)
-
-
-def worst(findings: Iterable[Finding]) -> str:
-    """Find the worst level of all; "ok" for none."""
-    return max((finding.level for finding in findings), key=LEVELS.index, default="ok")
+ok, warning, error = (partial(Finding, level) for level in LEVELS)

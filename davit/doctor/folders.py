@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..data import BadImageError, DataError, PictureDataset, check_classes, load_rgb, open_dataset
+from ..data.folder import FolderSource
 from ..text import some
 from .findings import Finding, error, ok, warning
 
@@ -29,7 +30,7 @@ def examine_folder(root: Path, limit: int | None) -> Iterator[Finding]:
     """
     if not root.exists():
         yield error("data", f"{root} does not exist", "give the folder that holds train/ and val/")
-    elif (root / "annotations").is_dir() and list((root / "annotations").glob("instances_*.json")):
+    elif any((root / "annotations").glob("instances_*.json")):
         yield from _coco(root, limit)
     elif (root / "images" / "training").is_dir() or (root / "images" / "validation").is_dir():
         yield from _ade(root, limit)
@@ -68,7 +69,7 @@ def _counts(split: str, dataset: PictureDataset) -> Iterator[Finding]:
     assert targets is not None  # a folder
     count = Counter(targets)
     names = dataset.class_names
-    smallest, largest = min(count, key=lambda k: count[k]), max(count, key=lambda k: count[k])
+    smallest, largest = min(count, key=count.__getitem__), max(count, key=count.__getitem__)
     text = f"{len(dataset)} pictures in {len(count)} classes, {count[smallest]} to {count[largest]} a class"
     if count[largest] > _UNBALANCED * count[smallest]:
         remedy = "accuracy will say little about the small ones: add pictures to them, or look at each class"
@@ -138,10 +139,8 @@ def _coco(root: Path, limit: int | None) -> Iterator[Finding]:
             continue
         yield ok(split, f"{len(images)} pictures, {len(objects)} objects, {len(categories)} categories")
         if strays:
-            text = f"{strays} objects of pictures or classes that {file} does not list"
-            yield error(split, text, "fetch it anew")
-        missing = [name for name in names if not (root / split / name).is_file()]
-        if missing:
+            yield error(split, f"{strays} objects of pictures or classes that {file} does not list", "fetch it anew")
+        if missing := [name for name in names if not (root / split / name).is_file()]:
             text = f"{len(missing)} of {len(names)} pictures are not in {root / split} ({some(missing, 3)})"
             yield error(split, text, "unpack the pictures there")
         there = [str(root / split / name) for name in names if (root / split / name).is_file()]
@@ -155,8 +154,7 @@ def _ade(root: Path, limit: int | None) -> Iterator[Finding]:
         if not pictures:
             yield error(split, f"no pictures (.jpg) in {root / 'images' / split}", "unpack ADEChallengeData2016 there")
             continue
-        unpaired = sorted(set(pictures) ^ set(masks))
-        if unpaired:
+        if unpaired := sorted(set(pictures) ^ set(masks)):
             text = f"of {len(pictures)} pictures and {len(masks)} masks {len(unpaired)} have no partner"
             remedy = f"each images/{split}/NAME.jpg needs its annotations/{split}/NAME.png"
             yield error(split, f"{text} ({some(unpaired, 3)})", remedy)

@@ -1,6 +1,6 @@
 """Check a machine: Python and its packages, PyTorch, GPUs, process groups, mmcv's operators, disk and memory.
 
-Each ``check_...`` judges facts that it is given; `examine_machine` gathers those of this machine.
+Most ``check_...`` judge facts that they are given; `examine_machine` gathers those of this machine.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -42,7 +41,6 @@ _SPACE = {  # gigabytes that a run should find free, and what to do where they a
     "memory": (2, "end other programs, or lower --batch-size and --workers"),
     "shared memory": (0.5, "loader processes hand batches over there: docker run --shm-size=8g, or --workers 0"),
 }
-_NOT_FINITE = "it is not finite"
 
 
 def examine_machine(place: Path) -> Iterator[Finding]:
@@ -54,13 +52,11 @@ def examine_machine(place: Path) -> Iterator[Finding]:
     cores = len(os.sched_getaffinity(0))
     yield check_python(sys.version_info[:2])
     yield from check_packages(required_packages(), installed_version)
-    failure = failure_of(_run_nms)
-    yield check_run("torchvision", "its operators run", failure, f"{_INSTALL}: torch and torchvision are a pair")
-    no_cuda = "" if torch.cuda.is_available() else failure_of(torch.cuda.init)
-    yield from check_gpus(torch.version.cuda or torch.version.hip, driver_version(), no_cuda, find_gpus())
+    remedy = f"{_INSTALL}: torch and torchvision are a pair"
+    yield check_run("torchvision", "its operators run", failure_of(_run_nms), remedy)
+    yield from check_gpus(torch.version.cuda or torch.version.hip, driver_version())
     yield from check_process_groups()
-    versions = {module: installed_version(*names) for module, names in OPENMMLAB.items()}
-    yield check_mmcv(versions, mmcv_ops() if versions["mmcv"] else "missing")
+    yield check_mmcv({module: installed_version(*names) for module, names in OPENMMLAB.items()})
     while not place.exists():
         place = place.parent
     if os.access(place, os.W_OK):
@@ -149,21 +145,17 @@ def _run_nms() -> None:
     nms(torch.tensor([[0.0, 0.0, 1.0, 1.0]]), torch.tensor([1.0]), 0.5)
 
 
-def mmcv_ops() -> str:
-    """Say where mmcv's operators come from: 'compiled', 'bridged' (by davit.openmmlab) or 'missing'."""
-    try:
-        from ..openmmlab import ops_status
-
-        return str(ops_status())
-    except Exception:  # packages that do not fit one another fail in any way
-        return "missing"
-
-
-def check_mmcv(versions: Mapping[str, str], status: str) -> Finding:
-    """Check mmcv's operators, by the versions of mmcv, mmdet and mmseg and the answer of `mmcv_ops`."""
+def check_mmcv(versions: Mapping[str, str]) -> Finding:
+    """Check where mmcv's operators come from, compiled or bridged by davit.openmmlab, by the packages' versions."""
     if not versions["mmcv"]:
         return ok("mmcv ops", "not installed; only detection and segmentation need them")
     installed = ", ".join(f"{name} {version}" for name, version in versions.items() if version)
+    try:
+        from ..openmmlab import ops_status
+
+        status = ops_status()
+    except Exception:  # packages that do not fit one another fail in any way
+        status = "missing"
     if status == "missing":
         remedy = "import davit.openmmlab first, as mmdet/tools and mmseg/tools do, or compile mmcv's"
         return warning("mmcv ops", f"not installed ({installed})", remedy)
@@ -173,89 +165,56 @@ def check_mmcv(versions: Mapping[str, str], status: str) -> Finding:
 # --- GPUs and process groups ---
 
 
-@dataclass(frozen=True)
-class Gpu:
-    """What one GPU is and does.
-
-    Attributes:
-        name: its index and its name.
-        total: bytes of memory, of which ``free`` are free.
-        capability: such as sm_90.
-        failure: why a product of matrices failed; "" where it did not.
-    """
-
-    name: str
-    total: float
-    free: float
-    capability: str
-    failure: str = ""
-
-
-def find_gpus() -> list[Gpu]:
-    """Multiply matrices on every GPU that torch can use."""
-    return [_try_gpu(index) for index in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
-
-
-def _try_gpu(index: int) -> Gpu:
-    properties = torch.cuda.get_device_properties(index)
-    failure, free = "", 0
-    try:
-        x = torch.randn(64, 64, device=f"cuda:{index}")
-        failure = "" if (x @ x).isfinite().all() else _NOT_FINITE
-        free, _ = torch.cuda.mem_get_info(index)
-    except Exception as fault:
-        failure = _first_line(fault)
-    capability = f"sm_{properties.major}{properties.minor}"
-    return Gpu(f"{index}: {properties.name}", properties.total_memory, free, capability, failure)
-
-
 def driver_version() -> str:
     """Ask for the version of NVIDIA's driver; "" where there is none."""
-    program = shutil.which("nvidia-smi")
-    if program is not None:
-        words = [program, "--query-gpu=driver_version", "--format=csv,noheader"]
-        try:
-            done = subprocess.run(words, capture_output=True, text=True, timeout=20, check=False)
-        except (OSError, subprocess.TimeoutExpired):
-            return "unknown (nvidia-smi does not answer)"
-        if done.returncode == 0 and done.stdout.strip():
-            return done.stdout.split()[0]
-    return "unknown" if Path("/dev/nvidia0").exists() else ""
+    words = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        return subprocess.run(words, capture_output=True, text=True, timeout=20, check=True).stdout.split()[0]
+    except subprocess.TimeoutExpired:
+        return "unknown (nvidia-smi does not answer)"
+    except (OSError, subprocess.CalledProcessError, IndexError):
+        return "unknown" if Path("/dev/nvidia0").exists() else ""
 
 
-def check_gpus(built_for: str | None, driver: str, failure: str, gpus: Sequence[Gpu]) -> Iterator[Finding]:
+def check_gpus(built_for: str | None, driver: str) -> Iterator[Finding]:
     """Check that torch uses every GPU.
 
     Args:
         built_for: the version of CUDA or ROCm; None for a torch that is built for the CPU.
-        failure: why torch can use no GPU, as far as it says.
+        driver: as `driver_version` says it.
     """
-    if driver and not built_for:
+    if torch.cuda.is_available():
+        yield ok("CUDA", f"{built_for}, driver {driver or 'unknown'}")
+        yield from map(check_gpu, range(torch.cuda.device_count()))
+    elif not driver:
+        yield ok("GPU", f"none; this torch is built for {f'CUDA {built_for}' if built_for else 'the CPU'}")
+    elif not built_for:
         remedy = f"install the CUDA build of torch, which PyPI's default for Linux is: {_INSTALL}"
         yield warning("GPU", f"driver {driver} is there, but this torch is built for the CPU", remedy)
-    elif driver and not gpus:
-        text = f"driver {driver} is there, but torch cannot use it ({failure or 'no device is visible'})"
-        yield error("GPU", text, f"CUDA {built_for} needs a newer driver, or CUDA_VISIBLE_DEVICES hides all GPUs")
-    elif not gpus:
-        yield ok("GPU", f"none; this torch is built for {f'CUDA {built_for}' if built_for else 'the CPU'}")
     else:
-        yield ok("CUDA", f"{built_for}, driver {driver or 'unknown'}")
-        yield from map(check_gpu, gpus)
+        reason = failure_of(torch.cuda.init) or "no device is visible"
+        remedy = f"CUDA {built_for} needs a newer driver, or CUDA_VISIBLE_DEVICES hides all GPUs"
+        yield error("GPU", f"driver {driver} is there, but torch cannot use it ({reason})", remedy)
 
 
-def check_gpu(gpu: Gpu) -> Finding:
-    """Check that a GPU computes, and that at least half of its memory is free."""
-    name = f"{gpu.name}, {gpu.total / _GIGABYTE:.0f} GB"
-    if gpu.failure:
-        built = ", ".join(torch.cuda.get_arch_list())
-        remedy = f"free it, or install a torch built for {gpu.capability} (this one: {built})"
-        if gpu.failure == _NOT_FINITE:
-            remedy = "do not use this GPU; check its memory"
-        return error("GPU", f"{name}: a product of matrices fails ({gpu.failure})", remedy)
-    free = f"{gpu.free / _GIGABYTE:.0f} GB free"
-    if gpu.free < 0.5 * gpu.total:
-        return warning("GPU", f"{name}, only {free}", "another program uses it: nvidia-smi lists which")
-    return ok("GPU", f"{name}, {free}")
+def check_gpu(index: int) -> Finding:
+    """Multiply matrices on a GPU, and check that at least half of its memory is free."""
+    properties = torch.cuda.get_device_properties(index)
+    name = f"{index}: {properties.name}, {properties.total_memory / _GIGABYTE:.0f} GB"
+    try:
+        x = torch.randn(64, 64, device=f"cuda:{index}")
+        is_finite = (x @ x).isfinite().all()
+        free, _ = torch.cuda.mem_get_info(index)
+    except Exception as fault:
+        needed, built = f"sm_{properties.major}{properties.minor}", ", ".join(torch.cuda.get_arch_list())
+        remedy = f"free it, or install a torch built for {needed} (this one: {built})"
+        return error("GPU", f"{name}: a product of matrices fails ({_first_line(fault)})", remedy)
+    if not is_finite:
+        return error("GPU", f"{name}: a product of matrices is not finite", "do not use this GPU; check its memory")
+    if free < 0.5 * properties.total_memory:
+        remedy = "another program uses it: nvidia-smi lists which"
+        return warning("GPU", f"{name}, only {free / _GIGABYTE:.0f} GB free", remedy)
+    return ok("GPU", f"{name}, {free / _GIGABYTE:.0f} GB free")
 
 
 def check_process_groups() -> Iterator[Finding]:

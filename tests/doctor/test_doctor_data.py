@@ -4,6 +4,7 @@ import json
 import shutil
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -40,10 +41,6 @@ def faults(findings: list[Finding]) -> list[tuple[str, str, str]]:
     return [(finding.level, finding.subject, finding.text) for finding in findings if finding.level != "ok"]
 
 
-def texts(findings: list[Finding]) -> str:
-    return "\n".join(finding.text for finding in findings)
-
-
 def test_a_good_folder(folder: Path) -> None:
     findings = examine(folder)
     assert faults(findings) == []
@@ -51,26 +48,19 @@ def test_a_good_folder(folder: Path) -> None:
     assert "4 pictures in 2 classes" in findings[0].text and "all 4 files" in findings[3].text
 
 
-def test_a_missing_folder(tmp_path: Path) -> None:
-    ((level, _, text),) = faults(examine(tmp_path / "nowhere"))
-    assert level == "error" and str(tmp_path / "nowhere") in text
-
-
-def test_missing_splits(folder: Path) -> None:
-    shutil.rmtree(folder / "val")
-    ((level, subject, _),) = faults(examine(folder))
-    assert (level, subject) == ("error", "validation")
-
-
-def test_other_classes_in_val(folder: Path) -> None:
+def test_what_is_missing(folder: Path) -> None:
+    """The folder, a class, the same classes in both splits, a split."""
+    ((level, _, text),) = faults(examine(folder / "nowhere"))
+    assert level == "error" and str(folder / "nowhere") in text
+    (folder / "train" / "cat").mkdir()
+    assert any(subject == "train" and "cat" in text for _, subject, text in faults(examine(folder)))
+    (folder / "train" / "cat").rmdir()
     (folder / "val" / "bee").rename(folder / "val" / "wasp")
     ((level, subject, text),) = faults(examine(folder))
     assert (level, subject) == ("error", "classes") and "bee" in text and "wasp" in text
-
-
-def test_an_empty_class(folder: Path) -> None:
-    (folder / "train" / "cat").mkdir()
-    assert any(subject == "train" and "cat" in text for _, subject, text in faults(examine(folder)))
+    shutil.rmtree(folder / "val")
+    ((level, subject, _),) = faults(examine(folder))
+    assert (level, subject) == ("error", "validation")
 
 
 def test_files_outside_of_classes_and_imbalance(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -91,28 +81,21 @@ def test_unreadable_files_are_named(folder: Path) -> None:
     assert val[:2] == ("error", "validation") and "bee/0.png" in val[2]
 
 
-def test_a_disk_that_fails(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(file: str) -> None:
-        raise OSError(5, "Input/output error", file)
-
-    monkeypatch.setattr("davit.doctor.folders.load_rgb", fail)
-    found = faults(examine(folder))
-    assert len(found) == 6 and all("Input/output error" in text for _, _, text in found)
-
-
-def test_many_unreadable_files_are_counted(folder: Path) -> None:
+def test_many_faults_and_a_disk_that_fails(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(30):
         (folder / "train" / "ant" / f"bad{number}.png").write_bytes(b"text")
     found = faults(examine(folder))
     assert len(found) == 21 and "10 more" in found[-1][2]
+    monkeypatch.setattr("davit.doctor.folders.load_rgb", Mock(side_effect=OSError(5, "Input/output error")))
+    val = [text for _, subject, text in faults(examine(folder)) if subject == "validation"]
+    assert len(val) == 2 and all("Input/output error" in text for text in val)
 
 
 def test_a_sample_is_spread_evenly(folder: Path) -> None:
     for name in ("ant/1.png", "bee/1.png"):  # the second and the last of four
         (folder / "train" / name).write_bytes(b"text")
-    assert "3 of 4 files" not in texts(examine(folder, limit=3))
-    found = faults(examine(folder, limit=2))
-    assert found == [] and "2 of 4 files" in texts(examine(folder, limit=2))
+    findings = examine(folder, limit=2)
+    assert faults(findings) == [] and any("2 of 4 files" in finding.text for finding in findings)
 
 
 # --- COCO and ADE20K ---
@@ -171,11 +154,6 @@ def test_ade(tmp_path: Path) -> None:
 # --- configs ---
 
 
-@pytest.mark.parametrize("name", ["digits.yaml", "davit_tiny_224.yaml"])
-def test_our_recipes(repository: Path, name: str) -> None:
-    assert faults(list(examine_config(repository / "configs" / name, None))) == []
-
-
 @pytest.mark.parametrize(
     "recipe, subject, value",
     [
@@ -191,31 +169,27 @@ def test_a_wrong_recipe(tmp_path: Path, recipe: str, subject: str, value: str) -
     assert any((level, about) == ("error", subject) and value in text for level, about, text in found)
 
 
-def test_a_recipe_with_its_data(tmp_path: Path, folder: Path) -> None:
+def test_a_recipe_with_its_data(tmp_path: Path, folder: Path, repository: Path) -> None:
+    assert faults(list(examine_config(repository / "configs" / "davit_tiny_224.yaml", None))) == []
     file = tmp_path / "recipe.yaml"
     file.write_text(f"model: DaViT_nano\ndata_dir: {folder}\nnum_classes: 3\n")
     ((level, subject, text),) = faults(list(examine_config(file, None)))
     assert (level, subject) == ("error", "classes") and "3" in text and "has 2" in text
+    shutil.rmtree(folder / "train")
+    assert [subject for _, subject, _ in faults(list(examine_config(file, None)))] == ["train"]
 
 
-@pytest.fixture
-def detector(tmp_path: Path, repository: Path, coco: Path) -> Path:
-    """A config of MMDetection that trains on a folder that is not there, and validates and tests on another."""
+def test_a_config_of_openmmlab(coco: Path, tmp_path: Path) -> None:
+    """Its data sets are checked as the tools check them; one that two splits share, once."""
     pytest.importorskip("davit.openmmlab.datasets", reason="needs OpenMMLab's packages: mmdet/README.md")
     dataset = {"type": "CocoDataset", "metainfo": {"classes": ("bee",)}, "data_prefix": {"img": "train2017/"}}
     dataset["ann_file"] = "annotations/instances_train2017.json"
     good, bad = ({"dataset": {**dataset, "data_root": str(root)}} for root in (coco, tmp_path / "nowhere"))
-    file = tmp_path / "detector.py"
-    file.write_text(
+    (tmp_path / "detector.py").write_text(
         f"default_scope = 'mmdet'\nmodel = dict(type='RetinaNet', bbox_head=dict(num_classes=1))\n"
         f"train_dataloader = {bad}\nval_dataloader = {good}\ntest_dataloader = {good}\n"
     )
-    return file
-
-
-def test_a_config_of_openmmlab(detector: Path, tmp_path: Path) -> None:
-    """Its data sets are checked as the tools check them; one that two splits share, once."""
-    config, train, val = examine_config(detector, None)
+    config, train, val = examine_config(tmp_path / "detector.py", None)
     assert [finding.level for finding in (config, train, val)] == ["ok", "error", "ok"]
     assert (train.subject, val.subject) == ("train", "val")
     assert str(tmp_path / "nowhere") in train.text
@@ -233,14 +207,9 @@ def test_a_config_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.Monkey
 # --- the command ---
 
 
-@pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The machine is looked at in test_machine.py."""
+def test_the_command(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the machine, which is looked at in test_machine.py."""
     monkeypatch.setattr("davit.doctor.__main__.examine_machine", lambda _: iter([Finding("ok", "machine", "good")]))
-
-
-@pytest.mark.usefixtures("quick")
-def test_the_command(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(folder)]) == 0
     out = capsys.readouterr().out.splitlines()
     assert out[0].split() == ["ok", "machine", "good"] and out[-1].split()[0] == "6"
@@ -249,18 +218,10 @@ def test_the_command(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = capsys.readouterr().out.splitlines()
     (place,) = (number for number, line in enumerate(out) if line.startswith("error"))
     assert "0.png" in out[place] and out[place + 1].strip().startswith("->")
-
-
-@pytest.mark.usefixtures("quick")
-def test_the_command_in_json(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    shutil.rmtree(folder / "val")
     assert main([str(folder), "--json"]) == 1
     findings = json.loads(capsys.readouterr().out)
     assert {"level", "subject", "text", "remedy"} == set(findings[0])
-    assert [one["subject"] for one in findings if one["level"] == "error"] == ["validation"]
-
-
-def test_a_wrong_flag(capsys: pytest.CaptureFixture[str]) -> None:
+    assert [one["subject"] for one in findings if one["level"] == "error"] == ["train"]
     with pytest.raises(SystemExit) as leave:
         main(["--sample", "0"])
     assert leave.value.code == 2
