@@ -15,15 +15,3 @@ def script(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
     """``script(name)``: a script of benchmarks/ as a module."""
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     return importlib.import_module
-
-
-@pytest.fixture
-def processor(script: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
-    """``processor(has)``: pretend that this processor has instructions for bfloat16, or has none."""
-    measure = script("measure")
-
-    def pretend(has: bool) -> None:
-        monkeypatch.setattr(measure, "has_bfloat16", lambda: has)
-        monkeypatch.setattr(measure, "bfloat16_cost", lambda: 29.0)
-
-    return pretend

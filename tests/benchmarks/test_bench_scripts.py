@@ -23,55 +23,40 @@ def choices(script: Callable[[str], ModuleType]) -> ModuleType:
     return script("cpu_choices")
 
 
-def test_minutes_of_a_log_may_pass_midnight(scenes: ModuleType) -> None:
+def test_a_log_and_its_metrics(scenes: ModuleType, tmp_path: Path) -> None:
+    """The minutes of a log may pass midnight; a run that is not there is told with its command."""
     log = "11/25 23:50:00 - mmengine - INFO - a\nno time\n11/26 00:05:30 - mmengine - INFO - b\n"
     assert scenes.minutes(log) == 15.5
-
-
-def test_metrics_of_both_tasks(scenes: ModuleType) -> None:
     table = scenes.metrics("segmentation", {"mIoU": 65.881, "mAcc": 80.0, "aAcc": 96.5})
     assert table.splitlines()[-1] == "| 65.88 | 80.00 | 96.50 |"
     found = {f"coco/{kind}_mAP{limit}": 0.5 for kind in ("bbox", "segm") for limit in ("", "_50", "_75")}
     table = scenes.metrics("detection", {**found, "coco/segm_mAP_75": 0.25})
     assert table.splitlines()[-2:] == ["| boxes | 0.500 | 0.500 | 0.500 |", "| masks | 0.500 | 0.500 | 0.250 |"]
-
-
-def test_a_run_that_is_not_there(scenes: ModuleType, tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="make demo-seg"):
         scenes.newest(tmp_path / "demo-seg", "*/*.log")
 
 
-def test_all_ways_of_a_linear_layer_agree(choices: ModuleType) -> None:
+def test_all_ways_of_linear_layers_agree(choices: ModuleType) -> None:
     """So that times of the same computation are compared."""
     if not choices.onednn.AVAILABLE:
         pytest.skip("needs oneDNN's operators, as the CPU path does")
     steps = choices.linear_layers(24, 32, 48, torch.float32)
-    gelu = steps.pop("oneDNN + GELU")()
-    expected = steps["F.linear"]()
+    gelu, expected = steps.pop("oneDNN + GELU")(), steps["F.linear"]()
     for name, step in steps.items():
         got = step()
         got = got if got.dim() == 2 else got.permute(0, 2, 3, 1).reshape(24, 48)
         assert torch.allclose(got, expected, atol=1e-4), name
     assert torch.allclose(gelu, torch.nn.functional.gelu(expected), atol=1e-4)
-
-
-def test_all_ways_of_an_mlp_agree(choices: ModuleType) -> None:
-    if not choices.onednn.AVAILABLE:
-        pytest.skip("needs oneDNN's operators, as the CPU path does")
     plain, *others = choices.mlps(70, 32, torch.float32).values()
-    for step in others:
-        assert torch.allclose(step(), plain(), atol=1e-4)
+    assert all(torch.allclose(step(), plain(), atol=1e-4) for step in others)
 
 
-def test_ways_of_window_attention_agree(choices: ModuleType) -> None:
+def test_all_ways_of_attentions_agree(choices: ModuleType) -> None:
     steps = choices.window_products(2, 14, 2, 16, torch.float32)
     for way in ("PyTorch's", "native"):
         assert torch.allclose(steps["plain, forward"](), steps[f"{way}, forward"](), atol=1e-5)
         (one,), (other,) = steps["plain, both"](), steps[f"{way}, both"]()
         assert torch.allclose(one, other, atol=1e-5)
-
-
-def test_ways_of_channel_attention_agree(choices: ModuleType) -> None:
     plain, *others = choices.channel_layers(2, 9, 64, torch.float32).values()
     for step in others:
         for one, other in zip(step(), plain(), strict=True):
@@ -138,6 +123,5 @@ def test_a_checkout_beside_itself(
     assert result["case"] == case and len(result["theirs"]) == len(result["ours"]) == 3
     assert all(seconds > 0 and peak > 0 for seconds, peak in result["ours"])
     assert case in capsys.readouterr().out
-    for wrong in ([str(tmp_path)], [], [str(repository), "--rounds", "0"]):
-        with pytest.raises(SystemExit):
-            against.main(wrong)
+    with pytest.raises(SystemExit):
+        against.main([str(tmp_path)])

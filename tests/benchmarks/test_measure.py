@@ -25,23 +25,15 @@ def test_a_case_is_named_by_its_parts(measure):
     case = measure.parsed_case("DaViT_tiny:plain/amp/eager", mode="training", batch=3)
     assert case == measure.Case("DaViT_tiny:plain", "amp", "eager", mode="training", batch=3)
     assert case.name == "DaViT_tiny:plain/amp/eager"
+    assert measure.size_argument("224") == (224, 224) and measure.size_argument("800x1333") == (800, 1333)
+    for text in ("DaViT_tiny", "a/b/c", "DaViT_tiny/float32/quick", "DaViT_tiny/int8/eager"):
+        with pytest.raises(ValueError, match=f"{text}.*float32, bfloat16"):
+            measure.parsed_case(text)
 
 
-@pytest.mark.parametrize("text", ["DaViT_tiny", "a/b/c", "DaViT_tiny/float32/quick", "DaViT_tiny/int8/eager"])
-def test_a_case_that_is_none(measure, text):
-    with pytest.raises(ValueError, match=f"{text}.*float32, bfloat16"):
-        measure.parsed_case(text)
-
-
-@pytest.mark.parametrize(("text", "size"), [("224", (224, 224)), ("800x1333", (800, 1333))])
-def test_sizes(measure, text, size):
-    assert measure.size_argument(text) == size
-
-
-def test_quantiles_and_ratios(measure):
+def test_quantiles(measure):
     measured = measure.Measured(measure.Case("a", "float32", "eager"), [0.4, 0.1, 0.2, 0.3], ratios=[1, 2])
-    assert measured.median == 0.25
-    assert (measured.quantile(0.0), measured.quantile(1.0)) == (0.1, 0.4)
+    assert [measured.quantile(0.0), measured.median, measured.quantile(1.0)] == [0.1, 0.25, 0.4]
 
 
 def test_models_are_built_as_the_case_says(measure):
@@ -86,36 +78,29 @@ def test_the_process_of_a_case_times_training_steps(measure, clock):
 
 
 @pytest.mark.parametrize("has", [True, False])
-@pytest.mark.parametrize("asked", [True, False])
-def test_bfloat16_is_left_out_where_it_is_emulated_unless_asked_for(measure, processor, capsys, has, asked):
-    processor(has)
-    assert measure.takes_bfloat16("cuda", asked, "--x") and capsys.readouterr().err == ""
-    assert measure.takes_bfloat16("cpu", asked, "--x") == (has or asked)
-    assert ("29 times" in capsys.readouterr().err) != has
-
-
-@pytest.mark.parametrize("has", [True, False])
-@pytest.mark.parametrize("flags", [[], ["--bfloat16"]])
-def test_a_suite_on_a_processor_without_bfloat16(throughput, processor, monkeypatch, has, flags):
-    processor(has)
-    monkeypatch.setattr(throughput, "run", lambda targets, _: found.extend(targets) or 0)
+def test_bfloat16_is_left_out_where_it_is_emulated_unless_asked_for(script, measure, monkeypatch, capsys, has):
+    """By the harness and by each script; what --cases names is measured."""
+    monkeypatch.setattr(measure, "has_bfloat16", lambda: has)
+    monkeypatch.setattr(measure, "bfloat16_cost", lambda: 29.0)
+    for asked in (True, False):
+        assert measure.takes_bfloat16("cuda", asked, "--x") and capsys.readouterr().err == ""
+        assert measure.takes_bfloat16("cpu", asked, "--x") == (has or asked)
+        assert ("29 times" in capsys.readouterr().err) != has
+    choices, kernels, throughput = map(script, ("cpu_choices", "kernels", "throughput"))
+    fast, both = ["float32", "bfloat16"][: 1 + has], [torch.float32, torch.bfloat16]
+    assert (choices.dtypes_to_time(None), choices.dtypes_to_time(["bfloat16"])) == (both[: 1 + has], both[1:])
     found: list = []
-    assert throughput.main(["--suite", "targets", *flags]) == 0
-    kinds = {case.dtype for _, listed in found for case in listed}
-    assert kinds == ({"float32", "bfloat16", "amp"} if has or flags else {"float32"})
-    assert all(len(listed) > 1 for _, listed in found)
-    found.clear()
-    assert throughput.main(["--cases", "DaViT_nano/bfloat16/eager"]) == 0
-    assert len(found[0][1]) == 1  # named, so measured
-
-
-@pytest.mark.parametrize("has", [True, False])
-def test_choices_on_a_processor_without_bfloat16(script, processor, has):
-    processor(has)
-    cpu_choices = script("cpu_choices")
-    both = [torch.float32, torch.bfloat16]
-    assert cpu_choices.dtypes_to_time(None) == (both if has else both[:1])
-    assert cpu_choices.dtypes_to_time(["bfloat16"]) == both[1:]
+    for name in ("measure", "compile_all"):
+        monkeypatch.setattr(kernels, name, lambda options: found.append(options.dtype) or 0)
+    for words in (["--device", "cpu"], [], ["--device", "cpu", "--compile", "90"]):
+        assert kernels.main(words) == kernels.main([*words, "--dtype", "bfloat16"]) == 0
+    assert found == [fast[-1], *["bfloat16"] * 5]
+    monkeypatch.setattr(throughput, "run", lambda targets, _: found.append(targets) or 0)
+    for words in (["--suite", "targets"], ["--suite", "targets", "--bfloat16"], ["--cases", "a/bfloat16/eager"]):
+        assert throughput.main(words) == 0
+    kinds = [{case.dtype for _, listed in targets for case in listed} for targets in found[-3:]]
+    every = {"float32", "bfloat16", "amp"}
+    assert kinds == [every if has else {"float32"}, every, {"bfloat16"}]
 
 
 def test_the_instruction_sets_are_told_with_what_forbids_them(measure, monkeypatch):
@@ -126,10 +111,25 @@ def test_the_instruction_sets_are_told_with_what_forbids_them(measure, monkeypat
     assert measure.instruction_sets() in measure.environment()["cpu"]
 
 
-def test_nothing_to_measure(throughput, capsys):
-    with pytest.raises(SystemExit):
-        throughput.main([])
-    assert "--suite" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    "name, words",
+    [
+        *[("throughput", "--suite"), ("kernels", "--batch 0"), ("against", "--rounds 0"), ("against", "--cases a")],
+        *[("openmmlab_throughput", words) for words in ("--batch 0", "--rounds 0", "--methods yolo", "--device cuda")],
+        *[("throughput", "--device cuda --suite all"), ("kernels", "--device cuda")],
+    ],
+)
+def test_flags_that_make_no_sense(script, monkeypatch, tmp_path, capsys, name, words):
+    """Nothing is measured where they ask for a GPU that is not there."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    main, words = script(name).main, words.split()
+    if name == "kernels" and "cuda" in words:
+        assert main([*words, "--folder", str(tmp_path)]) == 2
+    else:
+        with pytest.raises(SystemExit):
+            main([*words, "--folder", str(tmp_path)])
+    assert words[0] in capsys.readouterr().err or name == "against"
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_suites_name_models_that_exist(throughput):
