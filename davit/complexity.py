@@ -86,35 +86,26 @@ class Complexity:
     def to_table(self) -> str:
         """Write the parts, the totals and the convention for a terminal."""
         total = Part("", "total", self.parameters, self.flops, self.activations)
-        cells = [["stage", "part", "parameters", "FLOPs", "activations"]] + [
-            [row.stage, row.name, f"{row.parameters:,}", f"{row.flops:,}", f"{row.activations:,}"]
-            for row in (*self.parts, total)
-        ]
-        widths = [max(len(row[column]) for row in cells) for column in range(5)]
-        lines = [
-            "  ".join(
-                cell.ljust(width) if column < 2 else cell.rjust(width)
-                for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-            )
-            for row in cells
-        ]
+        cells = [("stage", "part", "parameters", "FLOPs", "activations")]
+        for part in (*self.parts, total):
+            cells.append((part.stage, part.name, f"{part.parameters:,}", f"{part.flops:,}", f"{part.activations:,}"))
+        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        row = "  ".join(f"{{:{side}{width}}}" for side, width in zip("<<>>>", widths, strict=True))
+        lines = [row.format(*line) for line in cells]
         rule = "-" * len(lines[0])
         title = f"{self.model}, input {' x '.join(map(str, self.input_shape))}"
         operators = ", ".join(f"{name} {count:,}" for name, count in self.operators.items())
         skipped = ", ".join(f"{name} ({calls})" for name, calls in self.skipped.items()) or "none"
-        sentences = (
-            f"FLOPs by operation: {operators}.",
-            f"Not counted as FLOPs (calls): {skipped}.",
-            self.convention,
-        )
-        notes = [textwrap.fill(sentence, width=110) for sentence in sentences]
-        return "\n".join([title, lines[0], rule, *lines[1:-1], rule, lines[-1], "", *notes])
+        notes = (f"FLOPs by operation: {operators}.", f"Not counted as FLOPs (calls): {skipped}.", self.convention)
+        paragraphs = [textwrap.fill(note, width=110) for note in notes]
+        return "\n".join([title, lines[0], rule, *lines[1:-1], rule, lines[-1], "", *paragraphs])
 
 
 def complexity(model: nn.Module, input_shape: Sequence[int], name: str | None = None) -> Complexity:
     """Count a model's parameters, multiply-adds and activations for one image.
 
-    The counting runs in evaluation mode, on a copy that shares the model's tensors; the model itself is not changed.
+    The counting runs in evaluation mode, on a copy that shares the model's tensors: what the counters add or leave
+    behind is never in the model itself.
 
     Args:
         model: a DaViT, a `DaViTPyramid`, or any model that reads a batch of images.
@@ -126,7 +117,8 @@ def complexity(model: nn.Module, input_shape: Sequence[int], name: str | None = 
     """
     shape = _checked_shape(input_shape)
     model = unwrap_model(model)
-    counted = _copy_sharing_tensors(model).eval()
+    shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    counted = copy.deepcopy(model, shared).eval()
     like = next((p for p in counted.parameters() if p.is_floating_point()), torch.zeros(()))
     image = torch.zeros(1, *shape, dtype=like.dtype, device=like.device)
     with torch.no_grad(), warnings.catch_warnings():
@@ -161,12 +153,11 @@ def count_flops(model: nn.Module, image: torch.Tensor) -> FlopCountAnalysis:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print what a model costs; return exit status 0, or 2 after one paragraph on stderr."""
     parser = argparse.ArgumentParser(prog="python -m davit.complexity", description=__doc__)
-    parser.add_argument("--model", default="DaViT_tiny", help="a variant of DaViT, or any model that timm knows")
-    parser.add_argument(
-        "--input", type=int, nargs=3, metavar=("C", "H", "W"), help="default: the model's own input size"
-    )
-    parser.add_argument("--num-classes", type=int, help="width of the head (default: the model's own)")
-    parser.add_argument("--format", choices=("table", "json"), default="table")
+    add = parser.add_argument
+    add("--model", default="DaViT_tiny", help="a variant of DaViT, or any model that timm knows")
+    add("--input", type=int, nargs=3, metavar=("C", "H", "W"), help="default: the model's own input size")
+    add("--num-classes", type=int, help="width of the head (default: the model's own)")
+    add("--format", choices=("table", "json"), default="table")
     options = parser.parse_args(arguments)
     arguments_of_model = {} if options.num_classes is None else {"num_classes": options.num_classes}
     try:
@@ -191,49 +182,29 @@ def _checked_shape(shape: Sequence[int]) -> tuple[int, int, int]:
     return shape[0], shape[1], shape[2]
 
 
-def _copy_sharing_tensors(model: nn.Module) -> nn.Module:
-    """Copy modules and hooks, so that what the counters add or leave behind is never in the user's model."""
-    shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-    return copy.deepcopy(model, shared)
-
-
 def _quiet(analysis: Any) -> Any:
     """Turn fvcore's warnings off: the result lists what is skipped."""
     return analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
 
 
-def _fused_attention_flops(inputs: list[Any], outputs: list[Any]) -> int:
-    """Count both products: q with k, and the attention with v."""
-    key, value = get_shape(inputs[1]), get_shape(inputs[2])
-    return _attention_elements(inputs, outputs) * (key[-1] + value[-1])
-
-
-def _fused_attention_activations(inputs: list[Any], outputs: list[Any]) -> int:
-    return _attention_elements(inputs, outputs) + _output_elements(inputs, outputs)
-
-
-def _attention_elements(inputs: list[Any], outputs: list[Any]) -> int:
+def _weights_of(inputs: list[Any], outputs: list[Any]) -> int:
     """Count the weights of a fused attention: batch x heads x queries x keys."""
     return math.prod(get_shape(outputs[0])[:-1]) * get_shape(inputs[1])[-2]
 
 
-def _product_flops(inputs: list[Any], outputs: list[Any]) -> int:
-    """Count alpha * (b @ c) + beta * a: attention that scales or masks within the product."""
-    return math.prod(get_shape(inputs[1])) * get_shape(inputs[2])[-1]
-
-
-def _output_elements(inputs: list[Any], outputs: list[Any]) -> int:
+def _output_elements(_: list[Any], outputs: list[Any]) -> int:
     return math.prod(get_shape(outputs[0]))
 
 
 # What fvcore does not know, by operation. A fused attention counts as the two products that it stands for, so
 # that the same model has the same cost on every path.
-_FLOP_HANDLES: dict[str, Handle] = {
-    "aten::scaled_dot_product_attention": _fused_attention_flops,
-    "aten::baddbmm": _product_flops,
+_FUSED = "aten::scaled_dot_product_attention"
+_FLOP_HANDLES: dict[str, Handle] = {  # of (q, k, v, ...); of alpha * (b @ c) + beta * a, as (a, b, c, ...)
+    _FUSED: lambda i, o: _weights_of(i, o) * (get_shape(i[1])[-1] + get_shape(i[2])[-1]),
+    "aten::baddbmm": lambda i, _: math.prod(get_shape(i[1])) * get_shape(i[2])[-1],
 }
 _ACTIVATION_HANDLES: dict[str, Handle] = {
-    "aten::scaled_dot_product_attention": _fused_attention_activations,
+    _FUSED: lambda i, o: _weights_of(i, o) + _output_elements(i, o),
     "aten::baddbmm": _output_elements,
     "aten::mm": _output_elements,
 }
@@ -264,9 +235,8 @@ def _assignment(model: nn.Module) -> Iterator[tuple[str, str, str]]:
             yield from _davit_assignment(module, path + "." if path else "")
             return
     for name, child in model.named_children():
-        members = list(child.named_children()) if isinstance(child, nn.Sequential | nn.ModuleList) else []
-        if members:
-            yield from ((f"{name}.{member}", name, member) for member, _ in members)
+        if isinstance(child, nn.Sequential | nn.ModuleList) and len(child) > 0:
+            yield from ((f"{name}.{member}", name, member) for member, _ in child.named_children())
         else:
             yield name, "", name
 
@@ -277,15 +247,13 @@ def _davit_assignment(model: DualAttentionStages, prefix: str) -> Iterator[tuple
         paths: dict[str, list[str]] = {
             part: [] for part in ("position encoding", "window attention", "channel attention", "MLP")
         }
-        for path, block in blocks.named_modules():
+        for path, block in blocks.named_modules(prefix=f"{prefix}main_blocks.{stage}"):
             if isinstance(block, DualAttentionBlock):
                 attention = "window attention" if isinstance(block.attn, WindowAttention) else "channel attention"
                 paths["position encoding"].append(f"{path}.cpe")
                 paths[attention] += [f"{path}.norm1", f"{path}.attn"]
                 paths["MLP"] += [f"{path}.norm2", f"{path}.mlp"] if block.ffn else []
-        for part, members in paths.items():
-            for path in members:
-                yield f"{prefix}main_blocks.{stage}.{path}", f"stage {stage}", part
+        yield from ((path, f"stage {stage}", part) for part, members in paths.items() for path in members)
     for name, _ in model.named_children():
         if name not in ("patch_embeds", "main_blocks"):
             yield prefix + name, "", "output norms" if isinstance(model, DaViTPyramid) else "head"

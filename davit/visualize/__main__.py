@@ -31,20 +31,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _main(arguments: Sequence[str] | None) -> list[str]:
     """Draw, and list the pictures that could not be drawn."""
     args = _parser().parse_args(arguments)
-    if args.runs:
-        if args.pictures:
-            raise ValueError("give either pictures or --runs, not both.")
-        out = Path(args.out or "curves.png")
-        draw_curves([_summary(Path(run)) for run in args.runs], out)
-        log.info("%d runs drawn in %s", len(args.runs), out)
-        return []
-    if not args.pictures:
+    if not args.runs and not args.pictures:
         raise ValueError("give a picture and --checkpoint, or --runs with the folders of training runs.")
-    return _draw_pictures(args, given_flags(_parser, arguments))
+    if not args.runs:
+        return _draw_pictures(args, given_flags(_parser, arguments))
+    if args.pictures:
+        raise ValueError("give either pictures or --runs, not both.")
+    out = Path(args.out or "curves.png")
+    draw_curves([_summary(Path(run)) for run in args.runs], out)
+    log.info("%d runs drawn in %s", len(args.runs), out)
+    return []
 
 
 def _draw_pictures(args: argparse.Namespace, given: set[str]) -> list[str]:
-    files = [str(file) for file in find_pictures([place for place in args.pictures if place != "-"])]
+    files = list(map(str, find_pictures([place for place in args.pictures if place != "-"])))
     if len(files) > 1 and args.out and Path(args.out).suffix:
         raise ValueError(f"--out {args.out} is one file, and there are {len(files)} pictures; name a folder.")
     predictor = load_asked_for(args, given)
@@ -71,25 +71,26 @@ def _destination(file: str, out: str) -> Path:
 
 
 def _class_index(predictor: Predictor, wanted: str) -> int | None:
+    names = predictor.class_names
     if not wanted:
         return None
-    if wanted in predictor.class_names:
-        return predictor.class_names.index(wanted)
-    if wanted.isdigit() and int(wanted) < len(predictor.class_names):
+    if wanted in names:
+        return names.index(wanted)
+    if wanted.isdigit() and int(wanted) < len(names):
         return int(wanted)
-    near = [name for name in predictor.class_names if wanted.lower() in name.lower()]
+    near = [name for name in names if wanted.lower() in name.lower()]
     if len(near) == 1:
-        return predictor.class_names.index(near[0])
-    choices = ", ".join((near or list(predictor.class_names))[:10])
+        return names.index(near[0])
+    choices = ", ".join((near or names)[:10])
     raise ValueError(f"--class {wanted!r} is {'not one' if near else 'none'} of the model's classes: {choices} ...")
 
 
 def _summary(run: Path) -> Path:
-    if run.is_dir():
-        if not (run / "summary.csv").is_file():
-            raise ValueError(f"{run} is no folder of a run: it holds no summary.csv.")
-        return run / "summary.csv"
-    return run
+    if not run.is_dir():
+        return run
+    if not (run / "summary.csv").is_file():
+        raise ValueError(f"{run} is no folder of a run: it holds no summary.csv.")
+    return run / "summary.csv"
 
 
 def _parser() -> argparse.ArgumentParser:

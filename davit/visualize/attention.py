@@ -82,9 +82,9 @@ class Attention:
 
     def last(self, stage: int) -> tuple[SpatialView | None, ChannelView | None]:
         """Return the last view of either kind in a stage; None where it has none."""
-        spatial = [view for view in self.spatial if view.stage == stage]
-        channel = [view for view in self.channel if view.stage == stage]
-        return (spatial[-1] if spatial else None), (channel[-1] if channel else None)
+        last_spatial = {view.stage: view for view in self.spatial}
+        last_channel = {view.stage: view for view in self.channel}
+        return last_spatial.get(stage), last_channel.get(stage)
 
 
 def attention_of(model: nn.Module, image_1CHW: Tensor) -> Attention:
@@ -117,11 +117,8 @@ def attention_of(model: nn.Module, image_1CHW: Tensor) -> Attention:
     return Attention(spatial, channel)
 
 
-def _stage_of(name: str) -> int:
-    return int(name.split(".")[1])  # main_blocks.STAGE.PAIR.BLOCK.attn
-
-
 def _spatial(name: str, module: WindowAttention, x_BHWC: Tensor) -> SpatialView:
+    stage = int(name.split(".")[1])  # main_blocks.STAGE.PAIR.BLOCK.attn
     H, W = x_BHWC.shape[1:3]
     w, G = module.window_size, module.num_heads
     x_MNC, tiling = window_partition(x_BHWC, w)
@@ -131,13 +128,14 @@ def _spatial(name: str, module: WindowAttention, x_BHWC: Tensor) -> SpatialView:
     asked_MN = torch.einsum("mgij,mi->mj", attention_MGNN, real_MN) / G
     share_MN = N * asked_MN / real_MN.sum(1, keepdim=True)
     received_HW = window_unpartition(share_MN[:, :, None], w, tiling, (H, W))[0, :, :, 0]
-    return SpatialView(name, _stage_of(name), w, tiling, attention_MGNN, received_HW)
+    return SpatialView(name, stage, w, tiling, attention_MGNN, received_HW)
 
 
 def _channel(name: str, module: ChannelAttention, x_BHWC: Tensor) -> ChannelView:
+    stage = int(name.split(".")[1])
     H, W = x_BHWC.shape[1:3]
     G = module.num_groups
     y_1PC, attention_1GDD = attend_among_channels(module.qkv(x_BHWC.flatten(1, 2)).float(), G)
     y_PGD = y_1PC[0].unflatten(1, (G, -1))
     departure_PG = (y_PGD - y_PGD.mean(0)).square().mean(2).sqrt()
-    return ChannelView(name, _stage_of(name), attention_1GDD[0], departure_PG.T.reshape(G, H, W))
+    return ChannelView(name, stage, attention_1GDD[0], departure_PG.T.reshape(G, H, W))

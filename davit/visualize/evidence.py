@@ -63,23 +63,13 @@ def class_evidence(model: nn.Module, image_1CHW: Tensor, classes: Sequence[int])
         raise ValueError(f"class {wrong[0]} is none of the model's, which are 0 to {count - 1}.")
     if image_1CHW.dim() != 4 or image_1CHW.shape[0] != 1:
         raise ValueError(f"one picture (1, C, H, W) is looked at, not {tuple(image_1CHW.shape)}.")
-    if not _decomposes(model):
-        return _by_occlusion(model, image_1CHW, classes)
-    with torch.no_grad():
-        x_BCHW = model.forward_features(image_1CHW)  # type: ignore[operator]
-    if min(x_BCHW.shape[2:]) < _LEAST_SIDE:
-        return _by_occlusion(model, image_1CHW, classes)
-    return _exact(model.norms, model.head, x_BCHW, classes)  # type: ignore[arg-type]
-
-
-def _decomposes(model: nn.Module) -> bool:
-    """Return whether the head is a mean over positions, a LayerNorm and a linear layer."""
-    return (
-        isinstance(model, DaViT)
-        and model.global_pool == "avg"
-        and isinstance(model.norms, nn.LayerNorm)
-        and model.norms.elementwise_affine
-    )
+    norm = model.norms if isinstance(model, DaViT) and model.global_pool == "avg" else None
+    if isinstance(norm, nn.LayerNorm) and norm.elementwise_affine:
+        with torch.no_grad():
+            x_BCHW = model.forward_features(image_1CHW)  # type: ignore[operator]
+        if min(x_BCHW.shape[2:]) >= _LEAST_SIDE:
+            return _exact(norm, model.head, x_BCHW, classes)  # type: ignore[arg-type]
+    return _by_occlusion(model, image_1CHW, classes)
 
 
 @torch.no_grad()

@@ -18,7 +18,7 @@ from ..files import write_bytes
 from ..model import DaViT
 from ..predict import Prediction, Predictor
 from ..predict.pictures import Picture, open_picture
-from .attention import Attention, ChannelView, SpatialView, attention_of
+from .attention import Attention, attention_of
 from .evidence import Evidence, class_evidence
 
 if TYPE_CHECKING:
@@ -62,10 +62,11 @@ def look(predictor: Predictor, picture: Picture, class_index: int | None = None)
     image_1CHW = image_CHW[None].to(predictor.device)
     evidence = class_evidence(predictor.model, image_1CHW, classes[:_EVIDENCES])
     attention = attention_of(predictor.model, image_1CHW) if isinstance(predictor.model, DaViT) else None
-    map_HW = evidence[0].map_HW
-    row, column = divmod(int(map_HW.argmax()), map_HW.shape[1])
-    marked = ((row + 0.5) / map_HW.shape[0], (column + 0.5) / map_HW.shape[1])
-    return Look(prediction, _as_seen(image_CHW, predictor.config), tuple(evidence), attention, marked)
+    H, W = evidence[0].map_HW.shape
+    row, column = divmod(int(evidence[0].map_HW.argmax()), W)
+    mean, std = (torch.tensor(predictor.config[name])[:, None, None] for name in ("mean", "std"))
+    shown_HWC = (image_CHW * std + mean).clamp(0, 1).permute(1, 2, 0).numpy()
+    return Look(prediction, shown_HWC, tuple(evidence), attention, ((row + 0.5) / H, (column + 0.5) / W))
 
 
 def draw_picture(
@@ -118,19 +119,13 @@ def render(predictor: Predictor, seen: Look) -> Any:
         _draw_evidence(axes, seen, evidence, is_marked=column == 1)
     _draw_bars(panel(0, slice(4, 6), "classes"), seen.prediction)
     for stage in range(stages):
-        assert seen.attention is not None
-        spatial, channel = seen.attention.last(stage)
-        _draw_stage(partial(panel, stage + 1), f"stage {stage + 1}", spatial, channel, seen)
+        _draw_stage(partial(panel, stage + 1), seen, stage)
     return figure
 
 
-def _draw_stage(
-    panel: Callable[[int, str], Axes],
-    name: str,
-    spatial: SpatialView | None,
-    channel: ChannelView | None,
-    seen: Look,
-) -> None:
+def _draw_stage(panel: Callable[[int, str], Axes], seen: Look, stage: int) -> None:
+    assert seen.attention is not None
+    spatial, channel = seen.attention.last(stage)
     panels: list[Axes] = []
     shape: Sequence[int] = ()
     if spatial is not None:
@@ -140,10 +135,9 @@ def _draw_stage(
         for place, (title, map_HW) in enumerate(views.items()):
             panels.append(axes := panel(place, f"windows: {title}"))
             _overlay(axes, seen, map_HW, 0, float(map_HW.max()), cmap=_SEEN, interpolation="nearest")
-            for edge in range(spatial.window, H, spatial.window):
-                axes.axhline(edge, color="white", linewidth=0.6)
-            for edge in range(spatial.window, W, spatial.window):
-                axes.axvline(edge, color="white", linewidth=0.6)
+            for draw_line, size in ((axes.axhline, H), (axes.axvline, W)):
+                for edge in range(spatial.window, size, spatial.window):
+                    draw_line(edge, color="white", linewidth=0.6)
         axes.plot(column + 0.5, row + 0.5, "x", color="#d55e00", markersize=6)
     if channel is not None:
         shape = channel.response_GHW.shape[1:]
@@ -154,12 +148,7 @@ def _draw_stage(
             _overlay(axes, seen, map_HW, 0, float(map_HW.max()), cmap=_SEEN, interpolation="bilinear")
         axes = panel(5, f"group {groups[0] + 1}: channel to channel")
         axes.imshow(channel.attention_GDD[groups[0]].cpu(), cmap=_SEEN, interpolation="nearest")
-    panels[0].set_ylabel(f"{name}\n{shape[0]} x {shape[1]} positions", fontsize=_FONT)
-
-
-def _as_seen(image_CHW: Tensor, config: dict[str, Any]) -> np.ndarray[Any, Any]:
-    mean, std = (torch.tensor(config[name])[:, None, None] for name in ("mean", "std"))
-    return (image_CHW * std + mean).clamp(0, 1).permute(1, 2, 0).numpy()
+    panels[0].set_ylabel(f"stage {stage + 1}\n{shape[0]} x {shape[1]} positions", fontsize=_FONT)
 
 
 def _overlay(axes: Axes, seen: Look, map_HW: Tensor, low: float, high: float, **style: Any) -> None:

@@ -35,13 +35,6 @@ def test_every_attention_in_order(small: Callable[..., Any], picture: Callable[.
     assert only_spatial.channel == () and only_spatial.last(0)[1] is None
 
 
-def test_rows_sum_to_one(small: Callable[..., Any], picture: Callable[..., Tensor]) -> None:
-    found = attention_of(small(), picture(1))
-    for rows in [view.attention_MGNN for view in found.spatial] + [view.attention_GDD for view in found.channel]:
-        torch.testing.assert_close(rows.sum(-1), torch.ones(rows.shape[:-1]))
-        assert (rows >= 0).all() and rows.std() > 0
-
-
 @pytest.mark.parametrize("size", [(64, 64), (50, 71)])
 def test_the_attention_shown_gives_the_models_output(
     small: Callable[..., Any], picture: Callable[..., Tensor], size: tuple[int, int]
@@ -49,6 +42,9 @@ def test_the_attention_shown_gives_the_models_output(
     """Applied to v (to q among channels), projected and put back, it is what the module gave out."""
     model, image = small(), picture(1, height=size[0], width=size[1])
     found, kept = attention_of(model, image), outputs(model, image)
+    for rows in [view.attention_MGNN for view in found.spatial] + [view.attention_GDD for view in found.channel]:
+        torch.testing.assert_close(rows.sum(-1), torch.ones(rows.shape[:-1]))
+        assert (rows >= 0).all() and rows.std() > 0
     for view in found.spatial:
         module = model.get_submodule(view.name)
         x, y = kept[view.name]
@@ -73,47 +69,33 @@ def test_the_attention_shown_gives_the_models_output(
         torch.testing.assert_close(view.response_GHW, departure, rtol=1e-4, atol=1e-5)
 
 
-def test_attention_received_is_one_on_average(small: Callable[..., Any], picture: Callable[..., Tensor]) -> None:
-    """In each window that needs no padding."""
+def test_what_a_view_says(small: Callable[..., Any], picture: Callable[..., Tensor]) -> None:
+    """Attention received is 1 on average in each window that needs no padding; padding takes its share."""
     found = attention_of(small(), picture(1, height=64, width=64))
     view = found.spatial[0]
-    assert view.received_HW.shape == (16, 16)
-    means = view.received_HW.reshape(4, 4, 4, 4).mean((1, 3))
-    torch.testing.assert_close(means, torch.ones(4, 4))
-    assert view.received_HW.std() > 0.01
-
-
-def test_padding_takes_its_share(small: Callable[..., Any], picture: Callable[..., Tensor]) -> None:
-    view = attention_of(small(), picture(1, height=36, width=64)).spatial[0]  # 9 rows: three of the last window pad
-    assert view.received_HW.shape == (9, 16)
-    assert view.received_HW[8].sum() < 4 * 4 * 4
-    torch.testing.assert_close(view.received_HW[:8].mean(), torch.tensor(1.0))
-
-
-def test_seen_from_a_place(small: Callable[..., Any], picture: Callable[..., Tensor]) -> None:
-    view = attention_of(small(), picture(1, height=64, width=64)).spatial[0]
+    assert view.received_HW.shape == (16, 16) and view.received_HW.std() > 0.01
+    torch.testing.assert_close(view.received_HW.reshape(4, 4, 4, 4).mean((1, 3)), torch.ones(4, 4))
     seen = view.seen_from(5, 14)
     assert [seen[4:8, 12:16].sum().item(), seen.sum().item()] == pytest.approx([1, 1], abs=1e-5)
     expected = view.attention_MGNN[1 * 4 + 3, :, 1 * 4 + 2].mean(0).reshape(4, 4)
     torch.testing.assert_close(seen[4:8, 12:16], expected)
+    among_channels = found.channel[-1]
+    flat = among_channels.response_GHW.flatten(1)
+    assert among_channels.most_telling(2) == (flat.amax(1) / flat.mean(1)).argsort(descending=True)[:2].tolist()
+    assert sorted(among_channels.most_telling(99)) == list(range(4))
+    padded = attention_of(small(), picture(1, height=36, width=64)).spatial[0]  # 9 rows: three of the last window pad
+    assert padded.received_HW.shape == (9, 16) and padded.received_HW[8].sum() < 4 * 4 * 4
+    torch.testing.assert_close(padded.received_HW[:8].mean(), torch.tensor(1.0))
 
 
-def test_the_most_telling_groups(small: Callable[..., Any], picture: Callable[..., Tensor]) -> None:
-    view = attention_of(small(), picture(1, height=64, width=64)).channel[-1]
-    contrast = view.response_GHW.flatten(1).amax(1) / view.response_GHW.flatten(1).mean(1)
-    assert view.most_telling(2) == contrast.argsort(descending=True)[:2].tolist()
-    assert sorted(view.most_telling(99)) == list(range(4))
-
-
-def test_the_model_is_left_as_it_was(small: Callable[..., Any], picture: Callable[..., Tensor]) -> None:
+def test_the_model_is_left_as_it_was_and_another_is_refused(
+    small: Callable[..., Any], picture: Callable[..., Tensor]
+) -> None:
     model, image = small(), picture(1)
     before, hooks = model(image), [len(module._forward_pre_hooks) for module in model.modules()]
     attention_of(model, image)
     assert torch.equal(model(image), before)
     assert [len(module._forward_pre_hooks) for module in model.modules()] == hooks
-
-
-def test_what_cannot_be_shown(small: Callable[..., Any], picture: Callable[..., Tensor]) -> None:
     with pytest.raises(ValueError, match=r"\(2, 3"):
         attention_of(small(), picture(2))
     with pytest.raises(ValueError, match="DaViTPyramid"):
