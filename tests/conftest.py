@@ -20,8 +20,6 @@ SMALL: dict[str, Any] = {
     "num_heads": (2, 2, 4, 4),
     "window_size": 4,
 }
-
-
 SLOW = ("engine", "kernels", "distributed", "openmmlab")
 
 
@@ -66,10 +64,7 @@ def shared() -> Path:
 
 @pytest.fixture
 def small() -> Callable[..., Any]:
-    """``small(cls, seed, **options)``: a small model of either class, random weights, evaluation mode.
-
-    Accelerated, unless ``accelerated=False``.
-    """
+    """``small(cls, seed, **options)``: a small model of either class, random weights, evaluation mode, accelerated."""
 
     def make(cls: type[nn.Module] = DaViT, seed: int = 0, accelerated: bool = True, **options: Any) -> Any:
         head = {"num_classes": 7} if cls is DaViT else {}

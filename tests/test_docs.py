@@ -18,7 +18,6 @@ from torch.distributed import launch
 from torch.distributed.run import get_args_parser
 
 from davit import VARIANTS, create_model
-from davit.complexity import complexity
 from davit.engine.flags import parse_with_config, train_parser, validate_parser
 from davit.predict.flags import predict_parser
 
@@ -69,7 +68,7 @@ def dead_links(document: str, at: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=name_of)
-def test_what_a_document_names_exists(path: Path) -> None:
+def test_a_document_names_what_exists_and_no_place_of_one_machine(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     assert dead_links(text, path) == []
     if path.name != "CHANGELOG.md":  # which names what is gone
@@ -77,19 +76,14 @@ def test_what_a_document_names_exists(path: Path) -> None:
         assert [name for name in OUR_PATH.findall(text) if not any((root / name).exists() for root in roots)] == []
         for name in OUR_NAME.findall(text):
             pkgutil.resolve_name(name)
+    assert re.findall(r"(?<![\w./:-])/(?:work|home|root|tmp|Users)(?:/[\w.-]+)*", text) == []
+    assert re.findall(r"index-url|--trusted-host|\b(?!127\.|0\.)(?:\d{1,3}\.){3}\d{1,3}:\d+", text) == []
+    assert re.findall(r"\w+://[\w.-]*(?:pypi|pythonhosted|artifactory|devpi|registry|mirror|proxy)", text) == []
 
 
 def test_a_dead_link_is_seen() -> None:
     text = "# One, two\n[a](#one-two) [b](#two) [c](docs/nowhere.md) [d](LICENSE) [e](https://x.org/y) [f](docs/#no)\n"
     assert dead_links(text, REPOSITORY / "README.md") == ["#two", "docs/nowhere.md", "docs/#no"]
-
-
-@pytest.mark.parametrize("path", DOCUMENTS, ids=name_of)
-def test_no_place_of_one_machine(path: Path) -> None:
-    text = path.read_text(encoding="utf-8")
-    assert re.findall(r"(?<![\w./:-])/(?:work|home|root|tmp|Users)(?:/[\w.-]+)*", text) == []
-    assert re.findall(r"index-url|--trusted-host|\b(?!127\.|0\.)(?:\d{1,3}\.){3}\d{1,3}:\d+", text) == []
-    assert re.findall(r"\w+://[\w.-]*(?:pypi|pythonhosted|artifactory|devpi|registry|mirror|proxy)", text) == []
 
 
 # --- commands ---
@@ -138,12 +132,7 @@ class Parsed(BaseException):
 
 
 def check(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let a command's own parser read it; what is not ours passes.
-
-    Raises:
-        SystemExit: the parser refuses the words.
-        ValueError: a recipe is missing or refused.
-    """
+    """Let a command's own parser read it; what is not ours passes; SystemExit or ValueError is a refusal."""
     program, rest = Path(words[0]).name, words[1:]
     if rest[:1] == ["-u"]:
         rest = rest[1:]
@@ -156,15 +145,12 @@ def check(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
         return
     elif rest[0] == "-m" and rest[1].split(".")[0] == "davit":
         _module(rest[1], rest[2:], monkeypatch)
-    elif rest[0] == "train.py":
-        parse_with_config(train_parser(), rest[1:])
-    elif rest[0] == "validate.py":
-        parse_with_config(validate_parser(), rest[1:])
+    elif rest[0] in ("train.py", "validate.py"):
+        parse_with_config(train_parser() if rest[0] == "train.py" else validate_parser(), rest[1:])
     elif rest[0] == "predict.py":
         predict_parser().parse_args(rest[1:])
     elif not rest[0].startswith("-"):
-        folders = ("", "mmdet", "mmseg")
-        assert any((REPOSITORY / folder / rest[0]).exists() for folder in folders), f"{rest[0]} does not exist"
+        assert any((REPOSITORY / room / rest[0]).exists() for room in ("", "mmdet", "mmseg")), f"no {rest[0]}"
 
 
 def _module(module: str, rest: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -215,19 +201,16 @@ def test_a_wrong_command_is_seen(line: str, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_make_targets_exist() -> None:
     targets = set(re.findall(r"^([\w-]+):", (REPOSITORY / "Makefile").read_text(), re.MULTILINE))
-    asked = {line.text.split()[1] for line in LINES if line.text.startswith("make ")}
-    assert asked
-    assert asked <= targets
+    assert {line.text.split()[1] for line in LINES if line.text.startswith("make ")} <= targets
 
 
 # --- what the documents say of the code ---
 
 
-def cells(document: str) -> Iterator[list[str]]:
+def cells(document: str) -> list[list[str]]:
     """The rows of all tables of a document."""
-    for line in (REPOSITORY / document).read_text(encoding="utf-8").splitlines():
-        if line.startswith("|"):
-            yield [cell.strip() for cell in line.strip().strip("|").split("|")]
+    rows = re.findall(r"^\|(.*)\|\s*$", (REPOSITORY / document).read_text(encoding="utf-8"), re.MULTILINE)
+    return [[cell.strip() for cell in row.split("|")] for row in rows]
 
 
 def test_the_example_of_another_attention_runs(capsys: pytest.CaptureFixture[str]) -> None:
@@ -235,10 +218,7 @@ def test_the_example_of_another_attention_runs(capsys: pytest.CaptureFixture[str
     names: dict[str, Any] = {"__name__": "example"}
     exec(example, names)
     assert capsys.readouterr().out.strip() == "torch.Size([2, 1000])"
-    model = names["model"]
-    assert sum(name.endswith("gamma") for name in model.state_dict()) == 3 * 4
-    model(torch.randn(2, 3, 64, 64)).sum().backward()
-    assert all(p.grad is not None for p in model.parameters())
+    assert sum(name.endswith("gamma") for name in names["model"].state_dict()) == 3 * 4
 
 
 def test_the_introductions_table_of_variants() -> None:
@@ -252,16 +232,6 @@ def test_the_introductions_table_of_variants() -> None:
         with torch.device("meta"):
             model = create_model(name)
         assert f"{sum(p.numel() for p in model.parameters()):,}" == parameters, name
-
-
-def test_the_introductions_cost_of_a_pair() -> None:
-    """36 P C + (4 P C² + 2 P N C) + (4 P C² + 2 P C D) + 16 P C² + 20 P C, on maps that windows tile."""
-    C, D, window = 32, 16, 4
-    one_pair = {"embed_dims": (C,), "depths": (1,), "num_heads": (C // D,), "window_size": window, "num_classes": 0}
-    counted = complexity(create_model("DaViT_tiny", **one_pair), (3, 64, 96)).parts
-    P, N = 16 * 24, window**2
-    formula = 36 * P * C + 8 * P * C * C + 2 * P * N * C + 2 * P * C * D + 16 * P * C * C + 20 * P * C
-    assert sum(part.flops for part in counted if part.stage and part.name != "patch embedding") == formula
 
 
 def test_published_numbers_are_the_published_ones(shared: Path) -> None:

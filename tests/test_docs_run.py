@@ -23,6 +23,10 @@ from tests.test_docs import LINES, Line
 REPOSITORY = Path(__file__).resolve().parents[1]
 OURS = ("train.py", "validate.py", "predict.py", "davit", "configs", "tools", "figures", "requirements.txt")
 CLASSES = ("1", "2", "3")
+CHECKPOINTS = (
+    *("FILE", "TRAINED_MODEL_PATH", "FOLDER_OF_CHECKPOINTS/one.pth.tar"),
+    *("OUTPUT_DIR/NAME/model_best.pth.tar", "output/demo/model_best.pth.tar"),
+)
 _TINY = "--img-size 32 --epochs 1 --warmup-epochs 0 --cooldown-epochs 0 --batch-size 2 --workers 0"
 
 # the first that is found in a command counts
@@ -64,60 +68,47 @@ def as_run(line: Line) -> str:
     return f"{text} {extra}".strip()
 
 
-@pytest.mark.parametrize("pattern", NOT_RUN)
-def test_no_exception_without_a_command(pattern: str) -> None:
-    assert any(is_left_out(pattern, line) for line in LINES)
+def test_no_exception_without_a_command() -> None:
+    assert [pattern for pattern in NOT_RUN if not any(is_left_out(pattern, line) for line in LINES)] == []
     assert len(RUN) > 20
 
 
 def picture(file: Path, seed: int) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    pixels = np.random.default_rng(seed).integers(0, 256, (32, 32, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(file, "PNG")
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(file, "PNG")
 
 
 @pytest.fixture(scope="module")
 def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """For each document a folder with the repository's files, a data set, pictures, and a checkpoint."""
-    state = _state(tmp_path_factory.mktemp("checkpoint") / "state.pth.tar")
+    torch.manual_seed(0)
+    model = create_model("DaViT_tiny", num_classes=len(CLASSES))
+    args = {"model": "DaViT_tiny", "img_size": 32, "num_classes": len(CLASSES)}
+    entries = {"state_dict": model.state_dict(), "args": args, "class_names": list(CLASSES), "epoch": 39}
+    state = tmp_path_factory.mktemp("checkpoint") / "state.pth.tar"
+    torch.save(entries, state)
 
     @functools.cache
     def furnished(document: str) -> Path:
         folder = tmp_path_factory.mktemp(re.sub(r"\W", "_", document))
-        _furnish(folder, state)
+        for name in OURS:
+            (folder / name).symlink_to(REPOSITORY / name)
+        for split, count in (("train", 4), ("val", 2)):
+            for number in range(count):
+                for name in CLASSES:
+                    picture(folder / "DATASET_DIR" / split / name / f"{number}.png", number)
+        for name in ("FOLDER/a.png", "FOLDER/b.jpg", "PICTURE", "one.jpg", "two.png"):
+            picture(folder / name, 3)
+        for name in CHECKPOINTS:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).symlink_to(state)
+        for run in ("one", "two"):
+            (folder / "RUNS" / run).mkdir(parents=True)
+            rows = "epoch,train_loss,eval_top1\n0,2.0,10\n1,1.0,50\n"
+            (folder / "RUNS" / run / "summary.csv").write_text(rows)
         return folder
 
     return furnished
-
-
-def _state(file: Path) -> Path:
-    torch.manual_seed(0)
-    model = create_model("DaViT_tiny", num_classes=len(CLASSES))
-    args = {"model": "DaViT_tiny", "img_size": 32, "num_classes": len(CLASSES)}
-    torch.save({"state_dict": model.state_dict(), "args": args, "class_names": list(CLASSES), "epoch": 39}, file)
-    return file
-
-
-def _furnish(folder: Path, state: Path) -> None:
-    for name in OURS:
-        (folder / name).symlink_to(REPOSITORY / name)
-    for split, count in (("train", 4), ("val", 2)):
-        for number in range(count):
-            for name in CLASSES:
-                picture(folder / "DATASET_DIR" / split / name / f"{number}.png", number)
-    picture(folder / "FOLDER" / "a.png", 1)
-    picture(folder / "FOLDER" / "b.jpg", 2)
-    for name in ("PICTURE", "one.jpg", "two.png"):
-        picture(folder / name, 3)
-    for name in ("FILE", "TRAINED_MODEL_PATH", "OUTPUT_DIR/NAME/model_best.pth.tar", "output/demo/model_best.pth.tar"):
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).symlink_to(state)
-    (folder / "FOLDER_OF_CHECKPOINTS").mkdir()
-    (folder / "FOLDER_OF_CHECKPOINTS" / "one.pth.tar").symlink_to(state)
-    for run in ("one", "two"):
-        (folder / "RUNS" / run).mkdir(parents=True)
-        rows = "epoch,train_loss,eval_top1\n0,2.0,10\n1,1.0,50\n"
-        (folder / "RUNS" / run / "summary.csv").write_text(rows)
 
 
 @pytest.mark.long
