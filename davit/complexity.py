@@ -200,11 +200,13 @@ def _output_elements(_: list[Any], outputs: list[Any]) -> int:
 # that the same model has the same cost on every path.
 _FUSED = "aten::scaled_dot_product_attention"
 _FLOP_HANDLES: dict[str, Handle] = {  # of (q, k, v, ...); of alpha * (b @ c) + beta * a, as (a, b, c, ...)
-    _FUSED: lambda i, o: _weights_of(i, o) * (get_shape(i[1])[-1] + get_shape(i[2])[-1]),
-    "aten::baddbmm": lambda i, _: math.prod(get_shape(i[1])) * get_shape(i[2])[-1],
+    _FUSED: lambda inputs, outputs: (
+        _weights_of(inputs, outputs) * (get_shape(inputs[1])[-1] + get_shape(inputs[2])[-1])
+    ),
+    "aten::baddbmm": lambda inputs, _: math.prod(get_shape(inputs[1])) * get_shape(inputs[2])[-1],
 }
 _ACTIVATION_HANDLES: dict[str, Handle] = {
-    _FUSED: lambda i, o: _weights_of(i, o) + _output_elements(i, o),
+    _FUSED: lambda inputs, outputs: _weights_of(inputs, outputs) + _output_elements(inputs, outputs),
     "aten::baddbmm": _output_elements,
     "aten::mm": _output_elements,
 }

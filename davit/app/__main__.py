@@ -69,9 +69,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _end_as_by_ctrl_c() -> None:
     """Remove dropped pictures also when the page is killed, or its terminal is closed (without nohup)."""
-    for name in ("SIGTERM", "SIGHUP"):  # the latter not on Windows
-        number = getattr(signal, name, None)
-        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
+    for number in {signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}:  # Windows has no SIGHUP
+        if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, signal.default_int_handler)
 
 

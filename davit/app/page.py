@@ -95,9 +95,7 @@ def serve(page: Any, host: str, port: int, max_megabytes: int, block: bool) -> s
         theme=gr.themes.Default(font=_FONTS, font_mono=["monospace"]),
         prevent_thread_lock=True,
         share=False,
-        inbrowser=False,
         quiet=True,
-        show_error=False,
         footer_links=[],
         run_history=False,
         enable_monitoring=False,
@@ -135,6 +133,5 @@ def gradio() -> Any:
     try:
         return importlib.import_module("gradio")
     except ImportError as error:
-        raise ValueError(
-            f"the page needs Gradio, which is not installed ({error}): pip install -r requirements-app.txt"
-        ) from error
+        remedy = "pip install -r requirements-app.txt"
+        raise ValueError(f"the page needs Gradio, which is not installed ({error}): {remedy}") from error

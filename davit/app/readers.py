@@ -30,11 +30,7 @@ class Answer:
 
 
 class Reader(Protocol):
-    """A model as the page knows it.
-
-    Attributes:
-        title: what the page calls it.
-    """
+    """A model as the page knows it, under a title."""
 
     title: str
 

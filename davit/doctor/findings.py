@@ -28,4 +28,5 @@ class Finding:
         assert self.level in LEVELS and bool(self.remedy) == (self.level != "ok")
 
 
+# ok(subject, text); warning and error also take the remedy
 ok, warning, error = (partial(Finding, level) for level in LEVELS)

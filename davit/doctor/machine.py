@@ -57,12 +57,11 @@ def examine_machine(place: Path) -> Iterator[Finding]:
     yield from check_gpus(torch.version.cuda or torch.version.hip, driver_version())
     yield from check_process_groups()
     yield check_mmcv({module: installed_version(*names) for module, names in OPENMMLAB.items()})
-    while not place.exists():
-        place = place.parent
-    if os.access(place, os.W_OK):
-        yield check_space("disk", shutil.disk_usage(place).free, f"in {place.absolute()}")
+    folder = next(folder for folder in (place.absolute(), *place.absolute().parents) if folder.exists())
+    if os.access(folder, os.W_OK):
+        yield check_space("disk", shutil.disk_usage(folder).free, f"in {folder}")
     else:
-        yield error("disk", f"{place.absolute()} cannot be written", "run elsewhere, or give --output")
+        yield error("disk", f"{folder} cannot be written", "run elsewhere, or give --output")
     yield check_space("memory", available_memory(), f"for programs, {cores} CPU cores")
     library = "" if native.LIBRARY is None else Path(native.LIBRARY._name).name
     yield check_compiled_functions(library, sys.platform, platform.machine())

@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -45,32 +46,25 @@ def reader(checkpoint: Path) -> ClassifierReader:
 
 
 @pytest.fixture(scope="session")
-def serving(checkpoint: Path) -> Callable[..., AbstractContextManager[tuple[subprocess.Popen[str], str]]]:
+def serving(checkpoint: Path, repository: Path) -> Callable[[Path], AbstractContextManager[tuple[Any, str]]]:
     """``with serving(folder) as (process, address)``: the command in a process of its own, temporary files there."""
 
     @contextmanager
-    def serve(folder: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    def serve(folder: Path) -> Iterator[tuple[Any, str]]:
         words = ["-m", "davit.app", "--checkpoint", str(checkpoint), "--port", "0", "--max-megabytes", "1"]
-        repository = Path(__file__).resolve().parents[2]
         env = {**os.environ, "PYTHONPATH": str(repository), "OMP_NUM_THREADS": "1", "TMPDIR": str(folder)}
-        command = [sys.executable, *words]
-        with subprocess.Popen(
-            command, cwd=folder, env=env, stderr=subprocess.PIPE, text=True, preexec_fn=_hear_hangups
-        ) as process:
-            assert process.stderr is not None
-            said = []
-            for line in process.stderr:
-                said.append(line)
-                if found := re.search(r"the page is at (\S+)", line):
-                    yield process, found[1]
-                    break
-            else:
-                pytest.fail("the page did not start: " + "".join(said))
+        more: dict[str, Any] = {"cwd": folder, "env": env, "stderr": subprocess.PIPE, "text": True}
+        with subprocess.Popen([sys.executable, *words], preexec_fn=hear_hangups, **more) as process:
+            said = ""
+            while "the page is at" not in said:
+                line = process.stderr.readline()
+                assert line, f"the page did not start: {said}"
+                said += line
+            yield process, re.findall(r"the page is at (\S+)", said)[0]
             process.terminate()
 
+    def hear_hangups() -> None:
+        """Even where the tests run under nohup."""
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
     return serve
-
-
-def _hear_hangups() -> None:
-    """Even where the tests run under nohup."""
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)

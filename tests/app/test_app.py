@@ -18,7 +18,7 @@ from PIL import Image
 import davit
 from davit.app import Answer, ClassifierReader, DrawnReader
 from davit.app import __main__ as command
-from davit.app.page import answer_file, build_page, gradio, is_loopback, serve
+from davit.app.page import answer_file, build_page, is_loopback, serve
 
 needs_gradio = pytest.mark.skipif(
     importlib.util.find_spec("gradio") is None, reason="needs Gradio: pip install -r requirements-app.txt"
@@ -43,35 +43,37 @@ def test_a_classifiers_answer(reader: ClassifierReader, checkpoint: Path, tmp_pa
     assert reader.title == "DaViT_nano, 3 classes"
 
 
-class Digits:
-    """Finds two objects, or fails."""
+class Finder:
+    """Finds what it is told to, or fails."""
+
+    def __init__(self, found: dict[str, Any]) -> None:
+        self.found = found
 
     def predict(self, image: Image.Image) -> Any:
         if image.width < 16:
             raise ValueError("the picture is too small.")
         if image.width > 100:
             raise RuntimeError("secret details")
-        found = {"objects": [{"class": "7", "score": 0.4}, {"class": "3", "score": 0.9}, {"class": "7", "score": 0.6}]}
-        return SimpleNamespace(draw=lambda: image.rotate(90), to_json=lambda: found)
+        return SimpleNamespace(draw=lambda: image.rotate(90), to_json=lambda: self.found)
 
 
-def test_a_detectors_answer(tmp_path: Path) -> None:
-    answer = answer_file(DrawnReader("digits", Digits()), str(picture(tmp_path)))
+OBJECTS = {"objects": [{"class": name, "score": score} for name, score in (("7", 0.4), ("3", 0.9), ("7", 0.6))]}
+
+
+@pytest.mark.parametrize(
+    "found, scores",
+    [(OBJECTS, [("3", 0.9), ("7", 0.6)]), ({"classes": {"sky": 0.2, "sea": 0.8}}, [("sea", 0.8), ("sky", 0.2)])],
+    ids=["detector", "segmentor"],
+)
+def test_what_was_found_is_drawn(found: dict[str, Any], scores: list[tuple[str, float]], tmp_path: Path) -> None:
+    answer = answer_file(DrawnReader("digits", Finder(found)), str(picture(tmp_path)))
     assert isinstance(answer, Answer)
-    assert list(answer.scores.items()) == [("3", 0.9), ("7", 0.6)]
+    assert list(answer.scores.items()) == scores
     assert answer.picture.size == (32, 32) and answer.detail is None
 
 
-def test_a_segmentors_answer() -> None:
-    found = SimpleNamespace(
-        draw=lambda: Image.new("RGB", (8, 8)), to_json=lambda: {"classes": {"sky": 0.2, "sea": 0.8}}
-    )
-    answer = DrawnReader("regions", SimpleNamespace(predict=lambda _: found)).answer(Image.new("RGB", (8, 8)))
-    assert list(answer.scores.items()) == [("sea", 0.8), ("sky", 0.2)]
-
-
 def test_errors_are_sentences(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    reader = DrawnReader("digits", Digits())
+    reader = DrawnReader("digits", Finder(OBJECTS))
     (tmp_path / "broken.png").write_bytes(b"no picture")
     Image.new("RGB", (8, 8)).save(tmp_path / "small.png")
     Image.new("RGB", (200, 8)).save(tmp_path / "large.png")
@@ -82,12 +84,9 @@ def test_errors_are_sentences(tmp_path: Path, caplog: pytest.LogCaptureFixture) 
     assert answer_file(reader, None) == ""
 
 
-@pytest.mark.parametrize(
-    "host, loopback",
-    [("127.0.0.1", True), ("::1", True), ("localhost", True), ("0.0.0.0", False), ("example.org", False)],
-)
-def test_which_hosts_others_can_reach(host: str, loopback: bool) -> None:
-    assert is_loopback(host) is loopback
+def test_which_hosts_others_can_reach() -> None:
+    assert all(is_loopback(host) for host in ("127.0.0.1", "::1", "localhost"))
+    assert not is_loopback("0.0.0.0") and not is_loopback("example.org")
 
 
 # --- the command ---
@@ -123,9 +122,9 @@ def test_without_gradio(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptu
 def test_a_detector_is_loaded_by_its_config(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     made = []
 
-    def predictor(config: str, checkpoint: str, threshold: float, device: str) -> Digits:
+    def predictor(config: str, checkpoint: str, threshold: float, device: str) -> Finder:
         made.append((config, checkpoint, threshold, device))
-        return Digits()
+        return Finder(OBJECTS)
 
     monkeypatch.setitem(sys.modules, "davit.openmmlab.predictor", SimpleNamespace(Predictor=predictor))  # type: ignore[arg-type]
     monkeypatch.setitem(sys.modules, "davit.openmmlab", SimpleNamespace(predictor=None, __path__=[]))  # type: ignore[arg-type]
@@ -141,16 +140,12 @@ def test_a_detector_is_loaded_by_its_config(monkeypatch: pytest.MonkeyPatch, cap
 
 
 @needs_gradio
-def test_nothing_is_reported_to_anyone() -> None:
-    gradio()
-    assert os.environ["GRADIO_ANALYTICS_ENABLED"] == "False"
-    analytics = importlib.import_module("gradio.analytics")
-    assert not analytics.analytics_enabled()
-
-
-@needs_gradio
-def test_other_machines_are_warned_of(reader: ClassifierReader, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_page_reports_nothing_to_anyone_and_warns_of_other_machines(
+    reader: ClassifierReader, caplog: pytest.LogCaptureFixture
+) -> None:
     page = build_page(reader)
+    assert os.environ["GRADIO_ANALYTICS_ENABLED"] == "False"
+    assert not importlib.import_module("gradio.analytics").analytics_enabled()
     with caplog.at_level(logging.INFO):
         address = serve(page, "0.0.0.0", 0, 1, block=False)
     page.close(verbose=False)

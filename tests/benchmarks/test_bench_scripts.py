@@ -14,17 +14,13 @@ from tests.benchmarks.conftest import BENCHMARKS
 
 
 @pytest.fixture
-def scenes(script: Callable[[str], ModuleType]) -> ModuleType:
-    return script("digit_scenes")
-
-
-@pytest.fixture
 def choices(script: Callable[[str], ModuleType]) -> ModuleType:
     return script("cpu_choices")
 
 
-def test_a_log_and_its_metrics(scenes: ModuleType, tmp_path: Path) -> None:
+def test_a_log_and_its_metrics(script: Callable[[str], ModuleType], tmp_path: Path) -> None:
     """The minutes of a log may pass midnight; a run that is not there is told with its command."""
+    scenes = script("digit_scenes")
     log = "11/25 23:50:00 - mmengine - INFO - a\nno time\n11/26 00:05:30 - mmengine - INFO - b\n"
     assert scenes.minutes(log) == 15.5
     table = scenes.metrics("segmentation", {"mIoU": 65.881, "mAcc": 80.0, "aAcc": 96.5})

@@ -114,13 +114,13 @@ def test_the_instruction_sets_are_told_with_what_forbids_them(measure, monkeypat
 @pytest.mark.parametrize(
     "name, words",
     [
-        *[("throughput", "--suite"), ("kernels", "--batch 0"), ("against", "--rounds 0"), ("against", "--cases a")],
-        *[("openmmlab_throughput", words) for words in ("--batch 0", "--rounds 0", "--methods yolo", "--device cuda")],
+        *[("throughput", "--rounds 9"), ("kernels", "--batch 0"), ("against", "--rounds 0"), ("against", "--cases a")],
+        *[("openmmlab_throughput", words) for words in ("--batch 0", "--rounds 0", "--device cuda")],
         *[("throughput", "--device cuda --suite all"), ("kernels", "--device cuda")],
     ],
 )
 def test_flags_that_make_no_sense(script, monkeypatch, tmp_path, capsys, name, words):
-    """Nothing is measured where they ask for a GPU that is not there."""
+    """Nothing is measured where they ask for a GPU that is not there, or for no case at all."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     main, words = script(name).main, words.split()
     if name == "kernels" and "cuda" in words:

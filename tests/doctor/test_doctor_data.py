@@ -120,9 +120,6 @@ def test_coco(coco: Path) -> None:
     findings = examine(coco)
     assert faults(findings) == []
     assert [word for word in findings[0].text.split() if word.isdigit()] == ["2", "1", "1"]
-
-
-def test_faults_of_coco(coco: Path) -> None:
     file = coco / "annotations" / "instances_train2017.json"
     contents = json.loads(file.read_text())
     contents["annotations"].append({"image_id": 99, "category_id": 7})

@@ -18,11 +18,6 @@ def levels(findings: Iterable[Finding]) -> list[str]:
     return [finding.level for finding in findings]
 
 
-def test_what_is_wrong_has_a_remedy() -> None:
-    with pytest.raises(AssertionError):
-        Finding("error", "a", "without a remedy")
-
-
 def test_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     findings = {finding.subject: finding for finding in machine.examine_machine(tmp_path / "not" / "yet")}
     assert "error" not in levels(findings.values())
@@ -37,36 +32,24 @@ def test_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert disk.level == "error" and str(tmp_path) in disk.text
 
 
-def test_python() -> None:
+def test_python_and_packages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first installed name of a package counts; a checkout that is not installed needs the usual ones."""
     assert [machine.check_python(version).level for version in ((3, 9), (3, 10), (4, 0))] == ["error", "ok", "ok"]
-
-
-def test_packages() -> None:
-    installed = {"timm": "1.0.31", "torch": "2.12.0.dev1"}.get
+    versions = {"timm": "1.0.31", "torch": "2.12.0.dev1"}
     required = ["timm>=999", "no-such-package", 'x; extra == "y"', "torch>=2.11"]
-    old, missing = machine.check_packages(required, lambda name: installed(name, ""))
+    old, missing = machine.check_packages(required, lambda name: versions.get(name, ""))
     assert old.level == "error" and "timm 1.0.31" in old.text and ">=999" in old.text
     assert missing.level == "error" and "no-such-package" in missing.text
-    assert levels(machine.check_packages(required[3:], lambda name: installed(name, ""))) == ["ok"]
-
-
-def test_where_requirements_and_versions_come_from(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first installed name counts; a checkout that is not installed needs the usual packages."""
-
-    def missing(_: str) -> None:
-        raise importlib.metadata.PackageNotFoundError
-
+    assert levels(machine.check_packages(required[3:], lambda name: versions.get(name, ""))) == ["ok"]
     assert machine.installed_version("no-such-package", "timm", "torch") == importlib.metadata.version("timm")
     assert machine.installed_version("no-such-package") == ""
-    monkeypatch.setattr(importlib.metadata, "requires", missing)
+    monkeypatch.setattr(importlib.metadata, "requires", Mock(side_effect=importlib.metadata.PackageNotFoundError))
     assert machine.required_packages() == machine.PACKAGES
 
 
 def test_a_failure_is_told_by_its_first_line() -> None:
-    def fail() -> None:
-        raise RuntimeError("no kernel image\nand more")
-
-    assert machine.failure_of(fail) == "no kernel image" and machine.failure_of(list) == ""
+    assert machine.failure_of(Mock(side_effect=RuntimeError("no kernel image\nand more"))) == "no kernel image"
+    assert machine.failure_of(list) == ""
     finding = machine.check_run("torchvision", "runs", "no kernel image", "install it")
     assert (finding.level, finding.remedy) == ("error", "install it") and "no kernel image" in finding.text
 
@@ -145,11 +128,8 @@ def test_the_driver_is_asked(
 
 
 def test_process_groups(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: object, **__: object) -> None:
-        raise RuntimeError("no interface")
-
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(torch.distributed, "init_process_group", fail)
+    monkeypatch.setattr(torch.distributed, "init_process_group", Mock(side_effect=RuntimeError("no interface")))
     (finding,) = machine.check_process_groups()
     assert finding.level == "error" and "no interface" in finding.text and "GLOO_SOCKET_IFNAME" in finding.remedy
     monkeypatch.setattr(torch.distributed, "is_gloo_available", lambda: False)
