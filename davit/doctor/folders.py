@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from ..data import BadImageError, DataError, PictureDataset, check_classes, load_rgb, open_dataset
-from ..data.folder import FolderSource
 from ..text import some
 from .findings import Finding, error, ok, warning
 
