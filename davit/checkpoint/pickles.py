@@ -7,13 +7,17 @@ anything else is refused by name.
 
 import argparse
 import collections
+import contextlib
+import io
 import pickle
+import pickletools
 import re
 import types
 import warnings
-from collections.abc import Callable, Mapping
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -43,19 +47,20 @@ def read_pickle(path: Path, foreign: bool = True) -> object:
             return torch.load(stream, map_location="cpu", weights_only=True)
     except Exception as error:
         # a file that is damaged or crafted can make the reader fail in any way at all
-        raise CheckpointError(f"{path} {_why_unreadable(error)}") from error
+        raise CheckpointError(f"{path} {_why_unreadable(path, error)}") from error
 
 
-def _why_unreadable(error: Exception) -> str:
+def _why_unreadable(path: Path, error: Exception) -> str:
     # the reader's own words, without torch's advice to switch the protection off
     text = str(error).split("WeightsUnpickler error:")[-1].strip()
     sentence = text.split("\n")[0][:160] or "no details"
     if isinstance(error, pickle.UnpicklingError):
-        if named := re.search(r"GLOBAL (\S+)", text):
+        named = re.search(r"GLOBAL (\S+)", text)
+        if wanted := [named[1].rstrip(".")] if named else _foreign_names(path):
             return (
-                f"asks to run or build {named[1].rstrip('.')!r} when it is opened, which a checkpoint has no need to; "
-                "nothing of it was run. Do not use the file if you do not know who made it; if you do, have its maker "
-                "save only the weights: torch.save(model.state_dict(), path)."
+                f"asks to run or build {', '.join(map(repr, wanted[:3]))} when it is opened, which a checkpoint has "
+                "no need to; nothing of it was run. Do not use the file if you do not know who made it; if you do, "
+                "have its maker save only the weights: torch.save(model.state_dict(), path)."
             )
         if "operand" in text or "reduce" in text or "Can only" in text:
             return (
@@ -67,6 +72,40 @@ def _why_unreadable(error: Exception) -> str:
         f"is cut short, damaged or not a checkpoint of PyTorch ({type(error).__name__}: {sentence}); fetch or save it "
         "again."
     )
+
+
+# what the pickle of a state dict names
+_WEIGHTS_NAMES = re.compile(
+    r"collections\.OrderedDict|_codecs\.encode|torch\._utils\._rebuild_\w+|torch\.nn\.parameter\.Parameter"
+    r"|torch\.(Size|device|\w*Storage|\w*Tensor|bool|bfloat16|u?int\d+|(float|complex)\d+\w*)"
+)
+
+
+def _foreign_names(path: Path) -> list[str]:
+    """List what a pickle of any protocol names beside weights, read from its opcodes without running them."""
+    found: dict[str, None] = {}
+    strings: list[str] = ["", ""]
+    memo: dict[object, str] = {}
+    # damage ends the reading with any error; what was found till then counts
+    with path.open("rb") as file, contextlib.suppress(Exception):
+        stream: IO[bytes] = file
+        if zipfile.is_zipfile(path):
+            archive = zipfile.ZipFile(file)
+            stream = io.BytesIO(archive.read(next(name for name in archive.namelist() if name.endswith("data.pkl"))))
+        for _ in range(5):  # the pickles of a file of PyTorch < 1.6
+            for opcode, argument, _ in pickletools.genops(stream):
+                if opcode.name in ("GLOBAL", "INST"):
+                    found[str(argument).replace(" ", ".")] = None
+                elif opcode.name == "STACK_GLOBAL":
+                    found[".".join(strings[-2:])] = None
+                elif opcode.name.endswith(("PUT", "MEMOIZE")):
+                    memo[len(memo) if argument is None else argument] = strings[-1]
+                elif opcode.name.endswith("GET"):
+                    strings.append(memo[argument])
+                elif isinstance(argument, str):
+                    strings.append(argument)
+    known = {entry[1] if isinstance(entry, tuple) else f"{entry.__module__}.{entry.__name__}" for entry in _STAND_INS}
+    return [name for name in found if name not in known and not _WEIGHTS_NAMES.fullmatch(name)]
 
 
 # ---- stand-ins for the classes that real checkpoints hold ----
@@ -168,8 +207,12 @@ _STAND_INS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
 NOT_PLAIN = object()
 
 
-def plain_value(value: object, depth: int = 0) -> Any:
+def plain_value(value: object, depth: int = 0, budget: Iterator[int] | None = None) -> Any:
     """Return the value without stand-ins and foreign classes, or `NOT_PLAIN` if it holds tensors or objects."""
+    # a dict may hold itself, or a few lists hold one another so often that they are billions of values
+    budget = budget or iter(range(100_000))
+    if next(budget, None) is None or depth > 20:
+        return NOT_PLAIN
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, _NumpyArray):
@@ -178,13 +221,11 @@ def plain_value(value: object, depth: int = 0) -> Any:
         return str(value)
     if isinstance(value, argparse.Namespace | types.SimpleNamespace):
         value = vars(value)
-    if depth > 20:  # a dict that holds itself
-        return NOT_PLAIN
     if isinstance(value, Mapping):
-        items = {key: plain_value(inner, depth + 1) for key, inner in value.items()}
+        items = {key: plain_value(inner, depth + 1, budget) for key, inner in value.items()}
         return NOT_PLAIN if any(inner is NOT_PLAIN for inner in items.values()) else items
     if isinstance(value, list | tuple | set):
-        inners = [plain_value(inner, depth + 1) for inner in value]
+        inners = [plain_value(inner, depth + 1, budget) for inner in value]
         kind = next(kind for kind in (list, tuple, set) if isinstance(value, kind))
         return NOT_PLAIN if any(inner is NOT_PLAIN for inner in inners) else kind(inners)
     return NOT_PLAIN

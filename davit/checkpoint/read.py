@@ -163,14 +163,14 @@ def _wrapper_in(level: Mapping[Any, Any], ema: str) -> str | None:
     return next((name for name in order if _leads_to_weights(level.get(name))), None)
 
 
-def _leads_to_weights(value: object, depth: int = 0) -> bool:
-    if isinstance(value, torch.nn.Module):
-        return True
-    return (
-        isinstance(value, Mapping)
-        and depth < _DEEPEST_WRAPPER
-        and any(isinstance(inner, Tensor) or _leads_to_weights(inner, depth + 1) for inner in value.values())
-    )
+def _leads_to_weights(value: object) -> bool:
+    level = {id(value): value} if isinstance(value, torch.nn.Module | Mapping) else {}
+    for _ in range(_DEEPEST_WRAPPER + 1):
+        if any(isinstance(one, torch.nn.Module | Tensor) for one in level.values()):
+            return True
+        # each once, as a crafted dict may hold one a thousand times
+        level = {id(inner): inner for one in level.values() if isinstance(one, Mapping) for inner in one.values()}
+    return False
 
 
 def sha256_of(path: Path) -> str:
