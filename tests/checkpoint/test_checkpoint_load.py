@@ -62,14 +62,6 @@ def test_other_models_are_targets_too(build, source, target):
     assert report.complete and report.target_layout == target
 
 
-@pytest.mark.parametrize("source, target", [("davit", "timm"), ("timm", "davit")])
-def test_logits_equal_timms_whichever_way_the_weights_go(build, source, target):
-    one, other = build(source, seed=1), build(target, seed=2)
-    load_checkpoint(other, one.state_dict())
-    with torch.no_grad():
-        assert (one(picture(2, 3, 61, 45)) - other(picture(2, 3, 61, 45))).abs().max() < 1e-5
-
-
 def test_the_pyramid_of_a_classifiers_weights_has_its_features(build):
     classifier, pyramid = build(seed=1), build("pyramid", seed=2)
     own_norms = {name: t.clone() for name, t in pyramid.state_dict().items() if name.startswith("norm")}
@@ -91,24 +83,6 @@ def test_wrapped_models_are_targets(build, wrap):
     assert is_loaded(getattr(wrapped, "_orig_mod", None) or wrapped.module, weights_of(seed=2))
     other_head = {**inner.state_dict(), "head.fc.weight": torch.ones(3, 320), "head.fc.bias": torch.ones(3)}
     assert len(load_checkpoint(wrap(inner), other_head).dropped) == 2  # what is the head, the inner model says
-
-
-def test_a_model_in_distributed_data_parallel_is_a_target(build, tmp_path):
-    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
-    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
-    try:
-        model = build(seed=1)
-        load_checkpoint(nn.parallel.DistributedDataParallel(model), weights_of("timm", 2))
-        assert is_loaded(model, convert_state_dict(weights_of("timm", 2), "davit"))
-    finally:
-        torch.distributed.destroy_process_group()
-
-
-def test_weight_averaging_counters_are_no_obstacle(build):
-    model = build(seed=1)
-    averaged = torch.optim.swa_utils.AveragedModel(build(seed=2))
-    report = load_checkpoint(model, averaged.state_dict())
-    assert is_loaded(model, weights_of(seed=2)) and set(report.dropped) == {"n_averaged"}
 
 
 def test_a_model_on_the_meta_device_gets_its_weights(build):
@@ -185,14 +159,6 @@ def test_models_and_checkpoints_without_a_head(build):
     assert set(report.missing) == HEAD and not report.dropped
 
 
-def test_a_backbones_weights_load_into_a_classifier_but_for_the_head(build):
-    model, other = build(seed=1), weights_of("pyramid", 2)
-    report = load_checkpoint(model, other)
-    assert set(report.missing) == NORM | HEAD and set(report.dropped) == level(0, 1, 2, 3)
-    name = "main_blocks.2.1.1.mlp.fc2.weight"
-    assert torch.equal(model.state_dict()[name], other[name])
-
-
 def test_pyramids_of_other_levels(build):
     model, other = build("pyramid", seed=1, out_indices=(0, 2)), build("pyramid", seed=2, out_indices=(1, 2, 3))
     report = load_checkpoint(model, other.state_dict())
@@ -202,17 +168,7 @@ def test_pyramids_of_other_levels(build):
     assert torch.equal(model.norm2.weight, other.norm2.weight)
 
 
-def test_the_backbone_is_taken_out_of_a_detector(build, saved):
-    model, other = build("pyramid", seed=1), weights_of("pyramid", 2)
-    rest = {f"module.{name}": torch.ones(2) for name in ("neck.weight", "rpn_head.cls.bias", "bbox_head.fc.bias")}
-    detector = {**under("module.backbone.", other), **rest}
-    report = load_checkpoint(model, saved({"state_dict": detector, "meta": {"epoch": 1}}))
-    assert is_loaded(model, other)
-    assert report.dropped.keys() == rest.keys() and "rpn_head" in str(report)
-
-
-@pytest.mark.parametrize("in_chans", [1, 4, 6])
-@pytest.mark.parametrize("kind", ["davit", "timm", "pyramid"])
+@pytest.mark.parametrize("in_chans, kind", [(1, "davit"), (4, "timm"), (6, "pyramid"), (1, "timm")])
 def test_the_stem_is_adapted_to_other_channels(build, in_chans, kind):
     model = build(kind, seed=1, in_chans=in_chans)
     theirs = weights_of(seed=2)["patch_embeds.0.proj.weight"]
@@ -249,28 +205,13 @@ def test_anything_unexplained_stops_the_load(build, snapshot, kind):
     assert "qkv.bias" in refusal(model, without(weights, block.replace("weight", "bias")), unchanged)
     assert "patch_embeds.0.proj.weight" in refusal(model, without(weights, stem), unchanged)
     assert extra in refusal(model, {**weights, extra: torch.ones(3)}, unchanged)
-    assert "(5, 5)" in refusal(model, {**weights, block: torch.ones(5, 5)}, unchanged)
+    for shape in ((), (0,), (5, 5), (48, 16, 1)):
+        assert str(shape) in refusal(model, {**weights, block: torch.ones(shape)}, unchanged)
     assert "int8" in refusal(model, {**weights, block: weights[block].to(torch.int8)}, unchanged)
     critic = {**under("module.", weights), "critic.weight": torch.ones(3)}
     assert "critic.weight" in refusal(model, critic, unchanged)
-
-
-@settings(
-    deadline=None, max_examples=15, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
-@given(
-    name=st.sampled_from(["patch_embeds.0.proj.weight", "patch_embeds.1.proj.weight", "main_blocks.0.0.0.norm1.bias"]),
-    shape=st.lists(st.integers(0, 9), max_size=4).filter(lambda shape: shape != [16]),
-)
-def test_a_tensor_of_any_other_shape_stops_the_load(snapshot, name, shape):
-    model = built(seed=1)
-    assert str(tuple(shape)) in refusal(model, {**weights_of(), name: torch.ones(shape)}, snapshot(model))
-
-
-@pytest.mark.parametrize("name", ["head.bias", "norms.weight"])
-def test_an_incomplete_head_stops_the_load(build, snapshot, name):
-    model = build(seed=1)
-    assert name in refusal(model, without(weights_of(seed=2), name), snapshot(model))
+    for name in ("head.bias", "norms.weight"):
+        assert name in refusal(model, without(weights_of(seed=2), name), unchanged)
 
 
 @pytest.mark.parametrize(
@@ -340,12 +281,15 @@ def test_a_tensor_without_plain_values_stops_the_load_before_anything_is_copied(
 # ---- other architectures ----
 
 
-@pytest.mark.parametrize("name", ["resnet18", "convnext_atto"])
-def test_a_davit_and_another_architecture_do_not_load_into_each_other(build, snapshot, saved, name):
-    model, other = build(seed=1), timm.create_model(name, num_classes=7)
-    path = saved({"state_dict": other.state_dict(), "arch": name})
+def test_a_davit_and_another_architecture_do_not_load_into_each_other(build, snapshot, saved):
+    model, other = build(seed=1), timm.create_model("resnet18", num_classes=2)
+    path = saved({"state_dict": other.state_dict(), "arch": "resnet18"})
     assert str(path) in refusal(model, path, snapshot(model))
     assert "DaViT" in refusal(other, weights_of(), snapshot(other))
+    restored = timm.create_model("resnet18", num_classes=2)
+    other.bn1.num_batches_tracked.fill_(17)
+    load_checkpoint(restored, other.state_dict())
+    assert restored.bn1.num_batches_tracked == 17
 
 
 def test_other_timm_models_load_under_their_own_names(saved, snapshot):
@@ -362,13 +306,6 @@ def test_other_timm_models_load_under_their_own_names(saved, snapshot):
     refusal(model, without(weights, "stem.0.bias"), unchanged)
     refusal(model, {**weights, "stem.9.bias": torch.ones(1)}, unchanged)
     refusal(model, timm.create_model("resnet18").state_dict(), unchanged)
-
-
-def test_batch_norm_counters_are_loaded():
-    model, other = timm.create_model("resnet18", num_classes=2), timm.create_model("resnet18", num_classes=2)
-    other.bn1.num_batches_tracked.fill_(17)
-    load_checkpoint(model, other.state_dict())
-    assert model.bn1.num_batches_tracked == 17
 
 
 # ---- whole detectors and segmentors ----
@@ -396,12 +333,9 @@ def test_a_whole_detector_loads_with_the_norms_of_unread_levels_dropped(head):
 
 def test_a_detector_of_other_classes_keeps_its_own_classifiers_in_training_only(snapshot):
     model, other = detector(1, classes=5), detector(2)
-    own = {
-        f"{layer}.{param}"
-        for layer in ("bbox_head.retina_cls", "decode_head.conv_seg")
-        for param in ("weight", "bias")
-    }
-    assert own.pop() in refusal(model, other.state_dict(), snapshot(model), head="require")
+    own = {f"{layer}.weight" for layer in ("bbox_head.retina_cls", "decode_head.conv_seg")}
+    assert min(own) in refusal(model, other.state_dict(), snapshot(model), head="require")
+    refusal(model, weights_of(), snapshot(model))  # a classifier's
     report = load_checkpoint(model, other.state_dict())
     assert set(report.missing) == set(report.dropped) > own and len(report.missing) == 4
     assert torch.equal(model.bbox_head["retina_reg"].weight, other.bbox_head["retina_reg"].weight)
@@ -433,31 +367,15 @@ def test_what_was_added_to_a_backbone_may_be_new_in_training_only(snapshot, capl
     assert is_loaded(model, {**weights, added: torch.zeros(4)})
 
 
-def test_a_classifier_is_no_detector(snapshot):
-    model = detector(1)
-    refusal(model, weights_of(), snapshot(model))
-
-
 # ---- sources ----
 
 
-def test_an_opened_checkpoint_is_a_source(build, saved):
-    model, path = build(seed=1), saved({"model": weights_of(seed=2)})
-    report = load_checkpoint(model, read_checkpoint(path))
-    assert is_loaded(model, weights_of(seed=2)) and report.origin == str(path) and report.wrapper == ("model",)
-
-
-def test_the_ema_choice_reaches_the_file(build, saved):
+def test_an_opened_checkpoint_is_a_source_and_the_ema_choice_reaches_a_file(build, saved):
     path, model = saved({"state_dict": weights_of(seed=2), "state_dict_ema": weights_of(seed=3)}), build(seed=1)
     assert load_checkpoint(model, path).ema and is_loaded(model, weights_of(seed=3))
-    assert not load_checkpoint(model, path, ema="never").ema and is_loaded(model, weights_of(seed=2))
-
-
-def test_an_unreadable_file_leaves_the_model_alone(build, snapshot, tmp_path):
-    model = build(seed=1)
-    (tmp_path / "page.pth").write_text("<html></html>")
-    refusal(model, tmp_path / "page.pth", snapshot(model))
-    refusal(model, tmp_path / "nothing.pth", snapshot(model))
+    for report in (load_checkpoint(model, path, ema="never"), load_checkpoint(model, read_checkpoint(path, "never"))):
+        assert (report.origin, report.wrapper, report.ema) == (str(path), ("state_dict",), False)
+        assert is_loaded(model, weights_of(seed=2))
 
 
 def test_timm_features_models_take_weights(build):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from davit import VARIANTS, DaViT, create_model
 from davit.checkpoint import LAYOUTS, CheckpointError, convert_state_dict, convert_with_report, detect_layout
 from davit.checkpoint.names import SPELLINGS, find, recognise, structure_of
-from tests.checkpoint.conftest import SMALL, built, same, under, weights_of
+from tests.checkpoint.conftest import built, same, under, weights_of
 
 
 @st.composite
@@ -55,24 +55,6 @@ def test_any_davit_goes_to_any_layout_and_back(weights, parts, there):
     assert structure.num_classes == (len(weights["head.weight"]) if "head.weight" in weights else None)
 
 
-@pytest.mark.parametrize("kind", ["davit", "pyramid", "timm"])
-def test_the_layout_is_found_and_its_prefix_taken_off(kind):
-    weights = under("module._orig_mod.backbone.", weights_of(kind))
-    assert detect_layout(weights) == kind
-    assert same(convert_state_dict(weights, kind), weights_of(kind))
-
-
-def test_timms_florence2_models_are_timms_layout_and_another_function():
-    found = recognise(weights_of("florence2"))
-    assert (found.layout, found.function) == ("timm", "florence2")
-    assert recognise(weights_of("timm")).function == "davit"
-
-
-@pytest.mark.parametrize("kind, other", [("davit", "timm"), ("timm", "davit")])
-def test_converted_names_and_order_are_those_of_the_real_model(kind, other):
-    assert list(convert_state_dict(weights_of(other), kind)) == list(weights_of(kind))
-
-
 def test_a_classifier_loses_its_head_as_a_pyramid_and_says_so(caplog):
     weights = weights_of("timm")
     with caplog.at_level(logging.WARNING):
@@ -87,16 +69,13 @@ def test_a_classifier_loses_its_head_as_a_pyramid_and_says_so(caplog):
 
 @pytest.mark.parametrize("to", ["davit", "timm", "florence2"])
 def test_a_pyramid_loses_its_norms_and_lacks_a_head(to):
-    converted, report = convert_with_report(weights_of("pyramid"), to)
-    assert set(report.dropped) == {f"norm{i}.{p}" for i in range(4) for p in ("weight", "bias")} and report.notes
+    converted, report = convert_with_report(under("backbone.", weights_of("pyramid")), to)
+    norms = {f"backbone.norm{i}.{param}" for i in range(4) for param in ("weight", "bias")}
+    assert set(report.dropped) == norms and report.notes
     assert len(converted) == len(weights_of("pyramid")) - 8
-
-
-def test_the_rest_of_a_detector_is_left_out_and_named():
     rest = {"neck.lateral.weight": torch.ones(2), "roi_head.fc.bias": torch.ones(2)}
     converted, report = convert_with_report({**under("backbone.", weights_of("pyramid")), **rest}, "pyramid")
-    assert list(converted) == list(weights_of("pyramid"))
-    assert set(report.dropped) == set(rest)
+    assert list(converted) == list(weights_of("pyramid")) and set(report.dropped) == set(rest)
 
 
 def test_florence2_names_agree_with_timms_own_conversion():
@@ -129,6 +108,7 @@ def test_the_released_florence2_checkpoint_is_recognised():
         "vision_tower.blocks.3.0.channel_block.ffn.fn.net.fc2.weight",
     ):
         assert name in tower, name
+    assert (found := recognise(weights_of("florence2"))).layout == "timm" and found.function == "florence2"
     found = recognise([*tower, "language_model.model.shared.weight", "image_projection"])
     assert (found.layout, found.function, found.prefix) == ("florence2", "florence2", "vision_tower.")
     assert found.outside == ("language_model.model.shared.weight", "image_projection")
@@ -140,12 +120,6 @@ def test_the_transformers_library_names_florence2_differently():
     assert "model.vision_tower.blocks.0.0.spatial_block.window_attn.qkv.weight" in names
     found = recognise(names)
     assert found.layout == "florence2" and found.names.keys() == keys.keys()
-
-
-def test_timms_features_only_names_are_read():
-    model = timm.create_model("davit_tiny", features_only=True, **SMALL)
-    assert any(name.startswith("stages_0.") for name in model.state_dict())
-    assert "main_blocks.0.0.0.attn.qkv.weight" in convert_state_dict(model.state_dict(), "pyramid")
 
 
 @pytest.mark.parametrize("name", [name for name in VARIANTS if name not in ("DaViT_huge", "DaViT_giant")])
