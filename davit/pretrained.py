@@ -130,8 +130,9 @@ def _download(published: Published, variant: str) -> Path:
             break
         else:
             return _verified(path, file, variant)
+    text = f"{type(reason).__name__}: {' '.join(str(reason).split())[:200]}"
     raise PretrainedError(
-        f"the pretrained weights of {variant} could not be downloaded ({_in_one_line(reason)}). {_by_hand(published)}"
+        f"the pretrained weights of {variant} could not be downloaded ({text}). {_by_hand(published)}"
     ) from reason
 
 
@@ -156,8 +157,3 @@ def _by_hand(published: Published) -> str:
         f"{weights_folder() / published.local_name(file)} (or {others}; set {FOLDER_VARIABLE} for another "
         "folder)."
     )
-
-
-def _in_one_line(reason: Exception | None) -> str:
-    text = " ".join(str(reason).split())
-    return f"{type(reason).__name__}: {text[:200]}"

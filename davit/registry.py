@@ -103,12 +103,9 @@ def create_model(name: str, **kwargs: Any) -> nn.Module:
         ValueError: the name is unknown; the nearest ones are offered.
     """
     if not timm.is_model(name.split(".")[0]) and ":" not in name:
+        offered = " or ".join(sorted(nearest(name, timm.list_models(), 3, cutoff=0.5))) or "DaViT_tiny"
         raise ValueError(
-            f"unknown model {name!r}; did you mean {_nearest(name)}? DaViT's variants are {', '.join(VARIANTS)}; "
+            f"unknown model {name!r}; did you mean {offered}? DaViT's variants are {', '.join(VARIANTS)}; "
             "timm.list_models() lists all others."
         )
     return timm.create_model(name, **kwargs)
-
-
-def _nearest(name: str) -> str:
-    return " or ".join(sorted(nearest(name, timm.list_models(), 3, cutoff=0.5))) or "DaViT_tiny"

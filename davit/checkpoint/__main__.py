@@ -3,8 +3,8 @@
 import argparse
 import logging
 import sys
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -15,13 +15,12 @@ from .names import (
     LAYOUTS,
     TAIL_SLOTS,
     CheckpointError,
-    Key,
     Recognised,
     Structure,
     recognise,
     structure_of,
 )
-from .read import EMA_CHOICES, FUNCTION_ENTRY, Checkpoint, read_checkpoint, sha256_of, write_checkpoint
+from .read import EMA_CHOICES, FUNCTION_ENTRY, read_checkpoint, sha256_of, write_checkpoint
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -83,14 +82,15 @@ def _inspect(options: argparse.Namespace) -> None:
     tensors = checkpoint.state_dict
     structure = structure_of(found, tensors)
     dtypes = Counter(str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values())
+    count = sum(tensor.numel() for tensor in tensors.values())
     lines = [
         f"file        {options.file} ({options.file.stat().st_size / 1e6:.1f} MB)",
         f"sha256      {sha256_of(options.file)}",
-        f"weights     {_where(checkpoint)}",
+        f"weights     {'/'.join(checkpoint.wrapper) or 'the whole file'}" + checkpoint.ema * " (the EMA weights)",
         f"layout      {found.layout}" + (f", under {found.prefix!r}" if found.prefix else ""),
         f"function    {checkpoint.function}'s channel attention",
         f"model       {structure}",
-        f"parameters  {_count(tensors.values()):,} in {len(tensors)} tensors of {', '.join(dtypes)}",
+        f"parameters  {count:,} in {len(tensors)} tensors of {', '.join(dtypes)}",
         "",
         *_table(tensors, found, structure),
     ]
@@ -106,32 +106,17 @@ def _inspect(options: argparse.Namespace) -> None:
     sys.stdout.write("\n".join(lines) + "\n")
 
 
-def _where(checkpoint: Checkpoint) -> str:
-    where = "/".join(checkpoint.wrapper) if checkpoint.wrapper else "the whole file"
-    return where + (" (the EMA weights)" if checkpoint.ema else "")
-
-
 def _table(tensors: dict[str, Tensor], found: Recognised, structure: Structure) -> list[str]:
     """Count tensors and parameters of each stage, and of what follows the last one."""
+    parts: dict[int | None, list[Tensor]] = defaultdict(list)
+    for key, name in found.names.items():
+        parts[None if key.slot in TAIL_SLOTS else key.stage].append(tensors[name])
     rows = [("part", "width", "pairs", "tensors", "parameters")]
-    for stage, (width, depth) in enumerate(zip(structure.embed_dims, structure.depths, strict=True)):
-        part = [name for key, name in found.names.items() if not _is_tail(key) and key.stage == stage]
-        rows.append((f"stage {stage}", str(width), str(depth), *_tally(tensors, part)))
-    tail = [name for key, name in found.names.items() if _is_tail(key)]
-    rows.append(("norms, head", "", "", *_tally(tensors, tail)))
+    stages = [(f"stage {i}", str(width), str(structure.depths[i]), i) for i, width in enumerate(structure.embed_dims)]
+    for title, width, depth, part in [*stages, ("norms, head", "", "", None)]:
+        count = sum(tensor.numel() for tensor in parts[part])
+        rows.append((title, width, depth, str(len(parts[part])), f"{count:,}"))
     return ["  ".join(cell.rjust(11) if i else cell.ljust(11) for i, cell in enumerate(row)) for row in rows]
-
-
-def _is_tail(key: Key) -> bool:
-    return key.slot in TAIL_SLOTS
-
-
-def _tally(tensors: dict[str, Tensor], names: list[str]) -> tuple[str, str]:
-    return str(len(names)), f"{_count([tensors[name] for name in names]):,}"
-
-
-def _count(tensors: Iterable[Tensor]) -> int:
-    return sum(tensor.numel() for tensor in tensors)
 
 
 def _shortened(value: object) -> str:

@@ -11,8 +11,6 @@ from .names import (
     LAYOUTS,
     SPELLINGS,
     CheckpointError,
-    Recognised,
-    Spelling,
     recognise,
     structure_of,
     summarise,
@@ -76,7 +74,14 @@ def convert_with_report(
             f"{origin} has {len(added)} keys that no other DaViT has ({', '.join(added[:3])}), and "
             "nothing is left out silently; remove them first if they are not needed."
         )
-    spelling = _target_spelling(found, state_dict, to)
+    is_fl = found.function == FLORENCE2_FUNCTION and structure_of(found, state_dict).overlapped_patch
+    spelling = SPELLINGS["davit" if to == "pyramid" else "timm_fl" if to == "timm" and is_fl else to]
+    blocks = {key.block for key in found.names if key.slot == "qkv"}
+    if spelling.names_blocks and blocks != {0, 1}:
+        raise CheckpointError(
+            f"the layout {to!r} calls the two blocks of a pair spatial and channel, but here a pair has "
+            f"{len(blocks)} block(s): attention_types other than ('spatial', 'channel') have no name in it."
+        )
     report = ConversionReport(found.layout, to)
     report.dropped = dict.fromkeys(found.outside, f"not under {found.prefix!r}, so not the DaViT's")
     unwanted = ("head.norm", "head.fc") if to == "pyramid" else ("level",)
@@ -105,15 +110,3 @@ def convert_state_dict(state_dict: Mapping[str, Tensor], to: str) -> dict[str, T
     converted, report = convert_with_report(state_dict, to)
     _logger.log(logging.WARNING if report.dropped or report.notes else logging.INFO, "%s", report)
     return converted
-
-
-def _target_spelling(found: Recognised, tensors: Mapping[str, Tensor], to: str) -> Spelling:
-    florence2 = found.function == FLORENCE2_FUNCTION and structure_of(found, tensors).overlapped_patch
-    spelling = SPELLINGS["davit" if to == "pyramid" else "timm_fl" if to == "timm" and florence2 else to]
-    blocks = {key.block for key in found.names if key.slot == "qkv"}
-    if spelling.names_blocks and blocks != {0, 1}:
-        raise CheckpointError(
-            f"the layout {to!r} calls the two blocks of a pair spatial and channel, but here a pair has "
-            f"{len(blocks)} block(s): attention_types other than ('spatial', 'channel') have no name in it."
-        )
-    return spelling

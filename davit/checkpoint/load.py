@@ -143,7 +143,12 @@ def load_checkpoint(
     if len(davits) == 1 and not set(davits[0].outside) - set(_AVERAGING_COUNTERS) and checkpoint.davits:
         theirs = checkpoint.davit or recognise(checkpoint.state_dict, checkpoint.origin)  # says that there are two
         if checkpoint.function != davits[0].function and not allow_different_function:
-            raise CheckpointError(_why_another_function(checkpoint, davits[0].function))
+            raise CheckpointError(
+                f"{checkpoint.origin} holds weights for {_FUNCTIONS[checkpoint.function]}, but the model computes "
+                f"{_FUNCTIONS[davits[0].function]}: the weights would load and the output would be wrong. Use the "
+                "model the weights are of (timm's davit_base_fl or davit_huge_fl for Florence-2), or, to start a "
+                "training from them all the same, allow_different_function=True. Nothing was loaded."
+            )
         pairing = _DavitPairing(theirs, davits[0])
     else:
         pairing = _PlainPairing(checkpoint, target, davits, getattr(unwrap_model(model), "pretrained_cfg", None) or {})
@@ -187,10 +192,9 @@ class _DavitPairing:
         self._their_slots = {one.slot for one in self.theirs if isinstance(one, Key)}
         self._our_slots = {one.slot for one in self.ours if isinstance(one, Key)}
         self._last_stage = max(key.stage for key in ours.names)
-        if theirs.prefix.rstrip(".").split(".")[-1] not in _TRANSPARENT:
-            self._why_outside: str | None = f"not under {theirs.prefix!r}, so not the DaViT's"
-        else:
-            self._why_outside = None  # all that a wrapper holds is the model
+        # all that a wrapper holds is the model
+        is_wrapped = theirs.prefix.rstrip(".").split(".")[-1] in _TRANSPARENT
+        self._why_outside = None if is_wrapped else f"not under {theirs.prefix!r}, so not the DaViT's"
 
     def head_of(self, one: Identity) -> str | None:
         """Return the classifier layer that a tensor is of, None for any other tensor."""
@@ -287,6 +291,11 @@ def _inside(modules: str | Sequence[str] | None) -> tuple[str, ...]:
     return tuple(f"{name}." for name in named)
 
 
+def _bare(names: Iterable[str], prefix: str) -> dict[Identity, str]:
+    """Map bare names to full names."""
+    return {name.removeprefix(prefix): name for name in names}
+
+
 def _shared_prefix(names: Iterable[str], wrappers: tuple[str, ...] = _TRANSPARENT) -> str:
     """Return what wrappers put before every name."""
     bare = [name for name in names if name not in _AVERAGING_COUNTERS]
@@ -298,11 +307,6 @@ def _shared_prefix(names: Iterable[str], wrappers: tuple[str, ...] = _TRANSPAREN
         bare = [name[len(first) + 1 :] for name in bare]
         prefix += first + "."
     return prefix
-
-
-def _bare(names: Iterable[str], prefix: str) -> dict[Identity, str]:
-    """Map bare names to full names."""
-    return {name.removeprefix(prefix): name for name in names}
 
 
 # ---- the plan: nothing below touches the model before `_load` ----
@@ -400,15 +404,6 @@ def _take_states(plan: _Plan, prefixes: tuple[str, str], checkpoint: Checkpoint,
             plan.problems[name] = "unexpected: the model has no module with such a state"
 
 
-def _why_another_function(checkpoint: Checkpoint, function: str) -> str:
-    return (
-        f"{checkpoint.origin} holds weights for {_FUNCTIONS[checkpoint.function]}, but the model computes "
-        f"{_FUNCTIONS[function]}: the weights would load and the output would be wrong. Use the model the weights are "
-        "of (timm's davit_base_fl or davit_huge_fl for Florence-2), or, to start a training from them all the same, "
-        "allow_different_function=True. Nothing was loaded."
-    )
-
-
 def _why_unfit(checkpoint: Checkpoint, plan: _Plan, target: Mapping[str, Tensor], davits: Sequence[Recognised]) -> str:
     """Say why a checkpoint does not fit, and what it would fit."""
     theirs, ours = checkpoint.davit, davits[0] if len(davits) == 1 else None
@@ -435,13 +430,8 @@ def _why_unfit(checkpoint: Checkpoint, plan: _Plan, target: Mapping[str, Tensor]
 
 
 def _load(model: nn.Module, tensors: Mapping[str, Tensor], states: Mapping[str, Any]) -> None:
-    """Load what was found to fit, by the model's own names; parameters on the meta device get memory.
-
-    The modules are handed it, since what a module gives as its state need not be what it computes with.
-
-    Args:
-        states: what modules keep beside tensors (``get_extra_state``).
-    """
+    """Hand the modules what was found to fit, tensors and states; parameters on the meta device get memory."""
+    # through load_state_dict, since what a module gives as its state need not be what it computes with
     wanted = model.state_dict()
     on_meta = any(wanted[name].is_meta for name in tensors)
     state: OrderedDict[str, Any] = OrderedDict({**tensors, **states})

@@ -133,14 +133,13 @@ class _NumpyArray:
 
     value: Any = None
 
+    def __init__(self, *_: object):
+        pass
+
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         _, shape, dtype, fortran, data = state
         if (numeric := dtype.numeric()) is not None and isinstance(data, bytes):
             self.value = np.frombuffer(data, numeric).reshape(shape, order="F" if fortran else "C")
-
-
-def _numpy_array(*_: object) -> _NumpyArray:
-    return _NumpyArray()
 
 
 def _numpy_scalar(dtype: _NumpyDtype, data: bytes = b"") -> object:
@@ -191,8 +190,8 @@ _STAND_INS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
     (_NumpyArray, "numpy.ndarray"),
     (_numpy_scalar, "numpy.core.multiarray.scalar"),
     (_numpy_scalar, "numpy._core.multiarray.scalar"),
-    (_numpy_array, "numpy.core.multiarray._reconstruct"),
-    (_numpy_array, "numpy._core.multiarray._reconstruct"),
+    (_NumpyArray, "numpy.core.multiarray._reconstruct"),
+    (_NumpyArray, "numpy._core.multiarray._reconstruct"),
     # config trees, dicts with attributes: torch's unpickler can fill an OrderedDict and give it attributes
     (collections.OrderedDict, "yacs.config.CfgNode"),
     (collections.OrderedDict, "addict.addict.Dict"),

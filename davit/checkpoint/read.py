@@ -4,6 +4,7 @@ The first bytes of a file decide what it is, never its suffix; pickles.py reads 
 """
 
 import codecs
+import contextlib
 import hashlib
 import logging
 import re
@@ -115,6 +116,7 @@ def unwrap(contents: object, origin: str, ema: str = "auto") -> Checkpoint:
     """Find the weights in the contents of a file (arguments and errors as in `read_checkpoint`)."""
     if ema not in EMA_CHOICES:
         raise ValueError(f"ema={ema!r} is not one of {', '.join(map(repr, EMA_CHOICES))}.")
+    wrappers = PLAIN_WRAPPERS if ema == "never" else EMA_WRAPPERS + PLAIN_WRAPPERS
     wrapper: list[str] = []
     metadata: dict[str, Any] = {}
     skipped: list[str] = []
@@ -126,7 +128,7 @@ def unwrap(contents: object, origin: str, ema: str = "auto") -> Checkpoint:
             raise CheckpointError(
                 f"{origin} holds a {type(level).__name__}, not weights by name; save the model's state_dict() instead."
             )
-        entry = _wrapper_in(level, ema)
+        entry = next((name for name in wrappers if _leads_to_weights(level.get(name))), None)
         tensors = {} if entry else {str(name): value for name, value in level.items() if isinstance(value, Tensor)}
         for name, value in level.items():
             if name != entry and str(name) not in tensors:
@@ -155,12 +157,6 @@ def unwrap(contents: object, origin: str, ema: str = "auto") -> Checkpoint:
         )
     tensors = {name: tensor.detach() for name, tensor in tensors.items()}
     return Checkpoint(origin, tensors, tuple(wrapper), is_ema, metadata, tuple(skipped))
-
-
-def _wrapper_in(level: Mapping[Any, Any], ema: str) -> str | None:
-    """Return the entry of this dict that leads to the weights, None if the dict itself holds them."""
-    order = PLAIN_WRAPPERS if ema == "never" else EMA_WRAPPERS + PLAIN_WRAPPERS
-    return next((name for name in order if _leads_to_weights(level.get(name))), None)
 
 
 def _leads_to_weights(value: object) -> bool:
@@ -244,7 +240,6 @@ def read_contents(path: str | Path, foreign: bool = True) -> tuple[Any, dict[str
     path = Path(path)
     _check_is_file(path)
     kind = _kind_of(path)
-    _logger.debug("%s: %s", path, kind)
     if kind == "safetensors":
         return _read_safetensors(path)
     if kind == "zip":
@@ -254,30 +249,26 @@ def read_contents(path: str | Path, foreign: bool = True) -> tuple[Any, dict[str
 
 def _check_is_file(path: Path) -> None:
     try:
+        if path.is_file() and path.stat().st_size:
+            return
+        folder = path if path.is_dir() else path.parent
+        files = (file.name for file in folder.glob("*") if file.name.endswith(_SUFFIXES) and file.is_file())
+        there = ", ".join(sorted(files)[:5])
         if path.is_file():
-            if path.stat().st_size:
-                return
             problem = (
                 "is empty (0 bytes): the download or the save that made it did not finish; fetch or save it again"
             )
         elif path.is_dir():
-            inside = _checkpoints_in(path)
-            hint = f"give one of its files: {inside}" if inside else "give the file itself"
-            problem = f"is a folder, not a checkpoint; {hint}"
+            problem = (
+                f"is a folder, not a checkpoint; give {f'one of its files: {there}' if there else 'the file itself'}"
+            )
         elif path.exists():
             problem = "is not a regular file; give the path of a checkpoint"
         else:
-            beside = _checkpoints_in(path.parent)
-            hint = f"in that folder there is {beside}" if beside else "check the path"
-            problem = f"does not exist; {hint}"
+            problem = f"does not exist; {f'in that folder there is {there}' if there else 'check the path'}"
     except OSError as error:
         problem = f"cannot be opened: {error.strerror}; check the path and its permissions"
     raise CheckpointError(f"{path} {problem}.")
-
-
-def _checkpoints_in(folder: Path) -> str:
-    files = (file.name for file in folder.glob("*") if file.name.endswith(_SUFFIXES) and file.is_file())
-    return ", ".join(sorted(files)[:5])
 
 
 def _kind_of(path: Path) -> str:
@@ -313,22 +304,15 @@ def _other_kind(start: bytes) -> str:
             "confirmation page (Google Drive does for large files); download it in a browser, or with a "
             "tool that confirms."
         )
-    text = _as_text(start)
-    if text is not None:
-        return f"is a text file that begins with {text[:40]!r}, not a checkpoint; check the path."
+    with contextlib.suppress(UnicodeDecodeError):
+        text = codecs.getincrementaldecoder("utf-8")().decode(start)  # a character may be cut at the end
+        if not re.search(r"[\x00-\x08\x0e-\x1f]", text):
+            return f"is a text file that begins with {text[:40]!r}, not a checkpoint; check the path."
     return (
         "is no checkpoint in a known format (PyTorch or safetensors): if it is an archive (gzip, 7z, tar), unpack it; "
         "if another program's (Keras, numpy), get DaViT's weights as .pth or .safetensors; if it is damaged, fetch or "
         "save it again."
     )
-
-
-def _as_text(start: bytes) -> str | None:
-    try:
-        text = codecs.getincrementaldecoder("utf-8")().decode(start)  # a character may be cut at the end
-    except UnicodeDecodeError:
-        return None
-    return None if re.search(r"[\x00-\x08\x0e-\x1f]", text) else text
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -359,16 +343,15 @@ def _check_zip(path: Path) -> None:
             f"{path} is damaged: the checksum of {damaged!r} in it is wrong; fetch or save it again."
         )
     members = {name.split("/", 1)[-1] for name in names}
-    if "constants.pkl" in members or any(member.startswith("code/") for member in members):
-        raise CheckpointError(
-            f"{path} is a TorchScript archive, a program and not only weights, so it is not opened here; if "
-            "you trust it, save its weights: torch.save(torch.jit.load(path).state_dict(), 'weights.pth')."
-        )
-    if "archive_format" in members:
-        raise CheckpointError(
-            f"{path} is a program saved by torch.export, not only weights, so it is not opened here; if you "
-            "trust it, save its weights: torch.save(torch.export.load(path).state_dict, 'weights.pth')."
-        )
+    for member, kind, weights in (
+        ("constants.pkl", "TorchScript", "torch.jit.load(path).state_dict()"),
+        ("archive_format", "torch.export", "torch.export.load(path).state_dict"),
+    ):
+        if member in members:
+            raise CheckpointError(
+                f"{path} is a program saved by {kind}, not only weights, so it is not opened here; if you trust it, "
+                f"save its weights: torch.save({weights}, 'weights.pth')."
+            )
     if "data.pkl" not in members:
         raise CheckpointError(
             f"{path} is a zip archive, but not one of PyTorch's (it holds {', '.join(sorted(members)[:3])}); "
