@@ -1,7 +1,5 @@
 """The table of variants: sizes as published, registered with timm, and mistakes in names."""
 
-from functools import cache
-
 import pytest
 import timm
 import torch
@@ -23,26 +21,6 @@ PARAMETERS = {
 }
 
 
-@cache
-def empty(name):
-    with torch.device("meta"):
-        return create_model(name)
-
-
-@pytest.mark.parametrize("name", VARIANTS)
-def test_the_table_becomes_the_model(name):
-    variant, model = VARIANTS[name], empty(name)
-    assert type(model) is DaViT
-    assert sum(p.numel() for p in model.parameters()) == PARAMETERS[name]
-    assert model.embed_dims == variant.embed_dims
-    assert tuple(len(blocks) for blocks in model.main_blocks) == variant.depths
-    attentions = [blocks[0][0].attn for blocks in model.main_blocks]
-    assert tuple(attention.num_heads for attention in attentions) == variant.num_heads
-    assert {attention.window_size for attention in attentions} == {variant.window_size}
-    assert model.patch_embeds[1].proj.kernel_size == ((3, 3) if variant.overlapped_patch else (2, 2))
-    assert all(dim // heads == 32 for dim, heads in zip(variant.embed_dims, variant.num_heads, strict=True))
-
-
 def test_registered_with_timm_beside_its_own_port():
     assert set(timm.list_models("DaViT_*")) >= set(VARIANTS)
     assert "davit_tiny" in timm.list_models("davit*")
@@ -52,17 +30,25 @@ def test_registered_with_timm_beside_its_own_port():
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_pretrained_cfg_names_true_modules(name):
-    model, cfg = empty(name), get_pretrained_cfg(name)
-    for key in ("first_conv", "classifier"):
-        assert model.pretrained_cfg[key] == getattr(cfg, key)
+def test_the_table_becomes_the_model_and_its_cfg_names_true_modules(name):
+    variant, cfg = VARIANTS[name], get_pretrained_cfg(name)
+    with torch.device("meta"):
+        model = create_model(name)
+    assert type(model) is DaViT
+    assert sum(p.numel() for p in model.parameters()) == PARAMETERS[name]
+    assert model.embed_dims == variant.embed_dims
+    assert tuple(len(blocks) for blocks in model.main_blocks) == variant.depths
+    attentions = [blocks[0][0].attn for blocks in model.main_blocks]
+    assert tuple(attention.num_heads for attention in attentions) == variant.num_heads
+    assert {attention.window_size for attention in attentions} == {variant.window_size}
+    assert model.patch_embeds[1].proj.kernel_size == ((3, 3) if variant.overlapped_patch else (2, 2))
+    assert all(dim // heads == 32 for dim, heads in zip(variant.embed_dims, variant.num_heads, strict=True))
     assert model.get_submodule(cfg.first_conv) is model.patch_embeds[0].proj
     assert model.get_submodule(cfg.classifier) is model.get_classifier()
-    assert model.get_submodule(cfg.classifier).out_features == cfg.num_classes == 1000
-    size = VARIANTS[name].image_size
-    assert cfg.input_size == (3, size, size)
+    assert model.get_classifier().out_features == cfg.num_classes == 1000
+    assert cfg.input_size == (3, variant.image_size, variant.image_size)
     with torch.device("meta"):
-        assert model.forward_features(torch.zeros(1, 3, size, size)).shape[2:] == cfg.pool_size
+        assert model.forward_features(torch.zeros(1, *cfg.input_size)).shape[2:] == cfg.pool_size
 
 
 def test_options_reach_the_constructor():
