@@ -45,11 +45,6 @@ def weights_of(kind: str = "davit", seed: int = 0) -> dict[str, Tensor]:
 
 
 @pytest.fixture
-def build() -> Callable[..., nn.Module]:
-    return built
-
-
-@pytest.fixture
 def snapshot() -> Callable[[nn.Module], Callable[[], None]]:
     """``unchanged = snapshot(model)``, and later ``unchanged()`` asserts that no tensor of it has changed."""
 

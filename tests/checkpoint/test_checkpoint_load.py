@@ -39,8 +39,8 @@ def picture(*size: int) -> Tensor:
     parts=st.lists(st.sampled_from(["module", "_orig_mod", "model", "backbone", "encoder"]), max_size=3),
     in_file=st.booleans(),
 )
-def test_any_wrapping_of_a_classifier_loads(build, saved, layout, wrapper, parts, in_file):
-    model, other = build(seed=1), weights_of(seed=2)
+def test_any_wrapping_of_a_classifier_loads(saved, layout, wrapper, parts, in_file):
+    model, other = built(seed=1), weights_of(seed=2)
     prefix = "".join(f"{part}." for part in parts)
     weights = convert_state_dict(other, layout)
     contents = {wrapper: under(prefix, weights)} if wrapper else under(prefix, weights)
@@ -55,15 +55,15 @@ def test_any_wrapping_of_a_classifier_loads(build, saved, layout, wrapper, parts
 
 
 @pytest.mark.parametrize("source, target", [("davit", "timm"), ("timm", "timm"), ("pyramid", "pyramid")])
-def test_other_models_are_targets_too(build, source, target):
-    model, other = build(target, seed=1), weights_of(source, 2)
+def test_other_models_are_targets_too(source, target):
+    model, other = built(target, seed=1), weights_of(source, 2)
     report = load_checkpoint(model, other)
     assert is_loaded(model, convert_state_dict(other, target))
     assert report.complete and report.target_layout == target
 
 
-def test_the_pyramid_of_a_classifiers_weights_has_its_features(build):
-    classifier, pyramid = build(seed=1), build("pyramid", seed=2)
+def test_the_pyramid_of_a_classifiers_weights_has_its_features():
+    classifier, pyramid = built(seed=1), built("pyramid", seed=2)
     own_norms = {name: t.clone() for name, t in pyramid.state_dict().items() if name.startswith("norm")}
     report = load_checkpoint(pyramid, classifier.state_dict())
     assert report.missing.keys() == own_norms.keys() and set(report.dropped) == NORM | HEAD
@@ -76,8 +76,8 @@ def test_the_pyramid_of_a_classifiers_weights_has_its_features(build):
 
 
 @pytest.mark.parametrize("wrap", [nn.DataParallel, torch.compile, torch.optim.swa_utils.AveragedModel])
-def test_wrapped_models_are_targets(build, wrap):
-    model, inner = build(seed=1), timm.create_model("convnext_atto", num_classes=7)
+def test_wrapped_models_are_targets(wrap):
+    model, inner = built(seed=1), timm.create_model("convnext_atto", num_classes=7)
     wrapped = wrap(model)
     load_checkpoint(wrapped, weights_of(seed=2))
     assert is_loaded(getattr(wrapped, "_orig_mod", None) or wrapped.module, weights_of(seed=2))
@@ -85,10 +85,10 @@ def test_wrapped_models_are_targets(build, wrap):
     assert len(load_checkpoint(wrap(inner), other_head).dropped) == 2  # what is the head, the inner model says
 
 
-def test_a_model_on_the_meta_device_gets_its_weights(build):
+def test_a_model_on_the_meta_device_gets_its_weights():
     source = weights_of(seed=2)
     with torch.device("meta"):
-        models = [build(seed=1), build(seed=1), build(seed=1, num_classes=3)]
+        models = [built(seed=1), built(seed=1), built(seed=1, num_classes=3)]
     report = load_checkpoint(models[0], {name: tensor.half() for name, tensor in source.items()})
     assert report.complete and all(p.dtype == torch.float32 and p.requires_grad for p in models[0].parameters())
     assert torch.equal(models[0].head.weight, source["head.weight"].half().float())
@@ -99,8 +99,8 @@ def test_a_model_on_the_meta_device_gets_its_weights(build):
     assert all(p.is_meta for p in models[2].parameters())
 
 
-def test_loading_keeps_the_dtype_gradients_flags_and_identity(build):
-    model = build(seed=1)
+def test_loading_keeps_the_dtype_gradients_flags_and_identity():
+    model = built(seed=1)
     parameter = model.head.weight
     model.norms.weight.requires_grad_(False)
     report = load_checkpoint(model, {name: tensor.half() for name, tensor in weights_of(seed=2).items()})
@@ -113,8 +113,8 @@ def test_loading_keeps_the_dtype_gradients_flags_and_identity(build):
 # ---- what may differ, and is reported ----
 
 
-def test_a_head_of_another_class_count_is_dropped_aloud(build, caplog):
-    model, other = build(seed=1, num_classes=5), weights_of("timm", 2)
+def test_a_head_of_another_class_count_is_dropped_aloud(caplog):
+    model, other = built(seed=1, num_classes=5), weights_of("timm", 2)
     head = {name: tensor.clone() for name, tensor in model.head.state_dict().items()}
     with caplog.at_level(logging.INFO, "davit"):
         report = load_checkpoint(model, other)
@@ -128,21 +128,21 @@ def test_a_head_of_another_class_count_is_dropped_aloud(build, caplog):
     assert [(r.levelno, r.getMessage()) for r in caplog.records] == [(logging.WARNING, str(report))]
 
 
-def test_a_complete_load_is_logged_quietly_and_where_asked(build, caplog):
+def test_a_complete_load_is_logged_quietly_and_where_asked(caplog):
     with caplog.at_level(logging.INFO):
-        report = load_checkpoint(build(seed=1), weights_of(seed=2), logger=logging.getLogger("mine"))
+        report = load_checkpoint(built(seed=1), weights_of(seed=2), logger=logging.getLogger("mine"))
     assert [(r.name, r.levelno, r.getMessage()) for r in caplog.records] == [("mine", logging.INFO, str(report))]
 
 
-def test_the_head_option(build, snapshot):
-    model, other = build(seed=1), weights_of(seed=2)
+def test_the_head_option(snapshot):
+    model, other = built(seed=1), weights_of(seed=2)
     own = model.head.weight.clone()
     report = load_checkpoint(model, other, head="drop")
     assert torch.equal(model.head.weight, own) and set(report.missing) == HEAD
     assert torch.equal(model.norms.weight, other["norms.weight"])
     load_checkpoint(model, other, head="require")
     assert is_loaded(model, other)
-    model = build(seed=1, num_classes=5)
+    model = built(seed=1, num_classes=5)
     text = refusal(model, other, snapshot(model), head="require")
     assert "head.weight" in text and "7" in text and "5" in text
     refusal(model, weights_of("pyramid"), snapshot(model), head="require")
@@ -150,17 +150,17 @@ def test_the_head_option(build, snapshot):
         load_checkpoint(model, other, head="keep")
 
 
-def test_models_and_checkpoints_without_a_head(build):
-    headless, other = build(seed=1, num_classes=0), weights_of(seed=2)
+def test_models_and_checkpoints_without_a_head():
+    headless, other = built(seed=1, num_classes=0), weights_of(seed=2)
     report = load_checkpoint(headless, other)
     assert set(report.dropped) == HEAD and not report.missing and report.share == 1.0
     assert torch.equal(headless.norms.weight, other["norms.weight"])
-    report = load_checkpoint(build(seed=3), headless.state_dict())
+    report = load_checkpoint(built(seed=3), headless.state_dict())
     assert set(report.missing) == HEAD and not report.dropped
 
 
-def test_pyramids_of_other_levels(build):
-    model, other = build("pyramid", seed=1, out_indices=(0, 2)), build("pyramid", seed=2, out_indices=(1, 2, 3))
+def test_pyramids_of_other_levels():
+    model, other = built("pyramid", seed=1, out_indices=(0, 2)), built("pyramid", seed=2, out_indices=(1, 2, 3))
     report = load_checkpoint(model, other.state_dict())
     assert set(report.missing) == level(0)
     stage3 = {name for name in other.state_dict() if name.startswith(("patch_embeds.3.", "main_blocks.3."))}
@@ -169,8 +169,8 @@ def test_pyramids_of_other_levels(build):
 
 
 @pytest.mark.parametrize("in_chans, kind", [(1, "davit"), (4, "timm"), (6, "pyramid"), (1, "timm")])
-def test_the_stem_is_adapted_to_other_channels(build, in_chans, kind):
-    model = build(kind, seed=1, in_chans=in_chans)
+def test_the_stem_is_adapted_to_other_channels(in_chans, kind):
+    model = built(kind, seed=1, in_chans=in_chans)
     theirs = weights_of(seed=2)["patch_embeds.0.proj.weight"]
     report = load_checkpoint(model, weights_of(seed=2))
     stem = model.stem.conv.weight if kind == "timm" else model.patch_embeds[0].proj.weight
@@ -183,11 +183,11 @@ def test_the_stem_is_adapted_to_other_channels(build, in_chans, kind):
     assert "3" in change and str(in_chans) in change and change in str(report) and not report.complete
 
 
-def test_nan_and_infinite_values_are_warned_of(build, caplog):
+def test_nan_and_infinite_values_are_warned_of(caplog):
     weights = {name: tensor.clone() for name, tensor in weights_of(seed=2).items()}
     weights["norms.bias"][3], weights["head.bias"][0] = float("nan"), float("inf")
     with caplog.at_level(logging.WARNING, "davit"):
-        report = load_checkpoint(build(seed=1), weights)
+        report = load_checkpoint(built(seed=1), weights)
     assert report.nonfinite == ("norms.bias", "head.bias") and not report.complete
     assert "NaN" in caplog.text and "norms.bias" in caplog.text
 
@@ -196,8 +196,8 @@ def test_nan_and_infinite_values_are_warned_of(build, caplog):
 
 
 @pytest.mark.parametrize("kind", ["davit", "timm", "pyramid"])
-def test_anything_unexplained_stops_the_load(build, snapshot, kind):
-    model, weights = build(seed=1), weights_of(kind, 2)
+def test_anything_unexplained_stops_the_load(snapshot, kind):
+    model, weights = built(seed=1), weights_of(kind, 2)
     unchanged = snapshot(model)
     block = next(name for name in weights if name.endswith("0.0.attn.qkv.weight"))
     stem = next(name for name in weights if weights[name].shape[-2:] == (7, 7))
@@ -228,8 +228,8 @@ def test_anything_unexplained_stops_the_load(build, snapshot, kind):
         ({"in_chans": 5}, "(16, 5, 7, 7)"),
     ],
 )
-def test_another_davit_stops_the_load_both_ways(build, snapshot, options, says):
-    model, other = build(seed=1), build(seed=2, **options)
+def test_another_davit_stops_the_load_both_ways(snapshot, options, says):
+    model, other = built(seed=1), built(seed=2, **options)
     assert says in refusal(model, other.state_dict(), snapshot(model))
     if "in_chans" not in options:
         refusal(other, model.state_dict(), snapshot(other))
@@ -242,20 +242,20 @@ def test_the_right_variant_is_named():
         load_checkpoint(tiny, small.state_dict())
 
 
-def test_florence2_stops_the_load_unless_asked_for(build, snapshot):
+def test_florence2_stops_the_load_unless_asked_for(snapshot):
     """Florence-2's channel attention is another function: the weights fit, the output would be wrong."""
-    model, tower = build(seed=1), build("florence2", seed=2)
+    model, tower = built(seed=1), built("florence2", seed=2)
     released = convert_state_dict(tower.state_dict(), "florence2")
     for weights in (tower.state_dict(), released):
         assert "allow_different_function" in refusal(model, weights, snapshot(model))
     refusal(tower, model.state_dict(), snapshot(tower))
-    assert load_checkpoint(build("florence2", seed=3), released).complete
-    model = build(seed=1, overlapped_patch=True)
+    assert load_checkpoint(built("florence2", seed=3), released).complete
+    model = built(seed=1, overlapped_patch=True)
     report = load_checkpoint(model, released, allow_different_function=True)
     assert report.share == 1.0 and report.layout == "florence2"
     assert torch.equal(model.head.weight, tower.head.fc.weight)
     # and the two functions really differ, or all this would be for nothing
-    same_function = build("timm", seed=4, down_kernel_size=3)
+    same_function = built("timm", seed=4, down_kernel_size=3)
     load_checkpoint(same_function, model.state_dict())
     with torch.no_grad():
         assert (same_function(picture(1, 3, 64, 64)) - model(picture(1, 3, 64, 64))).abs().max() < 1e-5
@@ -271,9 +271,9 @@ def test_florence2_stops_the_load_unless_asked_for(build, snapshot):
         lambda tensor: torch.quantize_per_tensor(tensor, 0.1, 0, torch.qint8),
     ],
 )
-def test_a_tensor_without_plain_values_stops_the_load_before_anything_is_copied(build, snapshot, saved, odd):
+def test_a_tensor_without_plain_values_stops_the_load_before_anything_is_copied(snapshot, saved, odd):
     weights = {**weights_of(seed=1), "head.bias": odd(weights_of(seed=1)["head.bias"])}
-    model = build(seed=2)
+    model = built(seed=2)
     for source in [weights] if weights["head.bias"].is_quantized else [weights, saved(weights)]:
         assert "head.bias" in refusal(model, source, snapshot(model))
 
@@ -281,8 +281,8 @@ def test_a_tensor_without_plain_values_stops_the_load_before_anything_is_copied(
 # ---- other architectures ----
 
 
-def test_a_davit_and_another_architecture_do_not_load_into_each_other(build, snapshot, saved):
-    model, other = build(seed=1), timm.create_model("resnet18", num_classes=2)
+def test_a_davit_and_another_architecture_do_not_load_into_each_other(snapshot, saved):
+    model, other = built(seed=1), timm.create_model("resnet18", num_classes=2)
     path = saved({"state_dict": other.state_dict(), "arch": "resnet18"})
     assert str(path) in refusal(model, path, snapshot(model))
     assert "DaViT" in refusal(other, weights_of(), snapshot(other))
@@ -370,15 +370,15 @@ def test_what_was_added_to_a_backbone_may_be_new_in_training_only(snapshot, capl
 # ---- sources ----
 
 
-def test_an_opened_checkpoint_is_a_source_and_the_ema_choice_reaches_a_file(build, saved):
-    path, model = saved({"state_dict": weights_of(seed=2), "state_dict_ema": weights_of(seed=3)}), build(seed=1)
+def test_an_opened_checkpoint_is_a_source_and_the_ema_choice_reaches_a_file(saved):
+    path, model = saved({"state_dict": weights_of(seed=2), "state_dict_ema": weights_of(seed=3)}), built(seed=1)
     assert load_checkpoint(model, path).ema and is_loaded(model, weights_of(seed=3))
     for report in (load_checkpoint(model, path, ema="never"), load_checkpoint(model, read_checkpoint(path, "never"))):
         assert (report.origin, report.wrapper, report.ema) == (str(path), ("state_dict",), False)
         assert is_loaded(model, weights_of(seed=2))
 
 
-def test_timm_features_models_take_weights(build):
+def test_timm_features_models_take_weights():
     model = timm.create_model("davit_tiny", features_only=True, **{**SMALL, "out_indices": (0, 1, 2, 3)})
     report = load_checkpoint(model, weights_of("timm", 2))
     assert not report.missing and report.share == 1.0
