@@ -18,8 +18,7 @@ import safetensors.torch
 import torch
 
 from davit.checkpoint import CheckpointError, read_checkpoint, read_contents, unwrap, write_checkpoint
-from davit.engine.run_folder import read_any
-from davit.engine.run_folder import FORMAT
+from davit.engine.run_folder import FORMAT, read_any
 from tests.checkpoint.conftest import built, same, under, weights_of
 
 WEIGHTS = weights_of()
