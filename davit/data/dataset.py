@@ -70,7 +70,7 @@ class PictureDataset(Dataset[tuple[Any, int]]):
         return len(self.source)
 
     def filename(self, index: int) -> str:
-        """Name a picture for predictions and reports, by its file below the split folder."""
+        """Name a picture for predictions and reports, as its source does."""
         return self.source.filename(index)
 
     def filenames(self) -> list[str]:
@@ -130,10 +130,9 @@ def check_classes(
     if train and val and train.class_to_idx and val.class_to_idx and not (train.mapped or val.mapped):
         ours, theirs = set(train.class_to_idx), set(val.class_to_idx)
         if ours != theirs:
-            only = [f"only in train: {some(sorted(ours - theirs))}"] if ours - theirs else []
-            only += [f"only in val: {some(sorted(theirs - ours))}"] if theirs - ours else []
-            counts = f"train has {len(ours)} classes and val {len(theirs)}"
-            raise DataError(f"{counts}, not the same ones ({'; '.join(only)})")
+            alone = {"train": ours - theirs, "val": theirs - ours}
+            only = "; ".join(f"only in {split}: {some(sorted(names))}" for split, names in alone.items() if names)
+            raise DataError(f"train has {len(ours)} classes and val {len(theirs)}, not the same ones ({only})")
     for dataset in (train, val):
         if dataset is None or num_classes is None or not dataset.class_to_idx:
             continue

@@ -29,7 +29,8 @@ SUFFIXES = frozenset(
 _FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
 
 # Errors of opening that belong to the one file; any other errno (EIO, EMFILE, ESTALE, ...) is the machine's.
-_FILE_ERRNOS = frozenset({errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ELOOP})
+# Pillow's own have none.
+_FILE_ERRNOS = {None, errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ELOOP}
 
 # (width, height of the upright picture, whether its decoder can scale) -> 1, 2, 4 or 8: decode at one over it.
 Reduction = Callable[[int, int, bool], int]
@@ -45,8 +46,8 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 
-_SIDEWAYS = frozenset({5, 6, 7, 8})
-_SCALABLE = frozenset({"JPEG", "MPO"})  # decoders that leave out the fine frequencies
+_SIDEWAYS = (5, 6, 7, 8)
+_SCALABLE = ("JPEG", "MPO")  # decoders that leave out the fine frequencies
 
 _WHITE_IS_ZERO, _SIGNED = 0, 2  # values of TIFF's tags
 
@@ -72,11 +73,9 @@ def load_rgb(
                 return to_rgb(image)
     except MemoryError:
         raise
-    except OSError as error:
-        if error.errno is not None and error.errno not in _FILE_ERRNOS:
-            raise OSError(error.errno, error.strerror, name) from error
-        raise BadImageError.of(name, _reason(error, source)) from error
     except Exception as error:  # Pillow's decoders raise nearly every type on damaged input
+        if isinstance(error, OSError) and error.errno not in _FILE_ERRNOS:
+            raise OSError(error.errno, error.strerror, name) from error
         raise BadImageError.of(name, _reason(error, source)) from error
 
 
@@ -159,13 +158,8 @@ def _reason(error: Exception, source: str | Path | BinaryIO) -> str:
     if isinstance(error, OSError) and error.errno is not None:
         return str(error.strerror)
     if isinstance(error, UnidentifiedImageError):
-        return "empty file (0 bytes)" if _is_empty(source) else "not a picture of a known format"
+        size = Path(source).stat().st_size if isinstance(source, str | Path) else source.seek(0, os.SEEK_END)
+        return "not a picture of a known format" if size else "empty file (0 bytes)"
     if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
         return f"decompression bomb, over {Image.MAX_IMAGE_PIXELS} pixels"
     return f"damaged picture ({error})" if str(error) else f"damaged picture ({type(error).__name__})"
-
-
-def _is_empty(source: str | Path | BinaryIO) -> bool:
-    if isinstance(source, str | Path):
-        return Path(source).stat().st_size == 0
-    return source.seek(0, os.SEEK_END) == 0

@@ -23,8 +23,7 @@ def to_device(batch: Batch, device: torch.device, *, channels_last: bool = False
 def prefetch(batches: Iterable[Batch], device: torch.device, *, channels_last: bool = False) -> Iterator[Batch]:
     """Yield `batches` on `device`; on CUDA the next is copied on its own stream while the last is worked on."""
     if device.type != "cuda":
-        for batch in batches:
-            yield to_device(batch, device, channels_last=channels_last)
+        yield from (to_device(batch, device, channels_last=channels_last) for batch in batches)
         return
     copying = torch.cuda.Stream(device)
     ready: Batch | None = None

@@ -7,6 +7,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -39,40 +40,30 @@ def write_once(
 ) -> Path:
     """Lay a made data set out in a folder, unless it is there, and return the folder.
 
-    It is written beside `root` and renamed: a killed writer, or several at once, leave it whole or absent.
-
-    Args:
-        root: by default $DAVIT_DATA_DIR/NAME, else data/NAME under the current folder.
-        write: fills an empty folder that it is given.
-        missing: says what a folder lacks of what `write` writes; "" for nothing.
-
-    Raises:
-        DataError: `root` holds something else.
+    It is written beside `root` and renamed: a killed writer, or several at once, leave it whole or absent. By default
+    `root` is $DAVIT_DATA_DIR/NAME, else data/NAME under the current folder. `missing` says what a folder lacks of what
+    `write` writes into it, "" for nothing. Raises `DataError` if `root` holds something else.
     """
     root = Path(root) if root is not None else Path(os.environ.get("DAVIT_DATA_DIR") or "data") / name
     if not root.exists() or (root.is_dir() and not any(root.iterdir())):
-        _write_beside(root, write)
+        root.parent.mkdir(parents=True, exist_ok=True)
+        _remove_stale(root)
+        beside = root.with_name(f".{root.name}.{uuid.uuid4().hex}.partial")
+        try:
+            write(beside)
+            try:
+                beside.rename(root)
+            except OSError:  # another process was first
+                if not root.exists():
+                    raise
+        finally:
+            shutil.rmtree(beside, ignore_errors=True)
     if lacking := missing(root):
         raise DataError(
             f"{root} is not the whole data set of {name}: {lacking}. Remove the folder to have it written anew, "
             "or set DAVIT_DATA_DIR to another place."
         )
     return root
-
-
-def _write_beside(root: Path, write: Callable[[Path], None]) -> None:
-    root.parent.mkdir(parents=True, exist_ok=True)
-    _remove_stale(root)
-    beside = root.with_name(f".{root.name}.{uuid.uuid4().hex}.partial")
-    try:
-        write(beside)
-        try:
-            beside.rename(root)
-        except OSError:  # another process was first
-            if not root.exists():
-                raise
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
 
 
 def load_glyphs() -> dict[str, list[tuple[int, int, Array]]]:
@@ -109,9 +100,6 @@ def _missing(root: Path) -> str:
 
 def _remove_stale(root: Path) -> None:
     for folder in root.parent.glob(f".{root.name}.*.partial"):
-        try:
-            stale = time.time() - folder.stat().st_mtime > _STALE_SECONDS
-        except FileNotFoundError:  # its writer has just finished
-            continue
-        if stale:
-            shutil.rmtree(folder, ignore_errors=True)
+        with suppress(FileNotFoundError):  # its writer has just finished
+            if time.time() - folder.stat().st_mtime > _STALE_SECONDS:
+                shutil.rmtree(folder, ignore_errors=True)

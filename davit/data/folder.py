@@ -70,19 +70,15 @@ class FolderSource:
         return len(self._files)
 
     def filename(self, index: int) -> str:
-        """Return the path below the split folder."""
         return os.fsdecode(self._files[index].item())
 
     def path(self, index: int) -> str:
-        """Return the path as errors and lists name it."""
         return str(self.folder / self.filename(index))
 
     def targets(self) -> list[int]:
-        """List the class indices of all pictures."""
         return self._targets.tolist()
 
     def read(self, index: int, reduction: Reduction | None = None) -> tuple[Image.Image, int]:
-        """Decode a picture and return it with its class index; see `load_rgb` for `reduction`."""
         return load_rgb(self.path(index), reduction=reduction), int(self._targets[index])
 
     def _scan(self, mapping: dict[str, int] | None) -> list[tuple[str, str]]:
@@ -172,10 +168,9 @@ def read_class_map(class_map: str | Path | dict[str, int], folder: Path) -> dict
     """Read class names and their indices from a dict or a file (.txt, a name a line; .pkl, a dict)."""
     try:
         mapping = load_class_map(class_map if isinstance(class_map, dict) else str(class_map), str(folder))
-    except (AssertionError, OSError, ValueError, EOFError) as error:
-        raise DataError(f"the class map {class_map} cannot be used: {error}") from error
     except Exception as error:  # a damaged pickle raises its own types
-        raise DataError(f"the class map {class_map} is not a .txt or .pkl of class names: {error}") from error
+        wanted = "a .txt with a name a line or a .pkl of a dict is needed"
+        raise DataError(f"the class map {class_map} cannot be used ({error}): {wanted}") from error
     wrong = {name: index for name, index in mapping.items() if not isinstance(index, int) or index < 0}
     if wrong or not mapping:
         raise DataError(f"the class map {class_map} must give each class an index of 0 or more, not {wrong}")

@@ -75,12 +75,9 @@ def _read_pictures(dataset: PictureDataset, skip_bad_images: bool, indices: list
 def collate(samples: list[Sample]) -> Batch:
     """Stack samples to a batch, in shared memory when a worker does it; no samples give empty tensors."""
     bad = tuple(dict.fromkeys(entry for sample in samples for entry in sample.bad))
-    if not samples:
-        none = torch.empty(0, dtype=torch.int64)
-        return Batch(torch.empty(0), none, none, bad)
-    images = default_collate([sample.image for sample in samples])
-    targets = torch.tensor([sample.target for sample in samples])
-    indices = torch.tensor([sample.position for sample in samples])
+    images = default_collate([sample.image for sample in samples]) if samples else torch.empty(0)
+    targets = torch.tensor([sample.target for sample in samples], dtype=torch.int64)
+    indices = torch.tensor([sample.position for sample in samples], dtype=torch.int64)
     if images.dim() == 5:  # (N, S, C, H, W) -> (S*N, C, H, W)
         targets = targets.repeat(images.shape[1])
         images = images.transpose(0, 1).flatten(0, 1)
@@ -128,11 +125,12 @@ class _Loader:
         """End the workers, killing those that do not end by themselves. A later pass starts new ones."""
         if os.getpid() != self._owner:
             return  # a copy that a fork took along; the workers are its parent's
-        iterator, self._loader._iterator = self._loader._iterator, None
-        workers = list(getattr(iterator, "_workers", ()))
-        if iterator is not None and hasattr(iterator, "_shutdown_workers"):
-            iterator._shutdown_workers()
-        for worker in workers:
+        iterator: Any = self._loader._iterator  # None without workers
+        self._loader._iterator = None
+        if iterator is None:
+            return
+        iterator._shutdown_workers()
+        for worker in iterator._workers:
             # Workers ignore SIGTERM, which is all that DataLoader sends to one that is stuck.
             if worker.is_alive():
                 worker.kill()
@@ -145,15 +143,14 @@ class _Loader:
         try:
             with _signals_held():
                 batches = iter(self._loader)
-            while this_pass == self._pass:
-                batch = next(batches, None)
-                if batch is None:
-                    return
+            for batch in batches:
                 if isinstance(batch, _Failure):
                     raise batch.error
                 for file, reason in batch.bad:
                     self.bad_images.setdefault(file, reason)
                 yield batch
+                if this_pass != self._pass:
+                    raise RuntimeError("this pass over the data ended when a later one was started")
         except RuntimeError as error:
             if "DataLoader worker (pid" not in str(error) and "DataLoader timed out" not in str(error):
                 raise
@@ -162,7 +159,6 @@ class _Loader:
                 f"a data worker died or hung ({str(error).strip()}). Most often memory ran out: use fewer workers or "
                 "smaller batches, or enlarge /dev/shm; `workers=0` reads without workers and shows other causes"
             ) from error
-        raise RuntimeError("this pass over the data ended when a later one was started")
 
 
 class TrainLoader(_Loader):

@@ -42,9 +42,8 @@ class EpochSampler:
         repeated_aug: bool = False,
         drop_last: bool = True,
     ) -> None:
-        counts = {"batch_size": batch_size, "grad_accum_steps": grad_accum_steps}
-        for name, value in counts.items():
-            require(value >= 1, name, value, "a number of 1 or more")
+        require(batch_size >= 1, "batch_size", batch_size, "a number of 1 or more")
+        require(grad_accum_steps >= 1, "grad_accum_steps", grad_accum_steps, "a number of 1 or more")
         require_rank(rank, world_size)
         require(epoch_repeats >= 0, "epoch_repeats", epoch_repeats, "0 (one pass) or a positive number of passes")
         self.num_pictures, self.seed, self.repeated_aug = num_pictures, seed, repeated_aug
@@ -53,9 +52,8 @@ class EpochSampler:
         rounded = num_pictures // _ROUND * _ROUND
         self._pass_length = rounded if repeated_aug and rounded else num_pictures
         self._length = int(self._pass_length * (epoch_repeats or 1))
-        self.steps_per_epoch = self._length // self.global_batch
-        if not drop_last and self._length % self.global_batch:
-            self.steps_per_epoch += 1
+        last = 0 if drop_last else self.global_batch - 1
+        self.steps_per_epoch = (self._length + last) // self.global_batch
         if self.steps_per_epoch == 0:
             raise DataError(
                 f"{self._length} training samples an epoch are fewer than one step's {self.global_batch} "
@@ -81,17 +79,16 @@ class EpochSampler:
         """Yield the keys of this rank's micro-batches, from optimizer step `start_step` on."""
         if not 0 <= start_step <= self.steps_per_epoch:
             raise ValueError(f"step {start_step} is not in an epoch of {self.steps_per_epoch} steps")
-        return self._slices(epoch, start_step)
-
-    def _slices(self, epoch: int, start_step: int) -> Iterator[list[Key]]:
-        index, repeat = self.order(epoch)
-        rows = self.batch_size * self.world_size
-        for begin in range(start_step * self.global_batch, len(index), rows):
-            if self.repeated_aug:
-                mine = slice(begin + self.rank, begin + rows, self.world_size)
-            else:
-                mine = slice(begin + self.rank * self.batch_size, begin + (self.rank + 1) * self.batch_size)
-            yield [(epoch, i, r) for i, r in zip(index[mine].tolist(), repeat[mine].tolist(), strict=True)]
+        rows = self.batch_size * self.world_size  # of a micro-batch over all ranks
+        begin = start_step * self.global_batch // rows
+        mine = slice(self.rank * self.batch_size, (self.rank + 1) * self.batch_size)
+        if self.repeated_aug:
+            mine = slice(self.rank, rows, self.world_size)
+        index, repeat = (part.view(-1, rows)[begin:, mine] for part in self.order(epoch))
+        return (
+            [(epoch, i, r) for i, r in zip(indices.tolist(), repeats.tolist(), strict=True)]
+            for indices, repeats in zip(index, repeat, strict=True)
+        )
 
 
 def require_rank(rank: int, world_size: int) -> None:

@@ -127,9 +127,7 @@ def _annotation(number: int, image: int, digit: int, mask: Any) -> dict[str, Any
 def run_lengths(mask: Any) -> list[int]:
     """Encode a mask by COCO's uncompressed run lengths, down the columns, the first of zeros."""
     flat = np.concatenate([[0], mask.flatten(order="F").astype(np.int8), [2]])  # a run of zeros first, an end last
-    starts = np.flatnonzero(np.diff(flat))
-    lengths = np.diff(np.concatenate([[0], starts]))
-    return [int(length) for length in lengths]
+    return np.diff(np.flatnonzero(np.diff(flat)), prepend=0).tolist()
 
 
 def _missing(root: Path) -> str:

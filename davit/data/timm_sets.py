@@ -47,11 +47,9 @@ class NamedSource:
         return str(name) if name else f"{index:08d}"
 
     def path(self, index: int) -> str:
-        """Name a picture by data set, split and position, for errors and lists."""
         return f"{self._label}[{index}]"
 
     def targets(self) -> list[int] | None:
-        """List the class indices of all pictures where torchvision's image folder knows them; else None."""
         return list(self._dataset.targets) if isinstance(self._dataset, DatasetFolder) else None
 
     def read(self, index: int, reduction: Reduction | None = None) -> tuple[Image.Image, int]:

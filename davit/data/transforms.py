@@ -68,29 +68,33 @@ def train_transform(
     splits = "0, the only choice with `no_aug=True`" if no_aug else "0, or 2 and more (one of them clean)"
     require(aug_splits == 0 or (aug_splits > 1 and not no_aug), "aug_splits", aug_splits, splits)
     require(recount >= 1, "recount", recount, "a count of 1 or more")
-    options: dict[str, Any] = {
-        "is_training": True,
-        "no_aug": no_aug,
-        "scale": tuple(scale),
-        "ratio": tuple(ratio),
-        "hflip": hflip,
-        "vflip": vflip,
-        "color_jitter": color_jitter,
-        "auto_augment": aa if aa and aa.lower() != "none" else None,
-        "interpolation": train_interpolation,
-        "re_mode": remode,
-        "re_count": recount,
-    }
-    if not aug_splits:
-        transform = _create(img_size, mean, std, **options, re_prob=reprob / 2 if resplit else reprob)
-        first, *rest = transform.transforms
-        if scaled_decoding and isinstance(first, RandomResizedCropAndInterpolation):
-            return CropFirst(first, Compose(rest))
-        return transform
-    split_erasing = aug_splits if resplit else 0
-    eraser = RandomErasing(reprob, mode=remode, max_count=recount, num_splits=split_erasing, device="cpu")
-    base, augment, normalise = _create(img_size, mean, std, **options, separate=True)
-    return SplitTransform(base, augment, normalise, num_splits=aug_splits, erase=eraser)
+    transform = _create(
+        img_size,
+        mean,
+        std,
+        is_training=True,
+        no_aug=no_aug,
+        scale=tuple(scale),
+        ratio=tuple(ratio),
+        hflip=hflip,
+        vflip=vflip,
+        color_jitter=color_jitter,
+        auto_augment=aa if aa and aa.lower() != "none" else None,
+        interpolation=train_interpolation,
+        re_mode=remode,
+        re_count=recount,
+        re_prob=0.0 if aug_splits else reprob / 2 if resplit else reprob,
+        separate=aug_splits > 0,
+    )
+    if aug_splits:
+        clean_splits = aug_splits if resplit else 0
+        eraser = RandomErasing(reprob, mode=remode, max_count=recount, num_splits=clean_splits, device="cpu")
+        base, augment, normalise = transform
+        return SplitTransform(base, augment, normalise, num_splits=aug_splits, erase=eraser)
+    first, *rest = transform.transforms
+    if scaled_decoding and isinstance(first, RandomResizedCropAndInterpolation):
+        return CropFirst(first, Compose(rest))
+    return transform
 
 
 def eval_transform(
