@@ -258,17 +258,12 @@ def test_names_and_options_without_effect_are_refused(make_folder: MakeFolder):
 @pytest.mark.parametrize(
     ("mistake", "flags"),
     [
-        (lambda: train_transform(train_interpolation="cubic"), ["--train-interpolation 'cubic'"]),
         (lambda: train_transform(aug_splits=2, no_aug=True), ["--aug-splits 2", "--no-aug"]),
         (lambda: EpochSampler(3, batch_size=8, grad_accum_steps=2), ["--batch-size 8", "--grad-accum-steps 2"]),
         (lambda: open_dataset(None, "train", dataset="torch/x"), ["--dataset torch/x", "--dataset-download"]),
         (lambda: load_rgb("absent.png"), ["absent.png", "--skip-bad-images"]),
     ],
 )
-def test_arguments_in_messages_are_flags_on_a_command_line(
-    mistake: Callable[[], object], flags: list[str], caplog: pytest.LogCaptureFixture
-):
+def test_arguments_in_messages_are_flags_on_a_command_line(mistake, flags, caplog: pytest.LogCaptureFixture):
     assert run_cli(mistake) == USER_ERROR
-    for flag in flags:
-        assert flag in caplog.text
-    assert "`" not in caplog.text
+    assert [flag for flag in [*flags, "`"] if flag not in caplog.text] == ["`"]

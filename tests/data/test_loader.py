@@ -94,9 +94,6 @@ class MemorySource:
 
     path = filename
 
-    def targets(self) -> list[int]:
-        return [index % 7 for index in range(self.count)]
-
     def read(self, index: int, reduction: object = None) -> tuple[Image.Image, int]:
         with open(self.log, "a") as file:  # noqa: PTH123
             file.write(f"{index}\n")
@@ -176,23 +173,20 @@ def test_after_a_break_the_next_pass_is_whole_and_the_broken_one_has_ended(heavy
 # What a batch is
 
 
-def test_the_parts_of_a_batch(heavy: PictureDataset):
-    batch = next(train_loader(heavy, 6).batches(0))
-    assert (batch.images.shape, batch.images.dtype) == ((6, 3, 16, 16), torch.float32)
-    assert batch.images.is_contiguous()
-    assert batch.targets.dtype == batch.indices.dtype == torch.int64
-    assert [heavy[i][1] for i in batch.indices.tolist()] == batch.targets.tolist()
-    assert batch.bad == ()
-
-
-def test_augmentation_splits_lie_split_by_split(train_set: PictureDataset):
-    train_set.transform = train_transform(**{**HEAVY, "reprob": 0.0}, aug_splits=3)
+@pytest.mark.parametrize("splits", [0, 3])
+def test_the_parts_of_a_batch(train_set: PictureDataset, splits: int):
+    """Augmentation splits lie split by split."""
+    train_set.transform = train_transform(**{**HEAVY, "reprob": 0.0}, aug_splits=splits)
     batch = next(train_loader(train_set, seed=1).batches(0))
-    assert batch.images.shape == (12, 3, 16, 16)
-    assert batch.targets.tolist() == batch.targets[:4].tolist() * 3
-    assert len(batch.indices) == 4
+    rows = 4 * (splits or 1)
+    assert (batch.images.shape, batch.images.dtype) == ((rows, 3, 16, 16), torch.float32)
+    assert batch.images.is_contiguous() or splits
+    assert batch.targets.dtype == batch.indices.dtype == torch.int64
+    assert batch.targets.tolist() == [train_set[i][1] for i in batch.indices.tolist()] * (splits or 1)
+    assert batch.bad == ()
     for row, index in enumerate(batch.indices.tolist()):
-        assert torch.equal(batch.images[row::4], SeededDataset(train_set, 1)[0, index, 0].image)
+        expected = SeededDataset(train_set, 1)[0, index, 0].image
+        assert torch.equal(batch.images[row::4], expected if splits else expected[None])
 
 
 def test_batches_are_moved_and_saved_as_they_are(plain: PictureDataset, tmp_path: Path):
@@ -245,7 +239,7 @@ def test_evaluation_counts_every_picture_once(count: int, world_size: int, batch
         assert loader.num_samples == count
         assert len(batches) == loader.num_batches or bad
         for batch in batches:
-            assert batch.targets.tolist() == [source.targets()[i] for i in batch.indices.tolist()]
+            assert batch.targets.tolist() == [i % 7 for i in batch.indices.tolist()]
             seen += batch.indices.tolist()
         seen += map(int, loader.bad_images)
     assert sorted(seen) == list(range(count)) or bad.issuperset(range(count))

@@ -3,7 +3,6 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -51,7 +50,8 @@ def test_all_ranks_together_show_the_order_of_the_epoch_and_nothing_twice(n, wor
     keys = [key for step in steps(ranks, epoch) for key in step]
     indices, repeats = (part.tolist() for part in ranks[0].order(epoch))
     assert len(keys) == len(set(keys)) == ranks[0].steps_per_epoch * ranks[0].global_batch
-    assert sorted(keys) == sorted(zip([epoch] * len(keys), indices, repeats, strict=True))
+    order = list(zip([epoch] * len(keys), indices, repeats, strict=True))
+    assert keys == order if not passes["repeated_aug"] else sorted(keys) == sorted(order)
     length = epoch_length(n, passes)
     over = length % ranks[0].global_batch
     assert len(keys) == length - over + (ranks[0].global_batch if over and not passes["drop_last"] else 0)
@@ -83,14 +83,6 @@ def test_other_process_counts_with_the_same_global_batch_keep_the_steps(n, world
         if passes["repeated_aug"]:
             ours, theirs = ([sorted(step) for step in found] for found in (ours, theirs))
         assert ours == theirs
-
-
-def test_a_micro_batch_of_a_rank_is_its_rows_of_the_step():
-    sampler = EpochSampler(100, batch_size=2, rank=1, world_size=3, grad_accum_steps=2, seed=0)
-    order = sampler.order(0)[0].tolist()
-    batches = [[index for _, index, _ in keys] for keys in sampler.micro_batches(0)]
-    assert sampler.global_batch == 12
-    assert batches == [order[b : b + 2] for b in range(2, 96, 6)]
 
 
 def test_orders_differ_by_epoch_pass_and_seed_alone():
@@ -139,9 +131,3 @@ def test_impossible_numbers(wrong: dict[str, int]):
 def test_a_step_outside_the_epoch_is_an_error_at_once(step: int):
     with pytest.raises(ValueError, match=f"{step} .* 5"):
         EpochSampler(20, batch_size=4).micro_batches(0, step)
-
-
-def test_the_training_generator_is_not_used():
-    before = torch.get_rng_state()
-    list(EpochSampler(100, batch_size=4).micro_batches(0))
-    assert torch.equal(torch.get_rng_state(), before)
