@@ -6,7 +6,7 @@ import logging
 import math
 import resource
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from itertools import islice
@@ -14,7 +14,6 @@ from itertools import islice
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from ..data import Batch, DataError, EvalLoader, prefetch
 from .distributed import World
@@ -22,7 +21,6 @@ from .labels import Labels
 
 log = logging.getLogger(__name__)
 
-_MEGABYTE = 1e6
 _STOPPED = "stopped"  # a process that was told to stop reports this to the others
 
 
@@ -113,6 +111,7 @@ def evaluate(
     The model runs in eval mode; each of its modules gets its own mode back, and the random states are as before.
 
     Args:
+        model: bare: ranks may differ by a batch, and the forward pass of a data-parallel wrapper is a collective.
         loader: its `bad_images` is that of this pass afterwards.
         limit_batches: end after so many batches of each rank; then nothing is checked against the data set.
         log_freq: batches between two lines of the log.
@@ -123,8 +122,6 @@ def evaluate(
             raise `PeerError`.
         MiscountError: not every picture was seen exactly once.
     """
-    if isinstance(model, DistributedDataParallel):
-        model = model.module  # its forward is a collective, and ranks may differ by a batch
     loader.bad_images.clear()
     scores = _Scores(labels or Labels(), loader.num_samples, world.device)
     num_classes = getattr(model, "num_classes", None) if labels is None else None
@@ -219,20 +216,20 @@ class _Scores:
         self._columns = None if labels.columns is None else torch.tensor(labels.columns, device=device)
         self._column_of: Tensor | None = None
         if labels.column_of is not None:
-            self._column_of = torch.zeros(max(labels.column_of) + 1, dtype=torch.int64, device=device)
-            values = torch.tensor(list(labels.column_of.values()), device=device)
-            self._column_of[list(labels.column_of)] = values
+            last = max(labels.column_of)
+            self._column_of = torch.tensor([labels.column_of.get(i, 0) for i in range(last + 1)], device=device)
 
     def add(self, logits_NC: Tensor, batch: Batch) -> None:
         """Score one batch, which is on the device, and add it to the sums."""
         logits_NC = (logits_NC if self._columns is None else logits_NC[:, self._columns]).float()
         target_N = batch.targets if self._column_of is None else self._column_of[batch.targets]
         first_NK = logits_NC.topk(min(5, logits_NC.shape[1]), dim=1).indices
-        if self._real is None:
-            right_NK, has_label_N = first_NK == target_N[:, None], torch.ones_like(target_N, dtype=torch.bool)
-        else:
-            classes_NK = first_NK if self._columns is None else self._columns[first_NK]
-            right_NK, has_label_N = _real_hits(classes_NK, [self._real[i] for i in batch.indices.tolist()])
+        right_NK, has_label_N = first_NK == target_N[:, None], torch.ones_like(target_N, dtype=torch.bool)
+        if self._real is not None:
+            rows = (first_NK if self._columns is None else self._columns[first_NK]).tolist()
+            real = [self._real[i] for i in batch.indices.tolist()]
+            hits = [[index in right for index in row] for row, right in zip(rows, real, strict=True)]
+            right_NK, has_label_N = right_NK.new_tensor(hits), has_label_N.new_tensor([bool(right) for right in real])
         finite_N = logits_NC.isfinite().all(1)
         right_NK = right_NK & finite_N[:, None]  # NaN sorts first, and would make class 0 the answer
         self.counts += torch.stack([right_NK[:, 0].sum(), right_NK.any(1).sum(), has_label_N.sum(), (~finite_N).sum()])
@@ -249,14 +246,6 @@ class _Scores:
             if batch is None:
                 return
             yield batch
-
-
-def _real_hits(classes_NK: Tensor, real: list[Sequence[int]]) -> tuple[Tensor, Tensor]:
-    """Find which of the classes named (N, K) are among a picture's ReaL labels, and which pictures have any."""
-    hits = [[one in right for one in row] for row, right in zip(classes_NK.tolist(), real, strict=True)]
-    has_label = [bool(right) for right in real]
-    device = classes_NK.device
-    return torch.tensor(hits, device=device), torch.tensor(has_label, device=device)
 
 
 def _reduce(scores: _Scores, loader: EvalLoader, world: World, is_whole: bool) -> Evaluation:
@@ -323,5 +312,5 @@ def _paced(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
 def peak_memory_mb(device: torch.device) -> float:
     """Return the peak memory in 10^6 bytes: on CUDA of tensors since its last reset, on a CPU of the whole process."""
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / _MEGABYTE
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / _MEGABYTE
+        return torch.cuda.max_memory_allocated(device) / 1e6
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6

@@ -512,7 +512,7 @@ def validate_parser() -> argparse.ArgumentParser:
         "on, as in the original: the head sees each window of the trained size, the logits' mean and maximum are "
         "averaged, and the crop is the whole picture (timm's TestTimePoolHead, --test-pool in today's timm)",
     )
-    add("--torchcompile", nargs="?", const="inductor", type=backend, metavar="BACKEND", help="torch.compile the model")
+    add("--torchcompile", nargs="?", const="inductor", metavar="BACKEND", help="torch.compile the model")
     add("--torchscript", action="store_true", help="torch.jit.script the model")
     add("--legacy-jit", action="store_true", help=argparse.SUPPRESS)
     add("--native-amp", action="store_true", help="the same as --amp")

@@ -50,7 +50,7 @@ def subset_labels(path: str | Path, dataset: PictureDataset, num_classes: int) -
     columns = _read_indices(path)
     if wrong := [index for index in columns if not 0 <= index < num_classes]:
         raise DataError(f"{path}: {some(wrong)} are not classes of the model, which has 0 to {num_classes - 1}")
-    found = dict.fromkeys(dataset.class_to_idx.values())
+    found = set(dataset.class_to_idx.values())
     if not found:
         raise DataError(f"--valid-labels {path}: this data set does not tell its classes; use a folder")
     if not dataset.mapped and len(found) == len(columns):
@@ -62,7 +62,9 @@ def subset_labels(path: str | Path, dataset: PictureDataset, num_classes: int) -
             f"{num_classes}: the folders must be those of the file, or --class-map must give their indices"
         )
     # a class map may name more classes than there are folders: only those with pictures count
-    if outside := sorted({name for name in _present(dataset) if dataset.class_to_idx[name] not in column_of}):
+    targets = dataset.source.targets()  # None where the source does not tell
+    present = set(found if targets is None else targets).difference(column_of)
+    if outside := sorted(name for name, index in dataset.class_to_idx.items() if index in present):
         raise DataError(
             f"the data has pictures of classes that are not in --valid-labels {path}: {some(outside)}; "
             "leave these folders out of the split"
@@ -93,19 +95,9 @@ def real_labels(path: str | Path, dataset: PictureDataset, labels: Labels) -> La
     return Labels(labels.columns, labels.column_of, real)
 
 
-def _present(dataset: PictureDataset) -> set[str]:
-    """Name the classes that have pictures in an image folder; elsewhere all."""
-    targets = dataset.source.targets()
-    if targets is None:
-        return set(dataset.class_to_idx)
-    present = set(targets)
-    return {name for name, index in dataset.class_to_idx.items() if index in present}
-
-
 def _read_indices(path: str | Path) -> tuple[int, ...]:
     try:
-        lines = Path(path).read_text(encoding="utf-8").split()
-        indices = tuple(int(line) for line in lines)
+        indices = tuple(map(int, Path(path).read_text(encoding="utf-8").split()))
     except OSError as error:
         raise DataError(f"--valid-labels {path} cannot be read: {error.strerror}") from error
     except ValueError as error:

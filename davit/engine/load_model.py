@@ -52,7 +52,7 @@ class ModelOptions:
         no_test_pool: pool larger maps as a whole, as in training.
         torchscript: compile by torch.jit.script.
         torchcompile: compile by torch.compile, with this backend.
-        amp: mixed precision, in `amp_dtype` where it is given.
+        amp: mixed precision, in `amp_dtype` where it is given; `native_amp` and `apex_amp` are its older names.
     """
 
     ema: str = "auto"
@@ -72,6 +72,8 @@ class ModelOptions:
     torchscript: bool = False
     torchcompile: str | None = None
     amp: bool = False
+    native_amp: bool = False
+    apex_amp: bool = False
     amp_dtype: str | None = None
 
     def __post_init__(self) -> None:
@@ -81,6 +83,9 @@ class ModelOptions:
             if getattr(self, one) and getattr(self, other):
                 both = f"`{one}={getattr(self, one)}` and `{other}={getattr(self, other)}`"
                 raise ValueError(f"{both} exclude each other; give one of them.")
+        if self.torchcompile and self.torchcompile not in torch.compiler.list_backends(exclude_tags=()):
+            known = ", ".join(torch.compiler.list_backends())
+            raise ValueError(f"`torchcompile={self.torchcompile}` is unknown; choose from {known}.")
 
     @classmethod
     def from_values(cls, values: Mapping[str, Any]) -> ModelOptions:
@@ -145,10 +150,16 @@ def load_model(name: str | None, file: Path | None, options: ModelOptions, devic
     if options.channels_last:
         model = model.to(memory_format=torch.channels_last)
     config, trained_size = _preprocessing(options, trained, model)
-    window = _pooling_window(options, model, trained_size, config["input_size"][-2:])
+    window = None
+    if not options.no_test_pool:
+        window = _pooling_window(options.test_time_pool, model, trained_size, config["input_size"][-2:])
     if window is not None and options.crop_pct is None:
         config["crop_pct"] = 1.0  # as the original: the whole of the larger picture
-    classifier = _compiled(model if window is None else TestTimePool(model, window), options)
+    classifier = model if window is None else TestTimePool(model, window)
+    if options.torchcompile:
+        classifier.compile(backend=options.torchcompile)
+    if options.torchscript:
+        classifier = _scripted(classifier)
     return LoadedModel(name, model, classifier, checkpoint, weights, config, is_pooled=window is not None)
 
 
@@ -163,8 +174,8 @@ def _name_of(checkpoint: Checkpoint, trained: Mapping[str, Any]) -> str:
         raise ValueError(f"{checkpoint.origin} does not tell which model it is of; give `model=NAME`.")
     if len(variants) > 1:
         log.warning(
-            "%s has the shapes of %s; taking %s. Give the name of the model for another.",
-            *(checkpoint.origin, " and ".join(variants), variants[0]),
+            "%s has the shapes of %s; taking the first. Give the name of the model for another.",
+            *(checkpoint.origin, " and ".join(variants)),
         )
     return variants[0]
 
@@ -232,19 +243,17 @@ def _preprocessing(
 
 
 def _pooling_window(
-    options: ModelOptions, model: nn.Module, trained: tuple[int, int], size: tuple[int, int]
+    is_asked_for: bool, model: nn.Module, trained: tuple[int, int], size: tuple[int, int]
 ) -> tuple[int, int] | None:
-    """Find the window of test-time pooling, None for none."""
-    if options.no_test_pool:
-        return None
+    """Find the window of test-time pooling; an error where it is asked for and there is none."""
     try:
         window = pooling_window(model, trained, size)
     except ValueError as error:
-        if options.test_time_pool:
+        if is_asked_for:
             raise
         log.warning("no test-time pooling at %s: %s", size, error)
         return None
-    if window is None and options.test_time_pool:
+    if window is None and is_asked_for:
         raise ValueError(
             f"`test_time_pool=True` is for pictures larger both ways than the {trained} that the model was trained "
             f"on, not {size}; give a larger `img_size=...`."
@@ -300,15 +309,11 @@ class TestTimePool(nn.Module):
         return 0.5 * (logits.mean(1) + logits.amax(1))
 
 
-def _compiled(model: nn.Module, options: ModelOptions) -> nn.Module:
-    if options.torchscript:
-        try:
-            return torch.jit.script(model)
-        except Exception as error:  # TorchScript's compiler has no common type of error
-            reason = str(error).strip().partition("\n")[0]
-            raise ValueError(
-                f"`torchscript=True` cannot take this model ({reason}); try `torchcompile=inductor`."
-            ) from error
-    if options.torchcompile:
-        model.compile(backend=options.torchcompile)
-    return model
+def _scripted(model: nn.Module) -> nn.Module:
+    try:
+        return torch.jit.script(model)
+    except Exception as error:  # TorchScript's compiler has no common type of error
+        reason = str(error).strip().partition("\n")[0]
+        raise ValueError(
+            f"`torchscript=True` cannot take this model ({reason}); try `torchcompile=inductor`."
+        ) from error

@@ -6,7 +6,6 @@ import logging
 import os
 import platform
 import time
-from argparse import Namespace
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -72,23 +71,18 @@ class Precision:
             log.warning("%s", " ".join(words))
 
 
-def precision_from(args: Namespace, device: torch.device, agree: Callable[[bool], bool] = bool) -> Precision:
-    """Decide as `choose_precision` what --amp, --native-amp, --apex-amp and --amp-dtype ask for."""
-    return choose_precision(args.amp or args.native_amp or args.apex_amp, args.amp_dtype, device, agree)
-
-
-def choose_precision(
-    amp: bool, amp_dtype: str | None, device: torch.device, agree: Callable[[bool], bool] = bool
-) -> Precision:
+def precision_from(options: Any, device: torch.device, agree: Callable[[bool], bool] = bool) -> Precision:
     """Decide the dtype of mixed precision; without a name fp16 on CUDA (as the original) and bf16 elsewhere.
 
     On a processor without instructions for bfloat16 it is float32, unless `amp_dtype` names bfloat16.
 
     Args:
+        options: flags or `ModelOptions`, of which amp, its older names native_amp and apex_amp, and amp_dtype count.
         agree: whether something that holds for this process holds for all (`World.everywhere`): processes on
             several machines must not differ in precision.
     """
-    if not (amp or amp_dtype):
+    amp_dtype = options.amp_dtype
+    if not (options.amp or options.native_amp or options.apex_amp or amp_dtype):
         return Precision(device.type)
     name = amp_dtype or ("fp16" if device.type == "cuda" else "bf16")
     if name not in DTYPES:

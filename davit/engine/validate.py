@@ -9,7 +9,6 @@ import json
 import logging
 import math
 import os
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +29,7 @@ from .evaluate import Evaluation, MiscountError, evaluate, in_step, is_out_of_me
 from .flags import VALIDATE_NO_LONGER, given_flags, parse_with_config, say_no_longer, validate_parser
 from .labels import Labels, labels_for
 from .load_model import LoadedModel, ModelOptions, load_model
-from .precision import Precision, choose_precision
+from .precision import Precision, precision_from
 
 log = logging.getLogger(__name__)
 
@@ -100,17 +99,18 @@ def _validate(args: argparse.Namespace, given: set[str], world: World) -> list[R
     """Evaluate what is asked for; return the rows that failed, but raise the error of a single evaluation."""
     with in_step(world):
         _check_flags(args)
-        options = ModelOptions.from_values({**vars(args), "amp": args.amp or args.native_amp or args.apex_amp})
+        options = ModelOptions.from_values(vars(args))
         model = args.model if "model" in given or not args.checkpoint else None
         requests, is_single = find_requests(model, args.checkpoint)
-    precision = choose_precision(options.amp, options.amp_dtype, world.device, world.everywhere)
+    precision = precision_from(options, world.device, world.everywhere)
     precision.say()
     job = _Job(args, options, world, precision, _open_dataset(args, world))
     rows: list[Row] = []
-    done: dict[tuple[int, int] | None, Row] = {}
+    done: dict[tuple[int, int], Row] = {}
     for request in requests:
+        identity = request.identity
         try:
-            if row := done.get(request.identity):  # the best of a run is a second name of one of its epochs
+            if row := identity and done.get(identity):  # the best of a run is a second name of one of its epochs
                 log.info("%s is the same file as %s", request.checkpoint, row["checkpoint"])
                 row = {**row, "checkpoint": str(request.checkpoint)}
             else:
@@ -125,15 +125,16 @@ def _validate(args: argparse.Namespace, given: set[str], world: World) -> list[R
             log.error("%s failed: %s", request, text, exc_info=is_fault)
             row = {"model": request.model or "", "checkpoint": str(request.checkpoint or ""), "error": text}
         else:
-            if request.checkpoint is not None:
-                done[request.identity] = row
+            if identity is not None:
+                done[identity] = row
         rows = best_first([*rows, row])
         if args.results_file:
             with in_step(world):
                 if world.is_main:
                     write_results(Path(args.results_file), rows, args.results_format)
-    if world.is_main:
-        print_results(rows[0] if is_single else rows)
+    if world.is_main:  # print as timm's script ends, with the JSON on one line
+        results = json.dumps(without_nan(rows[0] if is_single else rows), allow_nan=False)
+        print(f"--result\n{results}", flush=True)  # noqa: T201
     return [row for row in rows if "error" in row]
 
 
@@ -170,11 +171,7 @@ def find_requests(model: str | None, checkpoint: str) -> tuple[list[Request], bo
     path = Path(checkpoint)
     if not path.is_dir():
         return [Request(model, path)], True
-    files = [
-        file
-        for file in path.iterdir()
-        if file.name.endswith(_SUFFIXES) and not file.name.startswith(".") and file.is_file()
-    ]
+    files = [file for file in path.glob("[!.]*") if file.name.endswith(_SUFFIXES) and file.is_file()]
     if not files:
         raise ValueError(f"the folder {path} holds no checkpoint ({', '.join(_SUFFIXES)}).")
     return [Request(model, file) for file in sorted(files, key=lambda file: natural_key(file.name))], False
@@ -232,8 +229,12 @@ def _evaluate(request: Request, job: _Job) -> Row:
         ", test-time pooling" if loaded.is_pooled else "",
     )
     result, batch_size = _evaluate_within_memory(loaded, labels, job)
-    _log_result(loaded.name, result, world)
     low, high = result.top1_interval
+    log.info(
+        "%s: top-1 %.3f %% (95 %% interval %.3f to %.3f), top-5 %.3f %%, loss %.5g, %d pictures",
+        *(loaded.name, result.top1, low, high, result.top5, result.loss, result.count),
+    )
+    _log_circumstances(result, world)
     counts = ("loss", "count", "scored", "correct1", "correct5", "skipped", "nonfinite")
     return {
         "model": loaded.name,
@@ -262,13 +263,14 @@ def _evaluate(request: Request, job: _Job) -> Row:
 def _compare_class_names(trained: Sequence[str] | None, dataset: PictureDataset) -> None:
     """Warn where folders are numbered as other classes than the checkpoint was trained on."""
     ours = dataset.class_names
-    if trained and not dataset.mapped and len(trained) == len(ours):
-        if different := [(one, other) for one, other in zip(trained, ours, strict=True) if one != other]:
-            log.warning(
-                "%d of %d classes are called otherwise than in training (%s there, %s here): they are taken for "
-                "the same, in this order; --class-map FILE would say which is which",
-                *(len(different), len(ours), *different[0]),
-            )
+    if not trained or dataset.mapped or len(trained) != len(ours):
+        return
+    if different := [(one, other) for one, other in zip(trained, ours, strict=True) if one != other]:
+        log.warning(
+            "%d of %d classes are called otherwise than in training (%s there, %s here): they are taken for the same, "
+            "in this order; --class-map FILE would say which is which",
+            *(len(different), len(ours), *different[0]),
+        )
 
 
 def _evaluate_within_memory(loaded: LoadedModel, labels: Labels | None, job: _Job) -> tuple[Evaluation, int]:
@@ -319,12 +321,7 @@ def _evaluate_within_memory(loaded: LoadedModel, labels: Labels | None, job: _Jo
             torch.cuda.empty_cache()
 
 
-def _log_result(name: str, result: Evaluation, world: World) -> None:
-    low, high = result.top1_interval
-    log.info(
-        "%s: top-1 %.3f %% (95 %% interval %.3f to %.3f), top-5 %.3f %%, loss %.5g, %d pictures",
-        *(name, result.top1, low, high, result.top5, result.loss, result.count),
-    )
+def _log_circumstances(result: Evaluation, world: World) -> None:
     log.info(
         "%.1f images/s, %.0f %% of the time waiting for data, peak memory %.0f MB (%s)",
         result.images_per_second,
@@ -365,9 +362,3 @@ def write_results(path: Path, rows: Sequence[Row], form: str | None = None) -> N
         writer.writerows(rows)
         text = stream.getvalue()
     write_bytes(path, text.encode())
-
-
-def print_results(results: Row | list[Row]) -> None:
-    """Print as timm's script ends: a line --result, and JSON (here on one line) below it."""
-    sys.stdout.write(f"--result\n{json.dumps(without_nan(results), allow_nan=False)}\n")
-    sys.stdout.flush()

