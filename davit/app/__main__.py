@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ..commands import run_cli
 from ..engine.flags import given_flags, model_flags, picture_flags
-from ..predict.flags import load_asked_for
+from ..predict.flags import ONE_BY_ONE, load_asked_for
 from .page import build_page, gradio, serve
 from .readers import ClassifierReader, DrawnReader, Reader
 
@@ -50,7 +50,7 @@ def _reader(args: argparse.Namespace, given: set[str]) -> Reader:
         return DrawnReader(Path(args.config).stem, finder)
     if not args.checkpoint and "model" not in given:
         raise ValueError("give the --checkpoint of a classifier, or --model for published weights.")
-    return ClassifierReader(load_asked_for(args, given))
+    return ClassifierReader(load_asked_for(args, given, ONE_BY_ONE))
 
 
 def _parser() -> argparse.ArgumentParser:

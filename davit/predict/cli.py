@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import argparse
 import io
 import logging
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ..commands import OK, SOME_FAILED, run_cli
 from ..engine.build import usable_workers
-from ..engine.flags import say_no_longer
+from ..engine.flags import given_flags
 from ..engine.progress import Progress
-from .flags import NO_LONGER, load_asked_for, parse_predict
-from .pictures import Picture, find_pictures
-from .predictor import Predictor
-from .report import write_topk_ids, writer
+from .flags import NO_LONGER, load_asked_for, predict_parser
+from .pictures import find_pictures
+from .report import write_results, write_topk_ids
 from .result import Failure, Prediction
 
 log = logging.getLogger(__name__)
@@ -39,15 +37,35 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _main(argv: Sequence[str] | None) -> list[Failure]:
     """Return the pictures that could not be read."""
-    args, given = parse_predict(argv)
-    say_no_longer(NO_LONGER, given)
-    if args.pretrained and args.checkpoint:
-        raise ValueError(f"--pretrained and --checkpoint {args.checkpoint} exclude each other; give one of them.")
+    args, given = predict_parser().parse_args(argv), given_flags(predict_parser, argv)
     folder = Path(args.output_dir) if "output_dir" in given else None
     if folder is not None and folder.exists() and not folder.is_dir():
         raise ValueError(f"--output_dir {folder} is a file; name a folder.")
     pictures = find_pictures(args.data, sys.stdin.buffer.read() if "-" in args.data else None)
-    predictions, failures = _predict(load_asked_for(args, given), pictures, args, keep=folder is not None)
+    predictor = load_asked_for(args, given, NO_LONGER)
+    topk = min(args.topk, len(predictor.class_names))
+    results = predictor.predict_each(pictures, topk, batch_size=args.batch_size, workers=usable_workers(args.workers))
+    predictions: list[Prediction] = []
+    failures: list[Failure] = []
+    is_many = len(pictures) >= _PROGRESS_FROM
+    interval = args.log_freq * args.batch_size or len(pictures)
+
+    def watched() -> Iterator[Prediction | Failure]:
+        with Progress(len(pictures), "pictures", images_per_step=1, interval=interval, enabled=is_many) as progress:
+            for result in results:
+                yield result
+                progress.update()
+                if isinstance(result, Failure):
+                    failures.append(result)
+                elif folder is not None:
+                    predictions.append(result)
+
+    # a bar and a table on one terminal would run into each other: the table waits
+    stream = io.StringIO() if is_many and sys.stdout.isatty() and sys.stderr.isatty() else sys.stdout
+    write_results(watched(), args.format, stream, topk, width=shutil.get_terminal_size().columns)
+    if isinstance(stream, io.StringIO):
+        sys.stdout.write(stream.getvalue())
+        sys.stdout.flush()
     if folder is not None:
         log.info("wrote %s", write_topk_ids(folder, predictions))
     for failure in failures:
@@ -55,32 +73,3 @@ def _main(argv: Sequence[str] | None) -> list[Failure]:
     if failures:
         log.error("%d of %d pictures could not be read", len(failures), len(pictures))
     return failures
-
-
-def _predict(
-    predictor: Predictor, pictures: Sequence[Picture], args: argparse.Namespace, keep: bool
-) -> tuple[list[Prediction], list[Failure]]:
-    """Print all results; return the predictions, if they are to be kept, and the failures."""
-    predictions: list[Prediction] = []
-    failures: list[Failure] = []
-    topk = min(args.topk, len(predictor.class_names))
-    is_many = len(pictures) >= _PROGRESS_FROM
-    # a bar and a table on one terminal would run into each other: the table waits
-    stream = io.StringIO() if is_many and sys.stdout.isatty() and sys.stderr.isatty() else sys.stdout
-    out = writer(args.format, stream, topk, width=shutil.get_terminal_size().columns)
-    results = predictor.predict_each(pictures, topk, batch_size=args.batch_size, workers=usable_workers(args.workers))
-    interval = args.log_freq * args.batch_size or len(pictures)
-    progress = Progress(len(pictures), "pictures", images_per_step=1, interval=interval, enabled=is_many)
-    with progress:
-        for result in results:
-            out.add(result)
-            progress.update()
-            if isinstance(result, Failure):
-                failures.append(result)
-            elif keep:
-                predictions.append(result)
-    out.close()
-    if isinstance(stream, io.StringIO):
-        sys.stdout.write(stream.getvalue())
-    sys.stdout.flush()
-    return predictions, failures

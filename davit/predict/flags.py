@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping
 
-from ..engine.flags import given_flags, integer, model_flags, picture_flags
+from ..engine.flags import integer, model_flags, picture_flags, say_no_longer
 from ..engine.load_model import ModelOptions
 from .predictor import Predictor, load_with
 from .report import FORMATS, TOPK_IDS
 
 NO_LONGER = {"num_gpu": "one process uses one device; start several on parts of the pictures, each with its --device"}
 
-
-def parse_predict(argv: Sequence[str] | None) -> tuple[argparse.Namespace, set[str]]:
-    """Return the arguments, and the names of those that were given.
-
-    Some defaults are the original's and are not used unless given, so that their value does not tell.
-    """
-    return predict_parser().parse_args(argv), given_flags(predict_parser, argv)
+ONE_BY_ONE = {
+    **NO_LONGER,
+    "batch_size": "here pictures go through the model one by one",
+    "workers": "here pictures are read one by one, by this process",
+    "log_freq": "here each picture has its own answer, and there are no batches to count",
+}
 
 
 def predict_parser() -> argparse.ArgumentParser:
-    """Make the parser of predict.py."""
+    """Make the parser of predict.py.
+
+    Some defaults are the original's and are not used unless given, so `given_flags` says which were.
+    """
     parser = argparse.ArgumentParser(
         parents=[model_flags(num_classes=1000), picture_flags(workers=2)],
         description="Say what is in pictures. On a CPU at most 32 go through the model at once; loader processes "
@@ -51,12 +53,16 @@ def predict_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def load_asked_for(args: argparse.Namespace, given: set[str]) -> Predictor:
+def load_asked_for(args: argparse.Namespace, given: set[str], without_effect: Mapping[str, str]) -> Predictor:
     """Load what a command line asks for with `model_flags`, `picture_flags` and --class-map.
 
     Args:
         given: the names of the flags that were given, as `given_flags` finds them.
+        without_effect: flags that do nothing in this command, each with what happens instead: logged where given.
     """
+    say_no_longer(without_effect, given)
+    if args.pretrained and args.checkpoint:
+        raise ValueError(f"--pretrained and --checkpoint {args.checkpoint} exclude each other; give one of them.")
     model = args.model if "model" in given or not args.checkpoint else None
     options = ModelOptions.from_values({name: value for name, value in vars(args).items() if name in given})
     return load_with(options, args.checkpoint or None, model, device=args.device, names=args.class_map or None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -16,98 +16,51 @@ FORMATS = ("table", "csv", "json", "jsonl")
 TOPK_IDS = "topk_ids.csv"
 
 
-class Writer:
-    """Write results one by one to a stream; a subclass for each format."""
+def write_results(
+    results: Iterable[Prediction | Failure], form: str, stream: TextIO, topk: int, width: int = 80
+) -> None:
+    """Write results in a format of `FORMATS`, each as soon as it is known; json, which is one list, at the end.
 
-    def __init__(self, stream: TextIO) -> None:
-        self.stream = stream
-
-    def add(self, result: Prediction | Failure) -> None:
-        """Write one result."""
-        raise NotImplementedError
-
-    def close(self) -> None:
-        """Write what is left; the stream stays open."""
-        self.stream.flush()
-
-
-class TableWriter(Writer):
-    """Write `as_table` of each; bars of ASCII where the stream cannot take others."""
-
-    def __init__(self, stream: TextIO, width: int) -> None:
-        super().__init__(stream)
-        self._width = width
-        self._is_ascii = not _can_write(stream, EIGHTHS)
-
-    def add(self, result: Prediction | Failure) -> None:
-        if isinstance(result, Failure):
-            text = f"{result.file}\n  not read: {result.reason}"
-        else:
-            text = as_table(result, self._width, self._is_ascii)
-        self.stream.write(text + "\n")
-
-
-class CsvWriter(Writer):
-    """Write one row a picture: file, index_1, name_1, probability_1, index_2, ..., error."""
-
-    def __init__(self, stream: TextIO, topk: int) -> None:
-        super().__init__(stream)
+    csv has a row a picture: file, index_1, name_1, probability_1, index_2, ..., error. A table's bars are of ASCII
+    where the stream cannot take others.
+    """
+    if form == "json":
+        stream.write(json.dumps([as_object(result) for result in results], indent=2) + "\n")
+    elif form == "csv":
         columns = [f"{what}_{rank}" for rank in range(1, topk + 1) for what in ("index", "name", "probability")]
-        self._rows = csv.DictWriter(stream, ["file", *columns, "error"], restval="", lineterminator="\n")
-        self._rows.writeheader()
-
-    def add(self, result: Prediction | Failure) -> None:
-        row: dict[str, Any] = {"file": result.file}
-        if isinstance(result, Failure):
-            row["error"] = result.reason
-        else:
-            for rank, guess in enumerate(result.guesses, start=1):
-                row[f"index_{rank}"] = guess.index
-                row[f"name_{rank}"] = guess.name
-                row[f"probability_{rank}"] = f"{guess.probability:.6g}"
-        self._rows.writerow(row)
-
-
-class JsonLinesWriter(Writer):
-    """Write one object a line, as soon as it is known."""
-
-    def add(self, result: Prediction | Failure) -> None:
-        self.stream.write(json.dumps(as_object(result)) + "\n")
-        self.stream.flush()
+        rows = csv.DictWriter(stream, ["file", *columns, "error"], restval="", lineterminator="\n")
+        rows.writeheader()
+        rows.writerows(map(_as_row, results))
+    else:
+        is_plain = not _can_write(stream, EIGHTHS)
+        for result in results:
+            if form == "jsonl":
+                text = json.dumps(as_object(result))
+            elif isinstance(result, Failure):
+                text = f"{result.file}\n  not read: {result.reason}"
+            else:
+                text = as_table(result, width, is_plain)
+            stream.write(text + "\n")
+            stream.flush()
+    stream.flush()
 
 
-class JsonWriter(Writer):
-    """Write one list of objects, at the end."""
-
-    def __init__(self, stream: TextIO) -> None:
-        super().__init__(stream)
-        self._objects: list[dict[str, Any]] = []
-
-    def add(self, result: Prediction | Failure) -> None:
-        self._objects.append(as_object(result))
-
-    def close(self) -> None:
-        self.stream.write(json.dumps(self._objects, indent=2) + "\n")
-        super().close()
-
-
-def writer(form: str, stream: TextIO, topk: int, width: int = 80) -> Writer:
-    """Make the writer of a format of `FORMATS`."""
-    if form == "csv":
-        return CsvWriter(stream, topk)
-    if form == "table":
-        return TableWriter(stream, width)
-    return JsonWriter(stream) if form == "json" else JsonLinesWriter(stream)
+def _as_row(result: Prediction | Failure) -> dict[str, Any]:
+    if isinstance(result, Failure):
+        return {"file": result.file, "error": result.reason}
+    row: dict[str, Any] = {"file": result.file}
+    for rank, guess in enumerate(result.guesses, start=1):
+        row[f"index_{rank}"] = guess.index
+        row[f"name_{rank}"] = guess.name
+        row[f"probability_{rank}"] = f"{guess.probability:.6g}"
+    return row
 
 
 def as_object(result: Prediction | Failure) -> dict[str, Any]:
     """Make the JSON object of a picture: its file, and either predictions or an error."""
     if isinstance(result, Failure):
         return {"file": result.file, "error": result.reason}
-    guesses = [
-        {"index": guess.index, "name": guess.name, "probability": round(guess.probability, 8)}
-        for guess in result.guesses
-    ]
+    guesses = [{**vars(guess), "probability": round(guess.probability, 8)} for guess in result.guesses]
     return {"file": result.file, "predictions": guesses}
 
 

@@ -13,7 +13,7 @@ from ..data import BadImageError
 from ..engine.curves import draw_curves
 from ..engine.flags import given_flags, model_flags, picture_flags
 from ..predict import Predictor
-from ..predict.flags import load_asked_for
+from ..predict.flags import ONE_BY_ONE, load_asked_for
 from ..predict.pictures import find_pictures
 from .figure import draw_picture
 
@@ -47,7 +47,7 @@ def _draw_pictures(args: argparse.Namespace, given: set[str]) -> list[str]:
     files = list(map(str, find_pictures([place for place in args.pictures if place != "-"])))
     if len(files) > 1 and args.out and Path(args.out).suffix:
         raise ValueError(f"--out {args.out} is one file, and there are {len(files)} pictures; name a folder.")
-    predictor = load_asked_for(args, given)
+    predictor = load_asked_for(args, given, ONE_BY_ONE)
     wanted = _class_index(predictor, args.class_name)
     failed = []
     for file in files:

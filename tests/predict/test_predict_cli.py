@@ -12,8 +12,7 @@ from pathlib import Path
 import pytest
 
 from davit.predict import Predictor
-from davit.predict.flags import parse_predict, predict_parser
-from davit.predict.report import TableWriter
+from davit.predict.report import write_results
 from davit.predict.result import bar
 from tests.predict.conftest import CLASSES, Outcome, noise, png
 
@@ -23,25 +22,6 @@ NATURAL = ["deep/deeper/8.png", "deep/deeper/9.png", *(f"near/{number}.png" for 
 
 def rows(text: str) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(text)))
-
-
-# --- the original's flags ---
-
-
-def test_every_flag_of_the_original_with_its_default(shared: Path) -> None:
-    official = json.loads((shared / "spec" / "official_cli.json").read_text())["inference"]
-    assert len(official) == 17
-    for entry in official:
-        count = {"+": 1, None: 1}.get(entry.get("nargs"), entry.get("nargs")) or 0
-        for flag in entry["flags"]:
-            words = [flag, *["3"] * count] if flag != "data" else []
-            args, given = parse_predict(["a.png", *words])
-            (name,) = given - {"data"} or given
-            assert predict_parser().get_default(name) == entry.get("default"), flag
-            value = getattr(args, name)
-            kind = type(value[0] if isinstance(value, list) else value).__name__
-            assert kind == ("bool" if count == 0 else entry.get("type", "str")), flag
-    assert "topk_ids.csv" in predict_parser().format_help()
 
 
 def test_the_originals_command_line(predict: Predict, loaded: Predictor, folder: Path, tmp_path: Path) -> None:
@@ -66,28 +46,9 @@ def test_the_originals_command_line(predict: Predict, loaded: Predictor, folder:
 # --- what is printed ---
 
 
-def test_table(predict: Predict, folder: Path) -> None:
-    done = predict(folder / "near" / "1.png", folder / "near" / "2.png")
-    assert done.status == 0, done.err
-    lines = done.out.splitlines()
-    assert [line for line in lines if not line.startswith(" ")] == [str(folder / f"near/{n}.png") for n in (1, 2)]
-    shares = [float(line.split("%")[0]) for line in lines if line.startswith(" ")]
-    assert sum(shares[:3]) == pytest.approx(100, abs=0.02)
-    assert shares[:3] == sorted(shares[:3], reverse=True)
-    assert {line.split()[-1] for line in lines[1:4]} == set(CLASSES)
-    longest = [line.count("█") for line in lines[1:4]]
-    assert longest == sorted(longest, reverse=True) and longest[0] > 0
-
-
-def test_one_guess_is_one_line(predict: Predict, folder: Path) -> None:
-    done = predict(folder, "--topk", 1)
-    assert [line.split()[-1] for line in done.out.splitlines()] == [str(folder / name) for name in NATURAL]
-
-
 def test_the_formats_agree(predict: Predict, loaded: Predictor, folder: Path) -> None:
-    as_csv = rows(predict(folder, "--format", "csv", "--topk", 2).out)
-    as_json = json.loads(predict(folder, "--format", "json", "--topk", 2).out)
-    lines = predict(folder, "--format", "jsonl", "--topk", 2).out.splitlines()
+    text = {form: predict(folder, "--format", form, "--topk", 2).out for form in ("csv", "json", "jsonl")}
+    as_csv, as_json, lines = rows(text["csv"]), json.loads(text["json"]), text["jsonl"].splitlines()
     assert [json.loads(line) for line in lines] == as_json
     assert len(as_json) == len(as_csv) == 9
     for entry, row in zip(as_json, as_csv, strict=True):
@@ -99,22 +60,25 @@ def test_the_formats_agree(predict: Predict, loaded: Predictor, folder: Path) ->
         assert [guess["index"] for guess in entry["predictions"]] == [guess.index for guess in truth.guesses]
 
 
-def test_a_bar_is_as_long_as_its_share() -> None:
-    assert bar(0, 8) == " " * 8 and bar(1, 8) == "█" * 8
-    assert bar(0.5, 8) == "████    " and bar(0.5 + 1 / 64, 8) == "████▏   "
-    assert bar(0.5, 8, plain=True) == "####    "
+def test_the_table_has_a_bar_for_each_share(predict: Predict, folder: Path) -> None:
+    done = predict(folder / "near" / "1.png", folder / "near" / "2.png")
+    assert done.status == 0, done.err
+    lines = done.out.splitlines()
+    assert [line for line in lines if not line.startswith(" ")] == [str(folder / f"near/{n}.png") for n in (1, 2)]
+    shares = [float(line.split("%")[0]) for line in lines if line.startswith(" ")]
+    assert sum(shares[:3]) == pytest.approx(100, abs=0.02) and shares[:3] == sorted(shares[:3], reverse=True)
+    assert {line.split()[-1] for line in lines[1:4]} == set(CLASSES)
+    assert [line.count("█") for line in lines[1:4]] == [int(share / 5) for share in shares[:3]]
+    done = predict(folder, "--topk", 1)  # one guess is one line
+    assert [line.split()[-1] for line in done.out.splitlines()] == [str(folder / name) for name in NATURAL]
+    assert bar(0.5 + 1 / 64, 8) == "████▏   "
 
 
 def test_a_terminal_without_unicode(loaded: Predictor) -> None:
     stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
-    writer = TableWriter(stream, 80)
-    writer.add(loaded.predict(noise(1)))
-    writer.close()
+    write_results([loaded.predict(noise(1))], "table", stream, topk=5)
     text = stream.buffer.getvalue().decode()  # type: ignore[attr-defined]
     assert "#" in text and "ant" in text
-
-
-# --- pictures that cannot be read ---
 
 
 @pytest.mark.parametrize("form", ["table", "csv", "json", "jsonl"])
@@ -128,66 +92,43 @@ def test_bad_pictures_do_not_end_the_batch(predict: Predict, folder: Path, form:
     assert len(Path("out/topk_ids.csv").read_text().splitlines()) == 8
 
 
-# --- standard input ---
-
-
-def test_a_picture_on_standard_input(predict: Predict, loaded: Predictor) -> None:
-    done = predict("-", "--format", "json", stdin=png(noise(4)))
-    (entry,) = json.loads(done.out)
+def test_standard_input(predict: Predict, loaded: Predictor, folder: Path) -> None:
+    (entry,) = json.loads(predict("-", "--format", "json", stdin=png(noise(4))).out)
     assert entry["file"] == "-"
     assert entry["predictions"][0]["name"] == loaded.predict(noise(4)).name
 
-
-@pytest.mark.parametrize("separator", ["\n", "\0", "\r\n"])
-def test_paths_on_standard_input(predict: Predict, folder: Path, separator: str) -> None:
     (folder / "near" / "1.png").rename(folder / "near" / "mit Leer ß.png")
     paths = [str(folder / "near" / "mit Leer ß.png"), str(folder / "deep")]
-    text = separator.join([*paths, ""])
-    done = predict("-", "--format", "csv", stdin=text.encode())
-    assert [row["file"] for row in rows(done.out)] == [paths[0], *(str(folder / name) for name in NATURAL[:2])]
+    for separator in ("\n", "\0", "\r\n"):
+        done = predict("-", "--format", "csv", stdin=separator.join([*paths, ""]).encode())
+        assert [row["file"] for row in rows(done.out)] == [paths[0], *(str(folder / name) for name in NATURAL[:2])]
 
-
-@pytest.mark.parametrize("stdin", [png(noise(4))[:100], b"\xff\xfe\x00\x01garbage"])
-def test_rubbish_on_standard_input(predict: Predict, stdin: bytes) -> None:
-    done = predict("-", stdin=stdin)
-    assert done.status == 1
-    assert "- " in done.err
-
-
-# --- mistakes ---
+    for rubbish in (png(noise(4))[:100], b"\xff\xfe\x00\x01garbage"):
+        done = predict("-", stdin=rubbish)
+        assert done.status == 1 and "- " in done.err
 
 
 @pytest.mark.parametrize(
     "words, why",
     [
-        (["--topk", 0], "'0'"),
-        (["-b", 0], "'0'"),
-        (["-j", -1], "'-1'"),
-        (["--num-classes", 0], "'0'"),
-        (["--num-classes", 5], "5"),
-        (["--input-size", 1, 16, 16], "16"),
-        (["--pretrained"], "--pretrained"),
-        (["--class-map", "nowhere.txt"], "nowhere.txt"),
-        (["--device", "abacus"], "abacus"),
-        (["--mean", 0.5, 0.5], "0.5"),
-        (["--checkpoint", "nowhere.pth"], "nowhere.pth"),
+        *((["--topk", 0], "'0'"), (["--num-classes", 5], "5"), (["--mean", 0.5, 0.5], "0.5")),
+        *((["--pretrained"], "--pretrained"), (["--device", "abacus"], "abacus")),
+        *((["--class-map", "nowhere.txt"], "nowhere.txt"), (["--checkpoint", "nowhere.pth"], "nowhere.pth")),
         (["--output_dir", "pictures/near/1.png"], "near/1.png"),
     ],
 )
 def test_mistakes(predict: Predict, folder: Path, words: list[object], why: str) -> None:
     done = predict(folder / "near" / "1.png", *words)
-    assert done.status == 2
+    assert (done.status, done.out) == (2, "")
     assert why in done.err
-    assert done.out == ""
 
 
-@pytest.mark.parametrize("stdin", [b"", b"\n"])
-def test_no_picture(predict: Predict, tmp_path: Path, stdin: bytes) -> None:
+def test_no_picture(predict: Predict, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     done = predict(tmp_path / "empty")
     assert done.status == 2 and str(tmp_path / "empty") in done.err
-    done = predict("-", stdin=stdin)
-    assert done.status == 2 and done.out == ""
+    for stdin in (b"", b"\n"):
+        assert predict("-", stdin=stdin)[:2] == (2, "")
 
 
 FRESH = """
@@ -204,7 +145,7 @@ def test_as_a_process_and_a_reader_that_leaves(checkpoint: Path, folder: Path, r
     """And who only builds a model imports neither the data sets nor the engine: `davit.load` does, when asked for."""
     words = [sys.executable, "-c", FRESH, str(repository / "predict.py"), "--checkpoint", str(checkpoint)]
     env = {**os.environ, "PYTHONPATH": str(repository)}
-    many = ["--format", "jsonl", *[str(folder)] * 40]
+    many = ["-j", "0", "--format", "jsonl", *[str(folder)] * 40]
     with subprocess.Popen([*words, *many], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None and process.stderr is not None
         assert b"predictions" in process.stdout.readline()

@@ -83,9 +83,9 @@ def test_several_pictures_and_a_broken_one(trained: Path, tmp_path: Path, caplog
         Image.fromarray(scene(seed).pixels).save(folder / f"{seed}.png")
     (folder / "3.png").write_bytes(b"broken")
     with caplog.at_level(logging.INFO):
-        assert main([str(folder), "--checkpoint", str(trained), "--out", str(tmp_path / "figures")]) == 1
+        assert main([str(folder), "--checkpoint", str(trained), "--out", str(tmp_path / "figures"), "-b", "2"]) == 1
     assert sorted(path.name for path in (tmp_path / "figures").iterdir()) == ["1-seen.png", "2-seen.png"]
-    assert "3.png" in caplog.text
+    assert "3.png" in caplog.text and "--batch-size: " in caplog.text
     assert COLOURS[scene(1).colour] in caplog.text
 
 
@@ -125,6 +125,7 @@ def test_the_curves_of_several_runs(tmp_path: Path) -> None:
         (["PICTURE", "--out", "out.doc"], "out.doc"),
         (["PICTURE", "PICTURE", "--out", "out.png"], "2 pictures"),
         (["PICTURE", "--checkpoint", "nowhere.pth"], "nowhere.pth"),
+        (["PICTURE", "--checkpoint", "nowhere.pth", "--pretrained"], "--pretrained"),
     ],
 )
 def test_mistakes(
