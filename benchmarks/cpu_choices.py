@@ -169,18 +169,18 @@ def part_sizes(batch: int) -> dict[str, Step]:
 
 
 def small_inputs(side: int) -> dict[str, Step]:
-    """Train DaViT_nano for one step on small pictures, by its modules and by kernels."""
+    """Train DaViT_nano for one step on small pictures, by kernels around PyTorch's layers and by Functions of ours."""
     model = davit.create_model("DaViT_nano", num_classes=10)
     image = torch.randn(64, 3, side, side)
 
     def with_least(work: int) -> Step:
         def step() -> None:
-            with patch.object(conditions, "MIN_WORK", work):
+            with patch.object(conditions, "MIN_WORK_TO_TRAIN", work):
                 model(image).sum().backward()
 
         return step
 
-    return {"plain": with_least(1 << 62), "kernels": with_least(0)}
+    return {"spans": with_least(1 << 62), "training": with_least(0)}
 
 
 def dtypes_to_time(asked: Sequence[str] | None) -> list[torch.dtype]:

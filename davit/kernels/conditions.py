@@ -39,6 +39,11 @@ _logger = logging.getLogger(__name__)
 #: linear layer to four times the width, over the whole input. Measured; see docs/performance.md.
 MIN_WORK = 1_000_000
 
+#: The same for calls with gradients or an active drop path. Below it kernels stand around PyTorch's layers ("spans"),
+#: which takes 5 % more time (median of six sizes), but adds in the order of every release so far: a small training run
+#: can be repeated to the last digit.
+MIN_WORK_TO_TRAIN = 10_000_000
+
 #: Kernels that may be used, of Triton and of native.cpp; tests and benchmarks leave some out.
 KERNELS = {"window", "channel", "encoding", "gelu", "patches"}
 
@@ -306,8 +311,9 @@ def way_for(block: Any, x_BHWC: Tensor) -> str | None:
     if not _is_supported(x_BHWC) or x_BHWC.dim() != 4:
         return None
     triton, compiling = support.runs_on(x_BHWC), torch.compiler.is_compiling()
-    if not triton and not compiling and not _is_faster(x_BHWC):
-        return None
+    may_train = torch.is_grad_enabled() or block.training
+    if not triton and not compiling and not may_train and not _has_work(x_BHWC, MIN_WORK):
+        return None  # before the structure is compared, which would take longer than such a call
     reason = difference_of_block(block)
     if reason is not None:
         log_once(reason)
@@ -325,9 +331,12 @@ def way_for(block: Any, x_BHWC: Tensor) -> str | None:
 
 def _way_on_cpu(block: Any, x_BHWC: Tensor) -> str | None:
     """Choose in eager mode: products of ours or oneDNN's, or spans around PyTorch's layers where these are as fast."""
+    training = needs_gradients(block, x_BHWC) or has_active_drop_path(block)
     in_float32 = x_BHWC.dtype == torch.float32
+    if not _has_work(x_BHWC, MIN_WORK_TO_TRAIN if training else MIN_WORK):
+        return "spans" if training and native.supports(x_BHWC) else None
     if native.has_products(x_BHWC.dtype) or (onednn.AVAILABLE if in_float32 else native.HAS_AMX):
-        if needs_gradients(block, x_BHWC) or has_active_drop_path(block):
+        if training:
             return "training"
         if _supports_whole_block(block, x_BHWC):
             return "whole"
@@ -336,9 +345,9 @@ def _way_on_cpu(block: Any, x_BHWC: Tensor) -> str | None:
     return "spans" if native.supports(x_BHWC) else None
 
 
-def _is_faster(x_BHWC: Tensor) -> bool:
-    """Whether a block of this input has enough work for a kernel on the CPU, in the dtype of its map."""
-    return product_dtype(x_BHWC) == x_BHWC.dtype and 4 * x_BHWC.numel() * x_BHWC.shape[-1] >= MIN_WORK
+def _has_work(x_BHWC: Tensor, minimum: int) -> bool:
+    """Whether a block of this input has so many multiply-adds for kernels on the CPU; none under autocast."""
+    return product_dtype(x_BHWC) == x_BHWC.dtype and 4 * x_BHWC.numel() * x_BHWC.shape[-1] >= minimum
 
 
 def supports_embedding(embed: Any, x: Tensor) -> bool:

@@ -65,6 +65,7 @@ def _no_block_is_too_small(request: pytest.FixtureRequest, monkeypatch: pytest.M
     """So that the small models of the tests are fused, but in tests of the threshold."""
     if "threshold" not in request.node.name:
         monkeypatch.setattr(conditions, "MIN_WORK", 0)
+        monkeypatch.setattr(conditions, "MIN_WORK_TO_TRAIN", 0)
 
 
 @pytest.fixture

@@ -129,7 +129,7 @@ from davit import DaViT, accelerate
 from davit.kernels import conditions, modules
 from tests.conftest import randomise
 
-conditions.MIN_WORK = 0
+conditions.MIN_WORK = conditions.MIN_WORK_TO_TRAIN = 0
 rank = int(sys.argv[1])
 dist.init_process_group("gloo", init_method="file://" + sys.argv[2], rank=rank, world_size=2)
 mesh = init_device_mesh("cpu", (2,))

@@ -40,6 +40,20 @@ def test_the_threshold_of_size(small, picture, fused_calls, monkeypatch):
     assert count(model, picture(1, 3, 32, 48), fused_calls) == 0
 
 
+@pytest.mark.skipif(native.LIBRARY is None, reason="no compiled functions for this processor")
+@pytest.mark.parametrize(("side", "inference"), [(5, None), (14, "whole")])
+def test_the_threshold_of_training(wide, side, inference):
+    """Below it kernels stand around PyTorch's layers, also under autocast, as in every release."""
+    x = torch.randn(2, side, side, 64)
+    for block in accelerate(copy.deepcopy(wide)):
+        with torch.no_grad():
+            assert conditions.way_for(block, x) == inference
+        with torch.autocast("cpu", torch.bfloat16):
+            assert conditions.way_for(block, x) == "spans"
+        assert conditions.way_for(block, x) == "spans"
+        assert conditions.way_for(block, torch.randn(2, 28, 28, 64)) == "training"
+
+
 def test_acceleration_is_put_on_and_taken_off(either, small, picture, fused_calls):
     model = small(either)
     assert plain(model) is model and count(model, picture(), fused_calls) == 0
