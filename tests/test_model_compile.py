@@ -77,14 +77,6 @@ def test_compiled_drop_path(small, picture):
     assert not torch.equal(compiled(picture()), compiled(picture()))
 
 
-@pytest.mark.long
-def test_compile_with_inductor(small, picture):
-    model = small(depths=(1, 1, 1, 1))
-    compiled = torch.compile(copy.deepcopy(model), fullgraph=True)
-    with torch.no_grad():
-        assert_same(compiled(picture()), model(picture()))
-
-
 # --- torch.export ---
 
 
@@ -157,6 +149,12 @@ def test_script(small, picture, quiet, options):
     scripted = torch.jit.script(model)
     for size in [(64, 64), (33, 47), (1, 1), (7, 80)]:
         assert_same(scripted(picture(2, 3, *size)), model(picture(2, 3, *size)))
+    grads = []
+    for net in (model, scripted):
+        pixels = picture().requires_grad_()
+        net(pixels).square().sum().backward()
+        grads.append(pixels.grad)
+    torch.testing.assert_close(*grads, rtol=1e-3, atol=1e-4)
 
 
 def test_script_of_variants_through_timm(quiet, picture):
@@ -174,12 +172,6 @@ def test_script_saves_and_loads_and_refuses_the_same_inputs(small, picture, quie
     assert_same(loaded(picture()), model(picture()))
     with pytest.raises(Exception, match=r"in_chans=3.* 4 "):
         loaded(torch.zeros(1, 4, 32, 32))
-
-
-def test_scripted_model_trains(small, picture, quiet):
-    model = small(**two_stages(drop_path_rate=0.0)).train()
-    scripted = torch.jit.script(copy.deepcopy(model))
-    assert_same_gradients(model, scripted, (model, scripted), picture())
 
 
 @pytest.mark.parametrize("cls", [DaViT, DaViTPyramid])

@@ -54,12 +54,6 @@ def test_filling_with_the_bias_equals_padding_before_the_linear_layer(bias):
     torch.testing.assert_close(filled, padded, rtol=0, atol=1e-6)
 
 
-def test_the_fill_takes_the_dtype_of_the_map():
-    """Under autocast the map is half precision and the bias is not."""
-    cut, _ = window_partition(noise(1, 3, 3, 2).bfloat16(), 4, torch.ones(2))
-    assert cut.dtype == torch.bfloat16
-
-
 @some
 @any_map
 def test_pad_odd(size, window):

@@ -103,23 +103,6 @@ def test_pt2e_for_x86(model, picture, accelerated):
     assert (found - stock).norm() < 0.1 * stock.norm()
 
 
-def test_functional_call_under_vmap_of_grad(model, picture):
-    """Gradients of each image alone, of parameters that are handed in."""
-    results = []
-    for accelerated in (False, True):
-        net = model(accelerated)
-        parameters = {name: 1.1 * p.detach() for name, p in net.named_parameters()}
-
-        def loss(given, pixels, net=net):
-            return torch.func.functional_call(net, given, (pixels[None],)).square().mean()
-
-        results.append(torch.func.vmap(torch.func.grad(loss), (None, 0))(parameters, picture()))
-        with torch.no_grad():  # and without a transform
-            results[-1]["logits"] = torch.func.functional_call(net, parameters, (picture(),))
-    for name, grad in results[0].items():
-        torch.testing.assert_close(results[1][name], grad, rtol=1e-4, atol=1e-5, msg=name)
-
-
 SHARDED = """
 import sys, torch
 import torch.distributed as dist
@@ -170,16 +153,9 @@ dist.destroy_process_group()
 
 def test_fully_shard_on_two_processes(tmp_path, repository):
     environment = {**os.environ, "PYTHONPATH": str(repository), "OMP_NUM_THREADS": "1"}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", SHARDED, str(rank), str(tmp_path / "meeting")],
-            cwd=repository,
-            env=environment,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
+    options = {"cwd": repository, "env": environment, "stderr": subprocess.PIPE, "text": True}
+    commands = [[sys.executable, "-c", SHARDED, str(rank), str(tmp_path / "meeting")] for rank in range(2)]
+    processes = [subprocess.Popen(command, **options) for command in commands]
     for process in processes:
         _, errors = process.communicate(timeout=240)
         assert process.returncode == 0, errors[-3000:]

@@ -6,7 +6,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from timm.layers import DropPath
 
-from davit import DaViT, DaViTPyramid, accelerate, plain
+from davit import DaViT, accelerate, plain
 from davit.kernels import training
 from davit.kernels.cpu import native, onednn
 from davit.model import DualAttentionBlock
@@ -75,12 +75,6 @@ def test_an_image_does_not_depend_on_its_batch(small, picture, part_bytes):
     torch.testing.assert_close(alone, together, rtol=1e-4, atol=1e-5)
 
 
-def test_an_empty_batch_takes_the_plain_modules(small, picture, fused_calls):
-    with torch.no_grad(), fused_calls() as calls:
-        assert small()(picture(2)[:0]).shape == (0, 7)
-    assert calls == []
-
-
 @pytest.mark.parametrize("layout", ["channels_last", "sliced", "expanded", "flipped"])
 def test_inputs_in_any_memory_layout(either, small, picture, layout):
     """Of the image, and of the map that a block is given."""
@@ -105,9 +99,9 @@ def test_inputs_in_any_memory_layout(either, small, picture, layout):
 # --- gradients ---
 
 
-def gradients(model, image, **step):
+def gradients(model, image):
     model.zero_grad()
-    torch.manual_seed(step.get("seed", 0))
+    torch.manual_seed(0)
     image = image.clone().requires_grad_()
     output = model(image)
     loss = sum(level.square().mean() for level in ([output] if isinstance(output, torch.Tensor) else output))
@@ -139,9 +133,8 @@ def test_gradients_in_bfloat16(small, picture, part_bytes, fused_calls, mixed):
     _, expected = gradients(small(drop_path_rate=0.0).double().train(), image.double())
     errors = {}
     for accelerated in (False, True):
-        model = (
-            small(drop_path_rate=0.0, accelerated=accelerated).train().to(torch.float32 if mixed else torch.bfloat16)
-        )
+        model = small(drop_path_rate=0.0, accelerated=accelerated).train()
+        model.to(torch.float32 if mixed else torch.bfloat16)
         with fused_calls() as calls, torch.autocast("cpu", torch.bfloat16, enabled=mixed):
             _, grads = gradients(model, image.to(model.head.weight.dtype))
         assert bool(calls) == (accelerated)
@@ -149,16 +142,6 @@ def test_gradients_in_bfloat16(small, picture, part_bytes, fused_calls, mixed):
         errors[accelerated] = {name: relative(grad, expected[name]) for name, grad in grads.items()}
     mean = {key: sum(values.values()) / len(values) for key, values in errors.items()}
     assert mean[True] < 1.6 * mean[False]  # rounding that goes another way by chance
-
-
-def test_drop_path_draws_the_same_numbers(either, small, picture):
-    results = [
-        gradients(small(either, drop_path_rate=0.6, accelerated=accelerated).train(), picture(6), seed=3)
-        for accelerated in (False, True)
-    ]
-    torch.testing.assert_close(results[0][0], results[1][0])
-    for name, grad in results[0][1].items():
-        torch.testing.assert_close(results[1][1][name], grad, rtol=1e-3, atol=1e-5, msg=name)
 
 
 def test_paths_are_dropped_without_gradients_too(small, picture, part_bytes, fused_calls):
@@ -175,21 +158,22 @@ def test_paths_are_dropped_without_gradients_too(small, picture, part_bytes, fus
         assert not torch.allclose(model.eval()(picture(6)), outputs[1], rtol=1e-2)
 
 
-@pytest.mark.parametrize("options", [{"drop_prob": 1.0}, {"drop_prob": 0.4, "scale_by_keep": False}], ids=str)
-def test_any_drop_path_of_timms(small, picture, options):
-    losses = []
+@pytest.mark.parametrize(
+    "options", [{"drop_prob": 0.6}, {"drop_prob": 1.0}, {"drop_prob": 0.4, "scale_by_keep": False}], ids=str
+)
+def test_drop_path_draws_the_same_numbers(small, picture, options):
+    results = []
     for accelerated in (False, True):
         model = small(accelerated=accelerated).train()
         for pair in model.main_blocks[2]:
             pair[1].drop_path = DropPath(**options)
-        losses.append(gradients(model, picture(8))[0])
-    torch.testing.assert_close(losses[0], losses[1])
+        results.append(gradients(model, picture(8)))
+    torch.testing.assert_close(results[0][0], results[1][0])
+    for name, grad in results[0][1].items():
+        torch.testing.assert_close(results[1][1][name], grad, rtol=1e-3, atol=1e-5, msg=name)
 
 
-@pytest.mark.parametrize(
-    "kept",
-    ["bias", "weight", "norm", "main_blocks.2.0.0.mlp.fc1", "qkv", "fc2.bias"],
-)
+@pytest.mark.parametrize("kept", ["bias", "weight", "norm", "main_blocks.2.0.0.mlp.fc1", "qkv", "fc2.bias"])
 def test_frozen_parameters_get_no_gradient(small, picture, part_bytes, kept):
     results = []
     for accelerated in (False, True):
@@ -240,11 +224,3 @@ def test_less_is_saved_for_the_backward_pass(saved_bytes):
         return saved_bytes(accelerate(model) if accelerated else model, torch.randn(2, 3, 112, 112))
 
     assert saved(True) < 0.7 * saved(False)
-
-
-@pytest.mark.parametrize("cls", [DaViT, DaViTPyramid])
-def test_half_frozen_pyramids_and_inference_mode(cls, small, picture):
-    model = small(cls, **({"frozen_stages": 2} if cls is DaViTPyramid else {})).train()
-    first(model(picture())).sum().backward()
-    with torch.inference_mode():
-        assert first(model(picture())).isfinite().all()

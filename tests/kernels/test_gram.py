@@ -122,12 +122,6 @@ def test_gradients_of_gradients() -> None:
         assert error(actual, truth) < 1e-4
 
 
-def test_where_it_is_faster() -> None:
-    for dtype, least in ((torch.float32, 8), (torch.bfloat16, 24)):
-        assert training.gram_is_faster(torch.empty(1, least, 96, 96, dtype=dtype))
-        assert not training.gram_is_faster(torch.empty(1, least, 95, 96, dtype=dtype))
-
-
 def test_blocks_take_it_and_save_less(monkeypatch: pytest.MonkeyPatch, saved_bytes: Any) -> None:
     block, x = accelerate(block_of(48, 3)), noise(2, 20, 30, 48).requires_grad_()
     with monkeypatch.context() as patch:

@@ -11,22 +11,28 @@ import torch
 from davit.kernels.triton import support
 
 FOLDER = Path(__file__).parent
-TESTS = [str(FOLDER / "triton"), str(FOLDER / "test_operators.py")]
+COMMAND = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", f"{FOLDER}/triton", f"{FOLDER}/test_operators.py"]
+EACH_KERNEL = "each_kernel and float32 or models_through_kernels and stock"  # forward and backward
 
 
 @pytest.mark.skipif(not support.HAS_TRITON, reason="no Triton for this platform")
 @pytest.mark.skipif(support.INTERPRETED or torch.cuda.is_available(), reason="they run in this process")
 @pytest.mark.parametrize(
-    "kind", ["not long", pytest.param("long", marks=pytest.mark.long)], ids=["short", "with reference vectors"]
+    ("marked", "named"),
+    [
+        ("not long", EACH_KERNEL),
+        pytest.param("not long", "not any_size", marks=pytest.mark.long),
+        pytest.param("long", "not any_size", marks=pytest.mark.long),
+    ],
+    ids=["each kernel once", "all sizes", "long"],
 )
-def test_kernels_in_the_interpreter(kind):
+def test_kernels_in_the_interpreter(marked, named):
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-m", kind, "-k", "not any_size", "-p", "no:cacheprovider", *TESTS],
+        [*COMMAND, "-m", marked, "-k", named],
         cwd=FOLDER.parents[1],
         env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        check=False,
         timeout=570,
     )
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]

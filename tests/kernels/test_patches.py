@@ -1,7 +1,6 @@
 """Patch embeddings by native.cpp: against float64, in every layout, and where they must not run."""
 
 from copy import deepcopy
-from functools import partial
 
 import pytest
 import torch
@@ -10,7 +9,6 @@ from hypothesis import strategies as st
 from torch import nn
 
 from davit import accelerate, plain
-from davit.kernels import conditions, ops
 from davit.kernels.cpu import native
 from davit.model import PatchEmbed
 
@@ -27,10 +25,10 @@ def noise(shape, dtype=torch.float32, seed=0):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
-def embedding(stem, C, N, stride=2, norm_layer=nn.LayerNorm, overlapped=False):
+def embedding(stem, C, N, stride=2, overlapped=False, **norm):
     """With a norm whose weight and bias are far from 1 and 0, which padding must not meet."""
     torch.manual_seed(1)
-    embed = PatchEmbed(C, N, stride, stem, overlapped, norm_layer)
+    embed = PatchEmbed(C, N, stride, stem, overlapped, lambda dim: nn.LayerNorm(dim, **norm))
     for parameter in embed.norm.parameters():
         nn.init.normal_(parameter, 0.5)
     return accelerate(embed).eval()
@@ -69,7 +67,7 @@ def assert_right(actual, embed, x):
 
 @settings(deadline=None, max_examples=16, derandomize=True)
 @given(st.integers(1, 7), side, side, st.sampled_from([32, 64, 96, 160]), st.sampled_from([1, 2, 4, 16]), dtypes)
-@example(3, 1, 1, 32, 4, torch.float32)  # one pixel
+@example(3, 1, 1, 32, 4, torch.float32)
 @example(3, 3, 5, 32, 4, torch.float32)  # smaller than a patch
 def test_stems_equal_float64(C, H, W, N, stride, dtype):
     rows = -(-H // stride) * -(-W // stride)
@@ -89,15 +87,13 @@ def test_embeddings_of_maps_equal_float64(H, W, C, N, dtype):
     assert_right(compute(embed, x), embed, x)
 
 
-@pytest.mark.parametrize("stem", [True, False], ids=["stem", "map"])
 @pytest.mark.parametrize("options", [{"eps": 0.5}, {"bias": False}, {"elementwise_affine": False}], ids=str)
-def test_norms_of_any_kind(stem, options, calls):
-    embed = embedding(stem, 3 if stem else 32, 64, 4 if stem else 2, partial(nn.LayerNorm, **options))
-    embed.proj.bias = None
-    x = noise((2, 3, 60, 50) if stem else (2, 20, 21, 32))
-    out = compute(embed, x)
-    assert calls
-    assert_right(out, embed, x)
+def test_norms_of_any_kind(options, calls):
+    for stem, shape in ((True, (2, 32, 60, 50)), (False, (2, 20, 21, 32))):
+        embed, x = embedding(stem, 32, 64, 4 if stem else 2, **options), noise(shape)
+        embed.proj.bias = None
+        assert_right(compute(embed, x), embed, x)
+    assert len(calls) == 2
 
 
 @pytest.mark.parametrize("layout", ["channels last", "sliced", "expanded"])
@@ -113,18 +109,6 @@ def test_any_layout_of_memory(layout, case, calls):
     out = compute(embed, x)
     assert calls and torch.equal(out, compute(deepcopy(embed), x.contiguous()))
     assert_right(out, embed, x)
-
-
-def test_results_do_not_depend_on_the_number_of_threads(calls):
-    cases = ((embedding(True, 3, 64, 4), noise((3, 3, 61, 35))), (embedding(False, 96, 192), noise((2, 14, 28, 96))))
-    results, before = [], torch.get_num_threads()
-    try:
-        for threads in (1, 2):
-            torch.set_num_threads(threads)
-            results.append([compute(embed, x) for embed, x in cases])
-    finally:
-        torch.set_num_threads(before)
-    assert calls and all(torch.equal(one, other) for one, other in zip(*results, strict=True))
 
 
 def test_nan_stays_in_its_reach():
@@ -180,20 +164,16 @@ def test_sizes_that_are_not_compiled_keep_to_their_modules(calls):
         assert calls == []
 
 
-def test_gradients_go_through_the_modules(calls):
+def test_gradients_and_autocast_go_through_the_modules(calls):
     embed, x = embedding(True, 3, 64, 4), noise((2, 3, 60, 40))
+    with torch.autocast("cpu", torch.bfloat16):
+        compute(embed, x)
     embed(x).sum().backward()
     assert calls == [] and embed.proj.weight.grad.any()
     embed.requires_grad_(False)
     embed(x.requires_grad_()).sum().backward()
     assert calls == [] and x.grad.any()
     assert not embed(x.detach()).requires_grad and len(calls) == 1
-
-
-def test_autocast_takes_the_modules(calls):
-    with torch.autocast("cpu", torch.bfloat16):
-        compute(embedding(True, 3, 64, 4), noise((2, 3, 60, 40)))
-    assert calls == []
 
 
 @pytest.mark.parametrize(
@@ -203,35 +183,4 @@ def test_wrong_channels_are_reported_by_the_modules(stem, shape, calls):
     embed = embedding(stem, 3 if stem else 32, 64, 4 if stem else 2)
     with pytest.raises(RuntimeError):
         compute(embed, noise(shape))
-    assert calls == []
-
-
-# --- in a compiler ---
-
-
-def test_the_operator_is_well_formed(case):
-    embed, x = case
-    parameters = [p.detach() for p in (embed.proj.weight, embed.proj.bias, embed.norm.weight, embed.norm.bias)]
-    torch.library.opcheck(ops.patch_embed, (x, *parameters, 1e-5, embed.proj.stride[0], embed.stem))
-
-
-def test_a_compiler_sees_one_operator(case, recorded):
-    embed, x = case
-    compiled, names = recorded(embed)
-    out = compute(compiled, x)
-    assert "davit.patch_embed.default" in names and not any("conv" in name for name in names)
-    assert torch.equal(out, compute(embed, x))
-
-
-def test_an_export_has_the_modules(case, calls):
-    embed, x = case
-    with torch.no_grad():
-        program = torch.export.export(embed, (x,))
-    assert calls == [] and not any("davit" in str(node.target) for node in program.graph.nodes)
-
-
-def test_it_is_one_of_the_kernels(case, calls, monkeypatch):
-    monkeypatch.setattr(conditions, "KERNELS", conditions.KERNELS - {"patches"})
-    embed, x = case
-    assert_right(compute(embed, x), embed, x)
     assert calls == []
