@@ -25,7 +25,7 @@ from measure import CLOCKS, RESULTS, table, takes_bfloat16, write_report
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import davit
-from davit.kernels import conditions, modules, ops
+from davit.kernels import conditions, modules, ops, training
 from davit.kernels.cpu import native, onednn
 from davit.model import ChannelAttention, DualAttentionBlock
 from davit.variants import VARIANTS
@@ -135,7 +135,7 @@ def channel_layers(batch: int, side: int, C: int, dtype: torch.dtype) -> dict[st
         return torch.autograd.grad(block.attn(block.norm1(x)), leaves, grad)
 
     def by(gram: bool) -> tuple[torch.Tensor, ...]:
-        with patch.object(modules, "gram_is_faster", lambda *_: gram):
+        with patch.object(training, "gram_is_faster", lambda *_: gram):
             return torch.autograd.grad(modules.attend_in_training(block, x), leaves, grad)
 
     return {"plain": plainly, "q, k and v": lambda: by(gram=False), "Gram matrix": lambda: by(gram=True)}

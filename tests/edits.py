@@ -58,13 +58,6 @@ EDITS: dict[str, list[tuple[str, str]]] = {
         (_ATTENTION, _ATTENTION + "\n        x_BHWC = x_BHWC + self.gate(x_BHWC).tanh()"),
     ],
     "another scale in channel attention": [("k_BGND * D**-0.5", "k_BGND * qkv_BNE.shape[1]**-0.5")],
-    "a learned temperature": [
-        (
-            "        self.num_groups = num_groups\n",
-            "        self.num_groups = num_groups\n        self.temperature = nn.Parameter(torch.full((1,), 0.7))\n",
-        ),
-        ("self.qkv(x_BHWC.flatten(1, 2))", "self.temperature * self.qkv(x_BHWC.flatten(1, 2))"),
-    ],
     "a block of more arguments": [
         ("    def forward(self, x_BHWC: Tensor) -> Tensor:\n        x_BHWC = self.cpe[0](x_BHWC)\n",
          "    def forward(self, x_BHWC: Tensor, shift: float = 0.5) -> Tensor:\n"

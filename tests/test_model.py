@@ -77,23 +77,6 @@ def test_arguments_that_change_the_parameters(small, picture, options, shapes):
     torch.testing.assert_close(model(image), reference_logits(model, image, **seen), rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("qkv_bias", [True, False])
-@pytest.mark.parametrize("kind", ["spatial", "channel"])
-@some
-@given(size=st.tuples(st.integers(1, 16), st.integers(1, 16)))
-def test_attention_equals_loops_over_windows_and_groups(kind, size, qkv_bias):
-    torch.manual_seed(0)
-    if kind == "spatial":
-        attention = WindowAttention(12, 3, 7, qkv_bias).double()
-    else:
-        attention = ChannelAttention(12, 3, qkv_bias).double()
-    state = {f"attn.{key}": value for key, value in attention.state_dict().items()}
-    x_BHWC = torch.randn(2, *size, 12, dtype=torch.float64)
-    loops = {"spatial": reference.window_attention, "channel": reference.channel_attention}[kind]
-    expected = loops(state, "attn", x_BHWC.permute(0, 3, 1, 2), 3, 7).permute(0, 2, 3, 1)
-    torch.testing.assert_close(attention(x_BHWC), expected, rtol=1e-10, atol=1e-10)
-
-
 # --- every argument ---
 
 
@@ -141,15 +124,6 @@ def test_argument_attention_types(either, small, picture):
     assert [type(block.attn) for block in model.main_blocks[2][1]] == [WindowAttention, nn.Linear]
     assert first(model(picture())).isfinite().all()
     assert changed(small, picture, either, "attention_types", ("spatial", "channel"), ("channel", "spatial"))
-
-
-def test_argument_ffn(either, small):
-    """Without the MLP both position encodings stay."""
-    keys = set(small(either, ffn=False).state_dict())
-    removed = set(small(either).state_dict()) - keys
-    assert removed
-    assert all(".mlp." in key or ".norm2." in key for key in removed)
-    assert {"main_blocks.0.0.0.cpe.0.proj.weight", "main_blocks.0.0.0.cpe.1.proj.weight"} <= keys
 
 
 def test_argument_weight_init(either):
@@ -277,15 +251,6 @@ def test_any_batch(small, picture, batch):
     images = picture(3)
     torch.testing.assert_close(model(images[:batch]), model(images)[:batch], rtol=1e-4, atol=1e-5)
     assert model(images[:batch]).shape == (batch, 7)
-
-
-@some
-@any_size
-def test_sizes_are_rounded_up_stage_by_stage(either, small, picture, size):
-    height, width = (-(-length // 4) for length in size)
-    for stage_map in small(either).forward_stages(picture(1, 3, *size)):
-        assert stage_map.shape[1:3] == (height, width)
-        height, width = -(-height // 2), -(-width // 2)
 
 
 def test_initial_weights_of_linear_layers_and_norms():

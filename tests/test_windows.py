@@ -7,7 +7,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from davit import windows
-from davit.model import WindowAttention
 from davit.windows import pad_odd, window_partition, window_unpartition
 
 any_map = given(size=st.tuples(st.integers(1, 30), st.integers(1, 30)), window=st.integers(1, 9))
@@ -76,12 +75,3 @@ def test_windows_of_exporters_hold_the_plain_ones(size, window):
     assert torch.equal(grid[:, :rows, :columns].flatten(0, 2), plain)
     assert torch.equal(grid[:, rows:], fill.expand_as(grid[:, rows:]))
     assert torch.equal(symbolic(window_unpartition, exported, window, tiling, size), x)
-
-
-@pytest.mark.parametrize("qkv_bias", [True, False])
-@some
-@any_map
-def test_attention_of_exporters_equals_the_plain_one(size, window, qkv_bias):
-    torch.manual_seed(0)
-    attention, x = WindowAttention(12, 3, window, qkv_bias), noise(2, *size, 12)
-    torch.testing.assert_close(symbolic(attention, x), attention(x), rtol=1e-5, atol=1e-6)

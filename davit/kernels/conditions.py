@@ -119,10 +119,6 @@ def _without_leaf(function: Any) -> Any:
     return function.__wrapped__ if traced else function
 
 
-#: Reason by name and id of a code object; the object is kept, so that its id stays its own.
-_judged: dict[tuple[str, int], tuple[CodeType, str | None]] = {}
-
-
 @torch.compiler.assume_constant_result
 def difference_of_text(kind: type[nn.Module]) -> str | None:
     """Say which function that a kernel replaces differs from the one it was tested against; None if none does.
@@ -137,10 +133,7 @@ def difference_of_text(kind: type[nn.Module]) -> str | None:
         code = getattr(function_named(name), "__code__", None)
         if code is None:
             return f"davit.{name} is not a function"
-        if (name, id(code)) not in _judged:
-            _judged[name, id(code)] = (code, _judge(name, code, known))
-        reason = _judged[name, id(code)][1]
-        if reason is not None:
+        if (reason := _difference_of_code(name, code, known)) is not None:
             return reason
     for cls in itertools.chain.from_iterable(_CLASSES[part] for part in kinds):
         if cls.__mro__[1:] != (nn.Module, object):
@@ -159,7 +152,8 @@ def changed_text() -> list[str]:
     return sorted({reason for kind in kinds if (reason := difference_of_text(kind)) is not None})
 
 
-def _judge(name: str, code: CodeType, known: str) -> str | None:
+@functools.cache
+def _difference_of_code(name: str, code: CodeType, known: str) -> str | None:
     try:
         return None if fingerprint(code) == known else f"the text of davit.{name} was changed"
     except (OSError, tokenize.TokenError, IndentationError):
@@ -219,12 +213,14 @@ def difference_of_block(block: Any) -> str | None:
 
     The block itself may have hooks, since it is called in any case.
     """
-    reason = _difference(block, DualAttentionBlock, "block")
-    if reason is not None:
+    if (reason := _difference(block, DualAttentionBlock, "block")) is not None:
         return reason
-    for encoding in block.cpe:
-        if not _is_position_encoding(encoding):
-            return "block.cpe holds another convolution than a depthwise one of 3 x 3 with zero padding"
+    for conv, act in ((encoding.proj, encoding.activation) for encoding in block.cpe):
+        depthwise = conv.groups == conv.in_channels == conv.out_channels
+        if not depthwise or not _is_convolution(conv, 3, 1, 1) or getattr(act, "approximate", "none") != "none":
+            return (
+                "block.cpe holds another convolution than a depthwise one of 3 x 3 with zero padding, or another GELU"
+            )
     with_mlp = type(block.mlp) is Mlp and type(block.norm2) is nn.LayerNorm
     if with_mlp != block.ffn or (not with_mlp and type(block.mlp) is not type(block.norm2)):
         return "block.ffn, block.norm2 and block.mlp do not go together"
@@ -239,19 +235,18 @@ def difference_of_block(block: Any) -> str | None:
 
 def difference_of_embedding(embed: Any) -> str | None:
     """Say how a patch embedding differs from what `davit.model` builds; None if a kernel may replace it."""
-    reason = _difference(embed, PatchEmbed, "patch_embed")
-    if reason is not None:
+    if (reason := _difference(embed, PatchEmbed, "patch_embed")) is not None:
         return reason
     conv = embed.proj
     side, padding = (7, 3) if embed.stem else (3, 1) if not embed.halving else (2, 0)
-    if not (
-        conv.groups == 1
-        and (conv.kernel_size, conv.padding, conv.dilation) == ((side, side), (padding, padding), (1, 1))
-        and conv.stride == ((conv.stride[0],) * 2 if embed.stem else (2, 2))
-        and conv.padding_mode == "zeros"
-    ):
+    if conv.groups != 1 or not _is_convolution(conv, side, conv.stride[0] if embed.stem else 2, padding):
         return "patch_embed.proj is another convolution"
     return difference_of_text(PatchEmbed)
+
+
+def _is_convolution(conv: nn.Conv2d, side: int, stride: int, padding: int) -> bool:
+    squares = (conv.kernel_size, conv.stride, conv.padding, conv.dilation)
+    return squares == ((side,) * 2, (stride,) * 2, (padding,) * 2, (1, 1)) and conv.padding_mode == "zeros"
 
 
 def _difference(module: nn.Module, kind: type[nn.Module], path: str) -> str | None:
@@ -270,8 +265,7 @@ def _difference(module: nn.Module, kind: type[nn.Module], path: str) -> str | No
             return f"{path}.{name} is a {found}, not a {wanted}"
         if _has_hooks(child):
             return f"{path}.{name} has a hook or a forward of its own"
-        reason = _difference(child, type(child), f"{path}.{name}")
-        if reason is not None:
+        if (reason := _difference(child, type(child), f"{path}.{name}")) is not None:
             return reason
     return None
 
@@ -285,16 +279,6 @@ def _has_hooks(module: nn.Module) -> bool:
         or module._backward_pre_hooks
         or "forward" in module.__dict__
         or "_call_impl" in module.__dict__
-    )
-
-
-def _is_position_encoding(encoding: Any) -> bool:
-    conv, act = encoding.proj, encoding.activation
-    return (
-        conv.groups == conv.in_channels == conv.out_channels
-        and (conv.kernel_size, conv.stride, conv.padding, conv.dilation) == ((3, 3), (1, 1), (1, 1), (1, 1))
-        and conv.padding_mode == "zeros"
-        and (type(act) is nn.Identity or act.approximate == "none")
     )
 
 
@@ -314,8 +298,7 @@ def way_for(block: Any, x_BHWC: Tensor) -> str | None:
     may_train = torch.is_grad_enabled() or block.training
     if not triton and not compiling and not may_train and not _has_work(x_BHWC, MIN_WORK):
         return None  # before the structure is compared, which would take longer than such a call
-    reason = difference_of_block(block)
-    if reason is not None:
+    if (reason := difference_of_block(block)) is not None:
         log_once(reason)
         return None
     if not _has_block_sizes(block, x_BHWC):
@@ -356,8 +339,7 @@ def supports_embedding(embed: Any, x: Tensor) -> bool:
         return False
     if x.dim() != 4 or torch.is_autocast_enabled("cpu") or needs_gradients(embed, x):
         return False
-    reason = difference_of_embedding(embed)
-    if reason is not None:
+    if (reason := difference_of_embedding(embed)) is not None:
         log_once(reason)
         return False
     if not (embed.stem or embed.halving):

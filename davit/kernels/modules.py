@@ -12,17 +12,8 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 
 from ..model import ChannelAttention, DualAttentionBlock, DualAttentionStages, PatchEmbed, WindowAttention
-from . import conditions, ops
+from . import conditions, ops, training
 from .cpu import native, onednn
-from .training import (
-    GeluLinear,
-    GramChannelAttention,
-    LinearFunction,
-    NormLinear,
-    NormMlp,
-    PositionEncoding,
-    gram_is_faster,
-)
 
 _logger = logging.getLogger(__name__)
 
@@ -47,8 +38,7 @@ class FusedPatchEmbed(PatchEmbed):
         conv: Any = self.proj
         norm: Any = self.norm
         run = ops.patch_embed if torch.compiler.is_compiling() else native.patch_embed
-        embedded: Tensor = run(x, conv.weight, conv.bias, norm.weight, norm.bias, norm.eps, conv.stride[0], self.stem)
-        return embedded
+        return run(x, conv.weight, conv.bias, norm.weight, norm.bias, norm.eps, conv.stride[0], self.stem)
 
     def __prepare_scriptable__(self) -> nn.Module:
         return _plain_copy(self)
@@ -74,7 +64,9 @@ def accelerate(model: nn.Module) -> nn.Module:
         The model.
     """
     for module in model.modules():
-        if (fused := _FUSED.get(type(module))) is not None and _has_known_text(module):
+        fused = _FUSED.get(type(module))
+        # an edited forward might take other arguments
+        if fused is not None and "forward" not in module.__dict__ and _difference_of_text(module) is None:
             module.__class__ = fused
     for reason in why_plain(model).values():
         conditions.log_once(reason)
@@ -110,8 +102,7 @@ def why_plain(model: nn.Module) -> dict[str, str]:
     prefixes = [f"{name}." if name else "" for name in stages]
     for name, module in model.named_modules():
         if isinstance(module, DualAttentionBlock | PatchEmbed):
-            reason = _why_plain(module)
-            if reason is not None:
+            if (reason := _why_plain(module)) is not None:
                 reasons[name] = reason
         elif any(re.fullmatch(re.escape(prefix) + _NAME_OF_BLOCK, name) for prefix in prefixes):
             reasons[name] = f"{type(module).__name__} is none of davit.model's modules"
@@ -131,11 +122,6 @@ def _why_plain(module: nn.Module) -> str | None:
         return _difference_of_text(module) or f"a {kind.__name__} was not accelerated"
     is_block = isinstance(module, DualAttentionBlock)
     return conditions.difference_of_block(module) if is_block else conditions.difference_of_embedding(module)
-
-
-def _has_known_text(module: nn.Module) -> bool:
-    """Whether the module's forward is the known one; an edited forward might take other arguments."""
-    return "forward" not in module.__dict__ and _difference_of_text(module) is None
 
 
 def _difference_of_text(module: nn.Module) -> str | None:
@@ -178,8 +164,7 @@ def _infer_operator(block: Any, x_BHWC: Tensor) -> Tensor:
     if conditions.has_frozen_weights():
         packed = ops.pack_block(weights, heads)
         weights = [None if i in native.MATRICES else p for i, p in enumerate(weights)]
-    inferred: Tensor = ops.infer_block(x_BHWC, weights, window, heads, eps, packed)
-    return inferred
+    return ops.infer_block(x_BHWC, weights, window, heads, eps, packed)
 
 
 def block_arguments(block: Any) -> tuple[list[Tensor | None], int, int, tuple[float, float]]:
@@ -202,7 +187,7 @@ def _train(block: Any, x_BHWC: Tensor) -> Tensor:
     if not block.ffn:
         return x
     fc1, fc2 = block.mlp.fc1, block.mlp.fc2
-    branch = NormMlp.apply(x, *_vectors(block.norm2), fc1.weight, fc1.bias, fc2.weight, fc2.bias)
+    branch = training.NormMlp.apply(x, *_vectors(block.norm2), fc1.weight, fc1.bias, fc2.weight, fc2.bias)
     return _add_branch(x, branch, block.drop_path)
 
 
@@ -210,12 +195,9 @@ def attend_in_training(block: Any, x: Tensor) -> Tensor:
     """Compute a block's norm and attention for training."""
     attn = block.attn
     norm, qkv, proj = _vectors(block.norm1), (attn.qkv.weight, attn.qkv.bias), (attn.proj.weight, attn.proj.bias)
-    attended: Tensor
-    if type(attn) is not WindowAttention and gram_is_faster(x):
-        attended = GramChannelAttention.apply(x, *norm, *qkv, *proj, attn.num_groups)
-    else:
-        attended = LinearFunction.apply(_attend(attn, NormLinear.apply(x, *norm, *qkv)), *proj)
-    return attended
+    if type(attn) is not WindowAttention and training.gram_is_faster(x):
+        return training.GramChannelAttention.apply(x, *norm, *qkv, *proj, attn.num_groups)
+    return training.LinearFunction.apply(_attend(attn, training.NormLinear.apply(x, *norm, *qkv)), *proj)
 
 
 def _vectors(norm: Any) -> tuple[Tensor | None, Tensor | None, float]:
@@ -224,10 +206,8 @@ def _vectors(norm: Any) -> tuple[Tensor | None, Tensor | None, float]:
 
 def _encode_in_training(encoding: Any, x: Tensor) -> Tensor:
     if type(encoding.activation) is nn.Identity and native.supports_rows(x):
-        encoded: Tensor = PositionEncoding.apply(x, encoding.proj.weight, encoding.proj.bias)
-        return encoded
-    module_result: Tensor = encoding(x)
-    return module_result
+        return training.PositionEncoding.apply(x, encoding.proj.weight, encoding.proj.bias)
+    return encoding(x)
 
 
 def _add_branch(x: Tensor, branch: Tensor, drop_path: nn.Module) -> Tensor:
@@ -246,11 +226,11 @@ def _run_spans(block: Any, x_BHWC: Tensor) -> Tensor:
     x, y = _encode_and_norm(block.cpe[0], block.norm1, x_BHWC)
     x = x + block.drop_path(block.attn.proj(_attend(block.attn, block.attn.qkv(y))))
     if not block.ffn:
-        encoded: Tensor = block.cpe[1](x)
-        return encoded
+        return block.cpe[1](x)
     x, y = _encode_and_norm(block.cpe[1], block.norm2, x)
     fc1, fc2 = block.mlp.fc1, block.mlp.fc2
-    branch = GeluLinear.apply(fc1(y), fc2.weight, fc2.bias) if conditions.supports_gelu() else block.mlp(y)
+    saves_less = conditions.supports_gelu()
+    branch = training.GeluLinear.apply(fc1(y), fc2.weight, fc2.bias) if saves_less else block.mlp(y)
     return x + block.drop_path(branch)
 
 
@@ -269,8 +249,7 @@ def _attend(attn: Any, qkv_BHWE: Tensor) -> Tensor:
     if type(attn) is WindowAttention:
         supported = conditions.supports_window(qkv_BHWE, attn.window_size, attn.num_heads)
         attend = ops.window_attention if supported else ops.window_formula
-        mixed: Tensor = attend(qkv_BHWE, attn.qkv.bias, attn.window_size, attn.num_heads)
-        return mixed
+        return attend(qkv_BHWE, attn.qkv.bias, attn.window_size, attn.num_heads)
     supported = conditions.supports_channel(qkv_BHWE, attn.num_groups)
     attend_channels = ops.channel_attention if supported else ops.channel_formula
     return attend_channels(qkv_BHWE, attn.num_groups)[0]

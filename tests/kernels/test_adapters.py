@@ -19,9 +19,7 @@ LAYERS = r".*\.(attn\.qkv|attn\.proj|fc1|fc2)"
 @pytest.fixture
 def model(small):
     """Two stages; the second one's widths are such that every library takes its layers."""
-    return lambda accelerated: small(
-        accelerated=accelerated, embed_dims=(32, 64), depths=(1, 1), num_heads=(1, 2), drop_path_rate=0.0
-    )
+    return small(embed_dims=(32, 64), depths=(1, 1), num_heads=(1, 2), drop_path_rate=0.0)
 
 
 @pytest.fixture(autouse=True)
@@ -36,32 +34,25 @@ def logits(model, image):
         return model.eval()(image)
 
 
-def gradients(model, image):
-    model.train().zero_grad()
-    model(image).square().mean().backward()
-    return {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
-
-
-@pytest.mark.parametrize("accelerated", [False, True], ids=["plain", "accelerated"])
-def test_lora_by_peft(model, picture, accelerated):
+def test_lora_by_peft(model, picture):
     peft = pytest.importorskip("peft")
-    base = model(accelerated)
+    base = model
     stock = logits(base, picture())
     adapted = peft.get_peft_model(base, peft.LoraConfig(r=2, target_modules=LAYERS, init_lora_weights=False))
     before = logits(adapted, picture())
     assert not torch.allclose(before, stock, rtol=1e-3)
     torch.testing.assert_close(logits(accelerate(copy.deepcopy(adapted)), picture()), before, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(logits(plain(copy.deepcopy(adapted)), picture()), before, rtol=1e-4, atol=1e-5)
-    grads = gradients(adapted, picture())
-    assert len(grads) == 4 * 4 * 2 and all(grad is not None and grad.any() for grad in grads.values())
+    adapted.train()(picture()).square().mean().backward()
+    grads = [p.grad for p in adapted.parameters() if p.requires_grad]
+    assert len(grads) == 4 * 4 * 2 and all(grad is not None and grad.any() for grad in grads)
     merged = accelerate(adapted.merge_and_unload())
     torch.testing.assert_close(logits(merged, picture()), before, rtol=1e-4, atol=1e-5)
     assert why_plain(merged) == {}  # stock layers again
 
 
-@pytest.mark.parametrize("accelerated", [False, True], ids=["plain", "accelerated"])
-def test_dynamic_quantization(model, picture, accelerated):
-    base = model(accelerated)
+def test_dynamic_quantization(model, picture):
+    base = model
     if "x86" not in torch.backends.quantized.supported_engines:
         pytest.skip("no quantized operators for this processor")
     quantized = torch.ao.quantization.quantize_dynamic(base, {nn.Linear}, dtype=torch.qint8)
@@ -73,10 +64,9 @@ def test_dynamic_quantization(model, picture, accelerated):
     assert len([name for name in why_plain(accelerate(quantized)) if "blocks" in name]) == 4
 
 
-@pytest.mark.parametrize("accelerated", [False, True], ids=["plain", "accelerated"])
-def test_torchao(model, picture, accelerated):
+def test_torchao(model, picture):
     quantization = pytest.importorskip("torchao.quantization")
-    base = model(accelerated)
+    base = model
     stock = logits(base, picture())
     quantization.quantize_(base, quantization.Int8WeightOnlyConfig())
     found = logits(base, picture())
@@ -86,13 +76,12 @@ def test_torchao(model, picture, accelerated):
     torch.testing.assert_close(logits(accelerate(base), picture()), found, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("accelerated", [False, True], ids=["plain", "accelerated"])
-def test_pt2e_for_x86(model, picture, accelerated):
+def test_pt2e_for_x86(model, picture):
     pytest.importorskip("torchao.quantization.pt2e")
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
     from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
 
-    base = model(accelerated)
+    base = model
     stock = logits(base, picture())
     program = torch.export.export(base, (picture(),)).module()
     quantizer = x86.X86InductorQuantizer().set_global(x86.get_default_x86_inductor_quantization_config())

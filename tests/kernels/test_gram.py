@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from davit import accelerate
-from davit.kernels import modules, training
+from davit.kernels import training
 from davit.model import ChannelAttention, DualAttentionBlock
 from tests.conftest import randomise
 
@@ -125,7 +125,7 @@ def test_gradients_of_gradients() -> None:
 def test_blocks_take_it_and_save_less(monkeypatch: pytest.MonkeyPatch, saved_bytes: Any) -> None:
     block, x = accelerate(block_of(48, 3)), noise(2, 20, 30, 48).requires_grad_()
     with monkeypatch.context() as patch:
-        patch.setattr(modules, "gram_is_faster", lambda *_: False)
+        patch.setattr(training, "gram_is_faster", lambda *_: False)
         saved, expected = saved_bytes(block, x), block(x)
     assert saved - saved_bytes(block, x) > 3.5 * x.nbytes  # q, k, v and what the attention gave, less the Gram matrix
     assert error(block(x), expected.double()) < FLOOR[torch.float32]

@@ -111,18 +111,6 @@ def test_any_layout_of_memory(layout, case, calls):
     assert_right(out, embed, x)
 
 
-def test_nan_stays_in_its_reach():
-    embed, x = embedding(True, 3, 96, 4), noise((2, 3, 64, 96))
-    x[1, 2, 30, 41] = float("nan")
-    expected = torch.zeros(2, 16, 24, 96, dtype=torch.bool)
-    expected[1, 7:9, 10:12] = True  # whose centres 4 i are 3 pixels away at most
-    assert torch.equal(compute(embed, x).isnan(), expected)
-    embed, x = embedding(False, 64, 32), noise((3, 13, 9, 64))
-    x[2, 12, 8, 5] = float("nan")
-    reached = compute(embed, x).isnan()
-    assert reached[2, 6, 4].all() and reached.sum() == reached.shape[3]
-
-
 # --- where they run ---
 
 

@@ -223,12 +223,6 @@ def test_what_is_no_accelerated_block_is_named(small, caplog):
     assert "Sequential" in caplog.text
 
 
-def test_a_forward_of_other_arguments_is_called_with_them(small, monkeypatch):
-    monkeypatch.setattr(DualAttentionBlock, "forward", lambda self, x, stage=0: x + stage)
-    block = accelerate(small()).main_blocks[0][0][0]
-    assert (block(torch.zeros(1, 4, 4, 16), 3) == 3).all()
-
-
 def test_a_narrowed_mlp_is_computed_as_narrow_as_it_is(small):
     """Its layers may be cut without telling them: what counts is the weight, whose memory kernels read."""
     model = small(embed_dims=(32, 64), depths=(1, 1), num_heads=(1, 2))

@@ -1,18 +1,31 @@
-"""Equality with the original implementation, by its reference vectors (see make_vectors.py)."""
+"""Equality with the original implementation, by its reference vectors.
+
+The outputs were computed with the original authors' implementation (fp32, CPU, evaluation mode) and cannot be
+made from this repository, which is what they are to test. All else follows from the recipe: every weight from
+its state-dict key and shape (`weight`), every input from a seed (`image`). ``vectors/`` is a copy of those in the
+folder ``shared/parity`` beside the checkout.
+
+``NAME.json``: ``input_shape``, ``input_seed``, ``params`` (total), ``state_dict`` (keys with shapes, in the
+original's order), where given ``loss`` (mean cross-entropy with targets 0, 1, ...) and ``grad_norms`` (its
+gradients, L2), and for each pyramid level mean, std and norm of the whole map. ``NAME.npz``: the outputs; a
+pyramid level is subsampled by the ``strides`` of its json.
+"""
 
 import json
+import zlib
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from make_vectors import NAMES, VECTORS, files, fill, image
 from torch import Tensor, nn
 
 from davit import VARIANTS, DaViTPyramid, accelerate, create_model
 
+VECTORS = Path(__file__).parent / "vectors"
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "tiny_224": ("DaViT_tiny", {}),
     "tiny_225x257": ("DaViT_tiny", {}),
@@ -22,9 +35,37 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "pyramid_tiny_200x304": ("DaViT_tiny", {}),
     "pyramid_small_cpe_act_130x170": ("DaViT_small", {"cpe_act": True}),
 }
+NAMES = list(MODELS)
 CLASSIFIERS = [name for name in NAMES if not name.startswith("pyramid")]
 LARGE = {"base_224", "large_window12_384"}
 PYRAMIDS = [name for name in NAMES if name.startswith("pyramid")]
+
+
+def weight(key: str, shape: tuple[int, ...]) -> Tensor:
+    random = np.random.RandomState(zlib.crc32(key.encode()) & 0xFFFFFFFF)
+    values = random.standard_normal(shape)
+    if key.endswith(".bias"):
+        values = 0.05 * values
+    elif len(shape) == 1:  # of a LayerNorm
+        values = 1 + 0.1 * values
+    else:
+        values = values / np.sqrt(np.prod(shape[1:]))
+    return torch.from_numpy(values.astype(np.float32))
+
+
+def image(seed: int, shape: tuple[int, ...]) -> Tensor:
+    return torch.from_numpy(np.random.RandomState(seed).standard_normal(shape).astype(np.float32))
+
+
+def fill(model: nn.Module) -> nn.Module:
+    """Put the recipe's weights into a model, which may be on the meta device."""
+    state = {key: weight(key, tuple(tensor.shape)) for key, tensor in model.state_dict().items()}
+    model.load_state_dict(state, assign=True)
+    return model
+
+
+def files(folder: Path) -> list[Path]:
+    return [folder / f"{name}.{suffix}" for name in NAMES for suffix in ("json", "npz")]
 
 
 @lru_cache

@@ -52,8 +52,7 @@ def digest(texts: Sequence[Path]) -> str:
 def ask(library: ctypes.CDLL | None, name: str, dtype: torch.dtype, *given: Any) -> int:
     """Call a function for a dtype, with as many threads as PyTorch has, and return its result."""
     arguments = [ctypes.c_int(TYPES[dtype]), *(_convert(a) for a in given)]
-    answer: int = getattr(library, name)(*arguments, ctypes.c_int(torch.get_num_threads()))
-    return answer
+    return getattr(library, name)(*arguments, ctypes.c_int(torch.get_num_threads()))
 
 
 def _convert(argument: Any) -> Any:

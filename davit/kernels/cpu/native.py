@@ -346,13 +346,9 @@ def supports_block(x_BHWC: Tensor, window: int, heads: int, hidden: int | None, 
 
 
 def infer_block(
-    x_BHWC: Tensor,
-    weights: Sequence[Tensor | None],
-    window: int,
-    heads: int,
-    eps: Sequence[float],
+    x_BHWC: Tensor, weights: Sequence[Tensor | None], window: int, heads: int, eps: Sequence[float],
     packed: Tensor | None = None,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     """Infer a `davit.model.DualAttentionBlock`; see `supports_block`.
 
     Args:

@@ -7,14 +7,11 @@ that are small enough for the allocator to reuse memory. In bfloat16 and in trai
 
 import platform
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-if TYPE_CHECKING:
-    from ...model import DualAttentionBlock
 
 PART_BYTES = 8 << 20  # size of the widest map of a part; measured, see docs/performance.md
 
@@ -34,32 +31,31 @@ def _probe() -> bool:
     return bool(torch.allclose(gelu, expected) and (added == 4).all() and encoded[0, 0, 1, 1] == 11)
 
 
-def infer_block(block: "DualAttentionBlock", x_BHWC: Tensor, attend: Callable[[nn.Module, Tensor], Tensor]) -> Tensor:
+def infer_block(block: Any, x_BHWC: Tensor, attend: Callable[[nn.Module, Tensor], Tensor]) -> Tensor:
     """Infer a block of a float32 map (B, H, W, C).
 
     Args:
         attend: computes an attention module from its map of q, k and v.
     """
     H, W, C = x_BHWC.shape[1:]
-    mlp: Any = block.mlp
-    hidden = mlp.fc1.out_features if block.ffn else C
+    hidden = block.mlp.fc1.out_features if block.ffn else C
     rows = PART_BYTES // (max(hidden, 3 * C) * x_BHWC.element_size())
     parts = [_infer_part(block, part, rows, attend) for part in x_BHWC.contiguous().split(max(1, rows // (H * W)))]
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-def _infer_part(
-    block: "DualAttentionBlock", x_BHWC: Tensor, rows: int, attend: Callable[[nn.Module, Tensor], Tensor]
-) -> Tensor:
-    attn: Any = block.attn
+def _infer_part(block: Any, x_BHWC: Tensor, rows: int, attend: Callable[[nn.Module, Tensor], Tensor]) -> Tensor:
+    attn = block.attn
     x = _encode(block.cpe[0], x_BHWC)
     qkv = linear(block.norm1(x), attn.qkv.weight, attn.qkv.bias)
     x = linear_add(attend(attn, qkv), attn.proj.weight, attn.proj.bias, x)
     x = _encode(block.cpe[1], x)
     if not block.ffn:
         return x
-    mlp: Any = block.mlp
-    parts = [_infer_mlp(mlp, x_NC, block.norm2(x_NC)) for x_NC in x.view(-1, x.shape[3]).split(max(rows, 64))]
+    fc1, fc2, parts = block.mlp.fc1, block.mlp.fc2, []
+    for x_NC in x.view(-1, x.shape[3]).split(max(rows, 64)):
+        hidden = linear(block.norm2(x_NC), fc1.weight, fc1.bias, "gelu")
+        parts.append(linear_add(hidden, fc2.weight, fc2.bias, x_NC))
     return (parts[0] if len(parts) == 1 else torch.cat(parts)).view(x.shape)
 
 
@@ -72,32 +68,23 @@ def _encode(encoding: Any, x_BHWC: Tensor) -> Tensor:
     return added.permute(0, 2, 3, 1).contiguous()
 
 
-def _infer_mlp(mlp: Any, x_NC: Tensor, y_NC: Tensor) -> Tensor:
-    """Return x + MLP(y)."""
-    hidden = linear(y_NC, mlp.fc1.weight, mlp.fc1.bias, "gelu")
-    return linear_add(hidden, mlp.fc2.weight, mlp.fc2.bias, x_NC)
-
-
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str = "none") -> Tensor:
     """Compute a linear layer, with ``activation`` 'gelu' (exact) or 'none' on the result."""
     algorithm = "none" if activation == "gelu" else ""
-    result: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, activation, [], algorithm)
-    return result
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, activation, [], algorithm)
 
 
 def linear_add(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor) -> Tensor:
     """Compute residual + linear layer, in one pass."""
-    result: Tensor = torch.ops.mkldnn._linear_pointwise.binary(x, residual, weight, bias, "add")
-    return result
+    return torch.ops.mkldnn._linear_pointwise.binary(x, residual, weight, bias, "add")
 
 
 def _convolve_add(x_BCHW: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Return x + depthwise 3x3 convolution of x."""
     one = [1, 1]
-    result: Tensor = torch.ops.mkldnn._convolution_pointwise.binary(
+    return torch.ops.mkldnn._convolution_pointwise.binary(
         x_BCHW, x_BCHW, weight, bias, one, one, one, weight.shape[0], "add", None, None, [], None
     )
-    return result
 
 
 AVAILABLE = _probe()

@@ -66,13 +66,9 @@ def encode(
 
 
 def _norm_backward(
-    grad_y: Tensor | None,
-    grad_normed: Tensor | None,
-    norm_weight: Tensor | None,
-    y: Tensor,
-    mean: Tensor,
-    rstd: Tensor,
-) -> tuple[Tensor, Tensor]:
+    grad_y: Tensor | None, grad_normed: Tensor | None, norm_weight: Tensor | None,
+    y: Tensor, mean: Tensor, rstd: Tensor,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Return the whole gradient of y; its sum over the map, and the gradients of the norm's weight and bias (3, C)."""
     C = y.shape[3]
     positions, constants = y.numel() // C, _constants(C)
