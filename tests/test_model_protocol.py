@@ -7,7 +7,6 @@ import pytest
 import timm
 import torch
 from timm.models import group_parameters
-from timm.optim import param_groups_layer_decay
 from torch import nn
 
 from davit import DaViT
@@ -234,22 +233,6 @@ def test_coarse_groups_are_stages(either, small):
     assert depth["patch_embeds.0.proj.weight"] < flat[0]
     for stage in range(1, 4):
         assert depth[f"patch_embeds.{stage}.proj.weight"] == flat[stage]
-
-
-def test_layer_decay(small):
-    """A parameter's learning rate falls by the factor with every group towards the stem."""
-    model = small()
-    depth, names = depth_of(model, coarse=False), {id(p): name for name, p in model.named_parameters()}
-    deepest = max(depth.values())
-    seen = set()
-    for group in param_groups_layer_decay(model, weight_decay=0.05, layer_decay=0.5):
-        for parameter in group["params"]:
-            name = names[id(parameter)]
-            seen.add(name)
-            assert group["lr_scale"] == pytest.approx(0.5 ** (deepest - depth[name])), name
-            assert group["weight_decay"] == (0.0 if parameter.ndim <= 1 else 0.05), name
-    assert seen == depth.keys()
-    assert model.no_weight_decay() == set()
 
 
 # --- checkpointing of activations ---

@@ -68,13 +68,6 @@ def test_inference_equals_float64(small, picture, part_bytes, fused_calls, size,
     assert error < max(TOLERANCE[dtype], 1.3 * plain_error), (error, plain_error)
 
 
-def test_an_image_does_not_depend_on_its_batch(small, picture, part_bytes):
-    model, images = small(), picture(5, 3, 57, 64)
-    with torch.no_grad():
-        together, alone = model(images), torch.cat([model(part) for part in images.split(2)])
-    torch.testing.assert_close(alone, together, rtol=1e-4, atol=1e-5)
-
-
 @pytest.mark.parametrize("layout", ["channels_last", "sliced", "expanded", "flipped"])
 def test_inputs_in_any_memory_layout(either, small, picture, layout):
     """Of the image, and of the map that a block is given."""
