@@ -511,11 +511,11 @@ def test_a_library_is_loaded_where_it_is_whole_and_of_its_source(folder, caplog)
         assert "_native_" in caplog.text and "pip install -e ." in caplog.text
         shutil.rmtree(folder / "cpp")  # as in a wheel
         assert isinstance(library.load(folder), ctypes.CDLL)
+        (broken := folder / "broken").mkdir()  # a path that was loaded once stays so in its process
         for path in folder.glob("_native_*"):
-            path.unlink()
-            path.write_bytes(b"not a library")
+            (broken / path.name).write_bytes(b"not a library")
         caplog.clear()
-        assert library.load(folder) is None
+        assert library.load(broken) is None
         assert caplog.records and all("_native_" in record.getMessage() for record in caplog.records)
         caplog.clear()
         assert library.load(folder / "none") is None and not caplog.records
