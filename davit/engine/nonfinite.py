@@ -53,8 +53,8 @@ def report_nonfinite(
     *,
     epoch: int,
     step: int,
-    loss: float | Tensor,
-    grad_norm: float | Tensor,
+    loss: float,
+    grad_norm: float,
     model: nn.Module,
     batch: Batch,
     files: Sequence[str],
@@ -77,35 +77,25 @@ def report_nonfinite(
             the same again. Without it the run in training mode draws anew.
     """
     folder = Path(folder)
-    loss, grad_norm = float(loss), float(grad_norm)
     if reseed is not None:
         reseed()
-    random_state = _random_state(batch.images.device)
+    device = batch.images.device
+    random_state = torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
     origin, found = _origin(model, batch.images, autocast)
     file = folder / f"nonfinite-e{epoch}-s{step}-r{rank}.pt"
     contents = {
-        "format": _FORMAT,
-        "epoch": epoch,
-        "step": step,
-        "rank": rank,
-        "loss": loss,
-        "grad_norm": grad_norm,
-        "found": found,
-        "images": _copy(batch.images),
-        "targets": _copy(batch.targets),
-        "indices": _copy(batch.indices),
-        "files": list(files),
-        "device": batch.images.device.type,
-        "random_state": random_state,
+        **{"format": _FORMAT, "epoch": epoch, "step": step, "rank": rank, "loss": loss, "grad_norm": grad_norm},
+        # copies, since a view would be written with all that it is a view of
+        **{name: getattr(batch, name).detach().to("cpu", copy=True) for name in ("images", "targets", "indices")},
+        **{"found": found, "files": list(files), "device": device.type, "random_state": random_state},
     }
+    dump: Path | None = None
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(file, lambda stream: torch.save(contents, stream))
-        kept = f"The batch is kept in {file}"
-        dump: Path | None = file
+        kept, dump = f"The batch is kept in {file}", file
     except OSError as error:
         kept = f"The batch could not be kept in {file} ({error})"
-        dump = None
     what = f"Epoch {epoch}, step {step}, process {rank}: loss {loss:g}, gradient norm {grad_norm:g}."
     names = f" (pictures {', '.join(files[:3])}{', ...' if len(files) > 3 else ''})" if files else ""
     return NonFiniteError(" ".join([what, origin, f"{kept}{names}.", _afterwards(folder, dump)]), found, dump)
@@ -153,15 +143,6 @@ def _afterwards(folder: Path, dump: Path | None) -> str:
         f"The last good checkpoint, {last}, is untouched.{replay} --auto-resume would repeat the failure as it "
         "was; go on with a lower --lr, with --clip-grad, or with --amp-dtype bf16 or none."
     )
-
-
-def _copy(tensor: Tensor) -> Tensor:
-    """Copy a tensor to the CPU, with memory of its own and in the same layout."""
-    return tensor.detach().to("cpu", copy=True)
-
-
-def _random_state(device: torch.device) -> Tensor:
-    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
 
 
 # ---- replay ----
@@ -252,11 +233,6 @@ def _model_of(checkpoint: Path, device: torch.device) -> tuple[nn.Module, Autoca
 # ---- the first non-finite value ----
 
 
-def is_finite(*tensors: Tensor) -> bool:
-    """Return whether every value of every tensor (all on one device) is finite; waits for the device once."""
-    return bool(torch.stack([torch.isfinite(tensor).all() for tensor in tensors]).all())
-
-
 def first_nonfinite(model: nn.Module, inputs: Tensor, autocast: Autocast = nullcontext) -> str | None:
     """Run a batch again and say where the first NaN or infinity appears, in the order of execution.
 
@@ -285,7 +261,7 @@ def first_nonfinite_gradient(model: nn.Module, order: Sequence[str] = ()) -> str
     bad = [
         (place.get(name.rpartition(".")[0], -1), number, name)
         for number, (name, parameter) in enumerate(unwrap_model(model).named_parameters())
-        if parameter.grad is not None and not is_finite(parameter.grad)
+        if parameter.grad is not None and not parameter.grad.isfinite().all()
     ]
     return max(bad)[2] if bad else None
 
@@ -302,19 +278,19 @@ def _trace(model: nn.Module, images: Tensor, autocast: Autocast) -> tuple[str | 
     """
     model = unwrap_model(model)
     order: list[str] = []
-    if not is_finite(images):
+    if not images.isfinite().all():
         return "input", order
     running: list[str] = []
 
     def before(name: str, inputs: Any) -> None:
-        if not all(is_finite(tensor) for tensor in _floats(inputs)):
+        if not all(tensor.isfinite().all() for tensor in _floats(inputs)):
             raise _FoundError(running[-1])  # all modules so far were finite, so it was the code around them
         order.append(name)
         running.append(name)
 
     def after(name: str, module: nn.Module, output: Any) -> None:
         running.pop()
-        if not all(is_finite(tensor) for tensor in _floats(output)):
+        if not all(tensor.isfinite().all() for tensor in _floats(output)):
             raise _FoundError(_own_cause(name, module) or name)
 
     found = None
@@ -340,7 +316,7 @@ def _own_cause(name: str, module: nn.Module) -> str | None:
     prefix = f"{name}." if name else ""
     for kind, tensors in (("parameter", module.named_parameters), ("buffer", module.named_buffers)):
         for inner, tensor in tensors(recurse=False):
-            if not is_finite(tensor):
+            if not tensor.isfinite().all():
                 return f"{kind} {prefix}{inner}"
     return None
 

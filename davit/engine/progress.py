@@ -8,8 +8,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from time import perf_counter
-from types import TracebackType
-from typing import TextIO
+from typing import Any, TextIO
 
 from torch import Tensor
 from tqdm import tqdm
@@ -47,9 +46,6 @@ class Progress:
         start: steps already done, when a pass is resumed.
         stream: standard error where None.
         enabled: False for silence, on every process but the main one.
-
-    Raises:
-        ValueError: `interval` is below 1.
     """
 
     def __init__(
@@ -63,8 +59,6 @@ class Progress:
         stream: TextIO | None = None,
         enabled: bool = True,
     ) -> None:
-        if interval < 1:
-            raise ValueError(f"the log interval is {interval}; it must be 1 step or more.")
         self.total = total
         self.label = label
         self.images_per_step = images_per_step
@@ -79,25 +73,14 @@ class Progress:
         self._open = ExitStack()
         stream = sys.stderr if stream is None else stream
         if enabled and stream.isatty():
-            self._bar = self._open.enter_context(
-                _Bar(
-                    total=total,
-                    initial=start,
-                    desc=label,
-                    file=stream,
-                    leave=False,
-                    dynamic_ncols=True,
-                    bar_format=_BAR,
-                )
-            )
+            look: dict[str, Any] = {"leave": False, "dynamic_ncols": True, "bar_format": _BAR}
+            self._bar = self._open.enter_context(_Bar(total=total, initial=start, desc=label, file=stream, **look))
             self._open.enter_context(logging_redirect_tqdm(tqdm_class=_Bar))
 
     def __enter__(self) -> Progress:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def update(self, steps: int = 1, **numbers: float | Tensor) -> None:

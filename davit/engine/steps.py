@@ -19,6 +19,8 @@ from ..seeding import seed_everything
 from .distributed import World
 from .precision import Precision
 
+MOST_OVERFLOWS = 100  # steps in a row that fp16 may skip with its scale at 1: scaling has no part in those
+
 OnNonFinite = Callable[[float, float, Batch], Exception]
 """Makes the exception to raise from (loss, gradient norm, the first guilty micro-batch)."""
 
@@ -67,18 +69,13 @@ class Stepper:
 
     def __post_init__(self) -> None:
         self.scaler = torch.amp.GradScaler(self.world.device.type, enabled=self.precision.needs_scaler)
-        self.overflows = OverflowCount()
+        self.overflows = 0  # steps in a row that were skipped
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         # adaptive clipping leaves the head alone (Brock et al. 2021), as in timm's script
         self.clipped = list(model_parameters(self.model, exclude_head=self.clip_mode == "agc"))
 
     def step(
-        self,
-        micro_batches: Sequence[Batch],
-        epoch: int,
-        step: int,
-        stop_asked: bool,
-        on_nonfinite: OnNonFinite,
+        self, micro_batches: Sequence[Batch], epoch: int, step: int, stop_asked: bool, on_nonfinite: OnNonFinite
     ) -> StepResult:
         """Run one optimizer step on this process's share of a global batch.
 
@@ -132,26 +129,24 @@ class Stepper:
     ) -> bool:
         """Return whether fp16 gradients overflowed, so that the step is skipped; raise for other non-finite numbers.
 
-        An infinite gradient norm with a finite loss is how `GradScaler` finds its scale. A loss that is not finite is
-        an error with a scaler too: the scale has no part in the forward pass.
+        An infinite gradient norm with a finite loss is how `GradScaler` finds its scale, unless it lasts. A loss that
+        is not finite is an error with a scaler too: the scale has no part in the forward pass.
         """
         values = [*torch.stack(losses).tolist(), float(norm)]
         if np.isfinite(values).all():
-            self.overflows.reset()
+            self.overflows = 0
             return False
-        scale = self.scaler.get_scale()
-        if np.isfinite(total) and self.precision.needs_scaler and self.overflows.is_bearable(scale):
+        self.overflows += 1
+        is_finding_the_scale = self.overflows < MOST_OVERFLOWS or self.scaler.get_scale() > 1
+        if np.isfinite(total) and self.precision.needs_scaler and is_finding_the_scale:
             return True
         guilty = next((i for i, value in enumerate(values[:-1]) if not np.isfinite(value)), 0)
         raise on_nonfinite(values[guilty], values[-1], batches[guilty])
 
     def state_dict(self) -> dict[str, Any]:
         """Gather what the next steps depend on, beside the weights."""
-        return {
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": self.scaler.state_dict(),
-            "updates": self.updates,
-        }
+        state = {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}
+        return {**state, "updates": self.updates}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Put back what `state_dict` gathered."""
@@ -159,28 +154,6 @@ class Stepper:
         if state["scaler"]:  # empty where the run was not in fp16
             self.scaler.load_state_dict(state["scaler"])
         self.updates = state["updates"]
-
-
-class OverflowCount:
-    """Count steps in a row that fp16's `GradScaler` had to skip.
-
-    A few are how the scale is found. `limit` of them, with the scale at `lowest` or less, are not: scaling no
-    longer has to do with it, and the gradients are infinite by themselves.
-    """
-
-    def __init__(self, limit: int = 100, lowest: float = 1.0) -> None:
-        self.limit = limit
-        self.lowest = lowest
-        self.count = 0
-
-    def is_bearable(self, scale: float) -> bool:
-        """Count a step that overflowed at `scale`; return False when it is an error now."""
-        self.count += 1
-        return self.count < self.limit or scale > self.lowest
-
-    def reset(self) -> None:
-        """Count from 0: a step did not overflow."""
-        self.count = 0
 
 
 @dataclass

@@ -12,24 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from davit.data import Batch
-from davit.engine import nonfinite
-from davit.engine.nonfinite import (
-    NonFiniteError,
-    first_nonfinite,
-    first_nonfinite_gradient,
-    is_finite,
-    report_nonfinite,
-)
-from davit.engine.steps import OverflowCount
+from davit.engine import nonfinite, steps
+from davit.engine.distributed import World
+from davit.engine.nonfinite import NonFiniteError, first_nonfinite, first_nonfinite_gradient, report_nonfinite
+from davit.engine.precision import Precision
+from davit.engine.steps import Stepper
 from davit.registry import create_model
 
-KWARGS: dict[str, Any] = {
-    "embed_dims": [8, 16, 32],
-    "depths": [1, 1, 3],
-    "num_heads": [1, 2, 4],
-    "window_size": 4,
-}
+KWARGS = {"embed_dims": [8, 16, 32], "depths": [1, 1, 3], "num_heads": [1, 2, 4], "window_size": 4}
 MIDDLE = "main_blocks.2.1.0"  # the spatial block of the second pair of three
+NAMES = [f"class/{i}.png" for i in range(4)]
 
 
 @pytest.fixture
@@ -48,65 +40,43 @@ def batch_of(images: Tensor) -> Batch:
     return Batch(images, torch.arange(count) % 5, torch.arange(count) + 100)
 
 
-NAMES = [f"class/{i}.png" for i in range(4)]
-
-
 def spoil(model: nn.Module, name: str, value: float = math.inf) -> None:
     with torch.no_grad():
         model.get_parameter(name).view(-1)[0] = value
 
 
+def full_disk(*_: object) -> int:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
 # -- noticing
 
 
-def test_is_finite() -> None:
-    good = torch.tensor(1.0)
-    assert is_finite(good, torch.tensor(3.4e38), torch.tensor(1e300, dtype=torch.float64))
-    assert is_finite(torch.tensor(3e38), torch.tensor(3e38))  # whose sum is not
-    for bad in (math.nan, math.inf, -math.inf):
-        assert not is_finite(good, torch.tensor(bad))
-        assert not is_finite(torch.tensor([1.0, bad]), good)
+def test_a_scaler_finds_its_scale_and_lasting_overflows_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(steps, "MOST_OVERFLOWS", 5)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 5))
+    optimizer, precision = torch.optim.SGD(net.parameters(), lr=1e-3), Precision("cpu", torch.float16)
+    alone = World(0, 0, 1, torch.device("cpu"))
+    stepper = Stepper(net, net, nn.CrossEntropyLoss(), optimizer, precision, alone, mixup=None, ema=None, seed=0)
+    stepper.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**126)
+    skipped = []
 
+    def step() -> None:
+        before = net[1].weight.clone()
+        result = stepper.step([batch_of(torch.ones(4, 3, 8, 8))], 0, 0, False, lambda *_: FloatingPointError())
+        assert torch.equal(before, net[1].weight) == result.skipped
+        skipped.append(result.skipped)
 
-def test_overflows_are_borne_until_the_scale_is_at_its_lowest() -> None:
-    count = OverflowCount(limit=20)
-    scale = 65536.0
-    borne = 0
-    while count.is_bearable(scale):
-        borne += 1
-        scale /= 2
-    assert borne == 19  # at 1 after 16, and a few more
-    falling = OverflowCount(limit=5)
-    assert all(falling.is_bearable(2.0) for _ in range(50))  # lowering may still help
-    again = OverflowCount(limit=5)
-    for _ in range(10):
-        assert all(again.is_bearable(1.0) for _ in range(4))
-        again.reset()
-
-
-def test_a_real_scaler_finds_its_scale_within_what_is_borne() -> None:
-    parameter = nn.Parameter(torch.ones(()))
-    optimizer = torch.optim.SGD([parameter], lr=1e-3)
-    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**126)
-    overflows = OverflowCount()
-    skipped = 0
-    for _ in range(50):
-        optimizer.zero_grad()
-        loss = parameter * 1000
-        scaler.scale(loss).backward()
-        scaler.unscale_(optimizer)
-        assert parameter.grad is not None
-        if is_finite(loss, parameter.grad):
-            overflows.reset()
-        else:
-            assert is_finite(loss)
-            assert overflows.is_bearable(scaler.get_scale())
-            skipped += 1
-        before = parameter.item()
-        scaler.step(optimizer)
-        scaler.update()
-        assert (parameter.item() == before) == (overflows.count > 0)
-    assert 0 < skipped < 50
+    while not skipped or skipped[-1]:
+        step()
+    assert len(skipped) > 2 * 5  # lowering helps still
+    assert stepper.updates == 1
+    net[1].weight.register_hook(lambda gradient: gradient * math.inf)
+    stepper.scaler.update(1.0)
+    with pytest.raises(FloatingPointError):
+        for _ in range(6):
+            step()
+    assert skipped[-4:] == [True] * 4 and stepper.updates == 1
 
 
 # -- tracing
@@ -131,12 +101,11 @@ class BadBetween(nn.Module):
         return self.second(self.first(x) / torch.zeros(()))
 
 
-@pytest.mark.parametrize("autocast", [None, torch.bfloat16])
-@pytest.mark.parametrize("value", [math.inf, math.nan])
-def test_weight_in_the_middle_is_named(
-    model: nn.Module, images: Tensor, value: float, autocast: torch.dtype | None
-) -> None:
-    context = lambda: torch.autocast("cpu", autocast or torch.bfloat16, enabled=autocast is not None)  # noqa: E731
+@pytest.mark.parametrize(("value", "mixed"), [(math.inf, False), (math.nan, True)])
+def test_weight_in_the_middle_is_named(model: nn.Module, images: Tensor, value: float, mixed: bool) -> None:
+    def context() -> torch.autocast:
+        return torch.autocast("cpu", torch.bfloat16, enabled=mixed)
+
     assert first_nonfinite(model, images, context) is None
     spoil(model, f"{MIDDLE}.mlp.fc1.weight", value)
     spoil(model, "head.weight", value)  # runs later
@@ -171,34 +140,26 @@ def test_the_first_place_is_named(
     assert first_nonfinite(model, images) == expected
 
 
-def test_nan_pixel_is_the_input(model: nn.Module, images: Tensor) -> None:
-    images[2, 1, 5, 7] = math.nan
-    assert first_nonfinite(model, images) == "input"
-
-
 def test_buffer_is_named() -> None:
     net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)).eval()
     net[1].running_var[2] = math.nan
     assert first_nonfinite(net, torch.ones(1, 3, 2, 2)) == "buffer 1.running_var"
 
 
-def test_wrappers_are_taken_off(model: nn.Module, images: Tensor, tmp_path: Path) -> None:
-    spoil(model, f"{MIDDLE}.norm1.weight")
+def test_wrappers_are_taken_off(images: Tensor, tmp_path: Path) -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 5))
+    spoil(net, "1.weight")
     store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
     torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
     try:
-        wrapped = nn.parallel.DistributedDataParallel(torch.compile(model, backend="eager"))
-        assert first_nonfinite(wrapped, images) == f"parameter {MIDDLE}.norm1.weight"
+        wrapped = nn.parallel.DistributedDataParallel(torch.compile(net, backend="eager"))
+        assert first_nonfinite(wrapped, images) == "parameter 1.weight"
         assert first_nonfinite_gradient(wrapped) is None
     finally:
         torch.distributed.destroy_process_group()
-
-
-def test_compiled_in_place(model: nn.Module, images: Tensor) -> None:
-    model.compile(backend="eager")
-    model(images)
-    spoil(model, f"{MIDDLE}.norm1.weight")
-    assert first_nonfinite(model, images) == f"parameter {MIDDLE}.norm1.weight"
+    net.compile(backend="eager")  # in place
+    net(images)
+    assert first_nonfinite(net, images) == "parameter 1.weight"
 
 
 def test_nothing_is_left_changed(images: Tensor) -> None:
@@ -206,13 +167,11 @@ def test_nothing_is_left_changed(images: Tensor) -> None:
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(), nn.Flatten(), nn.Linear(3600, 2))
     net[2].eval()
     net(images).sum().backward()
-    state = {name: tensor.clone() for name, tensor in net.state_dict().items()}
-    gradients = [p.grad.clone() for p in net.parameters() if p.grad is not None]
-    modes = [m.training for m in net.modules()]
-    random = torch.get_rng_state()
     for value in (1.0, math.inf):
         spoil(net, "4.bias", value)
-        state["4.bias"] = net[4].bias.detach().clone()
+        state = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+        gradients = [p.grad.clone() for p in net.parameters() if p.grad is not None]
+        modes, random = [m.training for m in net.modules()], torch.get_rng_state()
         assert (first_nonfinite(net, images) is None) == (value == 1.0)
         assert all(torch.equal(tensor, state[name]) for name, tensor in net.state_dict().items())
         assert all(torch.equal(p.grad, g) for p, g in zip(net.parameters(), gradients, strict=True))  # type: ignore[arg-type]
@@ -223,7 +182,6 @@ def test_nothing_is_left_changed(images: Tensor) -> None:
 
 def test_gradient_nearest_to_the_output_is_the_first(model: nn.Module, images: Tensor) -> None:
     model(images).sum().backward()
-    assert first_nonfinite_gradient(model) is None
     # a fault in stage 1 spoils the gradients of everything before it, and nothing after
     for name, parameter in model.named_parameters():
         if name.startswith(("main_blocks.0", "patch_embeds.0", "patch_embeds.1.norm")):
@@ -247,28 +205,20 @@ def test_report_names_origin_and_files_and_keeps_the_batch(model: nn.Module, ima
     spoil(model, f"{MIDDLE}.mlp.fc1.weight")
     last = tmp_path / "last.pth.tar"
     last.write_bytes(b"whole")
-    error = report(tmp_path, model, images, rank=2, loss=torch.tensor(math.inf))
+    error = report(tmp_path, model, torch.cat([images] * 50)[:4], rank=2, loss=math.inf)
     assert error.dump == tmp_path / "nonfinite-e3-s17-r2.pt"
     assert error.where == f"parameter {MIDDLE}.mlp.fc1.weight"
     for part in ("3", "17", "2", "inf", f"{MIDDLE}.mlp.fc1.weight", str(error.dump), str(last), NAMES[0]):
         assert part in str(error)
     assert f"python -m davit.engine.nonfinite {error.dump} --checkpoint {last}" in str(error)
     assert last.read_bytes() == b"whole"
+    assert error.dump.stat().st_size < 100_000  # without what the images are a view of
     kept = torch.load(error.dump, weights_only=True)
     assert torch.equal(kept["images"], images)
     assert kept["targets"].tolist() == [0, 1, 2, 3]
     assert kept["indices"].tolist() == [100, 101, 102, 103]
     assert kept["files"] == NAMES
     assert (kept["epoch"], kept["step"], kept["rank"], kept["loss"]) == (3, 17, 2, math.inf)
-
-
-def test_views_are_kept_without_what_they_are_views_of(model: nn.Module, tmp_path: Path) -> None:
-    large = torch.zeros(400, 3, 32, 32)
-    large[0, 0, 0, 0] = math.nan
-    error = report(tmp_path, model, large[:4])
-    assert error.where == "input"
-    assert error.dump is not None
-    assert error.dump.stat().st_size < 100_000
 
 
 def test_report_of_a_bad_gradient_alone(model: nn.Module, images: Tensor, tmp_path: Path) -> None:
@@ -288,12 +238,9 @@ class Masked(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.training:
-            return x / 0.0 if torch.rand(()) == Masked.draw(1234) else x
+            draw = torch.rand((), generator=torch.Generator().manual_seed(1234))
+            return x / 0.0 if torch.rand(()) == draw else x
         return x if self.hidden else x / 0.0
-
-    @staticmethod
-    def draw(seed: int) -> Tensor:
-        return torch.rand((), generator=torch.Generator().manual_seed(seed))
 
 
 def test_random_state_of_the_step_is_set_when_it_is_known(images: Tensor, tmp_path: Path) -> None:
@@ -305,55 +252,38 @@ def test_random_state_of_the_step_is_set_when_it_is_known(images: Tensor, tmp_pa
     assert error.dump is not None
     torch.set_rng_state(torch.load(error.dump, weights_only=True)["random_state"])
     assert first_nonfinite(net, images) == "1"
-
-
-def test_dropped_block_is_found_without_dropping(images: Tensor, tmp_path: Path) -> None:
-    torch.manual_seed(0)
+    # a block with the fault that was dropped this time
     net = nn.Sequential(nn.Flatten(), Masked(hidden=False)).train()
-    error = report(tmp_path, net, images)
-    assert error.where == "1"
-    assert net.training
-    assert net[1].training
+    assert report(tmp_path, net, images).where == "1"
+    assert net.training and net[1].training
 
 
-def test_full_disk_does_not_hide_the_report(
+def test_neither_a_full_disk_nor_a_failing_second_run_hides_the_report(
     model: nn.Module, images: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(*_: object) -> int:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
-    images[0] = math.inf
-    error = report(tmp_path, model, images)
-    assert error.dump is None
-    assert error.where == "input"
-    assert "No space left" in str(error)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_failing_second_run_does_not_hide_the_report(images: Tensor, tmp_path: Path) -> None:
     class OutOfMemory(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             raise torch.OutOfMemoryError("no room")
 
-    error = report(tmp_path, OutOfMemory(), images)
+    error = report(tmp_path / "kept", OutOfMemory(), images)
     assert error.dump is not None
     assert "no room" in str(error)
+    monkeypatch.setattr(os, "fsync", full_disk)
+    images[0] = math.inf
+    error = report(tmp_path / "full", model, images)
+    assert (error.dump, error.where) == (None, "input")
+    assert "No space left" in str(error)
+    assert list((tmp_path / "full").iterdir()) == []
 
 
 # -- replaying
 
 
-@pytest.fixture
-def checkpoint(tmp_path: Path) -> Callable[[nn.Module], Path]:
+def saved(model: nn.Module, file: Path) -> Path:
     """A file as train.py writes it, as far as replay reads it."""
-
-    def save(model: nn.Module) -> Path:
-        args = {"model": "DaViT_nano", "model_kwargs": KWARGS, "num_classes": 5, "drop_path": 0.0, "pretrained": True}
-        torch.save({"state_dict": model.state_dict(), "state_dict_ema": None, "args": args}, tmp_path / "last.pth.tar")
-        return tmp_path / "last.pth.tar"
-
-    return save
+    args = {"model": "DaViT_nano", "model_kwargs": KWARGS, "num_classes": 5, "drop_path": 0.0, "pretrained": True}
+    torch.save({"state_dict": model.state_dict(), "state_dict_ema": None, "args": args}, file)
+    return file
 
 
 def run(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, str]:
@@ -362,64 +292,40 @@ def run(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, s
     return status, output.out, output.err
 
 
-@pytest.mark.parametrize("has_good_weights", [False, True])
-def test_replay_names_the_module_then_and_now(
-    model: nn.Module,
-    images: Tensor,
-    tmp_path: Path,
-    checkpoint: Callable[[nn.Module], Path],
-    capsys: pytest.CaptureFixture[str],
-    has_good_weights: bool,
+def test_replay_names_the_module_then_and_now_and_bad_pictures(
+    model: nn.Module, images: Tensor, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    good = checkpoint(model)
+    good = saved(model, tmp_path / "good.pth.tar")
     spoil(model, f"{MIDDLE}.mlp.fc1.weight")
-    error = report(tmp_path, model, images)
-    status, out, _ = run(capsys, error.dump, "--checkpoint", good if has_good_weights else checkpoint(model))
-    assert status == 0
-    then, now = (next(line for line in out.splitlines() if line.startswith(word)) for word in ("then", "now"))
-    assert f"{MIDDLE}.mlp.fc1.weight" in then
-    assert (f"{MIDDLE}.mlp.fc1.weight" in now) != has_good_weights
-
-
-def test_replay_names_the_bad_pictures(
-    model: nn.Module,
-    images: Tensor,
-    tmp_path: Path,
-    checkpoint: Callable[[nn.Module], Path],
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+    dump = report(tmp_path, model, images).dump
+    for checkpoint in (good, saved(model, tmp_path / "bad.pth.tar")):
+        status, out, _ = run(capsys, dump, "--checkpoint", checkpoint)
+        assert status == 0
+        then, now = (next(line for line in out.splitlines() if line.startswith(word)) for word in ("then", "now"))
+        assert f"{MIDDLE}.mlp.fc1.weight" in then
+        assert (f"{MIDDLE}.mlp.fc1.weight" in now) == (checkpoint != good)
     images[2, 0, 3, 3] = math.nan
-    error = report(tmp_path, model, images)
-    status, out, _ = run(capsys, error.dump, "--checkpoint", checkpoint(model), "--device", "cpu")
+    status, out, _ = run(capsys, report(tmp_path, model, images).dump, "--checkpoint", good, "--device", "cpu")
     assert status == 0
     assert "class/2.png" in out and "class/1.png" not in out
 
 
 def test_replay_refuses_other_files(
-    model: nn.Module,
-    images: Tensor,
-    tmp_path: Path,
-    checkpoint: Callable[[nn.Module], Path],
-    capsys: pytest.CaptureFixture[str],
+    model: nn.Module, images: Tensor, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    dump = report(tmp_path, model, images).dump
-    good = checkpoint(model)
-    text = tmp_path / "text.pt"
+    dump, good = report(tmp_path, model, images).dump, saved(model, tmp_path / "good.pth.tar")
+    text, bare = tmp_path / "text.pt", tmp_path / "bare.pth"
     text.write_text("hello")
-    bare = tmp_path / "bare.pth"
     torch.save(model.state_dict(), bare)
-    for words in (
-        (tmp_path / "absent.pt", "--checkpoint", good),
-        (text, "--checkpoint", good),
-        (good, "--checkpoint", good),
-        (dump, "--checkpoint", bare),
-        (dump, "--checkpoint", tmp_path / "absent.pth"),
-        (dump, "--checkpoint", good, "--device", "toaster"),
+    for culprit, words in (
+        (tmp_path / "absent.pt", (tmp_path / "absent.pt", "--checkpoint", good)),
+        (text, (text, "--checkpoint", good)),
+        (good, (good, "--checkpoint", good)),
+        (bare, (dump, "--checkpoint", bare)),
+        (tmp_path / "absent.pth", (dump, "--checkpoint", tmp_path / "absent.pth")),
+        ("toaster", (dump, "--checkpoint", good, "--device", "toaster")),
     ):
         status, out, err = run(capsys, *words)
-        assert status == 2
-        assert out == ""
-        assert err.startswith("error: ")
-        assert err.count("\n") == 1
-        culprit = "toaster" if "toaster" in words else str(words[0] if words[2] == good else words[2])
-        assert culprit in err
+        assert (status, out) == (2, "")
+        assert err.startswith("error: ") and err.count("\n") == 1
+        assert str(culprit) in err
