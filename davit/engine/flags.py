@@ -84,21 +84,13 @@ class KeyValues(argparse.Action):
     def __call__(
         self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: Any = None
     ) -> None:
-        try:
-            setattr(namespace, self.dest, key_values(values))
-        except ValueError as error:
-            raise argparse.ArgumentError(self, str(error)) from None
-
-
-def key_values(pairs: Sequence[str]) -> dict[str, Any]:
-    """Read ``key=value`` words; raises `ValueError` for one without '='."""
-    result = {}
-    for pair in pairs:
-        key, equals, value = pair.partition("=")
-        if not equals or not key:
-            raise ValueError(f"{pair!r} is not of the form key=value")
-        result[key] = yaml.safe_load(value)
-    return result
+        result = {}
+        for pair in values:
+            key, equals, value = pair.partition("=")
+            if not equals or not key:
+                raise argparse.ArgumentError(self, f"{pair!r} is not of the form key=value")
+            result[key] = yaml.safe_load(value)
+        setattr(namespace, self.dest, result)
 
 
 def train_parser() -> argparse.ArgumentParser:
@@ -135,13 +127,8 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
     add("--std", type=real(ABOVE_ZERO), nargs="+", help="standard deviation of each colour")
     add("--interpolation", default="", help="resampling in evaluation; default: the model's")
     add("-b", "--batch-size", type=integer(1), default=64, help="pictures for each process and micro-batch")
-    add(
-        "-vb",
-        "--validation-batch-size-multiplier",
-        type=integer(1),
-        default=1,
-        help="evaluation batch over the training one",
-    )
+    multiplier = "evaluation batch over the training one"
+    add("-vb", "--validation-batch-size-multiplier", type=integer(1), default=1, help=multiplier)
     add("-j", "--workers", type=integer(0), default=10, help="loader processes, at most as many as there are cores")
     add("--pin-mem", action="store_true", default=True, help="page-locked host memory (the default)")
     add("--no-pin-mem", dest="pin_mem", action="store_false", help="pageable host memory")
@@ -220,22 +207,9 @@ def _add_schedule(parser: argparse.ArgumentParser) -> None:
 def _add_augmentation(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("augmentation (timm's names)").add_argument
     add("--no-aug", action="store_true", help="no augmentation at all")
-    add(
-        "--scale",
-        type=real(ABOVE_ZERO),
-        nargs=2,
-        metavar=("MIN", "MAX"),
-        default=[0.08, 1.0],
-        help="area of the random crop",
-    )
-    add(
-        "--ratio",
-        type=real(ABOVE_ZERO),
-        nargs=2,
-        metavar=("MIN", "MAX"),
-        default=[3 / 4, 4 / 3],
-        help="shape of the random crop",
-    )
+    limits: dict[str, Any] = {"nargs": 2, "metavar": ("MIN", "MAX")}
+    add("--scale", type=real(ABOVE_ZERO), default=[0.08, 1.0], help="area of the random crop", **limits)
+    add("--ratio", type=real(ABOVE_ZERO), default=[3 / 4, 4 / 3], help="shape of the random crop", **limits)
     add("--hflip", type=real(0, 1), default=0.5, help="probability of a horizontal flip")
     add("--vflip", type=real(0, 1), default=0.0, help="probability of a vertical flip")
     add("--color-jitter", type=real(0), default=0.4, help="strength, where no --aa replaces it")
@@ -250,13 +224,7 @@ def _add_augmentation(parser: argparse.ArgumentParser) -> None:
     add("--resplit", action="store_true", help="no erasing in the clean split")
     add("--mixup", type=real(0), default=0.8, help="mixup alpha")
     add("--cutmix", type=real(0), default=1.0, help="cutmix alpha")
-    add(
-        "--cutmix-minmax",
-        type=real(0, 1),
-        nargs=2,
-        metavar=("MIN", "MAX"),
-        help="limits of the cutmix area, instead of alpha",
-    )
+    add("--cutmix-minmax", type=real(0, 1), help="limits of the cutmix area, instead of alpha", **limits)
     add("--mixup-prob", type=real(0, 1), default=1.0, help="probability of either")
     add("--mixup-switch-prob", type=real(0, 1), default=0.5, help="probability of cutmix where both are on")
     add("--mixup-mode", default="batch", choices=("batch", "pair", "elem"), help="what shares a mixing ratio")

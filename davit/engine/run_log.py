@@ -6,7 +6,6 @@ import argparse
 import csv
 import importlib
 import io
-import json
 import logging
 import uuid
 from collections.abc import Callable, Mapping
@@ -18,7 +17,6 @@ from typing import Any
 import yaml
 
 from ..files import write_bytes
-from ..text import without_nan
 from .curves import draw_curves, read_summary
 
 log = logging.getLogger(__name__)
@@ -33,7 +31,7 @@ class RunLog:
     Args:
         folder: of the run; it exists.
         tensorboard: write TensorBoard's events under folder/tensorboard.
-        wandb: log to Weights & Biases; a dict holds further arguments of `wandb.init`, such as project.
+        wandb: log to Weights & Biases.
         config: the run's arguments, for TensorBoard and wandb to show.
         resume_epoch: the epoch the run goes on with. Rows of it and of later ones, which an interrupted run
             left, are dropped from the summary, and a TensorBoard drops its points: what is recorded in the
@@ -49,7 +47,7 @@ class RunLog:
         folder: str | Path,
         *,
         tensorboard: bool = False,
-        wandb: bool | Mapping[str, Any] = False,
+        wandb: bool = False,
         config: Mapping[str, Any],
         resume_epoch: int = 0,
     ) -> None:
@@ -63,9 +61,8 @@ class RunLog:
             self._board.add_text("arguments", f"```\n{_as_yaml(config)}```", resume_epoch)
         self._wandb = None
         if service is not None:
-            options = wandb if isinstance(wandb, Mapping) else {}
             try:
-                self._wandb = service.init(**{**_wandb_options(self.folder, config), **options})
+                self._wandb = service.init(**_wandb_options(self.folder, config))
             except Exception as error:  # no account, no network, an old version: its own types of error
                 raise ValueError(
                     f"--log-wandb: wandb cannot start ({type(error).__name__}: {error}); see `wandb login`, set "
@@ -90,22 +87,13 @@ class RunLog:
         if self._wandb is not None:
             self._try("log to wandb", lambda: self._wandb.log(dict(row)))  # type: ignore[union-attr]
 
-    def finish(self, summary: Mapping[str, Any] | None = None) -> None:
-        """Close what is open. `summary`, the result of the whole run, goes to summary.json and to wandb.
-
-        Raises:
-            OSError: summary.json cannot be written.
-        """
-        try:
-            if summary is not None:
-                text = json.dumps(without_nan(plain(summary)), indent=2, allow_nan=False)
-                write_bytes(self.folder / "summary.json", f"{text}\n".encode())
-        finally:
-            if self._board is not None:
-                self._try("close TensorBoard's events", self._board.close)
-            if self._wandb is not None:
-                self._try("finish wandb", lambda: self._finish_wandb(summary))
-            self._board = self._wandb = None
+    def finish(self) -> None:
+        """Close what is open."""
+        if self._board is not None:
+            self._try("close TensorBoard's events", self._board.close)
+        if self._wandb is not None:
+            self._try("finish wandb", self._wandb.finish)
+        self._board = self._wandb = None
 
     def _to_board(self, row: Mapping[str, float]) -> None:
         assert self._board is not None
@@ -115,11 +103,6 @@ class RunLog:
                 tag = f"{group}/{rest}" if group in ("train", "eval", "ema") else f"run/{name}"
                 self._board.add_scalar(tag, value, int(row["epoch"]))
         self._board.flush()
-
-    def _finish_wandb(self, summary: Mapping[str, Any] | None) -> None:
-        assert self._wandb is not None
-        self._wandb.summary.update(plain(summary or {}))
-        self._wandb.finish()
 
     def _try(self, what: str, action: Callable[[], object]) -> None:
         """Do something whose failure, whatever it is, must not end a month of training."""
@@ -176,20 +159,12 @@ class Summary:
 
 
 def write_args(folder: str | Path, args: Mapping[str, Any]) -> None:
-    """Write args.yaml, in the order given and in plain types: `train.py -c` reads it back.
-
-    Raises:
-        OSError: it cannot be written; an old one is whole.
-    """
+    """Write args.yaml, in the order given and in plain types: `train.py -c` reads it back."""
     write_bytes(Path(folder) / ARGS, _as_yaml(args).encode())
 
 
 def write_bad_images(folder: str | Path, bad: Mapping[str, str]) -> None:
-    """Write bad_images.csv: file and reason of the pictures left out, sorted by file.
-
-    Raises:
-        OSError: it cannot be written; an old one is whole.
-    """
+    """Write bad_images.csv: file and reason of the pictures left out, sorted by file."""
     stream = io.StringIO(newline="")
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(("file", "reason"))
@@ -233,23 +208,21 @@ def _cell(value: float) -> str:
     return str(int(value)) if isinstance(value, Integral) else repr(float(value))
 
 
-def check_loggers(
-    *, tensorboard: bool, wandb: bool | Mapping[str, Any]
-) -> tuple[ModuleType | None, ModuleType | None]:
+def check_loggers(*, tensorboard: bool, wandb: bool) -> tuple[ModuleType | None, ModuleType | None]:
     """Import the loggers asked for; raises `ValueError` for one that is not installed."""
     return (
-        _require("torch.utils.tensorboard", "tensorboard", "--log-tensorboard") if tensorboard else None,
-        None if wandb is False else _require("wandb", "wandb", "--log-wandb"),
+        _require("torch.utils.tensorboard", "tensorboard") if tensorboard else None,
+        _require("wandb", "wandb") if wandb else None,
     )
 
 
-def _require(module: str, package: str, flag: str) -> ModuleType:
+def _require(module: str, package: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except ImportError as error:
         raise ValueError(
-            f"{flag} needs the package {package}, which cannot be imported ({error}): install it with "
-            f"`python -m pip install {package}`, or leave {flag} out."
+            f"--log-{package} needs the package {package}, which cannot be imported ({error}): install it with "
+            f"`python -m pip install {package}`, or leave --log-{package} out."
         ) from error
 
 
@@ -258,10 +231,5 @@ def _wandb_options(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     file = folder / _WANDB_ID
     if not file.exists():
         write_bytes(file, uuid.uuid4().hex[:8].encode())
-    return {
-        "config": plain(config),
-        "dir": str(folder),
-        "name": folder.name,
-        "id": file.read_text(encoding="utf-8"),
-        "resume": "allow",
-    }
+    run = {"name": folder.name, "id": file.read_text(encoding="utf-8"), "resume": "allow"}
+    return {"config": plain(config), "dir": str(folder), **run}

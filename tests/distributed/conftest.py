@@ -1,5 +1,65 @@
-"""The small data set of the engine's tests."""
+"""Jobs of several processes, and the run of one process that they must equal."""
+
+import os
+import re
+import signal
+import subprocess
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
 
 from tests.engine.conftest import pictures
+from tests.engine.runs import environment, run_here, summary
 
 __all__ = ["pictures"]
+
+FLAGS = [
+    *("--warmup-epochs", "1", "--cooldown-epochs", "0", "--workers", "1", "--lr", "1e-3", "--drop-path", "0"),
+    *("--mixup", "0", "--cutmix", "0", "--log-interval", "1", "--output", "runs", "--experiment", "a"),
+    *("--epochs", "3", "--recovery-interval", "2"),
+]
+
+
+def losses(log: str) -> list[float]:
+    """The loss of each step, from the lines of the log."""
+    return [float(value) for value in re.findall(r"^epoch .*?\bloss (\S+?),? .*lr", log, flags=re.MULTILINE)]
+
+
+def record(folder: Path) -> list[float]:
+    """What was trained and evaluated in each epoch of a run."""
+    names = ("epoch", "train_loss", "eval_loss", "eval_top1")
+    return [float(row[name]) for row in summary(folder) for name in names]
+
+
+@pytest.fixture(scope="session")
+def one(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> tuple[Path, list[float]]:
+    """The folder of a run of one process, and the loss of each step."""
+    cwd = tmp_path_factory.mktemp("one")
+    result = run_here(pictures, *FLAGS, "--batch-size", "8", cwd=cwd)
+    assert result.returncode == 0, result.stderr
+    return cwd / "runs/a", losses(result.stderr)
+
+
+def children(pid: int) -> list[int]:
+    found = subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True, check=False)
+    return [int(child) for child in found.stdout.split()]
+
+
+@contextmanager
+def started(commands: Sequence[Sequence[str]], cwd: Path, **more: str) -> Iterator[list[subprocess.Popen[str]]]:
+    """Launchers of a job; all of their processes are gone when the test is over, however it ends."""
+    launchers = [
+        subprocess.Popen(words, cwd=cwd, env=environment(**more), stderr=subprocess.PIPE, text=True)
+        for words in commands
+    ]
+    try:
+        yield launchers
+    finally:
+        # torchrun gives its processes sessions
+        for pid in [pid for launcher in launchers for pid in (launcher.pid, *children(launcher.pid))]:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        for launcher in launchers:
+            launcher.communicate()

@@ -8,13 +8,12 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
-from tests.distributed.test_processes import PLAIN, children, epoch_losses
-from tests.engine.runs import REPOSITORY, SMALL_MODEL, environment, run, run_here, train_command, weights_hash
+from tests.distributed.conftest import FLAGS, children, record, started
+from tests.engine.runs import REPOSITORY, SMALL_MODEL, run, train_command, weights_hash
 
 NAMES = ("davit-node0", "davit-node1")
 
@@ -49,27 +48,11 @@ def machines() -> Iterator[tuple[str, str]]:
             subprocess.run(["ip", "netns", "del", node], check=False, capture_output=True)
 
 
-@contextmanager
-def started(commands: Sequence[Sequence[str]], cwd: Path) -> Iterator[list[subprocess.Popen[str]]]:
-    """A launcher on each machine; all of their processes are gone when the test is over, however it ends."""
-    launchers = [
-        subprocess.Popen(
-            ["ip", "netns", "exec", node, *words],
-            cwd=cwd,
-            env=environment(GLOO_SOCKET_IFNAME=_cable_in(node)),
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for node, *words in commands
-    ]
-    try:
-        yield launchers
-    finally:
-        for pid in [pid for launcher in launchers for pid in (launcher.pid, *children(launcher.pid))]:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        for launcher in launchers:
-            launcher.communicate()
+def on(node: str, *words: str) -> list[str]:
+    """The words of a command on a machine."""
+    listed = subprocess.run(["ip", "-n", node, "-o", "link"], check=True, capture_output=True, text=True).stdout
+    cable = next(line.split(": ")[1].split("@")[0] for line in listed.splitlines() if ": dv" in line)
+    return ["ip", "netns", "exec", node, "env", f"GLOO_SOCKET_IFNAME={cable}", *words]
 
 
 def ends(launchers: Sequence[subprocess.Popen[str]], timeout: float = 240) -> list[str]:
@@ -78,19 +61,16 @@ def ends(launchers: Sequence[subprocess.Popen[str]], timeout: float = 240) -> li
         return list(pool.map(lambda launcher: launcher.communicate(timeout=timeout)[1], launchers))
 
 
-def test_two_machines_equal_one_process(tmp_path: Path, pictures: Path, machines: tuple[str, str]) -> None:
-    flags = [str(pictures), *SMALL_MODEL, *PLAIN, "--epochs", "2", "--batch-size", "4"]
+def test_two_machines_equal_one_process(
+    tmp_path: Path, pictures: Path, machines: tuple[str, str], one: tuple[Path, list[float]]
+) -> None:
     job = ["N_NODES=2", "NPROC_PER_NODE=1", "MASTER_ADDR=10.77.0.1", "MASTER_PORT=29511", f"PYTHON={sys.executable}"]
-    script = [str(REPOSITORY / "tools/launch.sh"), str(REPOSITORY / "train.py"), *flags]
-    commands = [[node, "env", f"NODE_RANK={rank}", *job, *script] for rank, node in enumerate(machines)]
+    script = [str(REPOSITORY / "tools/launch.sh"), *train_command(pictures, *FLAGS, "--batch-size", "4")[2:]]
+    commands = [on(node, "env", f"NODE_RANK={rank}", *job, *script) for rank, node in enumerate(machines)]
     with started(commands, tmp_path) as nodes:
         errors = ends(nodes)
     assert [node.returncode for node in nodes] == [0, 0], "\n".join(errors)
-    alone = tmp_path / "alone"
-    alone.mkdir()
-    result = run_here(pictures, *PLAIN, "--epochs", "2", "--batch-size", "8", cwd=alone)
-    assert result.returncode == 0, result.stderr
-    assert epoch_losses(tmp_path / "runs/a") == pytest.approx(epoch_losses(alone / "runs/a"), abs=1e-5)
+    assert record(tmp_path / "runs/a") == pytest.approx(record(one[0]), abs=1e-4)
 
 
 @pytest.mark.long
@@ -98,24 +78,17 @@ def test_two_machines_equal_one_process(tmp_path: Path, pictures: Path, machines
 def test_a_rank_that_dies_on_one_machine_is_brought_back(
     tmp_path: Path, pictures: Path, machines: tuple[str, str], victim: int
 ) -> None:
-    flags = [*PLAIN, "--epochs", "6", "--batch-size", "4", "--recovery-interval", "1"]
+    flags = [*FLAGS, "--epochs", "6", "--batch-size", "4", "--recovery-interval", "1"]
     whole = tmp_path / "whole"
     whole.mkdir()
     assert run(train_command(pictures, *flags, processes=2), whole).returncode == 0
-    job = [
-        "-m",
-        "torch.distributed.run",
-        "--nnodes=2",
-        "--nproc_per_node=1",
-        "--max-restarts=2",
-        "--rdzv_backend=c10d",
-    ]
-    job += ["--rdzv_id=two", "--rdzv_endpoint=10.77.0.1:29512", "--rdzv_conf=is_host="]
+    job = ["-m", "torch.distributed.run", "--nnodes=2", "--nproc_per_node=1", "--max-restarts=2"]
+    job += ["--rdzv_backend=c10d", "--rdzv_id=two", "--rdzv_endpoint=10.77.0.1:29512", "--rdzv_conf=is_host="]
     script = [str(REPOSITORY / "train.py"), str(pictures), *SMALL_MODEL, *flags]
     commands = []
     for rank, node in enumerate(machines):
         words = [*job[:-1], job[-1] + str(int(rank == 0)), f"--local_addr=10.77.0.{rank + 1}"]
-        commands.append([node, sys.executable, "-u", *words, *script])
+        commands.append(on(node, sys.executable, "-u", *words, *script))
     last = tmp_path / "runs/a/last.pth.tar"
     with started(commands, tmp_path) as nodes:
         while not last.exists() and all(node.poll() is None for node in nodes):
@@ -126,8 +99,3 @@ def test_a_rank_that_dies_on_one_machine_is_brought_back(
     assert [node.returncode for node in nodes] == [0, 0], "\n".join(errors)
     assert "Resumed at epoch" in "".join(errors)
     assert weights_hash(last) == weights_hash(whole / "runs/a/last.pth.tar")
-
-
-def _cable_in(node: str) -> str:
-    listed = subprocess.run(["ip", "-n", node, "-o", "link"], check=True, capture_output=True, text=True).stdout
-    return next(line.split(": ")[1].split("@")[0] for line in listed.splitlines() if ": dv" in line)

@@ -4,7 +4,6 @@ import argparse
 import csv
 import enum
 import errno
-import json
 import math
 import os
 import sys
@@ -28,16 +27,10 @@ Row = dict[str, float]
 def row(epoch: int, **more: float) -> Row:
     draw = np.random.default_rng(epoch)
     return {
-        "epoch": epoch,
-        "train_loss": 2.3 / (epoch + 1) + float(draw.random()) / 3,
-        "eval_loss": 2.1 / (epoch + 1),
-        "eval_top1": 100 * (1 - 0.9 / (epoch + 1)),
-        "eval_top5": 100 * (1 - 0.5 / (epoch + 1)),
-        "lr": 5e-4 * 0.9**epoch,
-        "grad_norm": 1 + 1 / (epoch + 3),
-        "images_per_second": 812.0 + epoch,
-        "data_share": 0.03,
-        **more,
+        **{"epoch": epoch, "train_loss": 2.3 / (epoch + 1) + float(draw.random()) / 3, "eval_loss": 2.1 / (epoch + 1)},
+        **{"eval_top1": 100 * (1 - 0.9 / (epoch + 1)), "eval_top5": 100 * (1 - 0.5 / (epoch + 1))},
+        **{"lr": 5e-4 * 0.9**epoch, "grad_norm": 1 + 1 / (epoch + 3)},
+        **{"images_per_second": 812.0 + epoch, "data_share": 0.03, **more},
     }
 
 
@@ -47,16 +40,22 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run_log, "draw_curves", lambda csv_files, out: None)
 
 
-def record(folder: Path, epochs: range, resume_epoch: int = 0, **more: float) -> None:
+def record(folder: Path, epochs: range, resume_epoch: int = 0, **more: float) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
     log = RunLog(folder, config={}, resume_epoch=resume_epoch)
     for epoch in epochs:
         log.epoch(row(epoch, **more))
     log.finish()
+    return folder / "summary.csv"
 
 
 def read(folder: Path) -> list[dict[str, str]]:
     with (folder / "summary.csv").open(newline="") as stream:
         return list(csv.DictReader(stream))
+
+
+def full_disk(*_: object) -> Any:
+    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 # -- summary.csv
@@ -65,8 +64,7 @@ def read(folder: Path) -> list[dict[str, str]]:
 @pytest.mark.usefixtures("quick")
 def test_summary_has_a_row_for_each_epoch_with_the_same_bits(tmp_path: Path) -> None:
     numbers = {"third": 1 / 3, "tiny": 5e-324, "nan": math.nan, "inf": -math.inf, "count": 7}
-    numbers["numpy"] = np.float32(0.1)
-    numbers["tensor"] = torch.tensor(0.25)
+    numbers |= {"numpy": np.float32(0.1), "tensor": torch.tensor(0.25)}
     log = RunLog(tmp_path, config={})
     log.epoch({"epoch": 0, **numbers})
     log.epoch({"epoch": 1, **numbers})
@@ -74,29 +72,18 @@ def test_summary_has_a_row_for_each_epoch_with_the_same_bits(tmp_path: Path) -> 
     assert [r["epoch"] for r in rows] == ["0", "1"]
     assert rows[0]["count"] == "7"
     for name, value in numbers.items():
-        assert float(rows[1][name]) == float(value) or name == "nan"
-    assert math.isnan(float(rows[0]["nan"]))
+        assert float(rows[1][name]) == pytest.approx(float(value), abs=0, rel=0, nan_ok=True)
 
 
 @pytest.mark.usefixtures("quick")
-@pytest.mark.parametrize(("written", "resume_epoch"), [(1, 0), (1, 1), (3, 0), (3, 2), (3, 3), (5, 1), (8, 3), (8, 8)])
+@pytest.mark.parametrize(("written", "resume_epoch"), [(1, 0), (1, 1), (3, 0), (5, 1), (8, 3), (8, 8)])
 def test_resumed_summary_equals_an_uninterrupted_one(tmp_path: Path, written: int, resume_epoch: int) -> None:
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    whole.mkdir()
-    broken.mkdir()
-    record(whole, range(8))
-    record(broken, range(written))
-    record(broken, range(resume_epoch, 8), resume_epoch=resume_epoch)
-    assert (broken / "summary.csv").read_bytes() == (whole / "summary.csv").read_bytes()
-
-
-@pytest.mark.usefixtures("quick")
-def test_rows_not_yet_reached_are_gone_as_soon_as_the_run_resumes(tmp_path: Path) -> None:
-    record(tmp_path, range(5))
-    RunLog(tmp_path, config={}, resume_epoch=2)
-    assert [r["epoch"] for r in read(tmp_path)] == ["0", "1"]
-    RunLog(tmp_path, config={}, resume_epoch=0)
-    assert not (tmp_path / "summary.csv").exists()
+    whole, broken = record(tmp_path / "whole", range(8)), record(tmp_path / "broken", range(written))
+    RunLog(tmp_path / "broken", config={}, resume_epoch=resume_epoch)
+    # rows not yet reached are gone as soon as the run resumes
+    assert not broken.exists() if resume_epoch == 0 else len(read(broken.parent)) == resume_epoch
+    record(tmp_path / "broken", range(resume_epoch, 8), resume_epoch=resume_epoch)
+    assert broken.read_bytes() == whole.read_bytes()
 
 
 @pytest.mark.usefixtures("quick")
@@ -112,35 +99,31 @@ def test_new_and_missing_columns(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("quick")
-@pytest.mark.parametrize("damage", ["a,b\n1,2\n", "epoch,x\nten,1\n", "epoch,x\n1,2,3\n", b"epoch\n\xff\n"])
-def test_unreadable_summary_is_set_aside(
-    tmp_path: Path, damage: str | bytes, caplog: pytest.LogCaptureFixture
-) -> None:
-    content = damage if isinstance(damage, bytes) else damage.encode()
-    (tmp_path / "summary.csv").write_bytes(content)
+@pytest.mark.parametrize("damage", [b"a,b\n1,2\n", b"epoch,x\nten,1\n", b"epoch,x\n1,2,3\n", b"epoch\n\xff\n"])
+def test_unreadable_summary_is_set_aside(tmp_path: Path, damage: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "summary.csv").write_bytes(damage)
     record(tmp_path, range(3, 4), resume_epoch=3)
     assert [r["epoch"] for r in read(tmp_path)] == ["3"]
-    assert (tmp_path / "summary-unreadable.csv").read_bytes() == content
+    assert (tmp_path / "summary-unreadable.csv").read_bytes() == damage
     assert "summary-unreadable.csv" in caplog.text
 
 
-@pytest.mark.usefixtures("quick")
-def test_full_disk_is_raised_and_the_old_summary_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_raised_with_the_old_summary_whole_and_a_failure_to_draw_is_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(run_log, "draw_curves", full_disk)
     log = RunLog(tmp_path, config={})
     log.epoch(row(0))
+    assert [r["epoch"] for r in read(tmp_path)] == ["0"]
+    assert "curves.png" in caplog.text and "No space left" in caplog.text
     before = (tmp_path / "summary.csv").read_bytes()
-
-    def full(*_: object) -> int:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError) as caught:
-        log.epoch(row(1))
-    assert caught.value.errno == errno.ENOSPC
-    with pytest.raises(OSError):
-        write_args(tmp_path, {"lr": 1.0})
+    monkeypatch.setattr(os, "fsync", full_disk)
+    for write in (lambda: log.epoch(row(1)), lambda: write_args(tmp_path, {"lr": 1.0})):
+        with pytest.raises(OSError) as caught:
+            write()
+        assert caught.value.errno == errno.ENOSPC
     assert (tmp_path / "summary.csv").read_bytes() == before
-    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["summary.csv"]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["summary.csv"]
 
 
 # -- curves.png
@@ -164,75 +147,36 @@ def test_curves_are_drawn_each_epoch_and_change_with_the_numbers(tmp_path: Path)
         log.epoch(row(epoch))
         pictures.append(pixels(tmp_path / "curves.png"))
     assert pictures[0].shape == pictures[1].shape
-    height, width, _ = pictures[0].shape
-    assert height > 700
-    assert width > 1000
     # the first epoch is a dot on each panel, the second a line
-    drawn = [(abs(p - 255).sum(2) > 100).sum() for p in pictures]
-    assert drawn[0] > 5000
     assert (abs(pictures[1] - pictures[0]).sum(2) > 100).sum() > 2000
-    assert len(strong_colours(pictures[1])) >= 2
+    height, width, _ = pictures[0].shape
     for y in (slice(0, height // 2), slice(height // 2, height)):
         for x in (slice(0, width // 2), slice(width // 2, width)):
             assert strong_colours(pictures[1][y, x])  # each of the four panels has a curve
 
 
-def test_panels_without_numbers_are_left_out(tmp_path: Path) -> None:
-    (tmp_path / "four").mkdir()
-    (tmp_path / "two").mkdir()
-    for name, columns in (("four", None), ("two", {"epoch", "train_loss", "lr"})):
-        rows = [row(epoch) for epoch in range(4)]
-        kept = [{k: v for k, v in r.items() if columns is None or k in columns} for r in rows]
-        lines = [",".join(kept[0]), *(",".join(str(v) for v in r.values()) for r in kept)]
-        (tmp_path / name / "summary.csv").write_text("\n".join(lines) + "\n")
-        draw_curves([tmp_path / name / "summary.csv"], tmp_path / f"{name}.png")
-    assert pixels(tmp_path / "four.png").shape[0] > 1.5 * pixels(tmp_path / "two.png").shape[0]
-
-
 @pytest.mark.usefixtures("quick")
-def test_several_runs_in_one_picture(tmp_path: Path) -> None:
-    summaries = []
-    for number, name in enumerate(("a/run", "b/run", "c")):
-        folder = tmp_path / name
-        folder.mkdir(parents=True)
-        record(folder, range(4 + number), train_loss=1.0 + number, grad_norm=50.0**number)
-        summaries.append(folder / "summary.csv")
-    draw_curves(summaries, tmp_path / "all.png")
-    draw_curves(summaries[:2], tmp_path / "two.png")
-    assert len(strong_colours(pixels(tmp_path / "all.png"))) > len(strong_colours(pixels(tmp_path / "two.png"))) >= 2
+def test_several_runs_in_one_picture_without_the_panels_that_have_no_numbers(tmp_path: Path) -> None:
+    none = {"images_per_second": math.nan, "data_share": math.inf, "lr": math.nan}  # which cannot be drawn
+    runs = [
+        record(tmp_path / name, range(2), train_loss=1.0 + number, grad_norm=0.0, **none)
+        for number, name in enumerate(("a/run", "b/run", "c"))
+    ]
+    draw_curves(runs, tmp_path / "all.png")
+    drawn = pixels(tmp_path / "all.png")
+    assert len(strong_colours(drawn)) >= 3
+    (tmp_path / "two.csv").write_text("epoch,train_loss,text\n0,1.5,a\n1,0.5,b\n")
+    draw_curves([tmp_path / "two.csv"], tmp_path / "one.png")
+    assert pixels(tmp_path / "one.png").shape[0] < 0.7 * drawn.shape[0]
 
 
-@pytest.mark.parametrize("content", ["epoch,speed\n0,1\n", "", "x\n1\n"])
-def test_nothing_to_draw_is_an_error_that_names_the_file(tmp_path: Path, content: str) -> None:
+@pytest.mark.parametrize("content", ["epoch,speed\n0,1\n", "", "x\n1\n", None])
+def test_nothing_to_draw_is_an_error_that_names_the_file(tmp_path: Path, content: str | None) -> None:
     file = tmp_path / "summary.csv"
-    file.write_text(content)
+    file.write_text(content or "")
     with pytest.raises(ValueError) as caught:
-        draw_curves([file], tmp_path / "out.png")
-    assert str(file) in str(caught.value)
-
-
-def test_no_file_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"summary\.csv"):
-        draw_curves([], tmp_path / "out.png")
-
-
-def test_numbers_that_cannot_be_drawn_do_not_matter(tmp_path: Path, quick: None) -> None:
-    record(tmp_path, range(2), train_loss=math.nan, eval_loss=math.inf, grad_norm=0.0, data_share=0.0)
-    draw_curves([tmp_path / "summary.csv"], tmp_path / "curves.png")
-    assert strong_colours(pixels(tmp_path / "curves.png"))
-
-
-def test_failure_to_draw_is_a_warning(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    def full(*_: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    log = RunLog(tmp_path, config={})
-    monkeypatch.setattr(run_log, "draw_curves", full)
-    log.epoch(row(0))
-    assert [r["epoch"] for r in read(tmp_path)] == ["0"]
-    assert "curves.png" in caplog.text and "No space left" in caplog.text
+        draw_curves([] if content is None else [file], tmp_path / "out.png")
+    assert ("summary.csv" if content is None else str(file)) in str(caught.value)
 
 
 # -- TensorBoard and wandb
@@ -248,13 +192,11 @@ def scalars(folder: Path) -> dict[str, dict[int, float]]:
 
 @pytest.mark.usefixtures("quick")
 def test_tensorboard_has_each_epoch_once_after_a_resume(tmp_path: Path) -> None:
-    first = RunLog(tmp_path, tensorboard=True, config={"lr": 1})
-    for epoch in range(4):
-        first.epoch(row(epoch, train_loss=10.0 + epoch))
-    second = RunLog(tmp_path, tensorboard=True, config={"lr": 1}, resume_epoch=2)
-    for epoch in (2, 3):
-        second.epoch(row(epoch, train_loss=20.0 + epoch))
-    second.finish()
+    for begin, loss in ((0, 10.0), (2, 20.0)):
+        log = RunLog(tmp_path, tensorboard=True, config={"lr": 1}, resume_epoch=begin)
+        for epoch in range(begin, 4):
+            log.epoch(row(epoch, train_loss=loss + epoch))
+    log.finish()
     found = scalars(tmp_path / "tensorboard")
     assert found["train/loss"] == {0: 10.0, 1: 11.0, 2: 22.0, 3: 23.0}
     assert {"eval/top1", "eval/loss", "run/lr", "run/grad_norm", "run/images_per_second"} <= found.keys()
@@ -263,15 +205,17 @@ def test_tensorboard_has_each_epoch_once_after_a_resume(tmp_path: Path) -> None:
 class FakeWandb(types.ModuleType):
     """The calls of wandb that are used, with wandb's own refusal of unknown arguments left to the real one."""
 
-    def __init__(self) -> None:
+    def __init__(self, account: bool = True) -> None:
         super().__init__("wandb")
+        self.account = account
         self.inits: list[dict[str, Any]] = []
         self.rows: list[Row] = []
         self.metrics: list[Any] = []
-        self.summary: dict[str, Any] = {}
         self.finished = 0
 
     def init(self, **options: Any) -> "FakeWandb":
+        if not self.account:
+            raise ConnectionError("no account")
         self.inits.append(options)
         return self
 
@@ -293,60 +237,37 @@ def test_wandb_gets_rows_and_resumes_the_same_run(
 ) -> None:
     fake = FakeWandb()
     monkeypatch.setitem(sys.modules, "wandb", fake)
-    log = RunLog(tmp_path, wandb={"project": "davit"}, config={"data": Path("x")})
+    log = RunLog(tmp_path, wandb=True, config={"data": Path("x")})
     for epoch in range(3):
         log.epoch(row(epoch))
-    log.finish({"best": 1.5})
+    log.finish()
     assert [r["epoch"] for r in fake.rows] == [0, 2]
     assert "the network is gone" in caplog.text
-    assert fake.inits[0]["project"] == "davit"
     assert fake.inits[0]["config"] == {"data": "x"}
     assert ("*", "epoch") in fake.metrics
-    assert fake.summary == {"best": 1.5}
     assert fake.finished == 1
     RunLog(tmp_path, wandb=True, config={}, resume_epoch=3)
     assert fake.inits[1]["id"] == fake.inits[0]["id"] != ""
 
 
 @pytest.mark.parametrize(
-    ("module", "option", "command"),
+    ("module", "found", "option", "words"),
     [
-        ("wandb", {"wandb": True}, "python -m pip install wandb"),
-        ("torch.utils.tensorboard", {"tensorboard": True}, "python -m pip install tensorboard"),
+        ("wandb", None, "wandb", ["--log-wandb", "python -m pip install wandb"]),
+        ("wandb", FakeWandb(account=False), "wandb", ["--log-wandb", "no account", "WANDB_MODE=offline"]),
+        ("torch.utils.tensorboard", None, "tensorboard", ["--log-tensorboard", "python -m pip install tensorboard"]),
     ],
 )
-def test_absent_package_is_an_error_with_the_remedy(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str, option: dict[str, Any], command: str
+def test_a_logger_that_is_absent_or_cannot_start_is_an_error_with_the_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str, found: Any, option: str, words: list[str]
 ) -> None:
-    monkeypatch.setitem(sys.modules, module, None)
-    (tmp_path / "summary.csv").write_text("epoch\n0\n")
-    with pytest.raises(ValueError, match="--log-") as caught:
-        RunLog(tmp_path, config={}, **option)
-    assert command in str(caught.value)
-    assert (tmp_path / "summary.csv").exists()
-
-
-def test_wandb_that_cannot_start_is_an_error_with_the_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Broken(FakeWandb):
-        def init(self, **options: Any) -> "FakeWandb":
-            raise ConnectionError("no account")
-
-    monkeypatch.setitem(sys.modules, "wandb", Broken())
+    monkeypatch.setitem(sys.modules, module, found)
     with pytest.raises(ValueError) as caught:
-        RunLog(tmp_path, wandb=True, config={})
-    for word in ("--log-wandb", "no account", "WANDB_MODE=offline"):
-        assert word in str(caught.value)
+        RunLog(tmp_path, config={}, **{option: True})
+    assert all(word in str(caught.value) for word in words)
 
 
 # -- the other files
-
-
-def test_summary_of_the_whole_run(tmp_path: Path) -> None:
-    log = RunLog(tmp_path, config={})
-    log.finish({"best_top1": np.float64(98.5), "loss": math.nan, "folder": tmp_path, "epochs": [1, math.inf]})
-    with (tmp_path / "summary.json").open() as stream:
-        found = json.load(stream, parse_constant=lambda text: pytest.fail(f"{text} is no JSON"))
-    assert found == {"best_top1": 98.5, "loss": None, "folder": str(tmp_path), "epochs": [1, None]}
 
 
 class Colour(str, enum.Enum):
@@ -354,39 +275,18 @@ class Colour(str, enum.Enum):
 
 
 def test_args_are_plain_yaml_in_the_order_given(tmp_path: Path) -> None:
-    args = {
-        "model": "DaViT_nano",
-        "data_dir": Path("/data/é"),
-        "betas": (0.9, 0.999),
-        "lr": 1e-5,
-        "seed": np.int64(3),
-        "decay": np.float64(0.05),
-        "dtype": torch.bfloat16,
-        "device": torch.device("cpu"),
-        "colour": Colour.RED,
-        "nothing": None,
-        "yes": True,
-        "text": "1e-3",
-        "kwargs": {"embed_dims": [8, 16], "inner": argparse.Namespace(a=1)},
-        "names": {"b", "a"},
-        "scalar": torch.tensor(2),
+    plain_already = {"model": "DaViT_nano", "lr": 1e-5, "nothing": None, "yes": True, "text": "1e-3"}
+    inner = argparse.Namespace(a=1)
+    converted = {
+        **{"data_dir": (Path("/data/é"), "/data/é"), "betas": ((0.9, 0.999), [0.9, 0.999]), "seed": (np.int64(3), 3)},
+        **{"decay": (np.float64(0.05), 0.05), "dtype": (torch.bfloat16, "torch.bfloat16")},
+        **{"device": (torch.device("cpu"), "cpu"), "colour": (Colour.RED, "red"), "names": ({"b", "a"}, ["a", "b"])},
+        **{"kwargs": ({"dims": [8], "inner": inner}, {"dims": [8], "inner": {"a": 1}}), "one": (torch.tensor(2), 2)},
     }
-    write_args(tmp_path, args)
+    write_args(tmp_path, {**plain_already, **{name: value for name, (value, _) in converted.items()}})
     read_back = yaml.safe_load((tmp_path / "args.yaml").read_text(encoding="utf-8"))
-    assert list(read_back) == list(args)
-    assert read_back == {
-        **{name: args[name] for name in ("model", "lr", "nothing", "yes", "text")},
-        "data_dir": "/data/é",
-        "betas": [0.9, 0.999],
-        "seed": 3,
-        "decay": 0.05,
-        "dtype": "torch.bfloat16",
-        "device": "cpu",
-        "colour": "red",
-        "kwargs": {"embed_dims": [8, 16], "inner": {"a": 1}},
-        "names": ["a", "b"],
-        "scalar": 2,
-    }
+    assert list(read_back) == [*plain_already, *converted]
+    assert read_back == {**plain_already, **{name: expected for name, (_, expected) in converted.items()}}
     assert type(plain(np.float64(1))) is float
     assert type(plain(Colour.RED)) is str
 
