@@ -27,7 +27,7 @@ class _RawFile(io.FileIO):
 
 
 def write_atomically(
-    path: str | Path, write: Callable[[IO[bytes]], None], before_replacing: Callable[[], object] = lambda: None
+    path: str | Path, write: Callable[[IO[bytes]], object], before_replacing: Callable[[], object] = lambda: None
 ) -> None:
     """Put what `write` writes to the stream it is given in the place of `path`, in one step.
 
@@ -68,11 +68,7 @@ def write_atomically(
 
 def write_bytes(path: str | Path, data: bytes) -> None:
     """Write bytes as `write_atomically` does."""
-
-    def write(stream: IO[bytes]) -> None:
-        stream.write(data)
-
-    write_atomically(path, write)
+    write_atomically(path, lambda stream: stream.write(data))
 
 
 def _sync_folder(folder: Path) -> None:

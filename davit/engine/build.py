@@ -7,8 +7,8 @@ import os
 import warnings
 from argparse import Namespace
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from timm.data import Mixup, resolve_data_config
@@ -40,13 +40,6 @@ from .precision import Precision, precision_from
 from .steps import Stepper
 
 log = logging.getLogger(__name__)
-
-T = TypeVar("T")
-
-
-def options_from(args: Namespace, kind: type[T]) -> T:
-    """Read a dataclass of options from the flags that its fields are named after."""
-    return kind(**{field.name: getattr(args, field.name) for field in fields(kind)})  # type: ignore[arg-type]
 
 
 @dataclass
@@ -165,33 +158,14 @@ def data_config(args: Namespace, model: nn.Module) -> dict[str, Any]:
 
 def set_transforms(args: Namespace, data: Data, config: dict[str, Any]) -> None:
     """Give both splits the transforms that the flags ask for."""
-    size = config["input_size"]
-    data.train.transform = train_transform(
-        img_size=size,
-        scale=args.scale,
-        ratio=args.ratio,
-        hflip=args.hflip,
-        vflip=args.vflip,
-        color_jitter=args.color_jitter,
-        aa=args.aa,
-        train_interpolation=args.train_interpolation or "bicubic",
-        mean=config["mean"],
-        std=config["std"],
-        reprob=args.reprob,
-        remode=args.remode,
-        recount=args.recount,
-        resplit=args.resplit,
-        aug_splits=args.aug_splits,
-        no_aug=args.no_aug,
-    )
-    data.val.transform = eval_transform(
-        img_size=size,
-        crop_pct=config["crop_pct"],
-        crop_mode=config["crop_mode"],
-        interpolation=config["interpolation"],
-        mean=config["mean"],
-        std=config["std"],
-    )
+    both = {"img_size": config["input_size"], "mean": config["mean"], "std": config["std"]}
+    crop_and_colour = ("no_aug", "scale", "ratio", "hflip", "vflip", "color_jitter", "aa")
+    erasing = ("reprob", "remode", "recount", "resplit", "aug_splits")
+    flags = {name: getattr(args, name) for name in (*crop_and_colour, *erasing)}
+    interpolation = args.train_interpolation or "bicubic"
+    data.train.transform = train_transform(**both, **flags, train_interpolation=interpolation)
+    crop = {name: config[name] for name in ("crop_pct", "crop_mode", "interpolation")}
+    data.val.transform = eval_transform(**both, **crop)
 
 
 def usable_workers(wanted: int) -> int:
@@ -218,7 +192,7 @@ def build_loaders(args: Namespace, data: Data, world: World) -> tuple[TrainLoade
         repeated_aug=args.repeated_aug,
     )
     train = TrainLoader(data.train, sampler, **common)
-    batch_size = args.batch_size * max(1, args.validation_batch_size_multiplier)
+    batch_size = args.batch_size * args.validation_batch_size_multiplier
     return train, EvalLoader(data.val, batch_size=batch_size, rank=world.rank, world_size=world.size, **common)
 
 

@@ -112,14 +112,44 @@ def train_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_shared(add: Callable[..., Any]) -> None:
+    """Add what train.py, validate.py and predict.py call alike: how a model is made and where it runs."""
+    add("--gp", metavar="POOL", help="global pooling: avg, max, avgmax")
+    add("--model-kwargs", nargs="+", default={}, action=KeyValues, metavar="KEY=VALUE", help="to the constructor")
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:N")
+    add("--amp", action="store_true", help="mixed precision")
+    add(
+        "--amp-dtype",
+        choices=("bf16", "fp16", "bfloat16", "float16"),
+        help="default: fp16 on CUDA; else bf16, or float32 where the CPU has no instructions for it",
+    )
+
+
+def _add_running(add: Callable[..., Any]) -> None:
+    """Add what train.py and validate.py call alike: how a model runs."""
+    add("--torchcompile", nargs="?", const="inductor", type=backend, metavar="BACKEND", help="torch.compile the model")
+    add("--torchscript", action="store_true", help="torch.jit.script the model")
+    add("--channels-last", action="store_true", help="channels-last memory format")
+    add("--native-amp", action="store_true", help="the same as --amp")
+    add("--apex-amp", action="store_true", help=argparse.SUPPRESS)
+    add("--local_rank", "--local-rank", type=integer(-1), default=0, help=argparse.SUPPRESS)
+
+
+def _add_dataset(add: Callable[..., Any]) -> None:
+    """Add what train.py and validate.py call alike: which data set."""
+    add("--dataset", "-d", default="", help="'' for a folder, or torch/NAME, hfds/NAME")
+    add("--class-map", default="", metavar="FILE", help="class names and their indices")
+    add("--dataset-download", action="store_true", help="let a torch/NAME data set download itself")
+    add("--no-prefetcher", action="store_true", help=argparse.SUPPRESS)
+    add("--skip-bad-images", action="store_true", help="skip and list unreadable pictures instead of stopping")
+
+
 def _add_data(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("data").add_argument
     add("data_dir", nargs="?", metavar="DIR", help="folder with train/ and val/; without one: handwritten digits")
-    add("--dataset", "-d", default="", help="'' for a folder, or torch/NAME, hfds/NAME")
+    _add_dataset(add)
     add("--train-split", default="train", help="name of the training split")
     add("--val-split", default="validation", help="name of the validation split (val is found too)")
-    add("--class-map", default="", metavar="FILE", help="class names and their indices")
-    add("--dataset-download", action="store_true", help="let a torch/NAME data set download itself")
     add("--img-size", type=integer(1), help="side of the picture in pixels; default: the model's")
     add("--input-size", type=integer(1), nargs=3, metavar=("C", "H", "W"), help="instead of --img-size")
     add("--crop-pct", type=real(ABOVE_ZERO), help="share of the side that the evaluation crop keeps")
@@ -132,9 +162,7 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
     add("-j", "--workers", type=integer(0), default=10, help="loader processes, at most as many as there are cores")
     add("--pin-mem", action="store_true", default=True, help="page-locked host memory (the default)")
     add("--no-pin-mem", dest="pin_mem", action="store_false", help="pageable host memory")
-    add("--no-prefetcher", action="store_true", help=argparse.SUPPRESS)
     add("--use-multi-epochs-loader", action="store_true", help=argparse.SUPPRESS)
-    add("--skip-bad-images", action="store_true", help="skip and list unreadable pictures instead of stopping")
     add("--save-images", action="store_true", help="save the pictures of a batch at each log interval")
 
 
@@ -148,21 +176,9 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     add("--pretrained", action="store_true", help="start from published weights")
     add("--initial-checkpoint", default="", metavar="FILE", help="start from these weights, of any known layout")
     add("--num-classes", type=integer(1), help="default: as many as the data has")
-    add("--gp", metavar="POOL", help="global pooling: avg, max, avgmax")
-    add("--model-kwargs", nargs="+", default={}, action=KeyValues, metavar="KEY=VALUE", help="to the constructor")
     add("--grad-checkpointing", action="store_true", help="less memory, more time")
-    add("--torchcompile", nargs="?", const="inductor", type=backend, metavar="BACKEND", help="torch.compile the model")
-    add("--torchscript", action="store_true", help="torch.jit.script the model")
-    add("--channels-last", action="store_true", help="channels-last memory format")
-    add("--amp", action="store_true", help="mixed precision")
-    add("--native-amp", action="store_true", help="the same")
-    add("--apex-amp", action="store_true", help=argparse.SUPPRESS)
-    add(
-        "--amp-dtype",
-        choices=("bf16", "fp16", "bfloat16", "float16"),
-        help="default: fp16 on CUDA; else bf16, or float32 where the CPU has no instructions for it",
-    )
-    add("--device", default="auto", help="auto, cpu, cuda, cuda:N")
+    _add_shared(add)
+    _add_running(add)
 
 
 def _add_optimizer(parser: argparse.ArgumentParser) -> None:
@@ -267,7 +283,6 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     add("--log-wandb", action="store_true", help="log to Weights & Biases")
     add("--throughput", action="store_true", help="measure images/s of the model and stop")
     add("--dry-run", action="store_true", help="two steps, one evaluation batch, memory and time; writes nothing")
-    add("--local_rank", "--local-rank", type=integer(-1), default=0, help=argparse.SUPPRESS)
 
 
 def parse_with_config(
@@ -410,16 +425,8 @@ def model_flags(num_classes: int | None = None) -> argparse.ArgumentParser:
     add("--pretrained", action="store_true", help="published weights (what no --checkpoint means too)")
     add("--ema", choices=EMA_CHOICES, default="auto", help="averaged weights: auto takes them where there are any")
     add("--num-classes", type=integer(1), default=num_classes, help="default: the checkpoint's, else the model's")
-    add("--gp", metavar="POOL", help="global pooling: avg, max, avgmax")
-    add("--model-kwargs", nargs="+", default={}, action=KeyValues, metavar="KEY=VALUE", help="to the constructor")
     add("--no-test-pool", action="store_true", help="pool larger maps as a whole, as in training")
-    add("--device", default="auto", help="auto, cpu, cuda, cuda:N")
-    add("--amp", action="store_true", help="mixed precision")
-    add(
-        "--amp-dtype",
-        choices=("bf16", "fp16", "bfloat16", "float16"),
-        help="default: fp16 on CUDA; else bf16, or float32 where the CPU has no instructions for it",
-    )
+    _add_shared(add)
     add("--num-gpu", type=integer(0), default=1, help=argparse.SUPPRESS)
     return parser
 
@@ -455,12 +462,9 @@ def validate_parser() -> argparse.ArgumentParser:
     parser.add_argument("-c", "--config", metavar="FILE", help="YAML recipe; flags on the command line override it")
     add = parser.add_argument_group("data").add_argument
     add("data", nargs="?", metavar="DIR", help="folder with val/; without one: handwritten digits")
-    add("--dataset", "-d", default="", help="'' for a folder, or torch/NAME, hfds/NAME")
+    _add_dataset(add)
     add("--split", default="validation", help="folder of the split (val is found too); '.' is DIR itself")
-    add("--dataset-download", action="store_true", help="let a torch/NAME data set download itself")
-    add("--class-map", default="", metavar="FILE", help="class names and their indices")
     add("--pin-mem", action="store_true", help="page-locked host memory")
-    add("--skip-bad-images", action="store_true", help="skip and list unreadable pictures instead of stopping")
     add(
         "--real-labels",
         default="",
@@ -468,7 +472,6 @@ def validate_parser() -> argparse.ArgumentParser:
         help=f"score by ImageNet's ReaL labels: their JSON list, or '{BUNDLED_REAL}' for timm's copy",
     )
     add("--valid-labels", default="", metavar="FILE", help="only these classes compete: an index a line")
-    add("--no-prefetcher", action="store_true", help=argparse.SUPPRESS)
     add("--tf-preprocessing", action="store_true", help=argparse.SUPPRESS)
     add = parser.add_argument_group("run").add_argument
     add("--use-ema", action="store_true", help="what --ema auto, the default, does")
@@ -480,13 +483,8 @@ def validate_parser() -> argparse.ArgumentParser:
         "on, as in the original: the head sees each window of the trained size, the logits' mean and maximum are "
         "averaged, and the crop is the whole picture (timm's TestTimePoolHead, --test-pool in today's timm)",
     )
-    add("--torchcompile", nargs="?", const="inductor", metavar="BACKEND", help="torch.compile the model")
-    add("--torchscript", action="store_true", help="torch.jit.script the model")
     add("--legacy-jit", action="store_true", help=argparse.SUPPRESS)
-    add("--native-amp", action="store_true", help="the same as --amp")
-    add("--apex-amp", action="store_true", help=argparse.SUPPRESS)
-    add("--channels-last", action="store_true", help="channels-last memory format")
-    add("--local_rank", "--local-rank", type=integer(-1), default=0, help=argparse.SUPPRESS)
+    _add_running(add)
     add = parser.add_argument_group("results").add_argument
     add("--results-file", default="", metavar="FILE", help="written after each evaluation")
     add("--results-format", choices=RESULT_FORMATS, help="default: by the suffix of FILE, else csv")

@@ -131,7 +131,8 @@ class Progress:
         speed = []
         if rate > 0:
             left = tqdm.format_interval(max(0, self.total - self.done) / rate)
-            speed = [f"{_significant(rate * self.images_per_step)} images/s", f"{left} left"]
+            images = rate * self.images_per_step
+            speed = [f"{images:.0f} images/s" if images >= 100 else f"{images:.3g} images/s", f"{left} left"]
         text = {name: self._text(name, float(value)) for name, value in self._numbers.items()}
         head = [text.pop(name) for name in _BEFORE_RATE if name in text]
         return [*head, *speed, *text.values()]
@@ -140,10 +141,6 @@ class Progress:
         if name == "loss" and self._bar is None:
             return f"loss {value:.6f}"  # a log is for comparing runs, a bar for a glance
         return _FORMATS[name](value) if name in _FORMATS else f"{name} {value:.4g}"
-
-
-def _significant(rate: float) -> str:
-    return f"{rate:.0f}" if rate >= 100 else f"{rate:.3g}"
 
 
 class _Bar(tqdm):

@@ -60,6 +60,12 @@ def state_of(parts: Parts, standing: Standing, flags: dict[str, Any], metric: fl
         flags: every flag's value, for the record.
         metric: of the epoch that ended here, if one did.
     """
+    scheduler, plateau = parts.scheduler, {}
+    preparation = ("input_size", "mean", "std", "crop_pct", "crop_mode", "interpolation")  # as evaluation needs it
+    pictures = {"num_classes": parts.data.num_classes, **{name: parts.config[name] for name in preparation}}
+    if isinstance(scheduler, PlateauLRScheduler):  # what it remembers of earlier metrics, which timm leaves out
+        memory = {"rule": scheduler.lr_scheduler.state_dict(), "restore_lr": scheduler.restore_lr}
+        plateau = {"plateau": plain(memory)}
     return {
         "format": FORMAT,
         "arch": flags["model"],
@@ -70,28 +76,15 @@ def state_of(parts: Parts, standing: Standing, flags: dict[str, Any], metric: fl
         "state_dict": parts.model.state_dict(),
         **({"state_dict_ema": parts.ema.module.state_dict()} if parts.ema else {}),
         **parts.stepper.state_dict(),
-        "scheduler": plain(parts.scheduler.state_dict()),
-        **_plateau(parts.scheduler),
+        "scheduler": plain(scheduler.state_dict()),
+        **plateau,
         "totals": vars(standing.totals),
         "kept": standing.kept,
         "bad_images": standing.bad_images,
-        "args": {**flags, **plain(_data_words(parts))},
+        "args": {**flags, **plain(pictures)},
         "precision": parts.precision.name,
         "class_names": parts.data.class_names,
     }
-
-
-def _plateau(scheduler: Any) -> dict[str, Any]:
-    """Gather what --sched plateau remembers of earlier metrics, which timm leaves out of its state."""
-    if not isinstance(scheduler, PlateauLRScheduler):
-        return {}
-    return {"plateau": plain({"rule": scheduler.lr_scheduler.state_dict(), "restore_lr": scheduler.restore_lr})}
-
-
-def _data_words(parts: Parts) -> dict[str, Any]:
-    """Gather what evaluation needs to read pictures as this run did."""
-    names = ("input_size", "mean", "std", "crop_pct", "crop_mode", "interpolation")
-    return {"num_classes": parts.data.num_classes, **{name: parts.config[name] for name in names}}
 
 
 def restore(

@@ -141,10 +141,12 @@ class RunFolder:
 
     def __init__(self, path: Path, keep: int = 10, higher_is_better: bool = True):
         self.path = path
-        self.keep = max(1, keep)
+        self.keep = keep
         self.sign = 1.0 if higher_is_better else -1.0
         path.mkdir(parents=True, exist_ok=True)
         self._lock = _lock(path / ".lock")
+        for entry in path.glob(".*.partial"):  # what a killed process had begun to write; the folder is ours alone
+            entry.unlink()
 
     def holds_a_run(self) -> bool:
         """Return whether an earlier run left something here."""
@@ -155,11 +157,6 @@ class RunFolder:
         for pattern in _OF_A_RUN:
             for entry in self.path.glob(pattern):
                 shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
-
-    def remove_partials(self) -> None:
-        """Remove what a killed process had begun to write; the folder is ours alone."""
-        for entry in self.path.glob(".*.partial"):
-            entry.unlink(missing_ok=True)
 
     def close(self) -> None:
         """Let the folder go."""
@@ -190,15 +187,16 @@ class RunFolder:
         """
         kept = {**kept, epoch: metric}
         best_first = sorted(kept, key=lambda e: (self.rank(kept[e]), e))
-        if epoch in best_first[: self.keep]:
+        best = sorted(best_first[: self.keep])
+        if epoch in best:
             self._link(self.path / LAST, f"checkpoint-{epoch}.pth.tar")
-            if best_first[0] == epoch:
-                self._link(self.path / LAST, BEST)
+        if epoch == best_first[0]:
+            self._link(self.path / LAST, BEST)
         for file in self.path.glob("checkpoint-*.pth.tar"):
             match = _EPOCH_FILE.fullmatch(file.name)
-            if match and int(match[1]) not in best_first[: self.keep]:
+            if match and int(match[1]) not in best:
                 file.unlink()
-        return {e: kept[e] for e in sorted(best_first[: self.keep])}
+        return {e: kept[e] for e in best}
 
     def rank(self, metric: float) -> float:
         """Order metrics: lower is better, and a metric that is not a number is the worst."""
@@ -209,16 +207,26 @@ class RunFolder:
         advice = "Start over with --overwrite, or from other weights with --initial-checkpoint."
         return newest_whole(sorted(self.path.glob("*.pth.tar"), key=_age), log, advice)
 
-    def make_last(self, file: Path) -> None:
-        """Let the state that a run goes on from be the newest; a damaged one is kept under another name.
+    def go_on(self) -> dict[str, Any] | None:
+        """Read the newest whole state, if there is any, and make it the last one; a damaged one is set aside.
 
         Else the next save would put the damaged one in the place of the whole one before.
         """
+        found = self.newest_whole()
+        if found is None:
+            log.info("Nothing to resume in %s: starting anew.", self.path)
+            return None
+        file, state = found
+        log.info("Going on from %s.", file)
         last = self.path / LAST
         if last.exists() and not last.samefile(file):
             last.replace(self.path / f"{LAST}.damaged")
         if not last.exists():
             self._link(file, LAST)
+        if state["step"] == 0 and state["metric"] is not None:  # killed between saving and keeping
+            kept = {int(epoch): metric for epoch, metric in state["kept"].items()}
+            state["kept"] = self.keep_epoch(state["epoch"] - 1, state["metric"], kept)
+        return state
 
     def _link(self, source: Path, name: str) -> None:
         """Give a file a second name, replacing what had it, with no moment at which the name is gone."""
@@ -279,8 +287,7 @@ def open_folder(options: FolderOptions, size: int, world: World) -> Opened:
     path = Path(opened) if opened is not None else run_path(options, size)
     folder = RunFolder(path, options.checkpoint_hist, higher_is_better=options.eval_metric != "loss")
     try:
-        folder.remove_partials()
-        state = _newest(folder) if options.auto_resume or opened is not None else None
+        state = folder.go_on() if options.auto_resume or opened is not None else None
         is_own = state is not None
         if state is None and options.resume:
             state = read_any(Path(options.resume))  # before anything is removed: it may lie in this folder
@@ -313,18 +320,3 @@ def run_path(options: FolderOptions, size: int) -> Path:
     name = f"{options.model.replace('/', '_')}-{size}"
     earlier = sorted(path.parent for path in output.glob(f"*-{name}/{LAST}")) if options.auto_resume else []
     return earlier[-1] if earlier else output / f"{datetime.now():%Y%m%d-%H%M%S}-{name}"
-
-
-def _newest(folder: RunFolder) -> dict[str, Any] | None:
-    """Read the newest whole state of a run's folder, and make it the last one."""
-    found = folder.newest_whole()
-    if found is None:
-        log.info("Nothing to resume in %s: starting anew.", folder.path)
-        return None
-    file, state = found
-    log.info("Going on from %s.", file)
-    folder.make_last(file)
-    if state["step"] == 0 and state["metric"] is not None:  # killed between saving and keeping
-        kept = {int(epoch): metric for epoch, metric in state["kept"].items()}
-        state["kept"] = folder.keep_epoch(state["epoch"] - 1, state["metric"], kept)
-    return state

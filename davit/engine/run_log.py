@@ -61,8 +61,13 @@ class RunLog:
             self._board.add_text("arguments", f"```\n{_as_yaml(config)}```", resume_epoch)
         self._wandb = None
         if service is not None:
+            # a resumed run goes on as the same run of wandb's
+            file = self.folder / _WANDB_ID
+            if not file.exists():
+                write_bytes(file, uuid.uuid4().hex[:8].encode())
+            run = {"name": self.folder.name, "id": file.read_text(encoding="utf-8"), "resume": "allow"}
             try:
-                self._wandb = service.init(**_wandb_options(self.folder, config))
+                self._wandb = service.init(config=plain(config), dir=str(self.folder), **run)
             except Exception as error:  # no account, no network, an old version: its own types of error
                 raise ValueError(
                     f"--log-wandb: wandb cannot start ({type(error).__name__}: {error}); see `wandb login`, set "
@@ -224,12 +229,3 @@ def _require(module: str, package: str) -> ModuleType:
             f"--log-{package} needs the package {package}, which cannot be imported ({error}): install it with "
             f"`python -m pip install {package}`, or leave --log-{package} out."
         ) from error
-
-
-def _wandb_options(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
-    """Make the arguments of `wandb.init` with which a resumed run goes on as the same run of wandb's."""
-    file = folder / _WANDB_ID
-    if not file.exists():
-        write_bytes(file, uuid.uuid4().hex[:8].encode())
-    run = {"name": folder.name, "id": file.read_text(encoding="utf-8"), "resume": "allow"}
-    return {"config": plain(config), "dir": str(folder), **run}

@@ -8,9 +8,10 @@ import os
 import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import islice
 from pathlib import Path
+from statistics import median
 from typing import Any, NoReturn
 
 import torch
@@ -20,7 +21,7 @@ from torch import nn
 from ..commands import Interrupted, run_cli, stop_signals
 from ..data import Batch, prefetch, save_images, write_digits
 from ..seeding import seed_everything
-from .build import Parts, build_model, build_parts, data_config, open_data, options_from, set_transforms
+from .build import Parts, build_model, build_parts, data_config, open_data, set_transforms
 from .distributed import World, close_world, init_world
 from .evaluate import Evaluation, StoppedError, evaluate, peak_memory_mb
 from .flags import NO_LONGER, given_flags, parse_with_config, say_no_longer, train_parser
@@ -87,13 +88,14 @@ def run(args: Namespace, world: World) -> None:
     parts = build_parts(args, model, data, config, world)
     # the flags of the precision as they came out on this machine
     record = plain({**vars(args), **parts.precision.flags})
-    trainer = Trainer(parts, options_from(args, LoopOptions), record, world)
+    options = RunOptions(**{flag.name: getattr(args, flag.name) for flag in fields(RunOptions)})
+    trainer = Trainer(parts, options, record, world)
     try:
         if args.dry_run:
             parts.precision.say()
             trainer.dry_run()
         else:
-            trainer.prepare_folder(options_from(args, FolderOptions))
+            trainer.prepare_folder()
             trainer.fit()
     finally:
         trainer.close()
@@ -113,16 +115,14 @@ def measure_throughput(args: Namespace, model: nn.Module, config: dict[str, Any]
             if world.device.type == "cuda":
                 torch.cuda.synchronize(world.device)
             seconds.append(time.perf_counter() - begun)
-    median = sorted(seconds[10:])[len(seconds[10:]) // 2]
-    speed, size = args.batch_size / median, args.batch_size
+    speed, size = args.batch_size / median(seconds[10:]), args.batch_size
     log.info("%s: %.1f images/s in batches of %d on %s.", args.model, speed, size, world.device)
 
 
 @dataclass(frozen=True)
-class LoopOptions:
-    """The flags that the loop reads; their names are the flags'."""
+class RunOptions(FolderOptions):
+    """The flags that a run reads beside those of its parts; their names are the flags'."""
 
-    model: str
     lr: float
     batch_size: int
     grad_accum_steps: int
@@ -131,7 +131,6 @@ class LoopOptions:
     mixup_off_epoch: int
     dist_bn: str
     channels_last: bool
-    eval_metric: str
     log_interval: int
     recovery_interval: int
     save_images: bool
@@ -146,7 +145,7 @@ class Trainer:
         record: every flag's value, for the run's folder and its states.
     """
 
-    def __init__(self, parts: Parts, options: LoopOptions, record: dict[str, Any], world: World):
+    def __init__(self, parts: Parts, options: RunOptions, record: dict[str, Any], world: World):
         self.parts, self.options, self.record, self.world = parts, options, record, world
         self.standing = Standing(options.start_epoch or 0)
         if self.standing.epoch:
@@ -203,13 +202,13 @@ class Trainer:
 
     # ---- where the run is written, and from where it goes on ----
 
-    def prepare_folder(self, options: FolderOptions) -> None:
+    def prepare_folder(self) -> None:
         """Open the run's folder and, if asked, go on from what is saved; all processes agree or all stop."""
         loggers = {"tensorboard": self.options.log_tensorboard, "wandb": self.options.log_wandb}
 
         def open_it() -> Opened:
             check_loggers(**loggers)  # before anything is removed
-            return open_folder(options, self.parts.config["input_size"][-1], self.world)
+            return open_folder(self.options, self.parts.config["input_size"][-1], self.world)
 
         opened = self.world.on_main(open_it)
         if opened is not None:
@@ -219,13 +218,9 @@ class Trainer:
         state = self.world.broadcast_state(None if opened is None else opened.state)
         self.parts.precision.say(before=None if state is None else state.get("precision"))
         if state is not None:
+            start, no_opt = self.options.start_epoch, self.options.no_resume_opt
             self.standing = restore(
-                self.parts,
-                state,
-                self.record,
-                is_own=is_own,
-                start_epoch=self.options.start_epoch,
-                no_resume_opt=self.options.no_resume_opt,
+                self.parts, state, self.record, is_own=is_own, start_epoch=start, no_resume_opt=no_opt
             )
         epoch = self.standing.epoch
         if epoch >= self.parts.num_epochs:
@@ -248,7 +243,8 @@ class Trainer:
                 try:
                     results = self._evaluate(asked)
                 except StoppedError:
-                    self._save_and_stop()
+                    self._save()
+                    self._stop()
                 self._end_epoch(results)
                 if any(self.world.gather(asked())) and standing.epoch < num_epochs:
                     self._stop()
@@ -295,10 +291,11 @@ class Trainer:
                 if options.save_images and done % options.log_interval == 0 and self.folder is not None:
                     save_images(micro_batches[0], self.path / f"train-batch-{done}.jpg")
                 if done < loader.steps_per_epoch:  # behind the last step the evaluation asks again
-                    if result.stop_asked:
-                        self._save_and_stop()
-                    if options.recovery_interval and done % options.recovery_interval == 0:
+                    is_recovery_point = options.recovery_interval and done % options.recovery_interval == 0
+                    if result.stop_asked or is_recovery_point:
                         self._save()
+                    if result.stop_asked:
+                        self._stop()
         if self.world.is_distributed and options.dist_bn:
             distribute_bn(self.parts.model, self.world.size, options.dist_bn == "reduce")
 
@@ -390,14 +387,10 @@ class Trainer:
 
         self.world.on_main(write)
 
-    def _save_and_stop(self) -> NoReturn:
-        self._save()
-        self._stop()
-
     def _stop(self) -> NoReturn:
+        epoch = self.standing.epoch
         raise Interrupted(
-            f"Told to stop: saved at epoch {self.standing.epoch}. The same command with --auto-resume goes on from "
-            "there."
+            f"Told to stop: saved at epoch {epoch}. The same command with --auto-resume goes on from there."
         )
 
     def _on_nonfinite(self, step: int) -> Callable[[float, float, Batch], Exception]:

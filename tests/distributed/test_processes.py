@@ -39,7 +39,6 @@ def two(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> Run:
     cwd = tmp_path_factory.mktemp("two")
     words = [str(REPOSITORY / "tools/launch.sh"), *train_command(pictures, *HALF)[2:]]
     result = run(words, cwd, NPROC_PER_NODE="2", N_NODES="1", MASTER_PORT=free_port(), PYTHON=sys.executable)
-    assert result.returncode == 0, result.stderr
     assert len(re.findall(r"batch 8 .*\b2 processes", result.stderr)) == 1  # rank 0 alone talks
     return cwd / "runs/a", losses(result.stderr)
 
@@ -60,7 +59,6 @@ def test_resumed_on_another_number_of_processes(tmp_path: Path, pictures: Path, 
     launcher = ["-m", "torch.distributed.launch", "--nproc_per_node=2", f"--master_port={free_port()}"]
     script = train_command(pictures, *HALF, "--auto-resume")[2:]
     result = run([sys.executable, "-u", *launcher, "--nnodes=1", "--node_rank=0", *script], tmp_path)
-    assert result.returncode == 0, result.stderr
     assert len(losses(result.stderr)) == 2
     assert record(folder) == pytest.approx(record(one[0]), abs=1e-4)
 
@@ -95,8 +93,7 @@ def test_a_dead_rank_is_brought_back(tmp_path: Path, pictures: Path, two: Run) -
     ],
 )
 def test_launcher_names_the_variable(tmp_path: Path, variables: dict[str, str], expected: str) -> None:
-    result = run([str(REPOSITORY / "tools/launch.sh"), "train.py"], tmp_path, **variables)
-    assert result.returncode == 2
+    result = run([str(REPOSITORY / "tools/launch.sh"), "train.py"], tmp_path, **variables, status=2)
     assert expected in result.stderr
 
 
@@ -153,7 +150,6 @@ def test_timms_port_and_ours_learn_alike(tmp_path: Path, pictures: Path, monkeyp
     for model in ("davit_tiny", "DaViT_tiny"):
         monkeypatch.setattr(runs, "SMALL_MODEL", ["--model", model, "--img-size", "32", "--model-kwargs", *words])
         result = run_here(pictures, *flags, "--experiment", model, cwd=tmp_path)
-        assert result.returncode == 0, result.stderr
         curves.append(losses(result.stderr))
     assert len(curves[0]) == 12
     assert curves[0] == pytest.approx(curves[1], abs=1e-4)

@@ -1,7 +1,7 @@
 """A data set that trains in seconds, and train.py on it."""
 
 import subprocess
-from collections.abc import Callable
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.engine.runs import run_here
+from tests.engine.runs import Train, run_here
 
 
 @pytest.fixture(scope="session")
@@ -29,9 +29,20 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def train(
-    tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
-) -> Callable[..., subprocess.CompletedProcess[str]]:
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 1 MB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
+    mounted = subprocess.run(command, check=False, capture_output=True, text=True)
+    if mounted.returncode:
+        pytest.skip(f"a tmpfs may not be mounted here: {mounted.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.fixture
+def train(tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> Train:
     """train.py on the small data set in a folder of its own, within this process."""
     monkeypatch.chdir(tmp_path)
     return partial(run_here, pictures, cwd=tmp_path)

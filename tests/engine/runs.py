@@ -8,7 +8,7 @@ import logging
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from unittest import mock
 
@@ -16,6 +16,10 @@ import torch
 
 from davit.engine import run_log
 from davit.engine.train import main
+
+Completed = subprocess.CompletedProcess[str]
+Train = Callable[..., Completed]
+"""The fixture `train`."""
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SMALL_MODEL = [
@@ -35,27 +39,29 @@ def environment(**more: str) -> dict[str, str]:
     }
 
 
-def train_command(data: Path | None, *flags: str, processes: int = 0) -> list[str]:
+def train_command(data: Path, *flags: str, processes: int = 0) -> list[str]:
     """The words of a run of the small model; ``processes`` of 1 or more go through torchrun."""
     launcher = [sys.executable, "-u"]
     if processes:
         launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    words = [str(data)] if data is not None else []
-    return [*launcher, str(REPOSITORY / "train.py"), *words, *SMALL_MODEL, *flags]
+    return [*launcher, str(REPOSITORY / "train.py"), str(data), *SMALL_MODEL, *flags]
 
 
-def run(command: Sequence[str], cwd: Path, timeout: float = 300, **more: str) -> subprocess.CompletedProcess[str]:
-    """Run to the end; the caller checks the status."""
-    return subprocess.run(
-        list(command), cwd=cwd, env=environment(**more), timeout=timeout, capture_output=True, text=True, check=False
+def run(command: Sequence[str], cwd: Path, status: int | None = 0, **more: str) -> Completed:
+    """Run to the end, and check the status unless it is None."""
+    done = subprocess.run(
+        list(command), cwd=cwd, env=environment(**more), timeout=300, capture_output=True, text=True, check=False
     )
+    assert status is None or done.returncode == status, done.stderr
+    return done
 
 
-def run_here(data: Path | None, *flags: str, cwd: Path, curves: bool = False) -> subprocess.CompletedProcess[str]:
+def run_here(data: Path, *flags: str, cwd: Path, curves: bool = False, status: int | None = 0) -> Completed:
     """Run train.py on the small model within this process: a second rather than six.
 
     Args:
         curves: draw them too, which takes as long as an epoch.
+        status: with which it has to end; None for any.
     """
     words = train_command(data, *flags)[3:]
     out, err = io.StringIO(), io.StringIO()
@@ -67,13 +73,14 @@ def run_here(data: Path | None, *flags: str, cwd: Path, curves: bool = False) ->
             stack.enter_context(contextlib.redirect_stderr(err))
             if not curves:
                 stack.enter_context(mock.patch.object(run_log, "draw_curves"))
-            status = main(words)
+            ended = main(words)
     except SystemExit as leave:  # argparse
-        status = int(leave.code or 0)
+        ended = int(leave.code or 0)
     finally:
         os.chdir(before)
         logging.root.handlers[:] = handlers
-    return subprocess.CompletedProcess(words, status, out.getvalue(), err.getvalue())
+    assert status is None or ended == status, err.getvalue()
+    return subprocess.CompletedProcess(words, ended, out.getvalue(), err.getvalue())
 
 
 def summary(folder: Path) -> list[dict[str, str]]:

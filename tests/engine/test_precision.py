@@ -1,7 +1,6 @@
 """--amp on processors with and without instructions for bfloat16: what runs, what is said, what is recorded."""
 
 import logging
-import subprocess
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
@@ -17,14 +16,13 @@ from davit.engine.distributed import World
 from davit.engine.precision import Precision, bfloat16_cost, has_bfloat16, precision_from
 from davit.engine.run_folder import read_state
 from davit.engine.steps import Stepper
-from tests.engine.runs import summary
+from tests.engine.runs import Train, summary
 
 CPU = torch.device("cpu")
 SHORT = [
     *("--epochs", "1", "--warmup-epochs", "0", "--cooldown-epochs", "0", "--batch-size", "8", "--workers", "0"),
     *("--output", "runs", "--experiment", "a"),
 ]
-Train = Callable[..., subprocess.CompletedProcess[str]]
 Pretend = Callable[[bool], None]
 
 
@@ -152,7 +150,6 @@ def test_training(
 ) -> None:
     processor(has)
     result = train(*SHORT, *flags)
-    assert result.returncode == 0, result.stderr
     assert dtypes == {expected} and len(remarks(result.stderr)) == lines
     name = str(expected or torch.float32).removeprefix("torch.")
     state = read_state(tmp_path / "runs/a/last.pth.tar")
@@ -169,7 +166,7 @@ def test_trials_say_it_once_and_write_nothing(
 ) -> None:
     processor(False)
     result = train(*SHORT, "--amp", flag)
-    assert result.returncode == 0 and len(remarks(result.stderr)) == 1, result.stderr
+    assert len(remarks(result.stderr)) == 1, result.stderr
     assert all(unit in result.stderr for unit in units)
     assert not (tmp_path / "runs").exists()
 
@@ -183,7 +180,6 @@ def test_a_run_that_goes_on_in_another_precision_says_so_in_one_line(
         processor(has)
         dtypes.clear()
         result = train(*SHORT, *flags, "--epochs", str(epochs), "--auto-resume")
-        assert result.returncode == 0, result.stderr
         assert dtypes == {torch.bfloat16 if has else None}
         assert [all(name in line for name in ("bfloat16", "float32")) for line in remarks(result.stderr)] == (
             [True] if epochs > 2 else []
