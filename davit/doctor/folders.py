@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from collections import Counter
@@ -11,9 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from logging.handlers import BufferingHandler
 from pathlib import Path
-from typing import Any
 
 from ..data import BadImageError, DataError, PictureDataset, check_classes, load_rgb, open_dataset
+from ..data.coco import annotation_faults, read_annotations, summarise_annotations
 from ..text import some
 from .findings import Finding, error, ok, warning
 
@@ -126,24 +125,18 @@ def _why_bad(file: str) -> tuple[str, str] | None:
 def _coco(root: Path, limit: int | None) -> Iterator[Finding]:
     for file in sorted((root / "annotations").glob("instances_*.json")):
         split = file.stem.removeprefix("instances_")
+        folder = root / split
         try:
-            contents: Any = json.loads(file.read_text(encoding="utf-8"))
-            images, objects, categories = (contents[key] for key in ("images", "annotations", "categories"))
-            names = [str(image["file_name"]) for image in images]
-            known = {image["id"] for image in images}
-            classes = {category["id"] for category in categories}
-            strays = sum(one["image_id"] not in known or one["category_id"] not in classes for one in objects)
-        except (OSError, ValueError, KeyError, TypeError) as fault:
-            yield error(split, f"{file} is no COCO annotation ({type(fault).__name__}: {fault})", "fetch it anew")
+            contents = read_annotations(file)
+            faults = list(annotation_faults(file, contents, folder))
+            if not faults:
+                yield ok(split, str(summarise_annotations(file, contents)))
+        except (OSError, ValueError, TypeError) as fault:
+            yield error(split, str(fault), "fetch it anew")
             continue
-        yield ok(split, f"{len(images)} pictures, {len(objects)} objects, {len(categories)} categories")
-        if strays:
-            yield error(split, f"{strays} objects of pictures or classes that {file} does not list", "fetch it anew")
-        if missing := [name for name in names if not (root / split / name).is_file()]:
-            text = f"{len(missing)} of {len(names)} pictures are not in {root / split} ({some(missing, 3)})"
-            yield error(split, text, "unpack the pictures there")
-        there = [str(root / split / name) for name in names if (root / split / name).is_file()]
-        yield from _readable(split, there, limit, remedy="fetch it anew")
+        yield from (error(split, text, "unpack all of the data set there, or fetch it anew") for text in faults)
+        files = [str(folder / image["file_name"]) for image in contents["images"]]
+        yield from _readable(split, [name for name in files if Path(name).is_file()], limit, remedy="fetch it anew")
 
 
 def _ade(root: Path, limit: int | None) -> Iterator[Finding]:

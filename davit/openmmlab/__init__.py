@@ -6,7 +6,7 @@ serves them from torchvision. Configs import it by ``custom_imports``; the tools
     bridge.py, ops.py  mmcv._ext where it is missing
     backbone.py        DaViTPyramid with the arguments of configs
     config.py          configs, and what flags and old names change in them
-    datasets.py        checks before a run starts, by coco.py and masks.py
+    datasets.py        checks before a run starts, by masks.py and davit/data/coco.py
     segmentation.py    for MMSegmentation: labels to ignore, views averaged one at a time, predictions drawn
     runner.py          mmengine's runner: checkpoints read safely, audited, written whole
     cli.py             train.py and test.py of mmdet/tools and mmseg/tools

@@ -9,7 +9,7 @@ from typing import Any
 
 from mmengine.registry import DATASETS, DefaultScope
 
-from .coco import categories_of, check_annotations
+from ..data.coco import categories_of, check_annotations
 from .masks import check_masks
 
 log = logging.getLogger(__name__)

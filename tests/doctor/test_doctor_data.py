@@ -122,14 +122,16 @@ def test_coco(coco: Path) -> None:
     assert [word for word in findings[0].text.split() if word.isdigit()] == ["2", "1", "1"]
     file = coco / "annotations" / "instances_train2017.json"
     contents = json.loads(file.read_text())
-    contents["annotations"].append({"image_id": 99, "category_id": 7})
+    contents["annotations"].append({**contents["annotations"][0], "image_id": 99})
     file.write_text(json.dumps(contents))
     (coco / "train2017" / "2.jpg").unlink()
     (coco / "annotations" / "instances_val2017.json").write_text('{"images": []}')
     found = faults(examine(coco))
     assert [subject for _, subject, _ in found] == ["train2017", "train2017", "val2017"]
-    assert found[0][2].startswith("1 objects") and "1 of 2" in found[1][2] and "2.jpg" in found[1][2]
-    assert "KeyError" in found[2][2]
+    assert (
+        "image_id 99" in found[0][2] and all("1 of 2" in text for _, _, text in found[:2]) and "2.jpg" in found[1][2]
+    )
+    assert "'annotations'" in found[2][2]
 
 
 def test_ade(tmp_path: Path) -> None:
