@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from argparse import ArgumentParser, Namespace
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,12 +14,11 @@ from PIL import Image
 from ..commands import run_cli
 from ..data import BadImageError
 from ..files import write_bytes
+from ..text import some
 from .config import add_override_arguments, load_config
 from .predictor import Predictor
 
 log = logging.getLogger(__name__)
-
-_NAME = "predictions.json"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -43,6 +43,11 @@ def _work(args: Namespace) -> None:
     predictor = Predictor(load_config(args), args.checkpoint, args.score_thr, args.device)
     folder = Path(args.out_dir)
     folder.mkdir(parents=True, exist_ok=True)
+    drawings = {file: f"{file.stem}.png" for file in files}
+    counts = Counter(drawings.values())
+    if shared := [file.name for file in files if counts[drawings[file]] > 1]:
+        drawings = {file: f"{file.name}.png" for file in files}
+        log.info("%s differ only in suffix: drawings have whole names, as %s.png.", some(shared, 4), shared[0])
     results, bad = {}, []
     for file in files:
         try:
@@ -52,9 +57,9 @@ def _work(args: Namespace) -> None:
             bad.append(str(file))
             continue
         results[str(file)] = found.to_json()
-        found.draw().save(folder / f"{file.stem}.png")
-    write_bytes(folder / _NAME, json.dumps(results, indent=1).encode())
-    log.info("%d pictures drawn in %s, and listed in %s.", len(results), folder, folder / _NAME)
+        found.draw().save(folder / drawings[file])
+    write_bytes(folder / "predictions.json", json.dumps(results, indent=1).encode())
+    log.info("%d pictures drawn in %s, and listed in its predictions.json.", len(results), folder)
     if bad:
         raise ValueError(f"{len(bad)} of {len(files)} files could not be read as pictures: {', '.join(bad[:3])}.")
 

@@ -11,7 +11,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from davit.openmmlab import demo
-from davit.openmmlab.predictor import Detections, Predictor, Segmentation, draw_segments
+from davit.openmmlab.predictor import Detections, Predictor, Segmentation
 from tests.openmmlab.conftest import Go
 
 
@@ -54,33 +54,34 @@ def test_colours_reach_the_model_as_it_was_trained(detector: Path, checkpoint: P
 
 
 def test_segmentation_draws_and_counts() -> None:
-    labels = np.zeros((4, 6), np.int64)
-    labels[:, 4:] = 2
-    palette = ((0, 0, 0), (255, 0, 0), (0, 0, 255))
-    found = Segmentation(np.full((4, 6, 3), 100, np.uint8), labels, ("ground", "cat", "dog"), palette)
-    assert found.to_json() == {"classes": {"ground": pytest.approx(2 / 3), "dog": pytest.approx(1 / 3)}}
-    drawn = np.asarray(found.draw()).astype(int)  # enlarged, with the names below
-    left, right = drawn[1, 1], drawn[1, -2]
-    assert right[2] > right[0] and left[2] == left[0]  # blue for the dog alone
-
-
-def test_a_drawing_keeps_what_is_no_class() -> None:
-    picture = np.full((400, 400, 3), 200, dtype=np.uint8)
-    labels = np.zeros((400, 400), dtype=int)
+    """What is no class keeps its picture; names are below it."""
+    labels = np.zeros((400, 400), np.int64)
+    labels[:, 100:] = 2
     labels[:, 200:] = 255
-    drawn = np.asarray(draw_segments(picture, labels, ("one", "two"), [(0, 0, 0), (9, 9, 9)]))
-    assert (drawn[:400, 200:] == 200).all()
-    assert (drawn[:400, :200] == 80).all()
-    assert drawn.shape[0] > 400  # the legend
+    palette = ((0, 0, 0), (255, 0, 0), (0, 0, 255))
+    picture, classes = np.full((400, 400, 3), 200, np.uint8), ("ground", "cat", "dog")
+    drawn = np.asarray(Segmentation(picture, labels, classes, palette).draw())
+    assert drawn.shape[0] > 400 and (drawn[:400, 200:] == 200).all()
+    assert (drawn[:400, :100] == 80).all() and (drawn[:400, 100:200] == [80, 80, 233]).all()
+    small = Segmentation(picture[:4, :6], np.repeat([[0, 0, 2]], 4, 0), classes, palette)
+    assert small.to_json() == {"classes": {"ground": pytest.approx(2 / 3), "dog": pytest.approx(1 / 3)}}
 
 
-def test_image_demo(go: Go, detector: Path, checkpoint: Path, few_scenes: Path, tmp_path: Path) -> None:
+def test_image_demo(go: Go, detector: Path, checkpoint: Path, few_scenes: Path) -> None:
+    """A file that is no picture does not stop the others; two that differ in suffix have a drawing each."""
     shutil.copytree(few_scenes / "val2017", "pictures")
     Path("pictures/broken.jpg").write_text("no picture")
-    words = ["pictures", detector, checkpoint, "--out-dir", "out", "--score-thr", "0"]
-    assert "broken.jpg" in go(demo.main, *words, status=2)  # the others are drawn
+    words = ["pictures", detector, checkpoint, "--score-thr", "0", "--out-dir"]
+    assert "broken.jpg" in go(demo.main, *words, "out", status=2)
     listed = json.loads(Path("out/predictions.json").read_text())
-    assert len(listed) == len(list(Path("out").glob("*.png"))) == 4 and all(one["objects"] for one in listed.values())
+    assert len(listed) == 4 and all(one["objects"] for one in listed.values())
+    assert {file.name for file in Path("out").glob("*.png")} == {f"{Path(name).stem}.png" for name in listed}
+    Path("pictures/broken.jpg").unlink()
+    first = Path(min(listed))
+    shutil.copy(first, first.with_suffix(".bmp"))
+    assert first.with_suffix(".bmp").name in go(demo.main, *words, "twins")
+    drawn = {file.name for file in Path("twins").glob("*.png")}
+    assert drawn == {f"{file.name}.png" for file in Path("pictures").iterdir()} and len(drawn) == 5
 
 
 def test_image_demo_of_nothing(go: Go, detector: Path, checkpoint: Path) -> None:
