@@ -58,7 +58,12 @@ class DaViTBackbone(DaViTPyramid):
             if name not in _PYRAMID:
                 hint = did_you_mean(name, [*_PYRAMID, *_OWN], limit=1)
                 raise ValueError(f"the backbone has no argument {name!r}; {hint}It has {', '.join(_PYRAMID)}.")
-        super().__init__(grad_checkpointing=with_cp, **{**_numbers(variant), **kwargs})
+        if variant is not None:
+            if variant not in VARIANTS:
+                hint = did_you_mean(variant, VARIANTS)
+                raise ValueError(f"the backbone has no variant {variant!r}; {hint}There are {', '.join(VARIANTS)}.")
+            kwargs = {**VARIANTS[variant].model_kwargs(), **kwargs}
+        super().__init__(grad_checkpointing=with_cp, **kwargs)
         if accelerate:
             kernels.accelerate(self)
         if init_cfg is not None and (init_cfg.get("type") != "Pretrained" or not init_cfg.get("checkpoint")):
@@ -79,33 +84,17 @@ class DaViTBackbone(DaViTPyramid):
             return
         source = str(self.init_cfg["checkpoint"])
         report = load_pretrained(self, source) if source in PUBLISHED else load_checkpoint(self, source)
-        print_log(filled(self, report), logger="current", level=logging.WARNING if _new(report) else logging.INFO)
+        self._log_filled(report)
         self.is_init = True
 
-
-def _numbers(variant: str | None) -> dict[str, Any]:
-    """Return the arguments that a variant's name stands for."""
-    if variant is None:
-        return {}
-    if variant not in VARIANTS:
-        hint = did_you_mean(variant, VARIANTS)
-        raise ValueError(f"the backbone has no variant {variant!r}; {hint}There are {', '.join(VARIANTS)}.")
-    return VARIANTS[variant].model_kwargs()
-
-
-def filled(backbone: DaViTPyramid, report: LoadReport) -> str:
-    """Say in a sentence what a checkpoint filled; tensors that an edit added to the stages are named."""
-    stages = {name: tensor.numel() for name, tensor in backbone.state_dict().items() if not _NORM.match(name)}
-    new = _new(report)
-    share = 1 - sum(stages[name] for name in new) / sum(stages.values())
-    norms = sorted(set(report.missing) - set(new))
-    more = f"; new: {', '.join(norms + new)}" if report.missing else ""
-    return (
-        f"Backbone: {100 * share:.4g} % of its stages ({sum(stages.values()):,} parameters) filled from "
-        f"{report.origin}{more}."
-    )
-
-
-def _new(report: LoadReport) -> list[str]:
-    """List the tensors of the stages that a checkpoint did not fill; `load_checkpoint` allows only added ones."""
-    return sorted(name for name in report.missing if not _NORM.match(name))
+    def _log_filled(self, report: LoadReport) -> None:
+        """Say what a checkpoint filled; a warning names tensors that an edit added to the stages."""
+        stages = {name: tensor.numel() for name, tensor in self.state_dict().items() if not _NORM.match(name)}
+        added = sorted(stages.keys() & report.missing)  # `load_checkpoint` allows only such to be missing
+        share = 1 - sum(stages[name] for name in added) / sum(stages.values())
+        new = [*sorted(set(report.missing) - stages.keys()), *added]
+        text = (
+            f"Backbone: {100 * share:.4g} % of its stages ({sum(stages.values()):,} parameters) filled from "
+            f"{report.origin}{'; new: ' if new else ''}{', '.join(new)}."
+        )
+        print_log(text, logger="current", level=logging.WARNING if added else logging.INFO)

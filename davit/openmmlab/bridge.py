@@ -68,21 +68,16 @@ def install_bridge() -> str:
             return "compiled"
         except ImportError as error:
             log.warning("mmcv's compiled operators do not load (%s); torchvision's are used.", error)
-    sys.modules[EXTENSION] = _bridge()
+    module = _Bridge(EXTENSION, "mmcv's operators from torchvision (davit.openmmlab.bridge).")
+    module.__spec__ = ModuleSpec(EXTENSION, loader=None, origin=__file__)  # mmengine asks find_spec for it
+    for name in SERVED:
+        setattr(module, name, getattr(ops, name))
+    for name in ("get_compiler_version", "get_compiling_cuda_version"):
+        setattr(module, name, lambda: "none (torchvision)")
+    sys.modules[EXTENSION] = module
     return "bridged"
 
 
 def _compiled(mmcv: ModuleSpec) -> ModuleSpec | None:
     """Find the compiled extension without importing mmcv."""
     return PathFinder.find_spec(EXTENSION, mmcv.submodule_search_locations)
-
-
-def _bridge() -> ModuleType:
-    """Make the module that takes the place of the extension."""
-    module = _Bridge(EXTENSION, "mmcv's operators from torchvision (davit.openmmlab.bridge).")
-    module.__spec__ = ModuleSpec(EXTENSION, loader=None, origin=__file__)  # mmengine asks find_spec for it
-    for name in SERVED:
-        setattr(module, name, getattr(ops, name))
-    module.get_compiler_version = lambda: "none (torchvision)"  # type: ignore[attr-defined]
-    module.get_compiling_cuda_version = lambda: "none (torchvision)"  # type: ignore[attr-defined]
-    return module

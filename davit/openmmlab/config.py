@@ -78,7 +78,9 @@ def load_config(args: Namespace) -> Config:
     except (KeyError, TypeError, AssertionError, IndexError) as error:
         raise ValueError(f"--cfg-options {options}: does not fit {args.config}: {error}") from error
     if data_root:
-        set_data_root(cfg, str(data_root))
+        cfg.data_root = str(data_root)
+        for dataset in _all_datasets(cfg):
+            dataset.data_root = cfg.data_root
     _set_annotations_of_evaluators(cfg, options)
     _set_pretrained(cfg)
     for name in LOADERS:
@@ -137,19 +139,14 @@ def datasets_of(part: Any) -> Iterator[Any]:
         yield part
 
 
-def set_data_root(cfg: Config, folder: str) -> None:
-    """Read all splits from another folder."""
-    cfg.data_root = folder
-    for name in LOADERS:
-        for dataset in datasets_of(cfg.get(name)):
-            dataset.data_root = folder
+def _all_datasets(cfg: Config) -> Iterator[Any]:
+    return (dataset for name in LOADERS for dataset in datasets_of(cfg.get(name)))
 
 
 def set_classes(cfg: Config, classes: tuple[str, ...]) -> None:
     """Give data sets other classes, and heads as many outputs."""
-    for name in LOADERS:
-        for dataset in datasets_of(cfg.get(name)):
-            dataset.metainfo = {"classes": classes}
+    for dataset in _all_datasets(cfg):
+        dataset.metainfo = {"classes": classes}
     _set_num_classes(cfg.model, len(classes))
 
 

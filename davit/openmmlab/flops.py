@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.registry import init_default_scope
+from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor, nn
 
 from ..commands import run_cli
@@ -61,26 +61,19 @@ class _Forward(nn.Module):
         single = [name for name in ("rpn_head", "bbox_head", "decode_head") if hasattr(self, name)]
         results = [getattr(self, name)(levels) for name in single]
         if hasattr(self, "roi_head"):
-            results += self._regions(levels, image.shape[-2:])
-        return results
-
-    def _regions(self, levels: Sequence[Tensor], size: Any) -> list[Any]:
-        """Compute the heads of a two-stage detector, in a cascade those of every stage."""
-        rois = _spread_rois(PROPOSALS, size, levels[0])
-        head: Any = self.roi_head
-        stages: list[tuple[int, ...]] = [()]
-        if isinstance(head.bbox_head, nn.ModuleList):
-            stages = [(stage,) for stage in range(len(head.bbox_head))]
-        results = [head._bbox_forward(*stage, levels, rois) for stage in stages]
-        if head.with_mask:
-            results += [head._mask_forward(*stage, levels, rois[:MASKS]) for stage in stages]
+            head: Any = self.roi_head
+            rois = _spread_rois(*map(float, image.shape[-2:]))
+            cascade = isinstance(head.bbox_head, nn.ModuleList)
+            for stage in [(number,) for number in range(len(head.bbox_head))] if cascade else [()]:
+                results.append(head._bbox_forward(*stage, levels, rois))
+                if head.with_mask:
+                    results.append(head._mask_forward(*stage, levels, rois[:MASKS]))
         return results
 
 
-def _spread_rois(count: int, size: Any, like: Tensor) -> Tensor:
-    """Spread (count, 5) boxes over the picture, from 16 pixels to all of it."""
-    place = torch.linspace(0, 1, count, dtype=like.dtype, device=like.device)
-    height, width = float(size[0]), float(size[1])
+def _spread_rois(height: float, width: float) -> Tensor:
+    """Spread (PROPOSALS, 5) boxes over the picture, from 16 pixels to all of it."""
+    place = torch.linspace(0, 1, PROPOSALS)
     side = 16 + place * (min(height, width) - 16)
     left, top = place.flip(0) * (width - side), (place * 7 % 1) * (height - side)
     return torch.stack([torch.zeros_like(place), left, top, left + side, top + side], 1)
@@ -92,8 +85,6 @@ def cost_of(cfg: Any, name: str, size: tuple[int, int] | None = None) -> Cost:
     Args:
         size: (height, width) of the picture; by default that of the published tables.
     """
-    from mmengine.registry import MODELS
-
     init_default_scope(cfg.default_scope)
     size = size or SIZES[cfg.default_scope]
     cfg.model.backbone.init_cfg = None

@@ -7,11 +7,11 @@ read, of more a sample spread evenly over the list.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import repeat
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -27,8 +27,6 @@ _ORIENTATION = 0x0112
 _PALETTE_IS_LABELS = ("PascalVOCDataset",)  # the one well-known set that is published so
 _KINDS = {"P": "a palette picture", "PA": "a palette picture", "I;16": "of 16 bits", "I": "of 32 bits"}
 _THREADS = 8  # decoding releases Python's lock, and a network disk answers many at once
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -70,7 +68,14 @@ def check_masks(dataset: Any, cls: type[Any], model: Any, with_masks: bool = Tru
     Raises:
         DataError: a folder or file is missing, unreadable, or no mask that fits its picture and the classes.
     """
-    listing = _without_pipeline(dataset, cls)
+    options = {name: value for name, value in dataset.items() if name not in ("type", "pipeline", "lazy_init")}
+    try:
+        listing = cls(pipeline=[], lazy_init=True, **options)
+    except ValueError as error:  # --classes that are not among those of a known data set
+        raise DataError(
+            f"{cls.__name__}: {str(error)[:300]} For a data set of your own use "
+            "configs/upernet_davit_folders.py, or set the type of the data sets to MaskFolders."
+        ) from error
     folder = Path(listing.data_prefix.get("img_path") or listing.data_root or ".")
     classes = listing.metainfo.get("classes")
     if not classes:
@@ -86,20 +91,12 @@ def check_masks(dataset: Any, cls: type[Any], model: Any, with_masks: bool = Tru
     masks = [Path(info["seg_map_path"]) for info in infos]
     _check_present(masks, f"for {len(pictures):,} pictures in {folder} masks are missing:")
     palette_is_labels = cls.__name__ in _PALETTE_IS_LABELS
-    _in_threads(lambda pair: _check_header(pair[0], pair[1], palette_is_labels), zip(pictures, masks, strict=True))
-    return _check_labels(listing, infos, masks)
-
-
-def _without_pipeline(dataset: Any, cls: type[Any]) -> Any:
-    """Build the data set by its own class, not yet filled."""
-    options = {name: value for name, value in dataset.items() if name not in ("type", "pipeline", "lazy_init")}
-    try:
-        return cls(pipeline=[], lazy_init=True, **options)
-    except ValueError as error:  # --classes that are not among those of a known data set
-        raise DataError(
-            f"{cls.__name__}: {str(error)[:300]} For a data set of your own use "
-            "configs/upernet_davit_folders.py, or set the type of the data sets to MaskFolders."
-        ) from error
+    read = masks if len(masks) <= ALL else [masks[i] for i in np.linspace(0, len(masks) - 1, ALL).astype(int)]
+    with ThreadPoolExecutor(_THREADS) as pool:  # the first error stops it
+        list(pool.map(_check_header, pictures, masks, repeat(palette_is_labels)))
+        counts = np.stack(list(pool.map(label_counts, read)))
+    ignored, present = _check_labels(listing, infos[0].get("label_map"), read, counts)
+    return MaskSummary(len(masks), len(classes), len(read), ignored, len(classes) - present)
 
 
 def _check_heads(model: Any, classes: int) -> None:
@@ -158,15 +155,6 @@ def _check_present(files: list[Path], what: str) -> None:
         )
 
 
-def _in_threads(check: Callable[[Any], T], items: Iterable[Any]) -> list[T]:
-    """Apply a check to all items; the first error stops it."""
-    with ThreadPoolExecutor(_THREADS) as pool:
-        try:
-            return list(pool.map(check, items))
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
 def _check_header(picture: Path, mask: Path, palette_is_labels: bool) -> None:
     """Check that a mask is one channel of 8 bits, as large as its picture."""
     with _opened(picture) as image:
@@ -198,12 +186,10 @@ def _opened(file: Path) -> Image.Image:
         raise DataError(f"{file} is not a readable picture: {error}. Copy it again, or take it out.") from error
 
 
-def _check_labels(listing: Any, infos: list[dict[str, Any]], masks: list[Path]) -> MaskSummary:
-    """Check that every label of the masks that are read is a class or ignored."""
-    read = masks if len(masks) <= ALL else [masks[i] for i in np.linspace(0, len(masks) - 1, ALL).astype(int)]
-    counts = np.stack(_in_threads(label_counts, read))
+def _check_labels(listing: Any, label_map: dict[int, int] | None, read: list[Path], counts: Any) -> tuple[float, int]:
+    """Check that every label is a class or ignored; return the share that is ignored, and how many classes occur."""
     classes = len(listing.metainfo["classes"])
-    trained = as_trained(np.arange(256), listing.reduce_zero_label, infos[0].get("label_map"))
+    trained = as_trained(np.arange(256), listing.reduce_zero_label, label_map)
     bad = (counts > 0) & (trained >= classes) & (trained != IGNORED)
     if bad.any():
         files = np.flatnonzero(bad.any(axis=1))
@@ -216,8 +202,7 @@ def _check_labels(listing: Any, infos: list[dict[str, Any]], masks: list[Path]) 
             f"every pixel of the {len(read):,} masks that were read is ignored (the first is {read[0]}); "
             f"reduce_zero_label={listing.reduce_zero_label}, and the masks hold {some(np.flatnonzero(total), 6)}."
         )
-    present = set(trained[total > 0].tolist()) - {IGNORED}
-    return MaskSummary(len(masks), classes, len(read), ignored, classes - len(present))
+    return ignored, len(set(trained[total > 0].tolist()) - {IGNORED})
 
 
 def _past_the_classes(listing: Any, mask: Path, labels: list[int], others: int) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import re
 from collections import OrderedDict
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -51,16 +50,8 @@ class DaViTRunner(Runner):
     optim_wrapper: Any
     param_schedulers: Any
 
-    def load_checkpoint(
-        self,
-        filename: str,
-        map_location: str | Callable[..., Any] = "cpu",
-        strict: bool = False,
-        revise_keys: list[tuple[str, str]] | None = None,
-    ) -> dict[str, Any]:
+    def load_checkpoint(self, filename: str) -> dict[str, Any]:
         """Load the weights of a whole detector or segmentor, or leave the model as it is and say why.
-
-        mmengine's other arguments have no effect: tensors are matched name by name, on the CPU.
 
         Raises:
             CheckpointError: the file cannot be read safely, or does not fit.
@@ -74,23 +65,15 @@ class DaViTRunner(Runner):
         self._has_loaded = True
         return contents
 
-    def resume(
-        self,
-        filename: str,
-        resume_optimizer: bool = True,
-        resume_param_scheduler: bool = True,
-        map_location: str | Callable[..., Any] = "default",
-    ) -> None:
+    def resume(self, filename: str) -> None:
         """Go on from a state that this class wrote: weights, optimizer, schedule, epoch, iteration, logs.
 
         Raises:
             CheckpointError: the file is damaged, or another trainer's.
         """
-        self._resume_state(filename, read_state(Path(filename)), resume_optimizer, resume_param_scheduler)
+        self._resume_state(filename, read_state(Path(filename)))
 
-    def _resume_state(
-        self, filename: str, state: dict[str, Any], resume_optimizer: bool = True, resume_param_scheduler: bool = True
-    ) -> None:
+    def _resume_state(self, filename: str, state: dict[str, Any]) -> None:
         if not isinstance(state.get("meta"), dict) or "optimizer" not in state:
             raise CheckpointError(
                 f"{filename} holds weights but no state of a training: start from it with --load-from, not --resume."
@@ -101,11 +84,12 @@ class DaViTRunner(Runner):
         self.train_loop._epoch = state["meta"]["epoch"]
         self.train_loop._iter = state["meta"]["iter"]
         self._resume_seed(state["meta"].get("seed"))
-        self.message_hub.load_state_dict(_with_buffers(state["message_hub"]))
-        if resume_optimizer:
-            self.optim_wrapper = self.build_optim_wrapper(self.optim_wrapper)
-            self.optim_wrapper.load_state_dict(state["optimizer"])
-        if resume_param_scheduler and "param_schedulers" in state:
+        hub = state["message_hub"]
+        buffers = {name: HistoryBuffer(*columns) for name, columns in hub["log_scalars"].items()}
+        self.message_hub.load_state_dict({**hub, "log_scalars": buffers})
+        self.optim_wrapper = self.build_optim_wrapper(self.optim_wrapper)
+        self.optim_wrapper.load_state_dict(state["optimizer"])
+        if "param_schedulers" in state:
             self.param_schedulers = self.build_param_scheduler(self.param_schedulers)
             for scheduler, saved in zip(self.param_schedulers, state["param_schedulers"], strict=True):
                 scheduler.load_state_dict(saved)
@@ -130,10 +114,8 @@ class DaViTRunner(Runner):
         folder = Path(self.work_dir)
         for partial in folder.glob(".*.pth.*.partial"):  # a killed process was writing it
             partial.unlink(missing_ok=True)
-        states = [
-            (int(match[1]), file) for file in folder.glob("*.pth") if (match := _STATE_FILE.fullmatch(file.name))
-        ]
-        newest_first = [file for _, file in sorted(states, reverse=True)]
+        states = {file: match for file in folder.glob("*.pth") if (match := _STATE_FILE.fullmatch(file.name))}
+        newest_first = sorted(states, key=lambda file: int(states[file][1]), reverse=True)
         newest = newest_whole(newest_first, self.logger, "Start over with another --work-dir.")
         if newest is None:
             self.logger.info(f"Nothing to resume in {folder}: starting anew.")
@@ -151,7 +133,8 @@ class DaViTRunner(Runner):
     def call_hook(self, fn_name: str, **kwargs: Any) -> None:
         """Call the hooks of a point in the run, and correct what mmengine's own do there."""
         if fn_name == "before_val" and self.distributed:
-            share_buffers(self._bare_model())
+            for _, buffer in sorted(self._bare_model().named_buffers()):
+                broadcast(buffer)  # each process has its own running means of a plain batch norm
         hooks = self._hooks
         if fn_name == "after_test_epoch" and self.rank != 0:  # else every process would write the file of results
             self._hooks = [hook for hook in hooks if not isinstance(hook, LoggerHook)]
@@ -179,12 +162,6 @@ class DaViTRunner(Runner):
         return model.module if isinstance(model, BaseTTAModel) else model
 
 
-def share_buffers(model: nn.Module) -> None:
-    """Give every process the buffers of the first: each has its own running means of a plain batch norm."""
-    for _, buffer in sorted(model.named_buffers()):
-        broadcast(buffer)
-
-
 def load_whole(
     model: nn.Module, checkpoint: Checkpoint, *, may_adapt: bool, logger: logging.Logger | None = None
 ) -> LoadReport:
@@ -210,14 +187,7 @@ def _make_plain(checkpoint: dict[str, Any]) -> None:
     """Replace all objects of a state by plain values, so that it can be read without trusting a pickle."""
     hub = checkpoint["message_hub"]
     hub["log_scalars"] = OrderedDict(
-        (name, [buffer.data[0].tolist(), buffer.data[1].tolist()]) for name, buffer in hub["log_scalars"].items()
+        (name, [column.tolist() for column in buffer.data]) for name, buffer in hub["log_scalars"].items()
     )
-    hub["runtime_info"] = plain(hub["runtime_info"])
-    hub["resumed_keys"] = plain(hub["resumed_keys"])
+    hub |= {name: plain(hub[name]) for name in ("runtime_info", "resumed_keys")}
     checkpoint["meta"] = plain(checkpoint["meta"])
-
-
-def _with_buffers(hub: dict[str, Any]) -> dict[str, Any]:
-    """Make the plain logs of a state into mmengine's buffers."""
-    buffers = {name: HistoryBuffer(*columns) for name, columns in hub["log_scalars"].items()}
-    return {**hub, "log_scalars": buffers}
