@@ -22,6 +22,7 @@ from tests.openmmlab.conftest import DET, DET_TOOLS, Go, build, scores_of, shell
 from tests.openmmlab.conftest import config as config_of
 from tests.processes import kill_tree
 
+ONE_PICTURE = ("--cfg-options", "test_dataloader.dataset.indices=1")
 ONE_STEP = ("train_cfg.max_epochs=1", "train_dataloader.dataset.indices=2")
 
 
@@ -87,17 +88,13 @@ def test_two_processes_measure_what_one_does(
     found = json.loads(Path("found.bbox.json").read_text())
     assert found and {"image_id", "bbox", "score", "category_id"} <= set(found[0])
     assert len(list((tmp_path / "drawn").rglob("*.png"))) == 4
+    go(evaluate, *words, "--work-dir", tmp_path / "server", "--format-only", *ONE_PICTURE)
+    assert json.loads((tmp_path / "server/results.segm.json").read_text())
+    assert not any("mAP" in name for name in scores_of(tmp_path / "server"))
     words.insert(2, "2")
     shell(DET_TOOLS / "dist_test.sh", *words, "--eval", "bbox", "--work-dir", tmp_path / "two", cwd=tmp_path)
     two = {name: score for name, score in scores_of(tmp_path / "two").items() if name.startswith("coco/")}
     assert two == {name: score for name, score in one.items() if "bbox" in name}
-
-
-def test_predictions_for_a_server(go: Go, detector: Path, few_scenes: Path, trained: Path, tmp_path: Path) -> None:
-    words = [detector, trained / "epoch_2.pth", "--data-root", few_scenes, "--work-dir", tmp_path / "test"]
-    go(evaluate, *words, "--format-only")
-    assert json.loads((tmp_path / "test/results.segm.json").read_text())
-    assert not any("mAP" in name for name in scores_of(tmp_path / "test"))
 
 
 def test_a_classifier_that_train_py_wrote_starts_a_detector(
@@ -130,7 +127,7 @@ def test_a_detector_starts_one_of_other_classes(
     assert all(torch.equal(before[name], after[name]) for name in same)
     words = [detector, ours, "--data-root", few_scenes]
     assert "--classes" in go(evaluate, *words, status=2)
-    go(evaluate, *words, "--classes", "3", "5", "--cfg-options", "test_dataloader.dataset.indices=1")
+    go(evaluate, *words, "--classes", "3", "5", *ONE_PICTURE)
 
 
 @pytest.mark.parametrize(
@@ -138,12 +135,11 @@ def test_a_detector_starts_one_of_other_classes(
     [
         (["--cfg-options", "model.pretrained=no.pth"], ["no.pth", "DaViT_tiny"]),
         (["--cfg-options", "model.backbone.embed_dim=3"], ["'embed_dim'", "'embed_dims'"]),
-        (["--data-root", "nowhere"], ["nowhere", "--data-root"]),
         (["--load-from", "no.pth"], ["no.pth"]),
         (["--resume", "a.pth", "--load-from", "b.pth"], ["--resume", "--load-from"]),
         (["--launcher", "pytorch"], ["RANK"]),
         (["--launcher", "slurm"], ["SLURM_PROCID"]),
-        (["--gpus", "2", "--data-root", "nowhere"], ["--gpus", "tools/dist_train.sh"]),  # an old flag is answered
+        (["--gpus", "2", "--data-root", "nowhere"], ["nowhere", "--gpus", "tools/dist_train.sh"]),  # of older tools
     ],
 )
 def test_mistakes_of_training(
@@ -155,23 +151,13 @@ def test_mistakes_of_training(
     assert all(word in said for word in expected)
 
 
-@pytest.mark.parametrize(
-    ("words", "expected"),
-    [
-        (["--eval", "mIoU"], ["'mIoU'", "bbox", "segm"]),
-        (["--aug-test"], ["tta_model"]),
-    ],
-)
-def test_mistakes_of_evaluation(
-    go: Go, detector: Path, few_scenes: Path, trained: Path, words: list[str], expected: list[str]
-) -> None:
-    said = go(evaluate, detector, trained / "epoch_2.pth", "--data-root", few_scenes, *words, status=2)
-    assert all(word in said for word in expected)
-
-
-def test_segm_of_a_detector_of_boxes(go: Go, few_scenes: Path, trained: Path) -> None:
-    words = [DET / "davit_retinanet_1x_coco.py", trained / "epoch_2.pth", "--data-root", few_scenes]
-    assert "--eval bbox" in go(evaluate, *words, "--classes", *"0123456789", "--eval", "segm", status=2)
+def test_mistakes_of_evaluation(go: Go, detector: Path, few_scenes: Path, trained: Path) -> None:
+    data = ["--data-root", few_scenes]
+    said = go(evaluate, detector, trained / "epoch_2.pth", *data, "--eval", "mIoU", status=2)
+    assert all(word in said for word in ("'mIoU'", "bbox", "segm"))
+    assert "tta_model" in go(evaluate, detector, trained / "epoch_2.pth", *data, "--aug-test", status=2)
+    words = [DET / "davit_retinanet_1x_coco.py", trained / "epoch_2.pth", *data, "--classes", *"0123456789"]
+    assert "--eval bbox" in go(evaluate, *words, "--eval", "segm", status=2)
 
 
 def test_files_that_are_no_detectors(go: Go, detector: Path, few_scenes: Path, tmp_path: Path) -> None:

@@ -24,11 +24,10 @@ TABLE = {
 ALL = sorted(file.stem for file in DET.glob("davit_*_coco.py"))
 
 
-def test_twelve_rows_of_the_table_and_three_cascades() -> None:
+def test_each_config_names_its_own_command() -> None:
     assert len(ALL) == 15
-    assert sum("cascade" in name for name in ALL) == 3
     for name in ALL:
-        assert f"configs/{name}.py 8" in (DET / f"{name}.py").read_text()  # the header's command is this file's
+        assert f"configs/{name}.py 8" in (DET / f"{name}.py").read_text()
 
 
 @pytest.mark.parametrize("name", TABLE)
@@ -40,17 +39,17 @@ def test_parameters(name: str) -> None:
     assert levels == [f"norm{level}" for level in ((1, 2, 3) if "retinanet" in name else (0, 1, 2, 3))]
 
 
-@pytest.mark.parametrize("name", [name for name in ALL if "3x" in name])
-def test_three_times_the_schedule(name: str) -> None:
-    cfg = config(DET / f"{name}.py")
-    assert cfg.train_cfg.max_epochs == 36 and cfg.param_scheduler[1].milestones == [27, 33]
-    assert cfg.model.backbone.drop_path_rate == 0.2
-    if name.replace("3x", "1x") in ALL:
-        short = config(DET / f"{name.replace('3x', '1x')}.py")
-        assert short.train_cfg.max_epochs == 12 and short.param_scheduler[1].milestones == [8, 11]
-        assert short.model.backbone.drop_path_rate == 0.1
-        cfg.model.backbone.drop_path_rate = 0.1
-        assert cfg.model == short.model
+def test_three_times_the_schedule() -> None:
+    for name in [name for name in ALL if "3x" in name]:
+        cfg = config(DET / f"{name}.py")
+        assert cfg.train_cfg.max_epochs == 36 and cfg.param_scheduler[1].milestones == [27, 33]
+        assert cfg.model.backbone.drop_path_rate == 0.2
+        if name.replace("3x", "1x") in ALL:
+            short = config(DET / f"{name.replace('3x', '1x')}.py")
+            assert short.train_cfg.max_epochs == 12 and short.param_scheduler[1].milestones == [8, 11]
+            assert short.model.backbone.drop_path_rate == 0.1
+            cfg.model.backbone.drop_path_rate = 0.1
+            assert cfg.model == short.model
 
 
 def test_flops_of_a_small_picture() -> None:
