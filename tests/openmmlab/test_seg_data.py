@@ -35,7 +35,8 @@ def check(data: Path, file: Path = SEGMENTOR, *, split: str = "train", labelled:
     dataset.data_root = str(data)
     if "classes" in changes:
         set_classes(cfg, changes.pop("classes"))
-    dataset.update(changes)
+    for name, value in changes.items():  # update() would merge dicts
+        dataset[name] = value
     check_dataset(dataset, split, cfg.model, labelled)
 
 
