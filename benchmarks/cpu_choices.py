@@ -11,6 +11,7 @@ Candidates take turns within a round; times are medians over the rounds. Writes 
 """
 
 import argparse
+import copy
 import statistics
 import sys
 from collections.abc import Callable, Sequence
@@ -169,8 +170,9 @@ def part_sizes(batch: int) -> dict[str, Step]:
 
 
 def small_inputs(side: int) -> dict[str, Step]:
-    """Train DaViT_nano for one step on small pictures, by kernels around PyTorch's layers and by Functions of ours."""
+    """Train DaViT_nano for one step on small pictures: plain, by kernels around PyTorch's layers, by our Functions."""
     model = davit.create_model("DaViT_nano", num_classes=10)
+    stock = davit.plain(copy.deepcopy(model))
     image = torch.randn(64, 3, side, side)
 
     def with_least(work: int) -> Step:
@@ -180,7 +182,7 @@ def small_inputs(side: int) -> dict[str, Step]:
 
         return step
 
-    return {"spans": with_least(1 << 62), "training": with_least(0)}
+    return {"plain": lambda: stock(image).sum().backward(), "spans": with_least(1 << 62), "training": with_least(0)}
 
 
 def dtypes_to_time(asked: Sequence[str] | None) -> list[torch.dtype]:
