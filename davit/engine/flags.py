@@ -10,6 +10,8 @@ import logging
 import math
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
+from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +66,8 @@ def real(least: float = -math.inf, most: float = math.inf) -> Callable[[str], fl
         if not (least <= value <= most and math.isfinite(value)):
             low = {-math.inf: "", ABOVE_ZERO: " above 0"}.get(least, f" of {least:g} or more")
             high = "" if most == math.inf else f" and at most {most:g}"
-            raise argparse.ArgumentTypeError(f"{text!r} is not a finite number{low}{high}")
+            hint = "; leave it out for its default" if least == ABOVE_ZERO else ""
+            raise argparse.ArgumentTypeError(f"{text!r} is not a finite number{low}{high}{hint}")
         return value
 
     return convert
@@ -332,8 +335,16 @@ def _recipe_words(parser: argparse.ArgumentParser, path: Path) -> list[str]:
             raise ValueError(f"the recipe {path} has an unknown key {key!r}; did you mean {near[0]!r}?")
         flag = flags[name][0]
         is_empty = value is None or (value in ([], {}) and flag.nargs == "+")
+        if is_empty and flag.default == argparse.SUPPRESS:  # not given
+            continue
+        if value is None and flag.type is not None and flag.default is not None:
+            raise ValueError(
+                f"the recipe {path} has {key}: null, but a number is needed; leave the line out for the "
+                f"default, {flag.default}."
+            )
         if is_empty or not flag.option_strings:
-            parser.set_defaults(**{name: value if is_empty else str(value)})
+            nothing = {} if isinstance(flag, KeyValues) else value
+            parser.set_defaults(**{name: nothing if is_empty else str(value)})
             continue
         parser.exit_on_error = False
         try:
@@ -380,8 +391,15 @@ def _words(flags: Sequence[argparse.Action], value: Any) -> list[str]:
         raise ValueError("True and false are for switches; put quotes around the word if it is meant.")
     if isinstance(flag.nargs, int) and len(values) != flag.nargs:
         raise ValueError(f"{flag.nargs} values are needed.")
-    whole = [int(item) if flag.type and isinstance(item, float) and item.is_integer() else item for item in values]
-    return [f"{name}={whole[0]}"] if flag.nargs in (None, "?") else [name, *map(str, whole)]
+    words = [_as_word(item) if flag.type is not None else str(item) for item in values]
+    return [f"{name}={words[0]}"] if flag.nargs in (None, "?") else [name, *words]
+
+
+def _as_word(number: Any) -> str:
+    """Write a recipe's number without an exponent: argparse takes -1e-5 for a flag."""
+    with suppress(InvalidOperation):
+        return format(Decimal(str(number)), "f").removesuffix(".0")
+    return str(number)
 
 
 def _as_yaml(value: Any) -> str:

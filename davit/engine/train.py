@@ -51,7 +51,8 @@ def main(argv: Sequence[str] | None = None, default_config: str | Path | None = 
 
     def work() -> None:
         args = parse_with_config(train_parser(), argv, default_config)
-        say_no_longer(NO_LONGER, given_flags(train_parser, argv))
+        given = given_flags(train_parser, argv)
+        say_no_longer(NO_LONGER, {name for name in given if getattr(args, name)})  # args.yaml names those not used too
         world = init_world(args.device)
         try:
             if args.data_dir is None and not args.dataset:

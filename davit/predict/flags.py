@@ -26,6 +26,7 @@ def predict_parser() -> argparse.ArgumentParser:
     Some defaults are the original's and are not used unless given, so `given_flags` says which were.
     """
     parser = argparse.ArgumentParser(
+        usage="%(prog)s PICTURE|FOLDER|- [...] [flags]",
         parents=[model_flags(num_classes=1000), picture_flags(workers=2)],
         description="Say what is in pictures. On a CPU at most 32 go through the model at once; loader processes "
         "start where there are more than 64 pictures.",

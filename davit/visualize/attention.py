@@ -6,15 +6,19 @@ suffixes are those of davit/model.py; here B is 1.
 
 from __future__ import annotations
 
+import logging
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 
 import torch
 from torch import Tensor, nn
 
+from ..kernels.conditions import difference_of_text
 from ..model import ChannelAttention, DaViT, WindowAttention, attend_among_channels, attend_among_positions
 from ..windows import window_partition, window_unpartition
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -112,9 +116,26 @@ def attention_of(model: nn.Module, image_1CHW: Tensor) -> Attention:
                 if isinstance(module, WindowAttention | ChannelAttention):
                     hooks.enter_context(module.register_forward_pre_hook(partial(keep, name)))
             model(image_1CHW)
-        spatial = tuple(_spatial(name, module, x) for name, module, x in seen if isinstance(module, WindowAttention))
-        channel = tuple(_channel(name, module, x) for name, module, x in seen if isinstance(module, ChannelAttention))
+        try:
+            spatial = tuple(_spatial(name, part, x) for name, part, x in seen if isinstance(part, WindowAttention))
+            channel = tuple(_channel(name, part, x) for name, part, x in seen if isinstance(part, ChannelAttention))
+        except TypeError as error:
+            raise ValueError(
+                f"the attention of this edited model cannot be computed again ({error}): call its formula in "
+                "davit/visualize/attention.py as davit/model.py now does."
+            ) from error
+    for kind in (WindowAttention, ChannelAttention):
+        if (reason := difference_of_text(kind)) is not None:
+            _warn_of_edit(reason)
     return Attention(spatial, channel)
+
+
+@cache  # once a process
+def _warn_of_edit(reason: str) -> None:
+    log.warning(
+        "%s. Attention is drawn by the formulas in davit/visualize/attention.py; check that they follow the edit.",
+        reason,
+    )
 
 
 def _spatial(name: str, module: WindowAttention, x_BHWC: Tensor) -> SpatialView:

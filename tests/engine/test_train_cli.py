@@ -92,6 +92,8 @@ def test_recipe_values_are_read_as_their_flags_would_and_the_command_line_has_th
     args = parsed(tmp_path, RECIPE, *words)
     assert (args.lr, args.pin_mem, args.aa, args.model_kwargs) == (3e-3, True, "none", {"depth": 2})
     assert args.mean == [0, 1, 0]
+    args = parsed(tmp_path, "mean: [-1.0e-5, -1e-6, 0.5]\nmodel_kwargs: null")
+    assert (args.mean, args.model_kwargs) == ([-1e-5, -1e-6, 0.5], {})
     assert parsed(tmp_path, "scale: [0.5, 1]", "OTHER").data_dir == "OTHER"
     # the record of a run is a recipe for it
     record = vars(parsed(tmp_path, RECIPE, "--class-map", "map.txt"))
@@ -99,7 +101,7 @@ def test_recipe_values_are_read_as_their_flags_would_and_the_command_line_has_th
     # flags are given on the command line or in the recipe
     parsed(tmp_path, "lr: 5.0e-4\naa: null\n")  # the first is the default
     found = given_flags(train_parser, ["DIR", "-c", str(tmp_path / "r.yaml"), "--epochs", "300"])
-    assert found == {"data_dir", "config", "lr", "aa", "epochs"}
+    assert found == {"data_dir", "config", "lr", "epochs"}  # null gives nothing
     assert given_flags(train_parser, []) == set()
 
 
@@ -112,6 +114,7 @@ def test_recipe_values_are_read_as_their_flags_would_and_the_command_line_has_th
         ("epochs: 1.5", ["epochs", "1.5"]),
         ("epochs: 0", ["epochs", "0", "1 or more"]),
         ("lr: [1, 2]", ["lr", "[1, 2]"]),
+        ("lr: null", ["lr", "null", "0.0005"]),
         ("opt: off", ["opt", "False"]),
         ("amp: 1", ["amp", "1", "true", "false"]),
         ("clip_mode: soft", ["clip_mode", "'soft'", "norm", "value", "agc"]),

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from davit import DaViTPyramid
+from davit.model import attend_among_positions
 from davit.visualize import attention_of
 
 
@@ -100,3 +101,21 @@ def test_the_model_is_left_as_it_was_and_another_is_refused(
         attention_of(small(), picture(2))
     with pytest.raises(ValueError, match="DaViTPyramid"):
         attention_of(small(DaViTPyramid), picture(1))
+
+
+def test_an_edited_formula_is_said_or_refused(
+    small: Callable[..., Any],
+    picture: Callable[..., Tensor],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def edited(qkv: Tensor, heads: int, *temperature: float) -> tuple[Tensor, Tensor]:
+        mixed, attention = attend_among_positions(qkv, heads)
+        return mixed * 2, attention
+
+    monkeypatch.setattr("davit.model.attend_among_positions", edited)
+    attention_of(small(), picture(1))
+    assert "attend_among_positions" in caplog.text
+    monkeypatch.setattr("davit.visualize.attention.attend_among_positions", lambda qkv, heads, temperature: None)
+    with pytest.raises(ValueError, match="temperature"):
+        attention_of(small(), picture(1))
