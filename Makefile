@@ -62,7 +62,7 @@ demo-seg: setup
 	$(RUN) mmseg/tools/image_demo.py data/scenes/val2017 $(SEGMENTOR) output/demo-seg/iter_1800.pth --out-dir output/demo-seg/drawn
 
 test: setup
-	$(PYTEST) -m "not long" --cov --cov-report=term:skip-covered --cov-fail-under=90
+	$(PYTEST) -m "not long" --cov --cov-report=term:skip-covered --cov-fail-under=95
 
 test-long: setup
 	$(PYTEST)
