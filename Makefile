@@ -22,9 +22,9 @@ export OMP_WAIT_POLICY ?= PASSIVE
 PDOC    = -W error::UserWarning -c "import davit; davit.load; from pdoc.__main__ import cli; cli()"
 API     = davit $(addprefix davit.,app checkpoint complexity data doctor engine predict visualize)
 
-# One thread a process: two processes run side by side, and results do not depend on the number of cores. Files in the
-# order of tests/conftest.py, since those with few tests, which xdist puts last, are the slow ones.
-PYTEST  = OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=15
+# One thread a process, so results do not depend on the number of cores. Three processes on two cores: some tests wait for
+# jobs. Files in the order of tests/conftest.py, since those with few tests, which xdist puts last, are the slow ones.
+PYTEST  = OMP_NUM_THREADS=1 $(RUN) -m pytest -n 3 --dist loadfile --no-loadscope-reorder --durations=15
 
 .PHONY: help setup demo demo-det demo-seg test test-long lint bench-cuda figures api clean
 .DEFAULT_GOAL := help
