@@ -1,1 +1,1 @@
-"""Blocks on the CPU: by oneDNN and by the compiled functions of native.cpp."""
+"""Compute blocks on the CPU: by oneDNN and by the compiled functions of native.cpp."""

@@ -1,1 +1,1 @@
-"""Triton kernels for CUDA, which `davit.kernels.ops` calls."""
+"""Provide the Triton kernels for CUDA that `davit.kernels.ops` calls."""
