@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 from argparse import ArgumentParser, Namespace
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from PIL import Image
 from ..commands import run_cli
 from ..data import BadImageError
 from ..files import write_bytes
-from ..text import some
+from ..predict.pictures import distinct_names
 from .config import add_override_arguments, load_config
 from .predictor import Predictor
 
@@ -43,11 +42,7 @@ def _work(args: Namespace) -> None:
     predictor = Predictor(load_config(args), args.checkpoint, args.score_thr, args.device)
     folder = Path(args.out_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    drawings = {file: f"{file.stem}.png" for file in files}
-    counts = Counter(drawings.values())
-    if shared := [file.name for file in files if counts[drawings[file]] > 1]:
-        drawings = {file: f"{file.name}.png" for file in files}
-        log.info("%s differ only in suffix: drawings have whole names, as %s.png.", some(shared, 4), shared[0])
+    names = distinct_names(files)
     results, bad = {}, []
     for file in files:
         try:
@@ -57,7 +52,7 @@ def _work(args: Namespace) -> None:
             bad.append(str(file))
             continue
         results[str(file)] = found.to_json()
-        found.draw().save(folder / drawings[file])
+        found.draw().save(folder / f"{names[file]}.png")
     write_bytes(folder / "predictions.json", json.dumps(results, indent=1).encode())
     log.info("%d pictures drawn in %s, and listed in its predictions.json.", len(results), folder)
     if bad:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import os
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -15,6 +17,9 @@ from timm.utils.misc import natural_key
 
 from ..data import DataError, load_rgb
 from ..data.decode import SUFFIXES, Reduction, to_rgb
+from ..text import some
+
+log = logging.getLogger(__name__)
 
 # A path, a picture of Pillow's, the bytes of a file, or an array (H, W), (H, W, 3) or (H, W, 4) of uint8.
 Picture: TypeAlias = str | Path | Image.Image | bytes | np.ndarray[Any, Any]
@@ -96,6 +101,23 @@ def find_pictures(places: Sequence[str], stdin: bytes | None = None) -> list[str
     if not found:
         raise DataError("there is no picture to look at: give files, folders, or - with paths on standard input")
     return found
+
+
+def distinct_names(files: Sequence[Path]) -> dict[Path, str]:
+    """Give what is drawn of each picture a name of its own, without suffix.
+
+    That is the picture's name without its suffix, or with it where two pictures would share a name (which is logged),
+    or the whole path where they still would.
+    """
+    several = set(files)
+    for name_of in (lambda file: file.stem, lambda file: file.name, lambda file: "-".join(file.parts).lstrip("/-")):
+        names = {file: name_of(file) for file in several}
+        counts = Counter(names.values())
+        shared = sorted(str(file) for file, name in names.items() if counts[name] > 1)
+        if not shared:
+            break
+        log.info("%s share a name: what is drawn of the pictures has longer names.", some(shared, 4))
+    return names
 
 
 def _below(place: str) -> list[str]:

@@ -14,7 +14,7 @@ from ..engine.curves import draw_curves
 from ..engine.flags import given_flags, model_flags, picture_flags
 from ..predict import Predictor
 from ..predict.flags import ONE_BY_ONE, load_asked_for
-from ..predict.pictures import find_pictures
+from ..predict.pictures import distinct_names, find_pictures
 from .figure import draw_picture
 
 log = logging.getLogger(__name__)
@@ -49,9 +49,10 @@ def _draw_pictures(args: argparse.Namespace, given: set[str]) -> list[str]:
         raise ValueError(f"--out {args.out} is one file, and there are {len(files)} pictures; name a folder.")
     predictor = load_asked_for(args, given, ONE_BY_ONE)
     wanted = _class_index(predictor, args.class_name)
+    names = distinct_names([Path(file) for file in files])
     failed = []
     for file in files:
-        out = _destination(file, args.out)
+        out = _destination(names[Path(file)], args.out)
         try:
             found = draw_picture(predictor, file, out, wanted)
         except BadImageError as error:
@@ -62,12 +63,12 @@ def _draw_pictures(args: argparse.Namespace, given: set[str]) -> list[str]:
     return failed
 
 
-def _destination(file: str, out: str) -> Path:
+def _destination(name: str, out: str) -> Path:
     if out and Path(out).suffix:
         return Path(out)
     folder = Path(out or ".")
     folder.mkdir(parents=True, exist_ok=True)
-    return folder / f"{Path(file).stem}-seen.png"
+    return folder / f"{name}-seen.png"
 
 
 def _class_index(predictor: Predictor, wanted: str) -> int | None:

@@ -89,6 +89,15 @@ def test_several_pictures_and_a_broken_one(trained: Path, tmp_path: Path, caplog
     assert COLOURS[scene(1).colour] in caplog.text
 
 
+def test_pictures_of_one_name_have_a_drawing_each(trained: Path, tmp_path: Path) -> None:
+    for seed, name in enumerate(("1.png", "1.bmp", "below/1.png")):
+        file = tmp_path / "pictures" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(scene(seed).pixels).save(file)
+    assert main([str(tmp_path / "pictures"), "--checkpoint", str(trained), "--out", str(tmp_path / "figures")]) == 0
+    assert len(list((tmp_path / "figures").iterdir())) == 3
+
+
 def test_another_model_has_no_attention_to_show(tmp_path: Path, scene_file: Path) -> None:
     model = timm.create_model("resnet10t", num_classes=3)
     entries = {"state_dict": model.state_dict(), "args": {"model": "resnet10t", "img_size": 32, "num_classes": 3}}
