@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import warnings
 from argparse import Namespace
@@ -38,8 +37,6 @@ from .distributed import World
 from .evaluate import eval_mode
 from .precision import Precision, precision_from
 from .steps import Stepper
-
-log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -175,7 +172,7 @@ def usable_workers(wanted: int) -> int:
 
 
 def build_loaders(args: Namespace, data: Data, world: World) -> tuple[TrainLoader, EvalLoader]:
-    """The loaders of this process."""
+    """Build the loaders of this process."""
     common: dict[str, Any] = {
         "workers": usable_workers(args.workers),
         "pin_memory": args.pin_mem and world.device.type == "cuda",

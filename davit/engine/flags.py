@@ -1,4 +1,6 @@
-"""Parse the flags of training: every one of the original with its default, and what came since.
+"""Parse the flags of train.py and validate.py, and those that other commands share with them.
+
+Every flag of the original is there with its default.
 
 A flag with no meaning today is still accepted; `NO_LONGER` says in one line what happens instead.
 """
@@ -15,12 +17,13 @@ from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 
 from ..checkpoint.read import EMA_CHOICES
 from ..text import nearest
 from .labels import BUNDLED_REAL
+from .load_model import why_no_backend
+from .precision import DTYPES
 
 log = logging.getLogger(__name__)
 
@@ -75,9 +78,8 @@ def real(least: float = -math.inf, most: float = math.inf) -> Callable[[str], fl
 
 def backend(text: str) -> str:
     """Check a name of torch.compile's backends, as an argparse type."""
-    if text not in torch.compiler.list_backends(exclude_tags=()):
-        known = ", ".join(torch.compiler.list_backends())
-        raise argparse.ArgumentTypeError(f"{text!r} is unknown; choose from {known}")
+    if (reason := why_no_backend(text)) is not None:
+        raise argparse.ArgumentTypeError(f"{text!r} {reason}")
     return text
 
 
@@ -123,7 +125,7 @@ def _add_shared(add: Callable[..., Any]) -> None:
     add("--amp", action="store_true", help="mixed precision")
     add(
         "--amp-dtype",
-        choices=("bf16", "fp16", "bfloat16", "float16"),
+        choices=tuple(DTYPES),
         help="default: fp16 on CUDA; else bf16, or float32 where the CPU has no instructions for it",
     )
 
@@ -404,6 +406,20 @@ def _as_word(number: Any) -> str:
 
 def _as_yaml(value: Any) -> str:
     return yaml.safe_dump(value, default_flow_style=True, width=math.inf).removesuffix("...\n").strip()
+
+
+def model_asked_for(args: argparse.Namespace, given: Collection[str]) -> str | None:
+    """Return the model that `model_flags` ask for; None leaves it to the checkpoint.
+
+    Args:
+        given: as `given_flags` finds them; the default of --model is the original's and no wish.
+
+    Raises:
+        ValueError: both --pretrained and --checkpoint say which weights to take.
+    """
+    if args.pretrained and args.checkpoint:
+        raise ValueError(f"--pretrained and --checkpoint {args.checkpoint} exclude each other; give one of them.")
+    return args.model if "model" in given or not args.checkpoint else None
 
 
 def say_no_longer(answers: Mapping[str, str], given: Collection[str]) -> None:

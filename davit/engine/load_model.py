@@ -31,6 +31,13 @@ _SIZE = ("img_size", "input_size")
 _CROP = ("crop_pct", "crop_mode", "interpolation", "mean", "std")
 
 
+def why_no_backend(name: str) -> str | None:
+    """Say that torch.compile has no such backend, and which it has; None if it has it."""
+    if name in torch.compiler.list_backends(exclude_tags=()):
+        return None
+    return f"is unknown; choose from {', '.join(torch.compiler.list_backends())}"
+
+
 @dataclass(frozen=True)
 class ModelOptions:
     """Say how a model is built, loaded and run, and how pictures are prepared for it.
@@ -83,9 +90,8 @@ class ModelOptions:
             if getattr(self, one) and getattr(self, other):
                 both = f"`{one}={getattr(self, one)}` and `{other}={getattr(self, other)}`"
                 raise ValueError(f"{both} exclude each other; give one of them.")
-        if self.torchcompile and self.torchcompile not in torch.compiler.list_backends(exclude_tags=()):
-            known = ", ".join(torch.compiler.list_backends())
-            raise ValueError(f"`torchcompile={self.torchcompile}` is unknown; choose from {known}.")
+        if self.torchcompile and (reason := why_no_backend(self.torchcompile)) is not None:
+            raise ValueError(f"`torchcompile={self.torchcompile}` {reason}.")
 
     @classmethod
     def from_values(cls, values: Mapping[str, Any]) -> ModelOptions:

@@ -26,7 +26,14 @@ from ..text import without_nan
 from .build import usable_workers
 from .distributed import World, close_world, init_world
 from .evaluate import Evaluation, MiscountError, evaluate, in_step, is_out_of_memory
-from .flags import VALIDATE_NO_LONGER, given_flags, parse_with_config, say_no_longer, validate_parser
+from .flags import (
+    VALIDATE_NO_LONGER,
+    given_flags,
+    model_asked_for,
+    parse_with_config,
+    say_no_longer,
+    validate_parser,
+)
 from .labels import Labels, labels_for
 from .load_model import LoadedModel, ModelOptions, load_model
 from .precision import Precision, precision_from
@@ -100,8 +107,7 @@ def _validate(args: argparse.Namespace, given: set[str], world: World) -> list[R
     with in_step(world):
         _check_flags(args)
         options = ModelOptions.from_values(vars(args))
-        model = args.model if "model" in given or not args.checkpoint else None
-        requests, is_single = find_requests(model, args.checkpoint)
+        requests, is_single = find_requests(model_asked_for(args, given), args.checkpoint)
     precision = precision_from(options, world.device, world.everywhere)
     precision.say()
     job = _Job(args, options, world, precision, _open_dataset(args, world))
@@ -142,8 +148,6 @@ def _check_flags(args: argparse.Namespace) -> None:
     """Raise `ValueError` for flags that do not go together, before anything takes time."""
     if args.use_ema and args.ema == "never":
         raise ValueError("--use-ema and --ema never exclude each other; give one of them.")
-    if args.pretrained and args.checkpoint:
-        raise ValueError(f"--pretrained and --checkpoint {args.checkpoint} exclude each other; give one of them.")
     if args.results_file:
         file = Path(args.results_file).absolute()
         if file.is_dir() or not os.access(file.parent, os.W_OK | os.X_OK):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping
 
-from ..engine.flags import integer, model_flags, picture_flags, say_no_longer
+from ..engine.flags import integer, model_asked_for, model_flags, picture_flags, say_no_longer
 from ..engine.load_model import ModelOptions
 from .predictor import Predictor, load_with
 from .report import FORMATS, TOPK_IDS
@@ -62,8 +62,6 @@ def load_asked_for(args: argparse.Namespace, given: set[str], without_effect: Ma
         without_effect: flags that do nothing in this command, each with what happens instead: logged where given.
     """
     say_no_longer(without_effect, given)
-    if args.pretrained and args.checkpoint:
-        raise ValueError(f"--pretrained and --checkpoint {args.checkpoint} exclude each other; give one of them.")
-    model = args.model if "model" in given or not args.checkpoint else None
+    model = model_asked_for(args, given)
     options = ModelOptions.from_values({name: value for name, value in vars(args).items() if name in given})
     return load_with(options, args.checkpoint or None, model, device=args.device, names=args.class_map or None)
