@@ -39,9 +39,9 @@ _logger = logging.getLogger(__name__)
 #: linear layer to four times the width, over the whole input. Measured; see docs/performance.md.
 MIN_WORK = 1_000_000
 
-#: The same for calls with gradients or an active drop path. Below it kernels stand around PyTorch's layers ("spans"),
-#: which takes 5 % more time (median of six sizes), but adds in the order of every release so far: a small training run
-#: can be repeated to the last digit.
+#: The same for calls with gradients or an active drop path. Below it kernels stand around PyTorch's layers ("spans"):
+#: slower (`benchmarks/cpu_choices.py` times both), but sums are in the order of every release so far, so a small
+#: training run can be repeated to the last digit.
 MIN_WORK_TO_TRAIN = 10_000_000
 
 #: Kernels that may be used, of Triton and of native.cpp; tests and benchmarks leave some out.
@@ -271,7 +271,7 @@ def _difference(module: nn.Module, kind: type[nn.Module], path: str) -> str | No
 
 
 def _has_hooks(module: nn.Module) -> bool:
-    """Whether a call of the module does more than run the forward of its class."""
+    """Tell whether a call of the module does more than run the forward of its class."""
     return bool(
         module._forward_hooks
         or module._forward_pre_hooks
@@ -329,12 +329,12 @@ def _way_on_cpu(block: Any, x_BHWC: Tensor) -> str | None:
 
 
 def _has_work(x_BHWC: Tensor, minimum: int) -> bool:
-    """Whether a block of this input has so many multiply-adds for kernels on the CPU; none under autocast."""
+    """Tell whether a block of this input has so many multiply-adds for kernels on the CPU; none under autocast."""
     return product_dtype(x_BHWC) == x_BHWC.dtype and 4 * x_BHWC.numel() * x_BHWC.shape[-1] >= minimum
 
 
 def supports_embedding(embed: Any, x: Tensor) -> bool:
-    """Whether native.cpp can infer a patch embedding, in eager mode or in torch.compile."""
+    """Tell whether native.cpp can infer a patch embedding, in eager mode or in torch.compile."""
     if "patches" not in KERNELS or not _is_supported(x) or support.runs_on(x) or not native.supports(x):
         return False
     if x.dim() != 4 or torch.is_autocast_enabled("cpu") or needs_gradients(embed, x):
@@ -352,7 +352,7 @@ def supports_embedding(embed: Any, x: Tensor) -> bool:
 
 
 def _is_supported(x: Tensor) -> bool:
-    """Whether kernels support this tensor and the state of PyTorch, sizes aside.
+    """Tell whether kernels support this tensor and the state of PyTorch, sizes aside.
 
     That is eager mode and torch.compile, on CUDA also torch.export. Not an ONNX export, a trace, torch.fx, a
     functional transform, forward-mode differentiation, a dispatch mode, a tensor subclass, or a GPU older than Ampere.
@@ -380,7 +380,7 @@ def _is_supported(x: Tensor) -> bool:
 
 
 def _has_modes() -> bool:
-    """Whether a dispatch mode, functorch transform or global hook is active; set_default_device does not count."""
+    """Tell whether a dispatch mode, functorch transform or global hook is active, other than set_default_device."""
     return (
         torch._C._len_torch_dispatch_stack() > 0
         or any(type(mode) is not DeviceContext for mode in _get_current_function_mode_stack())
@@ -395,12 +395,12 @@ def _is_in_transform() -> bool:
 
 @torch.compiler.assume_constant_result
 def _is_transformed() -> bool:
-    """Whether a compiler is inside vmap, grad or the like, or a global hook is set: operators would not see either."""
+    """Tell whether a compiler is inside vmap, grad or the like, or a global hook is set: operators see neither."""
     return _is_in_transform() or bool(nn.modules.module._has_any_global_hook())  # Dynamo cannot trace the dict itself
 
 
 def _is_exporting() -> bool:
-    """Whether torch.export runs. In torch 2.11 Dynamo takes torch.compiler.is_exporting() for true in compile too."""
+    """Tell whether torch.export runs; in torch 2.11 torch.compiler.is_exporting() is true in torch.compile too."""
     return bool(torch.compiler._is_exporting_flag)
 
 
@@ -411,7 +411,7 @@ def _is_recent(index: int) -> bool:
 
 @torch.compiler.assume_constant_result
 def has_frozen_weights() -> bool:
-    """Whether Inductor treats weights as constants, and so computes only once what depends on them alone."""
+    """Tell whether Inductor treats weights as constants, and so computes only once what depends on them alone."""
     import torch._inductor.config
 
     return bool(torch._inductor.config.freezing)
@@ -433,13 +433,13 @@ def log_once(reason: str) -> None:
 
 
 def has_active_drop_path(block: Any) -> bool:
-    """Whether stochastic depth is active: in training mode, with or without gradients."""
+    """Tell whether stochastic depth is active: in training mode, with or without gradients."""
     drop_path = block.drop_path
     return isinstance(drop_path, DropPath) and drop_path.training and drop_path.drop_prob > 0.0
 
 
 def needs_gradients(module: nn.Module, x: Tensor) -> bool:
-    """Whether autograd records this call."""
+    """Tell whether autograd records this call."""
     return torch.is_grad_enabled() and (x.requires_grad or any(p.requires_grad for p in module.parameters()))
 
 
@@ -455,7 +455,7 @@ def heads_of(attn: Any) -> tuple[int, int]:
 
 
 def _supports_whole_block(block: Any, x_BHWC: Tensor) -> bool:
-    """Whether one call of native.cpp can infer the block."""
+    """Tell whether one call of native.cpp can infer the block."""
     hidden = block.mlp.fc1.weight.shape[0] if block.ffn else None
     cpe_act = any(type(encoding.activation) is nn.GELU for encoding in block.cpe)
     return {"window", "channel", "encoding", "gelu"} <= KERNELS and native.supports_block(
@@ -471,7 +471,7 @@ def layers_of(block: Any) -> list[Any]:
 
 
 def _has_block_sizes(block: Any, x_BHWC: Tensor) -> bool:
-    """Whether every layer has the size that the input asks for; functions that take pointers cannot check it."""
+    """Tell whether every layer has the size that the input asks for; functions that take pointers cannot check it."""
     C = x_BHWC.shape[3]
     E = block.mlp.fc1.weight.shape[0] if block.ffn else 0
     sizes = ((C, 1, 3, 3), (C, 1, 3, 3), (C,), (C,), (3 * C, C), (C, C), (E, C), (C, E))
@@ -479,7 +479,7 @@ def _has_block_sizes(block: Any, x_BHWC: Tensor) -> bool:
 
 
 def _has_sizes(layers: Sequence[Any], sizes: Sequence[tuple[int, ...]], x: Tensor) -> bool:
-    """Whether the layers' weights have these sizes, their biases match, and both have the input's device and dtype.
+    """Tell whether the layers' weights have these sizes, their biases match, and both the input's device and dtype.
 
     Under autocast its dtypes are right too. Norms may have no weight and bias, a layer may be None.
     """
@@ -508,7 +508,7 @@ def _has_sizes(layers: Sequence[Any], sizes: Sequence[tuple[int, ...]], x: Tenso
 
 
 def supports_window(qkv_BHWE: Tensor, window: int, heads: int) -> bool:
-    """Whether window attention has a kernel for these sizes; in Triton a program must hold a window of one head."""
+    """Tell whether window attention has a kernel for these sizes; a Triton program must hold a window of one head."""
     if "window" not in KERNELS:
         return False
     if not support.runs_on(qkv_BHWE):
@@ -519,7 +519,7 @@ def supports_window(qkv_BHWE: Tensor, window: int, heads: int) -> bool:
 
 
 def supports_channel(qkv_BHWE: Tensor, groups: int) -> bool:
-    """Whether channel attention has a kernel for these sizes; in Triton a program must hold a group's attention."""
+    """Tell whether channel attention has a kernel for these sizes; a Triton program must hold a group's attention."""
     if "channel" not in KERNELS:
         return False
     if not support.runs_on(qkv_BHWE):
@@ -528,7 +528,7 @@ def supports_channel(qkv_BHWE: Tensor, groups: int) -> bool:
 
 
 def supports_encoding(encoding: Any, norm: Any, x_BHWC: Tensor) -> bool:
-    """Whether a position encoding and the norm after it have a kernel; with a GELU they have none."""
+    """Tell whether a position encoding and the norm after it have a kernel; with a GELU they have none."""
     return (
         "encoding" in KERNELS
         and type(norm) is nn.LayerNorm
@@ -539,5 +539,5 @@ def supports_encoding(encoding: Any, norm: Any, x_BHWC: Tensor) -> bool:
 
 
 def supports_gelu() -> bool:
-    """Whether an MLP should save the input of its GELU alone: in eager training, as a compiler does so by itself."""
+    """Tell whether an MLP should save only the input of its GELU: in eager training; a compiler does so by itself."""
     return "gelu" in KERNELS and not torch.compiler.is_compiling() and torch.is_grad_enabled()

@@ -222,7 +222,7 @@ def _add_branch(x: Tensor, branch: Tensor, drop_path: nn.Module) -> Tensor:
 
 
 def _run_spans(block: Any, x_BHWC: Tensor) -> Tensor:
-    """Compute a block on CUDA or in a compiled graph: kernels between PyTorch's linear layers."""
+    """Compute a block by kernels between PyTorch's linear layers: on CUDA, compiled, and in small CPU training."""
     x, y = _encode_and_norm(block.cpe[0], block.norm1, x_BHWC)
     x = x + block.drop_path(block.attn.proj(_attend(block.attn, block.attn.qkv(y))))
     if not block.ffn:

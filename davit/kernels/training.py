@@ -227,7 +227,7 @@ class GeluLinear(torch.autograd.Function):
 
 
 def gram_is_faster(x_BHWC: Tensor) -> bool:
-    """Whether `GramChannelAttention` is faster on this map than q, k and v."""
+    """Tell whether `GramChannelAttention` is faster on this map than q, k and v."""
     H, W, C = x_BHWC.shape[1:]
     return MIN_POSITIONS[x_BHWC.element_size()] <= H * W / C
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import colorsys
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,8 +24,6 @@ from ..predict.pictures import Picture, open_picture
 from .config import datasets_of, read_config, set_classes
 from .datasets import metainfo_of
 from .runner import load_whole
-
-log = logging.getLogger(__name__)
 
 _STRENGTH = 0.6  # of a segment's colour over the picture
 _NAMED = 12  # classes that the legend has room for

@@ -35,12 +35,12 @@ class NormArgs(NamedTuple):
 
 
 def supports(x: Tensor) -> bool:
-    """Whether the functions can be called on this tensor, sizes aside."""
+    """Tell whether the functions can be called on this tensor, sizes aside."""
     return LIBRARY is not None and x.device.type == "cpu" and x.dtype in TYPES
 
 
 def supports_attention(qkv_BHWE: Tensor, window: int, heads: int) -> bool:
-    """Whether windows, or groups of channels if ``window`` is 0, have a size that is compiled."""
+    """Tell whether windows, or groups of channels if ``window`` is 0, have a size that is compiled."""
     return supports(qkv_BHWE) and _has_attention(qkv_BHWE.shape[3] // 3, window, heads)
 
 
@@ -51,17 +51,17 @@ def _has_attention(channels: int, window: int, heads: int) -> bool:
 
 
 def supports_rows(x: Tensor) -> bool:
-    """Whether position encodings and the gradients of norms and GELUs are compiled for this number of channels."""
+    """Tell whether position encodings and gradients of norms and GELUs are compiled for this number of channels."""
     return supports(x) and x.shape[-1] % LANES == 0
 
 
 def has_products(dtype: torch.dtype) -> bool:
-    """Whether `linear` and `mlp` exist for this dtype; bfloat16 needs an instruction that multiplies pairs."""
+    """Tell whether `linear` and `mlp` exist for this dtype; bfloat16 needs an instruction that multiplies pairs."""
     return LIBRARY is not None and (dtype == torch.float32 or (dtype == torch.bfloat16 and _HAS_PAIRS))
 
 
 def supports_products(x: Tensor, *widths: int, rows: int | None = None) -> bool:
-    """Whether `linear` and `mlp` are faster than oneDNN on the rows of ``x``, for layers of these widths.
+    """Tell whether `linear` and `mlp` are faster than oneDNN on the rows of ``x``, for layers of these widths.
 
     Each thread packs its own weights, so this pays only with enough rows per thread. On AMX machines oneDNN is faster
     in bfloat16.
@@ -336,7 +336,7 @@ MATRICES = range(8, 16, 2)  # indices of the matrices that `pack_block` packs
 
 
 def supports_block(x_BHWC: Tensor, window: int, heads: int, hidden: int | None, cpe_act: bool) -> bool:
-    """Whether `infer_block` can compute a block with an MLP of ``hidden`` channels, or without an MLP (None)."""
+    """Tell whether `infer_block` can compute a block with an MLP of ``hidden`` channels, or without an MLP (None)."""
     C = x_BHWC.shape[3]
     return (
         not cpe_act  # no released model has a GELU in the position encodings
@@ -404,7 +404,7 @@ def _workspace(size: int) -> Tensor:
 
 
 def supports_patches(x: Tensor, weight: Tensor, stride: int, stem: bool) -> bool:
-    """Whether `patch_embed` is faster than oneDNN on an image (stem) or a map."""
+    """Tell whether `patch_embed` is faster than oneDNN on an image (stem) or a map."""
     (N, C), (B, H, W) = weight.shape[:2], (x.shape[0], *x.shape[2 if stem else 1 :][:2])
     rows = B * -(-H // stride) * -(-W // stride)
     return supports_products(x, *([N] if stem else [C, N]), rows=rows)

@@ -47,7 +47,7 @@ def dot(a, b):  # type: ignore[no-untyped-def]
 
 
 def runs_on(x: Tensor) -> bool:
-    """Whether kernels can be launched for this tensor."""
+    """Tell whether kernels can be launched for this tensor."""
     return HAS_TRITON and (x.is_cuda or (INTERPRETED and x.device.type == "cpu"))
 
 
