@@ -1,8 +1,9 @@
-"""Write files that are whole or not there: checkpoints, summaries, lists."""
+"""Write files that are whole or not there (checkpoints, summaries, lists), and say where cached ones lie."""
 
 from __future__ import annotations
 
 import errno
+import hashlib
 import io
 import os
 import uuid
@@ -69,6 +70,21 @@ def write_atomically(
 def write_bytes(path: str | Path, data: bytes) -> None:
     """Write bytes as `write_atomically` does."""
     write_atomically(path, lambda stream: stream.write(data))
+
+
+def cache_file(kind: str, *key: object) -> Path:
+    """Return where something that can be made anew is kept for the next run; the folder is made.
+
+    The place is $DAVIT_CACHE_DIR, else davit/ in the user's cache folder, and below it `kind`. The file's name is a hash
+    of `key`: what the content depends on, such as a path, a size and a time. Whoever reads such a file must take a
+    damaged one for absent; whoever cannot write it goes on without.
+    """
+    root = (
+        os.environ.get("DAVIT_CACHE_DIR") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "davit"
+    )
+    folder = Path(root) / kind
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / hashlib.sha256(repr(key).encode()).hexdigest()[:32]
 
 
 def _sync_folder(folder: Path) -> None:

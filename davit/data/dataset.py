@@ -1,6 +1,8 @@
 """Open a split as an indexed data set, and make each training sample a function of its key."""
 
+import io
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -11,7 +13,7 @@ from torch.utils.data import Dataset
 from ..seeding import seeded
 from ..text import some
 from .crop_first import CropFirst, PendingCrop
-from .decode import Reduction
+from .decode import Reduction, Stored, load_rgb
 from .errors import BadImageError, DataError
 from .folder import FolderSource, find_split
 from .timm_sets import NamedSource
@@ -39,8 +41,8 @@ class Source(Protocol):
     def targets(self) -> Sequence[int] | None:
         """List the class indices of all pictures; None where only opening the pictures would tell."""
 
-    def read(self, index: int, reduction: Reduction | None = None) -> tuple[Image.Image, int]:
-        """Decode a picture, as RGB, and return it with its class index; `reduction` as in `load_rgb`."""
+    def open(self, index: int) -> tuple[Stored, int]:
+        """Return a picture as it is stored, and its class index; decoding is the data set's work."""
 
 
 class PictureDataset(Dataset[tuple[Any, int]]):
@@ -77,12 +79,18 @@ class PictureDataset(Dataset[tuple[Any, int]]):
         """List the files of all pictures, in order of their positions."""
         return [self.source.filename(index) for index in range(len(self))]
 
+    def read(self, index: int, reduction: Reduction | None = None) -> tuple[Image.Image, int]:
+        """Decode a picture and return it with its class index; `reduction` as in `load_rgb`."""
+        stored, target = self.source.open(index)
+        with stored if isinstance(stored, io.IOBase) else nullcontext():
+            return load_rgb(stored, self.source.path(index), reduction), target
+
     def __getitem__(self, index: int) -> tuple[Any, int]:
         if isinstance(self.transform, CropFirst):
             crop = PendingCrop(self.transform)
-            image, target = self.source.read(index, crop.reduction)
+            image, target = self.read(index, crop.reduction)
             return crop.finish(image), target
-        image, target = self.source.read(index)
+        image, target = self.read(index)
         return (self.transform(image) if self.transform is not None else image), target
 
 

@@ -11,7 +11,7 @@ import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -31,6 +31,9 @@ _FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM", "J
 # Errors of opening that belong to the one file; any other errno (EIO, EMFILE, ESTALE, ...) is the machine's.
 # Pillow's own have none.
 _FILE_ERRNOS = {None, errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ELOOP}
+
+# A picture before decoding: a path, an open file, or one that a library has opened already.
+Stored: TypeAlias = str | Path | BinaryIO | Image.Image
 
 # (width, height of the upright picture, whether its decoder can scale) -> 1, 2, 4 or 8: decode at one over it.
 Reduction = Callable[[int, int, bool], int]
@@ -52,9 +55,7 @@ _SCALABLE = ("JPEG", "MPO")  # decoders that leave out the fine frequencies
 _WHITE_IS_ZERO, _SIGNED = 0, 2  # values of TIFF's tags
 
 
-def load_rgb(
-    source: str | Path | BinaryIO, name: str | None = None, reduction: Reduction | None = None
-) -> Image.Image:
+def load_rgb(source: Stored, name: str | None = None, reduction: Reduction | None = None) -> Image.Image:
     """Read the picture in `source`, upright, as 8-bit RGB; of an animation the first frame.
 
     `reduction` is asked once the size is known and before any pixel is decoded. A JPEG is then decoded at the
@@ -67,6 +68,8 @@ def load_rgb(
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
+            if isinstance(source, Image.Image):
+                return to_rgb(source)
             with Image.open(source, formats=_formats()) as image:
                 if reduction is not None:
                     _reduce(image, reduction)
@@ -151,13 +154,14 @@ def _scale_grey(image: Image.Image) -> Image.Image:
     return Image.fromarray(np.rint(share * 255).clip(0, 255).astype(np.uint8))
 
 
-def _reason(error: Exception, source: str | Path | BinaryIO) -> str:
+def _reason(error: Exception, source: Stored) -> str:
     """Say why a file could not be read, in words for its owner."""
     if isinstance(error, FileNotFoundError):
         return "no such file (a broken link?)"
     if isinstance(error, OSError) and error.errno is not None:
         return str(error.strerror)
     if isinstance(error, UnidentifiedImageError):
+        assert not isinstance(source, Image.Image)
         size = Path(source).stat().st_size if isinstance(source, str | Path) else source.seek(0, os.SEEK_END)
         return "not a picture of a known format" if size else "empty file (0 bytes)"
     if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):

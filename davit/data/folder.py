@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 from timm.data.readers.class_map import load_class_map
 from timm.utils.misc import natural_key
 
 from ..text import some
-from .decode import SUFFIXES, Reduction, load_rgb
+from .decode import SUFFIXES
 from .errors import DataError
 
 log = logging.getLogger(__name__)
@@ -78,8 +77,8 @@ class FolderSource:
     def targets(self) -> list[int]:
         return self._targets.tolist()
 
-    def read(self, index: int, reduction: Reduction | None = None) -> tuple[Image.Image, int]:
-        return load_rgb(self.path(index), reduction=reduction), int(self._targets[index])
+    def open(self, index: int) -> tuple[str, int]:
+        return self.path(index), int(self._targets[index])
 
     def _scan(self, mapping: dict[str, int] | None) -> list[tuple[str, str]]:
         """Check the layout and list the (path below the folder, class) of every picture."""

@@ -5,12 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
 from timm.data import ImageDataset, create_dataset
 from torch.utils.data import Dataset, IterableDataset
 from torchvision.datasets import DatasetFolder
 
-from .decode import Reduction, load_rgb, to_rgb
+from .decode import Stored
 from .errors import BadImageError, DataError
 
 
@@ -52,21 +51,20 @@ class NamedSource:
     def targets(self) -> list[int] | None:
         return list(self._dataset.targets) if isinstance(self._dataset, DatasetFolder) else None
 
-    def read(self, index: int, reduction: Reduction | None = None) -> tuple[Image.Image, int]:
-        """Decode a picture and return it with its class index; what torchvision decodes itself comes at full size."""
+    def open(self, index: int) -> tuple[Stored, int]:
+        """Return a picture's file or stream and its class index; what torchvision decodes itself comes decoded."""
         name = self.path(index)
         if isinstance(self._dataset, DatasetFolder):
             file, target = self._dataset.samples[index]
-            return load_rgb(file, name, reduction), int(target)
+            return file, int(target)
         if self._reader is not None:
             stream, target, *_ = self._reader[index]
-            with stream:
-                return load_rgb(stream, name, reduction), _class_index(target, name)
+            return stream, _class_index(target, name)
         try:
             image, target = self._dataset[index]
         except (OSError, SyntaxError) as error:  # what Pillow raises inside torchvision's data sets
             raise BadImageError.of(name, f"damaged picture ({error})") from error
-        return to_rgb(image), _class_index(target, name)
+        return image, _class_index(target, name)
 
 
 def _create(name: str, root: str | Path | None, split: str, **options: Any) -> Any:

@@ -16,7 +16,7 @@ from PIL import Image, UnidentifiedImageError
 from timm.utils.misc import natural_key
 
 from ..data import DataError, load_rgb
-from ..data.decode import SUFFIXES, Reduction, to_rgb
+from ..data.decode import SUFFIXES, Stored
 from ..text import some
 
 log = logging.getLogger(__name__)
@@ -25,22 +25,25 @@ log = logging.getLogger(__name__)
 Picture: TypeAlias = str | Path | Image.Image | bytes | np.ndarray[Any, Any]
 
 
-def open_picture(picture: Picture, name: str | None = None, reduction: Reduction | None = None) -> Image.Image:
-    """Open a picture, upright, as 8-bit RGB; `name` stands for it in errors, `reduction` is `load_rgb`'s.
+def open_picture(picture: Picture) -> Image.Image:
+    """Open a picture, upright, as 8-bit RGB.
 
     Raises:
         BadImageError: a file or bytes that are no readable picture.
         ValueError: not a `Picture`.
     """
-    if isinstance(picture, str | Path):
-        return load_rgb(picture, name, reduction)
+    name = str(picture) if isinstance(picture, str | Path) else "the picture given"
+    return load_rgb(_as_stored(picture, name), name)
+
+
+def _as_stored(picture: Picture, name: str) -> Stored:
+    if isinstance(picture, str | Path | Image.Image):
+        return picture
     if isinstance(picture, bytes | bytearray | memoryview):
-        return load_rgb(io.BytesIO(bytes(picture)), name or "the bytes given", reduction)
-    if isinstance(picture, Image.Image):
-        return to_rgb(picture)
+        return io.BytesIO(bytes(picture))
     if not isinstance(picture, np.ndarray):
         raise ValueError(
-            f"{name or 'the picture'} is a {type(picture).__name__}; give a path, bytes, a picture of Pillow's or an "
+            f"{name} is a {type(picture).__name__}; give a path, bytes, a picture of Pillow's or an "
             "array of uint8, (H, W) or (H, W, 3)."
         )
     has_shape = picture.ndim == 2 or (picture.ndim == 3 and picture.shape[2] in (3, 4))
@@ -49,7 +52,7 @@ def open_picture(picture: Picture, name: str | None = None, reduction: Reduction
             f"an array of {picture.dtype} and shape {picture.shape} is no picture: it must be uint8, (H, W), "
             "(H, W, 3) or (H, W, 4), with values of 0 to 255."
         )
-    return to_rgb(Image.fromarray(np.ascontiguousarray(picture)))
+    return Image.fromarray(np.ascontiguousarray(picture))
 
 
 class StandardInput(bytes):
@@ -80,8 +83,8 @@ class PictureSource:
     def targets(self) -> None:
         """Return None: pictures without classes."""
 
-    def read(self, index: int, reduction: Reduction | None = None) -> tuple[Image.Image, int]:
-        return open_picture(self._pictures[index], self.path(index), reduction), 0
+    def open(self, index: int) -> tuple[Stored, int]:
+        return _as_stored(self._pictures[index], self.path(index)), 0
 
 
 def find_pictures(places: Sequence[str], stdin: bytes | None = None) -> list[str | bytes]:

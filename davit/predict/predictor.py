@@ -68,9 +68,10 @@ class Predictor:
         single = not isinstance(pictures, list | tuple)
         several: Sequence[Any] = [pictures] if single else pictures  # type: ignore[assignment]
         source = PictureSource(several)
+        dataset = PictureDataset(source, self.transform)
         results = []
         for start in range(0, len(several), _CPU_BATCH):
-            images = [self.transform(source.read(i)[0]) for i in range(start, min(start + _CPU_BATCH, len(several)))]
+            images = [dataset[i][0] for i in range(start, min(start + _CPU_BATCH, len(several)))]
             probabilities_NK = self._probabilities(torch.stack(images).to(self.device))
             for offset, row in enumerate(probabilities_NK):
                 result = self._result(source.path(start + offset), row, topk)

@@ -94,7 +94,7 @@ class MemorySource:
 
     path = filename
 
-    def read(self, index: int, reduction: object = None) -> tuple[Image.Image, int]:
+    def open(self, index: int) -> tuple[Image.Image, int]:
         with open(self.log, "a") as file:  # noqa: PTH123
             file.write(f"{index}\n")
         if index in self.bad:

@@ -98,7 +98,7 @@ def test_logits_that_are_not_numbers_are_reported_and_wrong(dataset: PictureData
         return logits
 
     found = run(Answers(rule), dataset, batch_size=4)
-    of_class_0 = [i for i in range(13) if dataset.source.read(i)[1] == 0]
+    of_class_0 = [i for i in range(13) if dataset.source.open(i)[1] == 0]
     assert found.nonfinite == 4
     assert found.correct1 == len([i for i in of_class_0 if i % 4]) < len(of_class_0)
     assert math.isnan(found.loss)
