@@ -12,7 +12,6 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-import timm
 import torch
 from torch.distributed import HashStore, TCPStore
 
@@ -20,8 +19,7 @@ from davit import create_model
 from davit.engine.build import unused_parameters
 from davit.engine.distributed import fresh_store
 from tests.distributed.conftest import FLAGS, children, losses, record, started
-from tests.engine import runs
-from tests.engine.runs import REPOSITORY, run, run_here, train_command, weights_hash
+from tests.engine.runs import REPOSITORY, run, train_command, weights_hash
 
 Run = tuple[Path, list[float]]
 HALF = [*FLAGS, "--batch-size", "4"]
@@ -138,18 +136,3 @@ def test_unused_parameters_are_named_before_ddp_starts() -> None:
     assert model.training
     assert all(p.grad is None for p in model.parameters())
     assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in before.items())
-
-
-def test_timms_port_and_ours_learn_alike(tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    small = {"embed_dims": (16, 32, 48, 64), "depths": (1, 1, 2, 1), "num_heads": (1, 2, 3, 4), "window_size": 4}
-    words = [f"{name}={list(value) if isinstance(value, tuple) else value}" for name, value in small.items()]
-    torch.manual_seed(0)
-    torch.save(timm.create_model("davit_tiny", num_classes=3, **small).state_dict(), tmp_path / "timm.pth")
-    flags = [*FLAGS, "--epochs", "1", "--warmup-epochs", "0", "--batch-size", "4", "--initial-checkpoint", "timm.pth"]
-    curves = []
-    for model in ("davit_tiny", "DaViT_tiny"):
-        monkeypatch.setattr(runs, "SMALL_MODEL", ["--model", model, "--img-size", "32", "--model-kwargs", *words])
-        result = run_here(pictures, *flags, "--experiment", model, cwd=tmp_path)
-        curves.append(losses(result.stderr))
-    assert len(curves[0]) == 12
-    assert curves[0] == pytest.approx(curves[1], abs=1e-4)

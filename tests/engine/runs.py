@@ -26,17 +26,16 @@ SMALL_MODEL = [
     *("--model", "DaViT_nano", "--img-size", "16"),
     *("--model-kwargs", "embed_dims=[8,16]", "depths=[1,1]", "num_heads=[1,2]", "window_size=2"),
 ]
+SHORT = [
+    *("--epochs", "2", "--warmup-epochs", "1", "--cooldown-epochs", "0", "--batch-size", "8", "--workers", "0"),
+    *("--output", "runs", "--experiment", "a"),
+]
 
 
 def environment(**more: str) -> dict[str, str]:
     """The environment of a run: one thread, the repository importable, no GPU."""
-    return {
-        **os.environ,
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(REPOSITORY),
-        "CUDA_VISIBLE_DEVICES": "",
-        **more,
-    }
+    ours = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY), "CUDA_VISIBLE_DEVICES": ""}
+    return {**os.environ, **ours, **more}
 
 
 def train_command(data: Path, *flags: str, processes: int = 0) -> list[str]:
@@ -68,11 +67,8 @@ def run_here(data: Path, *flags: str, cwd: Path, curves: bool = False, status: i
     handlers, before = logging.root.handlers[:], Path.cwd()
     os.chdir(cwd)
     try:
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(contextlib.redirect_stdout(out))
-            stack.enter_context(contextlib.redirect_stderr(err))
-            if not curves:
-                stack.enter_context(mock.patch.object(run_log, "draw_curves"))
+        drawing = contextlib.nullcontext() if curves else mock.patch.object(run_log, "draw_curves")
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), drawing:
             ended = main(words)
     except SystemExit as leave:  # argparse
         ended = int(leave.code or 0)

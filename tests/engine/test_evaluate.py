@@ -14,15 +14,23 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from timm.layers import test_time_pool as timms
 from torch import Tensor, nn
 
 from davit import DaViT
 from davit.data import BadImageError, DataError, EvalLoader, PictureDataset, eval_transform, open_dataset
 from davit.engine.distributed import World
-from davit.engine.evaluate import Evaluation, MiscountError, PeerError, evaluate, in_step, is_out_of_memory
+from davit.engine.evaluate import (
+    Evaluation,
+    MiscountError,
+    PeerError,
+    StoppedError,
+    evaluate,
+    in_step,
+    is_out_of_memory,
+)
 from davit.engine.labels import BUNDLED_REAL, Labels, real_labels, subset_labels
 from davit.engine.load_model import TestTimePool, pooling_window
+from davit.registry import create_model
 
 ALONE = World(0, 0, 1, torch.device("cpu"))
 TINY: dict[str, Any] = {"embed_dims": (8, 16), "depths": (1, 1), "num_heads": (1, 2), "window_size": 2}
@@ -170,17 +178,21 @@ def test_a_class_that_the_model_lacks_is_an_error_before_it_can_break_the_device
 
 
 @pytest.mark.parametrize(
-    ("reports", "is_memory"),
+    ("reports", "expected", "is_memory"),
     [
-        ([("MemoryError: ", True), None], True),
-        ([("MemoryError: ", True), ("OSError: no disk", False)], False),
+        ([("MemoryError: ", True), None], PeerError, True),
+        ([("MemoryError: ", True), ("OSError: no disk", False)], PeerError, False),
+        (["stopped", None], StoppedError, False),
+        (["stopped", ("OSError: no disk", False)], PeerError, False),  # a failure comes first
     ],
 )
-def test_the_failure_of_another_process_stops_this_one(reports: list[Any], is_memory: bool) -> None:
+def test_what_happens_to_another_process_stops_this_one(reports: list[Any], expected: Any, is_memory: bool) -> None:
     world: Any = SimpleNamespace(size=3, gather=lambda mine: [mine, *reports])
-    with pytest.raises(PeerError, match="Error") as raised, in_step(world):
+    with pytest.raises(expected) as raised, in_step(world):
         pass
     assert is_out_of_memory(raised.value) is is_memory
+    with pytest.raises(expected), in_step(world):
+        raise StoppedError
     with pytest.raises(KeyError, match="mine"), in_step(world):
         raise KeyError("mine")
 
@@ -266,43 +278,31 @@ def test_real_labels_are_found_by_file_name(imagenet_like: PictureDataset, tmp_p
     assert (found.count, found.scored) == (6, 4)  # 3 and 7 have no label
     assert found.top5 == 100 * found.correct5 / 4
 
+    assert len(real_labels(BUNDLED_REAL, imagenet_like, Labels()).real or ()) == 6
     subset = Labels(columns=(6, 0, 5))
     found = run(model, imagenet_like, labels=real_labels(tmp_path / "real.json", imagenet_like, subset))
     best = torch.tensor([6, 0, 5])[logits[:, [6, 0, 5]].argmax(1)].tolist()
     assert found.correct1 == sum(one in classes for one, classes in zip(best, right, strict=True))
 
 
-def test_the_bundled_real_labels(imagenet_like: PictureDataset, dataset: PictureDataset) -> None:
-    assert len(real_labels(BUNDLED_REAL, imagenet_like, Labels()).real or ()) == 6
-    with pytest.raises(DataError, match=r"blue/0\.png"):
-        real_labels(BUNDLED_REAL, dataset, Labels())
-
-
 @pytest.mark.parametrize("text", ["[[1]]", "[[1], 2]", "{", "[[], [], [], [], [], [], [], [], []]"])
-def test_real_labels_that_cannot_be_used(imagenet_like: PictureDataset, tmp_path: Path, text: str) -> None:
+def test_real_labels_that_cannot_be_used(
+    imagenet_like: PictureDataset, dataset: PictureDataset, tmp_path: Path, text: str
+) -> None:
     (tmp_path / "real.json").write_text(text)
     with pytest.raises(DataError, match=r"real\.json"):
         real_labels(tmp_path / "real.json", imagenet_like, Labels())
+    with pytest.raises(DataError, match=r"blue/0\.png"):  # no picture of ImageNet's
+        real_labels(BUNDLED_REAL, dataset, Labels())
 
 
 # -- test-time pooling
 
 
-def test_pooling_is_timms_where_the_head_is_one_layer() -> None:
+@pytest.mark.parametrize("name", ["resnet10t", "DaViT_nano"])
+def test_pooling_is_the_head_on_each_window(name: str) -> None:
     torch.manual_seed(0)
-    model = timm.create_model("resnet10t", num_classes=5).eval()
-    images = torch.randn(2, 3, 160, 128)
-    window = pooling_window(model, (96, 64), (160, 128))
-    assert window == (3, 2)
-    with torch.no_grad():
-        ours = TestTimePool(model, window)(images)
-        assert not torch.allclose(ours, model(images), atol=1e-5)
-        theirs = timms.TestTimePoolHead(model, original_pool=window)(images)  # takes the model's head away
-    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
-
-
-def test_pooling_of_davit_is_its_head_on_each_window(small: Callable[..., Any]) -> None:
-    model, images = small(), torch.randn(2, 3, 128, 96, generator=torch.Generator().manual_seed(0))
+    model, images = create_model(name, num_classes=5).eval(), torch.randn(2, 3, 128, 96)
     assert pooling_window(model, (96, 64), (128, 96)) == (3, 2)
     with torch.no_grad():
         maps = model.forward_features(images)  # (2, C, 4, 3)

@@ -10,13 +10,11 @@ import pytest
 import torch
 
 from davit.engine.run_folder import RunFolder, read_state
-from tests.engine.runs import Train, environment
-
-SHORT = ["--epochs", "3", "--warmup-epochs", "1", "--cooldown-epochs", "0", "--batch-size", "8", "--workers", "0"]
+from tests.engine.runs import SHORT, Train, environment
 
 
 def test_full_disk_keeps_the_old_checkpoints_whole(train: Train, small_disk: Path) -> None:
-    flags = [*SHORT, "--output", str(small_disk), "--experiment", "a", "--recovery-interval", "1"]
+    flags = [*SHORT, "--epochs", "3", "--output", str(small_disk), "--recovery-interval", "1"]
     train(*flags, "--epochs", "1")
     size = (small_disk / "a/last.pth.tar").stat().st_size
     room = os.statvfs(small_disk)
@@ -32,7 +30,7 @@ def test_full_disk_keeps_the_old_checkpoints_whole(train: Train, small_disk: Pat
 
 def test_a_nan_pixel_is_caught_on_its_step(train: Train, tmp_path: Path) -> None:
     # a picture file cannot hold a NaN, a normalisation can make one: std so small that a pixel overflows
-    result = train(*SHORT, "--output", "runs", "--experiment", "a", "--std", "1e-45", "1", "1", status=3)
+    result = train(*SHORT, "--std", "1e-45", "1", "1", status=3)
     (line,) = [line for line in result.stderr.splitlines() if "nonfinite-e0-s0-r0.pt" in line]
     assert "input" in line
     (dump,) = (tmp_path / "runs/a").glob("nonfinite*.pt")
@@ -40,9 +38,8 @@ def test_a_nan_pixel_is_caught_on_its_step(train: Train, tmp_path: Path) -> None
 
 
 def test_a_diverging_run_keeps_its_last_good_checkpoint(train: Train, tmp_path: Path) -> None:
-    flags = [*SHORT, "--output", "runs", "--experiment", "a", "--opt", "sgd", "--mixup", "0", "--cutmix", "0"]
-    flags += ["--recovery-interval", "1", "--lr", "1e30", "--warmup-epochs", "0"]
-    result = train(*flags, status=3)
+    flags = ["--opt", "sgd", "--mixup", "0", "--cutmix", "0", "--recovery-interval", "1", "--warmup-epochs", "0"]
+    result = train(*SHORT, *flags, "--lr", "1e30", status=3)
     assert "last.pth.tar" in result.stderr
     weights = read_state(tmp_path / "runs/a/last.pth.tar")["state_dict"]
     assert all(torch.isfinite(tensor).all() for tensor in weights.values())

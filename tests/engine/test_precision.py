@@ -5,6 +5,7 @@ from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -16,13 +17,9 @@ from davit.engine.distributed import World
 from davit.engine.precision import Precision, bfloat16_cost, has_bfloat16, precision_from
 from davit.engine.run_folder import read_state
 from davit.engine.steps import Stepper
-from tests.engine.runs import Train, summary
+from tests.engine.runs import SHORT, Train, summary
 
 CPU = torch.device("cpu")
-SHORT = [
-    *("--epochs", "1", "--warmup-epochs", "0", "--cooldown-epochs", "0", "--batch-size", "8", "--workers", "0"),
-    *("--output", "runs", "--experiment", "a"),
-]
 Pretend = Callable[[bool], None]
 
 
@@ -98,12 +95,12 @@ def test_this_processor_is_told_right() -> None:
 
 
 @pytest.mark.parametrize("machine", ["x86_64", "aarch64", "riscv64"])
-@pytest.mark.parametrize("cost", [0.5, 20.0])
-def test_a_torch_that_does_not_tell_is_timed(monkeypatch: pytest.MonkeyPatch, machine: str, cost: float) -> None:
+def test_a_torch_that_does_not_tell_is_timed(monkeypatch: pytest.MonkeyPatch, machine: str) -> None:
     monkeypatch.setattr(precision.platform, "machine", lambda: machine)
-    monkeypatch.setattr(precision, "bfloat16_cost", lambda: cost)
-    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: (_ for _ in ()).throw(AttributeError()))
-    assert has_bfloat16.__wrapped__() == (cost < 1)
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", Mock(side_effect=AttributeError))
+    for cost in (0.5, 20.0):
+        monkeypatch.setattr(precision, "bfloat16_cost", lambda cost=cost: cost)
+        assert has_bfloat16.__wrapped__() == (cost < 1)
 
 
 @pytest.mark.parametrize(
@@ -129,37 +126,6 @@ def test_x86_needs_the_instructions_and_the_leave_to_use_them(
     assert has_bfloat16.__wrapped__() == expected
 
 
-@pytest.mark.parametrize(
-    ("has", "flags", "expected", "lines"),
-    [
-        (True, ["--amp"], torch.bfloat16, 0),
-        (False, ["--apex-amp"], None, 1),
-        (False, ["--amp-dtype", "bfloat16"], torch.bfloat16, 1),
-        (False, ["--amp", "--amp-dtype", "fp16"], torch.float16, 0),
-    ],
-)
-def test_training(
-    train: Train,
-    tmp_path: Path,
-    processor: Pretend,
-    dtypes: set[torch.dtype | None],
-    has: bool,
-    flags: list[str],
-    expected: torch.dtype | None,
-    lines: int,
-) -> None:
-    processor(has)
-    result = train(*SHORT, *flags)
-    assert dtypes == {expected} and len(remarks(result.stderr)) == lines
-    name = str(expected or torch.float32).removeprefix("torch.")
-    state = read_state(tmp_path / "runs/a/last.pth.tar")
-    recorded = yaml.safe_load((tmp_path / "runs/a/args.yaml").read_text())
-    assert state["precision"] == name
-    for args in (state["args"], recorded):
-        assert (args["amp"], args["amp_dtype"]) == ((True, name) if expected else (False, None))
-        assert not args["native_amp"] and not args["apex_amp"]
-
-
 @pytest.mark.parametrize(("flag", "units"), [("--dry-run", [" MB ", " hours "]), ("--throughput", ["images/s"])])
 def test_trials_say_it_once_and_write_nothing(
     train: Train, tmp_path: Path, processor: Pretend, flag: str, units: list[str]
@@ -174,18 +140,28 @@ def test_trials_say_it_once_and_write_nothing(
 def test_a_run_that_goes_on_in_another_precision_says_so_in_one_line(
     train: Train, tmp_path: Path, processor: Pretend, dtypes: set[torch.dtype | None]
 ) -> None:
-    """And nothing where the same one has another name."""
-    lives = ((True, ["--amp"]), (True, ["--native-amp", "--amp-dtype", "bf16"]), (False, ["--amp"]), (True, ["--amp"]))
-    for epochs, (has, flags) in enumerate(lives, start=1):
+    """And nothing where the same one has another name; states and args.yaml tell what was used."""
+    half, quarter = torch.float16, torch.bfloat16
+    lives: list[tuple[bool, str, torch.dtype | None, int]] = [
+        (True, "--amp", quarter, 0),
+        (True, "--native-amp --amp-dtype bf16", quarter, 0),
+        (False, "--apex-amp", None, 1),
+        (False, "--amp-dtype bfloat16", quarter, 1),  # its cost, and the change of precision
+        (False, "--amp --amp-dtype fp16", half, 0),
+    ]
+    for epochs, (has, flags, expected, lines) in enumerate(lives, start=1):
         processor(has)
         dtypes.clear()
-        result = train(*SHORT, *flags, "--epochs", str(epochs), "--auto-resume")
-        assert dtypes == {torch.bfloat16 if has else None}
-        assert [all(name in line for name in ("bfloat16", "float32")) for line in remarks(result.stderr)] == (
-            [True] if epochs > 2 else []
-        )
+        result = train(*SHORT, *flags.split(), "--epochs", str(epochs), "--auto-resume")
+        assert dtypes == {expected} and len(remarks(result.stderr)) == lines
+        name = str(expected or torch.float32).removeprefix("torch.")
+        state = read_state(tmp_path / "runs/a/last.pth.tar")
+        assert state["precision"] == name
+        for args in (state["args"], yaml.safe_load((tmp_path / "runs/a/args.yaml").read_text())):
+            assert (args["amp"], args["amp_dtype"]) == ((True, name) if expected else (False, None))
+            assert not args["native_amp"] and not args["apex_amp"]
         assert "amp was" not in result.stderr
-    assert [row["epoch"] for row in summary(tmp_path / "runs/a")] == ["0", "1", "2", "3"]
+    assert [row["epoch"] for row in summary(tmp_path / "runs/a")] == ["0", "1", "2", "3", "4"]
 
 
 @pytest.mark.parametrize(("has", "flag"), [(True, "native_amp"), (False, "amp")])

@@ -13,16 +13,12 @@ from torch.distributed import HashStore
 
 from davit.engine import train as engine
 from davit.engine.distributed import World
-from davit.engine.evaluate import StoppedError, in_step
 from davit.engine.run_folder import BEST, LAST, PREVIOUS, FolderOptions, RunFolder, open_folder, read_state
 from davit.engine.steps import Stepper
-from tests.engine.runs import Train, summary, weights_hash
+from tests.engine.runs import SHORT, Train, summary, weights_hash
 
-SHORT = [
-    *("--epochs", "3", "--warmup-epochs", "1", "--cooldown-epochs", "0", "--batch-size", "8", "--workers", "0"),
-    *("--output", "runs", "--lr", "1e-3"),
-]
-A = [*SHORT, "--experiment", "a"]
+A = [*SHORT, "--epochs", "3", "--lr", "1e-3"]
+B = [*A, "--experiment", "b"]
 CPU = torch.device("cpu")
 
 
@@ -141,21 +137,6 @@ def test_the_newest_state_does_not_depend_on_the_clock(tmp_path: Path) -> None:
                 file.unlink()
 
 
-def test_a_save_that_fails_leaves_both_states(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = RunFolder(tmp_path / "a")
-    folder.save(tiny_state(1))
-    folder.save(tiny_state(2))
-
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(OSError):
-        folder.save(tiny_state(3))
-    assert read_state(folder.path / LAST)["epoch"] == 2
-    assert read_state(folder.path / PREVIOUS)["epoch"] == 1
-
-
 def test_a_metric_that_is_not_a_number_is_the_worst(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "a", keep=2, higher_is_better=False)
     kept: dict[int, float] = {}
@@ -176,7 +157,7 @@ def test_weights_epoch_and_average_of_a_foreign_state_are_taken_over(train: Trai
     average = {name: tensor + 1 for name, tensor in weights.items()}
     foreign = {"state_dict": weights, "state_dict_ema": average, "epoch": 0, "args": Namespace(lr=1)}
     torch.save(foreign, tmp_path / "timm.pth.tar")
-    result = train(*SHORT, *still, "--experiment", "b", "--model-ema", "--resume", "timm.pth.tar")
+    result = train(*B, *still, "--model-ema", "--resume", "timm.pth.tar")
     assert [row["epoch"] for row in summary(tmp_path / "runs/b")] == ["1", "2"]
     state = read_state(tmp_path / "runs/b/last.pth.tar")
     for name, tensor in average.items():
@@ -191,7 +172,7 @@ def test_weights_epoch_and_average_of_a_foreign_state_are_taken_over(train: Trai
 def test_no_resume_opt_takes_the_weights_and_the_epoch(train: Train, tmp_path: Path) -> None:
     train(*A, "--epochs", "2")
     state = str(tmp_path / "runs/a/last.pth.tar")
-    b = [*SHORT, "--experiment", "b", "--epochs", "5", "--resume", state, "--no-resume-opt", "--sched", "step"]
+    b = [*B, "--epochs", "5", "--resume", state, "--no-resume-opt", "--sched", "step"]
     train(*b, "--opt", "sgd", "--recovery-interval", "1")
     folder = tmp_path / "runs/b"
     assert [row["epoch"] for row in summary(folder)] == ["2", "3", "4"]
@@ -202,8 +183,7 @@ def test_no_resume_opt_takes_the_weights_and_the_epoch(train: Train, tmp_path: P
         (folder / name).unlink(missing_ok=True)
     train(*b, "--opt", "sgd", "--auto-resume")
     assert weights_hash(folder / "last.pth.tar") == whole
-    c = [*SHORT, "--experiment", "c", "--epochs", "4", "--resume", state, "--no-resume-opt", "--start-epoch", "3"]
-    train(*c)
+    train(*A, "--experiment", "c", "--epochs", "4", "--resume", state, "--no-resume-opt", "--start-epoch", "3")
     assert [row["epoch"] for row in summary(tmp_path / "runs/c")] == ["3"]
 
 
@@ -214,7 +194,7 @@ def test_plateau_remembers_earlier_metrics(train: Train, tmp_path: Path) -> None
     whole = rates(tmp_path / "runs/a")
     assert len(set(whole)) > 2
     state = str(tmp_path / "runs/a/checkpoint-3.pth.tar")
-    train(*SHORT, *flags, "--experiment", "b", "--resume", state)
+    train(*B, *flags, "--resume", state)
     assert rates(tmp_path / "runs/b") == whole[4:]
     assert weights_hash(tmp_path / "runs/b" / LAST) == weights_hash(tmp_path / "runs/a" / LAST)
 
@@ -250,7 +230,7 @@ def test_a_signal_in_the_evaluation_is_not_kept_waiting(
         return evaluate(*words, **options)
 
     monkeypatch.setattr(engine, "evaluate", interrupted)
-    b = [*SHORT, "--experiment", "b", "--model-ema"]
+    b = [*B, "--model-ema"]
     train(*b, status=75)
     state = read_state(tmp_path / "runs/b/last.pth.tar")
     assert (state["epoch"], state["step"]) == (1, 6)  # the epoch is trained, and yet to be evaluated
@@ -260,13 +240,3 @@ def test_a_signal_in_the_evaluation_is_not_kept_waiting(
     for name in ("train_loss", "eval_loss", "ema_top1", "lr"):
         whole, stopped = ([row[name] for row in summary(tmp_path / f"runs/{run}")] for run in "ab")
         assert whole == stopped, name
-
-
-def test_one_process_told_to_stop_stops_all_and_a_failure_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    world = World(0, 0, 2, CPU)
-    for others, expected in (("stopped", StoppedError), (("boom", False), ValueError)):
-        monkeypatch.setattr(World, "gather", lambda self, mine, others=others: [mine, others])
-        with pytest.raises(expected), in_step(world):
-            pass
-        with pytest.raises(expected), in_step(world):
-            raise StoppedError

@@ -6,6 +6,7 @@ import math
 import shutil
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -21,41 +22,41 @@ from davit.engine.flags import (
     parse_with_config,
     real,
     train_parser,
+    validate_parser,
 )
 from davit.engine.run_folder import read_state
 from davit.engine.validate import main as validate
 from davit.kernels import why_plain
+from davit.predict.flags import predict_parser
 from tests.engine import runs
-from tests.engine.runs import REPOSITORY, Train, run_here, summary
-
-SHORT = [
-    *("--epochs", "2", "--warmup-epochs", "1", "--cooldown-epochs", "0", "--batch-size", "8", "--workers", "1"),
-    *("--output", "runs", "--experiment", "a"),
-]
+from tests.engine.runs import REPOSITORY, SHORT, Train, run_here, summary
 
 
-def test_every_flag_of_the_original_with_its_default(shared: Path) -> None:
-    actions = {flag: action for action in train_parser()._actions for flag in action.option_strings}
-    for official in json.loads((shared / "spec/official_cli.json").read_text())["train"]:
-        if official["flags"] == ["data_dir"]:
-            continue
-        for flag in official["flags"]:
-            assert flag in actions, flag
-            assert actions[flag].default == official.get("default"), flag
-            assert (actions[flag].nargs == 0) == (official.get("nargs") == 0), flag
+@pytest.mark.parametrize(
+    ("script", "make_parser", "count"),
+    [("train", train_parser, 100), ("validate", validate_parser, 33), ("inference", predict_parser, 17)],
+)
+def test_every_flag_of_the_original_with_its_default(shared: Path, script: str, make_parser: Any, count: int) -> None:
+    actions = {flag: action for action in make_parser()._actions for flag in action.option_strings or [action.dest]}
+    officials = json.loads((shared / "spec/official_cli.json").read_text())[script]
+    assert len(officials) == count
+    for official, flag in [(entry, flag) for entry in officials for flag in entry["flags"]]:
+        action = actions[flag]
+        assert action.default == official.get("default"), flag
+        assert (action.nargs == 0) == (official.get("nargs") == 0), flag
+        if action.nargs != 0:
+            value = action.type("1") if action.type else "1"
+            assert type(value).__name__ == official.get("type", "str"), flag
 
 
 @pytest.mark.parametrize("recipe", sorted((REPOSITORY / "configs").glob("*.yaml")), ids=lambda p: p.stem)
 def test_recipes_parse_and_say_how_to_run_them(recipe: Path) -> None:
-    header = [line for line in recipe.read_text().splitlines() if line.startswith("#")]
-    assert any("train.py" in line for line in header)
-    assert any("Hardware" in line for line in header)
+    header = "\n".join(line for line in recipe.read_text().splitlines() if line.startswith("#"))
+    assert "train.py" in header and "Hardware" in header
     args = parse_with_config(train_parser(), ["DIR", "-c", str(recipe)])
-    default = parse_with_config(train_parser(), ["DIR"])
-    written = yaml.safe_load(recipe.read_text())
-    repeated = [k for k, v in written.items() if getattr(default, k) == v and k != "output"]
+    default, written = train_parser().parse_args(["DIR"]), yaml.safe_load(recipe.read_text())
     assert args.model == written["model"]
-    assert not repeated, f"a recipe states only what differs, not {repeated}"
+    assert not [k for k, v in written.items() if getattr(default, k) == v and k != "output"]  # only what differs
 
 
 RECIPE = """
@@ -169,37 +170,28 @@ def test_a_run_leaves_its_record_and_the_best_epochs(train: Train, tmp_path: Pat
 @pytest.mark.parametrize(
     ("flags", "expected"),
     [
-        (["--model", "DaViT_tinny"], ["DaViT_tinny", "DaViT_tiny"]),
-        (["--num-classes", "7"], ["3 classes", "7"]),
-        (["--batch-size", "7"], ["--batch-size 7", "odd", "--mixup 0"]),
-        (["--batch-size", "64"], ["48", "64", "--batch-size"]),
-        (["--opt", "adamx"], ["adamx"]),
-        (["--device", "cuda"], ["cuda", "--device cpu"]),
-        (["--device", "toaster"], ["toaster"]),
-        (["--resume", "no.pth"], ["no.pth", "does not exist"]),
-        (["--output", "/dev/null"], ["/dev/null"]),
-        (["--epochs", "0"], ["--epochs", "'0'", "1 or more"]),
-        (["--recovery-interval", "-1"], ["--recovery-interval", "'-1'", "0 or more"]),
-        (["--start-epoch", "-1"], ["--start-epoch", "'-1'"]),
-        (["--clip-grad", "0"], ["--clip-grad", "'0'", "above 0"]),
-        (["--lr", "inf"], ["--lr", "'inf'"]),
-        (["--smoothing", "2"], ["--smoothing", "'2'", "at most 1"]),
-        (["--opt-betas", "0.9"], ["--opt-betas 0.9", "2 or 3"]),
-        (["--cutmix-minmax", "0.2"], ["--cutmix-minmax", "2"]),
-        (["--mean", "0.5", "0.5"], ["--mean [0.5, 0.5]"]),
-        (["--torchcompile", "inducktor"], ["inducktor", "inductor"]),
-        (["--sched", "cosinus"], ["cosinus"]),
-        (["--initial-checkpoint", "no.pth"], ["no.pth"]),
-        (["--jsd"], ["--aug-splits"]),
-        (["--model-kwargs", "img_size=16"], ["img_size", "--model-kwargs"]),
-        (["--model-kwargs", "window_size"], ["window_size", "key=value"]),
-        (["--input-size", "1", "16", "16"], ["--input-size", "RGB"]),
-        (["-c", "no.yaml"], ["no.yaml", "does not exist"]),
-        (["--train-split", "tarin"], ["tarin"]),
+        ("--model DaViT_tinny", ["DaViT_tinny", "DaViT_tiny"]),
+        *(("--num-classes 7", ["3 classes", "7"]), ("--opt adamx", ["adamx"]), ("--lr inf", ["--lr", "'inf'"])),
+        ("--batch-size 7", ["--batch-size 7", "odd", "--mixup 0"]),
+        ("--batch-size 64", ["48", "64", "--batch-size"]),
+        *(("--device cuda", ["cuda", "--device cpu"]), ("--device toaster", ["toaster"])),
+        *(("--resume no.pth", ["no.pth", "does not exist"]), ("--output /dev/null", ["/dev/null"])),
+        ("--epochs 0", ["--epochs", "'0'", "1 or more"]),
+        ("--recovery-interval -1", ["--recovery-interval", "'-1'", "0 or more"]),
+        ("--clip-grad 0", ["--clip-grad", "'0'", "above 0"]),
+        ("--smoothing 2", ["--smoothing", "'2'", "at most 1"]),
+        ("--opt-betas 0.9", ["--opt-betas 0.9", "2 or 3"]),
+        *(("--cutmix-minmax 0.2", ["--cutmix-minmax", "2"]), ("--mean 0.5 0.5", ["--mean [0.5, 0.5]"])),
+        *(("--torchcompile inducktor", ["inducktor", "inductor"]), ("--sched cosinus", ["cosinus"])),
+        *(("--initial-checkpoint no.pth", ["no.pth"]), ("--jsd", ["--aug-splits"])),
+        ("--model-kwargs img_size=16", ["img_size", "--model-kwargs"]),
+        ("--model-kwargs window_size", ["window_size", "key=value"]),
+        ("--input-size 1 16 16", ["--input-size", "RGB"]),
+        *(("-c no.yaml", ["no.yaml", "does not exist"]), ("--train-split tarin", ["tarin"])),
     ],
 )
-def test_mistakes_name_the_value_and_the_remedy(train: Train, flags: list[str], expected: list[str]) -> None:
-    result = train(*SHORT, *flags, status=2)
+def test_mistakes_name_the_value_and_the_remedy(train: Train, flags: str, expected: list[str]) -> None:
+    result = train(*SHORT, *flags.split(), status=2)
     assert "Traceback" not in result.stderr
     for word in expected:
         assert word in result.stderr
@@ -243,7 +235,7 @@ def test_a_model_of_timms_with_batch_norms_is_compiled(
 
 
 def test_a_run_without_a_name_goes_on_at_a_changed_rate(train: Train, tmp_path: Path) -> None:
-    nameless = [*SHORT[:-2], "--sched", "step", "--decay-epochs", "90"]
+    nameless = [*SHORT, "--experiment", "", "--sched", "step", "--decay-epochs", "90"]
     train(*nameless)
     (folder,) = (tmp_path / "runs").iterdir()
     result = train(*nameless, "--epochs", "3", "--lr", "1e-4", "--auto-resume")
@@ -271,12 +263,10 @@ def test_train_and_validate_give_the_same_number(
     train(*SHORT, "--crop-pct", "0.8")
     best = max(float(row["eval_top1"]) for row in summary(tmp_path / "runs/a"))
     assert validate([str(pictures), "--checkpoint", "runs/a/model_best.pth.tar", "--workers", "1"]) == 0
-    found = json.loads(capsys.readouterr().out.split("--result")[1])
-    top1 = (found[0] if isinstance(found, list) else found)["top1"]
-    assert top1 == pytest.approx(best, abs=1e-3)
+    assert json.loads(capsys.readouterr().out.split("--result")[1])["top1"] == pytest.approx(best, abs=1e-3)
 
 
 @pytest.mark.parametrize(("words", "accelerated"), [([], True), (["--model-kwargs", "accelerate=False"], False)])
 def test_models_are_accelerated_unless_told_otherwise(words: list[str], accelerated: bool) -> None:
-    args = parse_with_config(train_parser(), ["DIR", "--model", "DaViT_nano", *words])
+    args = train_parser().parse_args(["DIR", "--model", "DaViT_nano", *words])
     assert (why_plain(build_model(args, 3)) == {}) is accelerated
