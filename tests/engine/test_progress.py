@@ -1,16 +1,9 @@
 """A bar on a terminal, plain lines elsewhere."""
 
-import fcntl
 import io
 import logging
-import os
-import pty
 import re
-import select
-import struct
-import termios
-from collections.abc import Callable, Iterator
-from typing import TextIO
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -20,44 +13,38 @@ from davit.engine.progress import Progress
 
 
 class Clock:
-    """The module's clock, moved by hand."""
-
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
+    now = 100.0
 
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """The module's clock, moved by hand."""
     clock = Clock()
-    monkeypatch.setattr(module, "perf_counter", clock)
+    monkeypatch.setattr(module, "perf_counter", lambda: clock.now)
     return clock
 
 
-class Terminal:
-    """A pseudo-terminal and what was drawn on it."""
+class Terminal(io.StringIO):
+    """What was drawn on a terminal since the last look."""
 
-    def __init__(self) -> None:
-        self.master, slave = pty.openpty()
-        self.resize(160)
-        self.stream: TextIO = os.fdopen(slave, "w")
+    columns = 160
 
-    def resize(self, columns: int) -> None:
-        fcntl.ioctl(self.master, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    def isatty(self) -> bool:
+        return True
 
-    def read(self) -> str:
-        self.stream.flush()
-        seen = b""
-        while select.select([self.master], [], [], 0.02)[0]:
-            seen += os.read(self.master, 1 << 16)
-        return seen.decode()
+    def fileno(self) -> int:
+        return 99
+
+    def look(self) -> str:
+        drawn = self.getvalue()
+        self.seek(0)
+        self.truncate()
+        return drawn
 
     def lines(self) -> list[str]:
         """The lines that stay, after every carriage return has overwritten."""
         lines = []
-        for line in self.read().replace("\r\n", "\n").split("\n"):
+        for line in self.look().split("\n"):
             screen: list[str] = []
             for part in line.split("\r"):
                 screen[: len(part)] = part
@@ -66,11 +53,10 @@ class Terminal:
 
 
 @pytest.fixture
-def tty() -> Iterator[Terminal]:
+def tty(monkeypatch: pytest.MonkeyPatch) -> Terminal:
     terminal = Terminal()
-    yield terminal
-    terminal.stream.close()
-    os.close(terminal.master)
+    monkeypatch.setattr("os.get_terminal_size", lambda *_: (terminal.columns, 24))
+    return terminal
 
 
 @pytest.fixture
@@ -81,7 +67,7 @@ def logged(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
 
 
 def test_bar_shows_progress_numbers_speed_and_time_left(tty: Terminal, clock: Clock) -> None:
-    with Progress(200, "epoch 3/299", images_per_step=32, stream=tty.stream) as bar:
+    with Progress(200, "epoch 3/299", images_per_step=32, stream=tty) as bar:
         assert tty.lines()[-1].startswith("epoch 3/299   0%|")
         for step in range(1, 51):
             clock.now += 0.25
@@ -95,10 +81,10 @@ def test_bar_shows_progress_numbers_speed_and_time_left(tty: Terminal, clock: Cl
 
 
 def test_bar_is_one_line_that_fits_and_is_not_redrawn_every_step(tty: Terminal, clock: Clock) -> None:
-    with Progress(10_000, "epoch 0/9", images_per_step=8, stream=tty.stream) as bar:
-        tty.read()
+    with Progress(10_000, "epoch 0/9", images_per_step=8, stream=tty) as bar:
+        tty.look()
         for columns in (60, 200, 45):
-            tty.resize(columns)
+            tty.columns = columns
             for _ in range(3):
                 clock.now += 1
                 bar.update(loss=1.0, top1=1.0, top5=2.0, lr=1e-3, grad_norm=2.0, data_share=0.5)
@@ -108,11 +94,11 @@ def test_bar_is_one_line_that_fits_and_is_not_redrawn_every_step(tty: Terminal, 
         for _ in range(5_000):
             clock.now += 0.001
             bar.update(loss=1.0)
-        assert 20 <= tty.read().count("\r") <= 30
+        assert 20 <= tty.look().count("\r") <= 30
 
 
 def test_log_lines_appear_above_the_bar(tty: Terminal, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sys.stderr", tty.stream)
+    monkeypatch.setattr("sys.stderr", tty)
     root, handler = logging.getLogger(), logging.StreamHandler()
     root.addHandler(handler)
     try:
@@ -123,7 +109,7 @@ def test_log_lines_appear_above_the_bar(tty: Terminal, clock: Clock, monkeypatch
             above, drawn = tty.lines()
         assert above == "a picture was bad"
         assert drawn.startswith("epoch  10%|")
-        tty.read()
+        tty.look()
         logging.getLogger("davit.test").warning("after")
         assert tty.lines() == ["after", ""]
     finally:
@@ -179,8 +165,8 @@ def test_speed_is_of_the_last_seconds(clock: Clock, logged: Callable[[], list[st
 
 
 def test_other_processes_are_silent(tty: Terminal, logged: Callable[[], list[str]]) -> None:
-    for stream in (tty.stream, io.StringIO()):
+    for stream in (tty, io.StringIO()):
         with Progress(2, "epoch", images_per_step=1, interval=1, stream=stream, enabled=False) as silent:
             silent.update(2, loss=1.0)
-    assert tty.read() == ""
+    assert tty.look() == ""
     assert logged() == []

@@ -110,13 +110,17 @@ def test_another_model_has_no_attention_to_show(tmp_path: Path, scene_file: Path
 
 
 def test_the_curves_of_several_runs(tmp_path: Path) -> None:
+    """In a colour for each, without the panels that have no numbers."""
     for name, rate in (("fast", 0.5), ("slow", 0.1)):
         (tmp_path / name).mkdir()
-        rows = [f"{epoch},{2 * (1 - rate) ** epoch},{100 - 90 * (1 - rate) ** epoch}" for epoch in range(8)]
-        (tmp_path / name / "summary.csv").write_text("\n".join(["epoch,train_loss,eval_top1", *rows]) + "\n")
+        rows = [f"{epoch},{2 * (1 - rate) ** epoch},{100 - 90 * (1 - rate) ** epoch},nan,0,a" for epoch in range(8)]
+        columns = "epoch,train_loss,eval_top1,lr,grad_norm,text"
+        (tmp_path / name / "summary.csv").write_text("\n".join([columns, *rows]) + "\n")
     runs, out = [str(tmp_path / "fast"), str(tmp_path / "slow" / "summary.csv")], tmp_path / "curves.svg"
     assert main(["--runs", *runs, "--out", str(out)]) == 0
-    assert all(word in out.read_text() for word in ("fast", "slow", "accuracy"))
+    drawn = out.read_text()
+    assert all(word in drawn for word in ("fast", "slow", "accuracy", "gradient norm", "#1f77b4", "#d62728"))
+    assert "#2ca02c" not in drawn and "speed" not in drawn
 
 
 # --- mistakes ---
