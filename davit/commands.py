@@ -11,7 +11,7 @@ import logging
 import os
 import re
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -50,12 +50,16 @@ def is_disk_full(error: BaseException | None) -> bool:
     return False
 
 
-def run_cli(main: Callable[[], object]) -> int:
-    """Run a tool's work and return its exit status; a user's error ends it with one paragraph, not a traceback."""
+def run_cli(main: Callable[[], Sequence[object] | None]) -> int:
+    """Run a tool's work and return its exit status; a user's error ends it with one paragraph, not a traceback.
+
+    Args:
+        main: returns what failed of several evaluations or pictures, if anything.
+    """
     try:
-        main()
+        return SOME_FAILED if main() else OK
     except Exception as error:
-        status = _status(error)
+        status = exit_status(error)
         if status is None:
             raise
         text = with_flags(str(error))
@@ -70,7 +74,6 @@ def run_cli(main: Callable[[], object]) -> int:
         if status == USER_ERROR and os.environ.get("DAVIT_TRACEBACK"):
             raise
         return status
-    return OK
 
 
 def with_flags(text: str) -> str:
@@ -83,7 +86,7 @@ def with_flags(text: str) -> str:
     return re.sub(r"`([a-z_]+)=([^`]*)`", flag, text)
 
 
-def _status(error: Exception) -> int | None:
+def exit_status(error: Exception) -> int | None:
     """Return the exit status of an error, None for a fault of this program."""
     status: int | None = getattr(error, "exit_status", None)
     if status is not None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 import errno
 import hashlib
 import io
 import os
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -70,6 +71,19 @@ def write_atomically(
 def write_bytes(path: str | Path, data: bytes) -> None:
     """Write bytes as `write_atomically` does."""
     write_atomically(path, lambda stream: stream.write(data))
+
+
+def write_csv(path: str | Path, rows: Sequence[Mapping[str, object]]) -> None:
+    """Write rows as `write_atomically` does, with a column for every key; what a row lacks is an empty cell.
+
+    Names of files that are no UTF-8 keep their bytes.
+    """
+    stream = io.StringIO(newline="")
+    columns = dict.fromkeys(key for row in rows for key in row)
+    writer = csv.DictWriter(stream, list(columns), restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_bytes(path, stream.getvalue().encode(errors="surrogateescape"))
 
 
 def cache_file(kind: str, *key: object) -> Path:

@@ -93,8 +93,7 @@ def draw_curves(csv_files: Sequence[str | Path], out: str | Path) -> None:
         ValueError: no file, one that is no summary, or none with anything to draw.
         OSError: a file cannot be read or the picture not written.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # a second of import, paid when drawing
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure  # a second of import, paid when drawing
     from matplotlib.lines import Line2D
 
     if not csv_files:
@@ -108,7 +107,6 @@ def draw_curves(csv_files: Sequence[str | Path], out: str | Path) -> None:
     columns = min(2, len(panels))
     rows = math.ceil(len(panels) / columns)
     figure = Figure(figsize=(_PANEL[0] * columns, _PANEL[1] * rows), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
     for place, (title, axes) in enumerate(panels.items(), start=1):
         _draw_panel(figure.add_subplot(rows, columns, place, title=title, xlabel="epoch"), axes, runs)
     names = _names(files)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -14,10 +15,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ..commands import exit_status
+
 T = TypeVar("T")
 
 JOIN_SECONDS = 1800.0  # as long as torch waits for a process group
 _POLL_SECONDS = 0.05
+_STOPPED = "stopped"  # a process that was told to stop reports this to the others
 
 
 @dataclass(frozen=True)
@@ -52,19 +56,10 @@ class World:
     def on_main(self, work: Callable[[], T]) -> T | None:
         """Do something on the main process alone, and return its result there, None elsewhere.
 
-        If it fails there, every process fails with the same status.
+        If it fails there, every process fails with the same exit status.
         """
-        result: T | None = None
-        problem: Exception | None = None
-        if self.is_main:
-            try:
-                result = work()
-            except (OSError, RuntimeError, ValueError) as error:
-                problem = error
-        told = self.broadcast(_portable(problem))
-        if told is not None:
-            raise problem or told
-        return result
+        with in_step(self):
+            return work() if self.is_main else None
 
     def barrier(self) -> None:
         """Wait until every process is here."""
@@ -126,14 +121,65 @@ def _map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
     return value
 
 
-def _portable(problem: Exception | None) -> Exception | None:
-    """Turn an exception into one that other processes can be told of, with the same exit status."""
-    if isinstance(problem, OSError):
-        return OSError(problem.errno, f"the main process stopped: {problem}")
-    if problem is None:
-        return None
-    kind = ValueError if isinstance(problem, ValueError) else RuntimeError
-    return kind(f"the main process stopped: {problem}")
+class PeerError(ValueError):
+    """Another process failed, as the message repeats, with an exit status that this one takes over.
+
+    `out_of_memory`: from want of memory. A `ValueError`, as there is nothing to trace in this process.
+    """
+
+    def __init__(self, message: str, *, out_of_memory: bool, status: int) -> None:
+        super().__init__(message)
+        self.out_of_memory = out_of_memory
+        self.exit_status = status
+
+
+class StoppedError(Exception):
+    """The work was told to stop; raised on every process."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error says that memory, the accelerator's or the machine's, did not suffice."""
+    if isinstance(error, PeerError):
+        return error.out_of_memory
+    if isinstance(error, torch.cuda.OutOfMemoryError | MemoryError):
+        return True
+    text = str(error).lower()
+    on_cpu = "defaultcpuallocator" in text and ("not enough memory" in text or "can't allocate" in text)
+    on_cuda = "cuda error: out of memory" in text or "cublas_status_alloc_failed" in text
+    return isinstance(error, RuntimeError) and (on_cpu or on_cuda)
+
+
+@contextmanager
+def in_step(world: World) -> Iterator[None]:
+    """Let every rank fail where the body, which must not communicate, fails on one; none is left waiting.
+
+    Raises:
+        PeerError: the body succeeded here, or was stopped, but failed elsewhere.
+        StoppedError: it was stopped, here or elsewhere.
+    """
+    failure: Exception | None = None
+    try:
+        yield
+    except Exception as error:
+        failure = error
+    if world.size > 1:
+        mine: str | tuple[str, bool, int] | None = None
+        if isinstance(failure, StoppedError):
+            mine = _STOPPED
+        elif failure is not None:
+            status = exit_status(failure)
+            mine = f"{type(failure).__name__}: {failure}", is_out_of_memory(failure), 1 if status is None else status
+        reports = world.gather(mine)
+        failed = [(rank, report) for rank, report in enumerate(reports) if isinstance(report, tuple)]
+        if failed and not isinstance(mine, tuple):
+            rank, (text, _, status) = failed[0]
+            # retrying with smaller batches helps only if nothing else went wrong
+            starved = all(report[1] for _, report in failed)
+            raise PeerError(f"process {rank} failed with {text}", out_of_memory=starved, status=status)
+        if failure is None and _STOPPED in reports:
+            raise StoppedError
+    if failure is not None:
+        raise failure
 
 
 def init_world(device: str = "auto") -> World:

@@ -16,31 +16,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..data import Batch, DataError, EvalLoader, prefetch
-from .distributed import World
+from .distributed import StoppedError, World, in_step
 from .labels import Labels
 
 log = logging.getLogger(__name__)
 
-_STOPPED = "stopped"  # a process that was told to stop reports this to the others
-
 
 class MiscountError(RuntimeError):
     """A picture was evaluated twice or not at all: an error of this program, so its figures are not given."""
-
-
-class PeerError(ValueError):
-    """Another process failed, as the message repeats; `out_of_memory`: from want of memory.
-
-    A `ValueError`, as there is nothing to trace in this process.
-    """
-
-    def __init__(self, message: str, *, out_of_memory: bool = False) -> None:
-        super().__init__(message)
-        self.out_of_memory = out_of_memory
-
-
-class StoppedError(Exception):
-    """The evaluation was told to stop; raised on every process."""
 
 
 @dataclass(frozen=True)
@@ -141,50 +124,6 @@ def evaluate(
                 log.info("evaluated %d/%d batches, %.1f images/s", number, loader.num_batches, rate)
         scores.seconds = time.perf_counter() - started
     return _reduce(scores, loader, world, is_whole=limit_batches is None)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an error says that memory, the accelerator's or the machine's, did not suffice."""
-    if isinstance(error, PeerError):
-        return error.out_of_memory
-    if isinstance(error, torch.cuda.OutOfMemoryError | MemoryError):
-        return True
-    text = str(error).lower()
-    on_cpu = "defaultcpuallocator" in text and ("not enough memory" in text or "can't allocate" in text)
-    on_cuda = "cuda error: out of memory" in text or "cublas_status_alloc_failed" in text
-    return isinstance(error, RuntimeError) and (on_cpu or on_cuda)
-
-
-@contextmanager
-def in_step(world: World) -> Iterator[None]:
-    """Let every rank fail where the body, which must not communicate, fails on one; none is left waiting.
-
-    Raises:
-        PeerError: the body succeeded here, or was stopped, but failed elsewhere.
-        StoppedError: it was stopped, here or elsewhere.
-    """
-    failure: Exception | None = None
-    try:
-        yield
-    except Exception as error:
-        failure = error
-    if world.size > 1:
-        mine: str | tuple[str, bool] | None = None
-        if isinstance(failure, StoppedError):
-            mine = _STOPPED
-        elif failure is not None:
-            mine = f"{type(failure).__name__}: {failure}", is_out_of_memory(failure)
-        reports = world.gather(mine)
-        failed = [(rank, report) for rank, report in enumerate(reports) if isinstance(report, tuple)]
-        if failed and not isinstance(mine, tuple):
-            rank, (text, _) = failed[0]
-            # retrying with smaller batches helps only if nothing else went wrong
-            starved = all(out_of_memory for _, (_, out_of_memory) in failed)
-            raise PeerError(f"process {rank} failed with {text}", out_of_memory=starved)
-        if failure is None and _STOPPED in reports:
-            raise StoppedError
-    if failure is not None:
-        raise failure
 
 
 @contextmanager

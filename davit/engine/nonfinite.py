@@ -20,7 +20,7 @@ from timm.utils import unwrap_model
 from torch import Tensor, nn
 
 from ..checkpoint import load_checkpoint, read_checkpoint
-from ..commands import NONFINITE
+from ..commands import NONFINITE, run_cli
 from ..data import Batch
 from ..files import write_atomically
 from .distributed import init_world
@@ -50,17 +50,17 @@ class NonFiniteError(FloatingPointError):
 
 def report_nonfinite(
     folder: str | Path,
+    loss: float,
+    grad_norm: float,
+    batch: Batch,
     *,
     epoch: int,
     step: int,
-    loss: float,
-    grad_norm: float,
+    rank: int,
     model: nn.Module,
-    batch: Batch,
-    files: Sequence[str],
+    filename: Callable[[int], str],
     autocast: Autocast = nullcontext,
-    rank: int = 0,
-    reseed: Callable[[], object] | None = None,
+    reseed: Callable[[], object] = lambda: None,
 ) -> NonFiniteError:
     """Find where a step's first NaN or infinity came from, keep its batch, and return the exception to raise.
 
@@ -72,13 +72,13 @@ def report_nonfinite(
         loss: of this process's batch.
         grad_norm: after the gradients were averaged over processes, so not finite on all of them if on one.
         batch: the images as the model got them, and their targets.
-        files: names of the batch's pictures.
+        filename: tells a picture's name from its index.
         reseed: sets the random states as before the failing forward pass, so that dropout and drop path draw
             the same again. Without it the run in training mode draws anew.
     """
     folder = Path(folder)
-    if reseed is not None:
-        reseed()
+    files = [filename(index) for index in batch.indices.tolist()]
+    reseed()
     device = batch.images.device
     random_state = torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
     origin, found = _origin(model, batch.images, autocast)
@@ -87,7 +87,7 @@ def report_nonfinite(
         **{"format": _FORMAT, "epoch": epoch, "step": step, "rank": rank, "loss": loss, "grad_norm": grad_norm},
         # copies, since a view would be written with all that it is a view of
         **{name: getattr(batch, name).detach().to("cpu", copy=True) for name in ("images", "targets", "indices")},
-        **{"found": found, "files": list(files), "device": device.type, "random_state": random_state},
+        **{"found": found, "files": files, "device": device.type, "random_state": random_state},
     }
     dump: Path | None = None
     try:
@@ -104,8 +104,9 @@ def report_nonfinite(
 def _origin(model: nn.Module, images: Tensor, autocast: Autocast) -> tuple[str, str | None]:
     """Say in a sentence what is known of the origin; return it and what `first_nonfinite` found."""
     masks = ""
+    order: list[str] = []
     try:
-        found, order = _trace(model, images, autocast)
+        found = first_nonfinite(model, images, autocast, order)
         if found is None:  # a block with the fault may have been dropped this time
             with eval_mode(model):
                 found = first_nonfinite(model, images, autocast)
@@ -159,12 +160,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:N")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    try:
+
+    def work() -> None:
         sys.stdout.write(f"{replay(options.file, options.checkpoint, options.device)}\n")
-    except ValueError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
-    return 0
+
+    return run_cli(work)
 
 
 def replay(file: Path, checkpoint: Path, device: str = "cpu") -> str:
@@ -233,14 +233,20 @@ def _model_of(checkpoint: Path, device: torch.device) -> tuple[nn.Module, Autoca
 # ---- the first non-finite value ----
 
 
-def first_nonfinite(model: nn.Module, inputs: Tensor, autocast: Autocast = nullcontext) -> str | None:
+def first_nonfinite(
+    model: nn.Module, inputs: Tensor, autocast: Autocast = nullcontext, order: list[str] | None = None
+) -> str | None:
     """Run a batch again and say where the first NaN or infinity appears, in the order of execution.
+
+    By hooks, and no TorchDispatchMode: under one, other kernels would run than in training, and an infinity that is
+    meant, such as in the mask of a softmax, would be taken for the fault.
 
     Args:
         model: wrapped by DistributedDataParallel or torch.compile or not; what runs is the bare model, in eager
             mode. It keeps its mode, buffers and gradients, and the random states are put back.
         inputs: (N, C, H, W) images.
         autocast: the context of the forward pass.
+        order: gets the names of the modules that ran until then, in that order.
 
     Returns:
         "input"; "parameter NAME" or "buffer NAME" of the first module with a bad output, if one of its own is
@@ -248,7 +254,39 @@ def first_nonfinite(model: nn.Module, inputs: Tensor, autocast: Autocast = nullc
         submodules, made the first bad value ("" is the model itself); or None where all is finite. Dropout and
         drop path draw as the random states are: for a failing step, set those first.
     """
-    return _trace(model, inputs, autocast)[0]
+    model = unwrap_model(model)
+    if not inputs.isfinite().all():
+        return "input"
+    running: list[str] = []
+
+    def before(name: str, arguments: Any) -> None:
+        if not all(tensor.isfinite().all() for tensor in _floats(arguments)):
+            raise _FoundError(running[-1])  # all modules so far were finite, so it was the code around them
+        if order is not None:
+            order.append(name)
+        running.append(name)
+
+    def after(name: str, module: nn.Module, output: Any) -> None:
+        running.pop()
+        if not all(tensor.isfinite().all() for tensor in _floats(output)):
+            raise _FoundError(_own_cause(name, module) or name)
+
+    found = None
+    with _undisturbed(model, inputs.device):
+        hooks = []
+        for name, module in model.named_modules():
+            hooks.append(module.register_forward_pre_hook(lambda _, x, name=name: before(name, x)))
+            hooks.append(module.register_forward_hook(lambda module, _, y, name=name: after(name, module, y)))
+        try:
+            # with gradients, as in training: the kernels may be others without
+            with torch.enable_grad(), autocast(), torch.compiler.set_stance("force_eager"):
+                model(inputs)
+        except _FoundError as error:
+            found = str(error)
+        finally:
+            for hook in hooks:
+                hook.remove()
+    return found
 
 
 def first_nonfinite_gradient(model: nn.Module, order: Sequence[str] = ()) -> str | None:
@@ -268,47 +306,6 @@ def first_nonfinite_gradient(model: nn.Module, order: Sequence[str] = ()) -> str
 
 class _FoundError(Exception):
     """Ends a forward pass that has nothing more to show; its argument is what was found."""
-
-
-def _trace(model: nn.Module, images: Tensor, autocast: Autocast) -> tuple[str | None, list[str]]:
-    """Do as `first_nonfinite`; return also the names of the modules that ran until then, in that order.
-
-    Hooks, and no TorchDispatchMode: under one, other kernels would run than in training, and an infinity that is
-    meant, such as in the mask of a softmax, would be taken for the fault.
-    """
-    model = unwrap_model(model)
-    order: list[str] = []
-    if not images.isfinite().all():
-        return "input", order
-    running: list[str] = []
-
-    def before(name: str, inputs: Any) -> None:
-        if not all(tensor.isfinite().all() for tensor in _floats(inputs)):
-            raise _FoundError(running[-1])  # all modules so far were finite, so it was the code around them
-        order.append(name)
-        running.append(name)
-
-    def after(name: str, module: nn.Module, output: Any) -> None:
-        running.pop()
-        if not all(tensor.isfinite().all() for tensor in _floats(output)):
-            raise _FoundError(_own_cause(name, module) or name)
-
-    found = None
-    with _undisturbed(model, images.device):
-        hooks = []
-        for name, module in model.named_modules():
-            hooks.append(module.register_forward_pre_hook(lambda _, x, name=name: before(name, x)))
-            hooks.append(module.register_forward_hook(lambda module, _, y, name=name: after(name, module, y)))
-        try:
-            # with gradients, as in training: the kernels may be others without
-            with torch.enable_grad(), autocast(), torch.compiler.set_stance("force_eager"):
-                model(images)
-        except _FoundError as error:
-            found = str(error)
-        finally:
-            for hook in hooks:
-                hook.remove()
-    return found, order
 
 
 def _own_cause(name: str, module: nn.Module) -> str | None:

@@ -87,20 +87,12 @@ def state_of(parts: Parts, standing: Standing, flags: dict[str, Any], metric: fl
     }
 
 
-def restore(
-    parts: Parts,
-    state: dict[str, Any],
-    flags: dict[str, Any],
-    *,
-    is_own: bool,
-    start_epoch: int | None = None,
-    no_resume_opt: bool = False,
-) -> Standing:
+def restore(parts: Parts, state: dict[str, Any], flags: dict[str, Any], is_own: bool) -> Standing:
     """Put the parts of a run where a saved state was, and return where the run goes on.
 
     Args:
         flags: every flag's value now, to be compared with those of the state.
-        is_own: as `Opened` has it. Then `start_epoch` and `no_resume_opt` have had their effect already.
+        is_own: as `Opened` has it. Then --start-epoch and --no-resume-opt have had their effect already.
     """
     is_ours = state.get("format") == FORMAT
     if not is_ours:
@@ -112,13 +104,13 @@ def restore(
     if parts.ema is not None:
         load_checkpoint(parts.ema.module, state.get("state_dict_ema", state["state_dict"]), head="require")
         parts.stepper.updates = 1  # else the first update would put the weights in the average's place
-    if start_epoch is not None and not is_own:
-        standing = Standing(start_epoch)
+    if flags["start_epoch"] is not None and not is_own:
+        standing = Standing(flags["start_epoch"])
     elif is_ours:
         standing = Standing(state["epoch"], _position(parts, state))
     else:  # it names the epoch that it ends
         standing = Standing(int(state["epoch"]) + 1)
-    if is_ours and (is_own or not no_resume_opt):
+    if is_ours and (is_own or not flags["no_resume_opt"]):
         _restore_optimizer(parts, standing, state, flags)
     else:
         enter_schedule(parts, standing)

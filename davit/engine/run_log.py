@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import csv
 import importlib
-import io
 import logging
 import uuid
 from collections.abc import Callable, Mapping
@@ -16,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from ..files import write_bytes
+from ..files import write_bytes, write_csv
 from .curves import draw_curves, read_summary
 
 log = logging.getLogger(__name__)
@@ -134,14 +132,14 @@ class Summary:
         if not self._rows:
             path.unlink(missing_ok=True)
         elif len(self._rows) < len(found):
-            self._write()
+            write_csv(self.path, self._rows)
 
     def add(self, row: Mapping[str, float]) -> None:
         """Write a row, in the place of any of the same epoch or later."""
         epoch = int(row["epoch"])
         cells = {"epoch": str(epoch), **{name: _cell(value) for name, value in row.items() if name != "epoch"}}
         self._rows = [*(row for row in self._rows if int(row["epoch"]) < epoch), cells]
-        self._write()
+        write_csv(self.path, self._rows)
 
     def _read(self) -> list[dict[str, str]]:
         """Read the rows of an earlier part of the run; a file that is none of ours is set aside."""
@@ -154,14 +152,6 @@ class Summary:
             return []
         return [{name: cell for name, cell in row.items() if cell} for row in rows]
 
-    def _write(self) -> None:
-        columns = dict.fromkeys(name for row in self._rows for name in row)
-        stream = io.StringIO(newline="")
-        writer = csv.DictWriter(stream, fieldnames=list(columns), restval="", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(self._rows)
-        write_bytes(self.path, stream.getvalue().encode())
-
 
 def write_args(folder: str | Path, args: Mapping[str, Any]) -> None:
     """Write args.yaml, in the order given and in plain types: `train.py -c` reads it back."""
@@ -170,12 +160,7 @@ def write_args(folder: str | Path, args: Mapping[str, Any]) -> None:
 
 def write_bad_images(folder: str | Path, bad: Mapping[str, str]) -> None:
     """Write bad_images.csv: file and reason of the pictures left out, sorted by file."""
-    stream = io.StringIO(newline="")
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(("file", "reason"))
-    writer.writerows(sorted(bad.items()))
-    # a name that is no UTF-8 keeps its bytes
-    write_bytes(Path(folder) / BAD_IMAGES, stream.getvalue().encode(errors="surrogateescape"))
+    write_csv(Path(folder) / BAD_IMAGES, [{"file": file, "reason": bad[file]} for file in sorted(bad)])
 
 
 def plain(value: Any) -> Any:

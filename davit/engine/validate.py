@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import json
 import logging
 import math
@@ -18,14 +16,14 @@ import timm
 import torch
 from timm.utils.misc import natural_key
 
-from ..commands import OK, SOME_FAILED, run_cli, with_flags
+from ..commands import run_cli, with_flags
 from ..data import EvalLoader, PictureDataset, check_classes, open_dataset, write_digits
-from ..files import write_bytes
+from ..files import write_bytes, write_csv
 from ..pretrained import PretrainedError
 from ..text import without_nan
 from .build import usable_workers
-from .distributed import World, close_world, init_world
-from .evaluate import Evaluation, MiscountError, evaluate, in_step, is_out_of_memory
+from .distributed import World, close_world, in_step, init_world, is_out_of_memory
+from .evaluate import Evaluation, MiscountError, evaluate
 from .flags import (
     VALIDATE_NO_LONGER,
     given_flags,
@@ -82,9 +80,7 @@ class _Job:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run validate.py and return its exit status."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    failed: list[Row] = []
-    status = run_cli(lambda: failed.extend(_main(argv)))
-    return SOME_FAILED if status == OK and failed else status
+    return run_cli(lambda: _main(argv))
 
 
 def _main(argv: Sequence[str] | None) -> list[Row]:
@@ -357,12 +353,6 @@ def write_results(path: Path, rows: Sequence[Row], form: str | None = None) -> N
     `form` is json or csv; None goes by the suffix: .json, anything else is CSV.
     """
     if (form or path.suffix.lower().lstrip(".")) == "json":
-        text = json.dumps(without_nan(list(rows)), indent=2, allow_nan=False) + "\n"
+        write_bytes(path, f"{json.dumps(without_nan(list(rows)), indent=2, allow_nan=False)}\n".encode())
     else:
-        stream = io.StringIO(newline="")
-        columns = dict.fromkeys(key for row in rows for key in row)
-        writer = csv.DictWriter(stream, fieldnames=list(columns), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        text = stream.getvalue()
-    write_bytes(path, text.encode())
+        write_csv(path, rows)

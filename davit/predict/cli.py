@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from ..commands import OK, SOME_FAILED, run_cli
+from ..commands import OK, run_cli
 from ..engine.build import usable_workers
 from ..engine.flags import given_flags
 from ..engine.progress import Progress
@@ -26,13 +26,11 @@ _PROGRESS_FROM = 16  # pictures
 def main(argv: Sequence[str] | None = None) -> int:
     """Run predict.py and return its exit status."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    failed: list[Failure] = []
     try:
-        status = run_cli(lambda: failed.extend(_main(argv)))
+        return run_cli(lambda: _main(argv))
     except BrokenPipeError:  # the reader has left, as `head` does
         sys.stderr.close()  # else the interpreter complains of the pipe once more
         return OK
-    return SOME_FAILED if status == OK and failed else status
 
 
 def _main(argv: Sequence[str] | None) -> list[Failure]:

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from ..data import Batch, DataError, EvalLoader, PictureDataset, prefetch
-from ..engine.distributed import device_named
-from ..engine.evaluate import is_out_of_memory
+from ..engine.distributed import device_named, is_out_of_memory
 from ..engine.load_model import LoadedModel, ModelOptions, load_model
 from ..engine.precision import Precision, precision_from
 from .names import class_names

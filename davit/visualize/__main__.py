@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..commands import OK, SOME_FAILED, run_cli
+from ..commands import run_cli
 from ..data import BadImageError
 from ..engine.curves import draw_curves
 from ..engine.flags import given_flags, model_flags, picture_flags
@@ -23,9 +23,7 @@ log = logging.getLogger(__name__)
 def main(arguments: Sequence[str] | None = None) -> int:
     """Draw; return exit status 0, 1 where some pictures could not be drawn, 2 for a mistake."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    failed: list[str] = []
-    status = run_cli(lambda: failed.extend(_main(arguments)))
-    return SOME_FAILED if status == OK and failed else status
+    return run_cli(lambda: _main(arguments))
 
 
 def _main(arguments: Sequence[str] | None) -> list[str]:

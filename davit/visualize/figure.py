@@ -97,12 +97,10 @@ def draw_picture(
 
 def render(predictor: Predictor, seen: Look) -> Any:
     """Draw the figure, as matplotlib's `Figure`: a row for the picture, and one for each stage of a DaViT."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # a second of import, paid when drawing
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure  # a second of import, paid when drawing
 
     stages = len(predictor.model.main_blocks) if seen.attention is not None else 0
     figure = Figure(figsize=(2.15 * _COLUMNS + 0.5, 2.4 * (1 + stages) + 0.35), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
     figure.suptitle(f"{predictor.name}: {Path(seen.prediction.file).name}", fontsize=11)
     grid = figure.add_gridspec(1 + stages, _COLUMNS)
 

@@ -11,14 +11,13 @@ from pathlib import Path
 import pytest
 
 from tests.engine.conftest import pictures
-from tests.engine.runs import environment, run_here, summary
+from tests.engine.runs import SHORT, environment, run_here, summary
 
 __all__ = ["pictures"]
 
 FLAGS = [
-    *("--warmup-epochs", "1", "--cooldown-epochs", "0", "--workers", "1", "--lr", "1e-3", "--drop-path", "0"),
-    *("--mixup", "0", "--cutmix", "0", "--log-interval", "1", "--output", "runs", "--experiment", "a"),
-    *("--epochs", "3", "--recovery-interval", "2"),
+    *(*SHORT, "--epochs", "3", "--workers", "1", "--lr", "1e-3", "--recovery-interval", "2", "--log-interval", "1"),
+    *("--drop-path", "0", "--mixup", "0", "--cutmix", "0"),
 ]
 
 

@@ -8,14 +8,13 @@ from pathlib import Path
 import pytest
 
 from davit.engine.run_folder import LAST, read_state
-from tests.engine.runs import REPOSITORY, Completed, Train, run, run_here, summary, train_command, weights_hash
+from tests.engine.runs import REPOSITORY, SHORT, Completed, Train, run, run_here, summary, train_command, weights_hash
 
 # everything random at once, and an average of the weights
 HARD = [
-    *("--epochs", "3", "--warmup-epochs", "1", "--cooldown-epochs", "0", "--lr", "1e-3", "--workers", "2"),
+    *(*SHORT, "--epochs", "3", "--lr", "1e-3", "--workers", "2"),
     *("--aa", "rand-m9-mstd0.5-inc1", "--mixup", "0.8", "--cutmix", "1.0", "--reprob", "0.5", "--drop-path", "0.3"),
     *("--model-ema", "--model-ema-decay", "0.9", "--clip-grad", "1.0", "--recovery-interval", "1"),
-    *("--output", "runs", "--experiment", "a"),
 ]
 ONE = [*HARD, "--batch-size", "4", "--grad-accum-steps", "2"]
 TWO = [*HARD, "--batch-size", "2", "--grad-accum-steps", "2"]

@@ -18,13 +18,11 @@ from davit.engine.validate import main as validate
 from davit.predict.cli import main as predict
 from tests.edits import edited
 from tests.engine.edited import edited_nano
-from tests.engine.runs import REPOSITORY, Train, run, run_here, summary, train_command, weights_hash
+from tests.engine.runs import REPOSITORY, SHORT, Train, run, run_here, summary, train_command, weights_hash
 
-SHORT = [
-    *("--epochs", "3", "--warmup-epochs", "1", "--cooldown-epochs", "0", "--batch-size", "8", "--workers", "0"),
-    *("--output", "runs", "--lr", "1e-3", "--recovery-interval", "2", "--model-ema", "--model-ema-decay", "0.9"),
-]
-EDITED = [*SHORT, "--model", "edited_nano"]
+PLAIN = [*SHORT, "--epochs", "3", "--lr", "1e-3", "--recovery-interval", "2"]
+PLAIN += ["--model-ema", "--model-ema-decay", "0.9"]
+EDITED = [*PLAIN, "--model", "edited_nano"]
 
 
 def gammas(state: dict[str, Any], entry: str = "state_dict") -> dict[str, torch.Tensor]:
@@ -35,7 +33,7 @@ def gammas(state: dict[str, Any], entry: str = "state_dict") -> dict[str, torch.
 def trained(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> Path:
     """The folder of a run of the edited model."""
     cwd = tmp_path_factory.mktemp("edited")
-    run_here(pictures, *EDITED, "--experiment", "a", cwd=cwd)
+    run_here(pictures, *EDITED, cwd=cwd)
     return cwd / "runs/a"
 
 
@@ -54,7 +52,7 @@ def test_a_run_goes_on_from_its_own_states(train: Train, trained: Path, tmp_path
     shutil.copytree(trained, killed)
     for name in (LAST, "checkpoint-2.pth.tar"):  # as if it had been killed in the third epoch
         (killed / name).unlink(missing_ok=True)
-    train(*EDITED, "--experiment", "a", "--auto-resume")
+    train(*EDITED, "--auto-resume")
     assert weights_hash(killed / LAST) == whole
 
 
@@ -63,13 +61,11 @@ def test_its_checkpoints_are_evaluated_and_asked(
 ) -> None:
     for file in (LAST, "model_best.pth.tar"):
         checkpoint = trained / file
-        for ema, weights in (("auto", "EMA"), ("never", "plain")):
-            flags = ["--checkpoint", str(checkpoint), "--ema", ema, "-j", "0", "--device", "cpu"]
-            assert validate([str(pictures), *flags]) == 0
+        for flag, weights, entry in (("--use-ema", "EMA", "state_dict_ema"), ("--ema=never", "plain", "state_dict")):
+            assert validate([str(pictures), "--checkpoint", str(checkpoint), flag, "-j", "0", "--device", "cpu"]) == 0
             row = json.loads(capsys.readouterr().out.splitlines()[-1])
             assert (row["model"], row["weights"], row["count"]) == ("edited_nano", weights, 13)
-            model = davit.load(checkpoint, device="cpu", ema=ema).model
-            entry = "state_dict_ema" if weights == "EMA" else "state_dict"
+            model = davit.load(checkpoint, device="cpu", ema="auto" if weights == "EMA" else "never").model
             for name, tensor in gammas(read_state(checkpoint), entry).items():
                 assert torch.equal(model.state_dict()[name], tensor), name
     picture = next((pictures / "val" / "red").iterdir())
@@ -105,8 +101,10 @@ def test_the_classes_of_a_head_of_another_kind_are_those_of_its_training(
     assert asked == [3, 3]
 
 
-def test_it_starts_from_weights_of_the_model_without_the_edit(train: Train, tmp_path: Path) -> None:
-    train(*SHORT, "--experiment", "base", "--epochs", "1")
+def test_weights_without_the_edit_are_a_start_and_are_neither_evaluated_nor_gone_on_with(
+    train: Train, trained: Path, pictures: Path, tmp_path: Path
+) -> None:
+    train(*PLAIN, "--experiment", "base", "--epochs", "1")
     base = tmp_path / "runs/base" / LAST
     still = ["--lr", "0", "--warmup-lr", "0", "--min-lr", "0", "--weight-decay", "0", "--epochs", "1"]
     train(*EDITED, *still, "--experiment", "tuned", "--initial-checkpoint", str(base))
@@ -115,19 +113,13 @@ def test_it_starts_from_weights_of_the_model_without_the_edit(train: Train, tmp_
     assert all(torch.equal(state["state_dict"][name], tensor) for name, tensor in averaged.items())
     assert all((tensor == 0.5).all() for tensor in gammas(state).values())
 
-
-def test_what_is_not_whole_is_neither_evaluated_nor_gone_on_with(
-    train: Train, trained: Path, pictures: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    train(*SHORT, "--experiment", "base", "--epochs", "1")
-    base = tmp_path / "runs/base" / LAST
     words = [str(pictures), "-j", "0", "--device", "cpu", "--checkpoint"]
     for checkpoint, model in ((base, "edited_nano"), (trained / LAST, "DaViT_nano")):
         with pytest.raises(davit.checkpoint.CheckpointError) as caught:
             davit.load(checkpoint, model, device="cpu")
         assert "main_blocks.0.0.0.gamma" in str(caught.value)
         assert validate([*words, str(checkpoint), "--model", model]) == 2
-        result = train(*SHORT, "--model", model, "--experiment", "other", "--resume", str(checkpoint), status=2)
+        result = train(*PLAIN, "--model", model, "--experiment", "other", "--resume", str(checkpoint), status=2)
         assert "main_blocks.0.0.0.gamma" in result.stderr
 
 
@@ -142,10 +134,10 @@ def test_who_edits_the_package_trains_is_killed_and_goes_on(name: str, tmp_path:
     def go(script: str, *words: object, **more: Any) -> subprocess.CompletedProcess[str]:
         return run([sys.executable, str(copy / script), *map(str, words)], tmp_path, PYTHONPATH=str(copy), **more)
 
-    words = train_command(pictures, *SHORT)[3:]
+    words = train_command(pictures, *PLAIN)[3:]
     go("train.py", *words, "--experiment", "whole")
-    go("dying.py", *words, "--experiment", "a", DIE=f"{int(signal.SIGKILL)},8,0", status=-signal.SIGKILL)
-    go("train.py", *words, "--experiment", "a", "--auto-resume")
+    go("dying.py", *words, DIE=f"{int(signal.SIGKILL)},8,0", status=-signal.SIGKILL)
+    go("train.py", *words, "--auto-resume")
     folder = tmp_path / "runs/a"
     assert [row["epoch"] for row in summary(folder)] == ["0", "1", "2"]
     assert weights_hash(folder / LAST) == weights_hash(tmp_path / "runs/whole" / LAST)

@@ -18,16 +18,8 @@ from torch import Tensor, nn
 
 from davit import DaViT
 from davit.data import BadImageError, DataError, EvalLoader, PictureDataset, eval_transform, open_dataset
-from davit.engine.distributed import World
-from davit.engine.evaluate import (
-    Evaluation,
-    MiscountError,
-    PeerError,
-    StoppedError,
-    evaluate,
-    in_step,
-    is_out_of_memory,
-)
+from davit.engine.distributed import PeerError, StoppedError, World, in_step, is_out_of_memory
+from davit.engine.evaluate import Evaluation, MiscountError, evaluate
 from davit.engine.labels import BUNDLED_REAL, Labels, real_labels, subset_labels
 from davit.engine.load_model import TestTimePool, pooling_window
 from davit.registry import create_model
@@ -180,16 +172,17 @@ def test_a_class_that_the_model_lacks_is_an_error_before_it_can_break_the_device
 @pytest.mark.parametrize(
     ("reports", "expected", "is_memory"),
     [
-        ([("MemoryError: ", True), None], PeerError, True),
-        ([("MemoryError: ", True), ("OSError: no disk", False)], PeerError, False),
+        ([("MemoryError: ", True, 1), None], PeerError, True),
+        ([("MemoryError: ", True, 1), ("OSError: no disk", False, 4)], PeerError, False),
         (["stopped", None], StoppedError, False),
-        (["stopped", ("OSError: no disk", False)], PeerError, False),  # a failure comes first
+        (["stopped", ("OSError: no disk", False, 1)], PeerError, False),  # a failure comes first
     ],
 )
 def test_what_happens_to_another_process_stops_this_one(reports: list[Any], expected: Any, is_memory: bool) -> None:
     world: Any = SimpleNamespace(size=3, gather=lambda mine: [mine, *reports])
     with pytest.raises(expected) as raised, in_step(world):
         pass
+    assert getattr(raised.value, "exit_status", None) == (1 if expected is PeerError else None)
     assert is_out_of_memory(raised.value) is is_memory
     with pytest.raises(expected), in_step(world):
         raise StoppedError

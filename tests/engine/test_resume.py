@@ -13,7 +13,7 @@ from torch.distributed import HashStore
 
 from davit.engine import train as engine
 from davit.engine.distributed import World
-from davit.engine.run_folder import BEST, LAST, PREVIOUS, FolderOptions, RunFolder, open_folder, read_state
+from davit.engine.run_folder import BEST, LAST, PREVIOUS, RunFolder, open_folder, read_state
 from davit.engine.steps import Stepper
 from tests.engine.runs import SHORT, Train, summary, weights_hash
 
@@ -33,12 +33,12 @@ def saved(path: Path, epoch: int, step: int = 0) -> None:
     folder.close()
 
 
-def asked(output: Path, **flags: Any) -> FolderOptions:
+def asked(output: Path, **flags: Any) -> Namespace:
     given = {"output": str(output), "experiment": "", "model": "DaViT_nano", "auto_resume": False, "overwrite": False}
-    return FolderOptions(**{**given, "resume": "", "checkpoint_hist": 3, "eval_metric": "top1", **flags})
+    return Namespace(**{**given, "resume": "", "checkpoint_hist": 3, "eval_metric": "top1", **flags})
 
 
-def opened(options: FolderOptions, world: World) -> tuple[Path, dict[str, Any] | None]:
+def opened(options: Namespace, world: World) -> tuple[Path, dict[str, Any] | None]:
     found = open_folder(options, 16, world)
     found.folder.close()
     return found.folder.path, found.state

@@ -141,17 +141,23 @@ def test_a_recipe(go: Any, checkpoint: Path, tmp_path: Path) -> None:
 # -- what the checkpoint says, and what the flags
 
 
-def test_a_checkpoint_tells_all_that_its_training_knew(go: Any, checkpoint: Path, val: PictureDataset) -> None:
-    status, row, text = go("--checkpoint", checkpoint)
+def test_a_checkpoint_tells_all_that_its_training_knew(
+    go: Any, checkpoint: Path, val: PictureDataset, tmp_path: Path
+) -> None:
+    """Also one with its arguments as timm saves them."""
+    words = argparse.Namespace(**{**ARGS, "input_size": None, "img_size": 16})
+    timms = save(tmp_path / "timm.pth.tar", args=words, arch="DaViT_nano")
     expected = directly(val)
-    assert status == 0
-    assert figures(row) == (expected.correct1, expected.correct5, 13, 0)
-    assert row["top1"] == expected.top1
-    assert row["loss"] == pytest.approx(expected.loss, rel=1e-6)
-    assert (row["top1_low"], row["top1_high"]) == expected.top1_interval
-    expected_row = {"model": "DaViT_nano", "img_size": 16, "crop_pct": 0.8, "interpolation": "bilinear"}
-    assert expected_row.items() <= row.items()
-    assert "95 %" in text and "images/s" in text and "memory" in text
+    for file in (checkpoint, timms):
+        status, row, text = go("--checkpoint", file)
+        assert status == 0
+        assert figures(row) == (expected.correct1, expected.correct5, 13, 0)
+        assert row["top1"] == expected.top1
+        assert row["loss"] == pytest.approx(expected.loss, rel=1e-6)
+        assert (row["top1_low"], row["top1_high"]) == expected.top1_interval
+        expected_row = {"model": "DaViT_nano", "img_size": 16, "crop_pct": 0.8, "interpolation": "bilinear"}
+        assert expected_row.items() <= row.items()
+        assert "95 %" in text and "images/s" in text and "memory" in text
 
 
 def test_flags_override_the_checkpoint(go: Any, checkpoint: Path, pictures: Path) -> None:
@@ -165,12 +171,6 @@ def test_flags_override_the_checkpoint(go: Any, checkpoint: Path, pictures: Path
     assert row["loss"] == pytest.approx(expected.loss, rel=1e-6)
     assert (row["img_size"], row["crop_pct"], row["crop_mode"]) == (12, 1.0, "squash")
     assert go("--checkpoint", checkpoint, "--input-size", 3, 12, 20)[1]["img_size"] == 20
-
-
-def test_args_as_timm_saves_them(go: Any, tmp_path: Path, checkpoint: Path) -> None:
-    words = argparse.Namespace(**{**ARGS, "input_size": None, "img_size": 16})
-    timms = save(tmp_path / "timm.pth.tar", args=words, arch="DaViT_nano")
-    assert figures(go("--checkpoint", timms)[1]) == figures(go("--checkpoint", checkpoint)[1])
 
 
 def test_weights_alone_are_known_by_their_shapes(go: Any, tmp_path: Path) -> None:
@@ -198,16 +198,6 @@ def test_another_architecture_of_timm(go: Any, tmp_path: Path, pictures: Path) -
     expected = evaluate(other, EvalLoader(dataset, batch_size=13), world=World(0, 0, 1, torch.device("cpu")))
     assert (status, row["correct1"]) == (0, expected.correct1)
     assert row["loss"] == pytest.approx(expected.loss, rel=1e-5)
-
-
-def test_which_weights_of_a_training(go: Any, tmp_path: Path, val: PictureDataset) -> None:
-    both = save(tmp_path / "both.pth", state_dict_ema=model(seed=5).state_dict())
-    averaged, plain = directly(val, seed=5), directly(val, seed=0)
-    assert averaged.loss != pytest.approx(plain.loss, rel=1e-3)
-    for flag, expected, name in (("--use-ema", averaged, "EMA"), ("--ema=never", plain, "plain")):
-        row = go("--checkpoint", both, flag)[1]
-        assert row["weights"] == name
-        assert row["loss"] == pytest.approx(expected.loss, rel=1e-6)
 
 
 def test_pictures_larger_than_in_training_are_pooled(go: Any, checkpoint: Path) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 from davit import DaViTPyramid
 from davit.model import attend_among_positions
 from davit.visualize import attention_of
+from davit.windows import window_partition, window_unpartition
 
 
 def outputs(model: Any, image: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
@@ -50,14 +51,11 @@ def test_the_attention_shown_gives_the_models_output(
         module = model.get_submodule(view.name)
         x, y = kept[view.name]
         H, W, C = x.shape[1:]
-        w, G = view.window, module.num_heads
-        padded = module.qkv.bias.detach()[2 * C :].expand(view.tiling[0] * w, view.tiling[1] * w, C).clone()
-        padded[:H, :W] = module.qkv(x)[0, :, :, 2 * C :]
-        v = padded.reshape(view.tiling[0], w, view.tiling[1], w, G, C // G)
-        v = v.permute(0, 2, 4, 1, 3, 5).reshape(-1, G, w * w, C // G)
-        mixed = (view.attention_MGNN @ v).reshape(*view.tiling, G, w, w, C // G).permute(0, 3, 1, 4, 2, 5)
-        whole = mixed.reshape(view.tiling[0] * w, view.tiling[1] * w, C)[:H, :W]
-        torch.testing.assert_close(module.proj(whole), y[0], rtol=1e-4, atol=1e-5)
+        x_MNC, tiling = window_partition(x, view.window)
+        v_MGND = module.qkv(x_MNC)[..., 2 * C :].unflatten(-1, (module.num_heads, -1)).transpose(1, 2)
+        mixed_MNC = (view.attention_MGNN @ v_MGND).transpose(1, 2).flatten(2)
+        whole = window_unpartition(mixed_MNC, view.window, tiling, (H, W))
+        torch.testing.assert_close(module.proj(whole), y, rtol=1e-4, atol=1e-5)
     for view in found.channel:
         module = model.get_submodule(view.name)
         x, y = kept[view.name]
