@@ -202,17 +202,13 @@ class RunFolder:
         """Order metrics: lower is better, and a metric that is not a number is the worst."""
         return math.inf if math.isnan(metric) else -self.sign * metric
 
-    def newest_whole(self) -> tuple[Path, dict[str, Any]] | None:
-        """Find the newest whole state; see the function `newest_whole`."""
-        advice = "Start over with --overwrite, or from other weights with --initial-checkpoint."
-        return newest_whole(sorted(self.path.glob("*.pth.tar"), key=_age), log, advice)
-
     def go_on(self) -> dict[str, Any] | None:
         """Read the newest whole state, if there is any, and make it the last one; a damaged one is set aside.
 
         Else the next save would put the damaged one in the place of the whole one before.
         """
-        found = self.newest_whole()
+        advice = "Start over with --overwrite, or from other weights with --initial-checkpoint."
+        found = newest_whole(sorted(self.path.glob("*.pth.tar"), key=_age), log, advice)
         if found is None:
             log.info("Nothing to resume in %s: starting anew.", self.path)
             return None

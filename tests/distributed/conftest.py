@@ -1,17 +1,16 @@
 """Jobs of several processes, and the run of one process that they must equal."""
 
-import os
 import re
-import signal
 import subprocess
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from tests.engine.conftest import pictures
 from tests.engine.runs import SHORT, environment, run_here, summary
+from tests.processes import kill_tree
 
 __all__ = ["pictures"]
 
@@ -40,11 +39,6 @@ def one(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> tuple[Path,
     return cwd / "runs/a", losses(result.stderr)
 
 
-def children(pid: int) -> list[int]:
-    found = subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True, check=False)
-    return [int(child) for child in found.stdout.split()]
-
-
 @contextmanager
 def started(commands: Sequence[Sequence[str]], cwd: Path, **more: str) -> Iterator[list[subprocess.Popen[str]]]:
     """Launchers of a job; all of their processes are gone when the test is over, however it ends."""
@@ -55,9 +49,6 @@ def started(commands: Sequence[Sequence[str]], cwd: Path, **more: str) -> Iterat
     try:
         yield launchers
     finally:
-        # torchrun gives its processes sessions
-        for pid in [pid for launcher in launchers for pid in (launcher.pid, *children(launcher.pid))]:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
         for launcher in launchers:
+            kill_tree(launcher.pid)
             launcher.communicate()

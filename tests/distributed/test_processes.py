@@ -4,7 +4,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -18,17 +17,12 @@ from torch.distributed import HashStore, TCPStore
 from davit import create_model
 from davit.engine.build import unused_parameters
 from davit.engine.distributed import fresh_store
-from tests.distributed.conftest import FLAGS, children, losses, record, started
+from tests.distributed.conftest import FLAGS, losses, record, started
 from tests.engine.runs import REPOSITORY, run, train_command, weights_hash
+from tests.processes import children, free_port
 
 Run = tuple[Path, list[float]]
 HALF = [*FLAGS, "--batch-size", "4"]
-
-
-def free_port() -> str:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return str(s.getsockname()[1])
 
 
 @pytest.fixture(scope="module")

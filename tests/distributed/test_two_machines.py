@@ -12,10 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.distributed.conftest import FLAGS, children, record, started
+from tests.distributed.conftest import FLAGS, record, started
 from tests.engine.runs import REPOSITORY, SMALL_MODEL, run, train_command, weights_hash
-
-NAMES = ("davit-node0", "davit-node1")
+from tests.processes import children
 
 
 def ip(*words: str) -> None:
@@ -27,8 +26,7 @@ def machines() -> Iterator[tuple[str, str]]:
     """Two namespaces that reach each other as 10.77.0.1 and 10.77.0.2, and nothing else."""
     if shutil.which("ip") is None or os.geteuid() != 0:
         pytest.skip("needs iproute2 and root to make network namespaces")
-    suffix = f"-{os.getpid()}"
-    nodes = (NAMES[0] + suffix, NAMES[1] + suffix)
+    nodes = (f"davit-node0-{os.getpid()}", f"davit-node1-{os.getpid()}")
     cable = (f"dv0{os.getpid() % 10**7}", f"dv1{os.getpid() % 10**7}")
     try:
         for node in nodes:

@@ -8,7 +8,6 @@ import logging
 import multiprocessing
 import os
 import shutil
-import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from davit.engine.evaluate import Evaluation, evaluate
 from davit.engine.flags import given_flags, validate_parser
 from davit.engine.validate import Request, find_requests, main
 from davit.pretrained import PretrainedError
+from tests.processes import free_port
 
 SMALL = {"embed_dims": [8, 16], "depths": [1, 1], "num_heads": [1, 2], "window_size": 2}
 ARGS = {
@@ -424,9 +424,7 @@ def odd(pictures: Path, tmp_path: Path) -> Path:
 
 def run_two(words: list[str], folder: Path) -> list[tuple[int, str, str]]:
     """Exit status, output and errors of validate.py in two processes, forked: 10 s faster than by torchrun."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
+    port = free_port()
 
     def process(rank: int) -> None:
         os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=port)  # as torchrun says it
