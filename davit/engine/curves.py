@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import csv
-import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..files import write_bytes
+from ..files import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -115,9 +114,8 @@ def draw_curves(csv_files: Sequence[str | Path], out: str | Path) -> None:
     else:
         handles = [Line2D([], [], color=_COLOURS[i % len(_COLOURS)], linewidth=3) for i in range(len(runs))]
         figure.legend(handles, names, loc="outside upper center", ncols=4, frameon=False)
-    picture = io.BytesIO()
-    figure.savefig(picture, format=Path(out).suffix.lstrip(".") or "png")
-    write_bytes(out, picture.getvalue())
+    form = Path(out).suffix.lstrip(".") or "png"
+    write_atomically(out, lambda stream: figure.savefig(stream, format=form))
 
 
 def _read_run(file: Path) -> _Run:

@@ -190,9 +190,8 @@ class Trainer:
         opened = self.world.on_main(open_it)
         if opened is not None:
             self.folder, self.path = opened.folder, opened.folder.path
-        self.path = self.world.broadcast(self.path)
-        is_own = self.world.broadcast(opened is not None and opened.is_own)
-        state = self.world.broadcast_state(None if opened is None else opened.state)
+        found = (self.path, opened.state, opened.is_own) if opened is not None else (self.path, None, False)
+        self.path, state, is_own = self.world.broadcast_state(found)
         self.parts.precision.say(before=None if state is None else state.get("precision"))
         if state is not None:
             self.standing = restore(self.parts, state, self.record, is_own)

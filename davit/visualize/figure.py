@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -14,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..files import write_bytes
+from ..files import write_atomically
 from ..model import DaViT
 from ..predict import Prediction, Predictor
 from ..predict.pictures import Picture, open_picture
@@ -86,12 +85,11 @@ def draw_picture(
     """
     form = Path(out).suffix.lstrip(".").lower() or "png"
     seen = look(predictor, picture, class_index)
-    stream = io.BytesIO()
+    figure = render(predictor, seen)
     try:
-        render(predictor, seen).savefig(stream, format=form)
+        write_atomically(out, lambda stream: figure.savefig(stream, format=form))
     except ValueError as error:
         raise ValueError(f"{out} cannot be drawn: {error}") from error
-    write_bytes(out, stream.getvalue())
     return seen.prediction
 
 
