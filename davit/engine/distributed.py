@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from ..commands import exit_status
 
@@ -106,19 +107,10 @@ class World:
             dist.broadcast(on_device, 0)
             return on_device.cpu()
 
-        shapes = self.broadcast(_map_tensors(state, lambda tensor: tensor.to("meta")) if self.is_main else None)
-        return _map_tensors(state if self.is_main else shapes, travel)
-
-
-def _map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
-    """Apply a function to the tensors in a nest of dictionaries, lists and tuples, in a fixed order."""
-    if isinstance(value, Tensor):
-        return function(value)
-    if isinstance(value, dict):
-        return {key: _map_tensors(item, function) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(_map_tensors(item, function) for item in value)
-    return value
+        shapes = self.broadcast(
+            tree_map_only(Tensor, lambda tensor: tensor.to("meta"), state if self.is_main else None)
+        )
+        return tree_map_only(Tensor, travel, state if self.is_main else shapes)
 
 
 class PeerError(ValueError):

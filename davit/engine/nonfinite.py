@@ -11,13 +11,15 @@ import logging
 import pickle
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from timm.utils import unwrap_model
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from ..checkpoint import load_checkpoint, read_checkpoint
 from ..commands import NONFINITE, run_cli
@@ -259,34 +261,33 @@ def first_nonfinite(
         return "input"
     running: list[str] = []
 
-    def before(name: str, arguments: Any) -> None:
-        if not all(tensor.isfinite().all() for tensor in _floats(arguments)):
+    def is_finite(nest: Any) -> bool:
+        floats = (leaf for leaf in tree_leaves(nest) if isinstance(leaf, Tensor) and leaf.is_floating_point())
+        return all(tensor.isfinite().all() for tensor in floats)
+
+    def before(name: str, _: nn.Module, arguments: Any) -> None:
+        if not is_finite(arguments):
             raise _FoundError(running[-1])  # all modules so far were finite, so it was the code around them
         if order is not None:
             order.append(name)
         running.append(name)
 
-    def after(name: str, module: nn.Module, output: Any) -> None:
+    def after(name: str, module: nn.Module, _: Any, output: Any) -> None:
         running.pop()
-        if not all(tensor.isfinite().all() for tensor in _floats(output)):
+        if not is_finite(output):
             raise _FoundError(_own_cause(name, module) or name)
 
-    found = None
-    with _undisturbed(model, inputs.device):
-        hooks = []
+    with _undisturbed(model, inputs.device), ExitStack() as hooks:
         for name, module in model.named_modules():
-            hooks.append(module.register_forward_pre_hook(lambda _, x, name=name: before(name, x)))
-            hooks.append(module.register_forward_hook(lambda module, _, y, name=name: after(name, module, y)))
+            hooks.enter_context(module.register_forward_pre_hook(partial(before, name)))
+            hooks.enter_context(module.register_forward_hook(partial(after, name)))
         try:
             # with gradients, as in training: the kernels may be others without
             with torch.enable_grad(), autocast(), torch.compiler.set_stance("force_eager"):
                 model(inputs)
         except _FoundError as error:
-            found = str(error)
-        finally:
-            for hook in hooks:
-                hook.remove()
-    return found
+            return str(error)
+    return None
 
 
 def first_nonfinite_gradient(model: nn.Module, order: Sequence[str] = ()) -> str | None:
@@ -318,35 +319,20 @@ def _own_cause(name: str, module: nn.Module) -> str | None:
     return None
 
 
-def _floats(values: Any) -> Iterator[Tensor]:
-    """Find the floating-point tensors in what a module takes or gives."""
-    if isinstance(values, Tensor):
-        if values.is_floating_point():
-            yield values
-    elif isinstance(values, dict | list | tuple):
-        for value in values.values() if isinstance(values, dict) else values:
-            yield from _floats(value)
-
-
 @contextmanager
 def _undisturbed(model: nn.Module, device: torch.device) -> Iterator[None]:
     """Put back what a forward pass changes: random states, and buffers such as batch norm's.
 
     Synchronised batch norms, which would wait for other processes that have stopped elsewhere, evaluate.
     """
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    waiting = [m for m in model.modules() if isinstance(m, nn.SyncBatchNorm) and m.training]
-    for module in waiting:
-        module.training = False
-    try:
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            yield
-    finally:
-        for module in waiting:
-            module.training = True
-        with torch.no_grad():
-            for buffer, value in buffers:
-                buffer.copy_(value)
+    with ExitStack() as after:
+        for module in model.modules():
+            if isinstance(module, nn.SyncBatchNorm):
+                after.enter_context(eval_mode(module))
+        for buffer in model.buffers():
+            after.callback(buffer.copy_, buffer.clone())
+        after.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))
+        yield
 
 
 if __name__ == "__main__":
