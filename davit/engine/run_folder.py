@@ -100,9 +100,6 @@ def _lock(path: Path) -> IO[str]:
     """Lock a file against other processes until it is closed or this process ends, however it ends.
 
     A record lock (POSIX), because the loader processes that a killed run leaves behind do not inherit it.
-
-    Raises:
-        ValueError: another run holds it.
     """
     path = path.resolve()
     taken = ValueError(

@@ -282,11 +282,7 @@ class Trainer:
         return prefetch(stream, self.world.device, channels_last=self.args.channels_last)
 
     def _evaluate(self, asked: Callable[[], bool]) -> dict[str, float]:
-        """Measure the weights, and their average where there is one.
-
-        Raises:
-            StoppedError: a process was told to stop.
-        """
+        """Measure the weights, and their average where there is one; `StoppedError` if told to stop meanwhile."""
         results: dict[str, float] = {}
         ema = self.parts.ema
         for prefix, model in (("eval", self.parts.model), ("ema", ema.module if ema else None)):

@@ -274,11 +274,7 @@ def _compare_class_names(trained: Sequence[str] | None, dataset: PictureDataset)
 
 
 def _evaluate_within_memory(loaded: LoadedModel, labels: Labels | None, job: _Job) -> tuple[Evaluation, int]:
-    """Evaluate, and return the batch size that memory sufficed for: it is halved for a new start while it does not.
-
-    Raises:
-        ValueError: memory does not suffice for one picture. Any other error comes as it is.
-    """
+    """Evaluate, and return the batch size that memory sufficed for: it is halved for a new start while it does not."""
     args, world = job.args, job.world
     batch_size = args.batch_size
     while True:
