@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import platform
-import time
+import timeit
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -126,12 +126,7 @@ def bfloat16_cost() -> float:
     """Measure the time of a product of matrices in bfloat16 over that in float32."""
 
     def seconds(matrix: torch.Tensor) -> float:
-        taken = []
-        for _ in range(4):  # the first prepares
-            begun = time.perf_counter()
-            matrix @ matrix
-            taken.append(time.perf_counter() - begun)
-        return min(taken[1:])
+        return min(timeit.repeat(lambda: matrix @ matrix, number=1, repeat=4)[1:])  # the first prepares
 
     with torch.inference_mode(), torch.autocast("cpu", enabled=False):
         ones = torch.ones(_SIDE, _SIDE, device="cpu", dtype=torch.float32)

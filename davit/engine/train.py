@@ -6,6 +6,7 @@ import copy
 import logging
 import os
 import time
+import timeit
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -105,14 +106,14 @@ def measure_throughput(args: Namespace, model: nn.Module, config: dict[str, Any]
     images = torch.randn(args.batch_size, *config["input_size"], device=world.device)
     precision = precision_from(args, world.device, world.everywhere)
     precision.say()
-    seconds = []
+
+    def forward() -> None:
+        model(images)
+        if world.device.type == "cuda":
+            torch.cuda.synchronize(world.device)
+
     with torch.inference_mode(), precision.autocast():
-        for _ in range(40):
-            begun = time.perf_counter()
-            model(images)
-            if world.device.type == "cuda":
-                torch.cuda.synchronize(world.device)
-            seconds.append(time.perf_counter() - begun)
+        seconds = timeit.repeat(forward, number=1, repeat=40)
     speed, size = args.batch_size / median(seconds[10:]), args.batch_size
     log.info("%s: %.1f images/s in batches of %d on %s.", args.model, speed, size, world.device)
 

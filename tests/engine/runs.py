@@ -10,10 +10,12 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import torch
 
+from davit import DaViT, create_model
 from davit.engine import run_log
 from davit.engine.train import main
 
@@ -22,14 +24,22 @@ Train = Callable[..., Completed]
 """The fixture `train`."""
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-SMALL_MODEL = [
-    *("--model", "DaViT_nano", "--img-size", "16"),
-    *("--model-kwargs", "embed_dims=[8,16]", "depths=[1,1]", "num_heads=[1,2]", "window_size=2"),
-]
+SMALL = {"embed_dims": [8, 16], "depths": [1, 1], "num_heads": [1, 2], "window_size": 2}
+SMALL_WORDS = [f"{name}={value}".replace(" ", "") for name, value in SMALL.items()]
+SMALL_MODEL = ["--model", "DaViT_nano", "--img-size", "16", "--model-kwargs", *SMALL_WORDS]
 SHORT = [
     *("--epochs", "2", "--warmup-epochs", "1", "--cooldown-epochs", "0", "--batch-size", "8", "--workers", "0"),
     *("--output", "runs", "--experiment", "a"),
 ]
+
+
+def small_model(num_classes: int = 3, seed: int = 0, **options: Any) -> DaViT:
+    """The small model with random weights, and a head that does not give all pictures one answer."""
+    torch.manual_seed(seed)
+    model = create_model("DaViT_nano", num_classes=num_classes, **{**SMALL, **options})
+    assert isinstance(model, DaViT)
+    torch.nn.init.normal_(model.head.weight)
+    return model
 
 
 def environment(**more: str) -> dict[str, str]:

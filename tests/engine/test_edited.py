@@ -49,13 +49,6 @@ def test_a_run_goes_on_from_its_own_states(train: Train, trained: Path, tmp_path
     train(*EDITED, "--experiment", "b", "--resume", str(trained / "checkpoint-0.pth.tar"))
     assert weights_hash(tmp_path / "runs/b" / LAST) == whole
 
-    killed = tmp_path / "runs/a"
-    shutil.copytree(trained, killed)
-    for name in (LAST, "checkpoint-2.pth.tar"):  # as if it had been killed in the third epoch
-        (killed / name).unlink(missing_ok=True)
-    train(*EDITED, "--auto-resume")
-    assert weights_hash(killed / LAST) == whole
-
 
 def test_its_checkpoints_are_evaluated_and_asked(
     trained: Path, pictures: Path, capsys: pytest.CaptureFixture[str]

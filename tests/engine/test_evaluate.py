@@ -16,16 +16,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from davit import DaViT
 from davit.data import BadImageError, DataError, EvalLoader, PictureDataset, eval_transform, open_dataset
 from davit.engine.distributed import PeerError, StoppedError, World, in_step, is_out_of_memory
 from davit.engine.evaluate import Evaluation, MiscountError, evaluate
 from davit.engine.labels import BUNDLED_REAL, Labels, real_labels, subset_labels
 from davit.engine.load_model import TestTimePool, pooling_window
 from davit.registry import create_model
+from tests.engine.runs import small_model
 
 ALONE = World(0, 0, 1, torch.device("cpu"))
-TINY: dict[str, Any] = {"embed_dims": (8, 16), "depths": (1, 1), "num_heads": (1, 2), "window_size": 2}
 READ = eval_transform(img_size=16)
 
 
@@ -33,13 +32,6 @@ READ = eval_transform(img_size=16)
 def dataset(pictures: Path) -> PictureDataset:
     """13 validation pictures of 3 classes."""
     return open_dataset(pictures, "val", transform=READ)
-
-
-def tiny(num_classes: int = 3, seed: int = 0) -> DaViT:
-    torch.manual_seed(seed)
-    model = DaViT(num_classes=num_classes, **TINY)
-    nn.init.normal_(model.head.weight)  # so that the pictures do not all get one answer
-    return model
 
 
 def loader(dataset: PictureDataset, batch_size: int = 5, **options: Any) -> EvalLoader:
@@ -69,7 +61,7 @@ class Answers(nn.Module):
 
 @pytest.mark.parametrize(("batch_size", "workers"), [(1, 0), (4, 1), (64, 0)])
 def test_figures_are_those_of_a_plain_computation(dataset: PictureDataset, batch_size: int, workers: int) -> None:
-    model = tiny(num_classes=9)
+    model = small_model(num_classes=9)
     logits, targets = logits_and_targets(model, dataset)
     found = evaluate(model, loader(dataset, batch_size, workers=workers), world=ALONE)
     ranks = (logits > logits.gather(1, targets[:, None])).sum(1)  # how many classes are before the right one
@@ -105,7 +97,7 @@ def test_logits_that_are_not_numbers_are_reported_and_wrong(dataset: PictureData
 
 
 def test_modules_get_their_modes_back_also_after_an_error(dataset: PictureDataset) -> None:
-    model = tiny().train()
+    model = small_model().train()
     model.patch_embeds.eval()
     before = [module.training for module in model.modules()]
     run(model, dataset)
@@ -139,19 +131,19 @@ def test_bad_pictures_stop_it_or_are_counted(pictures: Path, tmp_path: Path) -> 
     (tmp_path / "val" / "red" / "0.png").write_bytes(b"")
     dataset = open_dataset(tmp_path, "val", transform=READ)
     with pytest.raises(BadImageError, match=r"red/0\.png"):
-        run(tiny(), dataset)
+        run(small_model(), dataset)
     # batches of one: a batch of nothing but the bad picture is never handed out
     skipping = loader(dataset, 1, skip_bad_images=True)
     for _ in range(2):
-        found = evaluate(tiny(), skipping, world=ALONE)
+        found = evaluate(small_model(), skipping, world=ALONE)
         assert (found.count, found.skipped) == (12, 1)
         assert [Path(file).name for file in found.bad_images] == ["0.png"]
 
 
 def test_a_limit_ends_early_and_the_next_pass_is_whole(dataset: PictureDataset) -> None:
     ours = loader(dataset, workers=1)
-    assert evaluate(tiny(), ours, world=ALONE, limit_batches=2).count == 10
-    assert evaluate(tiny(), ours, world=ALONE).count == 13
+    assert evaluate(small_model(), ours, world=ALONE, limit_batches=2).count == 10
+    assert evaluate(small_model(), ours, world=ALONE).count == 13
 
 
 @pytest.mark.parametrize("positions", [[0, 1, 2, 3], [*range(13), 5], [0, 0, *range(2, 13)]])
@@ -161,12 +153,12 @@ def test_a_picture_lost_or_seen_twice_is_an_internal_error(dataset: PictureDatas
     fields = {name: getattr(whole, name)[positions] for name in ("images", "targets", "indices")}
     faulty.batches = lambda: iter([whole._replace(**fields)])  # type: ignore[method-assign]
     with pytest.raises(MiscountError):
-        evaluate(tiny(), faulty, world=ALONE)
+        evaluate(small_model(), faulty, world=ALONE)
 
 
 def test_a_class_that_the_model_lacks_is_an_error_before_it_can_break_the_device(dataset: PictureDataset) -> None:
     with pytest.raises(DataError, match=r"class 2 .* 0 to 1"):
-        run(tiny(num_classes=2), dataset)
+        run(small_model(num_classes=2), dataset)
 
 
 @pytest.mark.parametrize(
@@ -220,7 +212,7 @@ def test_a_subset_of_classes_competes_alone(
     for name in ("blue", "red"):
         shutil.copytree(pictures / "val" / name, tmp_path / "val" / name)
     dataset = open_dataset(tmp_path, "val", class_map=class_map, transform=READ)
-    model = tiny(num_classes=7)
+    model = small_model(num_classes=7)
     found = run(model, dataset, labels=subset_labels(write_lines(tmp_path, *columns), dataset, 7))
     logits, targets = logits_and_targets(model, dataset)
     competing, right = logits[:, columns], torch.tensor([wanted[target] for target in targets.tolist()])
@@ -260,7 +252,7 @@ def imagenet_like(tmp_path: Path, pictures: Path) -> PictureDataset:
 def test_real_labels_are_found_by_file_name(imagenet_like: PictureDataset, tmp_path: Path) -> None:
     answers = [[0], [2, 6], [], [1], [5, 6, 0], [4], [], [3], [6], [6]]  # of the pictures 1 to 10
     (tmp_path / "real.json").write_text(json.dumps(answers))
-    model = tiny(num_classes=7, seed=3)
+    model = small_model(num_classes=7, seed=3)
     found = run(model, imagenet_like, 4, labels=real_labels(tmp_path / "real.json", imagenet_like, Labels()))
     logits, _ = logits_and_targets(model, imagenet_like)
     numbers = [int(name[-12:-4]) for name in imagenet_like.filenames()]
@@ -306,7 +298,7 @@ def test_pooling_is_the_head_on_each_window(name: str) -> None:
 
 
 def test_pooling_is_for_larger_pictures_and_for_maps() -> None:
-    model = tiny().eval()
+    model = small_model().eval()
     for size in ((64, 64), (64, 128), (32, 32)):
         assert pooling_window(model, (64, 64), size) is None
     with pytest.raises(ValueError, match="VisionTransformer"):

@@ -15,7 +15,7 @@ from davit.engine import precision
 from davit.engine.distributed import World
 from davit.engine.precision import Precision, bfloat16_cost, has_bfloat16, precision_from
 from davit.engine.run_folder import read_state
-from tests.engine.runs import SHORT, Train, summary
+from tests.engine.runs import SHORT, SMALL, Train, small_model, summary
 
 CPU = torch.device("cpu")
 Pretend = Callable[[bool], None]
@@ -150,10 +150,8 @@ def test_prediction(
     processor: Pretend, tmp_path: Path, caplog: pytest.LogCaptureFixture, has: bool, flag: str
 ) -> None:
     processor(has)
-    small = {"embed_dims": (8, 16), "depths": (1, 1), "num_heads": (1, 2), "window_size": 4}
-    model = davit.create_model("DaViT_nano", num_classes=3, **small)
-    args = {"model": "DaViT_nano", "model_kwargs": small, "img_size": 32}
-    torch.save({"state_dict": model.state_dict(), "args": args}, tmp_path / "weights.pth")
+    args = {"model": "DaViT_nano", "model_kwargs": SMALL, "img_size": 32}
+    torch.save({"state_dict": small_model().state_dict(), "args": args}, tmp_path / "weights.pth")
     predictor = davit.load(tmp_path / "weights.pth", device="cpu", **{flag: True})
     assert len(remarks(caplog.text)) == (not has)
     outputs = []

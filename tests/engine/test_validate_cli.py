@@ -27,9 +27,9 @@ from davit.engine.evaluate import Evaluation, evaluate
 from davit.engine.flags import given_flags, validate_parser
 from davit.engine.validate import Request, find_requests, main
 from davit.pretrained import PretrainedError
+from tests.engine.runs import SMALL, SMALL_WORDS, small_model
 from tests.processes import free_port
 
-SMALL = {"embed_dims": [8, 16], "depths": [1, 1], "num_heads": [1, 2], "window_size": 2}
 ARGS = {
     "model": "DaViT_nano",
     "model_kwargs": SMALL,
@@ -42,16 +42,8 @@ ARGS = {
 }
 
 
-def model(seed: int = 0, **options: Any) -> DaViT:
-    torch.manual_seed(seed)
-    made = davit.create_model("DaViT_nano", **{"num_classes": 3, **SMALL, **options})
-    torch.nn.init.normal_(made.head.weight)
-    assert isinstance(made, DaViT)
-    return made
-
-
 def save(path: Path, seed: int = 0, args: Any = ARGS, **entries: Any) -> Path:
-    torch.save({"state_dict": model(seed).state_dict(), "args": args, **entries}, path)
+    torch.save({"state_dict": small_model(seed=seed).state_dict(), "args": args, **entries}, path)
     return path
 
 
@@ -91,7 +83,7 @@ def go(
 
 def directly(dataset: PictureDataset, seed: int = 0, **options: Any) -> Evaluation:
     return evaluate(
-        model(seed, **options), EvalLoader(dataset, batch_size=4), world=World(0, 0, 1, torch.device("cpu"))
+        small_model(seed=seed, **options), EvalLoader(dataset, batch_size=4), world=World(0, 0, 1, torch.device("cpu"))
     )
 
 
@@ -179,12 +171,11 @@ def test_weights_alone_are_known_by_their_shapes(go: Any, tmp_path: Path) -> Non
     torch.save(full.state_dict(), tmp_path / "bare.pth")
     status, row, _ = go("--checkpoint", tmp_path / "bare.pth", "--img-size", 80, "--no-test-pool")
     assert (status, row["model"], row["img_size"], row["count"]) == (0, "DaViT_nano", 80, 13)
-    torch.save(model().state_dict(), tmp_path / "odd.pth")  # the shapes of no variant
+    torch.save(small_model().state_dict(), tmp_path / "odd.pth")  # the shapes of no variant
     status, _, text = go("--checkpoint", tmp_path / "odd.pth")
     assert status == 2
     assert "odd.pth" in text
-    words = ["embed_dims=[8,16]", "depths=[1,1]", "num_heads=[1,2]", "window_size=2"]
-    flags = ("--model", "DaViT_nano", "--img-size", 16, "--model-kwargs", *words)
+    flags = ("--model", "DaViT_nano", "--img-size", 16, "--model-kwargs", *SMALL_WORDS)
     assert go("--checkpoint", tmp_path / "odd.pth", *flags)[0] == 0
 
 
@@ -292,7 +283,7 @@ def test_a_folder_of_checkpoints(
 
 
 def test_a_checkpoint_of_nan_gives_valid_json(go: Any, tmp_path: Path) -> None:
-    broken = model()
+    broken = small_model()
     torch.nn.init.constant_(broken.head.bias, float("nan"))
     torch.save({"state_dict": broken.state_dict(), "args": ARGS}, tmp_path / "nan.pth")
     for name, form in (("r", "json"), ("r.json", "csv")):  # --results-format rather than the suffix
@@ -316,7 +307,7 @@ def test_wildcards_stand_for_models_with_published_weights(tmp_path: Path) -> No
 
 
 def test_several_models_one_of_which_fails(go: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    create = Mock(side_effect=[PretrainedError("no network"), ConnectionError("the hub\nis away"), model()])
+    create = Mock(side_effect=[PretrainedError("no network"), ConnectionError("the hub\nis away"), small_model()])
     monkeypatch.setattr(load_model, "create_model", create)
     flags = ("--model", "DaViT_*", "--pretrained", "--img-size", 16, "--results-file", tmp_path / "r.json")
     status, rows, text = go(*flags)
