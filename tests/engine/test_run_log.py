@@ -1,7 +1,6 @@
 """summary.csv equals that of an uninterrupted run, curves show the numbers, and the other records of a run."""
 
 import argparse
-import csv
 import enum
 import errno
 import math
@@ -19,6 +18,7 @@ import yaml
 from davit.engine import run_log
 from davit.engine.curves import draw_curves
 from davit.engine.run_log import RunLog, plain, write_args, write_bad_images
+from tests.engine.runs import summary
 
 Row = dict[str, float]
 
@@ -48,11 +48,6 @@ def record(folder: Path, epochs: range, resume_epoch: int = 0, **more: float) ->
     return folder / "summary.csv"
 
 
-def read(folder: Path) -> list[dict[str, str]]:
-    with (folder / "summary.csv").open(newline="") as stream:
-        return list(csv.DictReader(stream))
-
-
 # -- summary.csv
 
 
@@ -63,7 +58,7 @@ def test_summary_has_a_row_for_each_epoch_with_the_same_bits(tmp_path: Path) -> 
     log = RunLog(tmp_path, config={})
     log.epoch({"epoch": 0, **numbers})
     log.epoch({"epoch": 1, **numbers})
-    rows = read(tmp_path)
+    rows = summary(tmp_path)
     assert [r["epoch"] for r in rows] == ["0", "1"]
     assert rows[0]["count"] == "7"
     for name, value in numbers.items():
@@ -76,7 +71,7 @@ def test_resumed_summary_equals_an_uninterrupted_one(tmp_path: Path, written: in
     whole, broken = record(tmp_path / "whole", range(8)), record(tmp_path / "broken", range(written))
     RunLog(tmp_path / "broken", config={}, resume_epoch=resume_epoch)
     # rows not yet reached are gone as soon as the run resumes
-    assert not broken.exists() if resume_epoch == 0 else len(read(broken.parent)) == resume_epoch
+    assert not broken.exists() if resume_epoch == 0 else len(summary(broken.parent)) == resume_epoch
     record(tmp_path / "broken", range(resume_epoch, 8), resume_epoch=resume_epoch)
     assert broken.read_bytes() == whole.read_bytes()
 
@@ -98,7 +93,7 @@ def test_new_and_missing_columns(tmp_path: Path) -> None:
 def test_unreadable_summary_is_set_aside(tmp_path: Path, damage: bytes, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "summary.csv").write_bytes(damage)
     record(tmp_path, range(3, 4), resume_epoch=3)
-    assert [r["epoch"] for r in read(tmp_path)] == ["3"]
+    assert [r["epoch"] for r in summary(tmp_path)] == ["3"]
     assert (tmp_path / "summary-unreadable.csv").read_bytes() == damage
     assert "summary-unreadable.csv" in caplog.text
 
@@ -110,7 +105,7 @@ def test_a_full_disk_is_raised_with_the_old_summary_whole_and_a_failure_to_draw_
     monkeypatch.setattr(run_log, "draw_curves", full_disk)
     log = RunLog(tmp_path, config={})
     log.epoch(row(0))
-    assert [r["epoch"] for r in read(tmp_path)] == ["0"]
+    assert [r["epoch"] for r in summary(tmp_path)] == ["0"]
     assert "curves.png" in caplog.text and "No space left" in caplog.text
     before = (tmp_path / "summary.csv").read_bytes()
     monkeypatch.setattr(os, "fsync", full_disk)

@@ -122,31 +122,23 @@ def test_the_curves_of_several_runs(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "words, why",
     [
-        ([], "--checkpoint"),
-        (["PICTURE", "--runs", "run"], "--runs"),
-        (["--runs", "."], "summary.csv"),
-        (["PICTURE", "--class", "mauve"], "mauve"),
-        (["PICTURE", "--class", "3"], "'3'"),
-        (["PICTURE", "--class", "e"], "'e'"),
-        (["PICTURE", "--out", "out.doc"], "out.doc"),
-        (["PICTURE", "PICTURE", "--out", "out.png"], "2 pictures"),
-        (["PICTURE", "--checkpoint", "nowhere.pth"], "nowhere.pth"),
-        (["PICTURE", "--checkpoint", "nowhere.pth", "--pretrained"], "--pretrained"),
+        *(("", "--checkpoint"), ("{picture} --runs run", "--runs"), ("--runs .", "summary.csv")),
+        *(("{given} --class mauve", "mauve"), ("{given} --class 3", "'3'"), ("{given} --class e", "'e'")),
+        *(("{given} --out out.doc", "out.doc"), ("{picture} {given} --out out.png", "2 pictures")),
+        ("{picture} --checkpoint nowhere.pth", "nowhere.pth"),
+        ("{given} --pretrained", "--pretrained"),
     ],
 )
 def test_mistakes(
     trained: Path,
     scene_file: Path,
     tmp_path: Path,
-    words: list[str],
+    words: str,
     why: str,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    words = [str(scene_file) if word == "PICTURE" else word for word in words]
-    if words and "--runs" not in words and "--checkpoint" not in words:
-        words += ["--checkpoint", str(trained)]
-    assert main(words) == 2
+    assert main(words.format(picture=scene_file, given=f"{scene_file} --checkpoint {trained}").split()) == 2
     assert why in caplog.text
     assert not any(Path().glob("out.*"))
