@@ -13,6 +13,7 @@ from torch.distributed import HashStore
 
 from davit.engine import train as engine
 from davit.engine.distributed import World
+from davit.engine.flags import train_parser
 from davit.engine.run_folder import BEST, LAST, PREVIOUS, RunFolder, open_folder, read_state
 from davit.engine.steps import Stepper
 from tests.engine.runs import SHORT, Train, summary, weights_hash
@@ -33,9 +34,8 @@ def saved(path: Path, epoch: int, step: int = 0) -> None:
     folder.close()
 
 
-def asked(output: Path, **flags: Any) -> Namespace:
-    given = {"output": str(output), "experiment": "", "model": "DaViT_nano", "auto_resume": False, "overwrite": False}
-    return Namespace(**{**given, "resume": "", "checkpoint_hist": 3, "eval_metric": "top1", **flags})
+def asked(output: Path, *words: str) -> Namespace:
+    return train_parser().parse_args(["--model", "DaViT_nano", "--output", str(output), *words])
 
 
 def opened(options: Namespace, world: World) -> tuple[Path, dict[str, Any] | None]:
@@ -72,14 +72,15 @@ def test_a_restart_does_not_soften_the_refusal_of_anothers_folder(tmp_path: Path
     world = World(0, 0, 1, CPU, HashStore())
     for _ in range(2):
         with pytest.raises(ValueError) as refused:
-            opened(asked(tmp_path, experiment="a"), world)
+            opened(asked(tmp_path, "--experiment", "a"), world)
         assert all(word in str(refused.value) for word in (str(other), "--auto-resume", "--overwrite"))
         assert read_state(other / LAST)["epoch"] == 7
-    path, state = opened(asked(tmp_path, experiment="a", overwrite=True), world)
+    replacing = asked(tmp_path, "--experiment", "a", "--overwrite")
+    path, state = opened(replacing, world)
     assert state is None
     assert not (path / LAST).exists()
     saved(path, 2)
-    _, state = opened(asked(tmp_path, experiment="a", overwrite=True), world)
+    _, state = opened(replacing, world)
     assert state is not None  # its own work is not overwritten by the restart
     assert state["epoch"] == 2
 
