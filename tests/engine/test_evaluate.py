@@ -162,24 +162,29 @@ def test_a_class_that_the_model_lacks_is_an_error_before_it_can_break_the_device
 
 
 @pytest.mark.parametrize(
-    ("reports", "expected", "is_memory"),
+    ("reports", "expected", "is_memory", "status"),
     [
-        ([("MemoryError: ", True, 1), None], PeerError, True),
-        ([("MemoryError: ", True, 1), ("OSError: no disk", False, 4)], PeerError, False),
-        (["stopped", None], StoppedError, False),
-        (["stopped", ("OSError: no disk", False, 1)], PeerError, False),  # a failure comes first
+        ([("MemoryError: ", True, 1), None], PeerError, True, 1),
+        ([("MemoryError: ", True, 1), ("OSError: no disk", False, 4)], PeerError, False, 1),
+        (["stopped", None], StoppedError, False, None),
+        (["stopped", ("OSError: no disk", False, 4)], PeerError, False, 4),  # a failure comes first
     ],
 )
-def test_what_happens_to_another_process_stops_this_one(reports: list[Any], expected: Any, is_memory: bool) -> None:
+def test_what_happens_to_another_process_stops_this_one(
+    reports: list[Any], expected: Any, is_memory: bool, status: int | None
+) -> None:
     world: Any = SimpleNamespace(size=3, gather=lambda mine: [mine, *reports])
     with pytest.raises(expected) as raised, in_step(world):
         pass
-    assert getattr(raised.value, "exit_status", None) == (1 if expected is PeerError else None)
+    assert getattr(raised.value, "exit_status", None) == status
     assert is_out_of_memory(raised.value) is is_memory
     with pytest.raises(expected), in_step(world):
         raise StoppedError
-    with pytest.raises(KeyError, match="mine"), in_step(world):
-        raise KeyError("mine")
+    told: list[Any] = []
+    world.gather = lambda mine: told.append(mine) or [mine, *reports]
+    with pytest.raises(OSError), in_step(world):
+        raise OSError(28, "No space left on device")
+    assert told[0][1:] == (False, 4)  # as this process ends, so do the others
 
 
 def test_what_counts_as_out_of_memory() -> None:
