@@ -20,9 +20,10 @@ import shutil
 from argparse import Namespace
 from collections.abc import Iterable
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any
 
 import torch
 
@@ -238,7 +239,8 @@ class RunFolder:
 # ---- the folder of a run that begins or goes on ----
 
 
-class Opened(NamedTuple):
+@dataclass(frozen=True)
+class Opened:
     """The open folder of a run and the state that it goes on from, if any.
 
     Attributes:
