@@ -17,7 +17,6 @@ import math
 import os
 import re
 import shutil
-from argparse import Namespace
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -39,7 +38,7 @@ _EPOCH_FILE = re.compile(r"checkpoint-(\d+)\.pth\.tar")
 # what a run writes into its folder, and so what --overwrite removes from it
 _OF_A_RUN = (
     *(LAST, PREVIOUS, BEST, "checkpoint-*.pth.tar", "*.pth.tar.damaged", ".*.partial"),
-    *("args.yaml", "summary*.csv", "summary.json", "curves.png", "bad_images.csv", "tensorboard", "wandb*"),
+    *("options.yaml", "summary*.csv", "summary.json", "curves.png", "bad_images.csv", "tensorboard", "wandb*"),
     *("nonfinite-*.pt", "train-batch-*.jpg"),
 )
 _FOLDER = "davit/folder"  # the key under which a job remembers its folder over restarts
@@ -240,6 +239,20 @@ class RunFolder:
 
 
 @dataclass(frozen=True)
+class FolderOptions:
+    """The flags that say where a run is written, and from where it goes on; their names are the flags'."""
+
+    model: str
+    output: str
+    experiment: str
+    overwrite: bool
+    resume: str
+    auto_resume: bool
+    checkpoint_hist: int
+    eval_metric: str
+
+
+@dataclass(frozen=True)
 class Opened:
     """The open folder of a run and the state that it goes on from, if any.
 
@@ -252,7 +265,7 @@ class Opened:
     is_own: bool
 
 
-def open_folder(args: Namespace, size: int, world: World) -> Opened:
+def open_folder(options: FolderOptions, size: int, world: World) -> Opened:
     """Open the folder of a run, on the main process, and read the state that it goes on from.
 
     A job that torchrun restarted goes on in the folder that it had opened, without --auto-resume; one that had
@@ -265,16 +278,16 @@ def open_folder(args: Namespace, size: int, world: World) -> Opened:
         ValueError: the folder holds another run, or one is writing there (also `CheckpointError`: no whole state).
     """
     opened = world.recall(_FOLDER)
-    path = Path(opened) if opened is not None else run_path(args, size)
-    folder = RunFolder(path, args.checkpoint_hist, higher_is_better=args.eval_metric != "loss")
+    path = Path(opened) if opened is not None else run_path(options, size)
+    folder = RunFolder(path, options.checkpoint_hist, higher_is_better=options.eval_metric != "loss")
     try:
-        state = folder.go_on() if args.auto_resume or opened is not None else None
+        state = folder.go_on() if options.auto_resume or opened is not None else None
         is_own = state is not None
-        if state is None and args.resume:
-            state = read_any(Path(args.resume))  # before anything is removed: it may lie in this folder
+        if state is None and options.resume:
+            state = read_any(Path(options.resume))  # before anything is removed: it may lie in this folder
         # with --auto-resume it holds a summary and no state yet: the interrupted run had not come far
-        if not is_own and opened is None and not args.auto_resume and folder.holds_a_run():
-            if not args.overwrite:
+        if not is_own and opened is None and not options.auto_resume and folder.holds_a_run():
+            if not options.overwrite:
                 raise ValueError(
                     f"{path} holds an earlier run: pass --auto-resume to go on with it, --overwrite to replace it, "
                     "or another --experiment."
@@ -289,15 +302,15 @@ def open_folder(args: Namespace, size: int, world: World) -> Opened:
     return Opened(folder, state, is_own)
 
 
-def run_path(args: Namespace, size: int) -> Path:
+def run_path(options: FolderOptions, size: int) -> Path:
     """Return the folder of a run: --output/--experiment.
 
     Without a name: the time, the model and the size, so that no two runs meet. With --auto-resume a run without a
     name takes the newest folder of that model and size.
     """
-    output = Path(args.output or "output/train")
-    if args.experiment:
-        return output / args.experiment
-    name = f"{args.model.replace('/', '_')}-{size}"
-    earlier = sorted(path.parent for path in output.glob(f"*-{name}/{LAST}")) if args.auto_resume else []
+    output = Path(options.output or "output/train")
+    if options.experiment:
+        return output / options.experiment
+    name = f"{options.model.replace('/', '_')}-{size}"
+    earlier = sorted(path.parent for path in output.glob(f"*-{name}/{LAST}")) if options.auto_resume else []
     return earlier[-1] if earlier else output / f"{datetime.now():%Y%m%d-%H%M%S}-{name}"

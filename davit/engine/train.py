@@ -9,6 +9,7 @@ import time
 import timeit
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -30,7 +31,7 @@ from .nonfinite import report_nonfinite
 from .precision import precision_from
 from .progress import Progress
 from .resume import Standing, enter_schedule, restore, state_of
-from .run_folder import Opened, RunFolder, open_folder
+from .run_folder import FolderOptions, Opened, RunFolder, open_folder
 from .run_log import RunLog, check_loggers, plain, write_args, write_bad_images
 from .steps import EpochTotals, OnNonFinite
 
@@ -88,7 +89,10 @@ def run(args: Namespace, world: World) -> None:
         measure_throughput(args, model, config, world)
         return
     parts = build_parts(args, model, data, config, world)
-    trainer = Trainer(parts, args, world)
+    # the flags of the precision as they came out on this machine
+    record = plain({**vars(args), **parts.precision.flags})
+    options = RunOptions(**{flag.name: getattr(args, flag.name) for flag in fields(RunOptions)})
+    trainer = Trainer(parts, options, record, world)
     try:
         if args.dry_run:
             parts.precision.say()
@@ -118,17 +122,38 @@ def measure_throughput(args: Namespace, model: nn.Module, config: dict[str, Any]
     log.info("%s: %.1f images/s in batches of %d on %s.", args.model, speed, size, world.device)
 
 
-class Trainer:
-    """A run: its parts, where it stands, and the loop."""
+@dataclass(frozen=True)
+class RunOptions(FolderOptions):
+    """The flags that a run reads beside those of its parts; their names are the flags'."""
 
-    def __init__(self, parts: Parts, args: Namespace, world: World):
-        self.parts, self.args, self.world = parts, args, world
-        # every flag for the run's folder and its states, those of the precision as they came out on this machine
-        self.record: dict[str, Any] = plain({**vars(args), **parts.precision.flags})
-        self.standing = Standing(args.start_epoch or 0)
+    lr: float
+    batch_size: int
+    grad_accum_steps: int
+    start_epoch: int | None
+    no_resume_opt: bool
+    mixup_off_epoch: int
+    dist_bn: str
+    channels_last: bool
+    log_interval: int
+    recovery_interval: int
+    save_images: bool
+    log_tensorboard: bool
+    log_wandb: bool
+
+
+class Trainer:
+    """A run: its parts, where it stands, and the loop.
+
+    Args:
+        record: every flag's value, for the run's folder and its states.
+    """
+
+    def __init__(self, parts: Parts, options: RunOptions, record: dict[str, Any], world: World):
+        self.parts, self.options, self.record, self.world = parts, options, record, world
+        self.standing = Standing(options.start_epoch or 0)
         if self.standing.epoch:
             enter_schedule(parts, self.standing)
-        self.path = Path(args.output or "output")  # until the run's own folder is open
+        self.path = Path(options.output or "output")  # until the run's own folder is open
         self.folder: RunFolder | None = None
         self.run_log: RunLog | None = None
         self._announce()
@@ -137,10 +162,10 @@ class Trainer:
 
     def _announce(self) -> None:
         """Say what is about to be trained: model, data, global batch, rate and steps."""
-        parts, args, loader = self.parts, self.args, self.parts.train_loader
+        parts, options, loader = self.parts, self.options, self.parts.train_loader
         log.info(
             "%s, %.2f M parameters, %d classes, %s px; %d training and %d validation pictures.",
-            args.model,
+            options.model,
             sum(p.numel() for p in parts.model.parameters()) / 1e6,
             parts.data.num_classes,
             "x".join(str(n) for n in parts.config["input_size"][1:]),
@@ -150,7 +175,7 @@ class Trainer:
         log.info(
             "Global batch %d = %d pictures x %d processes x %d micro-batches; learning rate %g for it; %d epochs of "
             "%d steps = %d steps; %s on %s.",
-            *(loader.global_batch, args.batch_size, self.world.size, args.grad_accum_steps, args.lr),
+            *(loader.global_batch, options.batch_size, self.world.size, options.grad_accum_steps, options.lr),
             *(parts.num_epochs, loader.steps_per_epoch, parts.num_epochs * loader.steps_per_epoch),
             *(parts.precision.name, self.world.device),
         )
@@ -163,7 +188,7 @@ class Trainer:
         seconds = 0.0
         for step in range(min(2, loader.steps_per_epoch)):
             begun = time.perf_counter()
-            micro_batches = list(islice(batches, self.args.grad_accum_steps))
+            micro_batches = list(islice(batches, self.options.grad_accum_steps))
             parts.stepper.step(micro_batches, 0, step, False, self._on_nonfinite(step))
             seconds = time.perf_counter() - begun
         begun = time.perf_counter()
@@ -182,11 +207,11 @@ class Trainer:
 
     def prepare_folder(self) -> None:
         """Open the run's folder and, if asked, go on from what is saved; all processes agree or all stop."""
-        loggers = {"tensorboard": self.args.log_tensorboard, "wandb": self.args.log_wandb}
+        loggers = {"tensorboard": self.options.log_tensorboard, "wandb": self.options.log_wandb}
 
         def open_it() -> Opened:
             check_loggers(**loggers)  # before anything is removed
-            return open_folder(self.args, self.parts.config["input_size"][-1], self.world)
+            return open_folder(self.options, self.parts.config["input_size"][-1], self.world)
 
         opened = self.world.on_main(open_it)
         if opened is not None:
@@ -225,14 +250,14 @@ class Trainer:
         if self.folder is not None and standing.kept:
             folder, kept = self.folder, standing.kept
             best = min(kept, key=lambda epoch: (folder.rank(kept[epoch]), epoch))
-            metric = self.args.eval_metric
+            metric = self.options.eval_metric
             log.info("Best %s %.4g at epoch %d; everything is in %s.", metric, kept[best], best, folder.path)
 
     def _train_epoch(self, asked: Callable[[], bool]) -> None:
         """Run the steps of an epoch that are still to be done."""
-        args, standing, stepper, loader = self.args, self.standing, self.parts.stepper, self.parts.train_loader
+        options, standing, stepper, loader = self.options, self.standing, self.parts.stepper, self.parts.train_loader
         epoch = standing.epoch
-        if stepper.mixup is not None and args.mixup_off_epoch and epoch >= args.mixup_off_epoch:
+        if stepper.mixup is not None and options.mixup_off_epoch and epoch >= options.mixup_off_epoch:
             stepper.mixup.mixup_enabled = False
         stepper.forward.train()
         if standing.step == 0:
@@ -241,7 +266,7 @@ class Trainer:
             loader.steps_per_epoch,
             f"epoch {epoch}/{self.parts.num_epochs - 1}",
             images_per_step=loader.global_batch,
-            interval=args.log_interval,
+            interval=options.log_interval,
             start=standing.step,
             enabled=self.world.is_main,
         )
@@ -249,7 +274,7 @@ class Trainer:
         with progress:
             for step in range(standing.step, loader.steps_per_epoch):
                 begun = time.perf_counter()
-                micro_batches = list(islice(batches, args.grad_accum_steps))
+                micro_batches = list(islice(batches, options.grad_accum_steps))
                 waited = time.perf_counter() - begun
                 result = stepper.step(micro_batches, epoch, step, asked(), self._on_nonfinite(step))
                 standing.step = done = step + 1
@@ -262,16 +287,16 @@ class Trainer:
                     grad_norm=result.grad_norm,
                     data_share=standing.totals.data_share,
                 )
-                if args.save_images and done % args.log_interval == 0 and self.folder is not None:
+                if options.save_images and done % options.log_interval == 0 and self.folder is not None:
                     save_images(micro_batches[0], self.path / f"train-batch-{done}.jpg")
                 if done < loader.steps_per_epoch:  # behind the last step the evaluation asks again
-                    is_recovery_point = args.recovery_interval and done % args.recovery_interval == 0
+                    is_recovery_point = options.recovery_interval and done % options.recovery_interval == 0
                     if result.stop_asked or is_recovery_point:
                         self._save()
                     if result.stop_asked:
                         self._stop()
-        if self.world.is_distributed and args.dist_bn:
-            distribute_bn(self.parts.model, self.world.size, args.dist_bn == "reduce")
+        if self.world.is_distributed and options.dist_bn:
+            distribute_bn(self.parts.model, self.world.size, options.dist_bn == "reduce")
 
     def _rate(self) -> float:
         """Return the learning rate of the next step."""
@@ -280,7 +305,7 @@ class Trainer:
 
     def _on_device(self, stream: Iterator[Batch]) -> Iterator[Batch]:
         """Move batches of a loader to where the model gets them."""
-        return prefetch(stream, self.world.device, channels_last=self.args.channels_last)
+        return prefetch(stream, self.world.device, channels_last=self.options.channels_last)
 
     def _evaluate(self, asked: Callable[[], bool]) -> dict[str, float]:
         """Measure the weights, and their average where there is one; `StoppedError` if told to stop meanwhile."""
@@ -303,7 +328,7 @@ class Trainer:
             self.parts.val_loader,
             world=self.world,
             autocast=self.parts.precision.autocast,
-            channels_last=self.args.channels_last,
+            channels_last=self.options.channels_last,
             limit_batches=limit_batches,
             stop=stop,
         )
@@ -312,7 +337,7 @@ class Trainer:
         """Record an epoch, and save the state that the next one begins with."""
         standing = self.standing
         totals, finished = standing.totals, standing.epoch
-        metric = results[("ema_" if self.parts.ema else "eval_") + self.args.eval_metric]
+        metric = results[("ema_" if self.parts.ema else "eval_") + self.options.eval_metric]
         self._gather_bad_images()
         row: dict[str, Any] = {
             "epoch": finished,
