@@ -18,7 +18,6 @@ TOLERANCE = {
     torch.bfloat16: 0.012 if ON_CUDA or support.INTERPRETED else 0.006,
     torch.float16: 0.0015,
 }
-CALLS = {"call_function", "call_method"}
 DEVICE = "cuda" if ON_CUDA else "cpu"
 
 
@@ -134,19 +133,24 @@ def laid_out(request: pytest.FixtureRequest) -> Callable[[int], Tensor]:
     }[request.param]
 
 
-@pytest.fixture
-def recorded() -> Iterator[Callable[..., Any]]:
-    """``recorded(function)``: the compiled function, and a list that receives the names of its graphs' operators."""
+@pytest.fixture(autouse=True)
+def _fresh_compiler() -> Iterator[None]:
     torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.fixture
+def recorded() -> Callable[..., Any]:
+    """``recorded(function)``: the compiled function, and a list that receives the names of its graphs' operators."""
 
     def make(function: Callable[..., Any], backend: str = "eager") -> tuple[Callable[..., Any], list[str]]:
         names: list[str] = []
 
         def keep(graph: Any, inputs: Any) -> Any:
-            names.extend(str(node.target) for node in graph.graph.nodes if node.op in CALLS)
+            names.extend(str(node.target) for node in graph.graph.nodes if node.op in {"call_function", "call_method"})
             return torch._dynamo.lookup_backend(backend)(graph, inputs)
 
         return torch.compile(function, fullgraph=True, backend=keep), names
 
-    yield make
-    torch._dynamo.reset()
+    return make
