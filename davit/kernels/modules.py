@@ -151,12 +151,6 @@ def _warn_of_scripting() -> None:
 # --- the ways to compute a block ---
 
 
-def _infer_whole(block: Any, x_BHWC: Tensor) -> Tensor:
-    """Infer a block on the CPU by one call of native.cpp."""
-    weights, window, heads, eps = block_arguments(block)
-    return native.infer_block(x_BHWC, weights, window, heads, eps)
-
-
 def _infer_operator(block: Any, x_BHWC: Tensor) -> Tensor:
     """Infer a block in a compiled graph by one operator; another packs frozen weights, and Inductor runs it once."""
     weights, window, heads, eps = block_arguments(block)
@@ -173,10 +167,6 @@ def block_arguments(block: Any) -> tuple[list[Tensor | None], int, int, tuple[fl
     weights = [parameter for layer in layers for parameter in ((layer.weight, layer.bias) if layer else (None, None))]
     eps = (block.norm1.eps, block.norm2.eps if block.ffn else block.norm1.eps)
     return weights, *conditions.heads_of(block.attn), eps
-
-
-def _infer_onednn(block: Any, x_BHWC: Tensor) -> Tensor:
-    return onednn.infer_block(block, x_BHWC, _attend)
 
 
 def _train(block: Any, x_BHWC: Tensor) -> Tensor:
@@ -256,9 +246,9 @@ def _attend(attn: Any, qkv_BHWE: Tensor) -> Tensor:
 
 
 WAYS: dict[str, Callable[[Any, Tensor], Tensor]] = {
-    "whole": _infer_whole,
+    "whole": lambda block, x_BHWC: native.infer_block(x_BHWC, *block_arguments(block)),
     "operator": _infer_operator,
-    "onednn": _infer_onednn,
+    "onednn": lambda block, x_BHWC: onednn.infer_block(block, x_BHWC, _attend),
     "training": _train,
     "spans": _run_spans,
 }
