@@ -498,24 +498,20 @@ def _has_sizes(layers: Sequence[Any], sizes: Sequence[tuple[int, ...]], x: Tenso
 # --- the spans of a block ---
 
 
-def supports_window(qkv_BHWE: Tensor, window: int, heads: int) -> bool:
-    """Tell whether window attention has a kernel for these sizes; a Triton program must hold a window of one head."""
-    if "window" not in KERNELS:
+def supports_attention(qkv_BHWE: Tensor, window: int, heads: int) -> bool:
+    """Tell whether windows, or groups of channels if ``window`` is 0, have a kernel for these sizes.
+
+    A Triton program must hold a window of one head, or the attention of a group.
+    """
+    if ("window" if window else "channel") not in KERNELS:
         return False
     if not support.runs_on(qkv_BHWE):
         return native.supports_attention(qkv_BHWE, window, heads)
-    positions = support.power_of_two(window * window, 16)
-    channels = support.power_of_two(qkv_BHWE.shape[3] // 3 // heads, 16)
-    return positions <= 128 and channels <= 128 and positions * channels <= MAX_TILE[qkv_BHWE.element_size()]
-
-
-def supports_channel(qkv_BHWE: Tensor, groups: int) -> bool:
-    """Tell whether channel attention has a kernel for these sizes; a Triton program must hold a group's attention."""
-    if "channel" not in KERNELS:
-        return False
-    if not support.runs_on(qkv_BHWE):
-        return native.supports_attention(qkv_BHWE, 0, groups)
-    return qkv_BHWE.shape[3] // 3 // groups <= MAX_GROUP[qkv_BHWE.element_size()]
+    channels, size = qkv_BHWE.shape[3] // 3 // heads, qkv_BHWE.element_size()
+    if not window:
+        return channels <= MAX_GROUP[size]
+    positions, channels = support.power_of_two(window * window, 16), support.power_of_two(channels, 16)
+    return positions <= 128 and channels <= 128 and positions * channels <= MAX_TILE[size]
 
 
 def supports_encoding(encoding: Any, norm: Any, x_BHWC: Tensor) -> bool:

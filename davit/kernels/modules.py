@@ -236,13 +236,13 @@ def _encode_and_norm(encoding: Any, norm: Any, x: Tensor) -> tuple[Tensor, Tenso
 
 def _attend(attn: Any, qkv_BHWE: Tensor) -> Tensor:
     """Compute an attention from its map of q, k and v."""
-    if type(attn) is WindowAttention:
-        supported = conditions.supports_window(qkv_BHWE, attn.window_size, attn.num_heads)
+    window, heads = conditions.heads_of(attn)
+    supported = conditions.supports_attention(qkv_BHWE, window, heads)
+    if window:
         attend = ops.window_attention if supported else ops.window_formula
-        return attend(qkv_BHWE, attn.qkv.bias, attn.window_size, attn.num_heads)
-    supported = conditions.supports_channel(qkv_BHWE, attn.num_groups)
+        return attend(qkv_BHWE, attn.qkv.bias, window, heads)
     attend_channels = ops.channel_attention if supported else ops.channel_formula
-    return attend_channels(qkv_BHWE, attn.num_groups)[0]
+    return attend_channels(qkv_BHWE, heads)[0]
 
 
 WAYS: dict[str, Callable[[Any, Tensor], Tensor]] = {

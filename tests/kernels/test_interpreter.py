@@ -49,7 +49,7 @@ from davit.kernels import conditions, ops
 from davit.kernels.triton import support
 assert not support.HAS_TRITON and not support.INTERPRETED
 qkv = torch.randn(1, 3, 5, 48, requires_grad=True)
-assert not conditions.supports_window(qkv, 4, 2) and not conditions.supports_channel(qkv, 2)
+assert not conditions.supports_attention(qkv, 4, 2) and not conditions.supports_attention(qkv, 0, 2)
 out = ops.window_attention(qkv, None, 4, 2) + ops.channel_attention(qkv, 2)[0]
 out.sum().backward()
 assert qkv.grad.isfinite().all() and qkv.grad.any()
