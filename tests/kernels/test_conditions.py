@@ -62,11 +62,11 @@ def test_the_switch_passes_through_timm(picture, fused_calls):
         assert count(timm.create_model("DaViT_nano", exportable=True, **options), picture(), fused_calls) == 0
 
 
-@pytest.fixture(params=["inference", "training"])
+@pytest.fixture(params=[False, True], ids=["inference", "training"])
 def mode(request):
     """With gradients or without."""
-    with torch.set_grad_enabled(request.param == "training"):
-        yield request.param
+    with torch.set_grad_enabled(request.param):
+        yield
 
 
 @pytest.fixture(scope="module")
