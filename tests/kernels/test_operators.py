@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from davit.kernels import ops
 from davit.kernels.training import GeluLinear
-from davit.kernels.triton import channel, encoding
-from tests.kernels.conftest import assert_close, double, noise
+from davit.kernels.triton import channel, encoding, support
+from tests.kernels.conftest import DEVICE, assert_close, double, noise
 
 OPERATORS = {
     "window": (ops.window_attention, ops.window_formula),
@@ -140,6 +140,9 @@ def test_encodings_of_any_size_equal_float64(B, H, W, C, dtype, absent):
 
 
 @pytest.mark.long
+@pytest.mark.skipif(
+    DEVICE == "cpu" and not support.INTERPRETED, reason="not by Triton: formulas in two bytes are coarser"
+)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_kernels_in_two_bytes(case, dtype):
