@@ -10,11 +10,11 @@ from mmengine.registry import init_default_scope
 from PIL import Image
 
 from davit.data import DataError
+from davit.data.masks import as_trained
 from davit.openmmlab import masks as checks
 from davit.openmmlab.cli import train_main as train
 from davit.openmmlab.config import set_classes
 from davit.openmmlab.datasets import check_dataset
-from davit.openmmlab.masks import as_trained
 from tests.openmmlab.conftest import CLASSES, SEG, SEGMENTOR, Go, config, save, write_masks
 
 FOLDERS = {"img_path": "images/train", "seg_map_path": "masks/train"}
