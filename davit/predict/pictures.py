@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,10 +12,10 @@ from typing import Any, TypeAlias
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
-from timm.utils.misc import natural_key
 
 from ..data import DataError, load_rgb
-from ..data.decode import SUFFIXES, Stored
+from ..data.decode import Stored
+from ..data.listing import left_out, list_pictures, readable_suffixes
 from ..text import some
 
 log = logging.getLogger(__name__)
@@ -127,17 +126,16 @@ def _below(place: str) -> list[str]:
     """List the pictures of a folder and its subfolders in natural order, hidden ones left out; a file is itself."""
     if not Path(place).is_dir():
         return [place]  # a missing file is reported when it is opened, as a broken one is
-    files = []
-    for folder, below, names in os.walk(place, followlinks=True):
-        below[:] = [name for name in below if not name.startswith(".")]
-        files += [
-            str(Path(folder, name))
-            for name in names
-            if not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES
-        ]
-    if not files:
-        raise DataError(f"{place} holds no pictures: files ending in {' '.join(sorted(SUFFIXES))} count")
-    return sorted(files, key=lambda name: (natural_key(name), name))
+    listing = list_pictures(place)
+    note = left_out(listing.left_out)
+    if not listing.pictures:
+        suffixes = " ".join(sorted(readable_suffixes()))
+        raise DataError(f"{place} holds no pictures: files ending in {suffixes} count{note and '. '}{note}")
+    if note:
+        log.warning("%s: %s", place, note)
+    folder = str(Path(place))
+    prefix = "" if folder == "." else folder if folder.endswith("/") else f"{folder}/"
+    return [prefix + name for name in listing.pictures]
 
 
 def _from_stdin(data: bytes) -> list[str | bytes]:
