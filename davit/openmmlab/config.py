@@ -14,6 +14,7 @@ from mmengine.config import Config, ConfigDict, DictAction
 
 from ..pretrained import PUBLISHED
 from ..text import nearest
+from .mask_layouts import use_mask_layout
 
 log = logging.getLogger(__name__)
 
@@ -81,6 +82,9 @@ def load_config(args: Namespace) -> Config:
         cfg.data_root = str(data_root)
         for dataset in _all_datasets(cfg):
             dataset.data_root = cfg.data_root
+        parts = {name.split("_")[0]: list(datasets_of(cfg.get(name))) for name in LOADERS}
+        if classes := use_mask_layout(parts, Path(data_root), options, args.classes not in (None, ["auto"])):
+            set_classes(cfg, classes)
     _set_annotations_of_evaluators(cfg, options)
     _set_pretrained(cfg)
     for name in LOADERS:
