@@ -15,7 +15,7 @@ from typing import Any
 from ..text import some
 from .errors import DataError
 from .listing import SUFFIXES, list_folder, natural_key, suffix_of
-from .yolo import YoloSet, read_yolo
+from .yolo import YoloSet, read_yolo, yolo_of
 
 # kind -> (task, how it looks in a folder)
 KINDS = {
@@ -245,7 +245,9 @@ def _peek(file: Path) -> _Json | None:
         return None
     keys = {key for key in _first_keys(text) if key in _COCO_LISTS}
     keys |= set(_LIST_AT_END.findall(end)) if keys else set()
-    if not keys or (len(keys) == 1 and size <= _HEAD) or _OTHER_KINDS.search(text + end):
+    if not keys or _OTHER_KINDS.search(text + end):
+        return None
+    if len(keys) == 1 and size <= _HEAD and not _FILE_NAME.search(text):  # and not one that is cut off
         return None
     contents = _whole(file) if size <= _WHOLE else {}
     names = [image["file_name"] for image in _dicts(contents, "images") if isinstance(image.get("file_name"), str)]
@@ -373,12 +375,54 @@ def _yolo(root: Path) -> Iterator[Layout]:
     else:
         files = [root] if root.suffix.lower() in (".yaml", ".yml") else []
     files.sort(key=lambda file: (file.stem.lower() not in ("data", "dataset"), natural_key(file.name)))
-    for file in files[:_LISTED]:
-        found = read_yolo(file) if file.is_file() else None
-        if found is None:
-            continue
-        splits = {name: Split(part.folder, part.labels, len(part.pictures)) for name, part in found.splits.items()}
-        yield Layout("detection", "YOLO", file.parent, splits, found.names, str(file), tuple(found.notes), yolo=found)
+    found = [yolo for file in files[:_LISTED] if file.is_file() and (yolo := read_yolo(file))]
+    if not found and (bare := _without_yaml(root)):
+        found = [bare]
+    for yolo in found:
+        splits = {name: Split(part.folder, part.labels, len(part.pictures)) for name, part in yolo.splits.items()}
+        yield Layout("detection", "YOLO", yolo.file.parent, splits, yolo.names, str(yolo.file), yolo.notes, yolo=yolo)
+
+
+def _without_yaml(root: Path) -> YoloSet | None:
+    """Find pictures and label files of YOLO without a data.yaml; classes.txt, as LabelImg writes it, names the classes.
+
+    Raises:
+        DataError: nothing names the classes.
+    """
+    values: dict[str, Any] = {}
+    texts: list[Path] = []
+    for pictures in _named(root, ("images",)):
+        for labels in _named(root, ("labels",)):
+            folders = {split: name for name in _folders(pictures) if (split := split_of(name))} or {"train": ""}
+            for split, name in folders.items():
+                values[split] = f"{pictures.name}/{name}"
+                texts += [labels, labels / name]
+    for name in _folders(root):
+        if (split := split_of(name)) and _named(root / name, ("images",)) and _named(root / name, ("labels",)):
+            values.setdefault(split, f"{name}/images")
+            texts.append(root / name / "labels")
+    if not any(_is_label(folder / name) for folder in texts for name in islice(_entries(folder), _SAMPLE)):
+        return None
+    for names in (folder / "classes.txt" for folder in (root, *texts)):
+        if names.is_file():
+            return yolo_of(names, {**values, "path": str(root.absolute()), "names": names.name})
+    wanted = "; ".join(f"{split}: {place}" for split, place in values.items())
+    raise DataError(
+        f"{root} holds label files of YOLO and nothing that names their classes: write {root / 'data.yaml'} with the "
+        f"lines {wanted}; names: [NAME, NAME, ...]"
+    )
+
+
+def _is_label(file: Path) -> bool:
+    """Tell whether the first line of a .txt is that of an object: a class and its coordinates."""
+    if file.suffix.lower() != ".txt" or not file.is_file():
+        return False
+    try:
+        with file.open("rb") as stream:
+            words = stream.readline(1000).split()
+        return len(words) >= 5 and words[0].isdigit() and all(0 <= float(word) <= 1 for word in words[1:5])
+    except (OSError, ValueError):
+        return False
 
 
 # --- segmentation: folders of masks ---

@@ -23,7 +23,7 @@ from .listing import list_pictures, natural_key
 
 SPLITS = ("train", "val", "test")
 _SYNONYMS = {"val": ("val", "valid", "validation")}
-_LARGEST = 1 << 20  # bytes of a data.yaml
+_LARGEST = 1 << 18  # bytes of a data.yaml
 _LARGEST_LABELS = 16 << 20  # bytes of a label file
 _TOLERANCE = 1e-6  # of coordinates that were rounded to a little over 1
 _SHOWN = 5  # faults of label files that a message lists
@@ -79,6 +79,11 @@ def read_yolo(file: Path) -> YoloSet | None:
     values = _read_yaml(file)
     if not ({*SPLITS, "valid", "validation"} & set(values)) or not ({"names", "nc"} & set(values)):
         return None
+    return yolo_of(file, values)
+
+
+def yolo_of(file: Path, values: dict[str, Any]) -> YoloSet:
+    """Make a data set of the values of a data.yaml; arguments and errors are those of `read_yolo`."""
     names = _names(file, values)
     notes: list[str] = []
     root = _root(file, values, notes)

@@ -75,5 +75,5 @@ def test_run_lengths_of_plain_masks() -> None:
 
 def test_what_is_not_whole_is_refused(few: Path) -> None:
     (few / "masks/val2017/000000.png").unlink()
-    with pytest.raises(DataError, match=r"3 pictures .* 2 masks of 3"):
+    with pytest.raises(DataError, match=r"2 files in masks.* 3"):
         write_scenes(few)
