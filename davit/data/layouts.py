@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..text import some
-from .coco import keep_annotations
+from .coco import class_names, keep_annotations
 from .errors import DataError
 from .listing import SUFFIXES, list_folder, natural_key, suffix_of
 from .yolo import YoloSet, coco_of, read_yolo, yolo_of
@@ -156,6 +156,12 @@ def annotation_file(layout: Layout, split: str) -> tuple[Path, list[str]]:
     return keep_annotations(contents, layout.yolo.file), notes
 
 
+def classes_in(file: Path) -> tuple[str, ...]:
+    """Name the classes of a COCO json; of a large one all of its categories, without reading the rest of it."""
+    found = _peek(file)
+    return () if found is None else found.classes
+
+
 def split_of(name: str) -> str | None:
     """Tell which split a file or folder is for by its name: instances_val2017, valid, train_images; None for none."""
     words = re.findall(r"[a-z]+", name.lower())
@@ -269,10 +275,12 @@ def _peek(file: Path) -> _Json | None:
     names = [image["file_name"] for image in _dicts(contents, "images") if isinstance(image.get("file_name"), str)]
     if not names:
         names = [_unquoted(match) for match in _FILE_NAME.findall(text) or _late_names(file, encoding)]
-    categories = _dicts(contents, "categories") or _late_categories(file, encoding)
     labelled = bool(contents["annotations"]) if "annotations" in contents else not contents
     count = len(_dicts(contents, "images")) if contents else None
-    classes = tuple(str(one["name"]) for one in categories if isinstance(one.get("name"), str | int))
+    if contents:
+        classes = class_names({key: _dicts(contents, key) for key in ("annotations", "categories")})
+    else:
+        classes = tuple(str(one["name"]) for one in _late_categories(file, encoding) if one.get("name") is not None)
     return _Json(file, tuple(names[:: max(1, len(names) // _SAMPLE)]), labelled, count, classes)
 
 

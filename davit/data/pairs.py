@@ -59,11 +59,15 @@ class Pairs:
         """Pictures whose mask is missing."""
         return [picture for picture, mask in zip(self.pictures, self.masks, strict=True) if mask is None]
 
+    @property
+    def naming(self) -> str:
+        """How masks are called where that is not as their pictures; else empty."""
+        before, after = self.form
+        words = f"{before!r} before it" if before else f"{after!r} after it"
+        return f"masks are called as their pictures with {words}" if before or after else ""
+
     def notes(self) -> Iterator[str]:
-        """Say in a line each what is not used, and how masks are called where that is not as their pictures."""
-        if self.form != ("", ""):
-            before, after = self.form
-            yield f"masks are called as their pictures with {before or after!r} {'before' if before else 'after'} it"
+        """Say in a line each what is not used."""
         if self.without_picture:
             masks = some(self.without_picture, 3)
             yield f"{len(self.without_picture):,} masks have no picture and are left out: {masks}"

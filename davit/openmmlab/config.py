@@ -14,6 +14,8 @@ from mmengine.config import Config, ConfigDict, DictAction
 
 from ..pretrained import PUBLISHED
 from ..text import nearest
+from .box_layouts import use_box_layout
+from .mask_layouts import use_mask_layout
 
 log = logging.getLogger(__name__)
 
@@ -80,6 +82,7 @@ def load_config(args: Namespace) -> Config:
         raise ValueError(f"--cfg-options {options}: does not fit {args.config}: {error}") from error
     if data_root:
         use_data_root(cfg, Path(data_root))
+        _use_layout(cfg, args, Path(data_root), options)
     _set_annotations_of_evaluators(cfg, options)
     _set_pretrained(cfg)
     for name in LOADERS:
@@ -104,6 +107,23 @@ def use_data_root(cfg: Config, root: Path) -> None:
     cfg.data_root = str(root)
     for dataset in _all_datasets(cfg):
         dataset.data_root = cfg.data_root
+
+
+def _use_layout(cfg: Config, args: Namespace, root: Path, options: dict[str, Any]) -> None:
+    """Take what the folder holds where the config's files are not in it, and its own classes where they are others."""
+    parts = {name.split("_")[0]: list(datasets_of(cfg.get(name))) for name in LOADERS}
+    if classes := use_mask_layout(parts, root, options, args.classes not in (None, ["auto"])):
+        set_classes(cfg, classes)
+    read = {name: parts[name] for name in _splits_read(args)}
+    if use_box_layout(read, root, options, labelled=not getattr(args, "format_only", False)) and not args.classes:
+        args.classes = ["auto"]
+
+
+def _splits_read(args: Namespace) -> tuple[str, ...]:
+    """Name the splits that a tool reads, by its flags."""
+    if hasattr(args, "no_validate"):
+        return ("train",) if args.no_validate else ("train", "val")
+    return ("test",) if hasattr(args, "format_only") else ()
 
 
 def _set_annotations_of_evaluators(cfg: Config, options: dict[str, Any]) -> None:

@@ -122,6 +122,8 @@ def named_classes(dataset: Any) -> tuple[str, ...]:
     """
     if _is_a(class_of(dataset), "mmdet", "CocoDataset"):
         return categories_of(Path(dataset.get("data_root") or ".") / dataset["ann_file"])
+    if classes := metainfo_of(dataset).get("classes"):  # a list beside masks, or polygons' categories
+        return tuple(classes)
     raise ValueError(
         f"--classes auto: the files of a {dataset['type']} do not name classes; pass --classes NAME NAME ..."
     )

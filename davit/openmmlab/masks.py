@@ -200,6 +200,8 @@ def _check_files(listing: Any, folder: Path, infos: Sequence[Any], with_masks: b
             "the pictures out, or set data_prefix, img_suffix and seg_map_suffix of the data set to how the files are "
             "called."
         )
+    if with_masks and pairs.naming:
+        log.info("%s: %s.", folder, pairs.naming)
     for note in pairs.notes():
         log.warning("%s: %s.", folder, note)
 

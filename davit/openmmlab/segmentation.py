@@ -158,7 +158,7 @@ class CocoRegions(BaseSegDataset):
         super().__init__(metainfo={**(metainfo or {}), "classes": self._file.classes}, **kwargs)
 
     def load_data_list(self) -> list[dict[str, Any]]:
-        """List pictures with what is to be drawn of each, in the order of the file."""
+        """List pictures with what is to be drawn of each, sorted by their paths."""
         folder = Path(self.data_prefix.get("img_path") or self.data_root or ".")
         infos = []
         for name, regions in self._file.pictures(folder):
@@ -171,7 +171,7 @@ class CocoRegions(BaseSegDataset):
                     "seg_fields": [],
                 }
             )
-        return infos
+        return sorted(infos, key=lambda info: str(info["img_path"]))
 
     def check_regions(self, infos: Sequence[dict[str, Any]], read: Sequence[int]) -> Any:
         """Check all pictures, and count the labels of some of them; shape (read, 256).
