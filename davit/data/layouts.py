@@ -613,6 +613,7 @@ def _has_pictures(folder: Path, depth: int = 1) -> bool:
 
 
 def _below(root: Path, path: Path) -> str:
+    root, path = root.absolute(), path.absolute()
     return str(path.relative_to(root)) if path.is_relative_to(root) else str(path)
 
 

@@ -113,6 +113,8 @@ def _use(dataset: Any, layout: Layout, name: str, keep_pictures: bool) -> None:
     file, notes = annotation_file(layout, name)
     for note in notes:
         log.warning("%s: %s.", name, note)
+    if layout.yolo is not None:
+        log.info("%s: its labels are in COCO's form in %s.", name, file)
     dataset["data_root"] = str(layout.root)
     dataset["ann_file"] = _below(layout.root, file)
     if not keep_pictures:
@@ -129,4 +131,5 @@ def _say(layout: Layout) -> None:
 
 
 def _below(root: Path, path: Path) -> str:
-    return str(path.relative_to(root)) if path.is_relative_to(root) else str(path.absolute())
+    root, path = root.absolute(), path.absolute()
+    return str(path.relative_to(root)) if path.is_relative_to(root) else str(path)
