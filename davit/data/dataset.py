@@ -1,10 +1,10 @@
 """Open a split as an indexed data set, and make each training sample a function of its key."""
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from PIL import Image
 from torch import Tensor
@@ -13,36 +13,14 @@ from torch.utils.data import Dataset
 from ..seeding import seeded
 from ..text import some
 from .crop_first import CropFirst, PendingCrop
-from .decode import Reduction, Stored, load_rgb
+from .decode import Reduction, load_rgb
 from .errors import BadImageError, DataError
-from .folder import FolderSource, find_split
-from .timm_sets import NamedSource
+from .find import open_source
+from .source import Source
 
 # (epoch, index, repeat): `repeat` counts the occurrences of one picture in one epoch, 0 for the first.
 Key = tuple[int, int, int]
 Transform = Callable[[Image.Image], Tensor]
-
-_FOLDER_NAMES = ("", "folder", "imagefolder", "image_folder")
-
-
-class Source(Protocol):
-    """Where pictures come from: a folder, a named data set, a list."""
-
-    class_to_idx: dict[str, int]
-
-    def __len__(self) -> int: ...
-
-    def filename(self, index: int) -> str:
-        """Name a picture for predictions and reports: by its file below the split folder, where it has one."""
-
-    def path(self, index: int) -> str:
-        """Name a picture for errors and lists of bad ones."""
-
-    def targets(self) -> Sequence[int] | None:
-        """List the class indices of all pictures; None where only opening the pictures would tell."""
-
-    def open(self, index: int) -> tuple[Stored, int]:
-        """Return a picture as it is stored, and its class index; decoding is the data set's work."""
 
 
 class PictureDataset(Dataset[tuple[Any, int]]):
@@ -53,7 +31,7 @@ class PictureDataset(Dataset[tuple[Any, int]]):
     """
 
     def __init__(self, source: Source, transform: Transform | None = None, *, mapped: bool = False) -> None:
-        """Wrap a source; `mapped`: its class indices come from a class map rather than from the data itself."""
+        """Wrap a source; `mapped`: its class indices are fixed, by a class map or labels that are indices."""
         self.source = source
         self.transform = transform
         self.mapped = mapped
@@ -104,27 +82,30 @@ def open_dataset(
     transform: Transform | None = None,
     **options: Any,
 ) -> PictureDataset:
-    """Open the pictures of `split`: of the image folder `root`, or of the data set named as timm names it.
+    """Open the pictures of `split`, as an indexed data set.
 
-    `split` is a folder below `root`; "train" and "validation" find their usual synonyms ("val", ...) and "."
-    is `root` itself. `options` (input_key, target_key, ...) and `dataset_download` are for named data sets.
-    Raises `DataError` saying what is missing or wrong, and where.
+    Args:
+        root: the data folder, with class folders, tables or shards; or one table or shard, or a pattern of them.
+        split: "train" and "validation" find their usual synonyms ("val", ...), as folders or in names of files; "."
+            is `root` itself; a file or pattern below `root` is taken as it is.
+        dataset: "" for whatever lies in `root`; else "folder", "csv", "parquet" or "wds", with a path below `root`
+            after a slash; or a data set as timm names it (torch/NAME, hfds/NAME).
+        class_map: a dict or file of class names and their indices, in place of the data's own.
+        dataset_download: let a named data set fetch itself.
+        options: input_key and target_key, which name the columns or endings of pictures and labels, and options of
+            named data sets.
+
+    Raises:
+        DataError: something is missing or wrong; the message says what and where.
     """
     options = {key: value for key, value in options.items() if value is not None}
-    if "/" in dataset:
-        source: Source = NamedSource(dataset, root, split, class_map=class_map, download=dataset_download, **options)
-    elif dataset.lower() not in _FOLDER_NAMES:
-        raise DataError(f"`{dataset=}` is unknown; leave it empty for a folder, or give torch/NAME or hfds/NAME")
-    else:
-        if dataset_download or options:
-            asked = some(["dataset_download"] * dataset_download + sorted(options))
-            raise DataError(f"an image folder takes no {asked}; only `dataset=torch/NAME` and hfds/NAME do")
-        if root is None:
-            raise DataError("no data folder: give one with train/ and val/, one folder a class")
-        source = FolderSource(find_split(root, split), class_map)
+    source = open_source(
+        root, split, dataset=dataset, class_map=class_map, dataset_download=dataset_download, **options
+    )
     if len(source) == 0:
         raise DataError(f"the data set {dataset or root} has no pictures in split {split!r}")
-    return PictureDataset(source, transform, mapped=bool(class_map))
+    mapped = bool(class_map) or getattr(source, "is_indexed", False)
+    return PictureDataset(source, transform, mapped=mapped)
 
 
 def check_classes(

@@ -20,6 +20,12 @@ from .errors import DataError
 log = logging.getLogger(__name__)
 
 _SYNONYMS = (("train", "training"), ("validation", "val", "valid", "eval", "evaluation"))
+SPLITS = frozenset({"test", "testing"}.union(*_SYNONYMS))
+
+
+def names_of_split(split: str) -> tuple[str, ...]:
+    """List the names under which a split is found, its own first."""
+    return tuple(dict.fromkeys((split, *next((group for group in _SYNONYMS if split in group), ()))))
 
 
 def find_split(root: str | Path, split: str) -> Path:
@@ -29,8 +35,7 @@ def find_split(root: str | Path, split: str) -> Path:
     """
     root = Path(root)
     folders, pictures = _list_folder(root)
-    synonyms = next((group for group in _SYNONYMS if split in group), ())
-    for name in (split, *synonyms):
+    for name in names_of_split(split):
         if name and (root / name).is_dir():
             return root / name
     if any(_list_folder(root / name)[1] for name in folders[:20]):
@@ -39,7 +44,7 @@ def find_split(root: str | Path, split: str) -> Path:
             f"Move them into {root}/train and {root}/val, or name the split '.' to use the folder itself"
         )
     there = f"the folders {some(folders)}" if folders else f"no folders, {len(pictures)} pictures"
-    tried = " or ".join(f"{name}/" for name in dict.fromkeys((split, *synonyms)))
+    tried = " or ".join(f"{name}/" for name in names_of_split(split))
     raise DataError(f"{root} has no split {split!r} ({tried}); it holds {there}")
 
 
