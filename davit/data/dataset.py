@@ -1,7 +1,9 @@
 """Open a split as an indexed data set, and make each training sample a function of its key."""
 
+from __future__ import annotations
+
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,12 +13,11 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..seeding import seeded
-from ..text import some
 from .crop_first import CropFirst, PendingCrop
 from .decode import Reduction, load_rgb
 from .errors import BadImageError, DataError
 from .find import open_source
-from .source import Source
+from .source import ClassMap, Renumbered, Source
 
 # (epoch, index, repeat): `repeat` counts the occurrences of one picture in one epoch, 0 for the first.
 Key = tuple[int, int, int]
@@ -31,10 +32,11 @@ class PictureDataset(Dataset[tuple[Any, int]]):
     """
 
     def __init__(self, source: Source, transform: Transform | None = None, *, mapped: bool = False) -> None:
-        """Wrap a source; `mapped`: its class indices are fixed, by a class map or labels that are indices."""
+        """Wrap a source; `mapped`: a class map says its class indices."""
         self.source = source
         self.transform = transform
-        self.mapped = mapped
+        self.has_class_map = mapped
+        self.mapped = mapped or getattr(source, "is_indexed", False)  # they may leave classes out
 
     @property
     def class_to_idx(self) -> dict[str, int]:
@@ -43,8 +45,14 @@ class PictureDataset(Dataset[tuple[Any, int]]):
 
     @property
     def class_names(self) -> list[str]:
-        """The class names in order of their indices."""
-        return sorted(self.class_to_idx, key=self.class_to_idx.__getitem__)
+        """The class names by index; "class N" for an index that a class map leaves out."""
+        name_of = {index: name for name, index in self.class_to_idx.items()}
+        return [name_of.get(index, f"class {index}") for index in range(max(name_of, default=-1) + 1)]
+
+    def numbered(self, names: Sequence[str]) -> PictureDataset:
+        """Return the same pictures with the classes numbered in the order of `names`, which are all of them."""
+        source = Renumbered(self.source, {name: index for index, name in enumerate(names)})
+        return PictureDataset(source, self.transform, mapped=self.mapped)
 
     def __len__(self) -> int:
         return len(self.source)
@@ -77,7 +85,7 @@ def open_dataset(
     split: str,
     *,
     dataset: str = "",
-    class_map: str | Path | dict[str, int] | None = None,
+    class_map: ClassMap = None,
     dataset_download: bool = False,
     transform: Transform | None = None,
     **options: Any,
@@ -104,33 +112,7 @@ def open_dataset(
     )
     if len(source) == 0:
         raise DataError(f"the data set {dataset or root} has no pictures in split {split!r}")
-    mapped = bool(class_map) or getattr(source, "is_indexed", False)
-    return PictureDataset(source, transform, mapped=mapped)
-
-
-def check_classes(
-    train: PictureDataset | None, val: PictureDataset | None = None, num_classes: int | None = None
-) -> None:
-    """Raise `DataError` if train and val differ in classes, or if a model of `num_classes` does not fit.
-
-    With a class map the splits may hold any of its classes, and its indices must be below `num_classes`.
-    Named data sets that do not tell their classes are not checked.
-    """
-    if train and val and train.class_to_idx and val.class_to_idx and not (train.mapped or val.mapped):
-        ours, theirs = set(train.class_to_idx), set(val.class_to_idx)
-        if ours != theirs:
-            alone = {"train": ours - theirs, "val": theirs - ours}
-            only = "; ".join(f"only in {split}: {some(sorted(names))}" for split, names in alone.items() if names)
-            raise DataError(f"train has {len(ours)} classes and val {len(theirs)}, not the same ones ({only})")
-    for dataset in (train, val):
-        if dataset is None or num_classes is None or not dataset.class_to_idx:
-            continue
-        needed = max(dataset.class_to_idx.values()) + 1
-        if needed > num_classes or (needed < num_classes and not dataset.mapped):
-            raise DataError(
-                f"the data has {needed} classes ({some(dataset.class_names, 5)}) and the model {num_classes}: pass "
-                f"`num_classes={needed}`, or `class_map=FILE` to give the folders the model's class indices"
-            )
+    return PictureDataset(source, transform, mapped=bool(class_map))
 
 
 class Sample(NamedTuple):

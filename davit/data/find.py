@@ -12,9 +12,9 @@ from typing import Any
 
 from ..text import some
 from .errors import DataError
-from .folder import SPLITS, FolderSource, find_split, names_of_split, read_class_map
+from .folder import SPLITS, FolderSource, find_split, names_of_split
 from .shards import ShardSource
-from .source import Source, natural
+from .source import ClassMap, Source, natural
 from .tables import CsvSource, TableSource
 from .timm_sets import NamedSource
 
@@ -48,7 +48,7 @@ def open_source(
     split: str,
     *,
     dataset: str = "",
-    class_map: str | Path | dict[str, int] | None = None,
+    class_map: ClassMap = None,
     dataset_download: bool = False,
     input_key: str | None = None,
     target_key: str | None = None,
@@ -79,17 +79,16 @@ def open_source(
         where = "an image folder" if found.kind == "folder" else str(place)
         raise DataError(f"{where} takes no {asked}; only `dataset=torch/NAME` and hfds/NAME do")
     first = found.files[0]
-    mapping = read_class_map(class_map, first if found.kind == "folder" else first.parent) if class_map else None
     if found.kind == "folder":
-        return FolderSource(first, mapping)
+        return FolderSource(first, class_map)
     if found.kind == "parquet":
-        return TableSource(found.files, mapping, **keys)
+        return TableSource(found.files, class_map, **keys)
     inner = {**keys, "split": split if found.split_required or found.kind == "wds" else "."}
     if found.kind == "wds":
-        return ShardSource(found.files, class_map=mapping, split_required=found.split_required, **inner)
+        return ShardSource(found.files, class_map=class_map, split_required=found.split_required, **inner)
     folders = [first.parent, *([Path(root)] if root is not None else [])]
     folders += [folder / name for folder in folders for name in (*names_of_split(split), *_BESIDE_TABLE)]
-    return CsvSource(first, class_map=mapping, folders=folders, split_required=found.split_required, **inner)
+    return CsvSource(first, class_map=class_map, folders=folders, split_required=found.split_required, **inner)
 
 
 def find(place: Path, split: str, kind: str | None = None) -> Found:
@@ -115,9 +114,10 @@ def find(place: Path, split: str, kind: str | None = None) -> Found:
             return _of_one_kind(below, expand(str(below)), kind)
         if (found := _in_folder(place, split, kind)) is not None:
             return found
-        if kind is not None:
-            suffixes = some(suffix for suffix, of in _KIND_OF.items() if of == kind)
-            raise DataError(f"{place} has no files of split {split!r} that end in {suffixes}")
+        if kind is not None:  # asked for
+            raise DataError(f"{place} has no files of split {split!r} that end in {_suffixes(kind)}")
+    elif kind not in (None, "folder"):
+        raise DataError(f"{place} is not there: give a file that ends in {_suffixes(kind)}, a folder or a pattern of them")
     return Found("folder", (find_split(place, split),))
 
 
@@ -157,6 +157,10 @@ def _braces(text: str) -> list[str]:
 
 def _is_pattern(text: str) -> bool:
     return glob.has_magic(text) or any("," in found or ".." in found for found in _BRACES.findall(text))
+
+
+def _suffixes(kind: str | None) -> str:
+    return " or ".join(suffix for suffix, of in _KIND_OF.items() if of == kind)
 
 
 def _kind(file: Path) -> str | None:

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from timm.data.readers.class_map import load_class_map
 from timm.utils.misc import natural_key
 
 from ..text import some
 from .decode import SUFFIXES
 from .errors import DataError
+from .source import read_class_map
 
 log = logging.getLogger(__name__)
 
@@ -166,16 +166,3 @@ def _list_folder(folder: Path) -> tuple[list[str], list[str]]:
 def _natural(name: str) -> tuple[Any, str]:
     """Give the key that sorts img2 before img10, and names that differ in case alone always alike."""
     return natural_key(name), name
-
-
-def read_class_map(class_map: str | Path | dict[str, int], folder: Path) -> dict[str, int]:
-    """Read class names and their indices from a dict or a file (.txt, a name a line; .pkl, a dict)."""
-    try:
-        mapping = load_class_map(class_map if isinstance(class_map, dict) else str(class_map), str(folder))
-    except Exception as error:  # a damaged pickle raises its own types
-        wanted = "a .txt with a name a line or a .pkl of a dict is needed"
-        raise DataError(f"the class map {class_map} cannot be used ({error}): {wanted}") from error
-    wrong = {name: index for name, index in mapping.items() if not isinstance(index, int) or index < 0}
-    if wrong or not mapping:
-        raise DataError(f"the class map {class_map} must give each class an index of 0 or more, not {wrong}")
-    return {str(name): index for name, index in mapping.items()}

@@ -18,7 +18,7 @@ import numpy as np
 from ..files import write_atomically
 from .decode import Stored
 from .errors import BadImageError, DataError
-from .source import Listed, Texts
+from .source import ClassMap, Listed, Texts
 
 _OPEN_FILES = 128  # of a process and a source; most systems allow 1,024
 FILE_OF_ITS_OWN = -1  # as the size of a picture that lies beside the table and not in it
@@ -58,7 +58,7 @@ class RangeSource(Listed):
         place: str,
         parts: Sequence[Ranges],
         labels: Sequence[str | None],
-        class_map: Mapping[str, int] | None = None,
+        class_map: ClassMap = None,
         *,
         keep: Sequence[int] | None = None,
         class_names: Sequence[str] = (),

@@ -29,7 +29,7 @@ from .decode import SUFFIXES
 from .errors import DataError
 from .folder import SPLITS, names_of_split
 from .ranges import Ranges, RangeSource, load_ranges, save_ranges, stamp_of
-from .source import Texts
+from .source import ClassMap, Texts
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ class ShardSource(RangeSource):
         self,
         shards: Sequence[str | Path],
         split: str = ".",
-        class_map: Mapping[str, int] | None = None,
+        class_map: ClassMap = None,
         *,
         input_key: str | None = None,
         target_key: str | None = None,

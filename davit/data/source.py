@@ -6,9 +6,10 @@ import logging
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
+from timm.data.readers.class_map import load_class_map
 from timm.utils.misc import natural_key
 
 from ..text import some
@@ -21,6 +22,8 @@ NO_CLASS = -1  # of a picture that cannot be read, and whose label cannot be eit
 
 _WHOLE = re.compile(r"(\d{1,18})(?:\.0*)?", re.ASCII)  # a table's index column may hold 3.0
 _MOST_CLASSES = 1_000_000
+
+ClassMap: TypeAlias = str | Path | dict[str, int] | None
 
 
 class Source(Protocol):
@@ -88,7 +91,7 @@ class Listed:
         place: str,
         names: Sequence[str],
         labels: Sequence[str | None],
-        class_map: Mapping[str, int] | None = None,
+        class_map: ClassMap = None,
         *,
         indices: bool = True,
         class_names: Sequence[str] = (),
@@ -98,7 +101,7 @@ class Listed:
         Args:
             place: the folder, table or shards, for messages.
             labels: the class of each picture, by name or index; None where it cannot be read.
-            class_map: names and their indices, which replace those of the data.
+            class_map: names and their indices, which replace those of the data, or a file of them.
             indices: labels that are all whole numbers are class indices, not names.
             class_names: the names of the indices 0, 1, ..., where the data tell them.
 
@@ -106,14 +109,15 @@ class Listed:
             DataError: the labels cannot be numbered, or none is in the class map.
         """
         distinct = {label for label in labels if label is not None}
-        self.class_to_idx, index_of, self.is_indexed = _number(place, distinct, class_map, indices, class_names)
+        mapping = read_class_map(class_map, Path(place).parent) if class_map else None
+        self.class_to_idx, index_of, self.is_indexed = _number(place, distinct, mapping, indices, class_names)
         numbered = [NO_CLASS if label is None else index_of.get(label, None) for label in labels]
         if left_out := sorted(distinct.difference(index_of), key=natural):
             log.warning("%s: classes not in the class map are left out: %s", place, some(left_out))
         kept = [at for at, number in enumerate(numbered) if number is not None]
         if not kept:
             found: list[str] = sorted(distinct, key=natural)
-            raise DataError(f"{place}: none of its classes ({some(found)}) is in the class map")
+            raise DataError(f"{place}: none of its classes ({some(found)}) is in the class map {class_map}")
         kept.sort(key=lambda at: natural(_below_class(names[at], labels[at])))
         self.order = np.array(kept, dtype=np.int64)
         self._names = Texts(names[at] for at in kept)
@@ -211,3 +215,16 @@ def _whole_numbers(labels: set[str]) -> dict[str, int] | None:
     if not labels or not all(matches.values()):
         return None
     return {label: int(match[1]) for label, match in matches.items() if match}
+
+
+def read_class_map(class_map: str | Path | dict[str, int], folder: Path) -> dict[str, int]:
+    """Read class names and their indices from a dict or a file (.txt, a name a line; .pkl, a dict)."""
+    try:
+        mapping = load_class_map(class_map if isinstance(class_map, dict) else str(class_map), str(folder))
+    except Exception as error:  # a damaged pickle raises its own types
+        wanted = "a .txt with a name a line or a .pkl of a dict is needed"
+        raise DataError(f"the class map {class_map} cannot be used ({error}): {wanted}") from error
+    wrong = {name: index for name, index in mapping.items() if not isinstance(index, int) or index < 0}
+    if wrong or not mapping:
+        raise DataError(f"the class map {class_map} must give each class an index of 0 or more, not {wrong}")
+    return {str(name): index for name, index in mapping.items()}

@@ -21,7 +21,7 @@ from .decode import SUFFIXES
 from .errors import DataError
 from .folder import absent, names_of_split
 from .ranges import FILE_OF_ITS_OWN, Ranges, RangeSource, load_ranges, save_ranges, stamp_of
-from .source import Listed, Texts
+from .source import ClassMap, Listed, Texts
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ class CsvSource(Listed):
         self,
         file: str | Path,
         split: str = ".",
-        class_map: Mapping[str, int] | None = None,
+        class_map: ClassMap = None,
         *,
         folders: Sequence[Path] = (),
         input_key: str | None = None,
@@ -221,7 +221,7 @@ class TableSource(RangeSource):
     def __init__(
         self,
         files: Sequence[str | Path],
-        class_map: Mapping[str, int] | None = None,
+        class_map: ClassMap = None,
         *,
         input_key: str | None = None,
         target_key: str | None = None,
