@@ -211,8 +211,8 @@ def _choose(place: Path, files: Sequence[Path], split: str, kind: str | None) ->
     several = len({file.parent for file in files}) > 1
     words_of = {file: _words(file.stem) | ({file.parent.name.lower()} if several else set()) for file in files}
     if mine := [file for file in files if words_of[file] & wanted]:
-        exact = [file for file in mine if _kind(file) == "csv" and file.stem.lower() in wanted]
-        return _of_one_kind(place, exact or mine, kind)
+        tables = [file for file in mine if file.stem.lower() in wanted and {_kind(one) for one in mine} == {"csv"}]
+        return _of_one_kind(place, tables or mine, kind)
     if told := sorted({word for words in words_of.values() for word in words} & SPLITS):
         raise DataError(f"{place} has no split {split!r}, but {some(told)}; name the split '.' to take all files")
     found = _of_one_kind(place, files, kind)
