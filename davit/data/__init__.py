@@ -2,7 +2,7 @@
 
 from .classes import check_classes, check_labels, in_other_order
 from .dataset import PictureDataset, Sample, SeededDataset, open_dataset
-from .decode import load_rgb
+from .decode import Decoding, load_picture, load_rgb
 from .device import prefetch, save_images, to_device
 from .digits import write_digits
 from .errors import BadImageError, DataError, LoaderError
@@ -15,6 +15,7 @@ __all__ = [
     "BadImageError",
     "Batch",
     "DataError",
+    "Decoding",
     "EpochSampler",
     "EvalLoader",
     "LoaderError",
@@ -26,6 +27,7 @@ __all__ = [
     "check_labels",
     "eval_transform",
     "in_other_order",
+    "load_picture",
     "load_rgb",
     "open_dataset",
     "prefetch",

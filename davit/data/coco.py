@@ -11,7 +11,7 @@ from typing import Any
 
 from ..text import some
 from .errors import DataError
-from .folder import absent
+from .listing import absent
 
 _REQUIRED_KEYS = {"images": ("id", "file_name", "width", "height"), "annotations": (), "categories": ("id", "name")}
 

@@ -8,33 +8,35 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..seeding import seeded
 from .crop_first import CropFirst, PendingCrop
-from .decode import Reduction, load_rgb
+from .decode import RGB, Decoding, Pixels, Reduction, load_picture
 from .errors import BadImageError, DataError
 from .find import open_source
 from .source import ClassMap, Renumbered, Source
 
 # (epoch, index, repeat): `repeat` counts the occurrences of one picture in one epoch, 0 for the first.
 Key = tuple[int, int, int]
-Transform = Callable[[Image.Image], Tensor]
+Transform = Callable[[Any], Tensor]  # of a decoded picture, `Pixels`
 
 
 class PictureDataset(Dataset[tuple[Any, int]]):
-    """The pictures of one split: item i is (transform(RGB picture), class index).
+    """The pictures of one split: item i is (transform(decoded picture), class index).
 
-    `transform` may be set at any time before a loader's first batch; without one an item's picture is a
-    PIL image. Decoding and transform meet in `__getitem__` and nowhere else.
+    `transform` and `decoding` may be set at any time before a loader's first batch; without a transform an item's
+    picture is that of `load_picture`. Decoding and transform meet in `__getitem__` and nowhere else.
     """
 
-    def __init__(self, source: Source, transform: Transform | None = None, *, mapped: bool = False) -> None:
+    def __init__(
+        self, source: Source, transform: Transform | None = None, *, decoding: Decoding = RGB, mapped: bool = False
+    ) -> None:
         """Wrap a source; `mapped`: a class map says its class indices."""
         self.source = source
         self.transform = transform
+        self.decoding = decoding
         self.has_class_map = mapped
         self.mapped = mapped or getattr(source, "is_indexed", False)  # they may leave classes out
 
@@ -52,7 +54,7 @@ class PictureDataset(Dataset[tuple[Any, int]]):
     def numbered(self, names: Sequence[str]) -> PictureDataset:
         """Return the same pictures with the classes numbered in the order of `names`, which are all of them."""
         source = Renumbered(self.source, {name: index for index, name in enumerate(names)})
-        return PictureDataset(source, self.transform, mapped=self.mapped)
+        return PictureDataset(source, self.transform, decoding=self.decoding, mapped=self.mapped)
 
     def __len__(self) -> int:
         return len(self.source)
@@ -65,11 +67,11 @@ class PictureDataset(Dataset[tuple[Any, int]]):
         """List the files of all pictures, in order of their positions."""
         return [self.source.filename(index) for index in range(len(self))]
 
-    def read(self, index: int, reduction: Reduction | None = None) -> tuple[Image.Image, int]:
-        """Decode a picture and return it with its class index; `reduction` as in `load_rgb`."""
+    def read(self, index: int, reduction: Reduction | None = None) -> tuple[Pixels, int]:
+        """Decode a picture and return it with its class index; `reduction` as in `load_picture`."""
         stored, target = self.source.open(index)
         with stored if isinstance(stored, io.IOBase) else nullcontext():
-            return load_rgb(stored, self.source.path(index), reduction), target
+            return load_picture(stored, self.source.path(index), reduction, self.decoding), target
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
         if isinstance(self.transform, CropFirst):

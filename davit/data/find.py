@@ -13,8 +13,9 @@ from typing import Any
 from ..text import some
 from .errors import DataError
 from .folder import SPLITS, FolderSource, find_split, names_of_split
+from .listing import natural_key
 from .shards import ShardSource
-from .source import ClassMap, Source, natural
+from .source import ClassMap, Source
 from .tables import CsvSource, TableSource
 from .timm_sets import NamedSource
 
@@ -135,7 +136,7 @@ def expand(pattern: str) -> list[Path]:
         raise DataError(f"{len(gone)} of the {len(files)} files of {pattern} are not there: {some(gone)}")
     if not files:
         raise DataError(f"no file is like {pattern}")
-    return sorted((Path(file) for file in dict.fromkeys(files)), key=lambda file: natural(str(file)))
+    return sorted((Path(file) for file in dict.fromkeys(files)), key=lambda file: natural_key(str(file)))
 
 
 def _braces(text: str) -> list[str]:
@@ -172,7 +173,7 @@ def _files_in(folder: Path, kind: str | None) -> list[Path]:
     if not folder.is_dir():
         return []
     files = [file for file in folder.iterdir() if not file.name.startswith(".") and _kind(file) and file.is_file()]
-    return sorted((file for file in files if kind in (None, _kind(file))), key=lambda file: natural(file.name))
+    return sorted((file for file in files if kind in (None, _kind(file))), key=lambda file: natural_key(file.name))
 
 
 def _has_folders(folder: Path) -> bool:

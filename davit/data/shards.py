@@ -25,9 +25,10 @@ import numpy as np
 
 from ..files import cache_file
 from ..text import some
-from .decode import SUFFIXES
 from .errors import DataError
 from .folder import SPLITS, names_of_split
+from .listing import left_out as said_left_out
+from .listing import readable_suffixes
 from .ranges import Ranges, RangeSource, load_ranges, save_ranges, stamp_of
 from .source import ClassMap, Texts
 
@@ -115,7 +116,7 @@ def index_shards(
     unkept: list[str] = []
 
     def index(shard: str) -> ShardIndex:
-        keys = (os.path.abspath(shard), stamp_of(shard), input_key, target_key, sorted(SUFFIXES))  # noqa: PTH100
+        keys = (os.path.abspath(shard), stamp_of(shard), input_key, target_key, sorted(readable_suffixes()))  # noqa: PTH100
         kept: Path | None = None
         with suppress(OSError):  # a home that cannot be written
             kept = cache_file("shards", _FORMAT, *keys)
@@ -164,7 +165,7 @@ def _make(shard: str, input_key: str | None, target_key: str | None) -> ShardInd
                 else:
                     key, found = name[: -len(ending) - 1], (endings.index(ending), label)
                     labels[key] = min(labels.get(key, found), found)
-            elif not {*both}.isdisjoint(asked) or (not asked and last in SUFFIXES):
+            elif not {*both}.isdisjoint(asked) or (not asked and last in readable_suffixes()):
                 pictures.append((name, start, size))
             else:
                 left_out[last or "without suffix"] += 1
@@ -279,6 +280,8 @@ def _one_for_each_sample(
     chosen = []
     for key, several in samples.items():
         plain = [picture for picture in several if picture[0].removesuffix(PurePosixPath(picture[0]).suffix) == key]
+        if len(plain) > 1:  # what a network computed of the picture, most often
+            plain = [picture for picture in plain if not picture[0].lower().endswith(".npy")] or plain
         if len(several) > 1 and len(plain) != 1:
             found = [name.removeprefix(f"{key}.") for name, _, _ in several]
             raise DataError(
@@ -377,9 +380,8 @@ def _in_split(place: str, names: Sequence[str], split: str, required: bool) -> S
 
 def _say(place: str, indices: Sequence[ShardIndex], left_out: Mapping[str, int]) -> None:
     """Say what is not used, and which shards are damaged."""
-    if counted := [f"{count} {kind}" for kind, count in sorted(left_out.items()) if count]:
-        harmless = all(kind.startswith((".", "further")) for kind, count in left_out.items() if count)
-        log.log(logging.INFO if harmless else logging.WARNING, "%s: not used: %s.", place, some(counted, 12))
+    if others := said_left_out({kind: count for kind, count in left_out.items() if count}):
+        log.warning("%s: %s", place, others)
     for index in indices:
         if index.fault:
             log.warning("%s %s. Pictures may be missing: fetch it anew.", index.ranges.file, index.fault)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -10,11 +11,11 @@ from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 from timm.data.readers.class_map import load_class_map
-from timm.utils.misc import natural_key
 
 from ..text import some
 from .decode import Stored
 from .errors import DataError
+from .listing import natural_key
 
 log = logging.getLogger(__name__)
 
@@ -22,6 +23,7 @@ NO_CLASS = -1  # of a picture that cannot be read, and whose label cannot be eit
 
 _WHOLE = re.compile(r"(\d{1,18})(?:\.0*)?", re.ASCII)  # a table's index column may hold 3.0
 _MOST_CLASSES = 1_000_000
+_LONGEST = 4096  # characters of a path or a class name
 
 ClassMap: TypeAlias = str | Path | dict[str, int] | None
 
@@ -88,7 +90,7 @@ class Listed:
 
     def __init__(
         self,
-        place: str,
+        place: str | Path,
         names: Sequence[str],
         labels: Sequence[str | None],
         class_map: ClassMap = None,
@@ -109,16 +111,19 @@ class Listed:
             DataError: the labels cannot be numbered, or none is in the class map.
         """
         distinct = {label for label in labels if label is not None}
-        mapping = read_class_map(class_map, Path(place).parent) if class_map else None
+        if (longest := max(map(len, itertools.chain(distinct, names)), default=0)) > _LONGEST:
+            raise DataError(f"{place}: a name or a label has {longest} characters, so it is none")
+        folder = Path(place) if Path(place).is_dir() else Path(place).parent
+        mapping = read_class_map(class_map, folder) if class_map else None
         self.class_to_idx, index_of, self.is_indexed = _number(place, distinct, mapping, indices, class_names)
         numbered = [NO_CLASS if label is None else index_of.get(label, None) for label in labels]
-        if left_out := sorted(distinct.difference(index_of), key=natural):
+        if left_out := sorted(distinct.difference(index_of), key=natural_key):
             log.warning("%s: classes not in the class map are left out: %s", place, some(left_out))
         kept = [at for at, number in enumerate(numbered) if number is not None]
         if not kept:
-            found: list[str] = sorted(distinct, key=natural)
+            found: list[str] = sorted(distinct, key=natural_key)
             raise DataError(f"{place}: none of its classes ({some(found)}) is in the class map {class_map}")
-        kept.sort(key=lambda at: natural(_below_class(names[at], labels[at])))
+        kept.sort(key=lambda at: natural_key(_below_class(names[at], labels[at])))
         self.order = np.array(kept, dtype=np.int64)
         self._names = Texts(names[at] for at in kept)
         self._targets = np.array([numbered[at] for at in kept], dtype=np.int64)
@@ -135,6 +140,18 @@ class Listed:
     def target(self, index: int) -> int:
         """Return the class index of a picture."""
         return int(self._targets[index])
+
+
+class Files(Listed):
+    """Hold pictures that are files, by their paths below a folder, or absolute ones."""
+
+    folder: Path
+
+    def path(self, index: int) -> str:
+        return str(self.folder / self.filename(index))
+
+    def open(self, index: int) -> tuple[str, int]:
+        return self.path(index), self.target(index)
 
 
 class Renumbered:
@@ -163,23 +180,15 @@ class Renumbered:
         return stored, self._new.get(target, target)
 
 
-def natural(name: str) -> tuple[list[Any], str]:
-    """Give the key that sorts img2 before img10, and names that differ in case alone always alike."""
-    try:
-        return natural_key(name), name
-    except ValueError:  # a digit that is no decimal (a superscript), or thousands of them
-        return [name.lower()], name
-
-
 def _below_class(name: str, label: str | None) -> str:
     """Name a picture as CLASS/NAME, unless it lies in a folder of its class already."""
-    if label is None or Path(name).parent.name == label:
+    if label is None or name.rpartition("/")[0].rpartition("/")[2] == label:
         return name
     return f"{label}/{name}"
 
 
 def _number(
-    place: str, labels: set[str], class_map: Mapping[str, int] | None, indices: bool, class_names: Sequence[str]
+    place: str | Path, labels: set[str], class_map: Mapping[str, int] | None, indices: bool, class_names: Sequence[str]
 ) -> tuple[dict[str, int], dict[str, int], bool]:
     """Return the indices of the classes by name and those of the labels, and whether the data fix them."""
     whole = _whole_numbers(labels) if indices or class_names else None
@@ -196,7 +205,7 @@ def _number(
             by_name = {label: index for label, index in whole.items() if index in known}
         return dict(class_map), by_name, True
     if whole is None:
-        numbered = {name: index for index, name in enumerate(sorted(labels, key=natural))}
+        numbered = {name: index for index, name in enumerate(sorted(labels, key=natural_key))}
         return numbered, numbered, False
     if class_names:
         return {name: index for index, name in enumerate(class_names)}, whole, True

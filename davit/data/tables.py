@@ -7,7 +7,6 @@ import json
 import logging
 import os
 import time
-import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -17,11 +16,11 @@ import numpy as np
 
 from ..files import cache_file, write_atomically
 from ..text import some
-from .decode import SUFFIXES
 from .errors import DataError
-from .folder import absent, names_of_split
+from .folder import names_of_split
+from .listing import locate, readable_suffixes, suffix_of
 from .ranges import FILE_OF_ITS_OWN, Ranges, RangeSource, load_ranges, save_ranges, stamp_of
-from .source import ClassMap, Listed, Texts
+from .source import ClassMap, Files, Texts
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +36,7 @@ LABELS = (
 _ROWS_AT_ONCE = 64
 
 
-class CsvSource(Listed):
+class CsvSource(Files):
     """Read the pictures that a csv lists with their classes, by name or by index.
 
     Relative paths are below the csv's folder, or another of `folders`: the first that has the first file. A first row
@@ -67,15 +66,9 @@ class CsvSource(Listed):
         rows = _read_rows(Path(file), input_key, target_key, split, split_required)
         paths, labels = [path for path, _ in rows], [label for _, label in rows]
         _check_repeats(Path(file), rows)
-        self.folder = next((folder for folder in folders if _is_there(folder / paths[0])), Path(file).parent)
+        self.folder = next((folder for folder in folders if locate(folder, paths[:1]).found), Path(file).parent)
         paths = _existing(Path(file), self.folder, paths)
         super().__init__(str(file), paths, labels, class_map)
-
-    def path(self, index: int) -> str:
-        return str(self.folder / self.filename(index))
-
-    def open(self, index: int) -> tuple[str, int]:
-        return self.path(index), self.target(index)
 
 
 def _read_rows(
@@ -101,7 +94,7 @@ def _read_rows(
         label = _column(file, columns, "target_key", target_key, LABELS, but=picture)
         part = next((at for at, name in enumerate(columns) if name.lower() == "split"), None)
     else:
-        picture = next((at for at, cell in enumerate(columns) if Path(cell).suffix.lower() in SUFFIXES), 0)
+        picture = next((at for at, cell in enumerate(columns) if suffix_of(cell) in readable_suffixes()), 0)
         label, part = 1 - min(picture, 1), None
     if part is None and split_required:
         raise DataError(
@@ -132,7 +125,7 @@ def _is_header(
     """Tell whether the first row names the columns: by their usual names, or as no cell of it names a picture."""
     if {input_key, target_key}.intersection(columns) or {*PICTURES, *LABELS}.intersection(map(str.lower, columns)):
         return True
-    names_picture = [any(Path(cell).suffix.lower() in SUFFIXES for cell in row) for _, row in table[:2]]
+    names_picture = [any(suffix_of(cell) in readable_suffixes() for cell in row) for _, row in table[:2]]
     return names_picture == [False, True]
 
 
@@ -170,41 +163,23 @@ def _check_repeats(file: Path, rows: Sequence[tuple[str, str]]) -> None:
         log.warning("%s: %d pictures are listed more than once: %s", file, len(repeated), some(repeated))
 
 
-def _is_there(path: Path) -> bool:
-    try:
-        return path.exists() or Path(str(path).replace("\\", "/")).exists()
-    except (OSError, ValueError):
-        return False
-
-
 def _existing(file: Path, folder: Path, paths: list[str]) -> list[str]:
-    """Write paths as the files are called here: another system's separators and Unicode forms are put right.
+    """Write paths as the files are spelled here.
 
     Raises:
         DataError: no file is there. Some that are not are a warning; each is a bad picture once it is read.
     """
-    missing = {*absent([folder / path for path in paths])}
-    if not missing:
-        return paths
-    changed = {}
-    forms: tuple[Callable[[str], str], ...] = (
-        lambda path: path.replace("\\", "/"),
-        lambda path: unicodedata.normalize("NFC", path.replace("\\", "/")),
-        lambda path: unicodedata.normalize("NFD", path.replace("\\", "/")),
-    )
-    for form in forms:
-        tried = {path: form(path) for path in paths if folder / path in missing and path not in changed}
-        gone = {*absent([folder / new for new in tried.values()])}
-        changed.update({path: new for path, new in tried.items() if folder / new not in gone})
-    gone_for_good = [path for path in paths if folder / path in missing and path not in changed]
-    if len(gone_for_good) == len(paths):
+    located = locate(folder, paths)
+    if not located.found:
+        path, reason = next(iter(located.missing.items()))
         raise DataError(
-            f"{file}: none of its {len(paths)} files is there ({some(gone_for_good, 3)}); relative paths are below "
-            f"the csv's folder or the data folder"
+            f"{file}: none of its {len(paths)} files is there ({path}: {reason}); relative paths are below the folder of "
+            "the csv or the data folder"
         )
-    if gone_for_good:
-        log.warning("%s: %d of %d files are not there: %s", file, len(gone_for_good), len(paths), some(gone_for_good))
-    return [changed.get(path, path) for path in paths]
+    if located.missing:
+        named = [f"{path}: {reason}" for path, reason in located.missing.items()]
+        log.warning("%s: %d of %d files are not there (%s).", file, len(named), len(paths), some(named, 3))
+    return [located.found.get(path, path) for path in paths]
 
 
 # --- Parquet and Arrow ---

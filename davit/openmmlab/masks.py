@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from ..data import DataError
-from ..data.folder import absent
+from ..data.listing import absent
 from ..text import some
 
 ALL = 2000  # masks whose labels are read in some ten seconds

@@ -16,7 +16,7 @@ from timm.data.readers.reader_image_folder import ReaderImageFolder
 
 from davit.commands import USER_ERROR, run_cli
 from davit.data import DataError, EpochSampler, check_classes, load_rgb, open_dataset, train_transform
-from davit.data.folder import absent
+from davit.data.listing import absent
 
 MakeFolder = Callable[..., Path]
 Pictures = Callable[..., Path]
