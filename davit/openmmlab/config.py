@@ -268,6 +268,8 @@ def use_test_flags(cfg: Config, args: Namespace) -> None:
         if not evaluators:
             raise ValueError(f"--format-only and --out: the config's test_evaluator has no {_METRIC_TYPES[scope]}.")
         target = Path(args.out or Path(cfg.work_dir) / "results")
+        if scope == "mmseg":
+            cfg.custom_hooks = [*(cfg.get("custom_hooks") or []), {"type": "DistinctMaskNames"}]
         for evaluator in evaluators:
             evaluator.format_only = args.format_only
             if scope == "mmseg":
@@ -280,7 +282,8 @@ def use_test_flags(cfg: Config, args: Namespace) -> None:
         if scope == "mmseg":
             cfg.default_hooks.visualization = {"type": "DrawnPredictions", "out_dir": folder}
         else:
-            cfg.default_hooks.visualization.update(draw=True, test_out_dir=folder)
+            least = cfg.default_hooks.get("visualization", {}).get("score_thr", 0.3)
+            cfg.default_hooks.visualization = {"type": "DrawnDetections", "out_dir": folder, "score_thr": least}
     if args.aug_test:
         if "tta_model" not in cfg or "tta_pipeline" not in cfg:
             raise ValueError("--aug-test: the config has no tta_model and tta_pipeline that say how.")

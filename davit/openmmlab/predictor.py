@@ -49,6 +49,16 @@ class Detections:
     masks: NDArray[np.bool_] | None = field(repr=False)
     classes: tuple[str, ...] = field(repr=False)
 
+    @classmethod
+    def of(
+        cls, picture: NDArray[np.uint8], instances: Any, score_threshold: float, classes: tuple[str, ...]
+    ) -> Detections:
+        """Take those of a detector's ``InstanceData`` whose score is not below a threshold."""
+        found = instances[instances.scores >= score_threshold]
+        masks = found.masks.cpu().numpy().astype(bool) if "masks" in found else None
+        boxes, scores, labels = (found[name].cpu().numpy() for name in ("bboxes", "scores", "labels"))
+        return cls(picture, boxes, scores, labels, masks, classes)
+
     def draw(self) -> Image.Image:
         """Draw boxes, names, scores and masks over the picture; a small one is enlarged."""
         times = _enlargement(*self.picture.shape[:2])
@@ -150,11 +160,7 @@ class Predictor:
         (result,) = self.model.test_step(batch)  # type: ignore[operator]
         if "pred_sem_seg" in result:
             return Segmentation(pixels, result.pred_sem_seg.data[0].cpu().numpy(), self.classes, self.palette)
-        found = result.pred_instances
-        found = found[found.scores >= self.score_threshold]
-        masks = found.masks.cpu().numpy().astype(bool) if "masks" in found else None
-        boxes, scores, labels = (found[name].cpu().numpy() for name in ("bboxes", "scores", "labels"))
-        return Detections(pixels, boxes, scores, labels, masks, self.classes)
+        return Detections.of(pixels, result.pred_instances, self.score_threshold, self.classes)
 
 
 def _classes(cfg: Config, metadata: dict[str, Any]) -> tuple[tuple[str, ...], tuple[tuple[int, int, int], ...]]:
