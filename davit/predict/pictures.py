@@ -39,11 +39,21 @@ def open_picture(picture: Picture, decoding: Decoding = RGB) -> Pixels:
         BadImageError: a file or bytes that are no readable picture.
         ValueError: not a `Picture`.
     """
-    name = str(picture) if isinstance(picture, str | Path) else "the picture given"
-    return load_picture(_as_stored(picture, name, decoding.bands), name, decoding=decoding)
+    name = name_of(picture)
+    return load_picture(as_stored(picture, name, decoding.bands), name, decoding=decoding)
 
 
-def _as_stored(picture: Picture, name: str, bands: int) -> Stored:
+def name_of(picture: Picture) -> str:
+    """Name a picture for errors."""
+    return str(picture) if isinstance(picture, str | Path) else "the picture given"
+
+
+def as_stored(picture: Picture, name: str, bands: int = 3) -> Stored:
+    """Make of a picture what the decoder takes.
+
+    Raises:
+        ValueError: not a `Picture`, or an array that is none of so many bands.
+    """
     if isinstance(picture, str | Path | Image.Image):
         return picture
     if isinstance(picture, bytes | bytearray | memoryview):
@@ -94,7 +104,7 @@ class PictureSource:
         """Return None: pictures without classes."""
 
     def open(self, index: int) -> tuple[Stored, int]:
-        return _as_stored(self._pictures[index], self.path(index), self._bands), 0
+        return as_stored(self._pictures[index], self.path(index), self._bands), 0
 
 
 def find_pictures(places: Sequence[str], stdin: bytes | None = None) -> list[str | bytes]:
