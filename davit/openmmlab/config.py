@@ -232,6 +232,7 @@ def use_test_flags(cfg: Config, args: Namespace) -> None:
         target = Path(args.out or Path(cfg.work_dir) / "results")
         if scope == "mmseg":
             evaluator.output_dir = str(target)
+            cfg.custom_hooks = [*(cfg.get("custom_hooks") or []), {"type": "NamedMasks"}]
         else:
             evaluator.outfile_prefix = str(target.with_suffix("") if target.suffix in (".json", ".pkl") else target)
     if args.show_dir:
