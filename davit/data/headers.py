@@ -20,6 +20,7 @@ from ..files import cache_file, write_bytes
 from ..text import some
 from .decode import _FILE_ERRNOS, _SIDEWAYS, _formats, _orientation, _reason, load_rgb
 from .errors import BadImageError
+from .listing import format_of
 
 log = logging.getLogger(__name__)
 
@@ -31,16 +32,9 @@ _SAID_FROM = 1.0  # seconds
 _ALIKE = {"MPO": "JPEG", "DIB": "BMP"}
 
 # How files begin that are often found in the place of a picture.
-_BEGINNINGS = (
+_OTHERS = (
     (b"version https://git-lfs", "a pointer of Git LFS, not the picture; `git lfs pull` fetches it"),
     (b"<", "a text with tags (a web page that a failed download left there, or an SVG), not a picture"),
-    (b"\xff\xd8\xff", "a JPEG that is damaged or cut off in its header"),
-    (b"\x89PNG", "a PNG that is damaged or cut off in its header"),
-    (b"GIF8", "a GIF that is damaged or cut off in its header"),
-    (b"RIFF", "a WebP that is damaged or cut off"),
-    (b"II*\0", "a TIFF that is damaged or cut off"),
-    (b"MM\0*", "a TIFF that is damaged or cut off"),
-    (b"BM", "a BMP that is damaged or cut off in its header"),
 )
 
 
@@ -218,8 +212,10 @@ def _beginning(path: str) -> str:
         return "empty file (0 bytes)"
     if not first.strip(b"\0"):
         return "zeros, as a copy leaves them that was broken off"
-    known = (words for beginning, words in _BEGINNINGS if first.lstrip().startswith(beginning))
-    return next(known, "not a picture of a known format")
+    if kind := format_of(first):
+        return f"a {kind} file that is damaged, cut off, or of a sort that cannot be read here"
+    others = (words for beginning, words in _OTHERS if first.lstrip().startswith(beginning))
+    return next(others, "not a picture of a known format")
 
 
 # ---- does a file hold all that its header announces? False only asks for a closer look ----

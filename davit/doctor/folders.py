@@ -12,7 +12,7 @@ from logging.handlers import BufferingHandler
 from pathlib import Path
 
 from ..data import BadImageError, DataError, PictureDataset, check_classes, load_rgb, open_dataset
-from ..data.coco import annotation_faults, read_annotations, summarise_annotations
+from ..data.coco import examine, read_annotations
 from ..text import some
 from .findings import Finding, error, ok, warning
 
@@ -128,13 +128,15 @@ def _coco(root: Path, limit: int | None) -> Iterator[Finding]:
         folder = root / split
         try:
             contents = read_annotations(file)
-            faults = list(annotation_faults(file, contents, folder))
-            if not faults:
-                yield ok(split, str(summarise_annotations(file, contents)))
+            found = examine(contents, file, folder, data_check=False)  # all of each picture is read below
+            if not found.faults:
+                yield ok(split, str(found.summary))
         except (OSError, ValueError, TypeError) as fault:
             yield error(split, str(fault), "fetch it anew")
             continue
-        yield from (error(split, text, "unpack all of the data set there, or fetch it anew") for text in faults)
+        remedy = "unpack all of the data set there, or fetch it anew"
+        yield from (error(split, f"{file}: {text}", remedy) for text in found.faults)
+        yield from (warning(split, f"{file}: {text}", "look at the entry that is named") for text in found.notes)
         files = [str(folder / image["file_name"]) for image in contents["images"]]
         yield from _readable(split, [name for name in files if Path(name).is_file()], limit, remedy="fetch it anew")
 

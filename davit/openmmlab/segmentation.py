@@ -5,6 +5,7 @@ Configs name this module in ``custom_imports``, after ``davit.openmmlab``.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -22,11 +23,14 @@ from mmseg.registry import DATASETS, HOOKS, METRICS, MODELS, TRANSFORMS
 from PIL import Image
 
 from ..data import DataError, load_rgb
+from ..data.coco import check_annotations
 from ..data.masks import IGNORED, Coding, as_trained
 from ..data.pairs import Pairs, pair_masks
 from ..predict.pictures import distinct_names
 from .predictor import draw_segments
 from .regions import Regions, read_regions
+
+log = logging.getLogger(__name__)
 
 _CODING = Coding()
 
@@ -176,15 +180,28 @@ class CocoRegions(BaseSegDataset):
             )
         return sorted(infos, key=lambda info: str(info["img_path"]))
 
-    def check_regions(self, infos: Sequence[dict[str, Any]], read: Sequence[int]) -> Any:
-        """Check all pictures, and count the labels of some of them; shape (read, 256).
+    @staticmethod
+    def correct(dataset: Any, labelled: bool = True, data_check: bool = True) -> None:
+        """Check the file of a config's data set as for detection, and give the config a corrected copy of it.
 
         Raises:
-            DataError: a picture is damaged, or of another size than the file says.
+            DataError: the file has faults, or its pictures are missing, damaged or of another size.
         """
-        self._file.check([Path(info["img_path"]) for info in infos], [info["regions"] for info in infos])
-        labels = (infos[index]["regions"].draw() for index in read)
-        return np.stack([np.bincount(one.ravel(), minlength=256) for one in labels])
+        root = Path(dataset.get("data_root") or ".")
+        folder = root / (dataset.get("data_prefix") or {}).get("img_path", "")
+        found = check_annotations(
+            root / dataset["ann_file"],
+            folder,
+            needs_masks=labelled,
+            training=False,
+            labelled=labelled,
+            data_check=data_check,
+        )
+        for note in found.notes:
+            log.warning("%s: %s", found.origin, note)
+        if found.is_changed:
+            dataset["ann_file"] = str(found.file().absolute())
+            log.info("A corrected copy of %s is used, %s.", found.origin, dataset["ann_file"])
 
 
 @TRANSFORMS.register_module(name="LoadAnnotations", force=True)

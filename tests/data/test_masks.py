@@ -142,6 +142,6 @@ def test_pixels_that_are_ignored() -> None:
 def test_classes_that_only_validation_has() -> None:
     names = ("a", "b", "c")
     train, val = (judge_labels(counts(row), "a", names) for row in ({0: 1, 1: 1}, {0: 1, 2: 1}))
-    (text,) = compare_classes(train, val)
+    (text,) = compare_classes([train], val)
     assert "'c'" in text and "'b'" not in text
-    assert not list(compare_classes(train, train))
+    assert not list(compare_classes([train], train))

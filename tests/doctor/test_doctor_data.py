@@ -122,7 +122,7 @@ def test_coco(coco: Path) -> None:
     assert [word for word in findings[0].text.split() if word.isdigit()] == ["2", "1", "1"]
     file = coco / "annotations" / "instances_train2017.json"
     contents = json.loads(file.read_text())
-    contents["annotations"].append({**contents["annotations"][0], "image_id": 99})
+    contents["annotations"].append({**contents["annotations"][0], "id": 99, "image_id": 99})
     file.write_text(json.dumps(contents))
     (coco / "train2017" / "2.jpg").unlink()
     (coco / "annotations" / "instances_val2017.json").write_text('{"images": []}')
