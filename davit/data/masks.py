@@ -362,9 +362,10 @@ def _absent(classes: Sequence[str], present: list[int], absent: list[str], sampl
     return text
 
 
-def compare_classes(train: LabelReport, other: LabelReport) -> Iterator[str]:
+def compare_classes(train: Sequence[LabelReport], other: LabelReport) -> Iterator[str]:
     """Say which classes occur in the masks of another split but not in those of training."""
-    if unlearned := [name for name in other.present if name not in train.present]:
+    learned = {name for report in train for name in report.present}
+    if unlearned := [name for name in other.present if name not in learned]:
         yield (
             f"{len(unlearned)} classes occur in its masks and not in those of training: "
             f"{some(map(repr, unlearned), 6)}; their score can only be 0"

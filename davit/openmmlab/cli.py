@@ -31,6 +31,7 @@ from .config import (
     use_train_flags,
 )
 from .datasets import check_coco, check_dataset, classes_of, named_classes
+from .masks import MaskSummary, warn_of_unlearned
 from .runner import DaViTRunner
 
 log = logging.getLogger(__name__)
@@ -210,15 +211,16 @@ def _settle_classes(args: Namespace, cfg: Config, split: str, checkpoint: str | 
     asked = chosen or classes_of(first)
     if trained and asked and trained != asked:
         is_detector = cfg.default_scope == "mmdet"
+        by_name = is_detector or first["type"] == "CocoRegions"  # masks hold numbers
         if sorted(trained) == sorted(asked):
             log.warning(
                 "%s was trained on these classes in another order (%s; asked for: %s)%s",
                 checkpoint,
                 some(trained, 6),
                 some(asked, 6),
-                ": its order is used." if is_detector else ", so the numbers in masks would mean other classes.",
+                ": its order is used." if by_name else ", so the numbers in masks would mean other classes.",
             )
-            chosen = trained if is_detector else chosen
+            chosen = trained if by_name else chosen
         elif is_detector and (split == "test" or cfg.resume):
             advice = " ".join(map(shlex.quote, trained)) if len(trained) <= 20 else "auto"
             raise ValueError(
@@ -247,13 +249,12 @@ def _check_data(args: Namespace, cfg: Config, splits: Sequence[str], labelled: b
     if cfg.default_scope != "mmdet":
         if args.skip_bad_images:
             raise ValueError("--skip-bad-images: only a detector can go on without some of its pictures.")
-    elif not args.data_check:
+    if not args.data_check:
         log.warning("--no-data-check: the headers of the pictures are not read; a bad picture stops the run later.")
     problem: Exception | None = None
     if int(os.environ.get("LOCAL_RANK", 0)) == 0:
         try:
-            for split in splits:
-                _check_split(cfg, split, labelled, options)
+            warn_of_unlearned({split: _check_split(cfg, split, labelled, options) for split in splits})
         except (OSError, ValueError) as error:
             problem = error
     if args.launcher != "none":
@@ -262,18 +263,19 @@ def _check_data(args: Namespace, cfg: Config, splits: Sequence[str], labelled: b
         raise problem
 
 
-def _check_split(cfg: Config, split: str, labelled: bool, options: dict[str, bool]) -> None:
+def _check_split(cfg: Config, split: str, labelled: bool, options: dict[str, bool]) -> list[MaskSummary | None]:
     """Check the data sets of a split, and let the evaluators use the corrected copies."""
     copies = {}
+    summaries = []
     for dataset in datasets_of(cfg[f"{split}_dataloader"]):
         if "type" not in dataset:
             raise DataError(f"the config's {split} data set has no type.")
         file = annotation_file_of(dataset) if dataset.get("ann_file") else None
-        check_dataset(dataset, split, cfg.model, labelled, **options)
+        summaries.append(check_dataset(dataset, split, cfg.model, labelled, **options))
         if file is not None:
             copies[Path(file).absolute()] = annotation_file_of(dataset)
     if split == "train" or cfg.default_scope != "mmdet":
-        return
+        return summaries
     for evaluator in evaluators_of(cfg, split):
         named = evaluator.get("ann_file")
         if named and Path(named).absolute() in copies:
@@ -288,6 +290,7 @@ def _check_split(cfg: Config, split: str, labelled: bool, options: dict[str, boo
                 **{**options, "data_check": False},
             )
             evaluator["ann_file"] = corrected or named
+    return summaries
 
 
 def _tell_others(cfg: Config, splits: Sequence[str], problem: Exception | None) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from mmengine.registry import DATASETS, DefaultScope
 
 from ..data.coco import categories_of, check_annotations
-from .masks import check_masks
+from .masks import MaskSummary, check_masks
 
 log = logging.getLogger(__name__)
 
@@ -23,8 +23,8 @@ def check_dataset(
     *,
     data_check: bool = True,
     skip_bad_images: bool = False,
-) -> None:
-    """Check all of a data set before a run starts, and log what is in it.
+) -> MaskSummary | None:
+    """Check all of a data set before a run starts, and log what is in it; of a segmentor's return it too.
 
     A detection data set may be given another ``ann_file``, a corrected copy of its own, and its classes as a tuple.
 
@@ -33,7 +33,7 @@ def check_dataset(
         split: 'train', 'val' or 'test'.
         model: the config of the model, which says whether it needs masks, and how many classes it has.
         labelled: False where predictions are only written: a segmentor then needs no masks, a detector no objects.
-        data_check: read the header of every picture of a detection data set.
+        data_check: read the header of every picture, and the labels of masks.
         skip_bad_images: leave pictures of a detection data set that are missing or cannot be read out.
 
     Raises:
@@ -43,10 +43,13 @@ def check_dataset(
     if _is_a(cls, "mmdet", "CocoDataset") and _reads_coco(cls) and not _is_remote(dataset):
         check_coco(dataset, split, model, labelled, data_check=data_check, skip_bad_images=skip_bad_images)
     elif _is_a(cls, "mmseg", "BaseSegDataset"):
-        log.info("%s: %s.", split, check_masks(dataset, cls, model, labelled))
+        summary = check_masks(dataset, cls, model, labelled, data_check)
+        log.info("%s: %s.", split, summary)
+        return summary
     else:
         kind = "on other machines" if _is_remote(dataset) else f"of type {dataset['type']}"
         log.warning("%s: data sets %s are not checked before the run.", split, kind)
+    return None
 
 
 def check_coco(

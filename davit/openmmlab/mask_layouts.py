@@ -15,7 +15,7 @@ from ..data.layouts import Layout, Split, find_layout
 from ..data.listing import walk
 from ..data.yolo import coco_of
 from ..files import cache_file, write_bytes
-from .regions import read_regions
+from .regions import classes_of_regions
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +72,7 @@ def use_mask_layout(
         pass
     elif as_regions:
         first = next((one for one in parts if one["type"] == "CocoRegions"), None)
-        classes = read_regions(Path(first["ann_file"])).classes if first else ()
+        classes = classes_of_regions(Path(first["ann_file"])) if first else ()
     else:
         classes = _use_classes(parts, root, [split.pictures for split in splits.values()])
     note = "" if "val" in layout.splits or "test" not in layout.splits else "; there is no val, so test stands for it"

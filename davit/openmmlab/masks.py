@@ -18,8 +18,9 @@ import numpy as np
 
 from ..data import DataError
 from ..data.listing import absent, left_out, list_pictures, suffix_of
-from ..data.masks import BINARY, Coding, LabelReport, check_pairs, count_labels, judge_labels
+from ..data.masks import BINARY, Coding, LabelReport, check_pairs, compare_classes, count_labels, judge_labels
 from ..text import some
+from .regions import count_regions
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +57,7 @@ class MaskSummary:
 
     def __str__(self) -> str:
         if not self.read:
-            return f"{self.pictures:,} pictures; masks are not needed"
+            return f"{self.pictures:,} pictures; masks are not needed, or not checked"
         masks = "all masks" if self.read == self.pictures else f"{self.read:,} masks spread over them"
         absent_classes = f", {self.absent} classes do not occur" if self.absent else ""
         return (
@@ -65,20 +66,28 @@ class MaskSummary:
         )
 
 
-def check_masks(dataset: Any, cls: type[Any], model: Any, with_masks: bool = True) -> MaskSummary:
+def check_masks(
+    dataset: Any, cls: type[Any], model: Any, with_masks: bool = True, data_check: bool = True
+) -> MaskSummary:
     """Check the data set of a config, and warn of what it holds and a run does not use.
+
+    One of polygons may be given another ``ann_file``, a corrected copy of its own.
 
     Args:
         dataset: the config of a ``BaseSegDataset``.
         cls: its class.
         model: the config of the segmentor, for its number of classes.
         with_masks: False where predictions are only written, which needs no masks.
+        data_check: read the headers of all pictures and masks, and labels.
 
     Raises:
         DataError: a folder or file is missing, unreadable, or no mask that fits its picture and the classes; or the
             masks teach nothing.
     """
     options = {name: value for name, value in dataset.items() if name not in ("type", "pipeline", "lazy_init")}
+    if hasattr(cls, "correct"):  # of polygons
+        cls.correct(dataset, with_masks, data_check)
+        options["ann_file"] = dataset["ann_file"]
     try:
         listing = cls(pipeline=[], lazy_init=True, **options)
     except DataError:
@@ -95,11 +104,11 @@ def check_masks(dataset: Any, cls: type[Any], model: Any, with_masks: bool = Tru
     infos = _list_infos(listing, folder)
     pictures = [Path(info["img_path"]) for info in infos]
     _check_files(listing, folder, infos, with_masks)
-    if not with_masks:
+    if not with_masks or not data_check:
         return MaskSummary(len(infos), len(classes))
     read = np.linspace(0, len(infos) - 1, min(len(infos), ALL)).astype(int).tolist()
-    if hasattr(listing, "check_regions"):  # polygons in place of masks
-        counts, chosen = listing.check_regions(infos, read), [pictures[index] for index in read]
+    if "regions" in infos[0]:
+        counts, chosen = count_regions([infos[index]["regions"] for index in read]), [pictures[i] for i in read]
     else:
         coding = infos[0].get("coding") or Coding(palette_is_labels=cls.__name__ in _PALETTE_IS_LABELS)
         masks = [Path(info["seg_map_path"]) for info in infos]
@@ -117,6 +126,17 @@ def check_masks(dataset: Any, cls: type[Any], model: Any, with_masks: bool = Tru
     for warning in report.warnings:
         log.warning("%s: %s.", folder, warning)
     return MaskSummary(len(infos), len(classes), len(read), report)
+
+
+def warn_of_unlearned(summaries: dict[str, list[MaskSummary | None]]) -> None:
+    """Warn of classes that occur in masks of other splits and not in those of training."""
+    reports = {split: [one.labels for one in found if one and one.read] for split, found in summaries.items()}
+    if not reports.get("train"):
+        return
+    for split, found in reports.items():
+        for report in found if split != "train" else ():
+            for warning in compare_classes(reports["train"], report):
+                log.warning("%s: %s.", split, warning)
 
 
 def _check_heads(model: Any, classes: Sequence[str]) -> None:

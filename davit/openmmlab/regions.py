@@ -14,7 +14,6 @@ from pycocotools import mask as coco_mask
 
 from ..data import DataError
 from ..data.coco import categories_of, read_annotations
-from ..data.headers import read_headers
 from ..data.listing import locate
 from ..data.masks import IGNORED
 from ..text import did_you_mean, some
@@ -57,29 +56,34 @@ def _draw(shape: Any, height: int, width: int) -> NDArray[np.bool_]:
     return np.asarray(coco_mask.decode(encoded)).astype(bool)
 
 
+def classes_of_regions(file: Path) -> tuple[str, ...]:
+    """Return the classes that a file's categories give a segmentor: "background" first, unless one of them is that."""
+    categories = categories_of(file)
+    return categories if any(map(_is_ground, categories)) else (BACKGROUND, *categories)
+
+
 def read_regions(file: Path, classes: Sequence[str] | None = None) -> RegionFile:
-    """Read a file in COCO's form for segmentation.
+    """Read a file in COCO's form for segmentation; `check_annotations` has found it sound.
 
     Args:
-        classes: in the order of their labels; None for all categories behind "background".
+        classes: in the order of their labels; None for `classes_of_regions`.
 
     Raises:
-        DataError: it is missing, of another form or without shapes, or several classes are no categories of it.
+        DataError: it is missing, of another form or without shapes, or classes are no categories of it.
     """
-    contents = read_annotations(file)
-    names = [str(category["name"]) for category in contents["categories"]]
-    if classes is None:
-        own = categories_of(file)
-        classes = own if any(_is_ground(name) for name in own) else (BACKGROUND, *own)
+    contents = read_annotations(file, labelled=False)
+    classes = tuple(classes or classes_of_regions(file))
+    names = [str(category.get("name")) for category in contents["categories"]]
     others = [name for name in classes if name not in names]
-    if len(others) > 1:
+    grounds = [name for name in (*others, *classes) if _is_ground(name)] or others[:1]
+    unknown = [name for name in others if name not in grounds[:1]]
+    advice = did_you_mean(unknown[0], names) if unknown else ""
+    if unknown and (advice or not any(_is_ground(name) for name in grounds)):
         raise DataError(
-            f"{some(others, 4)} are not categories of {file}, which are {some(names, 8)}; only one class may be none, "
-            f"for what no object covers. {did_you_mean(others[-1], names)}"
+            f"{some(others, 4)} are not categories of {file}, which are {some(names, 8)}; {advice}only one class may "
+            "be none of them, for what no object covers."
         )
-    grounds = others or [name for name in classes if _is_ground(name)]
-    ground = classes.index(grounds[0]) if grounds else IGNORED
-    return RegionFile(file, contents, tuple(classes), ground)
+    return RegionFile(file, contents, classes, classes.index(grounds[0]) if grounds else IGNORED)
 
 
 def _is_ground(name: str) -> bool:
@@ -87,7 +91,7 @@ def _is_ground(name: str) -> bool:
 
 
 class RegionFile:
-    """The pictures and objects of a file in COCO's form; made by `read_regions`.
+    """Hold the pictures and objects of a file in COCO's form; made by `read_regions`.
 
     Attributes:
         classes: in the order of their labels.
@@ -98,10 +102,10 @@ class RegionFile:
         self._file, self._ground = file, ground
         self._images = contents["images"]
         labels = {str(name): label for label, name in enumerate(classes)}
-        label_of = {one["id"]: labels.get(str(one["name"])) for one in contents["categories"]}
+        label_of = {one.get("id"): labels.get(str(one.get("name"))) for one in contents["categories"]}
         self._objects: dict[Any, list[tuple[int, bool, Any]]] = {}
         others = shapeless = shaped = 0
-        for one in contents["annotations"]:
+        for one in contents.get("annotations") or ():
             label = label_of.get(one.get("category_id"))
             if label is None:
                 others += 1
@@ -118,7 +122,9 @@ class RegionFile:
                 "needs. Export polygons, or train a detector (mmdet/README.md)."
             )
         left = {"of classes that are not learned": others, "without a polygon of three points": shapeless}
-        self.left_out = ", ".join(f"{count:,} objects {why}" for why, count in left.items() if count)
+        for why, count in left.items():
+            if count:
+                log.warning("%s: %s objects %s are left out.", file, f"{count:,}", why)
 
     def pictures(self, folder: Path) -> Iterator[tuple[str, Regions]]:
         """List the pictures, by their paths below a folder, with their objects."""
@@ -128,33 +134,14 @@ class RegionFile:
             objects = tuple(self._objects.get(image["id"], ()))
             yield found.get(name, name), Regions(int(image["height"]), int(image["width"]), objects, self._ground)
 
-    def check(self, pictures: Sequence[Path], regions: Sequence[Regions]) -> None:
-        """Check that all pictures can be opened, and are of the size that the file says.
 
-        Raises:
-            DataError: one is missing, damaged or of another size, or a shape is made for another size.
-        """
-        for picture, header, drawn in zip(pictures, read_headers(pictures), regions, strict=True):
-            if header.fault:
-                raise DataError(f"{picture}, which {self._file} names: {header.fault}. Copy it again, or take it out.")
-            if (header.width, header.height) != (drawn.width, drawn.height):
-                raise DataError(
-                    f"{picture} is {header.width} x {header.height} pixels{' after its EXIF turn' * header.turned}, "
-                    f"and {self._file} says {drawn.width} x {drawn.height}: its shapes would lie in wrong places. "
-                    "Export the annotations again, of the pictures as they are."
-                )
-            for _, _, shape in drawn.objects:
-                if isinstance(shape, dict) and list(shape.get("size", ())) != [drawn.height, drawn.width]:
-                    raise DataError(
-                        f"{self._file}: a mask of {picture.name} is of the size {shape.get('size')}, its picture "
-                        f"{[drawn.height, drawn.width]} (height, width). Export the annotations again."
-                    )
-        if self.left_out:
-            log.warning("%s: left out are %s.", self._file, self.left_out)
+def count_regions(regions: Sequence[Regions]) -> NDArray[np.int64]:
+    """Count the pixels of each label of pictures, shape (pictures, 256)."""
+    return np.array([np.bincount(one.draw().ravel(), minlength=256) for one in regions]).reshape(-1, 256)
 
 
 def _shape(segmentation: Any) -> Any:
-    """Return a run-length encoding as it is, polygons as a tuple of arrays; None for an object without shape."""
+    """Return a run-length encoding as it is, polygons as a tuple of lists; None for an object without shape."""
     if isinstance(segmentation, dict):
         return segmentation if segmentation.get("counts") else None
     if not isinstance(segmentation, list):

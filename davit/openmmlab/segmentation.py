@@ -5,26 +5,33 @@ Configs name this module in ``custom_imports``, after ``davit.openmmlab``.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from mmengine.hooks import Hook
 from mmengine.structures import PixelData
 from mmseg.datasets import BaseSegDataset
 from mmseg.datasets.transforms import LoadAnnotations
 from mmseg.engine.hooks import SegVisualizationHook
+from mmseg.evaluation import IoUMetric
 from mmseg.models.segmentors import SegTTAModel
-from mmseg.registry import DATASETS, HOOKS, MODELS, TRANSFORMS
+from mmseg.registry import DATASETS, HOOKS, METRICS, MODELS, TRANSFORMS
+from PIL import Image
 
 from ..data import DataError
+from ..data.coco import check_annotations
 from ..data.masks import IGNORED, Coding, as_trained
 from ..data.pairs import Pairs, pair_masks
 from ..predict.pictures import distinct_names
 from .loading import LoadImageFromFile
 from .predictor import draw_segments
 from .regions import Regions, read_regions
+
+log = logging.getLogger(__name__)
 
 _CODING = Coding()
 
@@ -174,15 +181,28 @@ class CocoRegions(BaseSegDataset):
             )
         return sorted(infos, key=lambda info: str(info["img_path"]))
 
-    def check_regions(self, infos: Sequence[dict[str, Any]], read: Sequence[int]) -> Any:
-        """Check all pictures, and count the labels of some of them; shape (read, 256).
+    @staticmethod
+    def correct(dataset: Any, labelled: bool = True, data_check: bool = True) -> None:
+        """Check the file of a config's data set as for detection, and give the config a corrected copy of it.
 
         Raises:
-            DataError: a picture is damaged, or of another size than the file says.
+            DataError: the file has faults, or its pictures are missing, damaged or of another size.
         """
-        self._file.check([Path(info["img_path"]) for info in infos], [info["regions"] for info in infos])
-        labels = (infos[index]["regions"].draw() for index in read)
-        return np.stack([np.bincount(one.ravel(), minlength=256) for one in labels])
+        root = Path(dataset.get("data_root") or ".")
+        folder = root / (dataset.get("data_prefix") or {}).get("img_path", "")
+        found = check_annotations(
+            root / dataset["ann_file"],
+            folder,
+            needs_masks=labelled,
+            training=False,
+            labelled=labelled,
+            data_check=data_check,
+        )
+        for note in found.notes:
+            log.warning("%s: %s", found.origin, note)
+        if found.is_changed:
+            dataset["ann_file"] = str(found.file().absolute())
+            log.info("A corrected copy of %s is used, %s.", found.origin, dataset["ann_file"])
 
 
 @TRANSFORMS.register_module(name="LoadAnnotations", force=True)
@@ -246,8 +266,7 @@ class AveragedTTA(SegTTAModel):
 class DrawnPredictions(SegVisualizationHook):
     """Write every test picture with its predicted segments to ``out_dir``, in every process (mmseg: only the first).
 
-    A file is named as its picture is below the data set's folder of pictures, and ends with .png; where two pictures
-    would share a name, both keep their suffix before that.
+    A file is named as its picture is below the data set's folder of pictures (`distinct_names`), and ends with .png.
     """
 
     def __init__(self, out_dir: str):
@@ -258,9 +277,9 @@ class DrawnPredictions(SegVisualizationHook):
         """Remember the classes of the test set, and how each of its pictures is to be called."""
         dataset = runner.test_dataloader.dataset
         self._meta = dataset.metainfo
+        files = _files_of(dataset)
         root = Path(dataset.data_prefix.get("img_path") or dataset.data_root or ".").absolute()
-        files = [Path(dataset.get_data_info(index)["img_path"]).absolute() for index in range(len(dataset))]
-        self._targets = _targets(files, root)
+        self._names = distinct_names(files, root)
         steps = dataset.pipeline.transforms
         self._loader = next((step for step in steps if isinstance(step, LoadImageFromFile)), LoadImageFromFile())
 
@@ -268,21 +287,47 @@ class DrawnPredictions(SegVisualizationHook):
         """Draw the predictions of a batch."""
         for sample in outputs:
             picture = Path(sample.img_path).absolute()
-            target = self.out_dir / self._targets[picture]
+            target = self.out_dir / f"{self._names[picture]}.png"
             target.parent.mkdir(parents=True, exist_ok=True)
             image = np.asarray(self._loader.shown(sample.img_path))
             labels = sample.pred_sem_seg.data.squeeze().cpu().numpy()
             draw_segments(image, labels, self._meta["classes"], self._meta["palette"]).save(target)
 
 
-def _targets(files: Sequence[Path], root: Path) -> dict[Path, Path]:
-    """Name what is drawn of each picture, folder by folder."""
-    folders: dict[Path, list[Path]] = {}
-    for file in files:
-        inside = file.parent.relative_to(root) if file.is_relative_to(root) else Path()
-        folders.setdefault(inside, []).append(file)
-    targets: dict[Path, Path] = {}
-    for inside, members in folders.items():
-        names = distinct_names(members)
-        targets |= {file: inside / f"{names[file]}.png" for file in members}
-    return targets
+def _files_of(dataset: Any) -> list[Path]:
+    return [Path(dataset.get_data_info(index)["img_path"]).absolute() for index in range(len(dataset))]
+
+
+@HOOKS.register_module(force=True)
+class NamedMasks(Hook):
+    """Tell the metrics of a test how the mask of each picture is to be called, so that none overwrites another."""
+
+    def before_test(self, runner: Any) -> None:
+        """Name the masks by the pictures of the test set: without folders, as servers want them, if these differ."""
+        names = distinct_names(_files_of(runner.test_dataloader.dataset))
+        for metric in runner.test_evaluator.metrics:
+            metric.names = names
+
+
+@METRICS.register_module(name="IoUMetric", force=True)
+class IoUWithMasks(IoUMetric):
+    """Measure as mmseg's ``IoUMetric`` does, and write masks by the names that `NamedMasks` gives, if it is there."""
+
+    names: Mapping[Path, str] = {}
+    output_dir: str | None
+
+    def process(self, data_batch: Any, data_samples: Sequence[dict[str, Any]]) -> None:
+        """Compare the predictions of a batch with its labels, and write them to ``output_dir`` where that is set."""
+        folder, self.output_dir = self.output_dir, None
+        try:
+            super().process(data_batch, data_samples)
+        finally:
+            self.output_dir = folder
+        if folder is None:
+            return
+        for sample in data_samples:
+            picture = Path(sample["img_path"]).absolute()
+            labels = sample["pred_sem_seg"]["data"].squeeze().cpu().numpy()
+            first = 1 if sample.get("reduce_zero_label") else 0  # as ADE20K's server wants them
+            file = Path(folder) / f"{self.names.get(picture, picture.stem)}.png"
+            Image.fromarray((labels + first).astype(np.uint8)).save(file)

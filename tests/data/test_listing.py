@@ -220,7 +220,8 @@ def test_an_exact_name_comes_first(write: Callable[..., Path]):
 
 
 @pytest.mark.parametrize(
-    "name", ["b.JPG", "A.png", "nowhere/a.png", "nowhere\\a.png", "C:\\data\\a.png", "", "a\0.png", "\0/a.png", "/no.png"]
+    "name",
+    ["b.JPG", "A.png", "nowhere/a.png", "nowhere\\a.png", "C:\\data\\a.png", "", "a\0.png", "\0/a.png", "/no.png"],
 )
 def test_what_is_not_found_has_a_reason(name: str, write: Callable[..., Path]):
     """Of several that fit none is taken: they may be two pictures."""
