@@ -6,17 +6,20 @@ import logging
 import os
 import shlex
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from logging.handlers import BufferingHandler
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..data import BadImageError, DataError, PictureDataset, check_classes, load_rgb, open_dataset
+from ..data import BadImageError, DataError, PictureDataset, check_classes, open_dataset
+from ..data.classes import check_labels
 from ..data.coco import examine, read_annotations
+from ..data.decode import Decoding, load_picture, load_stored, used_range
 from ..data.layouts import Layout, Split, find_layout
 from ..data.listing import left_out, list_pictures
 from ..data.masks import IGNORED, Coding, as_trained, check_pairs, count_labels, judge_labels
@@ -27,6 +30,8 @@ from .findings import Finding, error, ok, warning
 
 _SHOWN = 20  # bad files that get a finding each; more are counted
 _UNBALANCED = 20  # from so many times as many pictures in the largest class as in the smallest
+_VALUES = 40  # pictures of a split whose values are looked at
+_USUAL_BANDS = 4  # grey or coloured, each with transparency
 _READ = Callable[[], object]  # opens one picture to its last pixel
 
 
@@ -37,9 +42,6 @@ def examine_folder(root: Path, limit: int | None) -> Iterator[Finding]:
         root: a folder of any layout of `davit.data.layouts`, or the data.yaml, json, table or shard that is meant.
         limit: open no more than so many pictures of a split, evenly spread; None opens all.
     """
-    if not root.exists():
-        yield error("data", f"{root} does not exist", "give the folder that holds train/ and val/")
-        return
     try:
         layout = find_layout(root)
     except DataError as fault:
@@ -94,14 +96,17 @@ def _classes(layout: Layout, limit: int | None) -> Iterator[Finding]:
     if len(splits) == 2:
         try:
             check_classes(splits["train"], splits["validation"])
+            with _warnings() as messages:
+                check_labels(splits["train"], splits["validation"])
         except DataError as fault:
-            yield error("classes", str(fault), "train and val need the same class folders")
+            yield error("classes", str(fault), "train and val need the same classes, and more than one")
         else:
+            yield from (warning("classes", text, "nothing, if that is meant") for text in messages)
             yield ok("classes", f"the same {len(splits['train'].class_names)} in train and val")
-    if "train" in splits and len(splits["train"].class_to_idx) == 1:
-        text = f"one class, {splits['train'].class_names[0]}: the loss is 0 from the start, and nothing is learned"
-        yield error("classes", text, "add a class of everything else, in train and val")
     for split, dataset in splits.items():
+        files = [dataset.source.path(index) for index in _spread(range(len(dataset)), _VALUES)]
+        bands = yield from _values(split, [Path(file) for file in files if Path(file).is_file()])
+        dataset.decoding = Decoding(bands)
         yield from _readable(split, [_reader(dataset, index) for index in range(len(dataset))], limit)
 
 
@@ -178,8 +183,52 @@ def _why_bad(read: _READ) -> str | None:
     return None
 
 
-def _file_reader(file: Path) -> _READ:
-    return lambda: load_rgb(file)
+def _readable_files(subject: str, files: Sequence[Path], limit: int | None) -> Iterator[Finding]:
+    """Look at the values of pictures, and open them to the last pixel."""
+    bands = yield from _values(subject, _spread(files, _VALUES))
+    yield from _readable(subject, [partial(load_picture, file, decoding=Decoding(bands)) for file in files], limit)
+
+
+def _values(subject: str, files: Sequence[Path]) -> Generator[Finding, None, int]:
+    """Look at a few pictures for another number of bands than 3, and for a range that is hardly used.
+
+    Returns:
+        The number of bands to read; 3 where nothing is to be said of it.
+    """
+    used = used_range(files)
+    if used is not None and used.is_small:
+        text = f"{used}, {100 * used.share:.2g} % of their range: scaled by that range they are nearly black"
+        depth = f"bit_depth={used.bit_depth}"
+        remedy = f"train.py --bit-depth {used.bit_depth}; in mmdet/ and mmseg/ {depth} of each LoadImageFromFile"
+        yield warning(subject, text, remedy)
+    elif used is not None:
+        yield ok(subject, f"{used}")
+    bands = {count for file in files if (count := _bands(file))}
+    if len(bands) > 1 and max(bands) > _USUAL_BANDS:
+        text = f"pictures of {' and '.join(map(str, sorted(bands)))} bands"
+        yield error(subject, text, "give all pictures the same bands")
+    if len(bands) != 1 or max(bands) <= _USUAL_BANDS:
+        return 3
+    (count,) = bands
+    rule = Decoding(count, used.bit_depth if used is not None and used.is_small else None)
+    sums = np.zeros((3, count))  # of ones, of values and of their squares
+    for file in files:
+        if _bands(file):
+            pixels = np.asarray(load_picture(file, decoding=rule), dtype=np.float64).reshape(-1, count) / 255
+            sums += [pixels.shape[0] + np.zeros(count), pixels.sum(0), (pixels**2).sum(0)]
+    mean = sums[1] / sums[0]
+    std = np.sqrt(np.maximum(sums[2] / sums[0] - mean**2, 0))
+    flags = f"--mean {' '.join(f'{round(one, 4):g}' for one in mean)} --std {' '.join(f'{round(one, 4):g}' for one in std)}"
+    yield ok(subject, f"{count} bands a picture; over {len(files)} of them: --in-chans {count} {flags}")
+    return count
+
+
+def _bands(file: Path) -> int:
+    """Count the bands of a picture; 0 where it cannot be read."""
+    try:
+        return load_stored(file).shape[2]
+    except (BadImageError, OSError):
+        return 0
 
 
 # --- detection ---
@@ -206,7 +255,7 @@ def _boxes(layout: Layout, limit: int | None) -> Iterator[Finding]:
         names = [str(image.get("file_name")) for image in found.contents.get("images", ())]
         named.setdefault(split.pictures, set()).update(names)
         files = [split.pictures / one for one in names]
-        yield from _readable(name, [_file_reader(file) for file in files if file.is_file()], limit)
+        yield from _readable_files(name, [file for file in files if file.is_file()], limit)
     if classes is not None and len(classes) > 1:
         yield ok("classes", f"{len(classes)}: {some(classes, 12)}")
     yield from _unnamed(named)
@@ -291,7 +340,7 @@ def _masks(layout: Layout, limit: int | None) -> Iterator[Finding]:
         both = [(picture, mask) for picture, mask in zip(pairs.pictures, pairs.masks, strict=True) if mask is not None]
         if both:
             yield from _labels(name, both, split.labels, reduced, limit)
-        yield from _readable(name, [_file_reader(file) for file in pairs.pictures], limit)
+        yield from _readable_files(name, pairs.pictures, limit)
 
 
 def _labels(

@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+import tarfile
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -116,6 +117,45 @@ def test_files_of_other_kinds_and_one_class(folder: Path) -> None:
     for split in ("train", "val"):
         shutil.rmtree(folder / split / "bee")
     assert ("error", "classes") in [one[:2] for one in faults(examine(folder))]
+
+
+def test_tables_and_shards(folder: Path, tmp_path: Path) -> None:
+    """A csv beside the folders of pictures, and shards, one of them cut off."""
+    for split in ("train", "val"):
+        files = sorted((folder / split).rglob("*.png"))
+        rows = "".join(f"{file},{file.parent.name}\n" for file in files)
+        (tmp_path / "tables").mkdir(exist_ok=True)
+        (tmp_path / "tables" / f"{split}.csv").write_text(f"path,label\n{rows}")
+        (tmp_path / "shards").mkdir(exist_ok=True)
+        with tarfile.open(tmp_path / "shards" / f"{split}.tar", "w") as shard:
+            for file in files:
+                shard.add(file, f"{file.parent.name}/{file.name}")
+    for root in (tmp_path / "tables", tmp_path / "shards"):
+        findings = examine(root)
+        assert faults(findings) == [] and "4 pictures in 2 classes" in findings[1].text
+        assert f"train.py {root}" in findings[-1].text
+    shard = tmp_path / "shards" / "train.tar"
+    shard.write_bytes(shard.read_bytes()[:1900])
+    assert ("error", "train") in [one[:2] for one in faults(examine(tmp_path / "shards"))]
+
+
+def test_bits_and_bands(folder: Path, tmp_path: Path) -> None:
+    """12 bits stored as 16 are named with the flag; pictures of 6 bands are read, with their mean and deviation."""
+    draws = np.random.default_rng(0)
+    for file in sorted(folder.rglob("*.png")):
+        Image.fromarray(draws.integers(0, 4096, (9, 11), dtype=np.uint16)).save(file)
+    for (level, _, text), split in zip(faults(examine(folder)), ("train", "validation"), strict=True):
+        assert level == "warning" and "16 bits" in text, split
+    assert [finding.remedy for finding in examine(folder) if "--bit-depth 12" in finding.remedy]
+    for file in sorted(folder.rglob("*.png")):
+        np.save(file.with_suffix(".npy"), np.full((9, 11, 6), 51 * np.arange(6), dtype=np.uint8))
+        file.unlink()
+    findings = examine(folder)
+    assert faults(findings) == []
+    told = next(finding.text for finding in findings if "--in-chans" in finding.text)
+    assert told.endswith("--in-chans 6 --mean 0 0.2 0.4 0.6 0.8 1 --std 0 0 0 0 0 0")
+    np.save(folder / "val" / "bee" / "1.npy", np.zeros((9, 11, 7), dtype=np.uint8))
+    assert any(level == "error" and "6 and 7" in text for level, _, text in faults(examine(folder)))
 
 
 # --- detection ---
