@@ -118,8 +118,8 @@ def find_layout(root: str | Path, task: str | None = None) -> Layout:
     """Find out which kind of data set is in a folder.
 
     Args:
-        root: the folder; or a file, which then decides: YOLO's data.yaml, a COCO json, a table, a shard or a pattern of
-            shards.
+        root: the folder; or a file, which then decides: YOLO's data.yaml, a COCO json, a table, a shard or a pattern
+            of shards.
         task: one of `TASKS`, where only its layouts are wanted.
 
     Raises:
