@@ -218,8 +218,9 @@ def _values(subject: str, files: Sequence[Path]) -> Generator[Finding, None, int
             sums += [pixels.shape[0] + np.zeros(count), pixels.sum(0), (pixels**2).sum(0)]
     mean = sums[1] / sums[0]
     std = np.sqrt(np.maximum(sums[2] / sums[0] - mean**2, 0))
-    flags = f"--mean {' '.join(f'{round(one, 4):g}' for one in mean)} --std {' '.join(f'{round(one, 4):g}' for one in std)}"
-    yield ok(subject, f"{count} bands a picture; over {len(files)} of them: --in-chans {count} {flags}")
+    means, deviations = (" ".join(f"{round(one, 4):g}" for one in values) for values in (mean, std))
+    flags = f"--in-chans {count} --mean {means} --std {deviations}"
+    yield ok(subject, f"{count} bands a picture; over {len(files)} of them: {flags}")
     return count
 
 
