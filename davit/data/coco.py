@@ -115,19 +115,31 @@ class Examined:
         """
         if not self.is_changed:
             return self.origin
-        data = json.dumps(self.contents).encode()  # ASCII, which is read alike wherever it is read
-        try:
-            copy = cache_file("annotations", hashlib.sha256(data).hexdigest())
-            if not copy.is_file() or copy.stat().st_size != len(data):
-                write_bytes(copy, data)
-            os.utime(copy)
-            _remove_old(copy.parent)
-        except OSError as error:
-            raise DataError(
-                f"a corrected copy of {self.origin} cannot be written ({error}). Name a folder for such files in the "
-                "environment variable DAVIT_CACHE_DIR."
-            ) from error
-        return copy
+        return keep_annotations(self.contents, self.origin)
+
+
+def keep_annotations(contents: dict[str, Any], origin: Path) -> Path:
+    """Write annotations that are not those of their file into the cache, once, and return the file.
+
+    Args:
+        origin: where they come from, for messages.
+
+    Raises:
+        DataError: there is no place for them.
+    """
+    data = json.dumps(contents).encode()  # ASCII, which is read alike wherever it is read
+    try:
+        copy = cache_file("annotations", hashlib.sha256(data).hexdigest())
+        if not copy.is_file() or copy.stat().st_size != len(data):
+            write_bytes(copy, data)
+        os.utime(copy)
+        _remove_old(copy.parent)
+    except OSError as error:
+        raise DataError(
+            f"annotations of {origin} cannot be written in COCO's form ({error}). Name a folder for such files in the "
+            "environment variable DAVIT_CACHE_DIR."
+        ) from error
+    return copy
 
 
 def read_annotations(file: Path, labelled: bool = True) -> dict[str, Any]:
@@ -144,7 +156,11 @@ def read_annotations(file: Path, labelled: bool = True) -> dict[str, Any]:
 
 def categories_of(file: Path) -> tuple[str, ...]:
     """Read the names of the classes, in the order of the file; unused parents and repeated names are left out."""
-    contents = read_annotations(file)
+    return class_names(read_annotations(file))
+
+
+def class_names(contents: dict[str, Any]) -> tuple[str, ...]:
+    """Name the classes of annotations, as `categories_of` does for those of a file."""
     used = Counter(_hashable(entry.get("category_id")) for entry in contents["annotations"])
     return tuple(str(category["name"]) for category in _Categories(contents["categories"], used).chosen.values())
 

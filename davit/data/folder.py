@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections import Counter
 from pathlib import Path
 
-import numpy as np
-from timm.data.readers.class_map import load_class_map
-
 from ..text import some
 from .errors import DataError
-from .listing import left_out, list_folder, natural_key, readable_suffixes, walk
+from .listing import left_out, list_folder, readable_suffixes, walk
+from .source import ClassMap, Files, read_class_map
 
 log = logging.getLogger(__name__)
 
 _SYNONYMS = (("train", "training"), ("validation", "val", "valid", "eval", "evaluation"))
+SPLITS = frozenset({"test", "testing"}.union(*_SYNONYMS))
+
+
+def names_of_split(split: str) -> tuple[str, ...]:
+    """List the names under which a split is found, its own first."""
+    return tuple(dict.fromkeys((split, *next((group for group in _SYNONYMS if split in group), ()))))
 
 
 def find_split(root: str | Path, split: str) -> Path:
@@ -28,8 +31,7 @@ def find_split(root: str | Path, split: str) -> Path:
     if root.is_file():
         raise DataError(f"{root} is a file; a data folder with train/ and val/ is expected")
     here = list_folder(root)
-    synonyms = next((group for group in _SYNONYMS if split in group), ())
-    for name in (split, *synonyms):
+    for name in names_of_split(split):
         if name and (root / name).is_dir():
             return root / name
     if any(list_folder(root / name).pictures for name in here.folders[:20]):
@@ -38,11 +40,11 @@ def find_split(root: str | Path, split: str) -> Path:
             f"Move them into {root}/train and {root}/val, or name the split '.' to use the folder itself"
         )
     there = f"the folders {some(here.folders)}" if here.folders else f"no folders, {len(here.pictures)} pictures"
-    tried = " or ".join(f"{name}/" for name in dict.fromkeys((split, *synonyms)))
+    tried = " or ".join(f"{name}/" for name in names_of_split(split))
     raise DataError(f"{root} has no split {split!r} ({tried}); it holds {there}")
 
 
-class FolderSource:
+class FolderSource(Files):
     """Read the pictures of one split folder in timm's order, with timm's class indices.
 
     A picture's class is the folder it lies in; classes are numbered in natural order of their names (as
@@ -51,34 +53,11 @@ class FolderSource:
     (`davit.data.listing` tells which).
     """
 
-    def __init__(self, folder: str | Path, class_map: str | Path | dict[str, int] | None = None) -> None:
+    def __init__(self, folder: str | Path, class_map: ClassMap = None) -> None:
         self.folder = Path(folder)
-        mapping = read_class_map(class_map, self.folder) if class_map else None
-        found = self._scan(mapping)
-        names = sorted({label for _, label in found}, key=natural_key)
-        self.class_to_idx = mapping or {name: index for index, name in enumerate(names)}
-        found = [item for item in found if item[1] in self.class_to_idx]
-        if not found:
-            raise DataError(f"{self.folder}: none of its class folders is in the class map {class_map}")
-        found.sort(key=lambda item: natural_key(item[0]))
-        # Arrays, not lists: workers that touch a list of objects copy its pages (reference counts).
-        self._files = np.array([os.fsencode(file) for file, _ in found])
-        self._targets = np.array([self.class_to_idx[label] for _, label in found], dtype=np.int64)
-
-    def __len__(self) -> int:
-        return len(self._files)
-
-    def filename(self, index: int) -> str:
-        return os.fsdecode(self._files[index].item())
-
-    def path(self, index: int) -> str:
-        return str(self.folder / self.filename(index))
-
-    def targets(self) -> list[int]:
-        return self._targets.tolist()
-
-    def open(self, index: int) -> tuple[str, int]:
-        return self.path(index), int(self._targets[index])
+        found = self._scan(read_class_map(class_map, self.folder) if class_map else None)
+        names, labels = [name for name, _ in found], [label for _, label in found]
+        super().__init__(self.folder, names, labels, class_map, indices=False)
 
     def _scan(self, mapping: dict[str, int] | None) -> list[tuple[str, str]]:
         """Check the layout and list the (path below the folder, class) of every picture."""
@@ -119,19 +98,6 @@ class FolderSource:
             )
         if others_said:
             log.warning("%s: %s", self.folder, others_said)
-        if mapping and (unmapped := sorted(set(folder_of) - set(mapping))):
-            log.warning("%s: folders not in the class map are left out: %s", self.folder, some(unmapped))
         return found
 
 
-def read_class_map(class_map: str | Path | dict[str, int], folder: Path) -> dict[str, int]:
-    """Read class names and their indices from a dict or a file (.txt, a name a line; .pkl, a dict)."""
-    try:
-        mapping = load_class_map(class_map if isinstance(class_map, dict) else str(class_map), str(folder))
-    except Exception as error:  # a damaged pickle raises its own types
-        wanted = "a .txt with a name a line or a .pkl of a dict is needed"
-        raise DataError(f"the class map {class_map} cannot be used ({error}): {wanted}") from error
-    wrong = {name: index for name, index in mapping.items() if not isinstance(index, int) or index < 0}
-    if wrong or not mapping:
-        raise DataError(f"the class map {class_map} must give each class an index of 0 or more, not {wrong}")
-    return {str(name): index for name, index in mapping.items()}

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from ..text import some
+from .coco import class_names, keep_annotations
 from .errors import DataError
 from .listing import SUFFIXES, list_folder, natural_key, suffix_of
-from .yolo import YoloSet, read_yolo, yolo_of
+from .yolo import YoloSet, coco_of, read_yolo, yolo_of
 
 # kind -> (task, how it looks in a folder)
 KINDS = {
@@ -138,6 +139,29 @@ def find_layout(root: str | Path, task: str | None = None) -> Layout:
     return replace(best, notes=notes, others=tuple(others))
 
 
+def annotation_file(layout: Layout, split: str) -> tuple[Path, list[str]]:
+    """Return the annotation file of a split for detection, and sentences on what is not used of its labels.
+
+    YOLO's labels are written into a file in COCO's form, which is kept (`davit.files.cache_file`) and of another name
+    as soon as they change.
+
+    Raises:
+        DataError: lines of label files are wrong, pictures cannot be read, or there is no place for the file.
+    """
+    if layout.yolo is None:
+        file = layout.splits[split].labels
+        assert file is not None  # only class folders have none
+        return file, []
+    contents, notes = coco_of(layout.yolo, split)
+    return keep_annotations(contents, layout.yolo.file), notes
+
+
+def classes_in(file: Path) -> tuple[str, ...]:
+    """Name the classes of a COCO json; of a large one all of its categories, without reading the rest of it."""
+    found = _peek(file)
+    return () if found is None else found.classes
+
+
 def split_of(name: str) -> str | None:
     """Tell which split a file or folder is for by its name: instances_val2017, valid, train_images; None for none."""
     words = re.findall(r"[a-z]+", name.lower())
@@ -176,8 +200,6 @@ def _coco(root: Path) -> Iterator[Layout]:
     unused = []
     for one in sorted(found, key=lambda one: _rank(base, one)):
         name = _split_of_file(base, one.file) or "train"
-        if name == "val" and not one.labelled:
-            name = "test"
         if name not in splits:
             splits[name] = one
         elif not _is_special(one.file):  # which COCO publishes beside its instances
@@ -253,10 +275,12 @@ def _peek(file: Path) -> _Json | None:
     names = [image["file_name"] for image in _dicts(contents, "images") if isinstance(image.get("file_name"), str)]
     if not names:
         names = [_unquoted(match) for match in _FILE_NAME.findall(text) or _late_names(file, encoding)]
-    categories = _dicts(contents, "categories") or _late_categories(file, encoding)
     labelled = bool(contents["annotations"]) if "annotations" in contents else not contents
     count = len(_dicts(contents, "images")) if contents else None
-    classes = tuple(str(one["name"]) for one in categories if isinstance(one.get("name"), str | int))
+    if contents:
+        classes = class_names({key: _dicts(contents, key) for key in ("annotations", "categories")})
+    else:
+        classes = tuple(str(one["name"]) for one in _late_categories(file, encoding) if one.get("name") is not None)
     return _Json(file, tuple(names[:: max(1, len(names) // _SAMPLE)]), labelled, count, classes)
 
 
@@ -384,7 +408,7 @@ def _yolo(root: Path) -> Iterator[Layout]:
 
 
 def _without_yaml(root: Path) -> YoloSet | None:
-    """Find pictures and label files of YOLO without a data.yaml; classes.txt, as LabelImg writes it, names the classes.
+    """Find pictures and label files of YOLO without a data.yaml; classes.txt, as LabelImg has it, names the classes.
 
     Raises:
         DataError: nothing names the classes.
@@ -589,6 +613,7 @@ def _has_pictures(folder: Path, depth: int = 1) -> bool:
 
 
 def _below(root: Path, path: Path) -> str:
+    root, path = root.absolute(), path.absolute()
     return str(path.relative_to(root)) if path.is_relative_to(root) else str(path)
 
 

@@ -59,8 +59,9 @@ def _write(form: str, folder: Path) -> None:
             draw = np.random.default_rng((_SEED, number, index))
             picture, objects = _scene(draw, glyphs[split])
             stem = f"{index:06d}"
-            name = f"{stem}_png.rf.{hashlib.sha256(picture.tobytes()).hexdigest()[:32]}.png"  # as Roboflow names its copies
-            name = name if form == "roboflow" else f"{stem}.png"
+            if form == "roboflow":  # as it names its copies
+                stem = f"{stem}_png.rf.{hashlib.sha256(picture.tobytes()).hexdigest()[:32]}"
+            name = f"{stem}.png"
             Image.fromarray(picture).save(pictures / name)
             images.append({"id": index + 1, "file_name": name, "width": SIDE, "height": SIDE})
             for digit, mask in objects:
@@ -95,12 +96,16 @@ def _json(form: str, split: str) -> str:
 
 def _write_json(file: Path, images: list[dict[str, Any]], annotations: list[dict[str, Any]], form: str) -> None:
     parent = [{"id": 0, "name": "digits", "supercategory": "none"}] if form == "roboflow" else []
+    below = {"supercategory": "digits"} if parent else {}
     contents = {
         "info": {"description": "scenes of scikit-learn's handwritten digits"},
         "licenses": [],
         "images": images,
         "annotations": annotations,
-        "categories": [*parent, *({"id": digit + 1, "name": name} for digit, name in enumerate(CLASSES))],
+        "categories": [
+            *parent,
+            *({"id": digit + 1, "name": name, **below} for digit, name in enumerate(CLASSES)),
+        ],
     }
     file.parent.mkdir(exist_ok=True)
     file.write_text(json.dumps(contents))

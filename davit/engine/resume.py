@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from timm.scheduler import PlateauLRScheduler
 
 from ..checkpoint import load_checkpoint
+from ..data import in_other_order
 from .build import Parts
 from .run_folder import FORMAT
 from .run_log import plain
@@ -108,6 +110,7 @@ def restore(
             "The checkpoint was not written by this trainer: its weights and epoch are used, the optimizer starts "
             "anew."
         )
+    _compare_classes(parts.data.class_names, state.get("class_names"))
     load_checkpoint(parts.model, {"state_dict": state["state_dict"]}, head="require")
     if parts.ema is not None:
         load_checkpoint(parts.ema.module, state.get("state_dict_ema", state["state_dict"]), head="require")
@@ -130,6 +133,26 @@ def restore(
         standing.totals = EpochTotals(**state["totals"])
     log.info("Resumed at epoch %d, step %d.", standing.epoch, standing.step)
     return standing
+
+
+def _compare_classes(names: Sequence[str], before: Any) -> None:
+    """Compare the data's classes with those that a state was trained on.
+
+    Raises:
+        ValueError: they are the same in another order, so that going on would confuse them.
+    """
+    if not isinstance(before, list) or len(before) != len(names):
+        return
+    if other := in_other_order(before, names):
+        raise ValueError(
+            f"the state was trained on the same classes in another order: {other}. Give the same --class-map as then, "
+            "or a file with the names in that order."
+        )
+    if differing := [(one, two) for one, two in zip(before, names, strict=True) if one != two]:
+        log.warning(
+            "%d of %d classes are called otherwise than in the state (%s there, %s here): taken for the same ones.",
+            *(len(differing), len(names), *differing[0]),
+        )
 
 
 def enter_schedule(parts: Parts, standing: Standing) -> None:

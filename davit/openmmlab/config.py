@@ -14,6 +14,8 @@ from mmengine.config import Config, ConfigDict, DictAction
 
 from ..pretrained import PUBLISHED
 from ..text import nearest
+from .bands import follow_bands
+from .box_layouts import use_box_layout
 from .mask_layouts import use_mask_layout
 
 log = logging.getLogger(__name__)
@@ -81,11 +83,10 @@ def load_config(args: Namespace) -> Config:
         raise ValueError(f"--cfg-options {options}: does not fit {args.config}: {error}") from error
     if data_root:
         use_data_root(cfg, Path(data_root))
-        parts = {name.split("_")[0]: list(datasets_of(cfg.get(name))) for name in LOADERS}
-        if classes := use_mask_layout(parts, Path(data_root), options, args.classes not in (None, ["auto"])):
-            set_classes(cfg, classes)
+        _use_layout(cfg, args, Path(data_root), options)
     _set_annotations_of_evaluators(cfg, options)
     _set_pretrained(cfg)
+    follow_bands(cfg)
     for name in LOADERS:
         if (cfg.get(name) or {}).get("num_workers") == 0:
             cfg[name].persistent_workers = False  # PyTorch refuses persistent workers where there are none
@@ -108,6 +109,23 @@ def use_data_root(cfg: Config, root: Path) -> None:
     cfg.data_root = str(root)
     for dataset in _all_datasets(cfg):
         dataset.data_root = cfg.data_root
+
+
+def _use_layout(cfg: Config, args: Namespace, root: Path, options: dict[str, Any]) -> None:
+    """Take what the folder holds where the config's files are not in it, and its own classes where they are others."""
+    parts = {name.split("_")[0]: list(datasets_of(cfg.get(name))) for name in LOADERS}
+    if classes := use_mask_layout(parts, root, options, args.classes not in (None, ["auto"])):
+        set_classes(cfg, classes)
+    read = {name: parts[name] for name in _splits_read(args)}
+    if use_box_layout(read, root, options, labelled=not getattr(args, "format_only", False)) and not args.classes:
+        args.classes = ["auto"]
+
+
+def _splits_read(args: Namespace) -> tuple[str, ...]:
+    """Name the splits that a tool reads, by its flags."""
+    if hasattr(args, "no_validate"):
+        return ("train",) if args.no_validate else ("train", "val")
+    return ("test",) if hasattr(args, "format_only") else ()
 
 
 def _set_annotations_of_evaluators(cfg: Config, options: dict[str, Any]) -> None:
@@ -252,6 +270,8 @@ def use_test_flags(cfg: Config, args: Namespace) -> None:
         if not evaluators:
             raise ValueError(f"--format-only and --out: the config's test_evaluator has no {_METRIC_TYPES[scope]}.")
         target = Path(args.out or Path(cfg.work_dir) / "results")
+        if scope == "mmseg":
+            cfg.custom_hooks = [*(cfg.get("custom_hooks") or []), {"type": "DistinctMaskNames"}]
         for evaluator in evaluators:
             evaluator.format_only = args.format_only
             if scope == "mmseg":
@@ -266,7 +286,8 @@ def use_test_flags(cfg: Config, args: Namespace) -> None:
         if scope == "mmseg":
             cfg.default_hooks.visualization = {"type": "DrawnPredictions", "out_dir": folder}
         else:
-            cfg.default_hooks.visualization.update(draw=True, test_out_dir=folder)
+            least = cfg.default_hooks.get("visualization", {}).get("score_thr", 0.3)
+            cfg.default_hooks.visualization = {"type": "DrawnDetections", "out_dir": folder, "score_thr": least}
     if args.aug_test:
         if "tta_model" not in cfg or "tta_pipeline" not in cfg:
             raise ValueError("--aug-test: the config has no tta_model and tta_pipeline that say how.")

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.dataset import Compose
-from mmengine.registry import MODELS, init_default_scope
+from mmengine.registry import MODELS, TRANSFORMS, init_default_scope
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import nn
@@ -20,9 +20,11 @@ from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
 from ..checkpoint import read_checkpoint
 from ..engine.distributed import device_named
-from ..predict.pictures import Picture, open_picture
+from ..predict.pictures import Picture, as_stored, name_of
+from .bands import follow_bands
 from .config import datasets_of, read_config, set_classes
 from .datasets import metainfo_of
+from .loading import LoadImageFromFile
 from .runner import load_whole
 
 _STRENGTH = 0.6  # of a segment's colour over the picture
@@ -48,6 +50,16 @@ class Detections:
     labels: NDArray[np.int64]
     masks: NDArray[np.bool_] | None = field(repr=False)
     classes: tuple[str, ...] = field(repr=False)
+
+    @classmethod
+    def of(
+        cls, picture: NDArray[np.uint8], instances: Any, score_threshold: float, classes: tuple[str, ...]
+    ) -> Detections:
+        """Take those of a detector's ``InstanceData`` whose score is not below a threshold."""
+        found = instances[instances.scores >= score_threshold]
+        masks = found.masks.cpu().numpy().astype(bool) if "masks" in found else None
+        boxes, scores, labels = (found[name].cpu().numpy() for name in ("bboxes", "scores", "labels"))
+        return cls(picture, boxes, scores, labels, masks, classes)
 
     def draw(self) -> Image.Image:
         """Draw boxes, names, scores and masks over the picture; a small one is enlarged."""
@@ -122,6 +134,7 @@ class Predictor:
         cfg = config if isinstance(config, Config) else read_config(config)
         init_default_scope(cfg.default_scope)
         cfg.model.backbone.init_cfg = None
+        follow_bands(cfg)
         read = read_checkpoint(checkpoint)
         self.cfg = cfg
         self.classes, self.palette = _classes(cfg, read.metadata)
@@ -132,29 +145,34 @@ class Predictor:
         self.model.to(self.device).eval()
         self.score_threshold = score_threshold
         dataset = next(datasets_of(cfg.test_dataloader))
+        loader = TRANSFORMS.build(dataset.pipeline[0])
+        if not isinstance(loader, LoadImageFromFile):
+            raise ValueError(f"pictures are read by LoadImageFromFile, and this config begins with {loader}.")
+        self._loader = loader
         steps = [step for step in dataset.pipeline[1:] if step["type"].split(".")[-1] != "LoadAnnotations"]
-        self.pipeline = Compose([{"type": "LoadImageFromNDArray"}, *steps])
+        self.pipeline = Compose([{"type": "LoadImageFromNDArray", "to_float32": loader.to_float32}, *steps])
 
     @torch.no_grad()
     def predict(self, picture: Picture) -> Detections | Segmentation:
         """Predict what is in a picture: a file, its bytes, a PIL image, or an array (H, W, 3) RGB.
 
+        A model of C bands takes arrays (H, W, C). The picture is decoded as the config's test pipeline does.
+
         Raises:
             BadImageError: the file is no picture that can be read.
             ValueError: something else than a `Picture`.
         """
-        pixels = np.asarray(open_picture(picture))
-        bgr = np.ascontiguousarray(pixels[:, :, ::-1])
-        packed = self.pipeline({"img": bgr, "img_id": 0, "img_path": ""})
+        name = name_of(picture)
+        stored = as_stored(picture, name, self._loader.bands or 3)
+        img = self._loader.read(stored, name)
+        packed = self.pipeline({"img": img, "img_id": 0, "img_path": ""})
+        is_bgr = img.ndim == 3 and img.shape[2] == 3 and img.dtype == np.uint8
+        pixels = np.ascontiguousarray(img[:, :, ::-1]) if is_bgr else np.asarray(self._loader.shown(stored, name))
         batch = {"inputs": [packed["inputs"]], "data_samples": [packed["data_samples"]]}
         (result,) = self.model.test_step(batch)  # type: ignore[operator]
         if "pred_sem_seg" in result:
             return Segmentation(pixels, result.pred_sem_seg.data[0].cpu().numpy(), self.classes, self.palette)
-        found = result.pred_instances
-        found = found[found.scores >= self.score_threshold]
-        masks = found.masks.cpu().numpy().astype(bool) if "masks" in found else None
-        boxes, scores, labels = (found[name].cpu().numpy() for name in ("bboxes", "scores", "labels"))
-        return Detections(pixels, boxes, scores, labels, masks, self.classes)
+        return Detections.of(pixels, result.pred_instances, self.score_threshold, self.classes)
 
 
 def _classes(cfg: Config, metadata: dict[str, Any]) -> tuple[tuple[str, ...], tuple[tuple[int, int, int], ...]]:

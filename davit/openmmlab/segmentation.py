@@ -22,11 +22,12 @@ from mmseg.models.segmentors import SegTTAModel
 from mmseg.registry import DATASETS, HOOKS, METRICS, MODELS, TRANSFORMS
 from PIL import Image
 
-from ..data import DataError, load_rgb
+from ..data import DataError
 from ..data.coco import check_annotations
 from ..data.masks import IGNORED, Coding, as_trained
 from ..data.pairs import Pairs, pair_masks
 from ..predict.pictures import distinct_names
+from .loading import LoadImageFromFile
 from .predictor import draw_segments
 from .regions import Regions, read_regions
 
@@ -279,6 +280,8 @@ class DrawnPredictions(SegVisualizationHook):
         files = _files_of(dataset)
         root = Path(dataset.data_prefix.get("img_path") or dataset.data_root or ".").absolute()
         self._names = distinct_names(files, root)
+        steps = dataset.pipeline.transforms
+        self._loader = next((step for step in steps if isinstance(step, LoadImageFromFile)), LoadImageFromFile())
 
     def after_test_iter(self, runner: Any, batch_idx: int, data_batch: Any, outputs: Any) -> None:
         """Draw the predictions of a batch."""
@@ -286,7 +289,7 @@ class DrawnPredictions(SegVisualizationHook):
             picture = Path(sample.img_path).absolute()
             target = self.out_dir / f"{self._names[picture]}.png"
             target.parent.mkdir(parents=True, exist_ok=True)
-            image = np.asarray(load_rgb(picture))
+            image = np.asarray(self._loader.shown(sample.img_path))
             labels = sample.pred_sem_seg.data.squeeze().cpu().numpy()
             draw_segments(image, labels, self._meta["classes"], self._meta["palette"]).save(target)
 

@@ -235,7 +235,7 @@ def test_a_torchvision_data_set(tmp_path: Path):
     assert (np.asarray(image) == pixels[2][..., None]).all()
 
 
-@pytest.mark.parametrize("name", ["torch/nonsense", "torch/cifar10", "hfds/no/such/set", "wds/x", "tfds/mnist"])
+@pytest.mark.parametrize("name", ["torch/nonsense", "torch/cifar10", "hfds/no/such/set", "hfids/x", "tfds/mnist"])
 def test_a_named_data_set_that_cannot_be_opened(name: str, tmp_path: Path):
     with refused(f"dataset={name}"):
         open_dataset(tmp_path / "absent.tar", "train", dataset=name)

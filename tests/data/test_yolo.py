@@ -244,7 +244,9 @@ def test_scenes_say_the_same_in_each_form(monkeypatch: pytest.MonkeyPatch, tmp_p
         yolo, notes = coco_of(found["yolo"].yolo, split)  # type: ignore[arg-type]
         assert notes == [] and yolo["images"] == coco["images"] and yolo["categories"] == coco["categories"]
         assert roboflow["annotations"] == coco["annotations"]
-        assert roboflow["categories"][1:] == coco["categories"] and roboflow["categories"][0]["id"] == 0
+        parent, *children = roboflow["categories"]
+        assert parent["id"] == 0 and {one.pop("supercategory") for one in children} == {parent["name"]}
+        assert children == coco["categories"]
         for ours, theirs in zip(yolo["annotations"], coco["annotations"], strict=True):
             polygon, runs = ours.pop("segmentation"), theirs.pop("segmentation")
             assert ours == theirs
