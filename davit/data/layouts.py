@@ -18,6 +18,7 @@ from .coco import class_names, keep_annotations
 from .errors import DataError
 from .find import Found, find
 from .listing import SUFFIXES, list_folder, natural_key, suffix_of
+from .pairs import holds_pairs
 from .yolo import YoloSet, coco_of, read_yolo, yolo_of
 
 # kind -> (task, how it looks in a folder)
@@ -470,7 +471,7 @@ def _ade(root: Path) -> Iterator[Layout]:
 def _mask_folders(root: Path) -> Iterator[Layout]:
     if not root.is_dir() or _is_ade(root):
         return
-    for pairs in (_split_within(root), _split_above(root), _split_beside(root), _unsplit(root)):
+    for pairs in (_split_within(root), _split_above(root), _split_beside(root), _unsplit(root), _together(root)):
         splits: dict[str, Split] = {}
         for name, pictures, masks, listed in pairs:
             if name not in splits and _are_masks(pictures, masks):
@@ -548,10 +549,19 @@ def _unsplit(root: Path) -> Iterator[_Pair]:
                 yield "train", pictures, masks, None
 
 
+def _together(root: Path) -> Iterator[_Pair]:
+    """train with pictures and masks in one folder, as Roboflow exports them."""
+    for folder in _folders(root):
+        if split := split_of(folder):
+            yield split, root / folder, root / folder, None
+
+
 def _are_masks(pictures: Path, masks: Path) -> bool:
     """Tell whether files of one folder can be the masks of another's pictures."""
-    if not pictures.is_dir() or not masks.is_dir() or pictures == masks:
+    if not pictures.is_dir() or not masks.is_dir():
         return False
+    if pictures == masks:
+        return holds_pairs(pictures)
     return _has_pictures(pictures, 2) and _has_pictures(masks, 2)
 
 

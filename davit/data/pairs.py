@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ..text import some
 from .errors import DataError
-from .listing import Listing, left_out, list_pictures, suffix_of
+from .listing import Listing, left_out, list_folder, list_pictures, suffix_of
 
 # How names differ where a mask is not called as its picture: (before, after) what both share. The first that pairs
 # most is taken, so of Cityscapes' several masks of one picture that of the trained labels.
@@ -136,6 +136,13 @@ def pair_masks(
         absent,
         others,
     )
+
+
+def holds_pairs(folder: str | Path) -> bool:
+    """Tell by the first files of a folder whether pictures and their masks lie in it together."""
+    stems = _stems(sorted(list_folder(folder).pictures)[:_PROBED], None)
+    pictures, masks, _ = _part(stems, stems, None)
+    return 2 * len(set(pictures.values()) & set(masks.values())) > len(pictures)
 
 
 def _by_suffix(found: Listing, suffix: str | None) -> tuple[list[str], Counter[str]]:

@@ -279,8 +279,6 @@ def use_test_flags(cfg: Config, args: Namespace) -> None:
             else:
                 is_file = target.suffix in (".json", ".pkl")
                 evaluator.outfile_prefix = str(target.with_suffix("") if is_file else target)
-        if scope == "mmseg":
-            cfg.custom_hooks = [*(cfg.get("custom_hooks") or []), {"type": "NamedMasks"}]
     if args.show_dir:
         folder = str(Path(args.show_dir).absolute())
         if scope == "mmseg":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from .regions import classes_of_regions
 log = logging.getLogger(__name__)
 
 _FOLDERS_ONLY = ("img_suffix", "seg_map_suffix", "ignored_labels", "label_map", "colours", "palette_is_labels")
+_SET_BY_HAND = re.compile(r"_dataloader\.dataset\.(?:.*\.)?(type|ann_file|data_prefix|img_path|seg_map_path)$")
 _WITH_SHAPES = ("COCO", "Roboflow", "YOLO")
 
 
@@ -41,7 +43,7 @@ def use_mask_layout(
         DataError: there is no such folder, or no pictures with masks or polygons in it.
     """
     own = {split: [one for one in parts if one.get("type") == "MaskFolders"] for split, parts in datasets.items()}
-    if not any(own.values()) or any(name.split(".")[-1] in _SET_BY_HAND for name in options):
+    if not any(own.values()) or any(map(_SET_BY_HAND.search, options)):
         return ()
     parts = [one for several in own.values() for one in several]
     named = named or any((one.get("metainfo") or {}).get("classes") for one in parts)
@@ -77,9 +79,6 @@ def use_mask_layout(
     for text in layout.notes:
         log.warning("%s.", text)
     return classes
-
-
-_SET_BY_HAND = ("type", "ann_file", "img_path", "seg_map_path", "data_prefix")
 
 
 def _is_there(root: Path, dataset: Any, *names: str) -> bool:

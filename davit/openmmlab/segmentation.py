@@ -12,15 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from mmengine.hooks import Hook
 from mmengine.structures import PixelData
 from mmseg.datasets import BaseSegDataset
 from mmseg.datasets.transforms import LoadAnnotations
 from mmseg.engine.hooks import SegVisualizationHook
-from mmseg.evaluation import IoUMetric
 from mmseg.models.segmentors import SegTTAModel
-from mmseg.registry import DATASETS, HOOKS, METRICS, MODELS, TRANSFORMS
-from PIL import Image
+from mmseg.registry import DATASETS, HOOKS, MODELS, TRANSFORMS
 
 from ..data import DataError
 from ..data.coco import check_annotations
@@ -277,7 +274,7 @@ class DrawnPredictions(SegVisualizationHook):
         """Remember the classes of the test set, and how each of its pictures is to be called."""
         dataset = runner.test_dataloader.dataset
         self._meta = dataset.metainfo
-        files = _files_of(dataset)
+        files = [Path(dataset.get_data_info(index)["img_path"]).absolute() for index in range(len(dataset))]
         root = Path(dataset.data_prefix.get("img_path") or dataset.data_root or ".").absolute()
         self._names = distinct_names(files, root)
         steps = dataset.pipeline.transforms
@@ -292,42 +289,3 @@ class DrawnPredictions(SegVisualizationHook):
             image = np.asarray(self._loader.shown(sample.img_path))
             labels = sample.pred_sem_seg.data.squeeze().cpu().numpy()
             draw_segments(image, labels, self._meta["classes"], self._meta["palette"]).save(target)
-
-
-def _files_of(dataset: Any) -> list[Path]:
-    return [Path(dataset.get_data_info(index)["img_path"]).absolute() for index in range(len(dataset))]
-
-
-@HOOKS.register_module(force=True)
-class NamedMasks(Hook):
-    """Tell the metrics of a test how the mask of each picture is to be called, so that none overwrites another."""
-
-    def before_test(self, runner: Any) -> None:
-        """Name the masks by the pictures of the test set: without folders, as servers want them, if these differ."""
-        names = distinct_names(_files_of(runner.test_dataloader.dataset))
-        for metric in runner.test_evaluator.metrics:
-            metric.names = names
-
-
-@METRICS.register_module(name="IoUMetric", force=True)
-class IoUWithMasks(IoUMetric):
-    """Measure as mmseg's ``IoUMetric`` does, and write masks by the names that `NamedMasks` gives, if it is there."""
-
-    names: Mapping[Path, str] = {}
-    output_dir: str | None
-
-    def process(self, data_batch: Any, data_samples: Sequence[dict[str, Any]]) -> None:
-        """Compare the predictions of a batch with its labels, and write them to ``output_dir`` where that is set."""
-        folder, self.output_dir = self.output_dir, None
-        try:
-            super().process(data_batch, data_samples)
-        finally:
-            self.output_dir = folder
-        if folder is None:
-            return
-        for sample in data_samples:
-            picture = Path(sample["img_path"]).absolute()
-            labels = sample["pred_sem_seg"]["data"].squeeze().cpu().numpy()
-            first = 1 if sample.get("reduce_zero_label") else 0  # as ADE20K's server wants them
-            file = Path(folder) / f"{self.names.get(picture, picture.stem)}.png"
-            Image.fromarray((labels + first).astype(np.uint8)).save(file)
