@@ -8,7 +8,7 @@ import shlex
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from logging.handlers import BufferingHandler
 from pathlib import Path
@@ -17,9 +17,11 @@ from typing import Any
 import numpy as np
 
 from ..data import BadImageError, DataError, PictureDataset, check_classes, open_dataset
+from ..data.class_lists import ClassList, find_class_list
 from ..data.classes import check_labels
 from ..data.coco import examine, read_annotations
 from ..data.decode import Decoding, load_picture, load_stored, used_range
+from ..data.headers import read_headers
 from ..data.layouts import Layout, Split, find_layout
 from ..data.listing import left_out, list_pictures
 from ..data.masks import IGNORED, Coding, as_trained, check_pairs, count_labels, judge_labels
@@ -73,7 +75,9 @@ def _command(layout: Layout, root: Path) -> str:
         return f"python mmdet/tools/train.py mmdet/configs/{config}.py --data-root {place}{unchecked}"
     if layout.kind == "ADE20K":
         return f"python mmseg/tools/train.py mmseg/configs/upernet_davit_512x512_160k_ade20k.py --data-root {place}"
-    classes = "" if layout.classes else " --classes NAME NAME ..."
+    classes = ""
+    with suppress(DataError):  # a finding already
+        classes = " --classes NAME NAME ..." if _class_list(layout) is None else ""
     return (
         f"python mmseg/tools/train.py mmseg/configs/upernet_davit_folders.py --data-root {place}{classes}{unchecked}"
     )
@@ -315,6 +319,13 @@ def _has_masks(layout: Layout) -> bool:
 
 def _masks(layout: Layout, limit: int | None) -> Iterator[Finding]:
     reduced = layout.kind == "ADE20K"  # 0 is no class there
+    try:
+        classes = _class_list(layout)
+    except DataError as fault:
+        yield error("classes", str(fault), "correct it")
+        return
+    if classes is not None:
+        yield ok("classes", f"{classes.file} names {len(classes.names)}: {some(classes.names, 12)}")
     for name, split in layout.splits.items():
         assert split.labels is not None  # only class folders have none
         if not split.labels.is_dir():
@@ -340,24 +351,40 @@ def _masks(layout: Layout, limit: int | None) -> Iterator[Finding]:
             yield warning(name, note, "nothing, if that is meant")
         both = [(picture, mask) for picture, mask in zip(pairs.pictures, pairs.masks, strict=True) if mask is not None]
         if both:
-            yield from _labels(name, both, split.labels, reduced, limit)
+            yield from _labels(name, both, classes, reduced, limit)
         yield from _readable_files(name, pairs.pictures, limit)
 
 
+def _class_list(layout: Layout) -> ClassList | None:
+    """Find the list of classes that lies beside masks."""
+    folders = [split.labels or split.pictures for split in layout.splits.values()]
+    return find_class_list([layout.root, *folders])
+
+
 def _labels(
-    name: str, pairs: Sequence[tuple[Path, Path]], folder: Path, reduced: bool, limit: int | None
+    name: str, pairs: Sequence[tuple[Path, Path]], listed: ClassList | None, reduced: bool, limit: int | None
 ) -> Iterator[Finding]:
     """Check masks against their pictures, and say which labels they hold."""
-    coding = Coding(palette_is_labels="segmentationclass" in folder.as_posix().lower())
+    first = pairs[0][1]
+    coding = Coding(palette_is_labels="segmentationclass" in first.as_posix().lower())
+    if listed is not None and listed.colours and read_headers([first])[0].mode in ("RGB", "RGBA", "P"):
+        coding = Coding(listed.colours)
+    values = listed.values if listed is not None else ()
     chosen = [mask for _, mask in _spread(pairs, limit)]
     try:
         check_pairs([picture for picture, _ in pairs], [mask for _, mask in pairs], coding)
         counts = count_labels(chosen, coding)
         trained = as_trained(np.arange(256), reduced)
         there = trained[(counts.sum(axis=0) > 0) & (trained != IGNORED)]
-        classes = 150 if reduced else int(there.max(initial=0)) + 1
+        known = 150 if reduced else int(there.max(initial=0)) + 1
+        classes = listed.names if listed is not None else tuple(map(str, range(known)))
         report = judge_labels(
-            counts, chosen, [*map(str, range(classes))], reduce_zero_label=reduced, of_all=len(pairs)
+            counts,
+            chosen,
+            classes,
+            reduce_zero_label=reduced,
+            label_map={value: label for label, value in enumerate(values) if value != label},
+            of_all=len(pairs),
         )
     except DataError as fault:
         yield error(name, str(fault), "the message says how; training would stop here too")

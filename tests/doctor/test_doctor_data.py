@@ -280,6 +280,24 @@ def test_masks_that_teach_nothing(tmp_path: Path, values: tuple[int, ...], named
     assert ("error" in {level for level, _, _ in found}) == (values != (1, 3))
 
 
+def test_a_list_of_classes_beside_the_masks(tmp_path: Path) -> None:
+    """Its names are used, and its colours where the masks are coloured."""
+    places = [(f"images/{split}/1.png", f"masks/{split}/1.png") for split in ("train", "val")]
+    (masks(tmp_path, *places) / "classes.txt").write_text("ground\ncrack\nrust\n")
+    found = faults(examine(tmp_path))
+    assert [one[:2] for one in found] == [("warning", "train"), ("warning", "val")] and "rust" in found[0][2]
+    assert "--classes" not in examine(tmp_path)[-1].text
+    (tmp_path / "classes.txt").unlink()
+    (tmp_path / "class_dict.csv").write_text("name,r,g,b\nground,0,0,0\ncrack,255,0,0\n")
+    for _, mask in places:
+        Image.fromarray(np.asarray(Image.open(tmp_path / mask))[..., None] * np.uint8([255, 0, 0])).save(
+            tmp_path / mask
+        )
+    assert faults(examine(tmp_path)) == []
+    (tmp_path / "class_dict.csv").write_text("name,r,g,b\nground,0,0\n")
+    assert faults(examine(tmp_path))[0][:2] == ("error", "classes")
+
+
 def test_suffixes_of_pictures_and_masks(tmp_path: Path) -> None:
     """Each picture has its mask, whatever its suffix."""
     names = [("a.jpg", "a.png"), ("b.JPG", "b.png"), ("c.jpeg", "c.png"), ("d.png", "d.png")]
