@@ -33,6 +33,7 @@ KINDS = {
     "csv": ("classification", "train.csv with the columns path and label"),
     "class folders": ("classification", "train/CLASS/ and val/CLASS/ with pictures"),
 }
+_TOOLS = {"detection": "mmdet", "segmentation": "mmseg"}
 TASKS = tuple(dict.fromkeys(task for task, _ in KINDS.values()))
 
 _WORDS = {
@@ -143,6 +144,17 @@ def find_layout(root: str | Path, task: str | None = None) -> Layout:
     best, *others = (*fitting, *(layout for layout in found if layout not in fitting))
     notes = (*best.notes, *(f"another layout beside it is not taken: {fault}" for fault in faults))
     return replace(best, notes=notes, others=tuple(others))
+
+
+def of_another_task(root: str | Path | None) -> str:
+    """Say for which other task a folder without classes is, as the end of a message; "" where that is not known."""
+    if root is not None:
+        with suppress(DataError):
+            layout = find_layout(root)
+            if layout.task in _TOOLS:
+                tool = f"python {_TOOLS[layout.task]}/tools/train.py CONFIG --data-root {root}"
+                return f". It holds data for {layout.task} ({layout.kind}): {tool} trains on them"
+    return ""
 
 
 def annotation_file(layout: Layout, split: str) -> tuple[Path, list[str]]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from davit.data import DataError
+from davit.data import DataError, open_dataset
 from davit.data.layouts import KINDS, TASKS, find_layout, split_of
 
 Pictures = Callable[..., Path]
@@ -312,6 +312,19 @@ def test_another_task_than_asked_for(pictures: Pictures) -> None:
     with pytest.raises(DataError, match="class folders"):
         find_layout(root, "detection")
     assert {task for task, _ in KINDS.values()} == set(TASKS)
+
+
+def test_classes_are_looked_for_in_data_of_another_task(pictures: Pictures) -> None:
+    """train.py names the tool that takes the folder."""
+    root = pictures("images/train/1.jpg", "masks/train/1.png", "export/train/1.jpg", "export/valid/1.jpg")
+    for split in ("train", "valid"):
+        coco(root / "export" / split / "_annotations.coco.json", "1.jpg")
+    for folder, tool in ((root, "mmseg"), (root / "export", "mmdet")):
+        with pytest.raises(DataError, match=f"{tool}/tools/train.py CONFIG --data-root {folder}"):
+            open_dataset(folder, "train")
+    with pytest.raises(DataError) as error:
+        open_dataset(root / "masks", "train")
+    assert "tools" not in str(error.value)
 
 
 def test_odd_things_in_a_folder(pictures: Pictures) -> None:
