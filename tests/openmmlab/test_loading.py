@@ -53,8 +53,6 @@ def deep(tmp_path: Path) -> Path:
 
 
 def test_it_is_the_one_of_every_config():
-    import mmdet.datasets.transforms
-    import mmseg.datasets.transforms
 
     for scope in ("mmdet", "mmseg"):
         init_default_scope(scope)
