@@ -78,6 +78,9 @@ class ShardSource(RangeSource):
         names = [name for part in parts for name in part.names]
         labels: list[str | None] = [label or None for part in parts for label in part.labels]
         left_out = sum((Counter(index.left_out) for index in indices), Counter[str]())
+        if not names:
+            others = said_left_out(left_out)
+            raise DataError(f"{place} holds no picture that can be read{f' ({others})' if others else ''}")
         keep = _in_split(place, names, split, required=split_required)
         has_labels = any(labels[at] is not None for at in keep)
         if has_labels:
