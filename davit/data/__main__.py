@@ -1,23 +1,25 @@
-"""Write an embedded data set: ``python -m davit.data digits|scenes [FOLDER]``."""
+"""Write an embedded data set: ``python -m davit.data digits|scenes [FOLDER] [--as FORM]``."""
 
 import sys
 from argparse import ArgumentParser
 
-from . import write_digits, write_scenes
-from .digits import FORMS
+from . import digits, scenes, write_digits, write_scenes
+
+_SETS = {"digits": (write_digits, tuple(digits.FORMS)), "scenes": (write_scenes, scenes.FORMS)}
 
 
 def main() -> None:
     """Write the set that the command line names, and print its folder."""
     parser = ArgumentParser(prog="python -m davit.data", description="Write an embedded data set, unless it is there.")
-    parser.add_argument("name", choices=("digits", "scenes"), help="digits: classes; scenes: detection and segmentation")
+    parser.add_argument("name", choices=_SETS, help="digits: classes; scenes: detection and segmentation")
     parser.add_argument("folder", nargs="?", help="where to (default: data/NAME)")
-    parser.add_argument("--as", dest="form", choices=FORMS, help="of the digits: the form (default: folder)")
+    listed = "; ".join(f"of {name} {', '.join(forms)}" for name, (_, forms) in _SETS.items())
+    parser.add_argument("--as", dest="form", metavar="FORM", help=f"{listed}; default: the first")
     args = parser.parse_args()
-    if args.form and args.name != "digits":
-        parser.error(f"--as {args.form} is for digits")
-    folder = write_digits(args.folder, args.form or "folder") if args.name == "digits" else write_scenes(args.folder)
-    sys.stdout.write(f"{folder}\n")
+    write, forms = _SETS[args.name]
+    if args.form and args.form not in forms:
+        parser.error(f"--as {args.form} is not one of {', '.join(forms)}, which {args.name} have")
+    sys.stdout.write(f"{write(args.folder, args.form or forms[0])}\n")
 
 
 if __name__ == "__main__":

@@ -696,9 +696,10 @@ class _Examination:
         if missing := [name for name in names if name not in found.all]:
             self._missing_classes(names, missing, found)
         chosen = {name: found.all[name] for name in names if name in found.all}
-        if found.parents and classes is None:
+        parents = [name for name in found.parents if name not in names]
+        if parents and self.training:
             self.notes.append(
-                f"the categories {some(map(repr, found.parents), 4)} have no objects and are the supercategory of "
+                f"the categories {some(map(repr, parents), 4)} have no objects and are the supercategory of "
                 "others: they are no classes."
             )
         if self.training and self.labelled:
@@ -731,9 +732,10 @@ class _Examination:
         others = [name for name, one in found.all.items() if name not in names and self.used.get(one.get("id"))]
         if self.training or others or not self.labelled or len(missing) == len(names):
             near = did_you_mean(missing[0], found.all)
+            unknown = f" Its objects are also of {some(map(repr, others), 4)}." if others else ""
             self.more_faults.append(
                 f"it has {len(found.all)} categories ({some(found.all, 6)}), and lacks {len(missing)} of the "
-                f"{len(names)} classes that are asked for ({some(missing, 4)}; all: {some(names, 6)}). {near}"
+                f"{len(names)} classes that are asked for ({some(missing, 4)}; all: {some(names, 6)}).{unknown} {near}"
                 "Pass --classes auto for those of the training file, or --classes NAME NAME ... for some of them."
             )
             return

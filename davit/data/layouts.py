@@ -7,6 +7,7 @@ import mmap
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 from ..text import some
 from .coco import class_names, keep_annotations
 from .errors import DataError
+from .find import Found, find
 from .listing import SUFFIXES, list_folder, natural_key, suffix_of
 from .pairs import holds_pairs
 from .yolo import YoloSet, coco_of, read_yolo, yolo_of
@@ -89,6 +91,7 @@ class Layout:
         chosen_by: what to pass in place of the folder to have this layout taken where there are several.
         notes: what else a user should know, a sentence each.
         others: other layouts of the same folder, which were not taken.
+        is_sure: False for what also lies beside data of other kinds, such as a table whose name tells no split.
         yolo: the contents of YOLO's data.yaml.
     """
 
@@ -100,6 +103,7 @@ class Layout:
     chosen_by: str = ""
     notes: tuple[str, ...] = ()
     others: tuple[Layout, ...] = field(default=(), repr=False)
+    is_sure: bool = True
     yolo: YoloSet | None = field(default=None, repr=False)
 
     def __str__(self) -> str:
@@ -115,7 +119,8 @@ def find_layout(root: str | Path, task: str | None = None) -> Layout:
     """Find out which kind of data set is in a folder.
 
     Args:
-        root: the folder; or a file, which then decides: YOLO's data.yaml, a COCO json.
+        root: the folder; or a file, which then decides: YOLO's data.yaml, a COCO json, a table, a shard or a pattern
+            of shards.
         task: one of `TASKS`, where only its layouts are wanted.
 
     Raises:
@@ -131,7 +136,7 @@ def find_layout(root: str | Path, task: str | None = None) -> Layout:
             found += finder(root)
         except DataError as fault:  # a data.yaml that is wrong is no fault of the COCO json beside it
             faults.append(fault)
-    found = [layout for layout in found if layout.splits] or found  # class folders without splits only where alone
+    found = [layout for layout in found if layout.is_sure] or found
     fitting = [layout for layout in found if task in (None, layout.task)]
     if not fitting:
         raise faults[0] if faults else DataError(_nothing_known(root, task, found))
@@ -577,7 +582,24 @@ def _class_folders(root: Path) -> Iterator[Layout]:
     unsplit = [name for name in folders if name.lower() not in special and not split_of(name)]
     if splits or any(_has_pictures(root / name) for name in unsplit[:_LISTED]):
         ordered = {name: splits[name] for name in _WORDS if name in splits}
-        yield Layout("classification", "class folders", root, ordered, classes, str(root))
+        yield Layout("classification", "class folders", root, ordered, classes, str(root), is_sure=bool(splits))
+
+
+_KIND_OF_TABLE = {"wds": "tar shards", "parquet": "parquet", "csv": "csv"}
+
+
+def _tables(root: Path) -> Iterator[Layout]:
+    found: dict[str, Found] = {}
+    for name in _WORDS:
+        with suppress(DataError):  # there is none of this split
+            place = find(root, "validation" if name == "val" else name)
+            if place.kind in _KIND_OF_TABLE and not (place.split_required and name == "test"):
+                found[name] = place
+    if found:
+        kind = _KIND_OF_TABLE[next(iter(found.values())).kind]
+        splits = {name: Split(place.files[0].parent, place.files[0]) for name, place in found.items()}
+        is_sure = not any(place.split_required for place in found.values())
+        yield Layout("classification", kind, root, splits, chosen_by=str(root), is_sure=is_sure)
 
 
 # --- what is in a folder ---
@@ -653,4 +675,4 @@ def _nothing_known(root: Path, task: str | None, found: Sequence[Layout]) -> str
 
 
 _Finder = Callable[[Path], Iterator[Layout]]
-_FINDERS: tuple[_Finder, ...] = (_coco, _yolo, _ade, _mask_folders, _class_folders)
+_FINDERS: tuple[_Finder, ...] = (_coco, _yolo, _ade, _mask_folders, _class_folders, _tables)

@@ -78,7 +78,8 @@ class ShardSource(RangeSource):
         labels: list[str | None] = [label or None for part in parts for label in part.labels]
         left_out = sum((Counter(index.left_out) for index in indices), Counter[str]())
         keep = _in_split(place, names, split, required=split_required)
-        if any(labels[at] is not None for at in keep):
+        has_labels = any(labels[at] is not None for at in keep)
+        if has_labels:
             cut = np.concatenate([part.starts + part.sizes > part.stamp[0] for part in parts])
             labelled = [at for at in keep if labels[at] is not None or cut[at]]  # a cut one is a bad picture
             left_out["pictures without a label"] += len(keep) - len(labelled)
@@ -86,7 +87,7 @@ class ShardSource(RangeSource):
         else:
             labels = _folders_as_labels(place, parts, names, keep)
         _say(place, indices, left_out)
-        super().__init__(place, parts, labels, class_map, keep=keep)
+        super().__init__(place, parts, labels, class_map, keep=keep, indices=has_labels)
 
 
 @dataclass

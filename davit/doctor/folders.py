@@ -6,17 +6,22 @@ import logging
 import os
 import shlex
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
 from logging.handlers import BufferingHandler
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..data import BadImageError, DataError, PictureDataset, check_classes, load_rgb, open_dataset
+from ..data import BadImageError, DataError, PictureDataset, check_classes, open_dataset
+from ..data.class_lists import ClassList, find_class_list
+from ..data.classes import check_labels
 from ..data.coco import examine, read_annotations
+from ..data.decode import Decoding, load_picture, load_stored, used_range
+from ..data.headers import read_headers
 from ..data.layouts import Layout, Split, find_layout
 from ..data.listing import left_out, list_pictures
 from ..data.masks import IGNORED, Coding, as_trained, check_pairs, count_labels, judge_labels
@@ -27,6 +32,8 @@ from .findings import Finding, error, ok, warning
 
 _SHOWN = 20  # bad files that get a finding each; more are counted
 _UNBALANCED = 20  # from so many times as many pictures in the largest class as in the smallest
+_VALUES = 40  # pictures of a split whose values are looked at
+_USUAL_BANDS = 4  # grey or coloured, each with transparency
 _READ = Callable[[], object]  # opens one picture to its last pixel
 
 
@@ -37,9 +44,6 @@ def examine_folder(root: Path, limit: int | None) -> Iterator[Finding]:
         root: a folder of any layout of `davit.data.layouts`, or the data.yaml, json, table or shard that is meant.
         limit: open no more than so many pictures of a split, evenly spread; None opens all.
     """
-    if not root.exists():
-        yield error("data", f"{root} does not exist", "give the folder that holds train/ and val/")
-        return
     try:
         layout = find_layout(root)
     except DataError as fault:
@@ -71,7 +75,9 @@ def _command(layout: Layout, root: Path) -> str:
         return f"python mmdet/tools/train.py mmdet/configs/{config}.py --data-root {place}{unchecked}"
     if layout.kind == "ADE20K":
         return f"python mmseg/tools/train.py mmseg/configs/upernet_davit_512x512_160k_ade20k.py --data-root {place}"
-    classes = "" if layout.classes else " --classes NAME NAME ..."
+    classes = ""
+    with suppress(DataError):  # a finding already
+        classes = " --classes NAME NAME ..." if _class_list(layout) is None else ""
     return (
         f"python mmseg/tools/train.py mmseg/configs/upernet_davit_folders.py --data-root {place}{classes}{unchecked}"
     )
@@ -94,14 +100,17 @@ def _classes(layout: Layout, limit: int | None) -> Iterator[Finding]:
     if len(splits) == 2:
         try:
             check_classes(splits["train"], splits["validation"])
+            with _warnings() as messages:
+                check_labels(splits["train"], splits["validation"])
         except DataError as fault:
-            yield error("classes", str(fault), "train and val need the same class folders")
+            yield error("classes", str(fault), "train and val need the same classes, and more than one")
         else:
+            yield from (warning("classes", text, "nothing, if that is meant") for text in messages)
             yield ok("classes", f"the same {len(splits['train'].class_names)} in train and val")
-    if "train" in splits and len(splits["train"].class_to_idx) == 1:
-        text = f"one class, {splits['train'].class_names[0]}: the loss is 0 from the start, and nothing is learned"
-        yield error("classes", text, "add a class of everything else, in train and val")
     for split, dataset in splits.items():
+        files = [dataset.source.path(index) for index in _spread(range(len(dataset)), _VALUES)]
+        bands = yield from _values(split, [Path(file) for file in files if Path(file).is_file()])
+        dataset.decoding = Decoding(bands)
         yield from _readable(split, [_reader(dataset, index) for index in range(len(dataset))], limit)
 
 
@@ -178,8 +187,53 @@ def _why_bad(read: _READ) -> str | None:
     return None
 
 
-def _file_reader(file: Path) -> _READ:
-    return lambda: load_rgb(file)
+def _readable_files(subject: str, files: Sequence[Path], limit: int | None) -> Iterator[Finding]:
+    """Look at the values of pictures, and open them to the last pixel."""
+    bands = yield from _values(subject, _spread(files, _VALUES))
+    yield from _readable(subject, [partial(load_picture, file, decoding=Decoding(bands)) for file in files], limit)
+
+
+def _values(subject: str, files: Sequence[Path]) -> Generator[Finding, None, int]:
+    """Look at a few pictures for another number of bands than 3, and for a range that is hardly used.
+
+    Returns:
+        The number of bands to read; 3 where nothing is to be said of it.
+    """
+    used = used_range(files)
+    if used is not None and used.is_small:
+        text = f"{used}, {100 * used.share:.2g} % of their range: scaled by that range they are nearly black"
+        depth = f"bit_depth={used.bit_depth}"
+        remedy = f"train.py --bit-depth {used.bit_depth}; in mmdet/ and mmseg/ {depth} of each LoadImageFromFile"
+        yield warning(subject, text, remedy)
+    elif used is not None:
+        yield ok(subject, f"{used}")
+    bands = {count for file in files if (count := _bands(file))}
+    if len(bands) > 1 and max(bands) > _USUAL_BANDS:
+        text = f"pictures of {' and '.join(map(str, sorted(bands)))} bands"
+        yield error(subject, text, "give all pictures the same bands")
+    if len(bands) != 1 or max(bands) <= _USUAL_BANDS:
+        return 3
+    (count,) = bands
+    rule = Decoding(count, used.bit_depth if used is not None and used.is_small else None)
+    sums = np.zeros((3, count))  # of ones, of values and of their squares
+    for file in files:
+        if _bands(file):
+            pixels = np.asarray(load_picture(file, decoding=rule), dtype=np.float64).reshape(-1, count) / 255
+            sums += [pixels.shape[0] + np.zeros(count), pixels.sum(0), (pixels**2).sum(0)]
+    mean = sums[1] / sums[0]
+    std = np.sqrt(np.maximum(sums[2] / sums[0] - mean**2, 0))
+    means, deviations = (" ".join(f"{round(one, 4):g}" for one in values) for values in (mean, std))
+    flags = f"--in-chans {count} --mean {means} --std {deviations}"
+    yield ok(subject, f"{count} bands a picture; over {len(files)} of them: {flags}")
+    return count
+
+
+def _bands(file: Path) -> int:
+    """Count the bands of a picture; 0 where it cannot be read."""
+    try:
+        return load_stored(file).shape[2]
+    except (BadImageError, OSError):
+        return 0
 
 
 # --- detection ---
@@ -206,7 +260,7 @@ def _boxes(layout: Layout, limit: int | None) -> Iterator[Finding]:
         names = [str(image.get("file_name")) for image in found.contents.get("images", ())]
         named.setdefault(split.pictures, set()).update(names)
         files = [split.pictures / one for one in names]
-        yield from _readable(name, [_file_reader(file) for file in files if file.is_file()], limit)
+        yield from _readable_files(name, [file for file in files if file.is_file()], limit)
     if classes is not None and len(classes) > 1:
         yield ok("classes", f"{len(classes)}: {some(classes, 12)}")
     yield from _unnamed(named)
@@ -265,6 +319,13 @@ def _has_masks(layout: Layout) -> bool:
 
 def _masks(layout: Layout, limit: int | None) -> Iterator[Finding]:
     reduced = layout.kind == "ADE20K"  # 0 is no class there
+    try:
+        classes = _class_list(layout)
+    except DataError as fault:
+        yield error("classes", str(fault), "correct it")
+        return
+    if classes is not None:
+        yield ok("classes", f"{classes.file} names {len(classes.names)}: {some(classes.names, 12)}")
     for name, split in layout.splits.items():
         assert split.labels is not None  # only class folders have none
         if not split.labels.is_dir():
@@ -290,24 +351,40 @@ def _masks(layout: Layout, limit: int | None) -> Iterator[Finding]:
             yield warning(name, note, "nothing, if that is meant")
         both = [(picture, mask) for picture, mask in zip(pairs.pictures, pairs.masks, strict=True) if mask is not None]
         if both:
-            yield from _labels(name, both, split.labels, reduced, limit)
-        yield from _readable(name, [_file_reader(file) for file in pairs.pictures], limit)
+            yield from _labels(name, both, classes, reduced, limit)
+        yield from _readable_files(name, pairs.pictures, limit)
+
+
+def _class_list(layout: Layout) -> ClassList | None:
+    """Find the list of classes that lies beside masks."""
+    folders = [split.labels or split.pictures for split in layout.splits.values()]
+    return find_class_list([layout.root, *folders])
 
 
 def _labels(
-    name: str, pairs: Sequence[tuple[Path, Path]], folder: Path, reduced: bool, limit: int | None
+    name: str, pairs: Sequence[tuple[Path, Path]], listed: ClassList | None, reduced: bool, limit: int | None
 ) -> Iterator[Finding]:
     """Check masks against their pictures, and say which labels they hold."""
-    coding = Coding(palette_is_labels="segmentationclass" in folder.as_posix().lower())
+    first = pairs[0][1]
+    coding = Coding(palette_is_labels="segmentationclass" in first.as_posix().lower())
+    if listed is not None and listed.colours and read_headers([first])[0].mode in ("RGB", "RGBA", "P"):
+        coding = Coding(listed.colours)
+    values = listed.values if listed is not None else ()
     chosen = [mask for _, mask in _spread(pairs, limit)]
     try:
         check_pairs([picture for picture, _ in pairs], [mask for _, mask in pairs], coding)
         counts = count_labels(chosen, coding)
         trained = as_trained(np.arange(256), reduced)
         there = trained[(counts.sum(axis=0) > 0) & (trained != IGNORED)]
-        classes = 150 if reduced else int(there.max(initial=0)) + 1
+        known = 150 if reduced else int(there.max(initial=0)) + 1
+        classes = listed.names if listed is not None else tuple(map(str, range(known)))
         report = judge_labels(
-            counts, chosen, [*map(str, range(classes))], reduce_zero_label=reduced, of_all=len(pairs)
+            counts,
+            chosen,
+            classes,
+            reduce_zero_label=reduced,
+            label_map={value: label for label, value in enumerate(values) if value != label},
+            of_all=len(pairs),
         )
     except DataError as fault:
         yield error(name, str(fault), "the message says how; training would stop here too")

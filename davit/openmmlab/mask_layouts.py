@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from collections.abc import Iterable, Iterator
@@ -12,10 +11,8 @@ from typing import Any
 from ..data import DataError
 from ..data.class_lists import find_class_list
 from ..data.headers import read_headers
-from ..data.layouts import Layout, Split, find_layout
+from ..data.layouts import Layout, Split, annotation_file, find_layout
 from ..data.listing import walk
-from ..data.yolo import coco_of
-from ..files import cache_file, write_bytes
 from .regions import classes_of_regions
 
 log = logging.getLogger(__name__)
@@ -119,15 +116,11 @@ def _use_folders(dataset: Any, root: Path, split: Split) -> None:
 def _use_regions(dataset: Any, layout: Layout, name: str, split: Split) -> None:
     for argument in _FOLDERS_ONLY:
         dataset.pop(argument, None)
-    file = split.labels
-    if layout.yolo is not None:
-        name = name if name in layout.yolo.splits else "test"
-        contents, notes = coco_of(layout.yolo, name)
-        file = cache_file("yolo", str(layout.yolo.file.absolute()), name).with_suffix(".json")
-        write_bytes(file, json.dumps(contents).encode())
-        for note in notes:
-            log.warning("%s.", note)
-    assert file is not None  # both kinds have one
+    if layout.yolo is not None and name not in layout.yolo.splits:
+        name = "test"
+    file, notes = annotation_file(layout, name)
+    for note in notes:
+        log.warning("%s.", note)
     dataset["type"] = "CocoRegions"
     dataset["ann_file"] = str(file.absolute())
     dataset["data_prefix"] = {"img_path": str(split.pictures.absolute())}

@@ -2,6 +2,7 @@
 
 import json
 import os
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -268,6 +269,25 @@ def test_class_folders(pictures: Pictures) -> None:
     (root / "c/train/ant").mkdir(parents=True)
     (root / "a/train/ant/sub/1.png").rename(root / "c/train/ant/IMG1")  # known by its content
     assert find_layout(root / "c").kind == "class folders"
+
+
+def test_tables_and_shards(pictures: Pictures) -> None:
+    root = pictures("csv/pictures/1.png", "csv/pictures/2.png")
+    for split, number in (("train", 1), ("val", 2)):
+        write(root / f"csv/{split}.csv", f"path,label\npictures/{number}.png,ant\n")
+        (root / "tar").mkdir(exist_ok=True)
+        with tarfile.open(root / f"tar/{split}-000.tar", "w") as shard:
+            shard.add(root / f"csv/pictures/{number}.png", "ant/1.png")
+    assert places(root / "csv") == {split: (".", f"{split}.csv") for split in ("train", "val")}
+    assert places(root / "tar") == {split: (".", f"{split}-000.tar") for split in ("train", "val")}
+    assert [find_layout(root / kind).kind for kind in ("csv", "tar")] == ["csv", "tar shards"]
+    assert find_layout(root / "tar" / "train-{000..000}.tar").kind == "tar shards"
+    write(root / "csv" / "data.csv", "path,label,split\npictures/1.png,ant,train\n")
+    assert [*find_layout(root / "csv" / "data.csv").splits] == ["train", "val"]
+    coco(root / "csv" / "train.json", "1.png")  # a table that names no split is not meant where a json is
+    for split in ("train", "val"):
+        (root / "csv" / f"{split}.csv").unlink()
+    assert find_layout(root / "csv").kind == "COCO" and find_layout(root / "csv").others == ()
 
 
 # --- everything else ---

@@ -107,6 +107,7 @@ def test_more_shards_than_files_may_be_open(
         (samples(("0", "b"), ("1", "a"), ending="txt"), {"target_key": "txt"}, {"a": 0, "b": 1}, [0, 1]),
         (samples(("v1.2", "b"), ("v1.3", "a")), {}, {"a": 0, "b": 1}, [0, 1]),
         ([("a/0.png", png()), ("./b/0.PNG", png(1))], {}, {"a": 0, "b": 1}, [0, 1]),
+        ([("1/0.png", png()), ("2/0.png", png(1))], {}, {"1": 0, "2": 1}, [0, 1]),  # folders are names
         ([("x/a/0.png", png()), ("x/b/0.png", png(1))], {}, {"a": 0, "b": 1}, [0, 1]),
         (samples(("0", "b"), ("1", "c")), {"class_map": {"b": 4, "c": 2}}, {"b": 4, "c": 2}, [4, 2]),
         (samples(("0", "1"), ("1", "0")), {"class_map": {"x": 0, "y": 1}}, {"x": 0, "y": 1}, [0, 1]),

@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+import tarfile
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -116,6 +117,45 @@ def test_files_of_other_kinds_and_one_class(folder: Path) -> None:
     for split in ("train", "val"):
         shutil.rmtree(folder / split / "bee")
     assert ("error", "classes") in [one[:2] for one in faults(examine(folder))]
+
+
+def test_tables_and_shards(folder: Path, tmp_path: Path) -> None:
+    """A csv beside the folders of pictures, and shards, one of them cut off."""
+    for split in ("train", "val"):
+        files = sorted((folder / split).rglob("*.png"))
+        rows = "".join(f"{file},{file.parent.name}\n" for file in files)
+        (tmp_path / "tables").mkdir(exist_ok=True)
+        (tmp_path / "tables" / f"{split}.csv").write_text(f"path,label\n{rows}")
+        (tmp_path / "shards").mkdir(exist_ok=True)
+        with tarfile.open(tmp_path / "shards" / f"{split}.tar", "w") as shard:
+            for file in files:
+                shard.add(file, f"{file.parent.name}/{file.name}")
+    for root in (tmp_path / "tables", tmp_path / "shards"):
+        findings = examine(root)
+        assert faults(findings) == [] and "4 pictures in 2 classes" in findings[1].text
+        assert f"train.py {root}" in findings[-1].text
+    shard = tmp_path / "shards" / "train.tar"
+    shard.write_bytes(shard.read_bytes()[:1900])
+    assert ("error", "train") in [one[:2] for one in faults(examine(tmp_path / "shards"))]
+
+
+def test_bits_and_bands(folder: Path, tmp_path: Path) -> None:
+    """12 bits stored as 16 are named with the flag; pictures of 6 bands are read, with their mean and deviation."""
+    draws = np.random.default_rng(0)
+    for file in sorted(folder.rglob("*.png")):
+        Image.fromarray(draws.integers(0, 4096, (9, 11), dtype=np.uint16)).save(file)
+    for (level, _, text), split in zip(faults(examine(folder)), ("train", "validation"), strict=True):
+        assert level == "warning" and "16 bits" in text, split
+    assert [finding.remedy for finding in examine(folder) if "--bit-depth 12" in finding.remedy]
+    for file in sorted(folder.rglob("*.png")):
+        np.save(file.with_suffix(".npy"), np.full((9, 11, 6), 51 * np.arange(6), dtype=np.uint8))
+        file.unlink()
+    findings = examine(folder)
+    assert faults(findings) == []
+    told = next(finding.text for finding in findings if "--in-chans" in finding.text)
+    assert told.endswith("--in-chans 6 --mean 0 0.2 0.4 0.6 0.8 1 --std 0 0 0 0 0 0")
+    np.save(folder / "val" / "bee" / "1.npy", np.zeros((9, 11, 7), dtype=np.uint8))
+    assert any(level == "error" and "6 and 7" in text for level, _, text in faults(examine(folder)))
 
 
 # --- detection ---
@@ -238,6 +278,24 @@ def test_masks_that_teach_nothing(tmp_path: Path, values: tuple[int, ...], named
     found = faults(examine(masks(tmp_path, ("img/1.png", "mask/1.png"), values=values)))
     assert found and all(subject == "train" for _, subject, _ in found) and named in found[0][2]
     assert ("error" in {level for level, _, _ in found}) == (values != (1, 3))
+
+
+def test_a_list_of_classes_beside_the_masks(tmp_path: Path) -> None:
+    """Its names are used, and its colours where the masks are coloured."""
+    places = [(f"images/{split}/1.png", f"masks/{split}/1.png") for split in ("train", "val")]
+    (masks(tmp_path, *places) / "classes.txt").write_text("ground\ncrack\nrust\n")
+    found = faults(examine(tmp_path))
+    assert [one[:2] for one in found] == [("warning", "train"), ("warning", "val")] and "rust" in found[0][2]
+    assert "--classes" not in examine(tmp_path)[-1].text
+    (tmp_path / "classes.txt").unlink()
+    (tmp_path / "class_dict.csv").write_text("name,r,g,b\nground,0,0,0\ncrack,255,0,0\n")
+    for _, mask in places:
+        Image.fromarray(np.asarray(Image.open(tmp_path / mask))[..., None] * np.uint8([255, 0, 0])).save(
+            tmp_path / mask
+        )
+    assert faults(examine(tmp_path)) == []
+    (tmp_path / "class_dict.csv").write_text("name,r,g,b\nground,0,0\n")
+    assert faults(examine(tmp_path))[0][:2] == ("error", "classes")
 
 
 def test_suffixes_of_pictures_and_masks(tmp_path: Path) -> None:
