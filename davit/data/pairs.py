@@ -179,8 +179,8 @@ def _by_suffix(found: Listing, suffix: str | None) -> tuple[list[str], Counter[s
     ends = (suffix or "").lower()
 
     def fits(file: str) -> bool:
-        name = file.lower() if "." in ends else os.path.splitext(file.lower())[0]  # noqa: PTH122 (a hundred thousand)
-        return name.endswith(ends)
+        name = file if "." in ends else _stem(file)
+        return name.lower().endswith(ends)
 
     taken = [file for file in found.pictures if fits(file)]
     return taken, _count(set(found.pictures).difference(taken))
@@ -197,7 +197,7 @@ def _stems(files: Iterable[str], suffix: str | None) -> dict[str, str]:
         if suffix and "." in suffix:
             stem = file[: -len(suffix)]
         else:
-            stem = os.path.splitext(file)[0]  # noqa: PTH122
+            stem = _stem(file)
             stem = stem[: -len(suffix)] if suffix else stem
         stems[file] = unicodedata.normalize("NFC", stem)
     return stems
@@ -209,7 +209,7 @@ def _choose(stems: dict[str, str], files: list[str], names: Iterable[str] | None
         return files, []
     known: dict[str, list[str]] = {}
     for file in files:
-        stem = os.path.splitext(file)[0]  # noqa: PTH122
+        stem = _stem(file)
         for name in {stems[file], unicodedata.normalize("NFC", stem), unicodedata.normalize("NFC", file)}:
             known.setdefault(name, []).append(file)
     chosen: list[str] = []
@@ -230,7 +230,7 @@ def _spellings(name: str) -> Iterator[str]:
         for first in range(len(parts)):
             below = "/".join(parts[first:])
             yield below
-            yield os.path.splitext(below)[0]  # noqa: PTH122
+            yield _stem(below)
 
 
 def _refuse_twins(folder: Path, stems: Iterable[str], files: Iterable[str], argument: str) -> None:
@@ -312,4 +312,8 @@ def _part(
 
 
 def _is_lossy(file: str) -> bool:
-    return os.path.splitext(file)[1].lower() in _LOSSY  # noqa: PTH122
+    return suffix_of(file) in _LOSSY
+
+
+def _stem(file: str) -> str:
+    return file[: len(file) - len(suffix_of(file))]

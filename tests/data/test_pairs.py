@@ -85,6 +85,14 @@ def test_in_one_folder(tmp_path: Path) -> None:
     assert found(given) == {"a.png": "a_x.png", "b.png": "b_x.png"} and not given.unasked
 
 
+def test_names_with_dots(tmp_path: Path) -> None:
+    """What follows a dot is a suffix only if it is one of a file."""
+    lay(tmp_path / "img", "v1.0.jpg", "v1.1.jpg", "sub.d/a.jpg")
+    (tmp_path / "img" / "IMG.1234").write_bytes(b"\xff\xd8\xff\xe0")
+    lay(tmp_path / "mask", "v1.0.png", "v1.1.png", "IMG.1234.png", "sub.d/a.png")
+    assert not pair_masks(tmp_path / "img", tmp_path / "mask").without_mask
+
+
 def test_masks_below_the_pictures(tmp_path: Path) -> None:
     lay(tmp_path, "a.jpg", "sub/b.jpg", "masks/a.png", "masks/sub/b.png")
     assert found(pair_masks(tmp_path, tmp_path / "masks")) == {"a.jpg": "a.png", "b.jpg": "b.png"}

@@ -248,6 +248,28 @@ def test_objects_are_drawn_from_the_largest_to_the_smallest() -> None:
     assert np.array_equal(np.unique(Regions(4, 4, (), 255).draw()), [255])
 
 
+def test_run_lengths_are_drawn_as_the_masks_that_belong_to_them(few_scenes: Path) -> None:
+    """Compressed and as lists; of scenes whose objects hide parts of one another."""
+    from pycocotools import mask as coco_mask
+
+    from davit.openmmlab.regions import Regions, read_regions
+
+    regions = [*read_regions(few_scenes / "annotations/instances_val2017.json").pictures(few_scenes / "val2017")]
+    assert len(regions) == 4
+    for name, one in regions:
+        expected = np.asarray(Image.open(few_scenes / "masks/val2017" / name))
+        assert np.array_equal(one.draw(), expected)
+        masks = [(label, coco_mask.decode(shape)) for label, _, shape in one.objects if isinstance(shape, dict)]
+        listed = []
+        for label, inside in masks:
+            flat = np.concatenate([[0], inside.ravel(order="F"), [2]])
+            ends = np.flatnonzero(np.diff(flat) != 0)
+            counts = np.diff(np.concatenate([[0], ends])).tolist()
+            listed.append((label, False, {"size": list(inside.shape), "counts": counts}))
+        again = Regions(one.height, one.width, tuple(listed), 0)
+        assert masks and np.array_equal(again.draw(), expected)
+
+
 def test_categories_become_classes_by_name(tmp_path: Path) -> None:
     from davit.openmmlab.regions import classes_of_regions, read_regions
 
