@@ -9,8 +9,9 @@ from pathlib import Path
 
 from .errors import DataError
 
-# Roboflow's, CamVid's of Kaggle, CVAT's, and a name a line, of many tools.
-_FILES = ("_classes.csv", "class_dict.csv", "labelmap.txt", "classes.txt", "class_names.txt", "codes.txt")
+_NAMES = ("classes.txt", "class_names.txt", "codes.txt")  # a name a line, of many tools
+# Roboflow's, CamVid's of Kaggle, CVAT's, CamVid's own.
+_FILES = ("_classes.csv", "class_dict.csv", "labelmap.txt", "label_colors.txt", *_NAMES)
 _LARGEST = 1 << 20  # bytes
 
 
@@ -75,6 +76,10 @@ def _rows(file: Path) -> Iterator[_Row]:
             if not line.startswith("#"):
                 name, _, rest = line.partition(":")
                 yield name, _colour(rest.split(":")[0].split(",")), None
+    elif file.name == "label_colors.txt":  # CamVid: r g b name
+        for line in lines:
+            *numbers, name = line.split(None, 3)
+            yield name, _colour(numbers), None
     else:
         yield from ((line, None, None) for line in lines)
 

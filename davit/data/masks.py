@@ -157,7 +157,7 @@ def check_pairs(pictures: Sequence[Path], masks: Sequence[Path], coding: Coding)
 
 def _pair_fault(picture: Path, mask: Path, shape: Header, header: Header, coding: Coding) -> list[tuple[int, str]]:
     if fault := coding.fault(header.mode):
-        return [(1, f"{mask} {fault}")]
+        return [(1, f"{mask} {fault}{_colours_of(mask, header.mode)}")]
     stored = (header.height, header.width) if header.turned else (header.width, header.height)
     if stored == (shape.width, shape.height):
         return []
@@ -169,6 +169,20 @@ def _pair_fault(picture: Path, mask: Path, shape: Header, header: Header, coding
             "scaled by nearest neighbour).",
         )
     ]
+
+
+def _colours_of(mask: Path, mode: str) -> str:
+    """Say which colours a mask has, for `Coding.colours`, the most frequent first."""
+    if mode not in ("RGB", "RGBA", "P", "PA"):
+        return ""
+    try:
+        with Image.open(mask) as image:
+            found = image.convert("RGB").getcolors(256)
+    except (OSError, ValueError, SyntaxError):
+        return ""
+    if found is None:
+        return " It has more than 256 colours, so it is a photograph, or was saved as JPEG."
+    return f" Its colours are {some((list(colour) for _, colour in sorted(found, reverse=True)), 8)}."  # type: ignore
 
 
 # ---- labels ----

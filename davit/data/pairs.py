@@ -44,7 +44,8 @@ class Pairs:
         form: (before, after): what a mask's name has around the name that it shares with its picture.
         without_picture: masks whose picture is missing.
         absent: names of a list for which there is no picture.
-        others: files that are neither, counted by suffix.
+        unasked: pictures and masks that are not called as asked for, counted by suffix.
+        others: files of other kinds, counted by suffix.
     """
 
     pictures: list[Path] = field(default_factory=list)
@@ -52,6 +53,7 @@ class Pairs:
     form: Form = ("", "")
     without_picture: list[Path] = field(default_factory=list)
     absent: list[str] = field(default_factory=list)
+    unasked: Counter[str] = field(default_factory=Counter)
     others: Counter[str] = field(default_factory=Counter)
 
     @property
@@ -71,8 +73,16 @@ class Pairs:
         if self.without_picture:
             masks = some(self.without_picture, 3)
             yield f"{len(self.without_picture):,} masks have no picture and are left out: {masks}"
+        if self.unasked:
+            yield unasked_for(self.unasked)
         if self.others:
             yield left_out(self.others)
+
+
+def unasked_for(counts: Counter[str]) -> str:
+    """Say which readable pictures are left out because of the names that are asked for."""
+    kinds = ", ".join(f"{count:,} {suffix}" for suffix, count in counts.most_common())
+    return f"{sum(counts.values()):,} pictures or masks do not end as img_suffix and seg_map_suffix ask: {kinds}"
 
 
 def pair_masks(
@@ -101,24 +111,34 @@ def pair_masks(
     """
     pictures = Path(pictures)
     files = list_pictures(pictures)
-    found, others = _by_suffix(files, picture_suffix)
+    found, unasked = _by_suffix(files, picture_suffix)
     if masks is None:
         stems = _stems(found, picture_suffix)
         chosen, absent = _choose(stems, found, names)
         _refuse_twins(pictures, [stems[file] for file in chosen], chosen, "img_suffix")
-        return Pairs([pictures / file for file in chosen], [None] * len(chosen), absent=absent, others=others)
+        return Pairs(
+            [pictures / file for file in chosen],
+            [None] * len(chosen),
+            absent=absent,
+            unasked=unasked,
+            others=files.left_out,
+        )
     masks = Path(masks)
     same = masks.is_dir() and pictures.is_dir() and masks.samefile(pictures)
-    mask_files, more = _by_suffix(files if same else list_pictures(masks), mask_suffix)
-    others = others if same else others + more
+    found = _outside(found, pictures, masks)
+    mask_listing = files if same else list_pictures(masks)
+    mask_files, more = _by_suffix(mask_listing, mask_suffix)
+    others = files.left_out if same else files.left_out + mask_listing.left_out
     mask_form: Form = ("", "")
     stems, mask_stems = _stems(found, picture_suffix), _stems(mask_files, mask_suffix)
     if same:
         stems, mask_stems, mask_form = _part(stems, mask_stems, mask_suffix)
-        others = others - _count(mask_stems)
+        unasked = _count(set(files.pictures) - set(stems) - set(mask_stems))
     elif not (picture_suffix and mask_suffix):
         stems, mask_stems, mask_form, strange = _match_forms(stems, mask_stems, not picture_suffix, not mask_suffix)
-        others = others + strange
+        unasked = unasked + more + strange
+    else:
+        unasked = unasked + more
     _refuse_twins(masks, mask_stems.values(), mask_stems, "seg_map_suffix")
     chosen, absent = _choose(stems, list(stems), names)
     _refuse_twins(pictures, [stems[file] for file in chosen], chosen, "img_suffix")
@@ -134,6 +154,7 @@ def pair_masks(
         mask_form,
         [masks / file for file in mask_stems if file not in used],
         absent,
+        unasked,
         others,
     )
 
@@ -145,16 +166,24 @@ def holds_pairs(folder: str | Path) -> bool:
     return 2 * len(set(pictures.values()) & set(masks.values())) > len(pictures)
 
 
+def _outside(files: list[str], pictures: Path, masks: Path) -> list[str]:
+    """Leave out files of the folder of masks, where that lies in the folder of pictures."""
+    inside = os.path.relpath(masks, pictures)
+    if inside == "." or inside.startswith(".."):
+        return files
+    return [file for file in files if not file.startswith(f"{inside}/")]
+
+
 def _by_suffix(found: Listing, suffix: str | None) -> tuple[list[str], Counter[str]]:
-    """Separate pictures that end as asked from others; those, and files of other kinds, are counted by suffix."""
+    """Separate pictures that end as asked from others; those are counted by suffix."""
     ends = (suffix or "").lower()
 
     def fits(file: str) -> bool:
-        name = file.lower() if "." in ends else os.path.splitext(file.lower())[0]  # noqa: PTH122 (a hundred thousand)
-        return name.endswith(ends)
+        name = file if "." in ends else _stem(file)
+        return name.lower().endswith(ends)
 
     taken = [file for file in found.pictures if fits(file)]
-    return taken, found.left_out + _count(set(found.pictures).difference(taken))
+    return taken, _count(set(found.pictures).difference(taken))
 
 
 def _count(files: Iterable[str]) -> Counter[str]:
@@ -168,7 +197,7 @@ def _stems(files: Iterable[str], suffix: str | None) -> dict[str, str]:
         if suffix and "." in suffix:
             stem = file[: -len(suffix)]
         else:
-            stem = os.path.splitext(file)[0]  # noqa: PTH122
+            stem = _stem(file)
             stem = stem[: -len(suffix)] if suffix else stem
         stems[file] = unicodedata.normalize("NFC", stem)
     return stems
@@ -180,7 +209,7 @@ def _choose(stems: dict[str, str], files: list[str], names: Iterable[str] | None
         return files, []
     known: dict[str, list[str]] = {}
     for file in files:
-        stem = os.path.splitext(file)[0]  # noqa: PTH122
+        stem = _stem(file)
         for name in {stems[file], unicodedata.normalize("NFC", stem), unicodedata.normalize("NFC", file)}:
             known.setdefault(name, []).append(file)
     chosen: list[str] = []
@@ -201,7 +230,7 @@ def _spellings(name: str) -> Iterator[str]:
         for first in range(len(parts)):
             below = "/".join(parts[first:])
             yield below
-            yield os.path.splitext(below)[0]  # noqa: PTH122
+            yield _stem(below)
 
 
 def _refuse_twins(folder: Path, stems: Iterable[str], files: Iterable[str], argument: str) -> None:
@@ -283,4 +312,8 @@ def _part(
 
 
 def _is_lossy(file: str) -> bool:
-    return os.path.splitext(file)[1].lower() in _LOSSY  # noqa: PTH122
+    return suffix_of(file) in _LOSSY
+
+
+def _stem(file: str) -> str:
+    return file[: len(file) - len(suffix_of(file))]

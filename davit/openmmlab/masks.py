@@ -19,6 +19,7 @@ import numpy as np
 from ..data import DataError
 from ..data.listing import absent, left_out, list_pictures, suffix_of
 from ..data.masks import BINARY, Coding, LabelReport, check_pairs, compare_classes, count_labels, judge_labels
+from ..data.pairs import unasked_for
 from ..text import some
 from .regions import count_regions
 
@@ -229,9 +230,10 @@ def _check_files(listing: Any, folder: Path, infos: Sequence[Any], with_masks: b
 def _warn_of_unused(folder: Path, pictures: Sequence[Path]) -> None:
     """Warn of what a folder holds and a data set of mmseg's, which knows one suffix, does not take."""
     found, used = list_pictures(folder), set(pictures)
-    others = found.left_out + Counter(suffix_of(name) for name in found.pictures if folder / name not in used)
-    if others:
-        log.warning("%s: %s.", folder, left_out(others))
+    if unasked := Counter(suffix_of(name) for name in found.pictures if folder / name not in used):
+        log.warning("%s: %s.", folder, unasked_for(unasked))
+    if found.left_out:
+        log.warning("%s: %s.", folder, left_out(found.left_out))
 
 
 def _check_present(files: Sequence[Path], what: str) -> None:

@@ -50,9 +50,12 @@ class Regions:
 
 
 def _draw(shape: Any, height: int, width: int) -> NDArray[np.bool_]:
-    encoded = coco_mask.frPyObjects([*shape] if isinstance(shape, tuple) else shape, height, width)
-    if isinstance(encoded, list):
-        encoded = coco_mask.merge(encoded)
+    if isinstance(shape, tuple):
+        encoded = coco_mask.merge(coco_mask.frPyObjects([*shape], height, width))
+    elif isinstance(shape["counts"], list):
+        encoded = coco_mask.frPyObjects(shape, height, width)
+    else:  # compressed
+        encoded = shape
     return np.asarray(coco_mask.decode(encoded)).astype(bool)
 
 

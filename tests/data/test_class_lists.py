@@ -21,6 +21,13 @@ from davit.data.class_lists import find_class_list
             ((0, 0, 0), (128, 0, 0)),
             (),
         ),
+        (
+            "label_colors.txt",
+            "64 128 64\tAnimal\n0 0 0\tVoid it\n",
+            ("Animal", "Void it"),
+            ((64, 128, 64), (0, 0, 0)),
+            (),
+        ),
         ("classes.txt", "\ufeffground\n\nHaus Tür\n", ("ground", "Haus Tür"), (), ()),
     ],
 )

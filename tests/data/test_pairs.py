@@ -68,7 +68,7 @@ def test_suffixes_that_are_given(tmp_path: Path) -> None:
     lay(tmp_path / "mask", "a_lab.png", "b_lab.png", "b_lab.jpg", "other.png")
     pairs = pair_masks(tmp_path / "img", tmp_path / "mask", "_im.jpg", "_lab.png")
     assert found(pairs) == {"a_im.jpg": "a_lab.png", "b_im.JPG": "b_lab.png"}
-    assert pairs.others == Counter({".jpg": 2, ".png": 2})
+    assert pairs.unasked == Counter({".jpg": 2, ".png": 2}) and not pairs.others
     with pytest.raises(DataError, match="a_im"):
         pair_masks(tmp_path / "img", tmp_path / "mask", "_im", "_lab.png")
 
@@ -82,7 +82,20 @@ def test_in_one_folder(tmp_path: Path) -> None:
     assert [picture.name for picture in pairs.without_mask] == ["c.jpg"]
     lay(tmp_path / "c", "a.png", "a_x.png", "b.png", "b_x.png")
     given = pair_masks(tmp_path / "c", tmp_path / "c", mask_suffix="_x.png")
-    assert found(given) == {"a.png": "a_x.png", "b.png": "b_x.png"} and not given.others
+    assert found(given) == {"a.png": "a_x.png", "b.png": "b_x.png"} and not given.unasked
+
+
+def test_names_with_dots(tmp_path: Path) -> None:
+    """What follows a dot is a suffix only if it is one of a file."""
+    lay(tmp_path / "img", "v1.0.jpg", "v1.1.jpg", "sub.d/a.jpg")
+    (tmp_path / "img" / "IMG.1234").write_bytes(b"\xff\xd8\xff\xe0")
+    lay(tmp_path / "mask", "v1.0.png", "v1.1.png", "IMG.1234.png", "sub.d/a.png")
+    assert not pair_masks(tmp_path / "img", tmp_path / "mask").without_mask
+
+
+def test_masks_below_the_pictures(tmp_path: Path) -> None:
+    lay(tmp_path, "a.jpg", "sub/b.jpg", "masks/a.png", "masks/sub/b.png")
+    assert found(pair_masks(tmp_path, tmp_path / "masks")) == {"a.jpg": "a.png", "b.jpg": "b.png"}
 
 
 def test_several_files_of_one_name_are_refused(tmp_path: Path) -> None:

@@ -180,7 +180,7 @@ def test_pictures_of_any_suffix(data: Path, caplog: Any) -> None:
     assert "1 .txt" in warnings_of(caplog) and "more.png" in warnings_of(caplog)
     caplog.clear()
     check(data)  # which names .png
-    assert all(word in warnings_of(caplog) for word in ("2 .jpg", "1 .jpeg", "3 masks"))
+    assert all(word in warnings_of(caplog) for word in ("2 .jpg", "1 .jpeg", "4 masks", "1 .txt"))
     save(LABELS, pictures / "001.bmp")
     refused(data, "001.JPG and 001.bmp", img_suffix=None)
 
@@ -262,7 +262,7 @@ def test_coloured_masks(data: Path, ignored: list[Any]) -> None:
     strange[0] = 3
     fill(data, colours[strange])
     coded = {"colours": colours[:3].tolist(), "ignored_labels": ignored}
-    refused(data, "colours=")
+    refused(data, "colours=", "[128, 0, 0]")
     refused(data, "(0, 0, 255)", colours=coded["colours"])
     check(data, **coded)
     words = {"data_prefix": FOLDERS, "pipeline": [{"type": "mmseg.LoadAnnotations"}]}

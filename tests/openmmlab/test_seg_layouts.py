@@ -117,7 +117,7 @@ def _annotation(image: int, label: int, corners: list[tuple[int, int]]) -> dict[
     return {**common, "segmentation": [polygon]}
 
 
-def found_by(root: Path, classes: list[str] | None = None) -> tuple[Any, dict[str, list[Any]]]:
+def found_by(segmentor: Path, root: Path, classes: list[str] | None = None) -> tuple[Any, dict[str, list[Any]]]:
     """Read a folder as train.py does: the config, and each split's labels (N, H, W) as training sees them."""
     from argparse import Namespace
 
@@ -126,7 +126,7 @@ def found_by(root: Path, classes: list[str] | None = None) -> tuple[Any, dict[st
 
     import davit.openmmlab.segmentation  # noqa: F401
 
-    cfg = load_config(Namespace(config=SEGMENTOR, cfg_options={}, data_root=str(root), classes=classes))
+    cfg = load_config(Namespace(config=segmentor, cfg_options={}, data_root=str(root), classes=classes))
     if classes:
         set_classes(cfg, tuple(classes))
     read = {}
@@ -137,18 +137,16 @@ def found_by(root: Path, classes: list[str] | None = None) -> tuple[Any, dict[st
     return cfg, read
 
 
-@pytest.fixture(autouse=True)
-def _no_suffix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def segmentor(tmp_path: Path) -> Path:
     """The tiny segmentor's config names .png and its classes; here data sets say neither."""
-    import tests.openmmlab.test_seg_layouts as this
-
     file = tmp_path / "tiny.py"
     bare = "dict(img_suffix=None, metainfo=dict(_delete_=True))"
     file.write_text(
         f"_base_ = {str(SEGMENTOR)!r}\ntrain_dataloader = dict(dataset={bare})\n"
         f"val_dataloader = dict(dataset={bare})\ntest_dataloader = val_dataloader\n"
     )
-    monkeypatch.setattr(this, "SEGMENTOR", file)
+    return file
 
 
 LAYOUTS = {
@@ -158,9 +156,9 @@ LAYOUTS = {
 
 
 @pytest.mark.parametrize("kind", LAYOUTS)
-def test_a_layout_gives_the_same_labels(tmp_path: Path, kind: str) -> None:
+def test_a_layout_gives_the_same_labels(segmentor: Path, tmp_path: Path, kind: str) -> None:
     root = write(kind, tmp_path / "set")
-    cfg, read = found_by(root, None if LAYOUTS[kind] else ["bg", *NAMES])
+    cfg, read = found_by(segmentor, root, None if LAYOUTS[kind] else ["bg", *NAMES])
     first = 0
     for split, (*_, count) in SPLITS.items():
         expected = [labels_of(number) for number in range(first, first + count)]
@@ -172,29 +170,29 @@ def test_a_layout_gives_the_same_labels(tmp_path: Path, kind: str) -> None:
     assert cfg.model.decode_head.num_classes == cfg.model.auxiliary_head.num_classes == 3
 
 
-def test_polygons_and_masks_train_to_the_same_losses(go: Go, tmp_path: Path) -> None:
+def test_polygons_and_masks_train_to_the_same_losses(go: Go, segmentor: Path, tmp_path: Path) -> None:
     """By YOLO's files, COCO's and masks; categories of COCO's two files are in different orders."""
     losses = {}
     for kind in ("YOLO", "COCO", "beside"):
         root = write(kind, tmp_path / kind)
         classes = [] if LAYOUTS[kind] else ["--classes", "background", *NAMES]
         words = ["--data-root", root, "--work-dir", kind, "--seed", "1", *classes]
-        go(train, SEGMENTOR, *words, "--cfg-options", "train_cfg.max_iters=2", "train_cfg.val_interval=2")
+        go(train, segmentor, *words, "--cfg-options", "train_cfg.max_iters=2", "train_cfg.val_interval=2")
         (file,) = Path(kind).glob("*/vis_data/scalars.json")
         rows = [json.loads(line) for line in file.read_text().splitlines()]
         losses[kind] = [(row.get("loss"), row.get("mIoU")) for row in rows]
     assert losses["YOLO"] == losses["COCO"] == losses["beside"]
     assert losses["YOLO"][0][0] > 0
-    words = [SEGMENTOR, "COCO/iter_2.pth", "--data-root", tmp_path / "COCO", "--work-dir", "test", "--out", "out"]
+    words = [segmentor, "COCO/iter_2.pth", "--data-root", tmp_path / "COCO", "--work-dir", "test", "--out", "out"]
     go(evaluate, *words, "--show-dir", "shown")
     assert {file.name for file in Path("out").iterdir()} == {"p4.png", "p5.png"}
 
 
-def test_a_layout_of_the_config_stays(tmp_path: Path) -> None:
+def test_a_layout_of_the_config_stays(segmentor: Path, tmp_path: Path) -> None:
     """So does one that options name."""
     init_default_scope("mmseg")
     root = write("beside", tmp_path / "set")
-    parts = {split: [*datasets_of(config(SEGMENTOR)[f"{split}_dataloader"])] for split in ("train", "val", "test")}
+    parts = {split: [*datasets_of(config(segmentor)[f"{split}_dataloader"])] for split in ("train", "val", "test")}
     before = json.dumps(parts, default=str)
     assert use_mask_layout(parts, root, ["train_dataloader.dataset.data_prefix.img_path"]) == ()
     assert json.dumps(parts, default=str) == before
@@ -210,15 +208,15 @@ def test_a_layout_of_the_config_stays(tmp_path: Path) -> None:
     assert use_mask_layout(parts, root, named=True) == ()
 
 
-def test_a_test_split_stands_for_validation(tmp_path: Path) -> None:
+def test_a_test_split_stands_for_validation(segmentor: Path, tmp_path: Path) -> None:
     root = write("beside", tmp_path / "set")
     for name in ("val", "valannot"):
         shutil.move(root / name, root / name.replace("val", "test"))
-    _, read = found_by(root, ["bg", *NAMES])
+    _, read = found_by(segmentor, root, ["bg", *NAMES])
     assert len(read["val"]) == 2
 
 
-def test_folders_without_labels_are_named(tmp_path: Path) -> None:
+def test_folders_without_labels_are_named(segmentor: Path, tmp_path: Path) -> None:
     root = write("COCO", tmp_path / "set")
     file = root / "annotations/instances_train2017.json"
     contents = json.loads(file.read_text())
@@ -226,9 +224,9 @@ def test_folders_without_labels_are_named(tmp_path: Path) -> None:
         one["segmentation"] = []
     file.write_text(json.dumps(contents))
     with pytest.raises(DataError, match="instances_train2017"):
-        found_by(root)
+        found_by(segmentor, root)
     with pytest.raises(DataError, match="nowhere"):
-        found_by(tmp_path / "nowhere")
+        found_by(segmentor, tmp_path / "nowhere")
 
 
 def test_objects_are_drawn_from_the_largest_to_the_smallest() -> None:
@@ -248,6 +246,28 @@ def test_objects_are_drawn_from_the_largest_to_the_smallest() -> None:
     crowd = Regions(16, 16, (small, (3, True, counts)), 255).draw()
     assert np.array_equal(np.unique(crowd), [1, 3]) and crowd[5, 5] == 1
     assert np.array_equal(np.unique(Regions(4, 4, (), 255).draw()), [255])
+
+
+def test_run_lengths_are_drawn_as_the_masks_that_belong_to_them(few_scenes: Path) -> None:
+    """Compressed and as lists; of scenes whose objects hide parts of one another."""
+    from pycocotools import mask as coco_mask
+
+    from davit.openmmlab.regions import Regions, read_regions
+
+    regions = [*read_regions(few_scenes / "annotations/instances_val2017.json").pictures(few_scenes / "val2017")]
+    assert len(regions) == 4
+    for name, one in regions:
+        expected = np.asarray(Image.open(few_scenes / "masks/val2017" / name))
+        assert np.array_equal(one.draw(), expected)
+        masks = [(label, coco_mask.decode(shape)) for label, _, shape in one.objects if isinstance(shape, dict)]
+        listed = []
+        for label, inside in masks:
+            flat = np.concatenate([[0], inside.ravel(order="F"), [2]])
+            ends = np.flatnonzero(np.diff(flat) != 0)
+            counts = np.diff(np.concatenate([[0], ends])).tolist()
+            listed.append((label, False, {"size": list(inside.shape), "counts": counts}))
+        again = Regions(one.height, one.width, tuple(listed), 0)
+        assert masks and np.array_equal(again.draw(), expected)
 
 
 def test_categories_become_classes_by_name(tmp_path: Path) -> None:
