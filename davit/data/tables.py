@@ -379,6 +379,8 @@ def _in_place(rows: _Rows, batches: Iterable[Any], whole: Any, stamp: tuple[int,
     """Find the pictures' bytes in an Arrow file, uncompressed; `whole` is the file mapped into memory."""
 
     def find(pictures: Any) -> list[tuple[int, int]]:
+        if "view" in str(pictures.type):
+            raise DataError(f"{rows.file} holds {pictures.type}: write it as binary, or as Parquet")
         _, ends, data = pictures.buffers()
         first = 0 if data is None else data.address - whole.address
         if not 0 <= first <= whole.size:

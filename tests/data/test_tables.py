@@ -203,6 +203,16 @@ def test_a_damaged_table_and_a_compressed_one(arrow: Any, make_folder: MakeFolde
         stream.write_table(table)
     with pytest.raises(DataError):
         open_dataset(tmp_path / "train.arrow", "train")
+    views = arrow.table({"image": arrow.array([b"x"], arrow.binary_view()), "label": [1]})
+    with arrow.ipc.new_stream(str(tmp_path / "train.arrow"), views.schema) as stream:
+        stream.write_table(views)
+    with pytest.raises(DataError):
+        open_dataset(tmp_path / "train.arrow", "train")
+    arrow.parquet.write_table(views, tmp_path / "views.parquet")
+    assert open_dataset(tmp_path / "views.parquet", ".").source.targets() == [1]
+    arrow.parquet.write_table(views.slice(0, 0), tmp_path / "empty.parquet")
+    with pytest.raises(DataError, match=r"empty\.parquet"):
+        open_dataset(tmp_path / "empty.parquet", ".")
 
 
 def test_the_copy_is_made_once_and_again_when_the_table_changes_or_it_is_gone(
