@@ -89,6 +89,10 @@ def test_splits_of_one_table(pictures: Pictures) -> None:
     assert len(open_dataset(root / "labels.csv", ".")) == 3
     with pytest.raises(DataError, match="test"):
         open_dataset(root, "test")
+    (root / "train.csv").write_text("path,label,split\n1.png,a,train\n2.png,b,extra\n")
+    assert open_dataset(root / "train.csv", "train").filenames() == ["1.png"]
+    (root / "val.csv").write_text("path,label,split\n1.png,a,fold1\n2.png,b,fold2\n")
+    assert len(open_dataset(root / "val.csv", "val")) == 2
 
 
 @pytest.mark.parametrize(
