@@ -174,6 +174,7 @@ def examine(
     filter_cfg: Mapping[str, Any] | None = None,
     data_check: bool = True,
     skip_bad_images: bool = False,
+    converted: bool = False,
 ) -> Examined:
     """Check annotations, which may come from elsewhere than a file, and mend what can be mended without guessing.
 
@@ -189,13 +190,16 @@ def examine(
         filter_cfg: MMDetection's rule of what training leaves out; None for none.
         data_check: read the header of every picture.
         skip_bad_images: leave out pictures that are missing or cannot be read, in place of a fault.
+        converted: the contents were made of an origin that is no COCO json, so that `Examined.file` always is a copy.
     """
     fault = _layout_fault(contents, labelled)
     if fault:
         return Examined(contents, origin, tuple(classes or ()), CocoSummary(0, 0), [fault])
-    return _Examination(contents, origin, folder, needs_masks, training, labelled).run(
+    found = _Examination(contents, origin, folder, needs_masks, training, labelled).run(
         classes, filter_cfg, data_check, skip_bad_images
     )
+    found.is_changed |= converted
+    return found
 
 
 # ---- reading ----

@@ -356,6 +356,11 @@ def test_a_copy_is_written_once_and_old_ones_go(check: Check, contents: dict[str
     assert other.is_file() and not copy_.exists()
 
 
+def test_contents_of_another_origin_become_a_file(contents: dict[str, Any], folder: Path) -> None:
+    found = examine(contents, Path("data.yaml"), folder, ("cat", "dog"), converted=True)
+    assert json.loads(found.file().read_text()) == contents and not found.notes
+
+
 def test_without_a_place_for_a_copy(
     check: Check, contents: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
