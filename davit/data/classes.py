@@ -29,7 +29,10 @@ def check_classes(
         if ours != theirs:
             alone = {"train": ours - theirs, "val": theirs - ours}
             only = "; ".join(f"only in {split}: {some(sorted(names))}" for split, names in alone.items() if names)
-            raise DataError(f"train has {len(ours)} classes and val {len(theirs)}, not the same ones ({only})")
+            raise DataError(
+                f"train has {len(ours)} classes and val {len(theirs)}, not the same ones ({only}); `class_map=FILE` with "
+                "a name a line says that it is meant so"
+            )
     for dataset in (train, val):
         if dataset is None or num_classes is None or not dataset.class_to_idx:
             continue

@@ -16,6 +16,7 @@ from .crop_first import CropFirst, PendingCrop
 from .decode import RGB, Decoding, Pixels, Reduction, load_picture
 from .errors import BadImageError, DataError
 from .find import open_source
+from .layouts import of_another_task
 from .source import ClassMap, Renumbered, Source
 
 # (epoch, index, repeat): `repeat` counts the occurrences of one picture in one epoch, 0 for the first.
@@ -109,9 +110,12 @@ def open_dataset(
         DataError: something is missing or wrong; the message says what and where.
     """
     options = {key: value for key, value in options.items() if value is not None}
-    source = open_source(
-        root, split, dataset=dataset, class_map=class_map, dataset_download=dataset_download, **options
-    )
+    try:
+        source = open_source(
+            root, split, dataset=dataset, class_map=class_map, dataset_download=dataset_download, **options
+        )
+    except DataError as fault:
+        raise DataError(f"{fault}{of_another_task(root)}") from fault
     if len(source) == 0:
         raise DataError(f"the data set {dataset or root} has no pictures in split {split!r}")
     return PictureDataset(source, transform, mapped=bool(class_map))

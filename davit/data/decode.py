@@ -30,6 +30,7 @@ from .samples import (
     is_misread,
     lacks_bands,
     other_bands,
+    raw_mode,
     read_array,
     read_deep_colour,
     read_tiff,
@@ -166,37 +167,37 @@ def _guarded(source: Stored, name: str | None, read: Callable[[], Any]) -> Any:
 
 
 def _decode(source: Stored, reduction: Reduction | None, decoding: Decoding) -> Pixels:
-    with _opened(source) as opened:
+    with _opened(source) as (opened, raw):
         if isinstance(opened, Image.Image):
             if reduction is not None:
                 _reduce(opened, reduction)
-            if decoding == RGB and not is_misread(opened):
+            if decoding == RGB and not is_misread(opened, raw):
                 return to_rgb(opened)
-        return _values(opened, source, decoding.bands).scaled(decoding)
+        return _values(opened, raw, source, decoding.bands).scaled(decoding)
 
 
 def _stored(source: Stored, bands: int | None) -> NDArray[Any]:
-    with _opened(source) as opened:
-        return _values(opened, source, bands).pixels
+    with _opened(source) as (opened, raw):
+        return _values(opened, raw, source, bands).pixels
 
 
 @contextlib.contextmanager
-def _opened(source: Stored) -> Iterator[Image.Image | Array]:
-    """Open a picture by Pillow, or read its values where Pillow does not know the format."""
+def _opened(source: Stored) -> Iterator[tuple[Image.Image | Array, str]]:
+    """Open a picture by Pillow, with its `raw_mode`, or read its values where Pillow does not know the format."""
     if isinstance(source, np.ndarray):
-        yield Array(source)
+        yield Array(source), ""
     elif isinstance(source, Image.Image):
-        yield source
+        yield source, ""
     else:
         try:
             image = Image.open(source, formats=_formats())
         except UnidentifiedImageError:
             if (array := read_array(source)) is None:
                 raise
-            yield array
+            yield array, ""
         else:
             with image:
-                yield image
+                yield image, raw_mode(image)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -325,7 +326,7 @@ class _Values:
         return low, high
 
 
-def _values(opened: Image.Image | Array, source: Stored, bands: int | None) -> _Values:
+def _values(opened: Image.Image | Array, raw: str, source: Stored, bands: int | None) -> _Values:
     """Read the values of an opened picture, for so many bands; None for as many as it stores.
 
     Raises:
@@ -335,18 +336,17 @@ def _values(opened: Image.Image | Array, source: Stored, bands: int | None) -> _
         return _of_array(opened, bands)
     image = opened
     can_reopen = not isinstance(source, Image.Image | np.ndarray)
-    if can_reopen and (is_misread(image) or lacks_bands(image, bands)):
+    if can_reopen and (is_misread(image, raw) or lacks_bands(image, raw, bands)):
         return _of_array(read_tiff(source), bands)  # type: ignore[arg-type]
     if _is_deep_grey(image):
         image.load()
         values = _deep_grey(image)
-    elif can_reopen and is_deep_colour(image) and not (image.mode == "CMYK" and bands in (1, 3)):
-        orientation = _orientation(image)
-        pixels = read_deep_colour(image, source)  # type: ignore[arg-type]
+    elif is_deep_colour(raw) and not (image.mode == "CMYK" and bands in (1, 3)):
+        pixels = read_deep_colour(image, raw, source)  # type: ignore[arg-type]
         opacity = None
         if bands in (1, 3) and pixels.shape[2] in (2, 4):
             pixels, opacity = pixels[..., :-1], pixels[..., -1:] / 65535.0
-        values = _Values(pixels, opacity=opacity).upright(orientation)
+        values = _Values(pixels, opacity=opacity).upright(_orientation(image))
     else:
         return _Values(_eight_bits(image, bands))
     _check_bands(values.pixels, bands, image.mode)
@@ -480,13 +480,11 @@ def _extremes(file: str | Path) -> tuple[int, int, int] | None:
     """Return the bits of a picture's type, its smallest and its largest value; None for one that does not count."""
 
     def read() -> tuple[int, int, int] | None:
-        with _opened(file) as opened:
+        with _opened(file) as (opened, raw):
             if isinstance(opened, Image.Image):
-                if not (_is_deep_grey(opened) or is_deep_colour(opened) or is_misread(opened)):
+                if not (_is_deep_grey(opened) or is_deep_colour(raw) or is_misread(opened, raw)):
                     return None
-                values = _values(opened, file, None)
-            else:
-                values = _of_array(opened, None)
+            values = _values(opened, raw, file, None)
         pixels = values.pixels
         if pixels.dtype.kind not in "ui" or pixels.dtype.itemsize == 1 or (values.limits and values.limits[0] < 0):
             return None

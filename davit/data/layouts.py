@@ -33,6 +33,7 @@ KINDS = {
     "csv": ("classification", "train.csv with the columns path and label"),
     "class folders": ("classification", "train/CLASS/ and val/CLASS/ with pictures"),
 }
+_TOOLS = {"detection": "mmdet", "segmentation": "mmseg"}
 TASKS = tuple(dict.fromkeys(task for task, _ in KINDS.values()))
 
 _WORDS = {
@@ -50,6 +51,8 @@ _MASK_FOLDERS = (
     *("labels", "label", "gtfine", "gt", "groundtruth", "ground_truth", "segmentation", "segmentations", "seg"),
     *("targets", "target"),
 )
+_NAME_FILES = ("classes.txt", "_darknet.labels", "obj.names")  # of LabelImg, Roboflow and CVAT
+
 _HEAD, _TAIL = 1 << 18, 1 << 16  # bytes of a json that are read to recognise it
 _WHOLE = 16 << 20  # bytes up to which a json is read whole, for its counts
 _LISTED = 16  # folders beside one another that are searched for a json, whatever they are called
@@ -143,6 +146,17 @@ def find_layout(root: str | Path, task: str | None = None) -> Layout:
     best, *others = (*fitting, *(layout for layout in found if layout not in fitting))
     notes = (*best.notes, *(f"another layout beside it is not taken: {fault}" for fault in faults))
     return replace(best, notes=notes, others=tuple(others))
+
+
+def of_another_task(root: str | Path | None) -> str:
+    """Say for which other task a folder without classes is, as the end of a message; "" where that is not known."""
+    if root is not None:
+        with suppress(DataError):
+            layout = find_layout(root)
+            if layout.task in _TOOLS:
+                tool = f"python {_TOOLS[layout.task]}/tools/train.py CONFIG --data-root {root}"
+                return f". It holds data for {layout.task} ({layout.kind}): {tool} trains on them"
+    return ""
 
 
 def annotation_file(layout: Layout, split: str) -> tuple[Path, list[str]]:
@@ -428,12 +442,16 @@ def _without_yaml(root: Path) -> YoloSet | None:
                 values[split] = f"{pictures.name}/{name}"
                 texts += [labels, labels / name]
     for name in _folders(root):
-        if (split := split_of(name)) and _named(root / name, ("images",)) and _named(root / name, ("labels",)):
+        split = split_of(name)
+        if split and _named(root / name, ("images",)) and _named(root / name, ("labels",)):
             values.setdefault(split, f"{name}/images")
             texts.append(root / name / "labels")
+        elif split and not _folders(root / name):  # labels beside their pictures, as Darknet has them
+            values.setdefault(split, name)
+            texts.append(root / name)
     if not any(_is_label(folder / name) for folder in texts for name in islice(_entries(folder), _SAMPLE)):
         return None
-    for names in (folder / "classes.txt" for folder in (root, *texts)):
+    for names in (folder / name for folder in (root, *texts) for name in _NAME_FILES):
         if names.is_file():
             return yolo_of(names, {**values, "path": str(root.absolute()), "names": names.name})
     wanted = "; ".join(f"{split}: {place}" for split, place in values.items())

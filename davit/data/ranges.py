@@ -21,6 +21,7 @@ from .errors import BadImageError, DataError
 from .source import ClassMap, Listed, Texts
 
 _OPEN_FILES = 128  # of a process and a source; most systems allow 1,024
+_LARGEST = 1 << 31  # bytes of a picture
 FILE_OF_ITS_OWN = -1  # as the size of a picture that lies beside the table and not in it
 _GONE = (errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOTDIR)  # any other error is the machine's
 
@@ -103,6 +104,8 @@ class RangeSource(Listed):
         size, start = int(self._sizes[index]), int(self._starts[index])
         if size == FILE_OF_ITS_OWN:
             return str(Path(self._files[self._file_of[index]][0]).parent / self.filename(index)), self.target(index)
+        if size > _LARGEST:
+            raise BadImageError.of(self.path(index), f"{size} bytes are too many for a picture")
         number = int(self._file_of[index])
         try:
             descriptor = self._descriptor(number)

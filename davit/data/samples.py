@@ -180,37 +180,48 @@ _OTHER_BYTE = {
 }
 
 
-def is_misread(image: Image.Image) -> bool:
+def raw_mode(image: Image.Image) -> str:
+    """Return how Pillow unpacks a picture that was just opened; "" for formats and pictures where that says nothing.
+
+    It is to be asked before anything else, as reading a PNG's EXIF decodes the picture.
+    """
+    if not isinstance(image, PngImagePlugin.PngImageFile | TiffImagePlugin.TiffImageFile) or not image.tile:
+        return ""
+    args = image.tile[0].args
+    return str(args[0] if isinstance(args, tuple) else args)
+
+
+def is_misread(image: Image.Image, raw: str) -> bool:
     """Tell whether Pillow opens a TIFF wrongly: colours of 16 bits, each on a plane of its own and not packed."""
     if not isinstance(image, TiffImagePlugin.TiffImageFile):
         return False
     bits = image.tag_v2.get(ExifTag.BitsPerSample, (8,))
-    return len(bits) > 1 and max(bits) > 8 and _raw_mode(image) in ("R", "C")
+    return len(bits) > 1 and max(bits) > 8 and raw in ("R", "C")
 
 
-def lacks_bands(image: Image.Image, bands: int | None) -> bool:
+def lacks_bands(image: Image.Image, raw: str, bands: int | None) -> bool:
     """Tell whether Pillow opens a TIFF with other bands than `bands`, or with fewer than it has where that is None."""
     if bands in (1, 3) or not isinstance(image, TiffImagePlugin.TiffImageFile):
         return False
     there = len(image.getbands())
     if bands is None:
         return there < image.tag_v2.get(ExifTag.SamplesPerPixel, 1)
-    return there != bands or _raw_mode(image).startswith("RGBa")  # which Pillow divides by its alpha
+    return there != bands or raw.startswith("RGBa")  # which Pillow divides by its alpha
 
 
-def is_deep_colour(image: Image.Image) -> bool:
-    """Tell whether an opened picture stores several bands of 16 bits, before anything of it is decoded."""
-    return _raw_mode(image) in {*_OTHER_BYTE, "LA;16B"}
+def is_deep_colour(raw: str) -> bool:
+    """Tell whether a picture of this raw mode stores several bands of 16 bits."""
+    return raw == "LA;16B" or raw in _OTHER_BYTE
 
 
-def read_deep_colour(image: Image.Image, source: str | Path | BinaryIO) -> NDArray[np.uint16]:
+def read_deep_colour(image: Image.Image, raw: str, source: str | Path | BinaryIO) -> NDArray[np.uint16]:
     """Read the colours of 16 bits of an opened picture, as (H, W, C), by decoding the two bytes of a value apart.
 
     Args:
         image: as it was opened; it is decoded here.
+        raw: its `raw_mode`.
         source: where it is stored, to be opened again.
     """
-    raw = _raw_mode(image)
     with _stream(source) as stream:
         data = stream.read()
     with Image.open(io.BytesIO(data), formats=[image.format or ""]) as again:
@@ -222,14 +233,6 @@ def read_deep_colour(image: Image.Image, source: str | Path | BinaryIO) -> NDArr
             _set_raw_mode(again, _OTHER_BYTE[raw])
             high, low = np.asarray(image), np.asarray(again)
     return (high.astype(np.uint16) << 8) | low
-
-
-def _raw_mode(image: Image.Image) -> str:
-    """Return how Pillow unpacks an opened picture; "" for other formats and for a picture that is decoded."""
-    if not isinstance(image, PngImagePlugin.PngImageFile | TiffImagePlugin.TiffImageFile) or not image.tile:
-        return ""
-    args = image.tile[0].args
-    return str(args[0] if isinstance(args, tuple) else args)
 
 
 def _set_raw_mode(image: Any, raw: str) -> None:

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -39,6 +39,7 @@ _LABELS = ("cls", "label", "json")  # members that hold a sample's class, the fi
 FIELDS = ("label", "cls", "class", "class_name", "class_id", "target", "category", "label_name")
 _MOST_LABEL_BYTES = 1 << 20
 _MOST_HEADER_BYTES = 1 << 20  # of the records for a long name; tarfile would read any size into memory
+_LONGEST_NAME = 4096
 _READERS = 8
 _PACKED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd", b"PK\x03\x04": "zip"}
 
@@ -77,6 +78,9 @@ class ShardSource(RangeSource):
         names = [name for part in parts for name in part.names]
         labels: list[str | None] = [label or None for part in parts for label in part.labels]
         left_out = sum((Counter(index.left_out) for index in indices), Counter[str]())
+        if not names:
+            others = said_left_out(left_out)
+            raise DataError(f"{place} holds no picture that can be read{f' ({others})' if others else ''}")
         keep = _in_split(place, names, split, required=split_required)
         has_labels = any(labels[at] is not None for at in keep)
         if has_labels:
@@ -157,7 +161,7 @@ def _make(shard: str, input_key: str | None, target_key: str | None) -> ShardInd
     walk = _Walk(shard, left_out)
     with open(shard, "rb", buffering=0) as raw, _Headers(raw) as stream:  # noqa: PTH123
         for name, start, size in walk.members(stream):
-            last = PurePosixPath(name).suffix.lower()
+            last = _suffix(name).lower()
             both = (_split_key(name)[1], last[1:])
             if ending := next((ending for ending in both if ending in endings), ""):
                 label = _label_in(_read_small(raw.fileno(), start, size), ending, target_key)
@@ -207,12 +211,12 @@ class _Walk:
         """Yield (name, start, size) of the files that may be read, the one that is cut off too; count the others."""
         for member in self._headers(stream):
             name = member.name.removeprefix("./")
-            parts = PurePosixPath(name).parts
-            if member.isdir() or any(part.startswith(".") and part != ".." for part in parts):
+            parts = name.split("/")
+            if member.isdir() or any(part.startswith(".") and part not in (".", "..") for part in parts):
                 continue  # hidden ones are left out, as in a folder
             if not member.isreg() or member.issparse():
                 self.left_out["links, devices or sparse files"] += 1
-            elif name.startswith("/") or ".." in parts:
+            elif name.startswith("/") or ".." in parts or len(name) > _LONGEST_NAME:
                 self.left_out["names that lead elsewhere"] += 1
             else:
                 yield name, member.offset_data, member.size
@@ -260,9 +264,15 @@ def _split_key(name: str) -> tuple[str, str]:
     return folder + slash + key, ending.lower()
 
 
+def _suffix(name: str) -> str:
+    """Return the last suffix of a member's name, with its dot; "" where it has none."""
+    stem, dot, ending = name.rpartition(".")
+    return dot + ending if stem and "/" not in ending and not stem.endswith("/") else ""
+
+
 def _key_among(labels: Mapping[str, Any], name: str) -> str | None:
     """Find the key of a picture's label: the name up to its last dot, or else to its first one."""
-    keys = (name.removesuffix(PurePosixPath(name).suffix), _split_key(name)[0])
+    keys = (name.removesuffix(_suffix(name)), _split_key(name)[0])
     return next((key for key in keys if key in labels), None)
 
 
@@ -280,7 +290,7 @@ def _one_for_each_sample(
         samples.setdefault(picture[0] if key is None else key, []).append(picture)
     chosen = []
     for key, several in samples.items():
-        plain = [picture for picture in several if picture[0].removesuffix(PurePosixPath(picture[0]).suffix) == key]
+        plain = [picture for picture in several if picture[0].removesuffix(_suffix(picture[0])) == key]
         if len(plain) > 1:  # what a network computed of the picture, most often
             plain = [picture for picture in plain if not picture[0].lower().endswith(".npy")] or plain
         if len(several) > 1 and len(plain) != 1:
@@ -335,7 +345,7 @@ def _folders_as_labels(
     folder_of: dict[str, str] = {}
     flat = []
     for at in keep:
-        folders = list(PurePosixPath(names[at]).parts[:-1])
+        folders = names[at].split("/")[:-1]
         if len(folders) > 1 and folders[0] in (stems[at], *SPLITS):
             del folders[0]
         if not folders:
@@ -361,7 +371,7 @@ def _in_split(place: str, names: Sequence[str], split: str, required: bool) -> S
     """
     wanted = names_of_split(split)
     known = {*SPLITS, *wanted}
-    folders = [PurePosixPath(name).parts[:-1] for name in names]
+    folders = [name.split("/")[:-1] for name in names]
     for depth in (0, 1):  # within one folder that holds all, too
         found = {parts[depth] if len(parts) > depth else "" for parts in folders}
         if found <= known and split != ".":

@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 NO_CLASS = -1  # of a picture that cannot be read, and whose label cannot be either
 
 _WHOLE = re.compile(r"(\d{1,18})(?:\.0*)?", re.ASCII)  # a table's index column may hold 3.0
+_SIGNED = re.compile(r"[-+]?\d+(?:\.\d*)?", re.ASCII)
 _MOST_CLASSES = 1_000_000
 _LONGEST = 4096  # characters of a path or a class name
 
@@ -205,6 +206,8 @@ def _number(
             by_name = {label: index for label, index in whole.items() if index in known}
         return dict(class_map), by_name, True
     if whole is None:
+        if indices and labels and all(_SIGNED.fullmatch(label) for label in labels):
+            raise DataError(f"{place}: the labels {some(sorted(labels))} are numbers, and class indices are 0 or more")
         numbered = {name: index for index, name in enumerate(sorted(labels, key=natural_key))}
         return numbered, numbered, False
     if class_names:

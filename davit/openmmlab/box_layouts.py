@@ -51,10 +51,10 @@ def use_box_layout(
                 if not named & {"img", "data_prefix"}:
                     _find_pictures(root, dataset)
                 continue
-            layout = layout or find_layout(root, "detection")
+            if layout is None:
+                layout = find_layout(root, "detection")
+                _say(layout)
             _use(dataset, layout, _choose(layout, name, labelled), keep_pictures=bool(named & {"img", "data_prefix"}))
-    if layout is not None:
-        _say(layout)
     first = next((one for several in own.values() for one in several), None)
     if first is None:
         return False

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import cv2
+import mmcv
 import mmcv.transforms
 import numpy as np
 from mmengine import fileio
@@ -143,7 +144,8 @@ def _say_backend(name: str) -> None:
 def install_loading() -> None:
     """Put `LoadImageFromFile` in the place of mmcv's, by name and by class, in all configs read from now on."""
     TRANSFORMS.register_module(name="LoadImageFromFile", module=LoadImageFromFile, force=True)
-    mmcv.transforms.LoadImageFromFile = mmcv.transforms.loading.LoadImageFromFile = LoadImageFromFile
+    for module in (mmcv, mmcv.transforms, mmcv.transforms.loading):
+        module.LoadImageFromFile = LoadImageFromFile
 
 
 install_loading()

@@ -152,7 +152,9 @@ class Predictor:
         self.score_threshold = score_threshold
         dataset = next(datasets_of(cfg.test_dataloader))
         loader = TRANSFORMS.build(dataset.pipeline[0])
-        if not isinstance(loader, LoadImageFromFile):
+        if (
+            getattr(type(loader), "transform", None) is not LoadImageFromFile.transform
+        ):  # of a subclass that reads arrays
             raise ValueError(f"pictures are read by LoadImageFromFile, and this config begins with {loader}.")
         self._loader = loader
         steps = [step for step in dataset.pipeline[1:] if step["type"].split(".")[-1] != "LoadAnnotations"]

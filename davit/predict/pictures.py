@@ -79,7 +79,7 @@ class StandardInput(bytes):
 
 
 class PictureSource:
-    """Give pictures the interface of a data set's source (`davit.data.dataset.Source`), without classes."""
+    """Give pictures the interface of a data set's source (`davit.data.source.Source`), without classes."""
 
     class_to_idx: dict[str, int] = {}  # noqa: RUF012
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from davit.data import DataError
+from davit.data import DataError, open_dataset
 from davit.data.layouts import KINDS, TASKS, find_layout, split_of
 
 Pictures = Callable[..., Path]
@@ -201,6 +201,17 @@ def test_yolo(pictures: Pictures, form: str) -> None:
     assert find_layout(root).classes == ("cat", "dog") and len(find_layout(root).splits) == 2
 
 
+def test_darknet(pictures: Pictures) -> None:
+    """Labels beside their pictures, and names of the classes in a file, as Roboflow and LabelImg write them."""
+    root = pictures("train/a.png", "valid/a.png")
+    for folder in ("train", "valid"):
+        write(root / folder / "a.txt", "1 .5 .5 .1 .1\n")
+        write(root / folder / "_darknet.labels", "cat\ndog\n")
+    layout = find_layout(root)
+    assert (layout.kind, layout.classes) == ("YOLO", ("cat", "dog"))
+    assert places(root) == {"train": ("train", "train"), "val": ("valid", "valid")}
+
+
 def test_several_layouts_in_one_folder(pictures: Pictures) -> None:
     """COCO's needs no conversion; the other is named, and taken where it is asked for."""
     root = pictures("images/train/a.png", "images/val/b.png", "masks/train/a.png", "masks/val/b.png")
@@ -312,6 +323,19 @@ def test_another_task_than_asked_for(pictures: Pictures) -> None:
     with pytest.raises(DataError, match="class folders"):
         find_layout(root, "detection")
     assert {task for task, _ in KINDS.values()} == set(TASKS)
+
+
+def test_classes_are_looked_for_in_data_of_another_task(pictures: Pictures) -> None:
+    """train.py names the tool that takes the folder."""
+    root = pictures("images/train/1.jpg", "masks/train/1.png", "export/train/1.jpg", "export/valid/1.jpg")
+    for split in ("train", "valid"):
+        coco(root / "export" / split / "_annotations.coco.json", "1.jpg")
+    for folder, tool in ((root, "mmseg"), (root / "export", "mmdet")):
+        with pytest.raises(DataError, match=f"{tool}/tools/train.py CONFIG --data-root {folder}"):
+            open_dataset(folder, "train")
+    with pytest.raises(DataError) as error:
+        open_dataset(root / "masks", "train")
+    assert "tools" not in str(error.value)
 
 
 def test_odd_things_in_a_folder(pictures: Pictures) -> None:

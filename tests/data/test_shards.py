@@ -278,6 +278,19 @@ def _backwards() -> bytes:
     return member.tobuf(tarfile.PAX_FORMAT)
 
 
+def test_a_member_that_claims_to_be_huge_is_a_bad_picture(tmp_path: Path) -> None:
+    file = write_tar(tmp_path / "train.tar", [("a/0.png", png()), ("b/0.png", png())])
+    member = tarfile.TarInfo("a/1.png")
+    member.size = 1 << 40
+    with file.open("r+b") as stream:
+        stream.seek(tarfile.open(file).getmember("b/0.png").offset_data + 512)
+        stream.write(member.tobuf())
+        stream.truncate(1 << 41)
+    dataset = open_dataset(file, "train")
+    with pytest.raises(BadImageError, match=r"a/1\.png"):
+        dataset[dataset.filenames().index("a/1.png")]
+
+
 def test_names_of_any_length_and_bytes(tmp_path: Path) -> None:
     file = tmp_path / "train.tar"
     names = ["a/" + "n" * 300 + ".png", "b/" + "\u00e9" * 90 + ".png", "b/caf\udce9.png", "b/1\u00b22.png"]

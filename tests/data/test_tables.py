@@ -94,7 +94,7 @@ def test_splits_of_one_table(pictures: Pictures) -> None:
 @pytest.mark.parametrize(
     "text",
     ["", "path,label\n", "path,label\n1.png,\n", "path,label\n1.png\n", "x,y,z\n1.png,a,b\n", "path,label\nno.png,a\n",
-     "path,label\n1.png,1234567890\n", 'path,label\n"1.png,a\n'],
+     "path,label\n1.png,1234567890\n", "path,label\n1.png,-1\n", "path,label\n1.png,1.5\n", 'path,label\n"1.png,a\n'],
 )  # fmt: skip
 def test_a_table_that_cannot_be_used(text: str, pictures: Pictures) -> None:
     root = pictures("1.png")
