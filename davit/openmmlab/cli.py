@@ -16,6 +16,7 @@ from mmengine.registry import init_default_scope
 from ..commands import run_cli
 from ..data import DataError
 from ..engine.distributed import close_world, init_world
+from . import drawn  # noqa: F401 (registers the hooks of --show-dir and --out)
 from .config import add_override_arguments, datasets_of, load_config, set_classes, use_test_flags, use_train_flags
 from .datasets import check_dataset, named_classes
 from .runner import DaViTRunner

@@ -228,6 +228,7 @@ def use_test_flags(cfg: Config, args: Namespace) -> None:
         target = Path(args.out or Path(cfg.work_dir) / "results")
         if scope == "mmseg":
             evaluator.output_dir = str(target)
+            cfg.custom_hooks = [*(cfg.get("custom_hooks") or []), {"type": "DistinctMaskNames"}]
         else:
             evaluator.outfile_prefix = str(target.with_suffix("") if target.suffix in (".json", ".pkl") else target)
     if args.show_dir:
@@ -235,7 +236,8 @@ def use_test_flags(cfg: Config, args: Namespace) -> None:
         if scope == "mmseg":
             cfg.default_hooks.visualization = {"type": "DrawnPredictions", "out_dir": folder}
         else:
-            cfg.default_hooks.visualization.update(draw=True, test_out_dir=folder)
+            least = cfg.default_hooks.get("visualization", {}).get("score_thr", 0.3)
+            cfg.default_hooks.visualization = {"type": "DrawnDetections", "out_dir": folder, "score_thr": least}
     if args.aug_test:
         if "tta_model" not in cfg or "tta_pipeline" not in cfg:
             raise ValueError("--aug-test: the config has no tta_model and tta_pipeline that say how.")

@@ -10,7 +10,7 @@ import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -121,14 +121,14 @@ def distinct_names(files: Iterable[Path], root: Path | None = None) -> dict[Path
     """Give what is drawn or written of each picture a name of its own, without suffix.
 
     That is the picture's name without its suffix; with it, where two pictures would share a name (which is logged);
-    the whole path, where they still would; and a number after it as the last resort. Names that differ only in case,
-    or in their Unicode form, count as shared, as some file systems take them for one.
+    the path below the folder of all, where they still would; and a number after it as the last resort. Names that
+    differ only in case, or in their Unicode form, count as shared, as some file systems take them for one.
 
     Args:
         root: names are paths below this folder, with / in them, for the pictures that lie in it.
     """
     several = sorted(set(files))
-    for name_of in (_without_suffix, _with_suffix, _whole_path):
+    for name_of in (_without_suffix, _with_suffix, _path_below(several)):
         names = {file: name_of(file, root) for file in several}
         counts = Counter(map(_folded, names.values()))
         shared = [str(file) for file, name in names.items() if counts[_folded(name)] > 1]
@@ -151,8 +151,19 @@ def _with_suffix(file: Path, root: Path | None) -> str:
     return str(_placed(file, root).with_name(_fitting(file.name)))
 
 
-def _whole_path(file: Path, root: Path | None) -> str:
-    return _fitting("-".join(part.strip("/") for part in file.parts if part != "/"))
+def _path_below(files: Sequence[Path]) -> Callable[[Path, Path | None], str]:
+    try:
+        common = Path(os.path.commonpath([file.parent for file in files]))
+    except ValueError:  # relative paths and absolute ones, or none at all
+        common = Path()
+
+    def name(file: Path, root: Path | None) -> str:
+        inside = file.relative_to(common) if file.is_relative_to(common) else file
+        if root is not None and file.is_relative_to(root):
+            return str(file.relative_to(root).with_name(_fitting(file.name)))
+        return _fitting("-".join(part for part in inside.parts if part != "/"))
+
+    return name
 
 
 def _placed(file: Path, root: Path | None) -> Path:

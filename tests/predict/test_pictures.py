@@ -14,12 +14,13 @@ from davit.predict.pictures import distinct_names
     [
         (["d/a.jpg", "d/b.png"], ["a", "b"]),
         (["d/a.jpg", "d/a.png"], ["a.jpg", "a.png"]),
-        (["d/a.jpg", "d/A.jpg"], ["d-a.jpg-2", "d-A.jpg"]),  # the order is that of code points
+        (["d/a.jpg", "d/A.jpg"], ["a.jpg-2", "A.jpg"]),  # the order is that of code points
         (["d/a.jpg", "e/a.jpg", "e/b.jpg"], ["d-a.jpg", "e-a.jpg", "e-b.jpg"]),
         (["a/b-c.png", "a-b/c.png", "c.png"], ["a-b-c.png", "a-b-c.png-2", "c.png"]),
-        (["/d/1/a.png", "/d/2/a.png"], ["d-1-a.png", "d-2-a.png"]),
+        (["/d/1/a.png", "/d/2/a.png"], ["1-a.png", "2-a.png"]),
         (["IMG.1", "IMG.2"], ["IMG.1", "IMG.2"]),
         (["../a/x.png", "x.png"], ["..-a-x.png", "x.png"]),
+        (["/d/x.png", "x.png"], ["d-x.png", "x.png"]),
     ],
 )
 def test_outputs_never_share_a_name(files: list[str], names: list[str]):
