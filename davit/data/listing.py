@@ -32,15 +32,19 @@ SUFFIXES = {
     **dict.fromkeys((".ppm", ".pgm", ".pbm", ".pnm"), "PPM"),
     **dict.fromkeys((".heic", ".heif", ".hif"), "HEIF"),
     **{".png": "PNG", ".webp": "WEBP", ".bmp": "BMP", ".gif": "GIF", ".jp2": "JPEG2000", ".avif": "AVIF"},
+    **{".npy": "NPY"},
 }
+_OURS = frozenset({"NPY"})  # read by `davit.data.decode` itself
 
-# Formats that a package reads where Pillow does not: the module, and the remedy where it is absent.
-_READERS = {"HEIF": ("pillow_heif", "pip install pillow-heif"), "AVIF": ("pillow_avif", "pip install -U pillow")}
+# Formats that a package adds to Pillow: its module, and the remedy where it is absent.
+_PACKAGES = {"HEIF": ("pillow_heif", "pip install pillow-heif")}
+_NEWER = "pip install -U pillow"
 
 # Formats by what a file begins with.
 _BEGINNINGS = (
     ("JPEG", re.compile(rb"\xff\xd8\xff")),
     ("PNG", re.compile(rb"\x89PNG\r\n\x1a\n")),
+    ("NPY", re.compile(rb"\x93NUMPY")),
     ("GIF", re.compile(rb"GIF8[79]a")),
     ("WEBP", re.compile(rb"RIFF.{4}WEBP", re.DOTALL)),
     ("TIFF", re.compile(rb"II[*+]\0|MM\0[*+]")),
@@ -73,7 +77,8 @@ def readable_suffixes() -> frozenset[str]:
 @functools.cache
 def _is_readable(form: str) -> bool:
     Image.init()
-    return form in Image.OPEN or (form in _READERS and importlib.util.find_spec(_READERS[form][0]) is not None)
+    known = form in _OURS or form in Image.OPEN
+    return known or (form in _PACKAGES and importlib.util.find_spec(_PACKAGES[form][0]) is not None)
 
 
 def suffix_of(name: str) -> str:
@@ -212,7 +217,7 @@ def left_out(others: Mapping[str, int]) -> str:
     remedies: defaultdict[str, list[str]] = defaultdict(list)
     for kind in sorted(others):
         if form := SUFFIXES.get(kind.partition(" ")[0]):
-            remedies[_READERS[form][1] if form in _READERS else "pip install -U pillow"].append(kind)
+            remedies[_PACKAGES[form][1] if form in _PACKAGES else _NEWER].append(kind)
     advice = "".join(f"; {remedy} to read {' and '.join(which)}" for remedy, which in remedies.items())
     return f"{subject} left out ({listed}{more}){advice}"
 

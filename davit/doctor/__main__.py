@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from ..text import without_controls
 from .configs import examine_config
 from .findings import LEVELS, Finding
 from .folders import examine_folder
@@ -49,7 +50,8 @@ def _write(finding: Finding) -> None:
     if sys.stdout.isatty():
         level = f"\033[{_COLOURS[finding.level]}m{level}\033[0m"
     remedy = f"\n{'':22}-> {finding.remedy}" if finding.remedy else ""
-    print(f"{level} {finding.subject:13} {finding.text}{remedy}", flush=True)
+    text = without_controls(finding.text).replace("\n", r"\x0a")
+    print(f"{level} {finding.subject:13} {text}{without_controls(remedy)}", flush=True)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -17,6 +17,7 @@ from typing import Any
 import yaml
 
 from ..files import write_bytes
+from ..text import as_utf8
 from .curves import draw_curves, read_summary
 
 log = logging.getLogger(__name__)
@@ -169,13 +170,12 @@ def write_args(folder: str | Path, args: Mapping[str, Any]) -> None:
 
 
 def write_bad_images(folder: str | Path, bad: Mapping[str, str]) -> None:
-    """Write bad_images.csv: file and reason of the pictures left out, sorted by file."""
+    """Write bad_images.csv: file and reason of the pictures left out, sorted by file, as `davit.text.as_utf8` does."""
     stream = io.StringIO(newline="")
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(("file", "reason"))
-    writer.writerows(sorted(bad.items()))
-    # a name that is no UTF-8 keeps its bytes
-    write_bytes(Path(folder) / BAD_IMAGES, stream.getvalue().encode(errors="surrogateescape"))
+    writer.writerows((as_utf8(file), as_utf8(reason)) for file, reason in sorted(bad.items()))
+    write_bytes(Path(folder) / BAD_IMAGES, stream.getvalue().encode())
 
 
 def plain(value: Any) -> Any:

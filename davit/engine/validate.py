@@ -22,7 +22,7 @@ from ..commands import OK, SOME_FAILED, run_cli, with_flags
 from ..data import EvalLoader, PictureDataset, check_classes, open_dataset, write_digits
 from ..files import write_bytes
 from ..pretrained import PretrainedError
-from ..text import without_nan
+from ..text import as_line, as_utf8, without_nan
 from .build import usable_workers
 from .distributed import World, close_world, init_world
 from .evaluate import Evaluation, MiscountError, evaluate, in_step, is_out_of_memory
@@ -224,7 +224,7 @@ def _evaluate(request: Request, job: _Job) -> Row:
         check_classes(None, dataset, None if args.valid_labels else num_classes)
         _compare_class_names(loaded.class_names, dataset)
         labels = labels_for(dataset, num_classes, args.valid_labels, args.real_labels)
-        dataset.transform = loaded.transform()
+        dataset.transform, dataset.decoding = loaded.transform(), loaded.decoding
     config, params = loaded.config, sum(parameter.numel() for parameter in loaded.model.parameters()) / 1e6
     log.info(
         "%s, %s weights: %.2f M parameters, %d classes, %d pictures at %dx%d, crop %.4g (%s), %s%s",
@@ -338,7 +338,7 @@ def _log_circumstances(result: Evaluation, world: World) -> None:
     if result.skipped:
         log.warning("%d pictures could not be read and were skipped:", result.skipped)
         for file, reason in result.bad_images.items():
-            log.warning("  %s: %s", file, reason)
+            log.warning("  %s: %s", as_line(file), reason)
 
 
 def best_first(rows: Sequence[Row]) -> list[Row]:
@@ -363,6 +363,6 @@ def write_results(path: Path, rows: Sequence[Row], form: str | None = None) -> N
         columns = dict.fromkeys(key for row in rows for key in row)
         writer = csv.DictWriter(stream, fieldnames=list(columns), lineterminator="\n")
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows({key: as_utf8(value) for key, value in row.items()} for row in rows)
         text = stream.getvalue()
     write_bytes(path, text.encode())

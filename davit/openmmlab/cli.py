@@ -19,6 +19,7 @@ from ..commands import USER_ERROR, run_cli
 from ..data import DataError
 from ..engine.distributed import close_world, init_world
 from ..text import some
+from . import drawn  # noqa: F401 (registers the hooks of --show-dir and --out)
 from .config import (
     add_override_arguments,
     annotation_file_of,

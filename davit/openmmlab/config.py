@@ -255,12 +255,15 @@ def use_test_flags(cfg: Config, args: Namespace) -> None:
             else:
                 is_file = target.suffix in (".json", ".pkl")
                 evaluator.outfile_prefix = str(target.with_suffix("") if is_file else target)
+        if scope == "mmseg":
+            cfg.custom_hooks = [*(cfg.get("custom_hooks") or []), {"type": "DistinctMaskNames"}]
     if args.show_dir:
         folder = str(Path(args.show_dir).absolute())
         if scope == "mmseg":
             cfg.default_hooks.visualization = {"type": "DrawnPredictions", "out_dir": folder}
         else:
-            cfg.default_hooks.visualization.update(draw=True, test_out_dir=folder)
+            least = cfg.default_hooks.get("visualization", {}).get("score_thr", 0.3)
+            cfg.default_hooks.visualization = {"type": "DrawnDetections", "out_dir": folder, "score_thr": least}
     if args.aug_test:
         if "tta_model" not in cfg or "tta_pipeline" not in cfg:
             raise ValueError("--aug-test: the config has no tta_model and tta_pipeline that say how.")
