@@ -444,8 +444,8 @@ class _Examination:
         repeated = [name for name, count in names.items() if count > 1]
         if repeated:
             self.notes.append(
-                f"{len(repeated):,} pictures are there more than once in 'images' ({some(repeated, 3)}): the objects of "
-                "one entry are background in the other. Give each picture one entry, if this is not meant."
+                f"{len(repeated):,} pictures are there more than once in 'images' ({some(repeated, 3)}): the objects "
+                "of one entry are background in the other. Give each picture one entry, if this is not meant."
             )
 
     def _check_categories(self) -> dict[int, dict[str, Any]]:
@@ -502,8 +502,8 @@ class _Examination:
         if unreadable and not skip_bad_images:
             self.more_faults.append(
                 f"{len(unreadable):,} of {len(files):,} pictures in {self.folder} cannot be read: "
-                f"{some((f'{name}: {why}' for name, why in unreadable.items()), 4)}. Repair or replace them, take them "
-                "out of the file, or pass `skip_bad_images=True` to go on without them and their objects."
+                f"{some((f'{name}: {why}' for name, why in unreadable.items()), 4)}. Repair or replace them, take "
+                "them out of the file, or pass `skip_bad_images=True` to go on without them and their objects."
             )
         if bad and skip_bad_images:
             self._leave_out_pictures(bad)
@@ -557,8 +557,8 @@ class _Examination:
         index, image, header = wrong[0]
         text = (
             f"{len(wrong):,} of {len(kept):,} images have another size in the file than their pictures; the first is "
-            f"{_named('images', index, image)}, which has width {image.get('width')} and height {image.get('height')}, "
-            f"while {image['file_name']} has {header.width} and {header.height}"
+            f"{_named('images', index, image)}, of width {image.get('width')} and height {image.get('height')}; "
+            f"{image['file_name']} has {header.width} and {header.height}"
         )
         turned = [
             one for one in wrong if one[2].turned and (one[1].get("width"), one[1].get("height")) == _stored(one[2])
@@ -782,7 +782,7 @@ class _Examination:
             self.more_faults.append(
                 "there is no object to learn from or to evaluate on: "
                 f"{self.totals['annotations']:,} annotations, of which {summary.other_classes:,} are of other classes "
-                f"than those asked for, {summary.without_area:,} without area and {summary.ignored:,} marked `ignore`. "
+                f"than those asked for, {summary.without_area:,} without area, {summary.ignored:,} marked `ignore`. "
                 "To write predictions without labels, pass --format-only; to draw them, use tools/image_demo.py."
             )
         elif filter_cfg:
