@@ -186,7 +186,6 @@ def test_a_run_leaves_its_record_and_the_best_epochs(train: Train, tmp_path: Pat
         *(("--initial-checkpoint no.pth", ["no.pth"]), ("--jsd", ["--aug-splits"])),
         ("--model-kwargs img_size=16", ["img_size", "--model-kwargs"]),
         ("--model-kwargs window_size", ["window_size", "key=value"]),
-        ("--input-size 1 16 16", ["--input-size", "RGB"]),
         *(("-c no.yaml", ["no.yaml", "does not exist"]), ("--train-split tarin", ["tarin"])),
     ],
 )
