@@ -120,7 +120,7 @@ def test_links_and_names_that_are_not_utf8(pictures: Pictures):
         (["test/x/1.png", "train/x/1.png"], "", "validation", ["'validation'", "validation/", "val/", "test, train"]),
         (["train/ant/1.png", "train/bee/1.png"], "train", "train", ["'train'", "ant, bee", "'.'"]),
         (["train/1.png"], "", "train", ["train", "1 "]),
-        (["train/x/1.heic"], "", "train", ["1 ", "x", ".jpeg"]),
+        (["train/x/1.psd"], "", "train", ["1 ", "x", ".jpeg"]),
         (["train/ant/1.png", "train/crow/readme.txt", "train/dove/readme.txt"], "", "train", ["train", "crow, dove"]),
     ],
 )
