@@ -110,7 +110,7 @@ def natural_key(name: str) -> tuple[list[str | int], str]:
 
 
 def is_hidden(path: str) -> bool:
-    """Tell whether a path below a data folder leads to, or through, what cameras and desktops leave beside pictures."""
+    """Tell whether a path below a data folder leads to, or through, what cameras and desktops leave there."""
     *folders, name = path.split("/")
     return (
         any(part.startswith(".") and part not in (".", "..") for part in (*folders, name))
