@@ -256,7 +256,7 @@ class _Walk:
             elif any(rest):
                 self.fault = f"is damaged after {last}"
             elif any(os.pread(stream.fileno(), _AFTER_END, offset)):
-                self.fault = f"goes on after its end mark, which is behind {last}, as joined tars do (tar --ignore-zeros unpacks them)"
+                self.fault = f"goes on after its end mark behind {last}: joined tars, which tar --ignore-zeros unpacks"
         elif error:
             ended = size < before or "end of data" in error
             self.fault = f"ends within {last}, after {size} bytes" if ended else f"is damaged after {last} ({error})"

@@ -234,8 +234,12 @@ class TableSource(RangeSource):
 def _table(file: str, input_key: str | None, target_key: str | None) -> tuple[Ranges, list[str]]:
     """Return the pictures of one file and the names of its classes, kept or made anew."""
     stamp = stamp_of(file)
+    remedy = "set DAVIT_CACHE_DIR to a folder for it"
     try:
         kept = cache_file("tables", _FORMAT, os.path.abspath(file), stamp, input_key, target_key)  # noqa: PTH100
+    except OSError as error:
+        raise DataError(f"{file}: its index cannot be kept ({error}); {remedy}") from error
+    try:
         if (found := load_ranges(kept, file)) is None:
             begun = time.monotonic()
             copy = kept.with_suffix(".pictures")
@@ -246,9 +250,7 @@ def _table(file: str, input_key: str | None, target_key: str | None) -> tuple[Ra
             log.info("Indexed %s (%d pictures, %s) in %.1f s.", file, len(ranges.starts), size, seconds)
             return ranges, class_names
     except PermissionError as error:
-        raise DataError(
-            f"{file}: its index cannot be kept ({error}); set DAVIT_CACHE_DIR to a folder for it"
-        ) from error
+        raise DataError(f"{file}: its index cannot be kept ({error}); {remedy}") from error
     return found[0], found[1]["class_names"]
 
 

@@ -247,7 +247,7 @@ def test_where_the_copy_cannot_be_kept(arrow: Any, make_folder: MakeFolder, tmp_
     table = as_parquet(make_folder(), tmp_path / "parquet")
     (tmp_path / "file").touch()
     monkeypatch.setenv("DAVIT_CACHE_DIR", str(tmp_path / "file" / "below"))
-    with pytest.raises((DataError, OSError), match="below"):
+    with pytest.raises(DataError, match="DAVIT_CACHE_DIR"):
         open_dataset(table, "train")
 
 
