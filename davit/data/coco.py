@@ -12,6 +12,7 @@ import json
 import locale
 import logging
 import os
+import shlex
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -718,10 +719,11 @@ class _Examination:
         if self.training and self.labelled:
             idle = [name for name, one in chosen.items() if not self.used.get(one.get("id"))]
             if idle and len(idle) < len(chosen):
-                rest = " ".join(name for name in list(chosen)[:6] if name not in idle)
+                used = [name for name in chosen if name not in idle]
+                rest = shlex.join(used[:6])
                 self.notes.append(
                     f"{len(idle)} of {len(chosen)} classes have no objects here ({some(map(repr, idle), 4)}), and "
-                    f"cannot be learned. `--classes {rest}{' ...' if len(chosen) > 6 else ''}` would leave them out."
+                    f"cannot be learned. `--classes {rest}{' ...' if len(used) > 6 else ''}` would leave them out."
                 )
         dropped = [one for one in found.dropped if str(one.get("name")) in names]
         if dropped:

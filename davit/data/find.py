@@ -12,8 +12,8 @@ from typing import Any
 
 from ..text import some
 from .errors import DataError
-from .folder import SPLITS, FolderSource, find_split, names_of_split
-from .listing import natural_key
+from .folder import SPLITS, FolderSource, find_split, names_of_split, split_folder
+from .listing import list_folder, natural_key
 from .shards import ShardSource
 from .source import ClassMap, Source
 from .tables import CsvSource, TableSource
@@ -89,7 +89,14 @@ def open_source(
     if found.kind == "wds":
         return ShardSource(found.files, class_map=class_map, split_required=found.split_required, **inner)
     folders = [first.parent, *([Path(root)] if root is not None else [])]
-    folders += [folder / name for folder in folders for name in (*names_of_split(split), *_BESIDE_TABLE)]
+    beside = {name.lower() for name in (*names_of_split(split), *_BESIDE_TABLE)}
+    folders += [
+        folder / name
+        for folder in folders
+        if folder.is_dir()
+        for name in list_folder(folder).folders
+        if name.lower() in beside
+    ]
     return CsvSource(first, class_map=class_map, folders=folders, split_required=found.split_required, **inner)
 
 
@@ -190,6 +197,8 @@ def _tables_below(folder: Path) -> bool:
 def _in_folder(root: Path, split: str, kind: str | None) -> Found | None:
     """Find tables or shards in a data folder: in the split's own, else beside it; None where class folders are."""
     own = [root] if split == "." else [root / name for name in names_of_split(split) if (root / name).is_dir()]
+    if not own and (alike := split_folder(root, split)) is not None:
+        own = [alike]
     for folder in own:
         if kind is None and _has_folders(folder):
             return None  # classes
@@ -204,7 +213,7 @@ def _in_folder(root: Path, split: str, kind: str | None) -> Found | None:
 
 def _classes_beside(root: Path) -> bool:
     """Tell whether folders of other splits are there, so that a table beside them is not what is meant."""
-    return any((root / name).is_dir() and _has_folders(root / name) for name in SPLITS)
+    return any(place.name.lower() in SPLITS and place.is_dir() and _has_folders(place) for place in root.iterdir())
 
 
 def _choose(place: Path, files: Sequence[Path], split: str, kind: str | None) -> Found:

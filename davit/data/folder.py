@@ -22,6 +22,30 @@ def names_of_split(split: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys((split, *next((group for group in _SYNONYMS if split in group), ()))))
 
 
+def split_folder(root: Path, split: str) -> Path | None:
+    """Return the folder of a split below `root`: of its name, of a synonym, or of one of these in another case.
+
+    Raises:
+        DataError: several folders differ in case alone.
+    """
+    if split == ".":
+        return root
+    names = names_of_split(split)
+    for name in names:
+        if name and (root / name).is_dir():
+            return root / name
+    if not root.is_dir():
+        return None
+    folders = list_folder(root).folders
+    for name in names:
+        alike = [folder for folder in folders if folder.lower() == name.lower()]
+        if len(alike) > 1:
+            raise DataError(f"{root} has {some(alike)} for split {split!r}: keep one of them")
+        if alike:
+            return root / alike[0]
+    return None
+
+
 def find_split(root: str | Path, split: str) -> Path:
     """Find the folder of `split` under `root`: that name, else a synonym (validation, val, ...); "." is `root`.
 
@@ -31,9 +55,8 @@ def find_split(root: str | Path, split: str) -> Path:
     if root.is_file():
         raise DataError(f"{root} is a file; a data folder with train/ and val/ is expected")
     here = list_folder(root)
-    for name in names_of_split(split):
-        if name and (root / name).is_dir():
-            return root / name
+    if (found := split_folder(root, split)) is not None:
+        return found
     if any(list_folder(root / name).pictures for name in here.folders[:20]):
         raise DataError(
             f"{root} has no split {split!r}: its own folders ({some(here.folders)}) hold pictures and look like "
@@ -41,7 +64,9 @@ def find_split(root: str | Path, split: str) -> Path:
         )
     there = f"the folders {some(here.folders)}" if here.folders else f"no folders, {len(here.pictures)} pictures"
     tried = " or ".join(f"{name}/" for name in names_of_split(split))
-    raise DataError(f"{root} has no split {split!r} ({tried}); it holds {there}")
+    inner = [root / name for name in here.folders[:20] if split_folder(root / name, split) is not None]
+    hint = f". {some(inner, 3)} has it: give that folder" if inner else ""
+    raise DataError(f"{root} has no split {split!r} ({tried}); it holds {there}{hint}")
 
 
 class FolderSource(Files):

@@ -671,8 +671,15 @@ def _nothing_known(root: Path, task: str | None, found: Sequence[Layout]) -> str
     """Say what is in a folder without a known layout, and which layouts are known."""
     if not root.exists():
         return f"{root} does not exist: give the folder of the data set"
+    inner = []
+    for place in (root / name for name in _folders(root)[:_LISTED]):  # an archive unpacked into a folder of its own
+        with suppress(DataError):
+            found_there = (layout for finder in _FINDERS for layout in finder(place))
+            if any(layout.is_sure and layout.splits and task in (None, layout.task) for layout in found_there):
+                inner.append(place)
+    hint = f"{some(inner, 3)} holds such data: give that folder. " if inner else ""
     known = "; ".join(f"{kind}: {how}" for kind, (of, how) in KINDS.items() if task in (None, of))
-    if found:
+    if found and found[0].splits:
         there = f"holds data for {found[0].task}: {found[0]}"
     elif root.is_dir():
         folders, names = _folders(root), _entries(root)
@@ -689,7 +696,7 @@ def _nothing_known(root: Path, task: str | None, found: Sequence[Layout]) -> str
             there += ". Its .xml files are Pascal VOC's, which is not read: convert them to a COCO json"
     else:
         there = "is a file of another kind"
-    return f"{root} {there}. Known layouts{f' of {task}' if task else ''}: {known}"
+    return f"{root} {there}. {hint}Known layouts{f' of {task}' if task else ''}: {known}"
 
 
 _Finder = Callable[[Path], Iterator[Layout]]

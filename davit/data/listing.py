@@ -54,7 +54,7 @@ _BEGINNINGS = (
     ("AVIF", re.compile(rb".{4}ftyp(avif|avis)", re.DOTALL)),
     ("HEIF", re.compile(rb".{4}ftyp(hei[cxms]|hev[cxms]|mif1|msf1)", re.DOTALL)),
 )
-_HEAD = 32  # bytes that these need
+HEAD = 32  # bytes that these need
 
 # What cameras, desktops and disk stations leave beside pictures, in lower case; names that begin with a dot
 # (.DS_Store, ._a.jpg) are hidden without being listed here.
@@ -94,11 +94,29 @@ def format_of(head: bytes) -> str | None:
     return next((form for form, beginning in _BEGINNINGS if beginning.match(head)), None)
 
 
+def kind_without_suffix(head: bytes) -> str | None:
+    """Name the kind of a file without suffix by its first bytes, as `left_out` counts it; None for a picture."""
+    form = format_of(head)
+    if form is None:
+        return _NO_SUFFIX
+    return None if _is_readable(form) else f"{_usual_suffix(form)} {_NO_SUFFIX}"
+
+
 def natural_key(name: str) -> tuple[list[str | int], str]:
     """Give the key that sorts img2 before img10, as timm sorts, and names that differ in case alone always alike."""
     parts: list[str | int] = list(_NUMBER.split(name.lower()))
     parts[1::2] = map(int, parts[1::2])
     return parts, name
+
+
+def is_hidden(path: str) -> bool:
+    """Tell whether a path below a data folder leads to, or through, what cameras and desktops leave there."""
+    *folders, name = path.split("/")
+    return (
+        any(part.startswith(".") and part not in (".", "..") for part in (*folders, name))
+        or any(part.lower() in _HIDDEN_FOLDERS for part in folders)
+        or name.lower() in _HIDDEN_FILES
+    )
 
 
 @dataclass
@@ -177,14 +195,14 @@ def list_folder(folder: str | Path) -> Folder:
         with os.scandir(folder) as entries:
             for entry in entries:
                 name = entry.name
-                if name.startswith("."):
-                    continue
                 if _is_folder(entry):
-                    if name.lower() not in _HIDDEN_FOLDERS:
+                    if not is_hidden(f"{name}/"):
                         found.folders.append(name)
+                elif is_hidden(name):
+                    continue
                 elif (suffix := suffix_of(name)) in suffixes and _may_be_opened(entry):
                     found.pictures.append(name)
-                elif name.lower() not in _HIDDEN_FILES:
+                else:
                     kind = _kind(entry, suffix)
                     if kind is None:
                         found.pictures.append(name)
@@ -249,15 +267,12 @@ def _kind(entry: os.DirEntry[str], suffix: str) -> str | None:
     except OSError:
         return _UNREADABLE
     try:
-        head = os.read(descriptor, _HEAD) if S_ISREG(os.fstat(descriptor).st_mode) else b""
+        head = os.read(descriptor, HEAD) if S_ISREG(os.fstat(descriptor).st_mode) else b""
     except OSError:
         return _UNREADABLE
     finally:
         os.close(descriptor)
-    form = format_of(head)
-    if form is None:
-        return _NO_SUFFIX
-    return None if _is_readable(form) else f"{_usual_suffix(form)} {_NO_SUFFIX}"
+    return kind_without_suffix(head)
 
 
 def _usual_suffix(form: str) -> str:

@@ -161,12 +161,17 @@ def _pair_fault(picture: Path, mask: Path, shape: Header, header: Header, coding
     stored = (header.height, header.width) if header.turned else (header.width, header.height)
     if stored == (shape.width, shape.height):
         return []
+    remedy = "Make them the same size (a mask is scaled by nearest neighbour)."
+    if shape.turned and stored == (shape.height, shape.width):
+        remedy = (
+            "The mask was drawn on the picture as it is stored, while every reader turns the picture: turn the mask "
+            "alike, or remove the picture's tag (`exiftool -Orientation= FILE`)."
+        )
     return [
         (
             2,
             f"{mask} is {stored[0]} x {stored[1]} pixels, its picture {picture} {shape.width} x {shape.height}"
-            f"{', after the turn that its EXIF asks for' if shape.turned else ''}. Make them the same size (a mask is "
-            "scaled by nearest neighbour).",
+            f"{', after the turn that its EXIF asks for' if shape.turned else ''}. {remedy}",
         )
     ]
 

@@ -27,19 +27,20 @@ from ..files import cache_file
 from ..text import some
 from .errors import DataError
 from .folder import SPLITS, names_of_split
+from .listing import HEAD, is_hidden, kind_without_suffix, readable_suffixes, suffix_of
 from .listing import left_out as said_left_out
-from .listing import readable_suffixes
 from .ranges import Ranges, RangeSource, load_ranges, save_ranges, stamp_of
 from .source import ClassMap, Texts
 
 log = logging.getLogger(__name__)
 
-_FORMAT = 1  # of an index in the cache
+_FORMAT = 2  # of an index in the cache
 _LABELS = ("cls", "label", "json")  # members that hold a sample's class, the first of them counts
 FIELDS = ("label", "cls", "class", "class_name", "class_id", "target", "category", "label_name")
 _MOST_LABEL_BYTES = 1 << 20
 _MOST_HEADER_BYTES = 1 << 20  # of the records for a long name; tarfile would read any size into memory
 _LONGEST_NAME = 4096
+_AFTER_END = 1 << 16  # bytes behind the end mark that are looked at; tar fills up to 10,240
 _READERS = 8
 _PACKED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd", b"PK\x03\x04": "zip"}
 
@@ -154,7 +155,7 @@ def _make(shard: str, input_key: str | None, target_key: str | None) -> ShardInd
     """Walk over the headers of a shard, and read its labels."""
     stamp = stamp_of(shard)
     left_out: Counter[str] = Counter()
-    pictures: list[tuple[str, int, int]] = []
+    found: dict[str, tuple[str, int, int]] = {}  # by name: of members of one name the last counts, as for tar
     labels: dict[str, tuple[int, str]] = {}  # key of a sample -> (place among the endings, label)
     endings = (target_key, "json") if target_key else _LABELS
     asked = tuple(input_key.lower().replace(",", ";").split(";")) if input_key else ()
@@ -168,12 +169,23 @@ def _make(shard: str, input_key: str | None, target_key: str | None) -> ShardInd
                 if label is None:
                     left_out[last] += 1
                 else:
-                    key, found = name[: -len(ending) - 1], (endings.index(ending), label)
-                    labels[key] = min(labels.get(key, found), found)
-            elif not {*both}.isdisjoint(asked) or (not asked and last in readable_suffixes()):
-                pictures.append((name, start, size))
-            else:
-                left_out[last or "without suffix"] += 1
+                    key, place = name[: -len(ending) - 1], endings.index(ending)
+                    if key not in labels or place <= labels[key][0]:
+                        labels[key] = place, label
+                continue
+            suffix = suffix_of(name.rpartition("/")[2])
+            if asked:
+                kind = None if not {*both}.isdisjoint(asked) else last or "without suffix"
+            elif suffix:
+                kind = None if suffix in readable_suffixes() else suffix
+            else:  # what stands there, not behind the member
+                kind = kind_without_suffix(os.pread(raw.fileno(), min(size, HEAD), start))
+            if kind is not None:
+                left_out[kind] += 1
+                continue
+            left_out["replaced by a later one of the same name"] += name in found
+            found[name] = name, start, size
+    pictures = [*found.values()]
     if labels:
         pictures = _one_for_each_sample(shard, pictures, labels, left_out)
     keys = [_key_among(labels, name) for name, _, _ in pictures]
@@ -212,7 +224,7 @@ class _Walk:
         for member in self._headers(stream):
             name = member.name.removeprefix("./")
             parts = name.split("/")
-            if member.isdir() or any(part.startswith(".") and part not in (".", "..") for part in parts):
+            if member.isdir() or is_hidden(name):
                 continue  # hidden ones are left out, as in a folder
             if not member.isreg() or member.issparse():
                 self.left_out["links, devices or sparse files"] += 1
@@ -243,6 +255,8 @@ class _Walk:
                 self.fault = f"has no end mark after {last}, so it may be cut off"
             elif any(rest):
                 self.fault = f"is damaged after {last}"
+            elif any(os.pread(stream.fileno(), _AFTER_END, offset)):
+                self.fault = f"goes on after its end mark behind {last}: joined tars, which tar --ignore-zeros unpacks"
         elif error:
             ended = size < before or "end of data" in error
             self.fault = f"ends within {last}, after {size} bytes" if ended else f"is damaged after {last} ({error})"
@@ -314,7 +328,7 @@ def _read_small(descriptor: int, start: int, size: int) -> bytes:
 def _label_in(data: bytes, ending: str, target_key: str | None) -> str | None:
     """Read the class in a label's bytes; None where there is none."""
     try:
-        text = data.decode("utf-8")
+        text = data.decode("utf-8-sig")
         if ending != "json":
             value: Any = text
         else:
@@ -346,7 +360,7 @@ def _folders_as_labels(
     flat = []
     for at in keep:
         folders = names[at].split("/")[:-1]
-        if len(folders) > 1 and folders[0] in (stems[at], *SPLITS):
+        if len(folders) > 1 and (folders[0] == stems[at] or folders[0].lower() in SPLITS):
             del folders[0]
         if not folders:
             flat.append(names[at])
@@ -369,9 +383,9 @@ def _in_split(place: str, names: Sequence[str], split: str, required: bool) -> S
     Raises:
         DataError: there are none, or no such folders though `required`.
     """
-    wanted = names_of_split(split)
+    wanted = [name.lower() for name in names_of_split(split)]
     known = {*SPLITS, *wanted}
-    folders = [name.split("/")[:-1] for name in names]
+    folders = [name.lower().split("/")[:-1] for name in names]
     for depth in (0, 1):  # within one folder that holds all, too
         found = {parts[depth] if len(parts) > depth else "" for parts in folders}
         if found <= known and split != ".":

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import json
 import logging
 import os
+import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -24,6 +26,7 @@ from .source import ClassMap, Files, Texts
 
 log = logging.getLogger(__name__)
 
+_SEPARATOR = re.compile(r"sep=(.)", re.IGNORECASE)
 _FORMAT = 1  # of a table's pictures in the cache
 PICTURES = (
     *("path", "image", "file", "filename", "file_name", "filepath", "file_path", "image_path", "image_name", "img"),
@@ -65,9 +68,11 @@ class CsvSource(Files):
         """
         rows = _read_rows(Path(file), input_key, target_key, split, split_required)
         paths, labels = [path for path, _ in rows], [label for _, label in rows]
-        _check_repeats(Path(file), rows)
         self.folder = next((folder for folder in folders if locate(folder, paths[:1]).found), Path(file).parent)
         paths = _existing(Path(file), self.folder, paths)
+        _check_repeats(
+            Path(file), [(os.path.normpath(path), label) for path, label in zip(paths, labels, strict=True)]
+        )
         super().__init__(str(file), paths, labels, class_map)
 
 
@@ -76,12 +81,19 @@ def _read_rows(
 ) -> list[tuple[str, str]]:
     """Read the (path, label) of each row of the split."""
     try:
-        with file.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
-            delimiter = _delimiter(file, stream.readline())
-            stream.seek(0)
+        with file.open("rb") as raw:
+            is_wide = raw.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # as Excel saves "Unicode text"
+        encoding, errors = ("utf-16", "strict") if is_wide else ("utf-8-sig", "surrogateescape")
+        with file.open(encoding=encoding, errors=errors, newline="") as stream:
+            first = stream.readline()
+            if said := _SEPARATOR.fullmatch(first.strip()):  # Excel's own first line
+                delimiter = said[1]
+            else:
+                delimiter = _delimiter(file, first)
+                stream.seek(0)
             reader = csv.reader(stream, delimiter=delimiter, skipinitialspace=True)
             table = [(reader.line_num, row) for row in reader if any(cell.strip() for cell in row)]
-    except csv.Error as error:
+    except (csv.Error, UnicodeError) as error:
         raise DataError(f"{file} is no csv: {error}") from error
     except OSError as error:
         raise DataError(f"{file} cannot be read ({error.strerror})") from error
@@ -222,8 +234,12 @@ class TableSource(RangeSource):
 def _table(file: str, input_key: str | None, target_key: str | None) -> tuple[Ranges, list[str]]:
     """Return the pictures of one file and the names of its classes, kept or made anew."""
     stamp = stamp_of(file)
+    remedy = "set DAVIT_CACHE_DIR to a folder for it"
     try:
         kept = cache_file("tables", _FORMAT, os.path.abspath(file), stamp, input_key, target_key)  # noqa: PTH100
+    except OSError as error:
+        raise DataError(f"{file}: its index cannot be kept ({error}); {remedy}") from error
+    try:
         if (found := load_ranges(kept, file)) is None:
             begun = time.monotonic()
             copy = kept.with_suffix(".pictures")
@@ -234,9 +250,7 @@ def _table(file: str, input_key: str | None, target_key: str | None) -> tuple[Ra
             log.info("Indexed %s (%d pictures, %s) in %.1f s.", file, len(ranges.starts), size, seconds)
             return ranges, class_names
     except PermissionError as error:
-        raise DataError(
-            f"{file}: its index cannot be kept ({error}); set DAVIT_CACHE_DIR to a folder for it"
-        ) from error
+        raise DataError(f"{file}: its index cannot be kept ({error}); {remedy}") from error
     return found[0], found[1]["class_names"]
 
 

@@ -8,6 +8,7 @@ https://docs.ultralytics.com/datasets/detect and https://docs.ultralytics.com/da
 from __future__ import annotations
 
 import os
+import re
 import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ from .listing import list_pictures, natural_key
 
 SPLITS = ("train", "val", "test")
 _SYNONYMS = {"val": ("val", "valid", "validation")}
+_KEY = re.compile(rb"^(\w+)[ \t]*:", re.MULTILINE)
 _LARGEST = 1 << 18  # bytes of a data.yaml
 _LARGEST_LABELS = 16 << 20  # bytes of a label file
 _TOLERANCE = 1e-6  # of coordinates that were rounded to a little over 1
@@ -74,7 +76,8 @@ def read_yolo(file: Path) -> YoloSet | None:
     Class names stay the text that they are in the file: ``no`` is no truth value, and ``01`` not 1.
 
     Raises:
-        DataError: it has no names or several numbers of them, or none of its pictures is there.
+        DataError: it is no YAML though it has the keys, it has no names or several numbers of them, or none of its
+            pictures is there.
     """
     values = _read_yaml(file)
     if not ({*SPLITS, "valid", "validation"} & set(values)) or not ({"names", "nc"} & set(values)):
@@ -116,8 +119,17 @@ def _read_yaml(file: Path) -> dict[str, Any]:
     try:
         if file.stat().st_size > _LARGEST:
             return {}
-        top = yaml.compose(file.read_bytes(), Loader=yaml.SafeLoader)
-    except (OSError, yaml.YAMLError, UnicodeError, ValueError, RecursionError):
+        data = file.read_bytes()
+    except OSError:
+        return {}
+    try:
+        top = yaml.compose(data, Loader=yaml.SafeLoader)
+    except (yaml.YAMLError, UnicodeError, ValueError, RecursionError) as error:
+        if {b"train", b"names"} <= set(_KEY.findall(data)):
+            reason = " ".join(str(error).split())[:300]
+            raise DataError(
+                f"{file} is no YAML: {reason}. Save it as UTF-8, and write paths with / or without quotation marks"
+            ) from error
         return {}
     if not isinstance(top, yaml.MappingNode):
         return {}
@@ -150,7 +162,7 @@ def _names(file: Path, values: dict[str, Any]) -> tuple[str, ...]:
     elif isinstance(given, list):
         names = tuple(given)
     elif isinstance(given, str) and (file.parent / given).is_file():
-        names = tuple((file.parent / given).read_text(errors="replace").split("\n"))
+        names = tuple((file.parent / given).read_text(encoding="utf-8-sig", errors="replace").split("\n"))
         names = tuple(name.strip() for name in names if name.strip())
     elif isinstance(number, str) and number.isdigit() and 0 < int(number) < 100_000:
         return tuple(map(str, range(int(number))))
@@ -215,7 +227,7 @@ def _find(file: Path, root: Path, given: str) -> Path | None:
 def _listed(file: Path, root: Path) -> list[Path]:
     """List the pictures that a .txt names, a line each: absolute, or below the list's folder or the data set's."""
     found = []
-    for line in file.read_text(encoding="utf-8", errors="surrogateescape").splitlines():
+    for line in file.read_text(encoding="utf-8-sig", errors="surrogateescape").splitlines():
         name = line.strip().replace("\\", "/")
         if name:
             places = [file.parent / name, root / name]
@@ -257,8 +269,19 @@ def _label_folders(folder: Path) -> list[Path]:
     places = []
     for place in range(len(parts) - 1, -1, -1):
         if parts[place].lower() == "images":
-            places.append(Path(*parts[:place], "labels", *parts[place + 1 :]))
-    return [*places[:1], folder, folder.parent / "labels" / folder.name, folder / "labels", folder.parent / "labels"]
+            places += [labels.joinpath(*parts[place + 1 :]) for labels in _labels_in(Path(*parts[:place]))]
+            break
+    beside = _labels_in(folder.parent)
+    return [*places, folder, *(labels / folder.name for labels in beside), *_labels_in(folder), *beside]
+
+
+def _labels_in(folder: Path) -> list[Path]:
+    """List the folders for labels in a folder, however their case is."""
+    try:
+        names = os.listdir(folder)  # noqa: PTH208
+    except OSError:
+        return []
+    return [folder / name for name in sorted(names, reverse=True) if name.lower() == "labels"]
 
 
 def _texts(folder: Path) -> dict[str, str]:

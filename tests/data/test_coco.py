@@ -4,6 +4,7 @@ import copy
 import json
 import math
 import os
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -534,3 +535,17 @@ def test_a_large_file_takes_seconds(contents: dict[str, Any], folder: Path) -> N
     more(contents, *({"segmentation": [polygon]} for _ in range(3000)))
     found = examine(contents, Path("memory"), folder, needs_masks=True)
     assert found.summary.objects == 3002 and coco.LISTS == ("images", "annotations", "categories")
+
+
+def test_the_classes_that_are_advised_are_those_with_objects(check: Check, contents: dict[str, Any]) -> None:
+    """Wherever they stand among the others, and written as a shell takes them."""
+    idle = [{"id": 100 + number, "name": f"idle {number}"} for number in range(8)]
+    contents["categories"] = [*idle, *contents["categories"]]
+    contents["categories"][-1]["name"] = "prairie dog"
+    used = [
+        one["name"]
+        for one in contents["categories"][8:]
+        if any(a["category_id"] == one["id"] for a in contents["annotations"])
+    ]
+    found = check(contents, classes=None)
+    assert any(f"`--classes {shlex.join(used)}`" in note for note in found.notes)

@@ -120,7 +120,7 @@ def test_links_and_names_that_are_not_utf8(pictures: Pictures):
         (["test/x/1.png", "train/x/1.png"], "", "validation", ["'validation'", "validation/", "val/", "test, train"]),
         (["train/ant/1.png", "train/bee/1.png"], "train", "train", ["'train'", "ant, bee", "'.'"]),
         (["train/1.png"], "", "train", ["train", "1 "]),
-        (["train/x/1.pdf"], "", "train", ["1 ", "x", ".jpeg"]),
+        (["train/x/1.psd"], "", "train", ["1 ", "x", ".jpeg"]),
         (["train/ant/1.png", "train/crow/readme.txt", "train/dove/readme.txt"], "", "train", ["train", "crow, dove"]),
     ],
 )
@@ -284,3 +284,18 @@ def test_names_and_options_without_effect_are_refused(make_folder: MakeFolder):
 def test_arguments_in_messages_are_flags_on_a_command_line(mistake, flags, caplog: pytest.LogCaptureFixture):
     assert run_cli(mistake) == USER_ERROR
     assert [flag for flag in [*flags, "`"] if flag not in caplog.text] == ["`"]
+
+
+def test_splits_in_upper_case(pictures: Pictures):
+    root = pictures("Train/ant/1.png", "Train/bee/1.png", "VAL/ant/1.png")
+    assert len(open_dataset(root, "train")) == 2
+    assert len(open_dataset(root, "validation")) == 1
+    pictures("TRAIN/ant/1.png")
+    with refused("Train", "TRAIN"):
+        open_dataset(root, "train")
+
+
+def test_the_folder_within_an_unpacked_archive_is_named(pictures: Pictures):
+    root = pictures("mine/train/ant/1.png")
+    with refused(str(root / "mine")):
+        open_dataset(root, "train")

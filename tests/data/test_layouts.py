@@ -360,3 +360,10 @@ def test_odd_things_in_a_folder(pictures: Pictures) -> None:
     write(root / "empty.json", "")
     assert find_layout(root, "classification").kind == "class folders"
     find_layout(root)
+
+
+def test_the_folder_within_an_unpacked_archive_is_named(pictures: Pictures) -> None:
+    root = pictures("set/train/1.png")
+    coco(root / "set/train/_annotations.coco.json", "1.png")
+    with pytest.raises(DataError, match=str(root / "set")):
+        find_layout(root, "detection")

@@ -163,3 +163,14 @@ def test_classes_that_only_validation_has() -> None:
     (text,) = compare_classes([train], val)
     assert "'c'" in text and "'b'" not in text
     assert not list(compare_classes([train], train))
+
+
+def test_a_mask_of_a_turned_picture_is_never_to_be_scaled(tmp_path: Path) -> None:
+    """It was drawn on the stored pixels, so that scaling it to the upright size would misplace all labels."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(np.zeros((20, 30, 3), dtype=np.uint8)).save(tmp_path / "a.jpg", exif=exif)
+    mask = save(LABELS, tmp_path / "a.png")
+    with pytest.raises(DataError, match="exiftool"):
+        check_pairs([tmp_path / "a.jpg"], [mask], Coding())
+    check_pairs([tmp_path / "a.jpg"], [save(LABELS.T, tmp_path / "b.png")], Coding())

@@ -162,6 +162,59 @@ def test_a_picture_without_label_among_others_is_left_out(tmp_path: Path, caplog
 # Damage
 
 
+def test_what_desktops_pack_beside_pictures_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A zip of macOS, made a tar, has a second tree of names; a disk station puts small copies beside pictures."""
+    odd = ("__MACOSX/cat/0.png", "cat/@eaDir/0.png", "cat/._0.png", "cat/Thumbs.db", "desktop.ini")
+    members = [("cat/0.png", png()), ("dog/1.png", png(1)), *((name, png(2)) for name in odd)]
+    source = ShardSource([write_tar(tmp_path / "train.tar", members)])
+    assert [source.filename(at) for at in range(len(source))] == ["cat/0.png", "dog/1.png"]
+    assert not caplog.records
+
+
+def test_of_members_of_one_name_the_last_counts(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """As for tar, which appends in place of replacing."""
+    folders = [("cat/0.png", png(0)), ("dog/1.png", png(1)), ("cat/0.png", png(2))]
+    keyed = [*samples(("k", "0"), ("l", "1")), ("k.png", png(2)), ("k.cls", b"1")]
+    for number, (members, targets) in enumerate(((folders, [0, 1]), (keyed, [1, 1]))):
+        source = ShardSource([write_tar(tmp_path / f"{number}.tar", members)])
+        assert source.targets() == targets
+        stored, _ = source.open(0)
+        assert stored.read() == png(2)
+        assert len(caplog.records) == number + 1
+
+
+def test_members_without_suffix_are_known_by_their_content(tmp_path: Path) -> None:
+    members = [
+        ("cat/0", png()),
+        ("cat/IMG.1234", png(1)),
+        ("dog/notes", b"no picture"),
+        ("dog/empty", b""),
+        ("dog/2", png(2)),
+    ]
+    assert len(ShardSource([write_tar(tmp_path / "train.tar", members)])) == 3
+
+
+@pytest.mark.parametrize(("ending", "label"), [("cls", "1"), ("json", '{"label": 1}')])
+def test_a_label_may_begin_with_a_byte_order_mark(ending: str, label: str, tmp_path: Path) -> None:
+    members = samples(("a", f"\ufeff{label}"), ("b", label.replace("1", "0")), ending=ending)
+    assert ShardSource([write_tar(tmp_path / "train.tar", members)]).targets() == [0, 1]
+
+
+@pytest.mark.parametrize("above", ["", "Data/"])
+def test_splits_in_upper_case(above: str, tmp_path: Path) -> None:
+    members = [(f"{above}{split}/{name}/0.png", png()) for split in ("Train", "VAL") for name in "ab"]
+    write_tar(tmp_path / "set.tar", members)
+    for split in ("train", "validation"):
+        assert open_dataset(tmp_path, split).class_to_idx == AB
+
+
+def test_joined_tars_are_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    parts = [write_tar(tmp_path / f"{name}.tar", [(f"{name}/0.png", png())]).read_bytes() for name in "ab"]
+    (tmp_path / "both.tar").write_bytes(b"".join(parts))
+    assert len(ShardSource([tmp_path / "both.tar"])) == 1
+    assert len(caplog.records) == 1
+
+
 def cut(file: Path, size: int) -> None:
     with file.open("r+b") as stream:
         stream.truncate(size)

@@ -264,3 +264,31 @@ def test_boxes_of_scenes_are_exact(root: Path) -> None:
     label(root, "val/a", *dict.fromkeys(lines))
     found = [one["bbox"] for one in coco_of(read(root), "val")[0]["annotations"]]
     assert found == [list(box) for box in dict.fromkeys(map(tuple, boxes))]
+
+
+def test_files_that_begin_with_a_byte_order_mark(root: Path) -> None:
+    for file, text in (
+        ("train.txt", "./images/train/2.png\r\n./images/train/10.png"),
+        ("all.names", "cat\r\ndog\r\n"),
+    ):
+        (root / file).write_bytes(f"\ufeff{text}".encode())
+    found = read(root, "train: train.txt\nnames: all.names")
+    assert found.names == ("cat", "dog")
+    assert all(picture.is_file() for picture in found.splits["train"].pictures)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ['train: "..\\images"\nnames: [cat, dog]', "train: images\nnames: [caf\xe9, dog]", "train: images\nnames: [cat"],
+)
+def test_a_data_yaml_that_is_no_yaml_is_named(root: Path, text: str) -> None:
+    (root / "data.yaml").write_bytes(text.encode("latin-1"))
+    with pytest.raises(DataError, match=r"data\.yaml"):
+        read_yolo(root / "data.yaml")
+
+
+def test_folders_in_upper_case(root: Path) -> None:
+    (root / "images").rename(root / "Images")
+    (root / "labels").rename(root / "Labels")
+    files = read(root, "train: Images\nnames: [cat, dog]").splits["train"].label_files
+    assert any(files) and all(file is None or (root / "Labels") in file.parents for file in files)
