@@ -79,9 +79,8 @@ class Detections:
         pen = ImageDraw.Draw(drawn)
         for i in range(len(self.boxes)):
             corner = (times * self.boxes[i, 0] + 2, times * self.boxes[i, 1] + 2)
-            # the outline keeps a name readable on its own mask
-            style: dict[str, Any] = {"stroke_width": 1, "stroke_fill": "black"}
-            pen.text(corner, names[i], fill=colours[i], font=pillow_font(names[i], 10), **style)
+            font = pillow_font(names[i], 10)  # white in black is read on a mask of any colour
+            pen.text(corner, names[i], fill="white", font=font, stroke_width=1, stroke_fill="black")
         return drawn
 
     def _with_masks(self, colours: Sequence[tuple[int, int, int]]) -> NDArray[np.uint8]:
