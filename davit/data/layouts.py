@@ -115,7 +115,7 @@ class Layout:
             count = "" if split.count is None else f" ({split.count:,} pictures)"
             parts.append(f"{name}: {_below(self.root, split.labels or split.pictures)}{count}")
         classes = f"; {len(self.classes)} classes ({some(self.classes, 6)})" if self.classes else ""
-        return f"{self.kind} in {self.root}: {', '.join(parts)}{classes}"
+        return f"{self.kind} in {self.root}: {', '.join(parts) or 'no train, no val'}{classes}"
 
 
 def find_layout(root: str | Path, task: str | None = None) -> Layout:

@@ -27,6 +27,7 @@ from ..data.listing import left_out, list_pictures
 from ..data.masks import IGNORED, Coding, as_trained, check_pairs, count_labels, judge_labels
 from ..data.pairs import pair_masks
 from ..data.yolo import coco_of
+from ..engine.flags import train_parser
 from ..text import some
 from .findings import Finding, error, ok, warning
 
@@ -79,7 +80,7 @@ def _command(layout: Layout, root: Path) -> str:
     place = shlex.quote(str(root))
     unchecked = "" if "val" in layout.splits or "test" in layout.splits else " --no-validate"
     if layout.task == "classification":
-        return f"python train.py {place} --model DaViT_tiny"
+        return f"python train.py {place} --model DaViT_tiny{_batch_size(layout)}"
     if layout.task == "detection":
         config = "davit_maskrcnn_1x_coco" if _has_masks(layout) else "davit_retinanet_1x_coco"
         return f"python mmdet/tools/train.py mmdet/configs/{config}.py --data-root {place}{unchecked}"
@@ -95,6 +96,18 @@ def _command(layout: Layout, root: Path) -> str:
 
 # --- classification ---
 
+_MISSING = "train/ and val/ are expected, each with one folder a class; a fifth of each class in val/ is usual"
+
+
+def _batch_size(layout: Layout) -> str:
+    """Give the flag that a training needs if an epoch has fewer pictures than train.py's batch."""
+    with suppress(DataError), _warnings():  # findings already
+        pictures = len(open_dataset(layout.chosen_by or layout.root, "train"))
+        if pictures < train_parser().get_default("batch_size"):
+            third = max(1, pictures // 3)
+            return f" --batch-size {1 << third.bit_length() - 1}"
+    return ""
+
 
 def _classes(layout: Layout, limit: int | None) -> Iterator[Finding]:
     splits: dict[str, PictureDataset] = {}
@@ -103,7 +116,7 @@ def _classes(layout: Layout, limit: int | None) -> Iterator[Finding]:
             with _warnings() as messages:
                 splits[split] = open_dataset(layout.chosen_by or layout.root, split)
         except DataError as fault:
-            yield error(split, str(fault), "train/ and val/ are expected, each with one folder a class")
+            yield error(split, str(fault), _MISSING)
             continue
         yield from (warning(split, text, "move or remove them, if that is not meant") for text in messages)
         yield from _counts(split, splits[split])

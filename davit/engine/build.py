@@ -275,9 +275,23 @@ def build_schedule(args: Namespace, optimizer: torch.optim.Optimizer, steps_per_
         # plateau's memory, which timm does not save and warns about, is in our own state
         warnings.filterwarnings("ignore", category=FutureWarning, module="timm")
         try:
-            return create_scheduler_v2(optimizer, updates_per_epoch=steps_per_epoch, **scheduler_kwargs(args))
+            schedule, num_epochs = create_scheduler_v2(
+                optimizer, updates_per_epoch=steps_per_epoch, **scheduler_kwargs(args)
+            )
         except (ValueError, AssertionError, RuntimeError, TypeError, IndexError, ZeroDivisionError) as error:
             raise ValueError(f"timm cannot make the schedule --sched {args.sched!r}: {error!r}.") from error
+    if args.cooldown_epochs and num_epochs == args.epochs + args.cooldown_epochs:
+        log.info(
+            "%d epochs: %d of --epochs and %d of --cooldown-epochs after them.",
+            *(num_epochs, args.epochs, args.cooldown_epochs),
+        )
+    if schedule is not None and args.warmup_epochs >= args.epochs and not args.warmup_prefix:
+        log.warning(
+            "The warm-up (--warmup-epochs %d) is as long as the schedule (--epochs %d), so the learning rate never "
+            "reaches --lr in it: lower --warmup-epochs, 0 is none.",
+            *(args.warmup_epochs, args.epochs),
+        )
+    return schedule, num_epochs
 
 
 def wrap_for_training(args: Namespace, model: nn.Module, config: dict[str, Any], world: World) -> nn.Module:

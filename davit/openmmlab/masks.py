@@ -188,10 +188,13 @@ def _list_infos(listing: Any, folder: Path) -> list[dict[str, Any]]:
         kinds = found.left_out + Counter(suffix_of(name) for name in found.pictures)
         there = ", ".join(f"{count} of {kind or 'no suffix'}" for kind, count in kinds.most_common(4)) or "no files"
         ends = f" whose name ends with {listing.img_suffix!r}" if listing.img_suffix else ""
-        raise DataError(
-            f"{folder} holds no picture{ends}; there are {there}. Name another folder with data_prefix.img_path of "
-            "the data set, or set its img_suffix (--cfg-options train_dataloader.dataset.img_suffix=.png)."
-        )
+        remedy = "Name another folder with data_prefix.img_path of the data set"
+        suffixes = Counter(Path(name).suffix for name in found.pictures if Path(name).suffix)
+        if suffixes:
+            ((suffix, _),) = suffixes.most_common(1)
+            flags = (f"{split}_dataloader.dataset.img_suffix={suffix}" for split in ("train", "val"))
+            remedy += f", or set its img_suffix (--cfg-options {' '.join(flags)})"
+        raise DataError(f"{folder} holds no picture{ends}; there are {there}. {remedy}.")
     return infos
 
 

@@ -16,7 +16,7 @@ from mmengine.registry import MODELS, TRANSFORMS, init_default_scope
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageOps
 from torch import nn
-from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
+from torchvision.utils import draw_bounding_boxes
 
 from ..checkpoint import read_checkpoint
 from ..engine.distributed import device_named
@@ -29,6 +29,7 @@ from .loading import LoadImageFromFile
 from .runner import load_whole
 
 _STRENGTH = 0.6  # of a segment's colour over the picture
+_MASK_STRENGTH = 0.5  # of an object's colour over the picture
 _NAMED = 12  # classes that the legend has room for
 _SIDE = 320  # pixels; smaller pictures are enlarged to this, so that names can be read
 
@@ -65,12 +66,12 @@ class Detections:
     def draw(self) -> Image.Image:
         """Draw boxes, names, scores and masks over the picture; a small one is enlarged."""
         times = _enlargement(*self.picture.shape[:2])
-        canvas = torch.from_numpy(self.picture.repeat(times, 0).repeat(times, 1)).permute(2, 0, 1)
+        picture = self.picture
+        colours = [_colour(int(label)) for label in self.labels]
+        if len(self.boxes) and self.masks is not None:
+            picture = self._with_masks(colours)
+        canvas = torch.from_numpy(picture.repeat(times, 0).repeat(times, 1)).permute(2, 0, 1)
         if len(self.boxes):
-            colours = [_colour(int(label)) for label in self.labels]
-            if self.masks is not None:
-                masks = torch.from_numpy(self.masks.repeat(times, 1).repeat(times, 2))
-                canvas = draw_segmentation_masks(canvas, masks, alpha=0.5, colors=colours)
             scored = zip(self.labels, self.scores, strict=True)
             names = [f"{drawable(self.classes[label], int(label))} {score:.2f}" for label, score in scored]
             canvas = draw_bounding_boxes(canvas, torch.from_numpy(times * self.boxes), colors=colours)
@@ -78,8 +79,20 @@ class Detections:
         pen = ImageDraw.Draw(drawn)
         for i in range(len(self.boxes)):
             corner = (times * self.boxes[i, 0] + 2, times * self.boxes[i, 1] + 2)
-            pen.text(corner, names[i], fill=colours[i], font=pillow_font(names[i], 10))
+            font = pillow_font(names[i], 10)  # white in black is read on a mask of any colour
+            pen.text(corner, names[i], fill="white", font=font, stroke_width=1, stroke_fill="black")
         return drawn
+
+    def _with_masks(self, colours: Sequence[tuple[int, int, int]]) -> NDArray[np.uint8]:
+        """Lay the masks over the picture; where several overlap, with the mean of their colours."""
+        assert self.masks is not None
+        counts = self.masks.sum(0)[..., None]
+        means = np.zeros(self.picture.shape)
+        for mask, colour in zip(self.masks, colours, strict=True):
+            means[mask] += colour
+        means /= np.maximum(counts, 1)
+        mixed = np.where(counts > 0, _MASK_STRENGTH * means + (1 - _MASK_STRENGTH) * self.picture, self.picture)
+        return mixed.round().astype(np.uint8)
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values; masks as COCO's run-length encoding."""

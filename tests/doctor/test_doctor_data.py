@@ -53,6 +53,19 @@ def test_a_good_folder(folder: Path) -> None:
     assert findings[0].text.startswith("class folders") and f"train.py {folder}" in findings[-1].text
 
 
+def test_the_command_fits_a_small_folder(folder: Path) -> None:
+    """An epoch that is smaller than the default batch is an error of train.py."""
+    assert "--batch-size 1" in examine(folder)[-1].text
+    for number in range(2, 25):
+        for name in ("ant", "bee"):
+            picture(folder / "train" / name / f"{number}.png", number)
+    assert examine(folder)[-1].text.endswith("--batch-size 16")
+    for number in range(25, 32):
+        for name in ("ant", "bee"):
+            picture(folder / "train" / name / f"{number}.png", number)
+    assert "--batch-size" not in examine(folder)[-1].text
+
+
 def test_what_is_missing(folder: Path) -> None:
     """The folder, a class, the same classes in both splits, a split."""
     ((level, _, text),) = faults(examine(folder / "nowhere"))

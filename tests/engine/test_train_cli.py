@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from davit.checkpoint import read_checkpoint
 from davit.engine import precision
-from davit.engine.build import build_model
+from davit.engine.build import build_model, build_schedule
 from davit.engine.flags import (
     ABOVE_ZERO,
     NO_LONGER,
@@ -269,3 +270,18 @@ def test_train_and_validate_give_the_same_number(
 def test_models_are_accelerated_unless_told_otherwise(words: list[str], accelerated: bool) -> None:
     args = train_parser().parse_args(["DIR", "--model", "DaViT_nano", *words])
     assert (why_plain(build_model(args, 3)) == {}) is accelerated
+
+
+@pytest.mark.parametrize(
+    ("flags", "epochs", "warned"),
+    [("", 13, True), ("--cooldown-epochs 0", 3, True), ("--warmup-epochs 2", 13, False), ("--sched none", 3, False)],
+)
+def test_a_schedule_longer_than_its_epochs_and_a_warm_up_that_fills_it(
+    flags: str, epochs: int, warned: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    args = train_parser().parse_args(["DIR", "--epochs", "3", *flags.split()])
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+    with caplog.at_level("INFO", "davit"):
+        assert build_schedule(args, optimizer, steps_per_epoch=4)[1] == epochs
+    assert any("--cooldown-epochs" in record.getMessage() for record in caplog.records) == (epochs == 13)
+    assert any(record.levelname == "WARNING" for record in caplog.records) == warned

@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -63,3 +64,20 @@ def test_names_that_no_font_can_draw(monkeypatch: pytest.MonkeyPatch) -> None:
     palette = ((0, 0, 0), (255, 0, 0))
     odd, plain = (draw_segments(picture, segments, ("dog", name), palette).tobytes() for name in ("猫", "1"))
     assert odd == plain
+
+
+def test_masks_that_overlap() -> None:
+    """There the picture is tinted too: by the mean of the objects' colours."""
+    picture, boxes = np.full((400, 400, 3), 200, np.uint8), np.array([[0, 0, 9, 9]] * 3, np.float32)
+    masks = np.zeros((3, 400, 400), bool)
+    masks[0, 100:300], masks[1, 200:390], masks[2, :, 300:] = True, True, True
+
+    def drawn(*labels: int) -> Any:
+        found = Detections(picture, boxes, np.ones(3, np.float32), np.array(labels), masks, ("a", "b"))
+        return np.asarray(found.draw()).astype(int)
+
+    same, other = drawn(0, 0, 0), drawn(0, 1, 1)
+    first, second = same[150, 50], other[350, 50]
+    assert (same[250, 50] == first).all() and (same[250, 350] == first).all()
+    assert np.abs(other[250, 50] - (first + second) / 2).max() <= 1
+    assert (same[50, 250] == 200).all() and not (first == second).all()

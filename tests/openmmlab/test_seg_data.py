@@ -87,7 +87,7 @@ def test_pictures_that_are_broken_or_not_there(data: Path) -> None:
     broken.write_bytes(b"no picture")
     refused(data, broken)
     refused(data / "elsewhere", data / "elsewhere", "--data-root")
-    refused(data, ".jpg", "4 of .png", "img_suffix", img_suffix=".jpg")
+    refused(data, ".jpg", "4 of .png", "train_dataloader.dataset.img_suffix=.png", img_suffix=".jpg")
     shutil.rmtree(data / "images" / "train")
     (data / "images" / "train").mkdir()
     refused(data, data / "images/train", ".png", "no files")
