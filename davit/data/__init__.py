@@ -1,7 +1,7 @@
 """Load batches of pictures from image folders and named data sets, resumable at any step."""
 
 from .dataset import PictureDataset, Sample, SeededDataset, check_classes, open_dataset
-from .decode import load_rgb
+from .decode import Decoding, load_picture, load_rgb
 from .device import prefetch, save_images, to_device
 from .digits import write_digits
 from .errors import BadImageError, DataError, LoaderError
@@ -14,6 +14,7 @@ __all__ = [
     "BadImageError",
     "Batch",
     "DataError",
+    "Decoding",
     "EpochSampler",
     "EvalLoader",
     "LoaderError",
@@ -23,6 +24,7 @@ __all__ = [
     "TrainLoader",
     "check_classes",
     "eval_transform",
+    "load_picture",
     "load_rgb",
     "open_dataset",
     "prefetch",

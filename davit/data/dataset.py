@@ -6,21 +6,20 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..seeding import seeded
 from ..text import some
 from .crop_first import CropFirst, PendingCrop
-from .decode import Reduction, Stored, load_rgb
+from .decode import RGB, Decoding, Pixels, Reduction, Stored, load_picture
 from .errors import BadImageError, DataError
 from .folder import FolderSource, find_split
 from .timm_sets import NamedSource
 
 # (epoch, index, repeat): `repeat` counts the occurrences of one picture in one epoch, 0 for the first.
 Key = tuple[int, int, int]
-Transform = Callable[[Image.Image], Tensor]
+Transform = Callable[[Any], Tensor]  # of a decoded picture, `Pixels`
 
 _FOLDER_NAMES = ("", "folder", "imagefolder", "image_folder")
 
@@ -46,16 +45,19 @@ class Source(Protocol):
 
 
 class PictureDataset(Dataset[tuple[Any, int]]):
-    """The pictures of one split: item i is (transform(RGB picture), class index).
+    """The pictures of one split: item i is (transform(decoded picture), class index).
 
-    `transform` may be set at any time before a loader's first batch; without one an item's picture is a
-    PIL image. Decoding and transform meet in `__getitem__` and nowhere else.
+    `transform` and `decoding` may be set at any time before a loader's first batch; without a transform an item's
+    picture is that of `load_picture`. Decoding and transform meet in `__getitem__` and nowhere else.
     """
 
-    def __init__(self, source: Source, transform: Transform | None = None, *, mapped: bool = False) -> None:
+    def __init__(
+        self, source: Source, transform: Transform | None = None, *, decoding: Decoding = RGB, mapped: bool = False
+    ) -> None:
         """Wrap a source; `mapped`: its class indices come from a class map rather than from the data itself."""
         self.source = source
         self.transform = transform
+        self.decoding = decoding
         self.mapped = mapped
 
     @property
@@ -79,11 +81,11 @@ class PictureDataset(Dataset[tuple[Any, int]]):
         """List the files of all pictures, in order of their positions."""
         return [self.source.filename(index) for index in range(len(self))]
 
-    def read(self, index: int, reduction: Reduction | None = None) -> tuple[Image.Image, int]:
-        """Decode a picture and return it with its class index; `reduction` as in `load_rgb`."""
+    def read(self, index: int, reduction: Reduction | None = None) -> tuple[Pixels, int]:
+        """Decode a picture and return it with its class index; `reduction` as in `load_picture`."""
         stored, target = self.source.open(index)
         with stored if isinstance(stored, io.IOBase) else nullcontext():
-            return load_rgb(stored, self.source.path(index), reduction), target
+            return load_picture(stored, self.source.path(index), reduction, self.decoding), target
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
         if isinstance(self.transform, CropFirst):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import warnings
 from argparse import Namespace
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from timm.data import Mixup, resolve_data_config
+from timm.data import Mixup
 from timm.layers import convert_splitbn_model
 from timm.loss import JsdCrossEntropy, LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from timm.optim import create_optimizer_v2, optimizer_kwargs
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 
 from ..checkpoint import load_checkpoint
 from ..data import (
+    Decoding,
     EpochSampler,
     EvalLoader,
     PictureDataset,
@@ -35,8 +37,11 @@ from ..registry import create_model
 from ..text import some
 from .distributed import World
 from .evaluate import eval_mode
+from .load_model import bands_asked_for, picture_config
 from .precision import Precision, precision_from
 from .steps import Stepper
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -105,8 +110,6 @@ def open_data(args: Namespace, world: World) -> Data:
 
 def build_model(args: Namespace, num_classes: int) -> nn.Module:
     """Build the model of --model with its starting weights, on the CPU."""
-    if args.input_size is not None and args.input_size[0] != 3:
-        raise ValueError(f"--input-size {args.input_size}: pictures are read as RGB, so C must be 3.")
     model = _create(args, num_classes)
     if args.initial_checkpoint:
         load_checkpoint(model, args.initial_checkpoint)
@@ -129,7 +132,8 @@ def _create(args: Namespace, num_classes: int) -> nn.Module:
     """Create the model with the rates and arguments of the flags; it need not know rates that are 0."""
     rates = {"drop_rate": args.drop, "drop_path_rate": args.drop_path}
     pooling = {"global_pool": args.gp} if args.gp else {}
-    given = {"num_classes": num_classes, **pooling, **args.model_kwargs}
+    bands = bands_asked_for(vars(args)) or 3
+    given = {"num_classes": num_classes, **pooling, **({"in_chans": bands} if bands != 3 else {}), **args.model_kwargs}
     attempts = [{**rates, **given}] if any(rates.values()) else [{**rates, **given}, given]
     for kwargs in attempts:
         try:
@@ -144,17 +148,23 @@ def _create(args: Namespace, num_classes: int) -> nn.Module:
 
 def data_config(args: Namespace, model: nn.Module) -> dict[str, Any]:
     """Decide picture size, mean, std, interpolation and crop: the flags', else the model's own."""
+    bands = bands_asked_for(vars(args)) or 3
     try:
-        return resolve_data_config(vars(args), model=model)
+        return picture_config(vars(args), model, bands)
     except AssertionError as error:
         raise ValueError(
             f"pictures cannot be prepared with --img-size {args.img_size}, --input-size {args.input_size}, --mean "
-            f"{args.mean} and --std {args.std}: a size is one number (--input-size three), the others one or three."
+            f"{args.mean} and --std {args.std}: a size is one number (--input-size three), the others one "
+            f"or {bands}, for each band."
         ) from error
 
 
 def set_transforms(args: Namespace, data: Data, config: dict[str, Any]) -> None:
-    """Give both splits the transforms that the flags ask for."""
+    """Give both splits the decoding and the transforms that the flags ask for."""
+    decoding = Decoding.asked_for(config["input_size"][0], vars(args))
+    data.train.decoding = data.val.decoding = decoding
+    if decoding != Decoding():
+        log.info("Pictures have %d bands; more than 8 bits are scaled by %s.", decoding.bands, decoding)
     both = {"img_size": config["input_size"], "mean": config["mean"], "std": config["std"]}
     crop_and_colour = ("no_aug", "scale", "ratio", "hflip", "vflip", "color_jitter", "aa")
     erasing = ("reprob", "remode", "recount", "resplit", "aug_splits")

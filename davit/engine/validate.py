@@ -220,7 +220,7 @@ def _evaluate(request: Request, job: _Job) -> Row:
         check_classes(None, dataset, None if args.valid_labels else num_classes)
         _compare_class_names(loaded.class_names, dataset)
         labels = labels_for(dataset, num_classes, args.valid_labels, args.real_labels)
-        dataset.transform = loaded.transform()
+        dataset.transform, dataset.decoding = loaded.transform(), loaded.decoding
     config, params = loaded.config, sum(parameter.numel() for parameter in loaded.model.parameters()) / 1e6
     log.info(
         "%s, %s weights: %.2f M parameters, %d classes, %d pictures at %dx%d, crop %.4g (%s), %s%s",

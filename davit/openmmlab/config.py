@@ -14,6 +14,7 @@ from mmengine.config import Config, ConfigDict, DictAction
 
 from ..pretrained import PUBLISHED
 from ..text import nearest
+from .bands import follow_bands
 
 log = logging.getLogger(__name__)
 
@@ -83,6 +84,7 @@ def load_config(args: Namespace) -> Config:
             dataset.data_root = cfg.data_root
     _set_annotations_of_evaluators(cfg, options)
     _set_pretrained(cfg)
+    follow_bands(cfg)
     for name in LOADERS:
         if (cfg.get(name) or {}).get("num_workers") == 0:
             cfg[name].persistent_workers = False  # PyTorch refuses persistent workers where there are none

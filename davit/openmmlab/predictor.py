@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.dataset import Compose
-from mmengine.registry import MODELS, init_default_scope
+from mmengine.registry import MODELS, TRANSFORMS, init_default_scope
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import nn
@@ -20,9 +20,11 @@ from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
 from ..checkpoint import read_checkpoint
 from ..engine.distributed import device_named
-from ..predict.pictures import Picture, open_picture
+from ..predict.pictures import Picture, as_stored, name_of
+from .bands import follow_bands
 from .config import datasets_of, read_config, set_classes
 from .datasets import metainfo_of
+from .loading import LoadImageFromFile
 from .runner import load_whole
 
 _STRENGTH = 0.6  # of a segment's colour over the picture
@@ -122,6 +124,7 @@ class Predictor:
         cfg = config if isinstance(config, Config) else read_config(config)
         init_default_scope(cfg.default_scope)
         cfg.model.backbone.init_cfg = None
+        follow_bands(cfg)
         read = read_checkpoint(checkpoint)
         self.cfg = cfg
         self.classes, self.palette = _classes(cfg, read.metadata)
@@ -132,20 +135,31 @@ class Predictor:
         self.model.to(self.device).eval()
         self.score_threshold = score_threshold
         dataset = next(datasets_of(cfg.test_dataloader))
+        loader = TRANSFORMS.build(dataset.pipeline[0])
+        if (
+            getattr(type(loader), "transform", None) is not LoadImageFromFile.transform
+        ):  # of a subclass that reads arrays
+            raise ValueError(f"pictures are read by LoadImageFromFile, and this config begins with {loader}.")
+        self._loader = loader
         steps = [step for step in dataset.pipeline[1:] if step["type"].split(".")[-1] != "LoadAnnotations"]
-        self.pipeline = Compose([{"type": "LoadImageFromNDArray"}, *steps])
+        self.pipeline = Compose([{"type": "LoadImageFromNDArray", "to_float32": loader.to_float32}, *steps])
 
     @torch.no_grad()
     def predict(self, picture: Picture) -> Detections | Segmentation:
         """Predict what is in a picture: a file, its bytes, a PIL image, or an array (H, W, 3) RGB.
 
+        A model of C bands takes arrays (H, W, C). The picture is decoded as the config's test pipeline does.
+
         Raises:
             BadImageError: the file is no picture that can be read.
             ValueError: something else than a `Picture`.
         """
-        pixels = np.asarray(open_picture(picture))
-        bgr = np.ascontiguousarray(pixels[:, :, ::-1])
-        packed = self.pipeline({"img": bgr, "img_id": 0, "img_path": ""})
+        name = name_of(picture)
+        stored = as_stored(picture, name, self._loader.bands or 3)
+        img = self._loader.read(stored, name)
+        packed = self.pipeline({"img": img, "img_id": 0, "img_path": ""})
+        is_bgr = img.ndim == 3 and img.shape[2] == 3 and img.dtype == np.uint8
+        pixels = np.ascontiguousarray(img[:, :, ::-1]) if is_bgr else np.asarray(self._loader.shown(stored, name))
         batch = {"inputs": [packed["inputs"]], "data_samples": [packed["data_samples"]]}
         (result,) = self.model.test_step(batch)  # type: ignore[operator]
         if "pred_sem_seg" in result:

@@ -15,8 +15,8 @@ from mmseg.datasets import BaseSegDataset
 from mmseg.engine.hooks import SegVisualizationHook
 from mmseg.models.segmentors import SegTTAModel
 from mmseg.registry import DATASETS, HOOKS, MODELS
-from PIL import Image, ImageOps
 
+from .loading import LoadImageFromFile
 from .masks import IGNORED
 from .predictor import draw_segments
 
@@ -95,6 +95,8 @@ class DrawnPredictions(SegVisualizationHook):
         """Remember the classes and the folder of the test set."""
         dataset = runner.test_dataloader.dataset
         self._meta = dataset.metainfo
+        steps = dataset.pipeline.transforms
+        self._loader = next((step for step in steps if isinstance(step, LoadImageFromFile)), LoadImageFromFile())
         self._root = Path(dataset.data_prefix.get("img_path") or dataset.data_root or ".").absolute()
 
     def after_test_iter(self, runner: Any, batch_idx: int, data_batch: Any, outputs: Any) -> None:
@@ -104,7 +106,6 @@ class DrawnPredictions(SegVisualizationHook):
             inside = picture.relative_to(self._root) if picture.is_relative_to(self._root) else Path(picture.name)
             target = (self.out_dir / inside).with_suffix(".png")
             target.parent.mkdir(parents=True, exist_ok=True)
-            with Image.open(picture) as opened:
-                image = np.asarray(ImageOps.exif_transpose(opened).convert("RGB"))
+            image = np.asarray(self._loader.shown(sample.img_path))
             labels = sample.pred_sem_seg.data.squeeze().cpu().numpy()
             draw_segments(image, labels, self._meta["classes"], self._meta["palette"]).save(target)

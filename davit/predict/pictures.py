@@ -15,28 +15,39 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 from timm.utils.misc import natural_key
 
-from ..data import DataError, load_rgb
-from ..data.decode import SUFFIXES, Stored
+from ..data import DataError, Decoding, load_picture
+from ..data.decode import RGB, SUFFIXES, Pixels, Stored
 from ..text import some
 
 log = logging.getLogger(__name__)
 
-# A path, a picture of Pillow's, the bytes of a file, or an array (H, W), (H, W, 3) or (H, W, 4) of uint8.
+# A path, a picture of Pillow's, the bytes of a file, or an array (H, W), (H, W, 3) or (H, W, 4) of uint8; where other
+# than three bands are read, an array (H, W, C) of any type.
 Picture: TypeAlias = str | Path | Image.Image | bytes | np.ndarray[Any, Any]
 
 
-def open_picture(picture: Picture) -> Image.Image:
-    """Open a picture, upright, as 8-bit RGB.
+def open_picture(picture: Picture, decoding: Decoding = RGB) -> Pixels:
+    """Open a picture, upright, as `decoding` says: 8-bit RGB unless it has another number of bands.
 
     Raises:
         BadImageError: a file or bytes that are no readable picture.
         ValueError: not a `Picture`.
     """
-    name = str(picture) if isinstance(picture, str | Path) else "the picture given"
-    return load_rgb(_as_stored(picture, name), name)
+    name = name_of(picture)
+    return load_picture(as_stored(picture, name, decoding.bands), name, decoding=decoding)
 
 
-def _as_stored(picture: Picture, name: str) -> Stored:
+def name_of(picture: Picture) -> str:
+    """Name a picture for errors."""
+    return str(picture) if isinstance(picture, str | Path) else "the picture given"
+
+
+def as_stored(picture: Picture, name: str, bands: int = 3) -> Stored:
+    """Make of a picture what the decoder takes.
+
+    Raises:
+        ValueError: not a `Picture`, or an array that is none of so many bands.
+    """
     if isinstance(picture, str | Path | Image.Image):
         return picture
     if isinstance(picture, bytes | bytearray | memoryview):
@@ -46,6 +57,8 @@ def _as_stored(picture: Picture, name: str) -> Stored:
             f"{name} is a {type(picture).__name__}; give a path, bytes, a picture of Pillow's or an "
             "array of uint8, (H, W) or (H, W, 3)."
         )
+    if bands != 3 and picture.dtype.kind in "buif":
+        return picture
     has_shape = picture.ndim == 2 or (picture.ndim == 3 and picture.shape[2] in (3, 4))
     if picture.dtype != np.uint8 or not has_shape or picture.size == 0:
         raise ValueError(
@@ -64,8 +77,9 @@ class PictureSource:
 
     class_to_idx: dict[str, int] = {}  # noqa: RUF012
 
-    def __init__(self, pictures: Sequence[Picture]) -> None:
+    def __init__(self, pictures: Sequence[Picture], bands: int = 3) -> None:
         self._pictures = pictures
+        self._bands = bands
 
     def __len__(self) -> int:
         return len(self._pictures)
@@ -84,7 +98,7 @@ class PictureSource:
         """Return None: pictures without classes."""
 
     def open(self, index: int) -> tuple[Stored, int]:
-        return _as_stored(self._pictures[index], self.path(index)), 0
+        return as_stored(self._pictures[index], self.path(index), self._bands), 0
 
 
 def find_pictures(places: Sequence[str], stdin: bytes | None = None) -> list[str | bytes]:

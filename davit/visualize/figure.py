@@ -33,13 +33,16 @@ class Look:
     """All that was computed from one picture.
 
     Attributes:
-        shown_HWC: the picture as the model saw it, resized and cropped, 0 to 1.
+        shown_HWC: the picture as the model saw it, resized and cropped, 0 to 1; of more than three bands the first
+            three, of fewer the first as grey.
+        bands: how many the model saw.
         attention: None for a model other than DaViT.
         marked: the place of most evidence for the first class, as shares (down, right) of the picture.
     """
 
     prediction: Prediction
     shown_HWC: np.ndarray[Any, Any]
+    bands: int
     evidence: tuple[Evidence, ...]
     attention: Attention | None
     marked: tuple[float, float]
@@ -54,7 +57,7 @@ def look(predictor: Predictor, picture: Picture, class_index: int | None = None)
     Raises:
         ValueError: the picture cannot be read, or the class is unknown.
     """
-    image_CHW = predictor.transform(open_picture(picture))
+    image_CHW = predictor.transform(open_picture(picture, predictor.decoding))
     prediction = predictor.predict(picture)
     others = [guess.index for guess in prediction.guesses if guess.index != class_index]
     classes = ([class_index] if class_index is not None else []) + others
@@ -64,8 +67,10 @@ def look(predictor: Predictor, picture: Picture, class_index: int | None = None)
     H, W = evidence[0].map_HW.shape
     row, column = divmod(int(evidence[0].map_HW.argmax()), W)
     mean, std = (torch.tensor(predictor.config[name])[:, None, None] for name in ("mean", "std"))
-    shown_HWC = (image_CHW * std + mean).clamp(0, 1).permute(1, 2, 0).numpy()
-    return Look(prediction, shown_HWC, tuple(evidence), attention, ((row + 0.5) / H, (column + 0.5) / W))
+    seen_CHW = (image_CHW * std + mean).clamp(0, 1)
+    shown_HWC = (seen_CHW[:3] if len(seen_CHW) >= 3 else seen_CHW[[0, 0, 0]]).permute(1, 2, 0).numpy()
+    marked = ((row + 0.5) / H, (column + 0.5) / W)
+    return Look(prediction, shown_HWC, len(seen_CHW), tuple(evidence), attention, marked)
 
 
 def draw_picture(
@@ -109,7 +114,8 @@ def render(predictor: Predictor, seen: Look) -> Any:
         axes.spines[:].set_visible(False)
         return axes
 
-    panel(0, 0, "what the model sees").imshow(seen.shown_HWC, interpolation="nearest")
+    some_bands = {1: "", 2: ": band 1 of 2", 3: ""}.get(seen.bands, f": bands 1 to 3 of {seen.bands}")
+    panel(0, 0, f"what the model sees{some_bands}").imshow(seen.shown_HWC, interpolation="nearest")
     for column, evidence in enumerate(seen.evidence, start=1):
         axes = panel(0, column, f"evidence for {_short(predictor.class_names[evidence.class_index])}")
         _draw_evidence(axes, seen, evidence, is_marked=column == 1)
