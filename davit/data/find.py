@@ -25,6 +25,7 @@ _KINDS = {"csv": "csv", "wds": "wds", "tar": "wds", "parquet": "parquet", "arrow
 _FOLDER_NAMES = ("folder", "imagefolder", "image_folder")
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
+_ELSEWHERE = re.compile(r"(^|/)(pipe:|[a-z][a-z0-9+.-]+:/)")  # as a path, which has lost a slash of s3://
 _MOST_FILES = 1_000_000
 _BESIDE_TABLE = ("images", "pictures", "imgs")  # folders in which a csv's files may lie
 
@@ -84,7 +85,7 @@ def open_source(
         return FolderSource(first, class_map)
     if found.kind == "parquet":
         return TableSource(found.files, class_map, **keys)
-    inner = {**keys, "split": split if found.split_required or found.kind == "wds" else "."}
+    inner = {**keys, "split": split}
     if found.kind == "wds":
         return ShardSource(found.files, class_map=class_map, split_required=found.split_required, **inner)
     folders = [first.parent, *([Path(root)] if root is not None else [])]
@@ -103,7 +104,7 @@ def find(place: Path, split: str, kind: str | None = None) -> Found:
     Raises:
         DataError: there is no such split, or more than one kind; the message says what is there.
     """
-    if "://" in str(place) or str(place).startswith("pipe:"):
+    if _ELSEWHERE.search(str(place)) and not place.exists():
         raise DataError(f"{place} is not a local file: fetch the shards first, as they are read at random")
     if not place.exists() and _is_pattern(str(place)):
         return _choose(place, expand(str(place)), split, kind)

@@ -111,6 +111,8 @@ class Listed:
         Raises:
             DataError: the labels cannot be numbered, or none is in the class map.
         """
+        if not names:
+            raise DataError(f"{place} lists no pictures")
         distinct = {label for label in labels if label is not None}
         if (longest := max(map(len, itertools.chain(distinct, names)), default=0)) > _LONGEST:
             raise DataError(f"{place}: a name or a label has {longest} characters, so it is none")

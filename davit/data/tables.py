@@ -102,13 +102,14 @@ def _read_rows(
             f"split, such as {split}.csv, or name the split '.' to take all"
         )
     wanted = None if part is None or split == "." else names_of_split(split)
+    filled = [(line, [cell.strip() for cell in row] + [""] * (len(columns) - len(row))) for line, row in table]
+    if wanted and part is not None:
+        of_split = [(line, cells) for line, cells in filled if cells[part].lower() in wanted]
+        filled = of_split if of_split or split_required else filled
     rows: list[tuple[str, str]] = []
-    for line, row in table:
-        cells = [cell.strip() for cell in row] + [""] * (len(columns) - len(row))
-        if wanted and part is not None and cells[part].lower() not in wanted:
-            continue
+    for line, cells in filled:
         if len(cells) < 2 or not cells[picture] or not cells[label] or "\0" in cells[picture]:
-            raise DataError(f"{file}, line {line}: {delimiter.join(row)!r} lacks a path or a label")
+            raise DataError(f"{file}, line {line}: {delimiter.join(cells)!r} lacks a path or a label")
         rows.append((cells[picture], cells[label]))
     if not rows:
         raise DataError(f"{file} has no rows of split {split!r}" if table else f"{file} lists no picture")
@@ -379,6 +380,8 @@ def _in_place(rows: _Rows, batches: Iterable[Any], whole: Any, stamp: tuple[int,
     """Find the pictures' bytes in an Arrow file, uncompressed; `whole` is the file mapped into memory."""
 
     def find(pictures: Any) -> list[tuple[int, int]]:
+        if "view" in str(pictures.type):
+            raise DataError(f"{rows.file} holds {pictures.type}: write it as binary, or as Parquet")
         _, ends, data = pictures.buffers()
         first = 0 if data is None else data.address - whole.address
         if not 0 <= first <= whole.size:

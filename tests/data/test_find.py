@@ -71,7 +71,7 @@ def test_files_that_tell_no_split_must_tell_it_inside(tmp_path: Path) -> None:
 )
 def test_a_split_that_is_not_there(names: list[str], place: str, split: str, kind: str | None, tmp_path: Path) -> None:
     touch(tmp_path, *names)
-    with pytest.raises(DataError):
+    with pytest.raises(DataError, match="local" if ":" in place else ""):
         find(Path(place) if ":" in place else tmp_path / place, split, kind)
 
 

@@ -89,6 +89,10 @@ def test_splits_of_one_table(pictures: Pictures) -> None:
     assert len(open_dataset(root / "labels.csv", ".")) == 3
     with pytest.raises(DataError, match="test"):
         open_dataset(root, "test")
+    (root / "train.csv").write_text("path,label,split\n1.png,a,train\n2.png,b,extra\n")
+    assert open_dataset(root / "train.csv", "train").filenames() == ["1.png"]
+    (root / "val.csv").write_text("path,label,split\n1.png,a,fold1\n2.png,b,fold2\n")
+    assert len(open_dataset(root / "val.csv", "val")) == 2
 
 
 @pytest.mark.parametrize(
@@ -203,6 +207,16 @@ def test_a_damaged_table_and_a_compressed_one(arrow: Any, make_folder: MakeFolde
         stream.write_table(table)
     with pytest.raises(DataError):
         open_dataset(tmp_path / "train.arrow", "train")
+    views = arrow.table({"image": arrow.array([b"x"], arrow.binary_view()), "label": [1]})
+    with arrow.ipc.new_stream(str(tmp_path / "train.arrow"), views.schema) as stream:
+        stream.write_table(views)
+    with pytest.raises(DataError):
+        open_dataset(tmp_path / "train.arrow", "train")
+    arrow.parquet.write_table(views, tmp_path / "views.parquet")
+    assert open_dataset(tmp_path / "views.parquet", ".").source.targets() == [1]
+    arrow.parquet.write_table(views.slice(0, 0), tmp_path / "empty.parquet")
+    with pytest.raises(DataError, match=r"empty\.parquet"):
+        open_dataset(tmp_path / "empty.parquet", ".")
 
 
 def test_the_copy_is_made_once_and_again_when_the_table_changes_or_it_is_gone(
