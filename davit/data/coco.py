@@ -190,6 +190,7 @@ def examine(
     filter_cfg: Mapping[str, Any] | None = None,
     data_check: bool = True,
     skip_bad_images: bool = False,
+    converted: bool = False,
 ) -> Examined:
     """Check annotations, which may come from elsewhere than a file, and mend what can be mended without guessing.
 
@@ -205,13 +206,16 @@ def examine(
         filter_cfg: MMDetection's rule of what training leaves out; None for none.
         data_check: read the header of every picture.
         skip_bad_images: leave out pictures that are missing or cannot be read, in place of a fault.
+        converted: the contents were made of an origin that is no COCO json, so that `Examined.file` always is a copy.
     """
     fault = _layout_fault(contents, labelled)
     if fault:
         return Examined(contents, origin, tuple(classes or ()), CocoSummary(0, 0), [fault])
-    return _Examination(contents, origin, folder, needs_masks, training, labelled).run(
+    found = _Examination(contents, origin, folder, needs_masks, training, labelled).run(
         classes, filter_cfg, data_check, skip_bad_images
     )
+    found.is_changed |= converted
+    return found
 
 
 # ---- reading ----
@@ -371,8 +375,8 @@ class _Examination:
         self._check_images()
         ids = self._check_categories()
         missing_sizes = [image for image in self.images if "width" not in image or "height" not in image]
-        if not self._has_faults():
-            self._check_pictures(data_check, skip_bad_images, missing_sizes)
+        if all(isinstance(image.get("file_name"), str) and image["file_name"] for image in self.images):
+            self._check_pictures(data_check, skip_bad_images and not self._has_faults(), missing_sizes)
         self._check_objects(ids)
         chosen = self._choose_classes(classes)
         summary = self._summarise(chosen, filter_cfg)
@@ -500,7 +504,7 @@ class _Examination:
         if odd := describe_misnamed([*headers], [*headers.values()]):
             self.notes.append(f"{odd}; they are read by their content.")
         self._check_sizes(headers)
-        self.image_of = {image["id"]: image for image in self.images}
+        self.image_of = {image["id"]: image for image in self.images if _is_id(image.get("id"))}
 
     def _leave_out_pictures(self, bad: Mapping[str, str]) -> None:
         gone = {image["id"] for image in self.images if image["file_name"] in bad}
@@ -582,23 +586,7 @@ class _Examination:
             category = self._referred(index, entry, "category_id", categories)
             if category is not None:
                 self.used[entry["category_id"]] += 1
-            box = entry.get("bbox", _ABSENT)
-            if not isinstance(box, list | tuple) or len(box) != 4 or not all(
-                type(value) in NUMBERS and -FAR < value < FAR for value in box
-            ):
-                self._fault_object(index, "bbox", "have no four finite numbers as box: [x, y, width, height]")
-                continue
-            if image is None or category is None or "width" not in image or "height" not in image:
-                continue
-            x, y, w, h = box
-            if w > 0 and h > 0:
-                boxes += 1
-                outside += x + w > image["width"] + 1 or y + h > image["height"] + 1 or x < -1 or y < -1
-                corners += 0 <= x < w <= image["width"] + 1 and 0 <= y < h <= image["height"] + 1
-                positive += w <= 1 and h <= 1 and x <= 1 and y <= 1
             changes: dict[str, Any] = {}
-            if number == 0:
-                zero = len(kept)
             crowd = entry.get("iscrowd", _ABSENT)
             if crowd is _ABSENT:
                 self.mended.add("annotations", "have no iscrowd: taken for 0", _named("annotations", index, entry))
@@ -613,7 +601,20 @@ class _Examination:
             if area is not _ABSENT and not (type(area) in NUMBERS and -FAR * FAR < area < FAR * FAR):
                 remedy = "Write the mask's or the box's area in pixels, or leave it out: it is then computed."
                 self._fault_object(index, "area", "have no finite number as area", remedy)
+            box = entry.get("bbox", _ABSENT)
+            if not isinstance(box, list | tuple) or len(box) != 4 or not all(
+                type(value) in NUMBERS and -FAR < value < FAR for value in box
+            ):
+                self._fault_object(index, "bbox", "have no four finite numbers as box: [x, y, width, height]")
                 continue
+            if image is None or category is None or "width" not in image or "height" not in image:
+                continue
+            x, y, w, h = box
+            if w > 0 and h > 0:
+                boxes += 1
+                outside += x + w > image["width"] + 1 or y + h > image["height"] + 1 or x < -1 or y < -1
+                corners += 0 <= x < w <= image["width"] + 1 and 0 <= y < h <= image["height"] + 1
+                positive += w <= 1 and h <= 1 and x <= 1 and y <= 1
             mask = None
             if self.needs_masks or area is _ABSENT or without_area:
                 outline = check_outline(entry.get("segmentation"), image["width"], image["height"])
@@ -640,6 +641,8 @@ class _Examination:
                 text = "have no area: computed" if area is _ABSENT else "have an area of 0, as all have: computed"
                 self.mended.add("annotations", f"{text} from mask or box", _named("annotations", index, entry))
                 changes["area"] = area_of(mask) if mask is not None else float(max(w, 0) * max(h, 0))
+            if number == 0:
+                zero = len(kept)
             kept.append({**entry, **changes} if changes else entry)
         if zero is not None:
             self.mended.add("annotations", "have the id 0, which evaluation takes for none: numbered anew", "id 0")
@@ -823,7 +826,8 @@ def _named(kind: str, index: int, entry: Mapping[str, Any]) -> str:
     parts = [f"id {_short(entry['id'])}"] if "id" in entry else []
     if kind == "images" and "file_name" in entry:
         parts.append(_short(entry["file_name"]))
-    return f"{kind}[{index}]{f' ({chr(44).join(parts)})' if parts else ''}"
+    inside = ", ".join(parts)
+    return f"{kind}[{index}] ({inside})" if parts else f"{kind}[{index}]"
 
 
 def _stored(header: Any) -> tuple[int, int]:

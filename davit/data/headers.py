@@ -10,9 +10,8 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import astuple, dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 from PIL import Image, UnidentifiedImageError
 
@@ -24,6 +23,7 @@ from .listing import format_of
 
 log = logging.getLogger(__name__)
 
+_ROW = (int, int, str, int, int, str, bool)  # size and time of a file, and its header
 _LAYOUT = 1  # of the cached files; another number makes them all absent
 _AT_ONCE = 64  # files that a thread takes in one go
 _SAID_FROM = 1.0  # seconds
@@ -38,8 +38,7 @@ _OTHERS = (
 )
 
 
-@dataclass(frozen=True)
-class Header:
+class Header(NamedTuple):
     """What the header of a picture says.
 
     kind: Pillow's name of the format ("JPEG", "PNG", ...); empty where it is no picture.
@@ -67,8 +66,8 @@ def read_headers(files: Sequence[str | Path]) -> list[Header]:
     if not files:
         return []
     started = time.monotonic()
-    paths = [os.path.abspath(file) for file in files]  # noqa: PTH100 (a hundred thousand of them)
-    root = os.path.commonpath([os.path.dirname(path) for path in paths])  # noqa: PTH120
+    paths, folders = _absolute(files)
+    root = os.path.commonpath(folders)
     known = _Known(root)
     found: dict[str, Header] = {}
     changed: list[tuple[str, int, int]] = []
@@ -122,6 +121,7 @@ class _Known:
 
     def __init__(self, root: str) -> None:
         self._root = root
+        self._start = len(root.rstrip(os.sep)) + 1
         self._file: Path | None = None
         self._rows: dict[str, Any] = {}
         self._used: set[str] = set()
@@ -137,17 +137,14 @@ class _Known:
         """Return a file's header; None if it is not known as it is now."""
         name = self._name(path)
         self._used.add(name)
-        match self._rows.get(name):
-            case [int(s), int(c), str(kind), int(width), int(height), str(mode), bool(turned)] if (s, c) == (
-                size,
-                changed,
-            ):
-                return Header(kind, width, height, mode, turned)
-        return None
+        row = self._rows.get(name)
+        if type(row) is not list or len(row) != len(_ROW) or (row[0], row[1]) != (size, changed):
+            return None
+        return Header(*row[2:]) if all(map(isinstance, row, _ROW)) else None
 
     def put(self, path: str, size: int, changed: int, header: Header) -> None:
         """Keep the header of a sound file."""
-        self._rows[self._name(path)] = [size, changed, *astuple(header)[:-1]]
+        self._rows[self._name(path)] = [size, changed, *header[:-1]]
 
     def save(self) -> None:
         """Write what is known of files that still exist; where that is not possible, the next run reads anew."""
@@ -163,7 +160,19 @@ class _Known:
         return os.path.exists(os.path.join(self._root, name))  # noqa: PTH110, PTH118
 
     def _name(self, path: str) -> str:
-        return path[len(self._root) :].lstrip(os.sep)
+        return path[self._start :]
+
+
+def _absolute(files: Sequence[str | Path]) -> tuple[list[str], list[str]]:
+    """Return the absolute paths of files, and their folders, each of which is resolved once."""
+    known: dict[str, str] = {}
+    paths = []
+    for file in files:
+        folder, name = os.path.split(file)
+        if folder not in known:
+            known[folder] = os.path.abspath(folder)  # noqa: PTH100
+        paths.append(f"{known[folder].rstrip(os.sep)}{os.sep}{name}")
+    return paths, [*known.values()]
 
 
 def _read_all(paths: Sequence[str]) -> list[Header]:

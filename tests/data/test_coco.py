@@ -179,6 +179,11 @@ def test_all_kinds_of_faults_are_named_at_once(check: Check, contents: dict[str,
     for word in ("2 of 7", "image_id 77", "area 'x'", "category_id 88", "iscrowd 7"):
         assert word in str(error.value)
     assert len(str(error.value).splitlines()) == 6
+    contents["images"][1]["id"] = "2"
+    contents["images"][0]["file_name"] = "gone.png"
+    with pytest.raises(DataError) as error:
+        check(contents, skip_bad_images=True)
+    assert "gone.png" in str(error.value) and "id '2'" in str(error.value)
     many = [{"id": f"{n}", "file_name": n} for n in range(3)]
     assert "more kinds" not in str(error.value) and len(examine({**contents, "images": many}, Path("a"), Path("b")).faults) > 4
 
@@ -354,6 +359,11 @@ def test_a_copy_is_written_once_and_old_ones_go(check: Check, contents: dict[str
     contents["annotations"][0]["id"] = 0
     other = check(contents).file()
     assert other.is_file() and not copy_.exists()
+
+
+def test_contents_of_another_origin_become_a_file(contents: dict[str, Any], folder: Path) -> None:
+    found = examine(contents, Path("data.yaml"), folder, ("cat", "dog"), converted=True)
+    assert json.loads(found.file().read_text()) == contents and not found.notes
 
 
 def test_without_a_place_for_a_copy(

@@ -15,7 +15,8 @@ from pycocotools.coco import COCO
 from davit.openmmlab import cli
 from davit.openmmlab.cli import test_main as evaluate
 from davit.openmmlab.cli import train_main as train
-from tests.openmmlab.conftest import DET, Go, scores_of
+from tests.conftest import REPOSITORY
+from tests.openmmlab.conftest import DET, DET_TOOLS, Go, scores_of, shell
 
 DIGITS = tuple("0123456789")
 
@@ -321,6 +322,32 @@ def test_wrapped_data_sets(
     one, other = seen.pop().train_dataloader.dataset.dataset.datasets
     assert COCO(one.ann_file).getCatIds(catNms=list(DIGITS)) == list(range(1, 11))
     assert other.ann_file == "annotations/instances_train2017.json"
+
+
+@pytest.mark.long
+def test_two_processes_use_what_one_of_them_checked(run: Run, scenes: Path, tmp_path: Path) -> None:
+    write(scenes, lambda contents: contents["categories"].reverse())
+    run("--format-only")  # writes oracle.py
+    words = [DET_TOOLS / "dist_test.sh", "oracle.py", "oracle.pth", 2, "--data-root", scenes, "--work-dir", "two"]
+    words += ["--cfg-options", "val_dataloader.dataset.ann_file=annotations/x.json"]
+    shell(*words, cwd=tmp_path, PYTHONPATH=str(REPOSITORY))
+    assert map_of(scores_of(Path("two"))) == (1.0, 1.0)
+    write(scenes, lambda contents: contents["annotations"][0].update(id=2))
+    said = shell(*words, cwd=tmp_path, PYTHONPATH=str(REPOSITORY), status=1)  # torchrun's; each process ends with 2
+    assert "unique" in said and "exitcode  : 2" in said
+
+
+def test_a_run_is_resumed_with_its_classes(
+    go: Go, detector: Path, few_scenes: Path, trained: Path, scenes: Path, tmp_path: Path
+) -> None:
+    write(scenes, lambda contents: contents["categories"].reverse(), "x", "train")
+    (tmp_path / "out").mkdir()
+    shutil.copy(trained / "epoch_2.pth", tmp_path / "out/epoch_2.pth")
+    words = [detector, "--data-root", scenes, "--work-dir", tmp_path / "out", "--no-validate", "--resume"]
+    options = ["train_dataloader.dataset.ann_file=annotations/x.json", "train_cfg.max_epochs=2"]
+    said = go(train, *words, "--classes", "auto", "--cfg-options", *options, status=2)
+    assert "--classes" in said and "epoch_2.pth" in said
+    go(train, *words, "--cfg-options", *options)
 
 
 def test_what_is_not_checked_is_said(caplog: pytest.LogCaptureFixture, few_scenes: Path) -> None:
