@@ -51,6 +51,8 @@ _MASK_FOLDERS = (
     *("labels", "label", "gtfine", "gt", "groundtruth", "ground_truth", "segmentation", "segmentations", "seg"),
     *("targets", "target"),
 )
+_NAME_FILES = ("classes.txt", "_darknet.labels", "obj.names")  # of LabelImg, Roboflow and CVAT
+
 _HEAD, _TAIL = 1 << 18, 1 << 16  # bytes of a json that are read to recognise it
 _WHOLE = 16 << 20  # bytes up to which a json is read whole, for its counts
 _LISTED = 16  # folders beside one another that are searched for a json, whatever they are called
@@ -440,12 +442,16 @@ def _without_yaml(root: Path) -> YoloSet | None:
                 values[split] = f"{pictures.name}/{name}"
                 texts += [labels, labels / name]
     for name in _folders(root):
-        if (split := split_of(name)) and _named(root / name, ("images",)) and _named(root / name, ("labels",)):
+        split = split_of(name)
+        if split and _named(root / name, ("images",)) and _named(root / name, ("labels",)):
             values.setdefault(split, f"{name}/images")
             texts.append(root / name / "labels")
+        elif split and not _folders(root / name):  # labels beside their pictures, as Darknet has them
+            values.setdefault(split, name)
+            texts.append(root / name)
     if not any(_is_label(folder / name) for folder in texts for name in islice(_entries(folder), _SAMPLE)):
         return None
-    for names in (folder / "classes.txt" for folder in (root, *texts)):
+    for names in (folder / name for folder in (root, *texts) for name in _NAME_FILES):
         if names.is_file():
             return yolo_of(names, {**values, "path": str(root.absolute()), "names": names.name})
     wanted = "; ".join(f"{split}: {place}" for split, place in values.items())

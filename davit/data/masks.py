@@ -178,7 +178,7 @@ def _colours_of(mask: Path, mode: str) -> str:
     try:
         with Image.open(mask) as image:
             found = image.convert("RGB").getcolors(256)
-    except (OSError, ValueError, SyntaxError):
+    except (OSError, ValueError, SyntaxError):  # cut off, which reading it says
         return ""
     if found is None:
         return " It has more than 256 colours, so it is a photograph, or was saved as JPEG."

@@ -48,6 +48,7 @@ def examine_folder(root: Path, limit: int | None) -> Iterator[Finding]:
         layout = find_layout(root)
     except DataError as fault:
         yield error("layout", str(fault), "arrange the files as one of the layouts; README.md has examples")
+        yield from _pictures(root, limit)
         return
     yield ok("layout", str(layout))
     for note in layout.notes:
@@ -62,6 +63,15 @@ def examine_folder(root: Path, limit: int | None) -> Iterator[Finding]:
         yield finding
     repaired = "when the errors above are gone: " if "error" in levels else ""
     yield ok("command", f"{repaired}{_command(layout, root)}")
+
+
+def _pictures(root: Path, limit: int | None) -> Iterator[Finding]:
+    """Look at the pictures of a folder whose labels are not known."""
+    with suppress(DataError):  # a finding already
+        found = list_pictures(root)
+        if found.pictures:
+            yield ok("pictures", f"{len(found.pictures)} in {root}")
+            yield from _readable_files("pictures", [root / name for name in found.pictures], limit)
 
 
 def _command(layout: Layout, root: Path) -> str:
@@ -107,6 +117,8 @@ def _classes(layout: Layout, limit: int | None) -> Iterator[Finding]:
         else:
             yield from (warning("classes", text, "nothing, if that is meant") for text in messages)
             yield ok("classes", f"the same {len(splits['train'].class_names)} in train and val")
+    if not splits:
+        yield from _pictures(layout.root, limit)
     for split, dataset in splits.items():
         files = [dataset.source.path(index) for index in _spread(range(len(dataset)), _VALUES)]
         bands = yield from _values(split, [Path(file) for file in files if Path(file).is_file()])

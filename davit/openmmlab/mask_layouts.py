@@ -53,28 +53,28 @@ def use_mask_layout(
     try:
         layout = _find(root)
     except DataError:
-        if all(_is_there(root, one, "img_path") for one in parts):
-            return ()  # pictures without masks, as those of a server's test set
+        if any(_is_there(root, one, "img_path") for one in parts):
+            return ()  # pictures without masks, as those of a server's test set; the check names what is missing
         raise
-    splits = _fill(layout.splits)
+    sources = _sources(layout.splits)
     as_regions = layout.task != "segmentation"
     classes: tuple[str, ...] = ()
     for name, several in own.items():
         for one in several:
-            if name not in splits:
+            if name not in sources:
                 continue  # the check says that its folder is missing
             if as_regions:
-                _use_regions(one, layout, name if name in layout.splits else "val", splits[name])
+                _use_regions(one, layout, sources[name])
             else:
-                _use_folders(one, root, splits[name])
+                _use_folders(one, root, layout.splits[sources[name]])
     if named:
         pass
     elif as_regions:
         first = next((one for one in parts if one["type"] == "CocoRegions"), None)
         classes = classes_of_regions(Path(first["ann_file"])) if first else ()
     else:
-        classes = _use_classes(parts, root, [split.pictures for split in splits.values()])
-    note = "" if "val" in layout.splits or "test" not in layout.splits else "; there is no val, so test stands for it"
+        classes = _use_classes(parts, root, [split.pictures for split in layout.splits.values()])
+    note = "; there is no val, so test stands for it" if sources.get("val") == "test" else ""
     log.info("%s%s.", layout, note)
     for text in layout.notes:
         log.warning("%s.", text)
@@ -97,13 +97,13 @@ def _find(root: Path) -> Layout:
         return found
 
 
-def _fill(splits: dict[str, Split]) -> dict[str, Split]:
-    """Take the validation pictures for testing too, as the configs do, and test pictures where there are no others."""
-    filled = dict(splits)
-    validation = splits.get("val") or splits.get("test")
-    if validation is not None and validation.labelled:
-        filled["val"] = filled["test"] = validation
-    return filled
+def _sources(splits: dict[str, Split]) -> dict[str, str]:
+    """Name the split that each of the config's reads: test reads validation's, and each the other's if it has none."""
+    sources = {name: name for name in splits}
+    validation = next((name for name in ("val", "test") if name in splits and splits[name].labelled), None)
+    if validation is not None:
+        sources["val"] = sources["test"] = validation
+    return sources
 
 
 def _use_folders(dataset: Any, root: Path, split: Split) -> None:
@@ -113,17 +113,15 @@ def _use_folders(dataset: Any, root: Path, split: Split) -> None:
         dataset["palette_is_labels"] = True
 
 
-def _use_regions(dataset: Any, layout: Layout, name: str, split: Split) -> None:
+def _use_regions(dataset: Any, layout: Layout, name: str) -> None:
     for argument in _FOLDERS_ONLY:
         dataset.pop(argument, None)
-    if layout.yolo is not None and name not in layout.yolo.splits:
-        name = "test"
     file, notes = annotation_file(layout, name)
     for note in notes:
         log.warning("%s.", note)
     dataset["type"] = "CocoRegions"
     dataset["ann_file"] = str(file.absolute())
-    dataset["data_prefix"] = {"img_path": str(split.pictures.absolute())}
+    dataset["data_prefix"] = {"img_path": str(layout.splits[name].pictures.absolute())}
 
 
 def _use_classes(parts: list[Any], root: Path, folders: Iterable[Path]) -> tuple[str, ...]:

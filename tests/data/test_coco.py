@@ -185,7 +185,10 @@ def test_all_kinds_of_faults_are_named_at_once(check: Check, contents: dict[str,
         check(contents, skip_bad_images=True)
     assert "gone.png" in str(error.value) and "id '2'" in str(error.value)
     many = [{"id": f"{n}", "file_name": n} for n in range(3)]
-    assert "more kinds" not in str(error.value) and len(examine({**contents, "images": many}, Path("a"), Path("b")).faults) > 4
+    assert (
+        "more kinds" not in str(error.value)
+        and len(examine({**contents, "images": many}, Path("a"), Path("b")).faults) > 4
+    )
 
 
 @pytest.mark.parametrize("text", ['{"images": [', "[1, 2]", '{"detections": 1}', '{"images": [1]}', "[" * 100_000])
@@ -287,7 +290,11 @@ def test_run_lengths_of_all_spellings(contents: dict[str, Any], folder: Path) ->
     pixels[2:6, 3:9] = 1
     packed = mask.encode(pixels)
     assert isinstance(packed["counts"], bytes)
-    for spelled in (packed, {**packed, "counts": packed["counts"].decode()}, {"size": (10, 20), "counts": packed["counts"]}):
+    for spelled in (
+        packed,
+        {**packed, "counts": packed["counts"].decode()},
+        {"size": (10, 20), "counts": packed["counts"]},
+    ):
         contents["annotations"][0]["segmentation"] = spelled
         del contents["annotations"][0]["area"]
         found = examine(contents, Path("memory"), folder, needs_masks=True)
@@ -327,7 +334,10 @@ def test_what_is_derived(check: Check, contents: dict[str, Any]) -> None:
     contents["categories"][1]["name"] = 5
     found = check(contents, classes=("cat", "5"))
     assert [entry["area"] for entry in found.contents["annotations"]] == [64, 25]
-    assert [(type(entry["iscrowd"]), entry["iscrowd"]) for entry in found.contents["annotations"]] == [(int, 0), (int, 1)]
+    assert [(type(entry["iscrowd"]), entry["iscrowd"]) for entry in found.contents["annotations"]] == [
+        (int, 0),
+        (int, 1),
+    ]
     assert [(image["width"], image["height"]) for image in found.contents["images"]] == [(WIDTH, HEIGHT)] * 2
     assert len(found.notes) == 5 and found.summary.objects == 2
     assert check(contents, classes=("cat", "5"), data_check=False).contents == found.contents

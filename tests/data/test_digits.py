@@ -63,7 +63,9 @@ def test_other_forms_hold_the_same_pictures_in_the_same_order(form: str, digits:
         write_digits(tmp_path / "zip", "zip")
 
 
-def test_the_command_writes_a_form(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+def test_the_command_writes_a_form(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
     monkeypatch.setattr("sys.argv", ["davit.data", "digits", str(tmp_path / "out"), "--as", "tar"])
     command()
     assert capsys.readouterr().out.strip() == str(tmp_path / "out")

@@ -201,6 +201,17 @@ def test_yolo(pictures: Pictures, form: str) -> None:
     assert find_layout(root).classes == ("cat", "dog") and len(find_layout(root).splits) == 2
 
 
+def test_darknet(pictures: Pictures) -> None:
+    """Labels beside their pictures, and names of the classes in a file, as Roboflow and LabelImg write them."""
+    root = pictures("train/a.png", "valid/a.png")
+    for folder in ("train", "valid"):
+        write(root / folder / "a.txt", "1 .5 .5 .1 .1\n")
+        write(root / folder / "_darknet.labels", "cat\ndog\n")
+    layout = find_layout(root)
+    assert (layout.kind, layout.classes) == ("YOLO", ("cat", "dog"))
+    assert places(root) == {"train": ("train", "train"), "val": ("valid", "valid")}
+
+
 def test_several_layouts_in_one_folder(pictures: Pictures) -> None:
     """COCO's needs no conversion; the other is named, and taken where it is asked for."""
     root = pictures("images/train/a.png", "images/val/b.png", "masks/train/a.png", "masks/val/b.png")

@@ -252,3 +252,15 @@ def test_scenes_say_the_same_in_each_form(monkeypatch: pytest.MonkeyPatch, tmp_p
             assert ours == theirs
             filled = mask.merge(mask.frPyObjects(polygon, 128, 128))
             assert np.array_equal(mask.decode(filled), mask.decode(mask.frPyObjects(runs, 128, 128)))
+
+
+def test_boxes_of_scenes_are_exact(root: Path) -> None:
+    """Numbers over a power of two, written in full, give the same box in pixels to the last bit."""
+    Image.new("RGB", (128, 64)).save(root / "images/val/a.png")
+    draws = np.random.default_rng(0)
+    corners = draws.integers(0, (64, 32), (50, 2)), draws.integers(1, (64, 32), (50, 2))
+    boxes = [[*map(float, (*corner, *size))] for corner, size in zip(*corners, strict=True)]
+    lines = (f"0 {(x + w / 2) / 128!r} {(y + h / 2) / 64!r} {w / 128!r} {h / 64!r}" for x, y, w, h in boxes)
+    label(root, "val/a", *dict.fromkeys(lines))
+    found = [one["bbox"] for one in coco_of(read(root), "val")[0]["annotations"]]
+    assert found == [list(box) for box in dict.fromkeys(map(tuple, boxes))]

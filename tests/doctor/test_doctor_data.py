@@ -330,6 +330,12 @@ def test_a_folder_of_nothing_known(tmp_path: Path) -> None:
     (tmp_path / "thesis.docx").write_text("")
     ((level, subject, text),) = faults(examine(tmp_path))
     assert (level, subject) == ("error", "layout") and ".docx" in text
+    Image.fromarray(np.linspace(0, 4095, 4096).reshape(64, 64).astype(np.uint16)).save(tmp_path / "x12.png")
+    _, (level, subject, text) = faults(examine(tmp_path))  # its pictures are looked at all the same
+    assert (level, subject) == ("warning", "pictures") and "4,095" in text
+    (tmp_path / "ant").mkdir()
+    (tmp_path / "x12.png").rename(tmp_path / "ant" / "x12.png")  # classes without splits
+    assert [subject for _, subject, _ in faults(examine(tmp_path))] == ["train", "validation", "pictures"]
 
 
 def test_two_layouts_in_one_folder(coco: Path) -> None:

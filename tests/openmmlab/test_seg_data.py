@@ -182,7 +182,7 @@ def test_pictures_of_any_suffix(data: Path, caplog: Any) -> None:
     check(data)  # which names .png
     assert all(word in warnings_of(caplog) for word in ("2 .jpg", "1 .jpeg", "4 masks", "1 .txt"))
     save(LABELS, pictures / "001.bmp")
-    refused(data, "001.JPG and 001.bmp", img_suffix=None)
+    refused(data, "001.bmp and 001.JPG", img_suffix=None)
 
 
 def test_mmsegs_own_data_sets_say_what_they_leave_out(shared: Path, tmp_path: Path, caplog: Any) -> None:

@@ -208,12 +208,23 @@ def test_a_layout_of_the_config_stays(segmentor: Path, tmp_path: Path) -> None:
     assert use_mask_layout(parts, root, named=True) == ()
 
 
-def test_a_test_split_stands_for_validation(segmentor: Path, tmp_path: Path) -> None:
-    root = write("beside", tmp_path / "set")
-    for name in ("val", "valannot"):
-        shutil.move(root / name, root / name.replace("val", "test"))
-    _, read = found_by(segmentor, root, ["bg", *NAMES])
+@pytest.mark.parametrize("kind", ["beside", "COCO"])
+def test_a_test_split_stands_for_validation(segmentor: Path, tmp_path: Path, kind: str) -> None:
+    """Where there are both, both the configs' splits read validation's."""
+    root = write(kind, tmp_path / "set")
+    for file in [*root.glob("val*"), *root.glob("annotations/*val*")]:
+        shutil.copytree(file, root / "kept" / file.name) if file.is_dir() else shutil.copy(file, tmp_path)
+        shutil.move(file, file.with_name(file.name.replace("val", "test")))
+    cfg, read = found_by(segmentor, root, ["bg", *NAMES])
     assert len(read["val"]) == 2
+    for file in (root / "kept").iterdir():
+        shutil.move(file, root)
+    if kind == "COCO":
+        shutil.move(tmp_path / "instances_val2017.json", root / "annotations")
+    cfg, read = found_by(segmentor, root, ["bg", *NAMES])
+    parts = {name: next(datasets_of(cfg[f"{name}_dataloader"])) for name in ("val", "test")}
+    assert all("val" in part.data_prefix.img_path for part in parts.values())
+    assert parts["val"].ann_file == parts["test"].ann_file
 
 
 def test_folders_without_labels_are_named(segmentor: Path, tmp_path: Path) -> None:
@@ -259,15 +270,10 @@ def test_run_lengths_are_drawn_as_the_masks_that_belong_to_them(few_scenes: Path
     for name, one in regions:
         expected = np.asarray(Image.open(few_scenes / "masks/val2017" / name))
         assert np.array_equal(one.draw(), expected)
-        masks = [(label, coco_mask.decode(shape)) for label, _, shape in one.objects if isinstance(shape, dict)]
-        listed = []
-        for label, inside in masks:
-            flat = np.concatenate([[0], inside.ravel(order="F"), [2]])
-            ends = np.flatnonzero(np.diff(flat) != 0)
-            counts = np.diff(np.concatenate([[0], ends])).tolist()
-            listed.append((label, False, {"size": list(inside.shape), "counts": counts}))
-        again = Regions(one.height, one.width, tuple(listed), 0)
-        assert masks and np.array_equal(again.draw(), expected)
+        packed = [(label, coco_mask.frPyObjects(shape, one.height, one.width)) for label, _, shape in one.objects]
+        for counts in (bytes, bytes.decode):
+            objects = tuple((label, False, {**shape, "counts": counts(shape["counts"])}) for label, shape in packed)
+            assert objects and np.array_equal(Regions(one.height, one.width, objects, 0).draw(), expected)
 
 
 def test_categories_become_classes_by_name(tmp_path: Path) -> None:
