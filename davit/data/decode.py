@@ -36,12 +36,6 @@ from .samples import (
     read_tiff,
 )
 
-# File names that count as pictures, compared in lower case.
-SUFFIXES = frozenset(
-    {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
-    | {".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".avif", ".npy"}
-)
-
 # Raster decoders only. Pillow's full list would let a file with a picture's name start Ghostscript (EPS).
 _FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF", "HEIF")
 

@@ -142,8 +142,15 @@ def _add_running(add: Callable[..., Any]) -> None:
 
 def _add_dataset(add: Callable[..., Any]) -> None:
     """Add what train.py and validate.py call alike: which data set."""
-    add("--dataset", "-d", default="", help="'' for a folder, or torch/NAME, hfds/NAME")
+    add(
+        "--dataset",
+        "-d",
+        default="",
+        help="'' for what DIR holds; or folder, csv, parquet, wds, torch/NAME, hfds/NAME",
+    )
     add("--class-map", default="", metavar="FILE", help="class names and their indices")
+    add("--input-key", default="", metavar="NAME", help="column, or ending in a shard, of the pictures")
+    add("--target-key", default="", metavar="NAME", help="column, or ending or JSON field in a shard, of the classes")
     add("--dataset-download", action="store_true", help="let a torch/NAME data set download itself")
     add("--no-prefetcher", action="store_true", help=argparse.SUPPRESS)
     add("--skip-bad-images", action="store_true", help="skip and list unreadable pictures instead of stopping")
@@ -171,7 +178,12 @@ def _add_decoding(add: Callable[..., Any]) -> None:
 
 def _add_data(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("data").add_argument
-    add("data_dir", nargs="?", metavar="DIR", help="folder with train/ and val/; without one: handwritten digits")
+    add(
+        "data_dir",
+        nargs="?",
+        metavar="DIR",
+        help="data folder, table, shard or pattern; without one: handwritten digits",
+    )
     _add_dataset(add)
     add("--train-split", default="train", help="name of the training split")
     add("--val-split", default="validation", help="name of the validation split (val is found too)")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from timm.scheduler import PlateauLRScheduler
 
 from ..checkpoint import load_checkpoint
+from ..data import in_other_order
 from .build import Parts
 from .run_folder import FORMAT
 from .run_log import plain
@@ -19,7 +21,20 @@ log = logging.getLogger(__name__)
 
 # flags that say where and how, not what
 _MAY_DIFFER = {
-    *("config", "data_dir", "output", "experiment", "overwrite", "resume", "auto_resume", "no_resume_opt", "dry_run"),
+    *(
+        "config",
+        "data_dir",
+        "dataset",
+        "input_key",
+        "target_key",
+        "output",
+        "experiment",
+        "overwrite",
+        "resume",
+        "auto_resume",
+        "no_resume_opt",
+        "dry_run",
+    ),
     *("workers", "pin_mem", "log_interval", "recovery_interval", "checkpoint_hist", "save_images", "device"),
     *("log_tensorboard", "log_wandb", "local_rank", "validation_batch_size_multiplier"),
     *("input_size", "mean", "std", "crop_pct", "crop_mode", "interpolation", "num_classes"),
@@ -100,6 +115,7 @@ def restore(parts: Parts, state: dict[str, Any], flags: dict[str, Any], is_own: 
             "The checkpoint was not written by this trainer: its weights and epoch are used, the optimizer starts "
             "anew."
         )
+    _compare_classes(parts.data.class_names, state.get("class_names"))
     load_checkpoint(parts.model, {"state_dict": state["state_dict"]}, head="require")
     if parts.ema is not None:
         load_checkpoint(parts.ema.module, state.get("state_dict_ema", state["state_dict"]), head="require")
@@ -122,6 +138,26 @@ def restore(parts: Parts, state: dict[str, Any], flags: dict[str, Any], is_own: 
         standing.totals = EpochTotals(**state["totals"])
     log.info("Resumed at epoch %d, step %d.", standing.epoch, standing.step)
     return standing
+
+
+def _compare_classes(names: Sequence[str], before: Any) -> None:
+    """Compare the data's classes with those that a state was trained on.
+
+    Raises:
+        ValueError: they are the same in another order, so that going on would confuse them.
+    """
+    if not isinstance(before, list) or len(before) != len(names):
+        return
+    if other := in_other_order(before, names):
+        raise ValueError(
+            f"the state was trained on the same classes in another order: {other}. Give the same --class-map as then, "
+            "or a file with the names in that order."
+        )
+    if differing := [(one, two) for one, two in zip(before, names, strict=True) if one != two]:
+        log.warning(
+            "%d of %d classes are called otherwise than in the state (%s there, %s here): taken for the same ones.",
+            *(len(differing), len(names), *differing[0]),
+        )
 
 
 def enter_schedule(parts: Parts, standing: Standing) -> None:

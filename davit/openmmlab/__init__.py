@@ -10,7 +10,9 @@ torchvision. Configs import it by ``custom_imports``; the tools import it first 
     bands.py           pictures of other than three bands
     config.py          configs, and what flags and old names change in them
     datasets.py        checks before a run starts, by masks.py and davit/data/coco.py
-    segmentation.py    for MMSegmentation: labels to ignore, views averaged one at a time, predictions drawn
+    mask_layouts.py    where pictures, masks and polygons lie below --data-root
+    regions.py         polygons and masks of COCO's form as a label for every pixel
+    segmentation.py    for MMSegmentation: data sets, views averaged one at a time, predictions drawn
     runner.py          mmengine's runner: checkpoints read safely, audited, written whole
     cli.py             train.py and test.py of mmdet/tools and mmseg/tools
     flops.py           get_flops.py: parameters and FLOPs

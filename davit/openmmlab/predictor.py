@@ -14,12 +14,13 @@ from mmengine.config import Config
 from mmengine.dataset import Compose
 from mmengine.registry import MODELS, TRANSFORMS, init_default_scope
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageOps
 from torch import nn
 from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
 from ..checkpoint import read_checkpoint
 from ..engine.distributed import device_named
+from ..fonts import drawable, pillow_font
 from ..predict.pictures import Picture, as_stored, name_of
 from .bands import follow_bands
 from .config import datasets_of, read_config, set_classes
@@ -51,6 +52,16 @@ class Detections:
     masks: NDArray[np.bool_] | None = field(repr=False)
     classes: tuple[str, ...] = field(repr=False)
 
+    @classmethod
+    def of(
+        cls, picture: NDArray[np.uint8], instances: Any, score_threshold: float, classes: tuple[str, ...]
+    ) -> Detections:
+        """Take those of a detector's ``InstanceData`` whose score is not below a threshold."""
+        found = instances[instances.scores >= score_threshold]
+        masks = found.masks.cpu().numpy().astype(bool) if "masks" in found else None
+        boxes, scores, labels = (found[name].cpu().numpy() for name in ("bboxes", "scores", "labels"))
+        return cls(picture, boxes, scores, labels, masks, classes)
+
     def draw(self) -> Image.Image:
         """Draw boxes, names, scores and masks over the picture; a small one is enlarged."""
         times = _enlargement(*self.picture.shape[:2])
@@ -61,9 +72,14 @@ class Detections:
                 masks = torch.from_numpy(self.masks.repeat(times, 1).repeat(times, 2))
                 canvas = draw_segmentation_masks(canvas, masks, alpha=0.5, colors=colours)
             scored = zip(self.labels, self.scores, strict=True)
-            names = [f"{self.classes[label]} {score:.2f}" for label, score in scored]
-            canvas = draw_bounding_boxes(canvas, torch.from_numpy(times * self.boxes), names, colours)
-        return Image.fromarray(canvas.permute(1, 2, 0).numpy())
+            names = [f"{drawable(self.classes[label], int(label))} {score:.2f}" for label, score in scored]
+            canvas = draw_bounding_boxes(canvas, torch.from_numpy(times * self.boxes), colors=colours)
+        drawn = Image.fromarray(canvas.permute(1, 2, 0).numpy())
+        pen = ImageDraw.Draw(drawn)
+        for i in range(len(self.boxes)):
+            corner = (times * self.boxes[i, 0] + 2, times * self.boxes[i, 1] + 2)
+            pen.text(corner, names[i], fill=colours[i], font=pillow_font(names[i], 10))
+        return drawn
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values; masks as COCO's run-length encoding."""
@@ -164,11 +180,7 @@ class Predictor:
         (result,) = self.model.test_step(batch)  # type: ignore[operator]
         if "pred_sem_seg" in result:
             return Segmentation(pixels, result.pred_sem_seg.data[0].cpu().numpy(), self.classes, self.palette)
-        found = result.pred_instances
-        found = found[found.scores >= self.score_threshold]
-        masks = found.masks.cpu().numpy().astype(bool) if "masks" in found else None
-        boxes, scores, labels = (found[name].cpu().numpy() for name in ("bboxes", "scores", "labels"))
-        return Detections(pixels, boxes, scores, labels, masks, self.classes)
+        return Detections.of(pixels, result.pred_instances, self.score_threshold, self.classes)
 
 
 def _classes(cfg: Config, metadata: dict[str, Any]) -> tuple[tuple[str, ...], tuple[tuple[int, int, int], ...]]:
@@ -212,17 +224,17 @@ def draw_segments(image: Any, labels: Any, classes: Sequence[str], palette: Sequ
     drawn = ImageOps.scale(drawn, _enlargement(*labels.shape), Image.Resampling.NEAREST)
     numbers, areas = np.unique(labels[known], return_counts=True)
     largest = [int(number) for number in numbers[np.argsort(-areas)][:_NAMED]]
-    return _with_legend(drawn, [(classes[number], tuple(palette[number])) for number in largest])
+    return _with_legend(drawn, [(drawable(classes[number], number), tuple(palette[number])) for number in largest])
 
 
 def _with_legend(drawn: Image.Image, entries: list[tuple[str, Any]]) -> Image.Image:
     """Put names and colours below a picture, in as many lines as they need."""
-    font = ImageFont.load_default(size=13)
+    fonts = {name: pillow_font(name, 13) for name, _ in entries}
     line, gap = 20, 8
     places: list[tuple[int, int]] = []
     x, y = gap, drawn.height + 4
     for name, _ in entries:
-        width = line + int(font.getlength(name)) + gap
+        width = line + int(fonts[name].getlength(name)) + gap
         if x > gap and x + width > drawn.width:
             x, y = gap, y + line
         places.append((x, y))
@@ -232,5 +244,5 @@ def _with_legend(drawn: Image.Image, entries: list[tuple[str, Any]]) -> Image.Im
     pen = ImageDraw.Draw(canvas)
     for (name, colour), (left, top) in zip(entries, places, strict=True):
         pen.rectangle([left, top + 2, left + 13, top + 15], fill=colour, outline="black")
-        pen.text((left + line, top), name, fill="black", font=font)
+        pen.text((left + line, top), name, fill="black", font=fonts[name])
     return canvas

@@ -16,7 +16,7 @@ from timm.data.readers.reader_image_folder import ReaderImageFolder
 
 from davit.commands import USER_ERROR, run_cli
 from davit.data import DataError, EpochSampler, check_classes, load_rgb, open_dataset, train_transform
-from davit.data.folder import absent
+from davit.data.listing import absent
 
 MakeFolder = Callable[..., Path]
 Pictures = Callable[..., Path]
@@ -235,7 +235,7 @@ def test_a_torchvision_data_set(tmp_path: Path):
     assert (np.asarray(image) == pixels[2][..., None]).all()
 
 
-@pytest.mark.parametrize("name", ["torch/nonsense", "torch/cifar10", "hfds/no/such/set", "wds/x", "tfds/mnist"])
+@pytest.mark.parametrize("name", ["torch/nonsense", "torch/cifar10", "hfds/no/such/set", "hfids/x", "tfds/mnist"])
 def test_a_named_data_set_that_cannot_be_opened(name: str, tmp_path: Path):
     with refused(f"dataset={name}"):
         open_dataset(tmp_path / "absent.tar", "train", dataset=name)
