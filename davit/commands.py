@@ -30,7 +30,7 @@ INTERRUPTED = 75  # SIGTERM or SIGINT: saved; --auto-resume goes on from there (
 _USERS_ERRNOS = frozenset(
     {
         *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST),
-        *(errno.ENAMETOOLONG, errno.ELOOP),
+        *(errno.ENAMETOOLONG, errno.ELOOP, errno.ENODEV),
     }
 )
 
@@ -69,7 +69,8 @@ def run_cli(main: Callable[[], Sequence[object] | None]) -> int:
         status = exit_status(error)
         if status is None:
             raise
-        text = with_flags(str(error))
+        text = "memory ran out: use smaller batches or pictures" if isinstance(error, MemoryError) else str(error)
+        text = with_flags(text)
         if status == INTERRUPTED:
             log.warning("%s", text)
         elif status == DISK_FULL:
@@ -109,7 +110,7 @@ def exit_status(error: Exception) -> int | None:
     status: int | None = getattr(error, "exit_status", None)
     if status is not None:
         return status
-    if isinstance(error, ValueError | FileNotFoundError):
+    if isinstance(error, ValueError | FileNotFoundError | MemoryError):
         return USER_ERROR
     if isinstance(error, OSError) and error.errno in _USERS_ERRNOS:
         return USER_ERROR

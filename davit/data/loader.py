@@ -1,12 +1,16 @@
 """Load batches of pictures: for training resumable at any step, for evaluation each picture exactly once."""
 
 import atexit
+import errno
 import os
 import signal
+import threading
+import traceback
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from multiprocessing.connection import wait
 from typing import Any, NamedTuple
 
 import torch
@@ -18,6 +22,11 @@ from .errors import BadImageError, DataError, LoaderError, require
 from .sampler import EpochSampler, require_rank
 
 _JOIN_SECONDS = 5.0
+_DYING_SECONDS = 1.0
+_SHARED_MEMORY = "enlarge /dev/shm (with Docker, --shm-size), or `workers=0` reads without workers"
+
+# in messages of torch and multiprocessing about workers that are dead or hang
+_SIGNS = ("DataLoader worker (pid", "DataLoader timed out", "items of ancdata", "died since the last batch")
 
 
 class Batch(NamedTuple):
@@ -140,25 +149,52 @@ class _Loader:
         self._pass += 1
         this_pass = self._pass
         self._requests.current = requests
+        batches = self._start()
+        while (batch := self._fetch(batches)) is not None:
+            if isinstance(batch, _Failure):
+                raise batch.error
+            for file, reason in batch.bad:
+                self.bad_images.setdefault(file, reason)
+            yield batch
+            if this_pass != self._pass:
+                raise RuntimeError("this pass over the data ended when a later one was started")
+
+    def _start(self) -> Iterator[Any]:
+        """Begin a pass, and start the workers if there are none yet."""
+        if self._loader._iterator is not None:
+            with self._watched():  # each worker is told, and answers
+                return iter(self._loader)
         try:
-            with _signals_held():
-                batches = iter(self._loader)
-            for batch in batches:
-                if isinstance(batch, _Failure):
-                    raise batch.error
-                for file, reason in batch.bad:
-                    self.bad_images.setdefault(file, reason)
-                yield batch
-                if this_pass != self._pass:
-                    raise RuntimeError("this pass over the data ended when a later one was started")
-        except RuntimeError as error:
-            if "DataLoader worker (pid" not in str(error) and "DataLoader timed out" not in str(error):
+            with _signals_held(), _deaths.noted():
+                return iter(self._loader)
+        except OSError as error:
+            if not self._loader.num_workers:
+                raise
+            _end_half_made(error)
+            raise LoaderError(f"the data workers cannot be started ({error.strerror}): {_remedy(error)}") from error
+
+    def _fetch(self, batches: Iterator[Any]) -> Any:
+        """Wait for the next batch; None at the end."""
+        if self._loader._iterator is None:  # without workers
+            return next(batches, None)
+        with self._watched():
+            return next(batches, None)
+
+    @contextmanager
+    def _watched(self) -> Iterator[None]:
+        """Make one error of whatever torch and multiprocessing raise in the body because a worker is dead or hangs."""
+        workers = list(self._loader._iterator._workers)  # type: ignore[union-attr]
+        try:
+            with _deaths.raised():
+                if not all(worker.is_alive() for worker in workers):
+                    raise RuntimeError("it died since the last batch")
+                yield
+        except Exception as error:
+            lost = _lost(error, [worker.sentinel for worker in workers])
+            if lost is None:
                 raise
             self.close()
-            raise LoaderError(
-                f"a data worker died or hung ({str(error).strip()}). Most often memory ran out: use fewer workers or "
-                "smaller batches, or enlarge /dev/shm; `workers=0` reads without workers and shows other causes"
-            ) from error
+            raise LoaderError(lost) from error
 
 
 class TrainLoader(_Loader):
@@ -257,6 +293,85 @@ def _signals_held() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+class _Deaths:
+    """Let the death of a worker raise an error only where batches are waited for.
+
+    torch raises it from a handler of SIGCHLD: anywhere in the main process, also in the midst of writing a state. What
+    is missed elsewhere is found when the next batch is asked for.
+    """
+
+    def __init__(self) -> None:
+        self._are_raised = False
+        self._before: Any = None
+        self._torchs: Any = None
+
+    @contextmanager
+    def noted(self) -> Iterator[None]:
+        """Take the place of the handler that torch installs meanwhile, once a process."""
+        before = signal.getsignal(signal.SIGCHLD)
+        yield
+        after = signal.getsignal(signal.SIGCHLD)
+        is_torchs = getattr(after, "__module__", "").startswith("torch.utils.data")
+        if is_torchs and threading.current_thread() is threading.main_thread():
+            self._before, self._torchs = before, after
+            signal.signal(signal.SIGCHLD, self._handle)
+
+    @contextmanager
+    def raised(self) -> Iterator[None]:
+        """Raise an error in the body as soon as a worker dies, also where it waits for what a dead one began."""
+        self._are_raised = True
+        try:
+            yield
+        finally:
+            self._are_raised = False
+
+    def _handle(self, number: int, frame: Any) -> None:
+        if self._are_raised:
+            self._torchs(number, frame)
+        elif callable(self._before):
+            self._before(number, frame)
+
+
+_deaths = _Deaths()
+
+
+def _lost(error: Exception, sentinels: list[int]) -> str | None:
+    """Say what became of the workers, or return None for an error that is not about them."""
+    text = str(error).strip()
+    if "shared memory" in text or os.strerror(errno.ENOSPC) in text:
+        return f"data workers hand over batches in shared memory, and there is too little of it: {_SHARED_MEMORY}"
+    if "in DataLoader worker process" in text:  # raised there, by a worker that goes on
+        return None
+    is_broken = isinstance(error, EOFError | ConnectionError) or any(sign in text for sign in _SIGNS)
+    # One that is killed closes its connections a moment before it is dead.
+    if is_broken or wait(sentinels, _DYING_SECONDS):
+        return (
+            f"a data worker died or hung ({text or type(error).__name__}). Most often memory ran out: use fewer "
+            "workers or smaller batches, or enlarge /dev/shm; `workers=0` reads without workers and shows other causes"
+        )
+    return None
+
+
+def _remedy(error: OSError) -> str:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return _SHARED_MEMORY
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return "raise the limit of open files (ulimit -n), or `workers=0` reads without workers"
+    return "use fewer, or `workers=0`, which reads without workers"
+
+
+def _end_half_made(error: OSError) -> None:
+    """End the workers that were started before the error; torch cannot end what it has not finished making."""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        half_made: Any = frame.f_locals.get("self")
+        if hasattr(type(half_made), "_shutdown_workers"):
+            half_made._workers = getattr(half_made, "_workers", [])
+            half_made._shutdown = True
+            for worker in half_made._workers:
+                worker.kill()
+                worker.join(_JOIN_SECONDS)
 
 
 def _as_it_is(batch: Any) -> Any:

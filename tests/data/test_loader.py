@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import gc
 import hashlib
 import multiprocessing
@@ -25,6 +26,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch.utils.data import DataLoader, _utils, get_worker_info
 
+from davit.commands import exit_status
 from davit.data import (
     BadImageError,
     Batch,
@@ -478,3 +480,65 @@ def test_a_run_with_a_stuck_worker_still_ends(make_folder: MakeFolder):
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(script), str(make_folder())], timeout=60, check=False)
     assert done.returncode == 7
     assert time.monotonic() - begin < 40
+
+
+def test_a_worker_that_dies_elsewhere_is_found_at_the_next_batch(train_set: PictureDataset):
+    """Not in the midst of something else, as torch's own handler of SIGCHLD has it; and at the next pass as well."""
+    train_set.transform = _pid
+    for epochs in (1, 2):
+        loader = train_loader(train_set, workers=1)
+        batches: Any = loader.batches(0)
+        pid = int(next(batches).images.flatten()[0])
+        if epochs == 2:
+            list(batches)
+        os.kill(pid, signal.SIGKILL)
+        time.sleep(0.3)  # a signal would interrupt it, and its error would end the test
+        with pytest.raises(LoaderError, match="workers=0") as caught:
+            list(batches if epochs == 1 else loader.batches(1))
+        assert caught.value.exit_status == 2
+        assert len(list(loader.batches(0))) == 10
+
+
+@pytest.mark.parametrize("error", [EOFError(), ConnectionResetError(104, "reset"), RuntimeError("0 items of ancdata")])
+def test_whatever_a_dead_worker_causes_is_one_error(
+    train_set: PictureDataset, error: Exception, monkeypatch: pytest.MonkeyPatch
+):
+    train_set.transform = _pid
+    loader = train_loader(train_set, workers=1)
+    batches = loader.batches(0)
+    next(batches)
+
+    def fail(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(loader._loader._iterator, "_next_data", fail)
+    with pytest.raises(LoaderError):
+        next(batches)
+
+
+def _no_room(*_: Any, **__: Any) -> Any:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_too_little_shared_memory_is_no_full_disk(
+    train_set: PictureDataset, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """In the main process, whose semaphores lie there, and in a worker, whose batches do."""
+    from multiprocessing import synchronize
+
+    loader = train_loader(train_set, workers=2)
+    with monkeypatch.context() as patch:
+        patch.setattr(synchronize.SemLock, "__init__", _no_room)
+        with pytest.raises(LoaderError, match=r"/dev/shm.*workers=0") as caught:
+            next(loader.batches(0))
+    assert exit_status(caught.value) == 2
+    del caught
+    gc.collect()
+    assert "Exception ignored" not in capsys.readouterr().err
+
+    def fail(image: Image.Image) -> None:
+        raise RuntimeError("unable to allocate shared memory(shm) for file </torch_1>: No space left on device (28)")
+
+    train_set.transform = fail
+    with pytest.raises(LoaderError, match=r"/dev/shm.*workers=0"):
+        next(train_loader(train_set, workers=1).batches(0))
