@@ -320,7 +320,7 @@ def compare(
                 measured.seconds.append(float(value))
             log(f"round {number + 1} of {rounds}: " + ", ".join(f"{m.seconds[-1]:.3f}" for m, _, _ in running))
     finally:
-        for _, process, connection in started:
+        for _, _, connection in started:
             connection.close()
         for _, process, _ in started:
             process.join(timeout=20 if end_by == math.inf else 0.1)

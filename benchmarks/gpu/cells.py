@@ -3,7 +3,6 @@
 import hashlib
 import json
 import math
-import os
 import sys
 import time
 from collections.abc import Iterable
@@ -76,7 +75,7 @@ class Cells:
         self.data["not_reached"] = self.missing()
         partial = self.path.with_suffix(".part")
         partial.write_text(json.dumps(self.data, indent=1) + "\n")
-        os.replace(partial, self.path)
+        partial.replace(self.path)
 
     def status(self) -> int:
         """Return 1 if a cell failed or is wrong; one that was not reached is no failure."""

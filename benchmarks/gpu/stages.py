@@ -18,14 +18,15 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parents[1])]
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import kernels
 import measure
@@ -219,9 +220,10 @@ def recorded_launches() -> Iterator[dict[str, dict[str, int]]]:
             about |= {"registers": binary.n_regs, "spills": binary.n_spills, "shared": binary.metadata.shared}
         found[kernel.__name__] = about
 
-    with patch.multiple(channel, launch=launch), patch.multiple(encoding, launch=launch):
-        with patch.multiple(gelu, launch=launch), patch.multiple(window, launch=launch):
-            yield found
+    with ExitStack() as stack:
+        for module in (channel, encoding, gelu, window):
+            stack.enter_context(patch.object(module, "launch", launch))
+        yield found
 
 
 def kernel_times(cells: Cells, task: Task, device: str, rounds: int) -> dict[str, Any]:
@@ -498,9 +500,11 @@ def rehearsal() -> Iterator[None]:
     def function(model: Any = None, **options: Any) -> Any:
         return compile_function(model, backend="eager", dynamic=options.get("dynamic"))
 
-    with patch.object(torch.nn.Module, "compile", module), patch.object(torch, "compile", function):
-        with patch.object(measure, "captured", lambda _case, infer: infer):
-            yield
+    with ExitStack() as stack:
+        stack.enter_context(patch.object(torch.nn.Module, "compile", module))
+        stack.enter_context(patch.object(torch, "compile", function))
+        stack.enter_context(patch.object(measure, "captured", lambda _case, infer: infer))
+        yield
 
 
 STAGES: dict[str, tuple[Callable[[bool], dict[str, Task]], Callable[..., None]]] = {

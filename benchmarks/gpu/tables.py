@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE), str(HERE.parent)]
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from cells import is_finite
 from measure import table
@@ -21,10 +21,10 @@ STAGES = ("correctness", "kernels", "models", "train", "detect", "real")
 
 def correctness_rows(cells: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     header = ["cell", "error", "of plain", "bound", "the same again", "right"]
-    rows = [
-        [name, f"{v['error']:.1e}", f"{v['error_plain']:.1e}", f"{v['bound']:.0e}", *("yes" if v[k] else "NO" for k in ("same_again", "ok"))]
-        for name, v in cells.items()
-    ]  # fmt: skip
+    rows = []
+    for name, v in cells.items():
+        errors = f"{v['error']:.1e}", f"{v['error_plain']:.1e}", f"{v['bound']:.0e}"
+        rows.append([name, *errors, *("yes" if v[key] else "NO" for key in ("same_again", "ok"))])
     return header, rows
 
 
@@ -60,10 +60,10 @@ def case_rows(cells: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 def real_rows(cells: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     header = ["model", "epochs", "seconds", "images/s", "share of waiting for data", "peak, MB", "best top-1, %"]
-    rows = [
-        [name, str(v["epochs"]), f"{v['seconds']:.0f}", f"{v['images_per_second']:.0f}", f"{v['data_share']:.2f}", f"{v['peak_memory_mb']:.0f}", f"{v['best_top1']:.1f}"]
-        for name, v in cells.items()
-    ]  # fmt: skip
+    rows = []
+    for name, v in cells.items():
+        speed = f"{v['images_per_second']:.0f}", f"{v['data_share']:.2f}", f"{v['peak_memory_mb']:.0f}"
+        rows.append([name, str(v["epochs"]), f"{v['seconds']:.0f}", *speed, f"{v['best_top1']:.1f}"])
     return header, rows
 
 
@@ -72,8 +72,9 @@ ROWS = {"correctness": correctness_rows, "kernels": kernel_rows, "real": real_ro
 
 def section(stage: str, data: dict[str, Any]) -> str:
     around, cells = data["environment"], data["cells"]
-    lines = [f"## {stage}", "", f"{around['date']}; {around['gpu']}, driver {around['driver']}; torch {around['torch']}, "
-             f"Triton {around['triton']}, timm {around['timm']}; davit {around['davit']}, source {around['source']}."]  # fmt: skip
+    card = f"{around['gpu']}, driver {around['driver']}"
+    versions = ", ".join(f"{key} {around[key]}" for key in ("torch", "triton", "timm", "davit", "source"))
+    lines = [f"## {stage}", "", f"{around['date']}; {card}; {versions}."]
     if around["rehearsal"]:
         lines.append("**A rehearsal on the CPU with tiny sizes: the numbers mean nothing.**")
     if top := cells.get("ceilings"):
