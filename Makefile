@@ -4,7 +4,7 @@
 # make test       set up, then run every test that is not marked long; prints the time and the slowest 15
 # make test-long  run the long ones too
 # make lint       ruff, clang-format, mypy on davit/, and which of its parts import which
-# make bench-cuda on a CUDA machine: every kernel against float64 and timed, then whole models beside their peers
+# make bench-cuda on a CUDA machine: benchmarks/gpu/run.sh, kernels and models beside their peers in 12 minutes
 # make figures    draw the pictures of figures/ again
 # make api        the documentation of every public class and function, in output/api
 # make help       this text
@@ -75,8 +75,7 @@ lint: setup
 	$(VENV)/bin/lint-imports --no-cache --no-logo
 
 bench-cuda: setup
-	$(RUN) benchmarks/kernels.py
-	$(RUN) benchmarks/throughput.py --device cuda --suite all --name throughput_cuda
+	PYTHON=$(abspath $(RUN)) bash benchmarks/gpu/run.sh
 
 figures: setup
 	$(RUN) figures/draw.py

@@ -53,6 +53,27 @@ class Span(nn.Module):
     def kernel(self, x: Tensor) -> tuple[Tensor, ...]:
         raise NotImplementedError
 
+    def operations(self) -> int:
+        """Count multiplications and additions for each position of the map, forward."""
+        raise NotImplementedError
+
+    def maps(self) -> int:
+        """Count the channels that a forward pass must write for each position of the map."""
+        return self.dim
+
+    def least(self, x: Tensor, training: bool) -> tuple[int, int]:
+        """Count operations and bytes that no way can do without; training adds the backward pass.
+
+        Each product has two in its backward pass. Maps are read and written once, and their gradients; weights are
+        left out, but for those of a linear layer.
+        """
+        positions, weights = x.numel() // self.channels(), sum(p.numel() for p in self.parameters() if p.dim() == 2)
+        operations, elements = positions * self.operations(), positions * (self.channels() + self.maps()) + weights
+        if training:  # reads the input and the gradients of the outputs, writes that of the input
+            operations *= 3
+            elements += positions * (2 * self.channels() + self.maps()) + 2 * weights
+        return operations, elements * x.element_size()
+
 
 class WindowSpan(Span):
     """What lies between the qkv layer and the projection of window attention."""
@@ -70,6 +91,9 @@ class WindowSpan(Span):
     def kernel(self, x: Tensor) -> tuple[Tensor, ...]:
         return (ops.window_attention(x, self.qkv_bias, WINDOW, self.heads),)
 
+    def operations(self) -> int:
+        return 4 * WINDOW * WINDOW * self.dim
+
 
 class ChannelSpan(Span):
     """What lies between the qkv layer and the projection of channel attention."""
@@ -82,6 +106,9 @@ class ChannelSpan(Span):
 
     def kernel(self, x: Tensor) -> tuple[Tensor, ...]:
         return (ops.channel_attention(x, self.heads)[0],)
+
+    def operations(self) -> int:
+        return 4 * self.dim * (self.dim // self.heads)
 
 
 class EncodingSpan(Span):
@@ -97,6 +124,12 @@ class EncodingSpan(Span):
         conv, norm = self.encoding.proj, self.norm
         return ops.encode_and_norm(x, conv.weight, conv.bias, norm.weight, norm.bias, norm.eps, x.dtype)[:2]
 
+    def operations(self) -> int:
+        return (2 * 9 + 8) * self.dim
+
+    def maps(self) -> int:
+        return 2 * self.dim
+
 
 class GeluSpan(Span):
     def __init__(self, dim: int, heads: int):
@@ -111,6 +144,9 @@ class GeluSpan(Span):
 
     def kernel(self, x: Tensor) -> tuple[Tensor, ...]:
         return (GeluLinear.apply(x, self.linear.weight, self.linear.bias),)
+
+    def operations(self) -> int:
+        return 2 * 4 * self.dim * self.dim
 
 
 SPANS: dict[str, type[Span]] = {
@@ -156,7 +192,8 @@ def errors(span: Span, x: Tensor) -> tuple[float, float]:
     for function in (span.kernel, span.plain):
         found = [t for t in gradients(function, span, x) if t.any()]
         expected = [t for t in right if t.any()]
-        largest.append(max(((t - e).norm() / e.norm()).item() for t, e in zip(found, expected, strict=True)))
+        each = [(t - e).norm() / e.norm() for t, e in zip(found, expected, strict=True)]
+        largest.append(torch.stack(each).max().item())  # NaN if one is
     return largest[0], largest[1]
 
 
@@ -173,21 +210,39 @@ def seconds(step: Callable[[], Any], device: str) -> float:
     return start.elapsed_time(end) / 1e3
 
 
-def times(span: Span, x: Tensor, training: bool, rounds: int) -> tuple[float, float]:
-    """Time the kernel and the plain modules in turn; return median seconds, without the first five rounds."""
+def times(
+    ways: Sequence[Callable[[Tensor], tuple[Tensor, ...]]], span: Span, x: Tensor, training: bool, rounds: int
+) -> list[float]:
+    """Time ways to compute a span in turn; return the median seconds of each, without the first five rounds."""
 
-    def step(function: Callable[[Tensor], tuple[Tensor, ...]]) -> None:
+    def step(way: Callable[[Tensor], tuple[Tensor, ...]]) -> None:
         with torch.set_grad_enabled(training):
-            outputs = function(x)
+            outputs = way(x)
         if training:
             torch.autograd.grad(
                 outputs, [x, *span.parameters()], [torch.ones_like(o) for o in outputs], allow_unused=True
             )
 
-    taken = [
-        [seconds(lambda f=f: step(f), x.device.type) for f in (span.kernel, span.plain)] for _ in range(5 + rounds)
-    ][5:]
-    return statistics.median(a for a, _ in taken), statistics.median(b for _, b in taken)
+    taken = [[seconds(lambda f=f: step(f), x.device.type) for f in ways] for _ in range(5 + rounds)][5:]
+    return [statistics.median(way) for way in zip(*taken, strict=True)]
+
+
+def ceilings(device: str, elements: int, side: int, rounds: int) -> dict[str, float]:
+    """Measure what the device can do: bytes a second of a copy (read and written), operations a second of a product.
+
+    Args:
+        elements: how many bfloat16 values to copy.
+        side: of the square matrices of random bfloat16 values to multiply.
+    """
+    source = torch.randn(elements, device=device).bfloat16()
+    target = torch.empty_like(source)
+    a, b = (torch.randn(side, side, device=device).bfloat16() for _ in range(2))
+    copied = [seconds(lambda: target.copy_(source), device) for _ in range(3 + rounds)][3:]
+    multiplied = [seconds(lambda: a @ b, device) for _ in range(3 + rounds)][3:]
+    return {
+        "bytes_per_second": 4 * elements / statistics.median(copied),
+        "operations_per_second": 2 * side**3 / statistics.median(multiplied),
+    }
 
 
 def measure(options: argparse.Namespace) -> int:
@@ -213,7 +268,8 @@ def measure(options: argparse.Namespace) -> int:
             shape = batch, side, side, span.channels()
             x = torch.randn(shape, device=device).to(dtype).requires_grad_()
             error, plain_error = errors(span, x)
-            forward, both = (times(span, x, training, options.rounds) for training in (False, True))
+            ways = span.kernel, span.plain
+            forward, both = (times(ways, span, x, training, options.rounds) for training in (False, True))
             rows.append(
                 [f"{name}, {side} x {side} x {dim}", f"{error:.1e}", f"{plain_error:.1e}"]
                 + [f"{value:.3f}" for a, b in (forward, both) for value in (1e3 * a, 1e3 * b, b / a)]

@@ -4,13 +4,15 @@ A case is written ``MODEL/DTYPE/EXECUTION``, for example ``DaViT_tiny/float32/ea
 
 - MODEL: a name of ours or of timm's; ``DaViT_tiny:plain`` is ours by its plain modules.
 - DTYPE: float32, bfloat16 or float16 (weights too; for inference), or amp (autocast to bfloat16; for training).
-- EXECUTION: eager or compile. A compiled model that infers on the CPU has its weights frozen (Inductor's
-  ``freezing``), as one that is served would.
+- EXECUTION: eager; compile; autotune (``torch.compile`` in its mode max-autotune); or graph (the eager calls of an
+  inference on CUDA, captured once and replayed). A compiled model that infers on the CPU has its weights frozen
+  (Inductor's ``freezing``), as one that is served would.
 """
 
 import argparse
 import datetime
 import json
+import math
 import multiprocessing
 import os
 import platform
@@ -22,6 +24,7 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from importlib import metadata
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -34,7 +37,7 @@ from davit.engine.precision import bfloat16_cost, has_bfloat16
 
 RESULTS = Path(__file__).parent / "results"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "amp": torch.float32}
-EXECUTIONS = ("eager", "compile")
+EXECUTIONS = ("eager", "compile", "autotune", "graph")
 SIZED = ("swin", "deit", "vit")  # timm builds these for the size of image that they read
 MODES = ("inference", "training")
 TASKS = ("classify", "pyramid")
@@ -131,11 +134,11 @@ def prepared(case: Case) -> Callable[[], None]:
     """Build the model of a case; return a function that runs one step and waits for its end."""
     torch.manual_seed(0)
     model = build(case)
-    if case.execution == "compile":
+    if case.execution in ("compile", "autotune"):
         from torch._inductor import config
 
         config.freezing = case.device == "cpu" and case.mode == "inference"
-        model.compile()
+        model.compile(mode="max-autotune" if case.execution == "autotune" else None)
     image = torch.randn(case.batch, 3, *case.size, device=case.device, dtype=DTYPES[case.dtype])
     if case.channels_last:
         image = image.to(memory_format=torch.channels_last)
@@ -147,7 +150,34 @@ def prepared(case: Case) -> Callable[[], None]:
             return torch.nn.functional.cross_entropy(output, target)
         return torch.stack([level.float().square().mean() for level in output]).sum()
 
-    return step_of(case, model, lambda: model(image), loss)
+    infer = captured(case, lambda: model(image)) if case.execution == "graph" else lambda: model(image)
+    return step_of(case, model, infer, loss)
+
+
+def captured(case: Case, infer: Callable[[], Any]) -> Callable[[], Any]:
+    """Capture an inference in a CUDA graph; return its replay.
+
+    Raises:
+        ValueError: the case is not one of inference on CUDA.
+    """
+    if case.device != "cuda" or case.mode != "inference":
+        raise ValueError(f"{case.name}: graphs are captured of inference on CUDA, not of {case.mode} on {case.device}")
+    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+    # Casts of weights that autocast would keep for later calls have to be in the graph.
+    with torch.no_grad(), torch.autocast("cuda", torch.bfloat16, enabled=case.dtype == "amp", cache_enabled=False):
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(3):
+                infer()
+        torch.cuda.current_stream().wait_stream(stream)
+        with torch.cuda.graph(graph):
+            kept = infer()  # the memory that replays write
+
+    def replay() -> Any:
+        graph.replay()
+        return kept
+
+    return replay
 
 
 def step_of(
@@ -198,7 +228,10 @@ def serve(case: Case, connection: Connection, prepare: Callable[[Case], Callable
 
         before = 0 if case.device == "cuda" else peak_memory("cpu")
         step = prepare(case)
-        for _ in range(3):
+        step()
+        if case.device == "cuda":
+            torch.cuda.reset_peak_memory_stats()  # what tuning took is not the model's
+        for _ in range(2):
             step()
         connection.send(("ready", peak_memory(case.device) - before))
         now = CLOCKS[case.clock]
@@ -222,6 +255,11 @@ def compare(
     rounds: int,
     log: Callable[[str], None],
     prepare: Callable[[Case], Callable[[], None]] = prepared,
+    *,
+    together: bool = False,
+    ready_by: float = math.inf,
+    end_by: float = math.inf,
+    left_out: dict[Case, str] | None = None,
 ) -> list[Measured]:
     """Time every case in turn, ``rounds`` times over, each in a process of its own that waits meanwhile.
 
@@ -229,25 +267,51 @@ def compare(
 
     A ratio is the reference's time in a round over the case's time in that round, so that what slows the machine
     for a while slows both.
+
+    Args:
+        together: prepare all cases at once, where there are cores and memory for it; steps still take turns.
+        ready_by: in `time.monotonic`'s seconds: a case that is not ready by then is left out.
+        end_by: likewise: no round begins after it.
+        left_out: is filled with the cases that gave nothing, and why.
     """
     context = multiprocessing.get_context("spawn")
+    failures = {} if left_out is None else left_out
     running: list[tuple[Measured, Any, Connection]] = []
+    started: list[tuple[Measured, Any, Connection]] = []
+
+    def start(case: Case) -> None:
+        ours, theirs = context.Pipe()
+        process = context.Process(target=serve, args=(case, theirs, prepare), daemon=True)
+        process.start()
+        theirs.close()
+        started.append((Measured(case), process, ours))
+
+    def await_ready(measured: Measured, process: Any, connection: Connection) -> None:
+        case = measured.case
+        kind, value = _answer(connection, ready_by)
+        if kind == "failed":
+            failures[case] = value
+            log(f"{case.name}: left out: {value}")
+            connection.close()
+            process.kill()
+            process.join()
+            return
+        measured.peak_bytes = int(value)
+        log(f"{case.name}: ready, peak memory {value / 2**20:.0f} MiB")
+        running.append((measured, process, connection))
+
     try:
         for case in cases:
-            ours, theirs = context.Pipe()
-            process = context.Process(target=serve, args=(case, theirs, prepare), daemon=True)
-            process.start()
-            theirs.close()
-            measured = Measured(case)
-            kind, value = _answer(ours)
-            if kind == "failed":
-                log(f"{case.name}: left out: {value}")
-                process.join()
-                continue
-            measured.peak_bytes = int(value)
-            log(f"{case.name}: ready, peak memory {value / 2**20:.0f} MiB")
-            running.append((measured, process, ours))
+            start(case)
+            if not together:
+                await_ready(*started[-1])
+        if together:
+            for measured, process, connection in started:
+                await_ready(measured, process, connection)
         for number in range(rounds):
+            if time.monotonic() > end_by:
+                log(f"the time is over after {number} of {rounds} rounds")
+                break
             for measured, _, connection in running:
                 connection.send("step")
                 kind, value = _answer(connection)
@@ -256,21 +320,29 @@ def compare(
                 measured.seconds.append(float(value))
             log(f"round {number + 1} of {rounds}: " + ", ".join(f"{m.seconds[-1]:.3f}" for m, _, _ in running))
     finally:
-        for _, process, connection in running:
+        for _, _, connection in started:
             connection.close()
-            process.join(timeout=20)
+        for _, process, _ in started:
+            process.join(timeout=20 if end_by == math.inf else 0.1)
             if process.is_alive():
                 process.kill()
-    results = [measured for measured, _, _ in running]
+    results = [measured for measured, _, _ in running if measured.seconds]
+    set_ratios(results, reference)
+    return results
+
+
+def set_ratios(results: Sequence[Measured], reference: Case) -> None:
+    """Set each result's ratios, of the reference's times to its own; leave them empty if the reference is missing."""
     reference_seconds = next((m.seconds for m in results if m.case == reference), None)
     if reference_seconds is not None:
         for measured in results:
             measured.ratios = [a / b for a, b in zip(reference_seconds, measured.seconds, strict=True)]
-    return results
 
 
-def _answer(connection: Connection) -> tuple[str, Any]:
+def _answer(connection: Connection, by: float = math.inf) -> tuple[str, Any]:
     try:
+        if not connection.poll(None if by == math.inf else max(0.0, by - time.monotonic())):
+            return "failed", "not ready in time"
         return connection.recv()
     except EOFError:
         return "failed", "its process ended (out of memory?)"
@@ -310,6 +382,7 @@ def environment() -> dict[str, Any]:
     import timm
 
     import davit
+    from davit.kernels.triton import support
 
     cpu = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
@@ -323,13 +396,29 @@ def environment() -> dict[str, Any]:
         "date": datetime.date.today().isoformat(),
         "cpu": f"{cpu}, {cores} cores, {instruction_sets()}",
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
+        "driver": _driver(),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "torch": torch.__version__,
+        "triton": metadata.version("triton") if support.HAS_TRITON else "none",
         "timm": timm.__version__,
         "davit": f"{davit.__version__} at {_commit()}",
         "load": [round(value, 1) for value in os.getloadavg()] if hasattr(os, "getloadavg") else [],
     }
+
+
+def _driver() -> str:
+    """Return the version of the NVIDIA driver, or 'none'."""
+    path = Path("/sys/module/nvidia/version")
+    if path.is_file():
+        return path.read_text().strip()
+    if not torch.cuda.is_available():
+        return "none"
+    try:
+        asked = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+        return subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
+    except OSError:
+        return "unknown"
 
 
 def _commit() -> str:
@@ -340,7 +429,7 @@ def _commit() -> str:
         text=True,
         check=False,
     )
-    return done.stdout.strip() or "an unknown commit"
+    return done.stdout.strip() or os.environ.get("DAVIT_COMMIT") or "an unknown commit"
 
 
 def command_line() -> str:

@@ -22,7 +22,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 from measure import (
     CLOCKS,
-    EXECUTIONS,
     MODES,
     RESULTS,
     TASKS,
@@ -72,11 +71,15 @@ def cuda_targets(common: dict[str, Any], everything: bool) -> list[tuple[str, li
         ours = f"DaViT_{size}"
         for mode, dtype in (("inference", "bfloat16"), ("training", "amp")):
             names = [f"{peers[0]}/{dtype}/eager"]
-            names += [f"{model}/{dtype}/{way}" for way in EXECUTIONS for model in (ours, f"{ours}:plain", *peers)]
+            names += [
+                f"{model}/{dtype}/{way}" for way in ("eager", "compile") for model in (ours, f"{ours}:plain", *peers)
+            ]
             sections.append((f"{size}, {mode}", cases(list(dict.fromkeys(names)), common, mode=mode)))
     large = {**common, "task": "pyramid", "size": (800, 1333), "batch": 8}
     names = [
-        f"{model}/bfloat16/{way}" for way in EXECUTIONS for model in ("davit_tiny", "DaViT_tiny", "DaViT_tiny:plain")
+        f"{model}/bfloat16/{way}"
+        for way in ("eager", "compile")
+        for model in ("davit_tiny", "DaViT_tiny", "DaViT_tiny:plain")
     ]
     sections.append(("pyramid at 800 x 1333, inference", cases(names, large, mode="inference")))
     return sections

@@ -1,0 +1,61 @@
+#!/usr/bin/env bash
+# Measure on a CUDA machine that is at hand for minutes: stage by stage, each within its time, each with its own JSON.
+#
+#   bash benchmarks/gpu/run.sh [STAGE ...] [--rehearse] [--fresh]
+#
+# STAGE: correctness kernels models train detect real; all of them by default, in this order.
+# --rehearse   the same code on the CPU, in Triton's interpreter, with tiny sizes; its numbers mean nothing
+# --fresh      measure again what an earlier run of the same code on the same card has measured
+#
+# Results: $OUT, or benchmarks/results/gpu where that is unset. Environment: PYTHON (python3), GPU_DATA (an image
+# folder for the stage real; .gpu_data), and DAVIT_COMMIT where the copy has no .git. Wheels in .whl are installed first.
+# The status is 1 if a stage failed or a cell of one was wrong; the stages after it ran all the same.
+set -u
+cd "$(dirname "$0")/../.."
+
+# Seconds of each stage: two calls of at most seven minutes are "correctness kernels models" and "train detect real".
+declare -A LIMIT=([correctness]=95 [kernels]=95 [models]=98 [train]=95 [detect]=85 [real]=225)
+stages=() flags=() rehearse=
+for word in "$@"; do
+  case $word in
+    --rehearse) rehearse=1; flags+=("$word") ;;
+    --fresh) flags+=("$word") ;;
+    -h|--help) sed -n '2,/^set/s/^# \{0,1\}//p' "$0"; exit 0 ;;
+    *) [ -n "${LIMIT[$word]:-}" ] || { echo "no stage $word: choose from correctness kernels models train detect real" >&2; exit 2; }
+       stages+=("$word") ;;
+  esac
+done
+[ ${#stages[@]} -gt 0 ] || stages=(correctness kernels models train detect real)
+
+PYTHON=${PYTHON:-python3}
+OUT=${OUT:-$PWD/benchmarks/results/gpu}
+scratch=${TMPDIR:-/tmp}/davit-gpu-$UID
+mkdir -p "$OUT" "$scratch"
+export OUT PYTHONUNBUFFERED=1 PYTHONPATH="$PWD:$scratch/site${PYTHONPATH:+:$PYTHONPATH}"
+# One cache for all stages and processes: what one has compiled, the others load.
+export TORCHINDUCTOR_CACHE_DIR=$scratch/inductor TRITON_CACHE_DIR=$scratch/triton
+export TORCHINDUCTOR_FX_GRAPH_CACHE=1 TORCHINDUCTOR_AUTOGRAD_CACHE=1
+export OMP_WAIT_POLICY=passive
+if [ -n "$rehearse" ]; then
+  export OMP_NUM_THREADS=1 CUDA_VISIBLE_DEVICES=
+elif ls .whl/*.whl >/dev/null 2>&1 && [ ! -d "$scratch/site" ]; then
+  "$PYTHON" -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --upgrade --target "$scratch/site" .whl/*.whl \
+    || echo "the wheels in .whl could not be installed; stages that need them will say what is missing" >&2
+fi
+
+status=0
+for stage in "${stages[@]}"; do
+  limit=${LIMIT[$stage]}
+  [ -z "$rehearse" ] || limit=300  # a rehearsal checks that cells work, on a machine of any speed
+  # Whole models in the interpreter would take minutes; the other stages rehearse with the functions of the CPU.
+  case ${rehearse:+$stage} in correctness|kernels) export TRITON_INTERPRET=1 ;; *) unset TRITON_INTERPRET ;; esac
+  echo "== $stage, at most $limit s; $(date +%T)"
+  # The stage ends by itself some seconds earlier; the time-out is for one that hangs. Then its JSON has what was measured.
+  timeout -k 5 "$limit" "$PYTHON" benchmarks/gpu/stages.py "$stage" --seconds "$((limit - 7))" "${flags[@]}" || {
+    code=$?
+    status=1
+    [ $code -ne 124 ] && [ $code -ne 137 ] || echo "$stage: stopped after $limit s"
+  }
+done
+"$PYTHON" benchmarks/gpu/tables.py "$OUT" || status=1
+exit $status
