@@ -1,7 +1,5 @@
 """Open a split as an indexed data set, and make each training sample a function of its key."""
 
-from __future__ import annotations
-
 import io
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
