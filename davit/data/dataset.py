@@ -51,7 +51,7 @@ class PictureDataset(Dataset[tuple[Any, int]]):
         name_of = {index: name for name, index in self.class_to_idx.items()}
         return [name_of.get(index, f"class {index}") for index in range(max(name_of, default=-1) + 1)]
 
-    def numbered(self, names: Sequence[str]) -> PictureDataset:
+    def numbered(self, names: Sequence[str]) -> "PictureDataset":
         """Return the same pictures with the classes numbered in the order of `names`, which are all of them."""
         source = Renumbered(self.source, {name: index for index, name in enumerate(names)})
         return PictureDataset(source, self.transform, decoding=self.decoding, mapped=self.mapped)
@@ -94,7 +94,7 @@ def open_dataset(
     dataset_download: bool = False,
     transform: Transform | None = None,
     **options: Any,
-) -> PictureDataset:
+) -> "PictureDataset":
     """Open the pictures of `split`, as an indexed data set.
 
     Args:
