@@ -14,7 +14,7 @@ from timm.scheduler import PlateauLRScheduler
 from ..checkpoint import CheckpointError, load_checkpoint
 from ..text import some
 from .build import Parts, build_optimizer
-from .data_facts import compare_classes, compare_files
+from .data_facts import compare_classes, compare_files, compare_pairs, name_replaced
 from .run_folder import FORMAT, judged_by
 from .run_log import plain
 from .state_check import are_alike, check_whole
@@ -162,6 +162,7 @@ def _restore(
         same_outputs = state["args"].get("num_classes", parts.data.num_classes) == parts.data.num_classes
         names = parts.data.class_names
         compare_classes(state["class_names"], names, same_outputs=same_outputs, accepted=accepted)
+        compare_pairs(state.get("data"), facts, names, accepted=accepted)
         starts_anew = flags["start_epoch"] is not None and not is_own
         step = 0 if starts_anew or state["step"] == state.get("steps_per_epoch") else state["step"]
         changed = compare_files(
@@ -172,6 +173,7 @@ def _restore(
             pictures=step * state["global_batch"],
             accepted=accepted,
         )
+        name_replaced(state.get("data"), facts, parts.data)
         _compare_preparation(parts, state["args"])
     else:
         log.warning(

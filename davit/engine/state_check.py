@@ -55,8 +55,17 @@ def _is_optimizer(value: Any) -> bool:
     )
 
 
+def _is_content(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and _is_number(value[0]) and _is_text(value[1])
+
+
 def _is_split(value: Any) -> bool:
-    return isinstance(value, Mapping) and _is_whole(value.get("pictures")) and _or_none(_is_text)(value.get("files"))
+    return (
+        isinstance(value, Mapping)
+        and _is_whole(value.get("pictures"))
+        and _or_none(_is_text)(value.get("files"))
+        and _list_of(_is_content)(value.get("contents", []))
+    )
 
 
 _RESULTS = _table(_is_text, _is_number)
