@@ -45,13 +45,21 @@ def after(monkeypatch: pytest.MonkeyPatch) -> Meddle:
 # -- a folder that vanishes
 
 
-@pytest.mark.parametrize("steps", [2, 8, 11, 18])
-@pytest.mark.parametrize("way", ["removed", "renamed", "removed with all above"])
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> str:
+    """The hash of a run that nothing disturbed."""
+    cwd = tmp_path_factory.mktemp("whole")
+    run_here(pictures, *RUN, cwd=cwd)
+    return weights_hash(cwd / "runs/a" / LAST)
+
+
+@pytest.mark.parametrize(
+    ("steps", "way"),
+    [(2, "removed"), (8, "renamed"), (11, "removed"), (11, "renamed"), (18, "removed with all above")],
+)
 def test_a_folder_that_vanishes_is_made_anew(
-    train: Train, tmp_path: Path, after: Meddle, steps: int, way: str
+    train: Train, tmp_path: Path, whole: str, after: Meddle, steps: int, way: str
 ) -> None:
-    train(*RUN, "--experiment", "whole")
-    whole = weights_hash(tmp_path / "runs/whole" / LAST)
     folder = tmp_path / "runs/a"
     acts: dict[str, Callable[[], object]] = {
         "removed": lambda: shutil.rmtree(folder),
