@@ -5,13 +5,15 @@
 
 Both sides read the same files in the same order, in one process and one thread, by turns; the time is the
 processor's. Beside the speed stands how far pixels lie apart (levels of 255, before normalisation), which is what
-decoding at a fraction costs.
+decoding at a fraction costs. Then ours from a folder against ours from tar shards of the same files.
 """
 
 import argparse
+import io
 import random
 import statistics
 import sys
+import tarfile
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -26,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from measure import RESULTS, table, write_report
 from timm.data import create_dataset, create_transform
 
-from davit.data import open_dataset, train_transform
+from davit.data import PictureDataset, open_dataset, train_transform
 
 AUGMENTATIONS = {
     "default (RandAugment, erasing)": {"aa": "rand-m9-mstd0.5-inc1", "color_jitter": 0.4, "reprob": 0.25},
@@ -88,6 +90,45 @@ def compare_on(root: Path, split: str, limit: int, rounds: int) -> tuple[list[li
     return rows, data
 
 
+SHARDS = 9
+
+
+def as_shards(dataset: PictureDataset, folder: Path) -> None:
+    """Put the pictures of a folder into tar shards, each with its class as WebDataset has it."""
+    folder.mkdir(parents=True)
+    for number in range(SHARDS):
+        with tarfile.open(folder / f"train-{number:06d}.tar", "w") as shard:
+            for index in range(number, len(dataset), SHARDS):
+                file, target = Path(dataset.source.path(index)), dataset.source.open(index)[1]
+                for name, data in ((f"{index:07d}.cls", str(target).encode()), (f"{index:07d}{file.suffix}", None)):
+                    data = file.read_bytes() if data is None else data
+                    member = tarfile.TarInfo(name)
+                    member.size = len(data)
+                    shard.addfile(member, io.BytesIO(data))
+
+
+def compare_shards(root: Path, split: str, limit: int, rounds: int) -> tuple[list[str], dict[str, object]]:
+    """Compare decoding, cropping and flipping from shards with the same from a folder, the order of each by turns."""
+    transform = train_transform(**AUGMENTATIONS["crop and flip"])  # type: ignore[arg-type]
+    with tempfile.TemporaryDirectory() as temporary:
+        as_shards(open_dataset(root, split), Path(temporary, "shards"))
+        sets = {"folder": open_dataset(root, split), "shards": open_dataset(Path(temporary, "shards"), "train")}
+        times: dict[str, list[float]] = {key: [] for key in sets}
+        for dataset in sets.values():
+            dataset.transform = transform
+        count = min(limit, len(sets["folder"]))
+        for number in range(rounds + 1):
+            for key in sorted(sets, reverse=number % 2 == 1):
+                spent = seconds(sets[key].__getitem__, count, number)
+                if number:
+                    times[key].append(spent)
+    ratios = [a / b for a, b in zip(times["folder"], times["shards"], strict=True)]
+    rate = {key: count / statistics.median(value) for key, value in times.items()}
+    row = [f"{rate['folder']:.0f}", f"{rate['shards']:.0f}", f"{statistics.median(ratios):.3f}",
+           f"{min(ratios):.3f} to {max(ratios):.3f}", str(rounds)]  # fmt: skip
+    return row, {"pictures": count, "seconds": times, "ratio": statistics.median(ratios)}
+
+
 def differences(root: Path, split: str, limit: int) -> tuple[str, dict[str, float]]:
     """Compare our samples with and without decoding at a fraction, of the same crops."""
     plain = {"aa": None, "color_jitter": None, "reprob": 0.0, "hflip": 0.0, "mean": (0, 0, 0), "std": (1, 1, 1)}
@@ -126,7 +167,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    sections, data = [], {}
+    sections: list[tuple[str, str]] = []
+    data: dict[str, dict[str, object]] = {}
+    shard_rows = []
     with tempfile.TemporaryDirectory() as temporary:
         places = [(folder.name, folder, ".") for folder in options.folder]
         if options.made:
@@ -137,7 +180,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             text, bound = differences(root, split, options.limit)
             header = ["augmentation", "timm, images/s", "ours, images/s", "ratio", "of the rounds"]
             sections.append((name, table(header, rows) + "\n\n" + text))
-            data[name] = {"speed": measured, "difference": bound}
+            row, shards = compare_shards(root, split, options.limit, options.rounds)
+            shard_rows.append([name, *row])
+            data[name] = {"speed": measured, "difference": bound, "shards": shards}
+    if shard_rows:
+        header = ["crop and flip of", "folder, images/s", "shards, images/s", "ratio", "of the rounds", "rounds"]
+        sections.append((f"{SHARDS} tar shards against the folder of the same files", table(header, shard_rows)))
     if not sections:
         parser.error("nothing to measure: give --folder or --made")
     sys.stdout.write(

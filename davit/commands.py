@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from .text import without_controls
+
 log = logging.getLogger(__name__)
 
 OK = 0
@@ -53,9 +55,14 @@ def is_disk_full(error: BaseException | None) -> bool:
 def run_cli(main: Callable[[], Sequence[object] | None]) -> int:
     """Run a tool's work and return its exit status; a user's error ends it with one paragraph, not a traceback.
 
+    What the console shows of the log meanwhile, and after, cannot drive a terminal: names of files come from anyone.
+
     Args:
         main: returns what failed of several evaluations or pictures, if anything.
     """
+    for handler in logging.getLogger().handlers:
+        if type(handler) is logging.StreamHandler and not isinstance(handler.formatter, _Harmless):
+            handler.setFormatter(_Harmless(handler.formatter))
     try:
         return SOME_FAILED if main() else OK
     except Exception as error:
@@ -74,6 +81,17 @@ def run_cli(main: Callable[[], Sequence[object] | None]) -> int:
         if status == USER_ERROR and os.environ.get("DAVIT_TRACEBACK"):
             raise
         return status
+
+
+class _Harmless(logging.Formatter):
+    """Format as another formatter does, with control characters written out."""
+
+    def __init__(self, inner: logging.Formatter | None) -> None:
+        super().__init__()
+        self._inner = inner or logging.Formatter()
+
+    def format(self, record: logging.LogRecord) -> str:
+        return without_controls(self._inner.format(record))
 
 
 def with_flags(text: str) -> str:

@@ -1,7 +1,7 @@
 """Fetch the published weights of DaViT once, and check them before use.
 
 The three ImageNet-1k models of the authors are on the Hugging Face hub, in timm's port. A file put by hand into the
-weights folder is used first (`weights_folder`; its name is as `Published.local_name` says, for instance
+weights folder is used first (`weights_folder`; its name is as `Published.local_path` says, for instance
 ``davit_tiny.msft_in1k.safetensors``), then the hub's own cache, then the hub.
 
 The hashes are those that the hub's pages of the files show (Git LFS details). None is known for DaViT_base, whose
@@ -33,43 +33,37 @@ class PretrainedError(RuntimeError):
 
 
 @dataclass(frozen=True)
-class PublishedFile:
-    """Name a file of a hub repository, and its SHA-256 in hex, or None if that is not known."""
-
-    name: str
-    sha256: str | None = None
-
-
-@dataclass(frozen=True)
 class Published:
-    """Name the files with the weights of one variant; any of them will do, the first is preferred."""
+    """Name the files of a hub repository with the weights of one variant; any will do, the first is preferred.
+
+    Attributes:
+        files: name to SHA-256 in hex, or None if that is not known.
+    """
 
     hub_id: str
-    files: tuple[PublishedFile, ...]
+    files: dict[str, str | None]
 
-    def local_name(self, file: PublishedFile) -> str:
-        """Return the file's name in the weights folder, which holds those of all variants."""
-        return self.hub_id.split("/")[-1] + Path(file.name).suffix
+    def local_path(self, name: str) -> Path:
+        """Return where a file fetched by hand is looked for: in the folder that holds those of all variants."""
+        return weights_folder() / (self.hub_id.split("/")[-1] + Path(name).suffix)
 
 
 PUBLISHED: dict[str, Published] = {
     "DaViT_tiny": Published(
         "timm/davit_tiny.msft_in1k",
-        (
-            PublishedFile("model.safetensors", "085937207d2e51c1d1e0a3ee5f3156994cce718dc02aef7fa8cec502784adda8"),
-            PublishedFile("pytorch_model.bin", "8e5dd07e74925c9cc3831bb0f2acb06aabbb39b918ce93597e741f61f6325753"),
-        ),
+        {
+            "model.safetensors": "085937207d2e51c1d1e0a3ee5f3156994cce718dc02aef7fa8cec502784adda8",
+            "pytorch_model.bin": "8e5dd07e74925c9cc3831bb0f2acb06aabbb39b918ce93597e741f61f6325753",
+        },
     ),
     "DaViT_small": Published(
         "timm/davit_small.msft_in1k",
-        (
-            PublishedFile("model.safetensors", "cef0f04c734989efdb4a76aef07a4cea8a968cdf74059d8bc15f38b74df25e8f"),
-            PublishedFile("pytorch_model.bin", "b96bf0cd3817365d1f23ea990979627aab01dc1ee1c6ea8a0caa50dec4625e22"),
-        ),
+        {
+            "model.safetensors": "cef0f04c734989efdb4a76aef07a4cea8a968cdf74059d8bc15f38b74df25e8f",
+            "pytorch_model.bin": "b96bf0cd3817365d1f23ea990979627aab01dc1ee1c6ea8a0caa50dec4625e22",
+        },
     ),
-    "DaViT_base": Published(
-        "timm/davit_base.msft_in1k", (PublishedFile("model.safetensors"), PublishedFile("pytorch_model.bin"))
-    ),
+    "DaViT_base": Published("timm/davit_base.msft_in1k", {"model.safetensors": None, "pytorch_model.bin": None}),
 }
 
 
@@ -92,14 +86,13 @@ def fetch_pretrained(variant: str) -> Path:
             f"no pretrained weights of {variant!r} are published; there are some for {', '.join(PUBLISHED)}. "
             "Use pretrained=False, and load_checkpoint for weights of your own."
         )
-    for file in published.files:
-        path = weights_folder() / published.local_name(file)
-        if path.is_file():
-            return _verified(path, file, variant)
-    for file in published.files:
-        cached = huggingface_hub.try_to_load_from_cache(published.hub_id, file.name)
+    for name in published.files:
+        if (path := published.local_path(name)).is_file():
+            return _verified(path, name, variant)
+    for name in published.files:
+        cached = huggingface_hub.try_to_load_from_cache(published.hub_id, name)
         if isinstance(cached, str):
-            return _verified(Path(cached), file, variant)
+            return _verified(Path(cached), name, variant)
     return _download(published, variant)
 
 
@@ -118,42 +111,42 @@ def load_pretrained(model: nn.Module, variant: str, file: str | Path | None = No
 
 def _download(published: Published, variant: str) -> Path:
     reason: Exception | None = None
-    for file in published.files:
+    for name in published.files:
         try:
             # asks once; the download itself would try for half a minute where there is no network
-            huggingface_hub.get_hf_file_metadata(huggingface_hub.hf_hub_url(published.hub_id, file.name))
-            path = Path(huggingface_hub.hf_hub_download(published.hub_id, file.name))
+            huggingface_hub.get_hf_file_metadata(huggingface_hub.hf_hub_url(published.hub_id, name))
+            path = Path(huggingface_hub.hf_hub_download(published.hub_id, name))
         except RemoteEntryNotFoundError as error:
             reason = error  # this file is not published, the next may be
         except Exception as error:  # the hub's client lets any error of its transport through
             reason = error
             break
         else:
-            return _verified(path, file, variant)
+            return _verified(path, name, variant)
     text = f"{type(reason).__name__}: {' '.join(str(reason).split())[:200]}"
     raise PretrainedError(
         f"the pretrained weights of {variant} could not be downloaded ({text}). {_by_hand(published)}"
     ) from reason
 
 
-def _verified(path: Path, file: PublishedFile, variant: str) -> Path:
-    if file.sha256 is None:
+def _verified(path: Path, name: str, variant: str) -> Path:
+    published = PUBLISHED[variant]
+    if (known := published.files[name]) is None:
         _logger.info("%s: using %s; its hash is not known, so it is not checked", variant, path)
-    elif (digest := sha256_of(path)) != file.sha256:
+    elif (digest := sha256_of(path)) != known:
         raise PretrainedError(
             f"{path} is not the published weights of {variant}: its sha256 is {digest}, theirs is "
-            f"{file.sha256}. It is damaged or another file: delete it and try again; to use it as it is, "
-            f"load it by its path (file={path!s}, or load_checkpoint). {_by_hand(PUBLISHED[variant])}"
+            f"{known}. It is damaged or another file: delete it and try again; to use it as it is, "
+            f"load it by its path (file={path!s}, or load_checkpoint). {_by_hand(published)}"
         )
     return path
 
 
 def _by_hand(published: Published) -> str:
-    file = published.files[0]
-    others = " or ".join(f"{other.name} as {published.local_name(other)}" for other in published.files[1:])
+    first, *others = published.files
+    elsewhere = " or ".join(f"{name} as {published.local_path(name).name}" for name in others)
     return (
-        f"To fetch them by hand: get {file.name} of {published.hub_id} at "
-        f"{huggingface_hub.hf_hub_url(published.hub_id, file.name)} and put it at "
-        f"{weights_folder() / published.local_name(file)} (or {others}; set {FOLDER_VARIABLE} for another "
-        "folder)."
+        f"To fetch them by hand: get {first} of {published.hub_id} at "
+        f"{huggingface_hub.hf_hub_url(published.hub_id, first)} and put it at "
+        f"{published.local_path(first)} (or {elsewhere}; set {FOLDER_VARIABLE} for another folder)."
     )

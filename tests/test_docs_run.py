@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 
 from davit import create_model
+from tests.forms import write_tar
 from tests.test_docs import LINES, Line
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -39,9 +40,11 @@ NOT_RUN = {
     r"configs/davit_(small|base)_224\.yaml$": "as tiny's; tests/engine/test_train_cli.py reads every recipe",
     r"^python train\.py$|--img-size 64 --experiment mine": "minutes of training on the digits: make demo is that",
     r"(mmdet|mmseg|tools/(dist_|slurm_|train|test|image_demo|get_flops))": "tests/openmmlab runs the tools",
+    r"hfds/": "needs a folder at the root; tests/data/test_tables.py has such tables",
     r"benchmarks/": "measures for minutes; tests/benchmarks has the harness",
 }
 SMALLER = {
+    r"train\.py data/digits-tar": f"{_TINY} --batch-size 64",
     r"torch\.distributed\.launch": f"{_TINY} --experiment launched",
     r"torchrun .*train\.py": f"{_TINY} --dry-run",
     r"--dry-run|--throughput": _TINY,
@@ -97,6 +100,14 @@ def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]
             for number in range(count):
                 for name in CLASSES:
                     picture(folder / "DATASET_DIR" / split / name / f"{number}.png", number)
+        for split, shards in (("train", 9), ("val", 1)):
+            files = sorted((folder / "DATASET_DIR" / split).glob("*/*.png"))
+            for number in range(shards):
+                members = [(f"{file.parent.name}/{file.name}", file.read_bytes()) for file in files[number::shards]]
+                write_tar(folder / "SHARDS" / f"{split}-{number:06d}.tar", members)
+            rows = [f"{split}/{file.parent.name}/{file.name},{file.parent.name}\n" for file in files]
+            (folder / "DATASET_DIR" / f"{split}.csv").write_text("path,label\n" + "".join(rows))
+        (folder / "classes.txt").write_text("\n".join(CLASSES))
         for name in ("FOLDER/a.png", "FOLDER/b.jpg", "PICTURE", "one.jpg", "two.png"):
             picture(folder / name, 3)
         for name in CHECKPOINTS:

@@ -1,7 +1,5 @@
-"""The model against an independent one, its arguments, its errors, dtypes and copies of it."""
+"""The model against an independent one, its arguments, its errors and dtypes."""
 
-import copy
-import pickle
 from functools import partial
 
 import pytest
@@ -42,7 +40,7 @@ def test_logits_equal_the_reference_at_any_size(small, picture, size):
     [
         {"cpe_act": True}, {"overlapped_patch": True}, {"patch_size": 2}, {"patch_size": 3}, {"patch_size": 8},
         {"window_size": 7}, {"num_heads": (4, 2, 4, 8)}, {"attention_types": ("spatial",)},
-        {"attention_types": ("channel", "channel", "spatial")},
+        {"attention_types": ("channel", "channel", "spatial")}, {"attention_types": ("channel", "spatial")},
     ],
     ids=str,
 )  # fmt: skip
@@ -50,8 +48,9 @@ def test_logits_equal_the_reference_with_options(small, picture, options):
     model, image = small(**options).double(), picture(1, 3, 33, 47).double()
     expected = reference_logits(model, image, **options)
     torch.testing.assert_close(model(image), expected, rtol=1e-9, atol=1e-9)
-    if not {"overlapped_patch", "attention_types"} & options.keys():  # which change the parameters
-        assert not torch.allclose(small().double()(image), expected, rtol=1e-3)
+    stock = small().double()
+    if [p.shape for p in stock.parameters()] == [p.shape for p in model.parameters()]:  # then the function is another
+        assert not torch.allclose(stock(image), expected, rtol=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -63,7 +62,6 @@ def test_logits_equal_the_reference_with_options(small, picture, options):
         ({"ffn": False}, {"main_blocks.0.0.0.mlp.fc1.weight": None, "main_blocks.0.0.0.norm2.weight": None}),
         ({"depths": (2, 1, 3, 1)}, {"main_blocks.2.2.1.norm1.weight": (48,), "main_blocks.0.2.0.norm1.weight": None}),
         ({"embed_dims": (8, 12, 20, 28)}, {"main_blocks.2.0.0.attn.qkv.weight": (60, 20)}),
-        ({"overlapped_patch": True}, {"patch_embeds.1.proj.weight": (32, 16, 3, 3)}),
         ({"num_classes": 11}, {"head.weight": (11, 64)}),
     ],
     ids=str,
@@ -73,21 +71,10 @@ def test_arguments_that_change_the_parameters(small, picture, options, shapes):
     model, image = small(**options).double(), picture(1, options.get("in_chans", 3), 33, 47).double()
     state = model.state_dict()
     assert {key: tuple(state[key].shape) if key in state else None for key in shapes} == shapes
-    seen = {"overlapped_patch": True} if "overlapped_patch" in options else {}
-    torch.testing.assert_close(model(image), reference_logits(model, image, **seen), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(model(image), reference_logits(model, image), rtol=1e-9, atol=1e-9)
 
 
 # --- every argument ---
-
-
-def changed(small, picture, cls, name, value, other):
-    """The two values make different functions of the same weights."""
-    one, two = small(cls, **{name: value}), small(cls, **{name: other})
-    assert [t.shape for t in one.state_dict().values()] == [t.shape for t in two.state_dict().values()]
-    image = picture()
-    outputs = [model(image) if cls is DaViT else model(image)[-1] for model in (one, two)]
-    assert outputs[0].shape == outputs[1].shape
-    return (outputs[0] - outputs[1]).abs().max() > 1e-3
 
 
 def test_argument_drop_path_rate(either, small, picture):
@@ -123,7 +110,6 @@ def test_argument_attention_types(either, small, picture):
     model = small(either, attention_types=("spatial", lambda dim, heads: nn.Linear(dim, dim * heads // heads)))
     assert [type(block.attn) for block in model.main_blocks[2][1]] == [WindowAttention, nn.Linear]
     assert first(model(picture())).isfinite().all()
-    assert changed(small, picture, either, "attention_types", ("spatial", "channel"), ("channel", "spatial"))
 
 
 def test_argument_weight_init(either):
@@ -145,7 +131,7 @@ def test_argument_block_layer(either, small, picture):
 
     model = small(either, block_layer=Doubled)
     assert all(type(block) is Doubled for stage in model.main_blocks for pair in stage for block in pair)
-    assert changed(small, picture, either, "block_layer", Doubled, DualAttentionBlock)
+    assert not torch.allclose(first(model(picture())), first(small(either)(picture())), rtol=1e-3)
     model.set_grad_checkpointing()
     first(model.train()(picture())).sum().backward()
     assert all(p.grad is not None for p in model.main_blocks.parameters())
@@ -242,7 +228,7 @@ def test_mistakes_in_the_input(either, small, shape, words):
     assert_refused(words, small(either), torch.zeros(shape))
 
 
-# --- sizes, initial weights, dtypes, copies ---
+# --- sizes, initial weights, dtypes ---
 
 
 @pytest.mark.parametrize("batch", [0, 1, 3])
@@ -275,24 +261,3 @@ def test_half_precision(either, small, picture, dtype, mixed):
     assert output.dtype == dtype or mixed
     error = (output.float() - exact).norm() / exact.norm()
     assert 0 < error < {torch.bfloat16: 0.05, torch.float16: 0.01}[dtype]
-
-
-def test_meta_construction_and_assignment(either, small, picture):
-    model = small(either)
-    with torch.device("meta"):
-        empty = small(either)
-    assert all(tensor.is_meta for tensor in empty.state_dict().values())
-    empty.load_state_dict(model.state_dict(), assign=True)
-    assert torch.equal(first(empty(picture())), first(model(picture())))
-
-
-@pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
-def test_copies_are_equal_and_independent(either, small, picture, copied):
-    model = small(either, drop_path_rate=0.2)
-    twin = copied(model)
-    expected = first(model(picture()))
-    assert torch.equal(first(twin(picture())), expected)
-    with torch.no_grad():
-        for parameter in twin.parameters():
-            parameter.zero_()
-    assert torch.equal(first(model(picture())), expected)

@@ -1,7 +1,6 @@
 """torch.compile, torch.export, TorchScript and torch.fx see the whole model, and compute what it computes."""
 
 import copy
-import warnings
 
 import pytest
 import torch
@@ -10,6 +9,7 @@ from torchvision.models.feature_extraction import create_feature_extractor
 
 from davit import DaViT, DaViTPyramid, accelerate
 
+pytestmark = pytest.mark.filterwarnings("ignore")  # of TorchScript, deprecated by torch and asked for by users
 SIZES = [(64, 64), (33, 47), (90, 35), (57, 128)]  # windows of 4 tile the maps of the first alone
 
 
@@ -38,13 +38,6 @@ def fresh_compiler():
 # --- torch.compile ---
 
 
-def assert_same_gradients(model, other, functions, image):
-    for function in functions:
-        sum(level.square().mean() for level in aslist(function(image))).backward()
-    for (name, one), two in zip(model.named_parameters(), other.parameters(), strict=True):
-        torch.testing.assert_close(two.grad, one.grad, rtol=1e-3, atol=1e-5, msg=name)
-
-
 def test_compile_with_dynamic_sizes_compiles_once_without_a_break(either, small, picture):
     options = {} if either is DaViT else {"ffn": False, "cpe_act": True, "overlapped_patch": True}
     model, graphs = small(either, **two_stages(either, **options)), []
@@ -66,47 +59,38 @@ def test_compiled_training_step(cls, checkpointing, small, picture):
     model.set_grad_checkpointing(checkpointing)
     other = copy.deepcopy(model)
     compiled = torch.compile(other, fullgraph=True, backend="aot_eager")
-    assert_same_gradients(model, other, (model, compiled), picture())
+    for function in (model, compiled):
+        sum(level.square().mean() for level in aslist(function(picture()))).backward()
+    for (name, one), two in zip(model.named_parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(two.grad, one.grad, rtol=1e-3, atol=1e-5, msg=name)
 
 
 # --- torch.export ---
-
-
-def exported(model, dims, example):
-    return torch.export.export(model, (example,), dynamic_shapes=({0: dims[0], 2: dims[1], 3: dims[2]},)).module()
 
 
 NAMED = (Dim("batch", min=1, max=64), Dim("height", min=33, max=2048), Dim("width", min=33, max=2048))
 AUTOMATIC = (Dim.AUTO, Dim.AUTO, Dim.AUTO)
 
 
-def check_export(model, dims, example, picture):
-    program = exported(model, dims, picture(2, 3, *example))
+@pytest.mark.parametrize(
+    ("cls", "dims", "example", "options"),
+    [
+        (DaViT, NAMED, (64, 64), {}),
+        (DaViT, AUTOMATIC, (70, 99), {"qkv_bias": False, "ffn": False}),
+        (DaViT, NAMED, (64, 70), {"overlapped_patch": True, "cpe_act": True}),
+        (DaViTPyramid, NAMED, (64, 64), {}),
+    ],
+    ids=["named", "automatic", "options", "pyramid"],
+)
+def test_export_with_dynamic_batch_and_size_saves_and_loads(small, picture, tmp_path, cls, dims, example, options):
+    model = small(cls, **two_stages(cls, **options))
+    dynamic = ({0: dims[0], 2: dims[1], 3: dims[2]},)
+    program = torch.export.export(model, (picture(2, 3, *example),), dynamic_shapes=dynamic)
+    torch.export.save(program, tmp_path / "model.pt2")
+    program = torch.export.load(tmp_path / "model.pt2").module()
     with torch.no_grad():
         for batch, size in zip((1, 2, 3, 5), SIZES, strict=True):
             assert_same(program(picture(batch, 3, *size)), model(picture(batch, 3, *size)))
-
-
-@pytest.mark.parametrize(
-    ("dims", "example", "options"),
-    [
-        (NAMED, (64, 64), {}),
-        (AUTOMATIC, (70, 99), {"qkv_bias": False, "ffn": False}),
-        (NAMED, (64, 70), {"overlapped_patch": True, "cpe_act": True}),
-    ],
-    ids=["named", "automatic", "options"],
-)
-def test_export_with_dynamic_batch_and_size(small, picture, dims, example, options):
-    check_export(small(**two_stages(**options)), dims, example, picture)
-
-
-def test_export_of_a_pyramid_saves_and_loads(small, picture, tmp_path):
-    model = small(DaViTPyramid, **two_stages(DaViTPyramid))
-    dynamic = ({0: NAMED[0], 2: NAMED[1], 3: NAMED[2]},)
-    program = torch.export.export(model, (picture(2, 3, 64, 64),), dynamic_shapes=dynamic)
-    torch.export.save(program, tmp_path / "model.pt2")
-    loaded = torch.export.load(tmp_path / "model.pt2").module()
-    assert_same(loaded(picture(1, 3, 90, 35)), model(picture(1, 3, 90, 35)))
 
 
 def test_export_with_a_fixed_size_pads_no_more_than_needed(small, picture):
@@ -120,13 +104,6 @@ def test_export_with_a_fixed_size_pads_no_more_than_needed(small, picture):
 # --- TorchScript ---
 
 
-@pytest.fixture
-def quiet():
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # deprecated by torch, asked for by users
-        yield
-
-
 @pytest.mark.parametrize(
     "options",
     [
@@ -136,7 +113,7 @@ def quiet():
     ],
     ids=str,
 )
-def test_script(small, picture, quiet, options):
+def test_script(small, picture, options):
     model = small(**two_stages(**options))
     scripted = torch.jit.script(model)
     for size in [(64, 64), (33, 47), (1, 1), (7, 80)]:
@@ -149,7 +126,7 @@ def test_script(small, picture, quiet, options):
     torch.testing.assert_close(*grads, rtol=1e-3, atol=1e-4)
 
 
-def test_script_saves_and_loads_and_refuses_the_same_inputs(small, picture, quiet, tmp_path):
+def test_script_saves_and_loads_and_refuses_the_same_inputs(small, picture, tmp_path):
     model = small(**two_stages())
     torch.jit.script(model).save(tmp_path / "model.ts")
     loaded = torch.jit.load(tmp_path / "model.ts")
@@ -159,7 +136,7 @@ def test_script_saves_and_loads_and_refuses_the_same_inputs(small, picture, quie
 
 
 @pytest.mark.parametrize("cls", [DaViT, DaViTPyramid])
-def test_trace(cls, small, picture, quiet):
+def test_trace(cls, small, picture):
     """A trace holds for the size it was made with."""
     model, image = small(cls, **two_stages(cls)), picture(2, 3, 33, 47)
     assert_same(torch.jit.trace(model, image)(image), model(image))
@@ -178,7 +155,7 @@ def test_fx_trace_computes_the_same_at_any_size(either, small, picture):
             assert all(torch.equal(one, other) for one, other in pairs)
 
 
-def test_fx_feature_extraction(small, picture, quiet):
+def test_fx_feature_extraction(small, picture):
     model = small()
     extractor = create_feature_extractor(model, {"main_blocks.1": "second", "norms": "pooled"})
     out = extractor(picture())

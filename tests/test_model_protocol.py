@@ -194,45 +194,27 @@ def test_prune_intermediate_layers(small, picture, indices, prune_norm, prune_he
 # --- groups of parameters ---
 
 
-def depth_of(model, coarse):
+@pytest.mark.parametrize(("depths", "coarse"), [((1, 1, 2, 1), False), ((2, 1, 11, 3), False), ((2, 1, 3, 1), True)])
+def test_groups_are_strictly_ordered_by_depth(either, small, depths, coarse):
+    """One group for each embedding and each pair of blocks in the order in which they run; coarse: for each stage."""
+    model = small(either, depths=depths)
     groups = group_parameters(model, model.group_matcher(coarse))
     depth = {name: group for group, names in groups.items() for name in names}
     assert depth.keys() == {name for name, _ in model.named_parameters()}
-    return depth
-
-
-@pytest.mark.parametrize("depths", [(1, 1, 2, 1), (2, 1, 11, 3)], ids=str)
-def test_groups_are_strictly_ordered_by_depth(either, small, depths):
-    """One group per patch embedding and per pair of blocks, in the order in which they run."""
-    model = small(either, depths=depths)
-    depth = depth_of(model, coarse=False)
     modules = []
     for stage, pairs in enumerate(depths):
-        modules += [f"patch_embeds.{stage}."] + [f"main_blocks.{stage}.{pair}." for pair in range(pairs)]
+        embed, blocks = (f"patch_embeds.{stage}.",), [(f"main_blocks.{stage}.{pair}.",) for pair in range(pairs)]
+        together = (*embed, f"main_blocks.{stage}.")
+        modules += ([embed, together[1:]] if stage == 0 else [together]) if coarse else [embed, *blocks]
     levels = []
-    for prefix in modules:
-        found = {level for name, level in depth.items() if name.startswith(prefix)}
-        assert len(found) == 1, prefix
+    for prefixes in modules:
+        found = {level for name, level in depth.items() if name.startswith(prefixes)}
+        assert len(found) == 1, prefixes
         levels += found
     assert levels == list(range(len(modules)))
-    behind = {level for name, level in depth.items() if name.startswith("norm")}
-    assert min(behind) >= levels[-1]
-    if either is DaViT:
+    assert coarse or min(level for name, level in depth.items() if name.startswith("norm")) >= levels[-1]
+    if either is DaViT and not coarse:
         assert depth["head.weight"] == depth["head.bias"] > levels[-1]
-
-
-def test_coarse_groups_are_stages(either, small):
-    model = small(either, depths=(2, 1, 3, 1))
-    depth = depth_of(model, coarse=True)
-    stage_levels = [
-        {level for name, level in depth.items() if name.startswith(f"main_blocks.{stage}.")} for stage in range(4)
-    ]
-    assert all(len(levels) == 1 for levels in stage_levels)
-    flat = [next(iter(levels)) for levels in stage_levels]
-    assert flat == sorted(set(flat))
-    assert depth["patch_embeds.0.proj.weight"] < flat[0]
-    for stage in range(1, 4):
-        assert depth[f"patch_embeds.{stage}.proj.weight"] == flat[stage]
 
 
 # --- checkpointing of activations ---

@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from davit import DaViT, DaViTPyramid
+from davit import DaViTPyramid
 
 LEVELS = [(0, 1, 2, 3), (-3, -1), (0, 2), (0,)]
 
@@ -29,16 +29,6 @@ def test_levels_equal_the_reference(small, picture, options):
     assert isinstance(levels, tuple)
     for i, (level, stage_map) in enumerate(zip(levels, maps, strict=True)):
         torch.testing.assert_close(level, reference.norm(state, f"norm{i}", stage_map), rtol=1e-9, atol=1e-9)
-
-
-def test_stages_are_the_classifiers(small, picture):
-    pyramid, classifier = small(DaViTPyramid), small(DaViT, seed=3)
-    weights = {key: value for key, value in classifier.state_dict().items() if not key.startswith(("head", "norms"))}
-    missing, unexpected = pyramid.load_state_dict(weights, strict=False)
-    assert {key.split(".")[0] for key in missing} == {"norm0", "norm1", "norm2", "norm3"}
-    assert unexpected == []
-    last = classifier.forward_features(picture()).permute(0, 2, 3, 1)
-    torch.testing.assert_close(pyramid(picture())[3], pyramid.norm3(last).permute(0, 3, 1, 2))
 
 
 @pytest.mark.parametrize("out_indices", LEVELS)

@@ -10,7 +10,7 @@ import socket
 from pathlib import Path
 from typing import Any
 
-from ..data import BadImageError, load_rgb
+from ..data import BadImageError
 from .readers import Answer, Reader
 
 log = logging.getLogger(__name__)
@@ -27,7 +27,7 @@ def answer_file(reader: Reader, file: str | None) -> Answer | str:
         return ""
     name = Path(file).name
     try:
-        return reader.answer(load_rgb(file, name))
+        return reader.answer(Path(file))
     except BadImageError as error:
         return f"{name} cannot be read: {error.reason}."
     except ValueError as error:

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from PIL import Image
 
 from ..predict import Predictor
+from ..predict.pictures import Picture
 from ..visualize.figure import evidence_image, look, render
 
 
@@ -34,8 +35,8 @@ class Reader(Protocol):
 
     title: str
 
-    def answer(self, picture: Image.Image) -> Answer:
-        """Find what is in an upright RGB picture; a `ValueError` is shown as a sentence."""
+    def answer(self, picture: Picture) -> Answer:
+        """Find what is in a picture; a `ValueError` is shown as a sentence, with the reason of a `BadImageError`."""
         ...
 
 
@@ -46,7 +47,7 @@ class ClassifierReader:
         self.title = f"{predictor.name}, {len(predictor.class_names)} classes"
         self._predictor = predictor
 
-    def answer(self, picture: Image.Image) -> Answer:
+    def answer(self, picture: Picture) -> Answer:
         seen = look(self._predictor, picture)
         stream = io.BytesIO()
         render(self._predictor, seen).savefig(stream, format="png")
@@ -65,7 +66,7 @@ class DrawnReader:
         self.title = title
         self._finder = finder
 
-    def answer(self, picture: Image.Image) -> Answer:
+    def answer(self, picture: Picture) -> Answer:
         found = self._finder.predict(picture)
         contents = found.to_json()
         scores: dict[str, float] = dict(contents.get("classes", {}))

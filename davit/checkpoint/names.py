@@ -6,7 +6,7 @@ model adds are in no table: they are placed by the part of a DaViT that they lie
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -142,9 +142,9 @@ class Spelling:
 _BLOCK_SLOTS = ("cpe0", "norm1", "qkv", "proj", "cpe1", "norm2", "fc1", "fc2")
 
 
-def _block(place: str, leaves: str) -> dict[str, str]:
-    """Name the layers of a block whose layers are registered in the order of `_BLOCK_SLOTS`."""
-    return {slot: f"{place}.{leaf}" for slot, leaf in zip(_BLOCK_SLOTS, leaves.split(), strict=True)}
+def _block(place: str, leaves: str, slots: Sequence[str] = _BLOCK_SLOTS) -> dict[str, str]:
+    """Name the layers of a block, in the order in which they are registered."""
+    return {slot: f"{place}.{leaf}" for slot, leaf in zip(slots, leaves.split(), strict=True)}
 
 
 def _timm(block: str) -> dict[str, str]:
@@ -183,14 +183,11 @@ SPELLINGS: dict[str, Spelling] = {
             "stem.norm": "patch_embeds.0.norm",
             "down.proj": "patch_embeds.{s}.proj",
             "down.norm": "patch_embeds.{s}.norm",
-            "cpe0": "main_blocks.{s}.{p}.{b}.cpe.0.proj",
-            "cpe1": "main_blocks.{s}.{p}.{b}.cpe.1.proj",
-            "norm1": "main_blocks.{s}.{p}.{b}.norm1",
-            "qkv": "main_blocks.{s}.{p}.{b}.attn.qkv",
-            "proj": "main_blocks.{s}.{p}.{b}.attn.proj",
-            "norm2": "main_blocks.{s}.{p}.{b}.norm2",
-            "fc1": "main_blocks.{s}.{p}.{b}.mlp.fc1",
-            "fc2": "main_blocks.{s}.{p}.{b}.mlp.fc2",
+            **_block(
+                "main_blocks.{s}.{p}.{b}",
+                "cpe.0.proj cpe.1.proj norm1 attn.qkv attn.proj norm2 mlp.fc1 mlp.fc2",
+                ("cpe0", "cpe1", "norm1", "qkv", "proj", "norm2", "fc1", "fc2"),
+            ),
             "level": "norm{s}",
             "head.norm": "norms",
             "head.fc": "head",

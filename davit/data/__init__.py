@@ -1,7 +1,8 @@
-"""Load batches of pictures from image folders and named data sets, resumable at any step."""
+"""Load batches of pictures from folders, tables, shards and named data sets, resumable at any step."""
 
-from .dataset import PictureDataset, Sample, SeededDataset, check_classes, open_dataset
-from .decode import load_rgb
+from .classes import check_classes, check_labels, in_other_order
+from .dataset import PictureDataset, Sample, SeededDataset, open_dataset
+from .decode import Decoding, load_picture, load_rgb
 from .device import prefetch, save_images, to_device
 from .digits import write_digits
 from .errors import BadImageError, DataError, LoaderError
@@ -14,6 +15,7 @@ __all__ = [
     "BadImageError",
     "Batch",
     "DataError",
+    "Decoding",
     "EpochSampler",
     "EvalLoader",
     "LoaderError",
@@ -22,7 +24,10 @@ __all__ = [
     "SeededDataset",
     "TrainLoader",
     "check_classes",
+    "check_labels",
     "eval_transform",
+    "in_other_order",
+    "load_picture",
     "load_rgb",
     "open_dataset",
     "prefetch",

@@ -1,20 +1,25 @@
-"""Write an embedded data set: ``python -m davit.data digits|scenes [FOLDER]``."""
+"""Write an embedded data set: ``python -m davit.data digits|scenes [FOLDER] [--as FORM]``."""
 
 import sys
 from argparse import ArgumentParser
 
-from . import write_digits, write_scenes
+from . import digits, scenes, write_digits, write_scenes
 
-_SETS = {"digits": write_digits, "scenes": write_scenes}
+_SETS = {"digits": (write_digits, tuple(digits.FORMS)), "scenes": (write_scenes, scenes.FORMS)}
 
 
 def main() -> None:
     """Write the set that the command line names, and print its folder."""
     parser = ArgumentParser(prog="python -m davit.data", description="Write an embedded data set, unless it is there.")
-    parser.add_argument("name", choices=_SETS, help="digits: an image folder; scenes: detection and segmentation")
+    parser.add_argument("name", choices=_SETS, help="digits: classes; scenes: detection and segmentation")
     parser.add_argument("folder", nargs="?", help="where to (default: data/NAME)")
+    listed = "; ".join(f"of {name} {', '.join(forms)}" for name, (_, forms) in _SETS.items())
+    parser.add_argument("--as", dest="form", metavar="FORM", help=f"{listed}; default: the first")
     args = parser.parse_args()
-    sys.stdout.write(f"{_SETS[args.name](args.folder)}\n")
+    write, forms = _SETS[args.name]
+    if args.form and args.form not in forms:
+        parser.error(f"--as {args.form} is not one of {', '.join(forms)}, which {args.name} have")
+    sys.stdout.write(f"{write(args.folder, args.form or forms[0])}\n")
 
 
 if __name__ == "__main__":

@@ -14,11 +14,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from timm.data.transforms import RandomResizedCropAndInterpolation
 from torch import Tensor
 from torchvision.transforms import functional as F
+
+from .decode import Pixels
 
 # 1/factor is chosen where the crop is at least factor x margin times as large as the output: the more the decoder
 # leaves out, the more must be left for the resizing to average.
@@ -33,9 +36,9 @@ class CropFirst:
     """
 
     crop: RandomResizedCropAndInterpolation
-    rest: Callable[[Image.Image], Tensor]
+    rest: Callable[[Any], Tensor]
 
-    def __call__(self, image: Image.Image) -> Tensor:
+    def __call__(self, image: Pixels) -> Tensor:
         return PendingCrop(self).finish(image)
 
 
@@ -60,17 +63,28 @@ class PendingCrop:
         room = min(side / wanted for side, wanted in zip(self.box[2:], crop.size, strict=True))
         return max((factor for factor, margin in MARGINS.items() if factor * margin <= room), default=1)
 
-    def finish(self, image: Image.Image) -> Tensor:
+    def finish(self, image: Pixels) -> Tensor:
         """Crop, resize and transform the decoded picture, reduced or whole."""
+        width, height = image.size if isinstance(image, Image.Image) else image.shape[1::-1]
         if self.size is None:
-            self.reduction(image.width, image.height, scalable=False)
+            self.reduction(width, height, scalable=False)
         assert self.size is not None
         crop: Any = self.transform.crop
         choices = crop.interpolation
         interpolation = random.choice(choices) if isinstance(choices, tuple | list) else choices
-        if image.size == self.size:
-            return self.transform.rest(F.resized_crop(image, *self.box, crop.size, interpolation))
-        top, left, height, width = self.box
-        x, y = image.width / self.size[0], image.height / self.size[1]
-        box = (left * x, top * y, (left + width) * x, (top + height) * y)
-        return self.transform.rest(image.resize(crop.size[::-1], F.pil_modes_mapping[interpolation], box))
+        if (width, height) == self.size:
+            cropped = each_band(lambda band: F.resized_crop(band, *self.box, crop.size, interpolation), image)
+            return self.transform.rest(cropped)
+        x, y = width / self.size[0], height / self.size[1]
+        top, left, rows, columns = self.box
+        box = (left * x, top * y, (left + columns) * x, (top + rows) * y)
+        method = F.pil_modes_mapping[interpolation]
+        return self.transform.rest(each_band(lambda band: band.resize(crop.size[::-1], method, box), image))
+
+
+def each_band(change: Callable[[Image.Image], Image.Image], image: Pixels) -> Pixels:
+    """Change a picture, or each band of an array (H, W, C) as a greyscale picture."""
+    if isinstance(image, Image.Image):
+        return change(image)
+    bands = (Image.fromarray(np.ascontiguousarray(image[:, :, band])) for band in range(image.shape[2]))
+    return np.stack([np.asarray(change(band)) for band in bands], axis=2)

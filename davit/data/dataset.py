@@ -1,62 +1,45 @@
 """Open a split as an indexed data set, and make each training sample a function of its key."""
 
+from __future__ import annotations
+
 import io
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..seeding import seeded
-from ..text import some
 from .crop_first import CropFirst, PendingCrop
-from .decode import Reduction, Stored, load_rgb
+from .decode import RGB, Decoding, Pixels, Reduction, load_picture
 from .errors import BadImageError, DataError
-from .folder import FolderSource, find_split
-from .timm_sets import NamedSource
+from .find import open_source
+from .layouts import of_another_task
+from .source import ClassMap, Renumbered, Source
 
 # (epoch, index, repeat): `repeat` counts the occurrences of one picture in one epoch, 0 for the first.
 Key = tuple[int, int, int]
-Transform = Callable[[Image.Image], Tensor]
-
-_FOLDER_NAMES = ("", "folder", "imagefolder", "image_folder")
-
-
-class Source(Protocol):
-    """Where pictures come from: a folder, a named data set, a list."""
-
-    class_to_idx: dict[str, int]
-
-    def __len__(self) -> int: ...
-
-    def filename(self, index: int) -> str:
-        """Name a picture for predictions and reports: by its file below the split folder, where it has one."""
-
-    def path(self, index: int) -> str:
-        """Name a picture for errors and lists of bad ones."""
-
-    def targets(self) -> Sequence[int] | None:
-        """List the class indices of all pictures; None where only opening the pictures would tell."""
-
-    def open(self, index: int) -> tuple[Stored, int]:
-        """Return a picture as it is stored, and its class index; decoding is the data set's work."""
+Transform = Callable[[Any], Tensor]  # of a decoded picture, `Pixels`
 
 
 class PictureDataset(Dataset[tuple[Any, int]]):
-    """The pictures of one split: item i is (transform(RGB picture), class index).
+    """The pictures of one split: item i is (transform(decoded picture), class index).
 
-    `transform` may be set at any time before a loader's first batch; without one an item's picture is a
-    PIL image. Decoding and transform meet in `__getitem__` and nowhere else.
+    `transform` and `decoding` may be set at any time before a loader's first batch; without a transform an item's
+    picture is that of `load_picture`. Decoding and transform meet in `__getitem__` and nowhere else.
     """
 
-    def __init__(self, source: Source, transform: Transform | None = None, *, mapped: bool = False) -> None:
-        """Wrap a source; `mapped`: its class indices come from a class map rather than from the data itself."""
+    def __init__(
+        self, source: Source, transform: Transform | None = None, *, decoding: Decoding = RGB, mapped: bool = False
+    ) -> None:
+        """Wrap a source; `mapped`: a class map says its class indices."""
         self.source = source
         self.transform = transform
-        self.mapped = mapped
+        self.decoding = decoding
+        self.has_class_map = mapped
+        self.mapped = mapped or getattr(source, "is_indexed", False)  # they may leave classes out
 
     @property
     def class_to_idx(self) -> dict[str, int]:
@@ -65,8 +48,14 @@ class PictureDataset(Dataset[tuple[Any, int]]):
 
     @property
     def class_names(self) -> list[str]:
-        """The class names in order of their indices."""
-        return sorted(self.class_to_idx, key=self.class_to_idx.__getitem__)
+        """The class names by index; "class N" for an index that a class map leaves out."""
+        name_of = {index: name for name, index in self.class_to_idx.items()}
+        return [name_of.get(index, f"class {index}") for index in range(max(name_of, default=-1) + 1)]
+
+    def numbered(self, names: Sequence[str]) -> PictureDataset:
+        """Return the same pictures with the classes numbered in the order of `names`, which are all of them."""
+        source = Renumbered(self.source, {name: index for index, name in enumerate(names)})
+        return PictureDataset(source, self.transform, decoding=self.decoding, mapped=self.mapped)
 
     def __len__(self) -> int:
         return len(self.source)
@@ -79,11 +68,11 @@ class PictureDataset(Dataset[tuple[Any, int]]):
         """List the files of all pictures, in order of their positions."""
         return [self.source.filename(index) for index in range(len(self))]
 
-    def read(self, index: int, reduction: Reduction | None = None) -> tuple[Image.Image, int]:
-        """Decode a picture and return it with its class index; `reduction` as in `load_rgb`."""
+    def read(self, index: int, reduction: Reduction | None = None) -> tuple[Pixels, int]:
+        """Decode a picture and return it with its class index; `reduction` as in `load_picture`."""
         stored, target = self.source.open(index)
         with stored if isinstance(stored, io.IOBase) else nullcontext():
-            return load_rgb(stored, self.source.path(index), reduction), target
+            return load_picture(stored, self.source.path(index), reduction, self.decoding), target
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
         if isinstance(self.transform, CropFirst):
@@ -99,57 +88,37 @@ def open_dataset(
     split: str,
     *,
     dataset: str = "",
-    class_map: str | Path | dict[str, int] | None = None,
+    class_map: ClassMap = None,
     dataset_download: bool = False,
     transform: Transform | None = None,
     **options: Any,
 ) -> PictureDataset:
-    """Open the pictures of `split`: of the image folder `root`, or of the data set named as timm names it.
+    """Open the pictures of `split`, as an indexed data set.
 
-    `split` is a folder below `root`; "train" and "validation" find their usual synonyms ("val", ...) and "."
-    is `root` itself. `options` (input_key, target_key, ...) and `dataset_download` are for named data sets.
-    Raises `DataError` saying what is missing or wrong, and where.
+    Args:
+        root: the data folder, with class folders, tables or shards; or one table or shard, or a pattern of them.
+        split: "train" and "validation" find their usual synonyms ("val", ...), as folders or in names of files; "."
+            is `root` itself; a file or pattern below `root` is taken as it is.
+        dataset: "" for whatever lies in `root`; else "folder", "csv", "parquet" or "wds", with a path below `root`
+            after a slash; or a data set as timm names it (torch/NAME, hfds/NAME).
+        class_map: a dict or file of class names and their indices, in place of the data's own.
+        dataset_download: let a named data set fetch itself.
+        options: input_key and target_key, which name the columns or endings of pictures and labels, and options of
+            named data sets.
+
+    Raises:
+        DataError: something is missing or wrong; the message says what and where.
     """
     options = {key: value for key, value in options.items() if value is not None}
-    if "/" in dataset:
-        source: Source = NamedSource(dataset, root, split, class_map=class_map, download=dataset_download, **options)
-    elif dataset.lower() not in _FOLDER_NAMES:
-        raise DataError(f"`{dataset=}` is unknown; leave it empty for a folder, or give torch/NAME or hfds/NAME")
-    else:
-        if dataset_download or options:
-            asked = some(["dataset_download"] * dataset_download + sorted(options))
-            raise DataError(f"an image folder takes no {asked}; only `dataset=torch/NAME` and hfds/NAME do")
-        if root is None:
-            raise DataError("no data folder: give one with train/ and val/, one folder a class")
-        source = FolderSource(find_split(root, split), class_map)
+    try:
+        source = open_source(
+            root, split, dataset=dataset, class_map=class_map, dataset_download=dataset_download, **options
+        )
+    except DataError as fault:
+        raise DataError(f"{fault}{of_another_task(root)}") from fault
     if len(source) == 0:
         raise DataError(f"the data set {dataset or root} has no pictures in split {split!r}")
     return PictureDataset(source, transform, mapped=bool(class_map))
-
-
-def check_classes(
-    train: PictureDataset | None, val: PictureDataset | None = None, num_classes: int | None = None
-) -> None:
-    """Raise `DataError` if train and val differ in classes, or if a model of `num_classes` does not fit.
-
-    With a class map the splits may hold any of its classes, and its indices must be below `num_classes`.
-    Named data sets that do not tell their classes are not checked.
-    """
-    if train and val and train.class_to_idx and val.class_to_idx and not (train.mapped or val.mapped):
-        ours, theirs = set(train.class_to_idx), set(val.class_to_idx)
-        if ours != theirs:
-            alone = {"train": ours - theirs, "val": theirs - ours}
-            only = "; ".join(f"only in {split}: {some(sorted(names))}" for split, names in alone.items() if names)
-            raise DataError(f"train has {len(ours)} classes and val {len(theirs)}, not the same ones ({only})")
-    for dataset in (train, val):
-        if dataset is None or num_classes is None or not dataset.class_to_idx:
-            continue
-        needed = max(dataset.class_to_idx.values()) + 1
-        if needed > num_classes or (needed < num_classes and not dataset.mapped):
-            raise DataError(
-                f"the data has {needed} classes ({some(dataset.class_names, 5)}) and the model {num_classes}: pass "
-                f"`num_classes={needed}`, or `class_map=FILE` to give the folders the model's class indices"
-            )
 
 
 class Sample(NamedTuple):

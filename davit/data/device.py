@@ -42,5 +42,13 @@ def prefetch(batches: Iterable[Batch], device: torch.device, *, channels_last: b
 
 
 def save_images(batch: Batch, path: str | Path) -> None:
-    """Save the pictures of a batch as one grid, stretched from the batch's minimum to its maximum."""
-    save_image(batch.images, str(path), padding=0, normalize=True)
+    """Save the pictures of a batch as one grid, stretched from the batch's minimum to its maximum.
+
+    Of more than three bands the first three are drawn, of two the first.
+    """
+    save_image(
+        batch.images[:, :3] if batch.images.shape[1] >= 3 else batch.images[:, :1],
+        str(path),
+        padding=0,
+        normalize=True,
+    )

@@ -1,9 +1,12 @@
-"""Write the embedded samples, scikit-learn's 1,797 handwritten digits, as an image folder."""
+"""Write the embedded samples, scikit-learn's 1,797 handwritten digits, as folders, tables or shards."""
 
 from __future__ import annotations
 
+import io
+import json
 import os
 import shutil
+import tarfile
 import time
 import uuid
 from collections.abc import Callable
@@ -14,25 +17,36 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from .errors import DataError
+from ..text import some
+from .errors import DataError, require_choice
 
 Array = NDArray[np.uint8]
 
 _COUNTS = {"train": 1437, "val": 360}
+_SHARDS = {"train": 9, "val": 2}
 _SPLIT_SEED = 0
 _STALE_SECONDS = 600  # a writer needs about a second; an unfinished folder this old has no writer any more
 
 
-def write_digits(root: str | Path | None = None) -> Path:
-    """Lay the digits out as root/{train,val}/{0..9}/NNNN.png, once, and return the folder.
+def write_digits(root: str | Path | None = None, form: str = "folder") -> Path:
+    """Lay the digits out as root/{train,val}/{0..9}/NNNN.png, or in another form, once, and return the folder.
 
     Every picture keeps its 8x8 pixels, scaled from 0..16 to 0..255, as greyscale PNG; NNNN is its index in
     scikit-learn's data. A fifth of each class is held out as val. An existing folder is counted and used.
-    Raises `DataError` if `root` (default: see `write_once`) holds something else.
+
+    Args:
+        form: "folder"; "csv" (pictures/NNNN.png, and a table of paths and labels for each split); "tar" (WebDataset's
+            shards, nine of train and two of val); or "parquet" (data/SPLIT-00000-of-00001.parquet, as Hugging Face's
+            `datasets` lays them out; it needs pyarrow).
+
+    Raises:
+        DataError: `root` (default: see `write_once`) holds something else, or a package is missing.
 
     Source: E. Alpaydin, C. Kaynak, Optical Recognition of Handwritten Digits (UCI, 1998), the test part.
     """
-    return write_once("digits", root, _write, _missing)
+    require_choice("form", form, FORMS)
+    write, missing = FORMS[form]
+    return write_once("digits" if form == "folder" else f"digits-{form}", root, write, missing)
 
 
 def write_once(
@@ -96,6 +110,74 @@ def _missing(root: Path) -> str:
         if len(files) != count:
             return f"{split} holds {len(files)} of {count} pictures"
     return ""
+
+
+def _write_csv(folder: Path) -> None:
+    (folder / "pictures").mkdir(parents=True)
+    for split, glyphs in load_glyphs().items():
+        for index, _, pixels in glyphs:
+            (folder / "pictures" / f"{index:04d}.png").write_bytes(_png(pixels))
+        rows = [f"pictures/{index:04d}.png,{label}\n" for index, label, _ in glyphs]
+        (folder / f"{split}.csv").write_text("path,label\n" + "".join(rows))
+
+
+def _write_tar(folder: Path) -> None:
+    folder.mkdir(parents=True)
+    for split, glyphs in load_glyphs().items():
+        for number in range(_SHARDS[split]):
+            with tarfile.open(folder / f"{split}-{number:06d}.tar", "w") as shard:
+                for index, label, pixels in glyphs[number :: _SHARDS[split]]:
+                    for ending, data in (("cls", str(label).encode()), ("png", _png(pixels))):
+                        member = tarfile.TarInfo(f"{index:04d}.{ending}")
+                        member.size = len(data)
+                        shard.addfile(member, io.BytesIO(data))
+
+
+def _write_parquet(folder: Path) -> None:
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError as error:
+        raise DataError("parquet needs a package that is not installed: pip install pyarrow") from error
+    features = {"image": {"_type": "Image"}, "label": {"names": [str(n) for n in range(10)], "_type": "ClassLabel"}}
+    about = {b"huggingface": json.dumps({"info": {"features": features}}).encode()}
+    picture = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])
+    schema = pyarrow.schema([("image", picture), ("label", pyarrow.int64())], metadata=about)
+    (folder / "data").mkdir(parents=True)
+    for split, glyphs in load_glyphs().items():
+        rows = [
+            {"image": {"bytes": _png(pixels), "path": f"{index:04d}.png"}, "label": label}
+            for index, label, pixels in glyphs
+        ]
+        file = folder / "data" / f"{split}-00000-of-00001.parquet"
+        parquet.write_table(pyarrow.Table.from_pylist(rows, schema=schema), file)
+
+
+def _png(pixels: Array) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, format="PNG")
+    return stream.getvalue()
+
+
+def _lacks(*names: str) -> Callable[[Path], str]:
+    """Make the check that these files are there and not empty."""
+
+    def lacking(root: Path) -> str:
+        gone = [name for name in names if not (root / name).is_file() or not (root / name).stat().st_size]
+        return f"{some(gone)} is not there" if gone else ""
+
+    return lacking
+
+
+_TABLES = [f"{split}.csv" for split in _COUNTS]
+_TARS = [f"{split}-{number:06d}.tar" for split, count in _SHARDS.items() for number in range(count)]
+_PARQUETS = [f"data/{split}-00000-of-00001.parquet" for split in _COUNTS]
+FORMS: dict[str, tuple[Callable[[Path], None], Callable[[Path], str]]] = {
+    "folder": (_write, _missing),
+    "csv": (_write_csv, _lacks(*_TABLES, *(f"pictures/{index:04d}.png" for index in range(sum(_COUNTS.values()))))),
+    "tar": (_write_tar, _lacks(*_TARS)),
+    "parquet": (_write_parquet, _lacks(*_PARQUETS)),
+}
 
 
 def _remove_stale(root: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from ..commands import USER_ERROR
+from ..text import as_line
 
 
 class DataError(ValueError):
@@ -31,7 +32,7 @@ class BadImageError(ValueError):
     def of(cls, file: str, reason: str) -> BadImageError:
         """Build the exception for `file`, with the remedy in its message."""
         remedy = "Repair or remove the file, or pass `skip_bad_images=True` to go on without it."
-        return cls(f"{file}: {reason}. {remedy}", file=file, reason=reason)
+        return cls(f"{as_line(file)}: {reason}. {remedy}", file=file, reason=reason)
 
 
 class LoaderError(RuntimeError):

@@ -6,7 +6,9 @@ exact: they are made with the picture. Training and validation scenes show diffe
 
 from __future__ import annotations
 
+import hashlib
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +16,14 @@ import numpy as np
 from PIL import Image
 
 from .digits import Array, load_glyphs, write_once
+from .errors import require_choice
 
+FORMS = ("coco", "roboflow", "yolo")
 SIDE = 128  # pixels
 COUNTS = {"train": 2400, "val": 100}
 CLASSES = tuple(str(digit) for digit in range(10))
+_ROBOFLOWS = {"train": "train", "val": "valid"}
+_ROBOFLOW_JSON = "_annotations.coco.json"
 _SEED = 0
 _SIZES = (24, 64)  # pixels, a digit's height and width
 _DIGITS = (2, 6)
@@ -25,45 +31,84 @@ _INK = 0.4  # share of full intensity from which a pixel belongs to the digit
 _MOST_HIDDEN = 0.3  # share of a digit that others may cover
 
 
-def write_scenes(root: str | Path | None = None) -> Path:
-    """Lay the scenes out once, and return the folder; the same pixels every time.
+def write_scenes(root: str | Path | None = None, form: str = "coco") -> Path:
+    """Lay the scenes out once, and return the folder; the same pixels every time, and the same objects in each form.
 
-    train2017/, val2017/ hold the pictures (PNG, 128 x 128), annotations/instances_{train,val}2017.json the objects as
-    COCO has them (categories 1 to 10 named 0 to 9, masks run-length encoded), and masks/{train,val}2017/ a label
-    per pixel: 0 is ground, d + 1 the digit d. Raises `DataError` if `root` (default: see `write_once`) holds
-    something else.
+    "coco": train2017/, val2017/ hold the pictures (PNG, 128 x 128), annotations/instances_{train,val}2017.json the
+    objects as COCO has them (categories 1 to 10 named 0 to 9, masks run-length encoded), and masks/{train,val}2017/ a
+    label per pixel: 0 is ground, d + 1 the digit d. "roboflow": {train,valid}/ hold pictures and
+    _annotations.coco.json, whose category 0 is a parent without objects. "yolo": data.yaml, images/{train,val}/ and
+    labels/{train,val}/ with a polygon for each object, which goes round its mask along the sides of the pixels.
+
+    Raises `DataError` if `root` (default: see `write_once`) holds something else.
     """
-    return write_once("scenes", root, _write, _missing)
+    require_choice("form", form, FORMS)
+    name = "scenes" if form == "coco" else f"scenes_{form}"
+    return write_once(name, root, partial(_write, form), partial(_missing, form))
 
 
-def _write(folder: Path) -> None:
+def _write(form: str, folder: Path) -> None:
     glyphs = load_glyphs()
-    (folder / "annotations").mkdir(parents=True)
     for number, (split, count) in enumerate(COUNTS.items()):
-        pictures, masks = folder / f"{split}2017", folder / "masks" / f"{split}2017"
-        pictures.mkdir()
-        masks.mkdir(parents=True)
+        for place in _folders(form, split):
+            (folder / place).mkdir(parents=True, exist_ok=True)
         images: list[dict[str, Any]] = []
         annotations: list[dict[str, Any]] = []
+        pictures, labels, *_ = (folder / place for place in _folders(form, split))
         for index in range(count):
             draw = np.random.default_rng((_SEED, number, index))
             picture, objects = _scene(draw, glyphs[split])
-            name = f"{index:06d}.png"
+            stem = f"{index:06d}"
+            if form == "roboflow":  # as it names its copies
+                stem = f"{stem}_png.rf.{hashlib.sha256(picture.tobytes()).hexdigest()[:32]}"
+            name = f"{stem}.png"
             Image.fromarray(picture).save(pictures / name)
-            labels = np.zeros((SIDE, SIDE), dtype=np.uint8)
             images.append({"id": index + 1, "file_name": name, "width": SIDE, "height": SIDE})
             for digit, mask in objects:
-                labels[mask] = digit + 1
                 annotations.append(_annotation(len(annotations) + 1, index + 1, digit, mask))
-            Image.fromarray(labels).save(masks / name)
-        contents = {
-            "info": {"description": "scenes of scikit-learn's handwritten digits"},
-            "licenses": [],
-            "images": images,
-            "annotations": annotations,
-            "categories": [{"id": digit + 1, "name": name} for digit, name in enumerate(CLASSES)],
-        }
-        (folder / "annotations" / f"instances_{split}2017.json").write_text(json.dumps(contents))
+            if form == "coco":
+                label = np.zeros((SIDE, SIDE), dtype=np.uint8)
+                for digit, mask in objects:
+                    label[mask] = digit + 1
+                Image.fromarray(label).save(labels / name)
+            elif form == "yolo":
+                lines = (" ".join(map(str, (digit, *outline(mask).ravel() / SIDE))) for digit, mask in objects)
+                (labels / f"{stem}.txt").write_text("".join(f"{line}\n" for line in lines))
+        if form != "yolo":
+            _write_json(folder / _json(form, split), images, annotations, form)
+    if form == "yolo":
+        names = "".join(f"  {number}: {name!r}\n" for number, name in enumerate(CLASSES))
+        (folder / "data.yaml").write_text(f"path: .\ntrain: images/train\nval: images/val\nnames:\n{names}")
+
+
+def _folders(form: str, split: str) -> tuple[str, ...]:
+    """Name the folders of a split: of its pictures, its labels, and what else is needed."""
+    if form == "coco":
+        return f"{split}2017", f"masks/{split}2017"
+    if form == "yolo":
+        return f"images/{split}", f"labels/{split}"
+    return (_ROBOFLOWS[split],) * 2
+
+
+def _json(form: str, split: str) -> str:
+    return f"annotations/instances_{split}2017.json" if form == "coco" else f"{_ROBOFLOWS[split]}/{_ROBOFLOW_JSON}"
+
+
+def _write_json(file: Path, images: list[dict[str, Any]], annotations: list[dict[str, Any]], form: str) -> None:
+    parent = [{"id": 0, "name": "digits", "supercategory": "none"}] if form == "roboflow" else []
+    below = {"supercategory": "digits"} if parent else {}
+    contents = {
+        "info": {"description": "scenes of scikit-learn's handwritten digits"},
+        "licenses": [],
+        "images": images,
+        "annotations": annotations,
+        "categories": [
+            *parent,
+            *({"id": digit + 1, "name": name, **below} for digit, name in enumerate(CLASSES)),
+        ],
+    }
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(json.dumps(contents))
 
 
 def _scene(draw: np.random.Generator, glyphs: list[tuple[int, int, Array]]) -> tuple[Array, list[tuple[int, Any]]]:
@@ -130,9 +175,61 @@ def run_lengths(mask: Any) -> list[int]:
     return np.diff(np.flatnonzero(np.diff(flat)), prepend=0).tolist()
 
 
-def _missing(root: Path) -> str:
+def outline(mask: Any) -> Array:
+    """Go round a mask along the sides of its pixels, by one polygon of (N, 2) corners x, y.
+
+    Several parts, and holes, are joined by ways that are gone there and back, so that filling the polygon by the
+    even-odd rule, as pycocotools does, gives the mask again, and its signed area is the number of pixels.
+    """
+    padded = np.pad(mask, 1)
+    inside = padded[1:-1, 1:-1]
+    following: dict[tuple[int, int], list[tuple[int, int]]] = {}
+    # from each side of a pixel without a neighbour, clockwise: (rows, columns to the neighbour), start, end as (x, y)
+    for (down, right), start, end in (
+        ((-1, 0), (0, 0), (1, 0)),
+        ((0, 1), (1, 0), (1, 1)),
+        ((1, 0), (1, 1), (0, 1)),
+        ((0, -1), (0, 1), (0, 0)),
+    ):
+        neighbour = np.roll(padded, (-down, -right), (0, 1))[1:-1, 1:-1]
+        for row, column in np.argwhere(inside & ~neighbour).tolist():
+            place = (column + start[0], row + start[1])
+            following.setdefault(place, []).append((column + end[0], row + end[1]))
+    way: list[tuple[int, int]] = []
+    back: list[tuple[int, int]] = []
+    while following:
+        place = first = min(following)
+        if way:  # go along the two sides of a corner, and come back the same way at the end
+            corner = (first[0], way[0][1])
+            way.append(corner)
+            back = [corner, way[0]]
+        loop = [first]
+        while not (place == first and len(loop) > 1):
+            ends = following[place]
+            step = ends.pop()
+            if not ends:
+                del following[place]
+            place = step
+            loop.append(place)
+        way += [*_corners(loop), *back]
+    return np.array(way[:-1])
+
+
+def _corners(loop: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Leave out the points of a closed way between its first and last at which it goes straight on."""
+    triples = zip(loop, loop[1:], loop[2:], strict=False)
+    turns = [b for a, b, c in triples if (b[0] - a[0], b[1] - a[1]) != (c[0] - b[0], c[1] - b[1])]
+    return [loop[0], *turns, loop[-1]]
+
+
+def _missing(form: str, root: Path) -> str:
     for split, count in COUNTS.items():
-        files = [len([*root.glob(f"{folder}{split}2017/*.png")]) for folder in ("", "masks/")]
-        if files != [count, count] or not (root / "annotations" / f"instances_{split}2017.json").is_file():
-            return f"{split} has {files[0]} pictures and {files[1]} masks of {count}, or no annotations"
+        places = dict.fromkeys(_folders(form, split))
+        suffixes = dict(zip(places, (".png", ".txt" if form == "yolo" else ".png"), strict=False))
+        files = {place: len([*root.glob(f"{place}/*{suffix}")]) for place, suffix in suffixes.items()}
+        if wrong := [f"{number} files in {place}" for place, number in files.items() if number != count]:
+            return f"{split} has {' and '.join(wrong)}, of {count}"
+        file = root / ("data.yaml" if form == "yolo" else _json(form, split))
+        if not file.is_file():
+            return f"there is no {file}"
     return ""

@@ -49,7 +49,10 @@ class NamedSource:
         return f"{self._label}[{index}]"
 
     def targets(self) -> list[int] | None:
-        return list(self._dataset.targets) if isinstance(self._dataset, DatasetFolder) else None
+        noted = getattr(self._dataset, "targets", None)  # a list or a tensor, in torchvision's sets that have them
+        if noted is None or len(noted) != len(self):
+            return None
+        return [int(target) for target in noted]
 
     def open(self, index: int) -> tuple[Stored, int]:
         """Return a picture's file or stream and its class index; what torchvision decodes itself comes decoded."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import logging
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,18 +14,24 @@ from timm.data import create_transform
 from timm.data.auto_augment import AugmentOp, posterize
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.data.random_erasing import RandomErasing
-from timm.data.transforms import MaybeToTensor, RandomResizedCropAndInterpolation
+from timm.data.transforms import CenterCropOrPad, MaybeToTensor, RandomResizedCropAndInterpolation
 from torch import Tensor
 from torchvision.transforms import Compose, Normalize
 
-from .crop_first import CropFirst
+from .crop_first import CropFirst, each_band
 from .dataset import Transform
+from .decode import Pixels
 from .errors import require, require_choice
+
+log = logging.getLogger(__name__)
 
 INTERPOLATIONS = ("bicubic", "bilinear", "nearest", "lanczos", "box", "hamming")
 CROP_MODES = ("center", "squash", "border")
 ERASE_MODES = ("const", "rand", "pixel")
 Size = int | Sequence[int]
+
+COLOUR_JITTER = 0.4
+AUTO_AUGMENT = "rand-m9-mstd0.5-inc1"
 
 _ONLY_RESIZING = (Image.Resampling.LANCZOS, Image.Resampling.BOX, Image.Resampling.HAMMING)  # Pillow cannot rotate by
 
@@ -36,8 +43,8 @@ def train_transform(
     ratio: Sequence[float] = (3 / 4, 4 / 3),
     hflip: float = 0.5,
     vflip: float = 0.0,
-    color_jitter: float | Sequence[float] | None = 0.4,
-    aa: str | None = "rand-m9-mstd0.5-inc1",
+    color_jitter: float | Sequence[float] | None = COLOUR_JITTER,
+    aa: str | None = AUTO_AUGMENT,
     train_interpolation: str = "bicubic",
     mean: Sequence[float] = IMAGENET_DEFAULT_MEAN,
     std: Sequence[float] = IMAGENET_DEFAULT_STD,
@@ -49,12 +56,16 @@ def train_transform(
     no_aug: bool = False,
     scaled_decoding: bool = True,
 ) -> Transform:
-    """Build the training transform: PIL picture -> (3, H, W), or (aug_splits, 3, H, W); float32, normalised.
+    """Build the training transform: decoded picture -> (C, H, W), or (aug_splits, 3, H, W); float32, normalised.
 
-    `img_size` is H = W, (H, W) or (C, H, W). Of several splits the first is not augmented, and `resplit` keeps random
-    erasing off it; without splits timm then erases in the second half of each batch only, which for a single sample
-    is half the probability. With `scaled_decoding` a data set decodes a JPEG that is much larger than its crop needs
-    at a fraction of its size (see `davit.data.crop_first`); not with splits.
+    `img_size` is H = W, (H, W) or (C, H, W), and C is 3 where it does not say. Other numbers of bands have a mean and
+    a deviation each, and the crop, flips and erasing; colour jitter, auto-augmentation and splits are for RGB, so that
+    their defaults are left out and other values refused.
+
+    Of several splits the first is not augmented, and `resplit` keeps random erasing off it; without splits timm then
+    erases in the second half of each batch only, which for a single sample is half the probability. With
+    `scaled_decoding` a data set decodes a JPEG that is much larger than its crop needs at a fraction of its size (see
+    `davit.data.crop_first`); not with splits.
 
     Raises `ValueError` naming the value and the choices.
     """
@@ -68,6 +79,10 @@ def train_transform(
     splits = "0, the only choice with `no_aug=True`" if no_aug else "0, or 2 and more (one of them clean)"
     require(aug_splits == 0 or (aug_splits > 1 and not no_aug), "aug_splits", aug_splits, splits)
     require(recount >= 1, "recount", recount, "a count of 1 or more")
+    bands = bands_of(img_size)
+    if bands != 3:
+        color_jitter, aa = _without_colour(bands, color_jitter, aa)
+        require(aug_splits == 0, "aug_splits", aug_splits, f"0 for pictures of {bands} bands: splits are of RGB")
     transform = _create(
         img_size,
         mean,
@@ -92,9 +107,28 @@ def train_transform(
         base, augment, normalise = transform
         return SplitTransform(base, augment, normalise, num_splits=aug_splits, erase=eraser)
     first, *rest = transform.transforms
-    if scaled_decoding and isinstance(first, RandomResizedCropAndInterpolation):
+    if (scaled_decoding or bands != 3) and isinstance(first, RandomResizedCropAndInterpolation):
         return CropFirst(first, Compose(rest))
     return transform
+
+
+def bands_of(img_size: Size) -> int:
+    """Return C of (C, H, W), and 3 where a size does not say."""
+    return img_size[0] if not isinstance(img_size, int) and len(img_size) == 3 else 3
+
+
+def _without_colour(
+    bands: int, color_jitter: float | Sequence[float] | None, aa: str | None
+) -> tuple[float | None, str | None]:
+    """Leave out the defaults that change colours, which other than three bands do not have; refuse other values."""
+    has_jitter = any(np.atleast_1d(color_jitter or 0.0))
+    has_aa = bool(aa) and aa.lower() != "none"  # type: ignore[union-attr]
+    right = f"left out for pictures of {bands} bands: it changes the colours of RGB"
+    require(not has_jitter or color_jitter == COLOUR_JITTER, "color_jitter", color_jitter, f"0, or {right}")
+    require(not has_aa or aa == AUTO_AUGMENT, "aa", aa, f"none, or {right}")
+    if has_jitter or has_aa:
+        log.info("Pictures of %d bands: no auto-augmentation or colour jitter, which are for RGB.", bands)
+    return None, None
 
 
 def eval_transform(
@@ -106,7 +140,7 @@ def eval_transform(
     mean: Sequence[float] = IMAGENET_DEFAULT_MEAN,
     std: Sequence[float] = IMAGENET_DEFAULT_STD,
 ) -> Transform:
-    """Build the evaluation transform: PIL picture -> (3, H, W) float32, normalised.
+    """Build the evaluation transform: decoded picture -> (C, H, W) float32, normalised; C is that of `img_size`, or 3.
 
     Its steps are a resizing to img_size / crop_pct and a centre crop. `crop_pct` None is timm's 0.875; `crop_mode` is
     center (default), squash or border.
@@ -137,7 +171,7 @@ class SplitTransform:
 
 
 class ToNormalizedTensor:
-    """Turn an RGB picture into (3, H, W) float32, (x / 255 - mean) / std, in place.
+    """Turn a decoded picture into (C, H, W) float32, (x / 255 - mean) / std, in place.
 
     The result is that of torchvision's two steps, to the last bit.
     """
@@ -146,7 +180,10 @@ class ToNormalizedTensor:
         self.mean = torch.tensor(mean)[:, None, None]
         self.std = torch.tensor(std)[:, None, None]
 
-    def __call__(self, image: Image.Image) -> Tensor:
+    def __call__(self, image: Pixels) -> Tensor:
+        if not isinstance(image, Image.Image):
+            array_CHW = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+            return array_CHW.to(torch.float32, copy=True).div_(255).sub_(self.mean).div_(self.std)
         bands = (image if image.mode == "RGB" else image.convert("RGB")).split()
         pixels = torch.from_numpy(np.stack([np.asarray(band) for band in bands]))
         return pixels.float().div_(255).sub_(self.mean).div_(self.std)
@@ -156,10 +193,12 @@ def _create(img_size: Size, mean: Sequence[float], std: Sequence[float], **optio
     """Create timm's transform; its assertions about the user's values become `ValueError`."""
     size: Any = img_size if isinstance(img_size, int) else tuple(img_size)[-2:]
     require(min((size,) if isinstance(size, int) else size) >= 1, "img_size", img_size, "a size of 1 pixel or more")
-    require(len(mean) == 3, "mean", list(mean), "three numbers")
-    require(len(std) == 3 and min(std) > 0, "std", list(std), "three numbers above 0")
+    bands = bands_of(img_size)
+    require(len(mean) == bands, "mean", list(mean), f"{bands} numbers, one for each band")
+    require(len(std) == bands and min(std) > 0, "std", list(std), f"{bands} numbers above 0, one for each band")
+    rgb = {"mean": tuple(mean), "std": tuple(std)} if bands == 3 else {}  # timm knows no other number of bands
     try:
-        transform = create_transform(size, mean=tuple(mean), std=tuple(std), use_prefetcher=False, **options)
+        transform = create_transform(size, use_prefetcher=False, **rgb, **options)
     except (AssertionError, KeyError, ValueError, IndexError) as error:
         raise ValueError(
             f"timm cannot build the transform with `aa={options.get('auto_augment')!r}`: {error!r}; "
@@ -172,7 +211,40 @@ def _create(img_size: Size, mean: Sequence[float], std: Sequence[float], **optio
             operation.kwargs["resample"] = Image.Resampling.BICUBIC
     for steps in transform if isinstance(transform, tuple) else (transform,):
         _join_ending(steps, ToNormalizedTensor(mean, std))
+        if bands != 3:
+            _take_arrays(steps, mean)
     return transform
+
+
+@dataclass
+class EachBand:
+    """Apply steps for greyscale pictures to each band of an array (H, W, C), padding each with its own fill."""
+
+    steps: Sequence[Callable[[Image.Image], Image.Image]]
+    fill: Sequence[int]
+
+    def __call__(self, image: Pixels) -> Pixels:
+        fills = iter(self.fill)
+
+        def change(band: Image.Image) -> Image.Image:
+            fill = next(fills)
+            for step in self.steps:
+                if isinstance(step, CenterCropOrPad):
+                    step = CenterCropOrPad(step.size, fill=fill)
+                band = step(band)
+            return band
+
+        return each_band(change, image)
+
+
+def _take_arrays(steps: Compose, mean: Sequence[float]) -> None:
+    """Let timm's transform take arrays (H, W, C): the steps behind the crop work on tensors, those before on bands."""
+    kinds = [type(step) for step in steps.transforms]
+    ending = steps.transforms.pop(kinds.index(ToNormalizedTensor))
+    if RandomResizedCropAndInterpolation in kinds:  # `CropFirst` crops arrays; flips and erasing take tensors
+        steps.transforms.insert(1, ending)
+    else:
+        steps.transforms[:] = [EachBand(list(steps.transforms), [round(255 * value) for value in mean]), ending]
 
 
 def _join_ending(steps: Compose, ending: ToNormalizedTensor) -> None:

@@ -9,6 +9,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from ..data import DataError
+from ..data.yolo import read_yolo
+from ..text import without_controls
 from .configs import examine_config
 from .findings import LEVELS, Finding
 from .folders import examine_folder
@@ -40,8 +43,18 @@ def _examine(options: argparse.Namespace) -> Iterator[Finding]:
     yield from examine_machine(Path(options.output))
     if options.path is not None:
         limit = None if options.all else options.sample
-        examine = examine_config if options.path.suffix in (".py", ".yaml", ".yml") else examine_folder
+        examine = examine_config if _is_config(options.path) else examine_folder
         yield from examine(options.path, limit)
+
+
+def _is_config(path: Path) -> bool:
+    """Tell a config or recipe from data; a .yaml may be YOLO's data.yaml."""
+    if path.suffix in (".yaml", ".yml"):
+        try:
+            return read_yolo(path) is None
+        except DataError:
+            return False
+    return path.suffix == ".py"
 
 
 def _write(finding: Finding) -> None:
@@ -49,7 +62,8 @@ def _write(finding: Finding) -> None:
     if sys.stdout.isatty():
         level = f"\033[{_COLOURS[finding.level]}m{level}\033[0m"
     remedy = f"\n{'':22}-> {finding.remedy}" if finding.remedy else ""
-    print(f"{level} {finding.subject:13} {finding.text}{remedy}", flush=True)
+    text = without_controls(finding.text).replace("\n", r"\x0a")
+    print(f"{level} {finding.subject:13} {text}{without_controls(remedy)}", flush=True)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -59,7 +73,8 @@ def _parser() -> argparse.ArgumentParser:
         nargs="?",
         type=Path,
         metavar="DATASET_DIR|CONFIG",
-        help="a data folder (classes, COCO or ADE20K), a recipe (.yaml) or a config of mmdet/ or mmseg/ (.py)",
+        help="data that train.py or the tools of mmdet/ and mmseg/ take (a folder, a data.yaml, a table, a shard), a "
+        "recipe (.yaml), or a config of mmdet/ or mmseg/ (.py)",
     )
     parser.add_argument("--all", action="store_true", help="open every picture, however many there are")
     parser.add_argument(

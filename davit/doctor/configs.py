@@ -42,7 +42,7 @@ def _recipe(file: Path, limit: int | None) -> Iterator[Finding]:
     if args.data_dir:
         yield from examine_folder(Path(args.data_dir), limit)
         with suppress(DataError):  # which is a finding already
-            count = len(open_dataset(args.data_dir, "train").class_names)
+            count = len(open_dataset(args.data_dir, "train", dataset=args.dataset or "").class_names)
             if args.num_classes and args.num_classes != count:
                 text = f"num_classes is {args.num_classes} and {args.data_dir} has {count}"
                 yield error("classes", text, "leave num_classes out: train.py counts the folders")

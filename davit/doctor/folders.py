@@ -1,50 +1,107 @@
-"""Check a data folder: its layout, its classes, its files."""
+"""Check a data folder of any known layout: its classes, its labels, its files, by the functions of the tools."""
 
 from __future__ import annotations
 
 import logging
 import os
+import shlex
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
 from logging.handlers import BufferingHandler
 from pathlib import Path
+from typing import Any
 
-from ..data import BadImageError, DataError, PictureDataset, check_classes, load_rgb, open_dataset
-from ..data.coco import annotation_faults, read_annotations, summarise_annotations
+import numpy as np
+
+from ..data import BadImageError, DataError, PictureDataset, check_classes, open_dataset
+from ..data.class_lists import ClassList, find_class_list
+from ..data.classes import check_labels
+from ..data.coco import examine, read_annotations
+from ..data.decode import Decoding, load_picture, load_stored, used_range
+from ..data.headers import read_headers
+from ..data.layouts import Layout, Split, find_layout
+from ..data.listing import left_out, list_pictures
+from ..data.masks import IGNORED, Coding, as_trained, check_pairs, count_labels, judge_labels
+from ..data.pairs import pair_masks
+from ..data.yolo import coco_of
 from ..text import some
 from .findings import Finding, error, ok, warning
 
 _SHOWN = 20  # bad files that get a finding each; more are counted
 _UNBALANCED = 20  # from so many times as many pictures in the largest class as in the smallest
+_VALUES = 40  # pictures of a split whose values are looked at
+_USUAL_BANDS = 4  # grey or coloured, each with transparency
+_READ = Callable[[], object]  # opens one picture to its last pixel
 
 
 def examine_folder(root: Path, limit: int | None) -> Iterator[Finding]:
-    """Find what is wrong with a data folder of classification, detection (COCO) or segmentation (ADE20K).
+    """Find out which kind of data set a folder is, and what is wrong with it; the last finding is how to train on it.
 
     Args:
+        root: a folder of any layout of `davit.data.layouts`, or the data.yaml, json, table or shard that is meant.
         limit: open no more than so many pictures of a split, evenly spread; None opens all.
     """
-    if not root.exists():
-        yield error("data", f"{root} does not exist", "give the folder that holds train/ and val/")
-    elif any((root / "annotations").glob("instances_*.json")):
-        yield from _coco(root, limit)
-    elif (root / "images" / "training").is_dir() or (root / "images" / "validation").is_dir():
-        yield from _ade(root, limit)
-    else:
-        yield from _classes(root, limit)
+    try:
+        layout = find_layout(root)
+    except DataError as fault:
+        yield error("layout", str(fault), "arrange the files as one of the layouts; README.md has examples")
+        yield from _pictures(root, limit)
+        return
+    yield ok("layout", str(layout))
+    for note in layout.notes:
+        yield warning("layout", note, "correct it, if that is not meant")
+    for other in layout.others:
+        use = f"{other.chosen_by} names it" if other.task == layout.task else _command(other, root)
+        yield ok("layout", f"also there, and not looked at here: {other}; {use}")
+    examine_task = {"classification": _classes, "detection": _boxes, "segmentation": _masks}[layout.task]
+    levels = set()
+    for finding in examine_task(layout, limit):
+        levels.add(finding.level)
+        yield finding
+    repaired = "when the errors above are gone: " if "error" in levels else ""
+    yield ok("command", f"{repaired}{_command(layout, root)}")
+
+
+def _pictures(root: Path, limit: int | None) -> Iterator[Finding]:
+    """Look at the pictures of a folder whose labels are not known."""
+    with suppress(DataError):  # a finding already
+        found = list_pictures(root)
+        if found.pictures:
+            yield ok("pictures", f"{len(found.pictures)} in {root}")
+            yield from _readable_files("pictures", [root / name for name in found.pictures], limit)
+
+
+def _command(layout: Layout, root: Path) -> str:
+    """Give the command that trains on a data set."""
+    place = shlex.quote(str(root))
+    unchecked = "" if "val" in layout.splits or "test" in layout.splits else " --no-validate"
+    if layout.task == "classification":
+        return f"python train.py {place} --model DaViT_tiny"
+    if layout.task == "detection":
+        config = "davit_maskrcnn_1x_coco" if _has_masks(layout) else "davit_retinanet_1x_coco"
+        return f"python mmdet/tools/train.py mmdet/configs/{config}.py --data-root {place}{unchecked}"
+    if layout.kind == "ADE20K":
+        return f"python mmseg/tools/train.py mmseg/configs/upernet_davit_512x512_160k_ade20k.py --data-root {place}"
+    classes = ""
+    with suppress(DataError):  # a finding already
+        classes = " --classes NAME NAME ..." if _class_list(layout) is None else ""
+    return (
+        f"python mmseg/tools/train.py mmseg/configs/upernet_davit_folders.py --data-root {place}{classes}{unchecked}"
+    )
 
 
 # --- classification ---
 
 
-def _classes(root: Path, limit: int | None) -> Iterator[Finding]:
+def _classes(layout: Layout, limit: int | None) -> Iterator[Finding]:
     splits: dict[str, PictureDataset] = {}
     for split in ("train", "validation"):
         try:
             with _warnings() as messages:
-                splits[split] = open_dataset(root, split)
+                splits[split] = open_dataset(layout.chosen_by or layout.root, split)
         except DataError as fault:
             yield error(split, str(fault), "train/ and val/ are expected, each with one folder a class")
             continue
@@ -53,20 +110,33 @@ def _classes(root: Path, limit: int | None) -> Iterator[Finding]:
     if len(splits) == 2:
         try:
             check_classes(splits["train"], splits["validation"])
+            with _warnings() as messages:
+                check_labels(splits["train"], splits["validation"])
         except DataError as fault:
-            yield error("classes", str(fault), "train and val need the same class folders")
+            yield error("classes", str(fault), "train and val need the same classes, and more than one")
         else:
+            yield from (warning("classes", text, "nothing, if that is meant") for text in messages)
             yield ok("classes", f"the same {len(splits['train'].class_names)} in train and val")
+    if not splits:
+        yield from _pictures(layout.root, limit)
     for split, dataset in splits.items():
-        files = [dataset.source.path(index) for index in range(len(dataset))]
-        yield from _readable(split, files, limit, remedy="repair or remove it, or pass --skip-bad-images")
+        files = [dataset.source.path(index) for index in _spread(range(len(dataset)), _VALUES)]
+        bands = yield from _values(split, [Path(file) for file in files if Path(file).is_file()])
+        dataset.decoding = Decoding(bands)
+        yield from _readable(split, [_reader(dataset, index) for index in range(len(dataset))], limit)
+
+
+def _reader(dataset: PictureDataset, index: int) -> _READ:
+    return lambda: dataset.read(index)
 
 
 def _counts(split: str, dataset: PictureDataset) -> Iterator[Finding]:
     targets = dataset.source.targets()
-    assert targets is not None  # a folder
+    if targets is None:
+        yield ok(split, f"{len(dataset)} pictures")
+        return
     count = Counter(targets)
-    names = dataset.class_names
+    names = {index: name for name, index in dataset.class_to_idx.items()}
     smallest, largest = min(count, key=count.__getitem__), max(count, key=count.__getitem__)
     text = f"{len(dataset)} pictures in {len(count)} classes, {count[smallest]} to {count[largest]} a class"
     if count[largest] > _UNBALANCED * count[smallest]:
@@ -94,63 +164,248 @@ def _warnings() -> Iterator[list[str]]:
 # --- files ---
 
 
-def _readable(subject: str, files: Sequence[str], limit: int | None, remedy: str) -> Iterator[Finding]:
+def _readable(
+    subject: str,
+    readers: Sequence[_READ],
+    limit: int | None,
+    remedy: str = "repair or remove it, or pass --skip-bad-images",
+) -> Iterator[Finding]:
     """Open pictures to the last pixel; yield a finding for each bad one."""
-    chosen = files
-    if limit is not None and len(files) > limit:
-        chosen = [files[index * len(files) // limit] for index in range(limit)]
+    chosen = _spread(readers, limit)
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         bad = [fault for fault in pool.map(_why_bad, chosen) if fault is not None]
-    yield from (error(subject, f"{file}: {reason}", remedy) for file, reason in bad[:_SHOWN])
+    yield from (error(subject, text, remedy) for text in bad[:_SHOWN])
     if len(bad) > _SHOWN:
         yield error(subject, f"and {len(bad) - _SHOWN} more unreadable files", remedy)
-    if not bad:
-        share = "all" if len(chosen) == len(files) else f"{len(chosen)} of"
-        yield ok(subject, f"{share} {len(files)} files were opened and can be read")
+    if not bad and readers:
+        share = "all" if len(chosen) == len(readers) else f"{len(chosen)} of"
+        yield ok(subject, f"{share} {len(readers)} files were opened and can be read")
 
 
-def _why_bad(file: str) -> tuple[str, str] | None:
+def _spread(things: Sequence[Any], limit: int | None) -> Sequence[Any]:
+    """Take no more than `limit` of them, evenly spread."""
+    if limit is None or len(things) <= limit:
+        return things
+    return [things[index * len(things) // limit] for index in range(limit)]
+
+
+def _why_bad(read: _READ) -> str | None:
     try:
-        load_rgb(file)
+        read()
     except BadImageError as fault:
-        return fault.file, fault.reason
+        return f"{fault.file}: {fault.reason}"
     except OSError as failure:
-        return file, f"the machine failed ({failure.strerror})"
+        return f"{failure.filename or 'a file'}: the machine failed ({failure.strerror})"
     return None
 
 
-# --- detection and segmentation ---
+def _readable_files(subject: str, files: Sequence[Path], limit: int | None) -> Iterator[Finding]:
+    """Look at the values of pictures, and open them to the last pixel."""
+    bands = yield from _values(subject, _spread(files, _VALUES))
+    yield from _readable(subject, [partial(load_picture, file, decoding=Decoding(bands)) for file in files], limit)
 
 
-def _coco(root: Path, limit: int | None) -> Iterator[Finding]:
-    for file in sorted((root / "annotations").glob("instances_*.json")):
-        split = file.stem.removeprefix("instances_")
-        folder = root / split
+def _values(subject: str, files: Sequence[Path]) -> Generator[Finding, None, int]:
+    """Look at a few pictures for another number of bands than 3, and for a range that is hardly used.
+
+    Returns:
+        The number of bands to read; 3 where nothing is to be said of it.
+    """
+    used = used_range(files)
+    if used is not None and used.is_small:
+        text = f"{used}, {100 * used.share:.2g} % of their range: scaled by that range they are nearly black"
+        depth = f"bit_depth={used.bit_depth}"
+        remedy = f"train.py --bit-depth {used.bit_depth}; in mmdet/ and mmseg/ {depth} of each LoadImageFromFile"
+        yield warning(subject, text, remedy)
+    elif used is not None:
+        yield ok(subject, f"{used}")
+    bands = {count for file in files if (count := _bands(file))}
+    if len(bands) > 1 and max(bands) > _USUAL_BANDS:
+        text = f"pictures of {' and '.join(map(str, sorted(bands)))} bands"
+        yield error(subject, text, "give all pictures the same bands")
+    if len(bands) != 1 or max(bands) <= _USUAL_BANDS:
+        return 3
+    (count,) = bands
+    rule = Decoding(count, used.bit_depth if used is not None and used.is_small else None)
+    sums = np.zeros((3, count))  # of ones, of values and of their squares
+    for file in files:
+        if _bands(file):
+            pixels = np.asarray(load_picture(file, decoding=rule), dtype=np.float64).reshape(-1, count) / 255
+            sums += [pixels.shape[0] + np.zeros(count), pixels.sum(0), (pixels**2).sum(0)]
+    mean = sums[1] / sums[0]
+    std = np.sqrt(np.maximum(sums[2] / sums[0] - mean**2, 0))
+    means, deviations = (" ".join(f"{round(one, 4):g}" for one in values) for values in (mean, std))
+    flags = f"--in-chans {count} --mean {means} --std {deviations}"
+    yield ok(subject, f"{count} bands a picture; over {len(files)} of them: {flags}")
+    return count
+
+
+def _bands(file: Path) -> int:
+    """Count the bands of a picture; 0 where it cannot be read."""
+    try:
+        return load_stored(file).shape[2]
+    except (BadImageError, OSError):
+        return 0
+
+
+# --- detection ---
+
+
+def _boxes(layout: Layout, limit: int | None) -> Iterator[Finding]:
+    classes: tuple[str, ...] | None = None
+    named: dict[Path, set[str]] = {}
+    for name, split in layout.splits.items():
         try:
-            contents = read_annotations(file)
-            faults = list(annotation_faults(file, contents, folder))
-            if not faults:
-                yield ok(split, str(summarise_annotations(file, contents)))
-        except (OSError, ValueError, TypeError) as fault:
-            yield error(split, str(fault), "fetch it anew")
+            contents, notes, origin = _annotations(layout, name, split)
+        except DataError as fault:
+            yield error(name, str(fault), "correct the file, or fetch it anew")
             continue
-        yield from (error(split, text, "unpack all of the data set there, or fetch it anew") for text in faults)
-        files = [str(folder / image["file_name"]) for image in contents["images"]]
-        yield from _readable(split, [name for name in files if Path(name).is_file()], limit, remedy="fetch it anew")
+        labelled = split.labelled or name != "test"
+        found = examine(contents, origin, split.pictures, classes, training=name == "train", labelled=labelled)
+        classes = classes or found.classes
+        for text in found.faults:
+            yield error(name, f"{origin}: {text}", "correct the file; training would stop here too")
+        for text in [*notes, *found.notes]:
+            yield warning(name, text, "nothing, if that is meant")
+        if not found.faults:
+            yield ok(name, f"{found.summary}{_objects(found.contents, found.classes)}")
+        names = [str(image.get("file_name")) for image in found.contents.get("images", ())]
+        named.setdefault(split.pictures, set()).update(names)
+        files = [split.pictures / one for one in names]
+        yield from _readable_files(name, [file for file in files if file.is_file()], limit)
+    if classes is not None and len(classes) > 1:
+        yield ok("classes", f"{len(classes)}: {some(classes, 12)}")
+    yield from _unnamed(named)
 
 
-def _ade(root: Path, limit: int | None) -> Iterator[Finding]:
-    for split in ("training", "validation"):
-        pictures = {path.stem: path for path in (root / "images" / split).glob("*.jpg")}
-        masks = {path.stem: path for path in (root / "annotations" / split).glob("*.png")}
-        if not pictures:
-            yield error(split, f"no pictures (.jpg) in {root / 'images' / split}", "unpack ADEChallengeData2016 there")
+def _annotations(layout: Layout, name: str, split: Split) -> tuple[dict[str, Any], list[str], Path]:
+    """Read the annotations of a split; return them, what is not used of them, and where they are from."""
+    if layout.yolo is not None:
+        return *coco_of(layout.yolo, name), layout.yolo.file
+    assert split.labels is not None  # only class folders have none
+    return read_annotations(split.labels, split.labelled or name != "test"), [], split.labels
+
+
+def _objects(contents: dict[str, Any], classes: Sequence[str]) -> str:
+    """Say which class has most objects and which least."""
+    names = {one["id"]: str(one["name"]) for one in contents["categories"]}
+    count = Counter(names.get(one["category_id"]) for one in contents.get("annotations", ()))
+    if len(classes) < 2 or not count:
+        return ""
+    least, most = min(classes, key=count.__getitem__), max(classes, key=count.__getitem__)
+    if count[least] == count[most]:
+        return f"; {count[most]:,} objects a class"
+    return f"; {count[least]:,} objects ({least}) to {count[most]:,} ({most}) a class"
+
+
+def _unnamed(named: dict[Path, set[str]]) -> Iterator[Finding]:
+    """Say which files lie among the pictures and are not used."""
+    for folder, names in named.items():
+        inside = {os.path.normpath(name.replace("\\", "/")) for name in names}
+        inner = [other for other in named if other != folder and other.is_relative_to(folder)]
+        if not folder.is_dir() or inner:  # the pictures of several splits lie below it
             continue
-        if unpaired := sorted(set(pictures) ^ set(masks)):
-            text = f"of {len(pictures)} pictures and {len(masks)} masks {len(unpaired)} have no partner"
-            remedy = f"each images/{split}/NAME.jpg needs its annotations/{split}/NAME.png"
-            yield error(split, f"{text} ({some(unpaired, 3)})", remedy)
-        else:
-            yield ok(split, f"{len(pictures)} pictures, each with its mask")
-        files = [str(path) for path in (*sorted(pictures.values()), *sorted(masks.values()))]
-        yield from _readable(split, files, limit, remedy="fetch it anew")
+        found = list_pictures(folder, deep=any("/" in name for name in inside))
+        unused = [name for name in found.pictures if name not in inside]
+        if unused and len(unused) < len(found.pictures):
+            text = f"{len(unused):,} pictures in {folder} are in no annotation file: {some(unused, 3)}"
+            yield warning("pictures", text, "pictures without objects belong into the file too; remove the rest")
+        labels = {kind: count for kind, count in found.left_out.items() if kind not in (".json", ".txt", ".xml")}
+        if labels:
+            yield warning("pictures", f"{folder}: {left_out(labels)}", "convert or remove them, if that is not meant")
+
+
+def _has_masks(layout: Layout) -> bool:
+    """Tell whether the objects to train on have polygons or masks."""
+    name, split = next(iter(layout.splits.items()))
+    try:
+        contents, *_ = _annotations(layout, name, split)
+    except DataError:
+        return False
+    objects = contents.get("annotations") or []
+    return bool(objects) and all(one.get("segmentation") for one in objects)
+
+
+# --- segmentation ---
+
+
+def _masks(layout: Layout, limit: int | None) -> Iterator[Finding]:
+    reduced = layout.kind == "ADE20K"  # 0 is no class there
+    try:
+        classes = _class_list(layout)
+    except DataError as fault:
+        yield error("classes", str(fault), "correct it")
+        return
+    if classes is not None:
+        yield ok("classes", f"{classes.file} names {len(classes.names)}: {some(classes.names, 12)}")
+    for name, split in layout.splits.items():
+        assert split.labels is not None  # only class folders have none
+        if not split.labels.is_dir():
+            yield error(name, f"there is no folder {split.labels} of masks", "unpack all of the data set there")
+            continue
+        try:
+            listed = split.listed.read_text().split() if split.listed else None
+            pairs = pair_masks(split.pictures, split.labels, names=listed)
+        except (DataError, OSError, UnicodeError) as fault:
+            yield error(name, str(fault), "name each picture and its mask alike")
+            continue
+        if not pairs.pictures:
+            yield error(name, f"no pictures in {split.pictures}", "unpack all of the data set there")
+            continue
+        if pairs.without_mask:
+            text = f"{len(pairs.without_mask)} of {len(pairs.pictures)} pictures have no mask"
+            wanted = some((file.name for file in pairs.without_mask), 3)
+            yield error(name, f"{text} ({wanted})", f"put a mask of the same name into {split.labels}")
+        if pairs.absent:
+            text = f"{len(pairs.absent)} names of {split.listed} have no picture: {some(pairs.absent, 3)}"
+            yield error(name, text, "take them out of the list")
+        for note in pairs.notes():
+            yield warning(name, note, "nothing, if that is meant")
+        both = [(picture, mask) for picture, mask in zip(pairs.pictures, pairs.masks, strict=True) if mask is not None]
+        if both:
+            yield from _labels(name, both, classes, reduced, limit)
+        yield from _readable_files(name, pairs.pictures, limit)
+
+
+def _class_list(layout: Layout) -> ClassList | None:
+    """Find the list of classes that lies beside masks."""
+    folders = [split.labels or split.pictures for split in layout.splits.values()]
+    return find_class_list([layout.root, *folders])
+
+
+def _labels(
+    name: str, pairs: Sequence[tuple[Path, Path]], listed: ClassList | None, reduced: bool, limit: int | None
+) -> Iterator[Finding]:
+    """Check masks against their pictures, and say which labels they hold."""
+    first = pairs[0][1]
+    coding = Coding(palette_is_labels="segmentationclass" in first.as_posix().lower())
+    if listed is not None and listed.colours and read_headers([first])[0].mode in ("RGB", "RGBA", "P"):
+        coding = Coding(listed.colours)
+    values = listed.values if listed is not None else ()
+    chosen = [mask for _, mask in _spread(pairs, limit)]
+    try:
+        check_pairs([picture for picture, _ in pairs], [mask for _, mask in pairs], coding)
+        counts = count_labels(chosen, coding)
+        trained = as_trained(np.arange(256), reduced)
+        there = trained[(counts.sum(axis=0) > 0) & (trained != IGNORED)]
+        known = 150 if reduced else int(there.max(initial=0)) + 1
+        classes = listed.names if listed is not None else tuple(map(str, range(known)))
+        report = judge_labels(
+            counts,
+            chosen,
+            classes,
+            reduce_zero_label=reduced,
+            label_map={value: label for label, value in enumerate(values) if value != label},
+            of_all=len(pairs),
+        )
+    except DataError as fault:
+        yield error(name, str(fault), "the message says how; training would stop here too")
+        return
+    for text in report.warnings if len(report.present) > 1 and not reduced else ():
+        yield warning(name, text, "nothing, if the classes are named so that these are left out")
+    if len(report.present) == 1:
+        text = f"one label alone, {report.present[0]}: every pixel is it, and nothing is learned"
+        yield error(name, text, "label what is something else too")
+    shares = counts.sum(axis=0) / counts.sum()
+    held = some((f"{label} ({100 * shares[label]:.3g} %)" for label in np.flatnonzero(shares)), 12)
+    yield ok(name, f"{len(pairs)} pictures, each with its mask; {len(chosen)} masks were read, with the labels {held}")

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import warnings
 from argparse import Namespace
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
-from timm.data import Mixup, resolve_data_config
+from timm.data import Mixup
 from timm.layers import convert_splitbn_model
 from timm.loss import JsdCrossEntropy, LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from timm.optim import create_optimizer_v2, optimizer_kwargs
@@ -20,23 +22,29 @@ from timm.scheduler.scheduler_factory import scheduler_kwargs
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
-from ..checkpoint import load_checkpoint
+from ..checkpoint import load_checkpoint, read_checkpoint
 from ..data import (
+    Decoding,
     EpochSampler,
     EvalLoader,
     PictureDataset,
     TrainLoader,
     check_classes,
+    check_labels,
     eval_transform,
+    in_other_order,
     open_dataset,
     train_transform,
 )
 from ..registry import create_model
 from ..text import some
 from .distributed import World
-from .evaluate import eval_mode
+from .evaluate import eval_mode, in_step
+from .load_model import bands_asked_for, picture_config
 from .precision import Precision, precision_from
 from .steps import Stepper
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -88,28 +96,45 @@ def build_parts(args: Namespace, model: nn.Module, data: Data, config: dict[str,
 
 def open_data(args: Namespace, world: World) -> Data:
     """Open both splits of the data set and check that they agree. One process may download, before the others."""
-    options = {"dataset": args.dataset, "class_map": args.class_map or None}
-    if args.dataset_download and world.is_main:
-        for split in (args.train_split, args.val_split):
-            open_dataset(args.data_dir, split, dataset_download=True, **options)
-    world.barrier()
-    train = open_dataset(args.data_dir, args.train_split, **options)
-    val = open_dataset(args.data_dir, args.val_split, **options)
+    options = {name: getattr(args, name) or None for name in ("class_map", "input_key", "target_key")}
+    splits = [
+        open_once(world, args.data_dir, split, args.dataset_download, dataset=args.dataset, **options)
+        for split in (args.train_split, args.val_split)
+    ]
+    train, val = splits
     found = max(train.class_to_idx.values()) + 1 if train.class_to_idx else None
     num_classes = args.num_classes if args.num_classes is not None else found
     if num_classes is None:
         raise ValueError(f"the data set {args.dataset!r} does not tell its classes: pass --num-classes N.")
     check_classes(train, val, num_classes)
+    check_labels(train, val)
     return Data(train, val, train.class_names, num_classes)
 
 
-def build_model(args: Namespace, num_classes: int) -> nn.Module:
-    """Build the model of --model with its starting weights, on the CPU."""
-    if args.input_size is not None and args.input_size[0] != 3:
-        raise ValueError(f"--input-size {args.input_size}: pictures are read as RGB, so C must be 3.")
+def open_once(
+    world: World, root: str | Path | None, split: str, download: bool = False, **options: Any
+) -> PictureDataset:
+    """Open a split as `open_dataset` does: first one process of each machine, which fetches or indexes what is new."""
+    opened: PictureDataset | None = None
+    with in_step(world):
+        if world.local_rank == 0:
+            opened = open_dataset(root, split, dataset_download=download and world.is_main, **options)
+    with in_step(world):
+        return opened if opened is not None else open_dataset(root, split, **options)
+
+
+def build_model(args: Namespace, num_classes: int, class_names: Sequence[str] = ()) -> nn.Module:
+    """Build the model of --model with its starting weights, on the CPU; `class_names` are those of the data."""
     model = _create(args, num_classes)
     if args.initial_checkpoint:
-        load_checkpoint(model, args.initial_checkpoint)
+        checkpoint = read_checkpoint(args.initial_checkpoint)
+        load_checkpoint(model, checkpoint)
+        if other := in_other_order(checkpoint.metadata.get("class_names"), class_names):
+            log.warning(
+                "%s was trained on the same classes in another order: %s. Its head has to learn them anew, or give "
+                "--class-map FILE with the names in its order.",
+                *(args.initial_checkpoint, other),
+            )
     if args.grad_checkpointing:
         if not hasattr(model, "set_grad_checkpointing"):
             raise ValueError(f"--grad-checkpointing: {args.model} has no gradient checkpointing.")
@@ -129,7 +154,8 @@ def _create(args: Namespace, num_classes: int) -> nn.Module:
     """Create the model with the rates and arguments of the flags; it need not know rates that are 0."""
     rates = {"drop_rate": args.drop, "drop_path_rate": args.drop_path}
     pooling = {"global_pool": args.gp} if args.gp else {}
-    given = {"num_classes": num_classes, **pooling, **args.model_kwargs}
+    bands = bands_asked_for(vars(args)) or 3
+    given = {"num_classes": num_classes, **pooling, **({"in_chans": bands} if bands != 3 else {}), **args.model_kwargs}
     attempts = [{**rates, **given}] if any(rates.values()) else [{**rates, **given}, given]
     for kwargs in attempts:
         try:
@@ -144,17 +170,23 @@ def _create(args: Namespace, num_classes: int) -> nn.Module:
 
 def data_config(args: Namespace, model: nn.Module) -> dict[str, Any]:
     """Decide picture size, mean, std, interpolation and crop: the flags', else the model's own."""
+    bands = bands_asked_for(vars(args)) or 3
     try:
-        return resolve_data_config(vars(args), model=model)
+        return picture_config(vars(args), model, bands)
     except AssertionError as error:
         raise ValueError(
             f"pictures cannot be prepared with --img-size {args.img_size}, --input-size {args.input_size}, --mean "
-            f"{args.mean} and --std {args.std}: a size is one number (--input-size three), the others one or three."
+            f"{args.mean} and --std {args.std}: a size is one number (--input-size three), the others one "
+            f"or {bands}, for each band."
         ) from error
 
 
 def set_transforms(args: Namespace, data: Data, config: dict[str, Any]) -> None:
-    """Give both splits the transforms that the flags ask for."""
+    """Give both splits the decoding and the transforms that the flags ask for."""
+    decoding = Decoding.asked_for(config["input_size"][0], vars(args))
+    data.train.decoding = data.val.decoding = decoding
+    if decoding != Decoding():
+        log.info("Pictures have %d bands; more than 8 bits are scaled by %s.", decoding.bands, decoding)
     both = {"img_size": config["input_size"], "mean": config["mean"], "std": config["std"]}
     crop_and_colour = ("no_aug", "scale", "ratio", "hflip", "vflip", "color_jitter", "aa")
     erasing = ("reprob", "remode", "recount", "resplit", "aug_splits")

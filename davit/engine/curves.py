@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..files import write_atomically
+from ..fonts import drawable, matplotlib_fonts
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -108,12 +109,13 @@ def draw_curves(csv_files: Sequence[str | Path], out: str | Path) -> None:
     figure = Figure(figsize=(_PANEL[0] * columns, _PANEL[1] * rows), dpi=110, layout="constrained")
     for place, (title, axes) in enumerate(panels.items(), start=1):
         _draw_panel(figure.add_subplot(rows, columns, place, title=title, xlabel="epoch"), axes, runs)
-    names = _names(files)
-    if len(runs) == 1:
-        figure.suptitle(names[0])
-    else:
-        handles = [Line2D([], [], color=_COLOURS[i % len(_COLOURS)], linewidth=3) for i in range(len(runs))]
-        figure.legend(handles, names, loc="outside upper center", ncols=4, frameon=False)
+    names = [drawable(name, place) for place, name in enumerate(_names(files), start=1)]
+    with matplotlib_fonts(names):
+        if len(runs) == 1:
+            figure.suptitle(names[0])
+        else:
+            handles = [Line2D([], [], color=_COLOURS[i % len(_COLOURS)], linewidth=3) for i in range(len(runs))]
+            figure.legend(handles, names, loc="outside upper center", ncols=4, frameon=False)
     form = Path(out).suffix.lstrip(".") or "png"
     write_atomically(out, lambda stream: figure.savefig(stream, format=form))
 

@@ -142,24 +142,55 @@ def _add_running(add: Callable[..., Any]) -> None:
 
 def _add_dataset(add: Callable[..., Any]) -> None:
     """Add what train.py and validate.py call alike: which data set."""
-    add("--dataset", "-d", default="", help="'' for a folder, or torch/NAME, hfds/NAME")
+    add(
+        "--dataset",
+        "-d",
+        default="",
+        help="'' for what DIR holds; or folder, csv, parquet, wds, torch/NAME, hfds/NAME",
+    )
     add("--class-map", default="", metavar="FILE", help="class names and their indices")
+    add("--input-key", default="", metavar="NAME", help="column, or ending in a shard, of the pictures")
+    add("--target-key", default="", metavar="NAME", help="column, or ending or JSON field in a shard, of the classes")
     add("--dataset-download", action="store_true", help="let a torch/NAME data set download itself")
     add("--no-prefetcher", action="store_true", help=argparse.SUPPRESS)
     add("--skip-bad-images", action="store_true", help="skip and list unreadable pictures instead of stopping")
 
 
+def _add_decoding(add: Callable[..., Any]) -> None:
+    """Add what all commands call alike: the size and bands of pictures, and the range of values of over 8 bits."""
+    add("--img-size", type=integer(1), help="side in pixels; default: the checkpoint's, else the model's")
+    add("--input-size", type=integer(1), nargs=3, metavar=("C", "H", "W"), help="bands, height and width, instead")
+    add("--in-chans", type=integer(1), metavar="C", help="bands of the pictures; default: 3, red, green and blue")
+    add(
+        "--bit-depth",
+        type=integer(1, 32),
+        metavar="N",
+        help="divide values stored with more than 8 bits by 2^N - 1; default: by the range of their type",
+    )
+    add(
+        "--percentiles",
+        type=real(0, 100),
+        nargs=2,
+        metavar=("LOW", "HIGH"),
+        help="instead of --bit-depth: stretch such a picture from one of its percentiles to the other",
+    )
+
+
 def _add_data(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("data").add_argument
-    add("data_dir", nargs="?", metavar="DIR", help="folder with train/ and val/; without one: handwritten digits")
+    add(
+        "data_dir",
+        nargs="?",
+        metavar="DIR",
+        help="data folder, table, shard or pattern; without one: handwritten digits",
+    )
     _add_dataset(add)
     add("--train-split", default="train", help="name of the training split")
     add("--val-split", default="validation", help="name of the validation split (val is found too)")
-    add("--img-size", type=integer(1), help="side of the picture in pixels; default: the model's")
-    add("--input-size", type=integer(1), nargs=3, metavar=("C", "H", "W"), help="instead of --img-size")
+    _add_decoding(add)
     add("--crop-pct", type=real(ABOVE_ZERO), help="share of the side that the evaluation crop keeps")
-    add("--mean", type=real(), nargs="+", help="mean of each colour")
-    add("--std", type=real(ABOVE_ZERO), nargs="+", help="standard deviation of each colour")
+    add("--mean", type=real(), nargs="+", help="mean of each band, 0 to 1; default: the model's, else 0.5")
+    add("--std", type=real(ABOVE_ZERO), nargs="+", help="standard deviation of each band; default: likewise")
     add("--interpolation", default="", help="resampling in evaluation; default: the model's")
     add("-b", "--batch-size", type=integer(1), default=64, help="pictures for each process and micro-batch")
     multiplier = "evaluation batch over the training one"
@@ -470,12 +501,11 @@ def picture_flags(workers: int = 4) -> argparse.ArgumentParser:
     """Make a parent of parsers: how pictures are prepared (`ModelOptions`) and read; `workers` is a default."""
     parser = argparse.ArgumentParser(add_help=False)
     add = parser.add_argument_group("pictures").add_argument
-    add("--img-size", type=integer(1), help="side in pixels; default: the checkpoint's, else the model's")
-    add("--input-size", type=integer(1), nargs=3, metavar=("C", "H", "W"), help="instead of --img-size")
+    _add_decoding(add)
     add("--crop-pct", type=real(ABOVE_ZERO, 10), help="share of the side that the centre crop keeps")
     add("--crop-mode", choices=("center", "squash", "border"), help="how a picture that is not square is cropped")
-    add("--mean", type=real(0, 255), nargs="+", help="mean of each colour")
-    add("--std", type=real(ABOVE_ZERO, 255), nargs="+", help="standard deviation of each colour")
+    add("--mean", type=real(0, 255), nargs="+", help="mean of each band")
+    add("--std", type=real(ABOVE_ZERO, 255), nargs="+", help="standard deviation of each band")
     add("--interpolation", default="", help="resampling; default: the checkpoint's, else the model's")
     add("-b", "--batch-size", type=integer(1), default=256, help="pictures at once; fewer where memory runs out")
     add("-j", "--workers", type=integer(0), default=workers, help="loader processes (default %(default)s)")

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ..checkpoint import Checkpoint, load_checkpoint, read_checkpoint
 from ..checkpoint.names import structure_of
-from ..data import eval_transform
+from ..data import Decoding, eval_transform
 from ..data.dataset import Transform
 from ..pretrained import PretrainedError
 from ..registry import create_model
@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 
 _SIZE = ("img_size", "input_size")
 _CROP = ("crop_pct", "crop_mode", "interpolation", "mean", "std")
+_UNKNOWN_BAND = 0.5  # mean and deviation of bands of which nothing is known: 0..1 becomes -1..1
 
 
 def why_no_backend(name: str) -> str | None:
@@ -50,10 +51,12 @@ class ModelOptions:
         gp: global pooling: avg, max, avgmax.
         model_kwargs: for the constructor. A DaViT is accelerated unless they hold ``accelerate=False``.
         img_size: side of the pictures in pixels.
-        input_size: (3, height, width), instead of `img_size`.
+        input_size: (bands, height, width), instead of `img_size`.
+        in_chans: bands of the pictures; 3 are red, green and blue.
+        bit_depth, percentiles: what becomes of values stored with more than 8 bits, as in `davit.data.Decoding`.
         crop_pct: share of the side that the centre crop keeps.
         crop_mode: center, squash or border.
-        mean, std: of each colour.
+        mean, std: of each band.
         interpolation: how pictures are resampled.
         test_time_pool: insist on `TestTimePool`, by default done for pictures larger than those of the training.
         no_test_pool: pool larger maps as a whole, as in training.
@@ -68,6 +71,9 @@ class ModelOptions:
     model_kwargs: Mapping[str, Any] = field(default_factory=dict)
     img_size: int | None = None
     input_size: Sequence[int] | None = None
+    in_chans: int | None = None
+    bit_depth: int | None = None
+    percentiles: Sequence[float] | None = None
     crop_pct: float | None = None
     crop_mode: str | None = None
     mean: Sequence[float] | None = None
@@ -84,8 +90,7 @@ class ModelOptions:
     amp_dtype: str | None = None
 
     def __post_init__(self) -> None:
-        if self.input_size and self.input_size[0] != 3:
-            raise ValueError(f"`input_size={self.input_size}`: pictures are read as RGB, so the first must be 3.")
+        Decoding.asked_for(bands_asked_for(vars(self)) or 3, vars(self))
         for one, other in (("test_time_pool", "no_test_pool"), ("torchscript", "torchcompile")):
             if getattr(self, one) and getattr(self, other):
                 both = f"`{one}={getattr(self, one)}` and `{other}={getattr(self, other)}`"
@@ -109,6 +114,7 @@ class LoadedModel:
         checkpoint: what it was loaded from; None for published weights.
         weights: "EMA" or "plain" of a checkpoint, else "published".
         config: how pictures are prepared, as timm's `resolve_data_config` says it.
+        decoding: how files are decoded for it.
     """
 
     name: str
@@ -117,6 +123,7 @@ class LoadedModel:
     checkpoint: Checkpoint | None
     weights: str
     config: Mapping[str, Any]
+    decoding: Decoding
     is_pooled: bool
 
     @property
@@ -126,7 +133,7 @@ class LoadedModel:
         return noted if isinstance(noted, list) and all(isinstance(name, str) for name in noted) else None
 
     def transform(self) -> Transform:
-        """Build the transform that `config` describes: PIL picture -> normalised tensor."""
+        """Build the transform that `config` describes: decoded picture -> normalised tensor."""
         return eval_transform(img_size=self.config["input_size"], **{name: self.config[name] for name in _CROP})
 
 
@@ -148,17 +155,18 @@ def load_model(name: str | None, file: Path | None, options: ModelOptions, devic
         name = _name_of(checkpoint, trained)
     if name is None:
         raise ValueError("give `checkpoint=FILE`, or `model=NAME` for the published weights of a model.")
-    model = _build(name, options, trained, checkpoint)
+    bands = _bands(options, trained, checkpoint)
+    model = _build(name, options, trained, checkpoint, bands)
     weights = "published"
     if checkpoint is not None:
         weights = "EMA" if load_checkpoint(model, checkpoint, head="require").ema else "plain"
     model = model.to(device).eval()
     if options.channels_last:
         model = model.to(memory_format=torch.channels_last)
-    config, trained_size = _preprocessing(options, trained, model)
+    config, trained_size = _preprocessing(options, trained, model, bands)
     window = None
     if not options.no_test_pool:
-        window = _pooling_window(options.test_time_pool, model, trained_size, config["input_size"][-2:])
+        window = _pooling_window(options.test_time_pool, model, trained_size, config["input_size"][-2:], bands)
     if window is not None and options.crop_pct is None:
         config["crop_pct"] = 1.0  # as the original: the whole of the larger picture
     classifier = model if window is None else TestTimePool(model, window)
@@ -166,7 +174,43 @@ def load_model(name: str | None, file: Path | None, options: ModelOptions, devic
         classifier.compile(backend=options.torchcompile)
     if options.torchscript:
         classifier = _scripted(classifier)
-    return LoadedModel(name, model, classifier, checkpoint, weights, config, is_pooled=window is not None)
+    decoding = Decoding.asked_for(bands, vars(options), trained)
+    return LoadedModel(name, model, classifier, checkpoint, weights, config, decoding, is_pooled=window is not None)
+
+
+def bands_asked_for(values: Mapping[str, Any]) -> int | None:
+    """Return the number of bands that flags or options ask for, None where they do not say.
+
+    Raises:
+        ValueError: they say different numbers.
+    """
+    numbers = _bands_said(values)
+    if len(set(numbers.values())) > 1:
+        raise ValueError(f"{' and '.join(numbers)} say different numbers of bands; give one of them.")
+    return next(iter(numbers.values()), None)
+
+
+def _bands_said(values: Mapping[str, Any]) -> dict[str, int]:
+    """Find the numbers of bands among flags or options, by how each is written in a message."""
+    said = {
+        "input_size": (values.get("input_size") or [None])[0],
+        "in_chans": values.get("in_chans"),
+        "model_kwargs": (values.get("model_kwargs") or {}).get("in_chans"),
+    }
+    return {f"`{name}={values[name]}`": int(number) for name, number in said.items() if number is not None}
+
+
+def _bands(options: ModelOptions, trained: Mapping[str, Any], checkpoint: Checkpoint | None) -> int:
+    """Find the number of bands that a model takes: by the shape of its first weights, else as training noted."""
+    asked = bands_asked_for(vars(options))
+    found = checkpoint.davit if checkpoint is not None else None
+    has = structure_of(found, checkpoint.state_dict).in_chans if found and checkpoint else 0
+    has = has or (bands_asked_for(trained) or 0)
+    if asked is not None and has and asked != has:
+        assert checkpoint is not None
+        given = next(iter(_bands_said(vars(options))))
+        raise ValueError(f"{given} asks for {asked} bands, and {checkpoint.origin} is of a model for {has}.")
+    return asked or has or 3
 
 
 def _name_of(checkpoint: Checkpoint, trained: Mapping[str, Any]) -> str:
@@ -186,7 +230,9 @@ def _name_of(checkpoint: Checkpoint, trained: Mapping[str, Any]) -> str:
     return variants[0]
 
 
-def _build(name: str, options: ModelOptions, trained: Mapping[str, Any], checkpoint: Checkpoint | None) -> Any:
+def _build(
+    name: str, options: ModelOptions, trained: Mapping[str, Any], checkpoint: Checkpoint | None, bands: int
+) -> Any:
     """Build the model, with published weights where there is no checkpoint."""
     if checkpoint is None and timm.is_model(name) and not is_model_pretrained(name):
         raise ValueError(f"no weights of {name} are published; give `checkpoint=FILE`.")
@@ -195,6 +241,8 @@ def _build(name: str, options: ModelOptions, trained: Mapping[str, Any], checkpo
         kwargs["global_pool"] = pool
     if checkpoint is not None and (num_classes := options.num_classes or _num_classes(checkpoint, trained)):
         kwargs["num_classes"] = num_classes
+    if bands != 3:
+        kwargs["in_chans"] = bands
     try:
         model = create_model(name, pretrained=checkpoint is None, scriptable=options.torchscript, **kwargs)
     except (ValueError, PretrainedError):
@@ -228,7 +276,7 @@ def _num_classes(checkpoint: Checkpoint, trained: Mapping[str, Any]) -> int | No
 
 
 def _preprocessing(
-    options: ModelOptions, trained: Mapping[str, Any], model: nn.Module
+    options: ModelOptions, trained: Mapping[str, Any], model: nn.Module, bands: int
 ) -> tuple[dict[str, Any], tuple[int, int]]:
     """Decide how pictures are prepared, and find the size (H, W) that the model was trained for."""
     noted = {name: trained[name] for name in (*_SIZE, *_CROP) if trained.get(name)}
@@ -237,23 +285,42 @@ def _preprocessing(
     kept = {name: value for name, value in noted.items() if not (resized and name in _SIZE)}
     try:
         # some of timm's models have a size for testing; a training evaluates without it
-        before = resolve_data_config(noted, model=model, use_test_size=not trained)
-        config = resolve_data_config({**kept, **asked}, model=model, use_test_size=not trained)
+        before = resolve_data_config({**noted, "in_chans": bands}, model=model, use_test_size=not trained)
+        config = picture_config({**kept, **asked}, model, bands, use_test_size=not trained)
     except AssertionError as error:
         values = ", ".join(f"`{name}={value}`" for name, value in {**noted, **asked}.items())
         raise ValueError(
-            f"pictures cannot be prepared with {values}: img_size is one number of pixels, input_size three, and mean "
-            "and std one number or three."
+            f"pictures of {bands} bands cannot be prepared with {values}: img_size is one number of pixels, "
+            "input_size three, and mean and std one number or one for each band."
         ) from error
-    return dict(config), before["input_size"][-2:]
+    return config, before["input_size"][-2:]
+
+
+def picture_config(
+    values: Mapping[str, Any], model: nn.Module, bands: int, use_test_size: bool = False
+) -> dict[str, Any]:
+    """Decide how pictures are prepared, as timm's `resolve_data_config`, for any number of bands.
+
+    Bands of which neither `values` nor the model knows a mean and deviation get 0.5 and 0.5, with a warning.
+    """
+    config = dict(resolve_data_config({**values, "in_chans": bands}, model=model, use_test_size=use_test_size))
+    config["input_size"] = (bands, *config["input_size"][-2:])
+    unknown = [name for name in ("mean", "std") if len(config[name]) != bands]
+    if unknown:
+        config.update(dict.fromkeys(unknown, (_UNKNOWN_BAND,) * bands))
+        log.warning(
+            "Of %d bands no %s is known, and %g is taken for each; give --%s as numbers of 0 to 1, one for each band.",
+            *(bands, " and ".join(unknown), _UNKNOWN_BAND, " and --".join(unknown)),
+        )
+    return config
 
 
 def _pooling_window(
-    is_asked_for: bool, model: nn.Module, trained: tuple[int, int], size: tuple[int, int]
+    is_asked_for: bool, model: nn.Module, trained: tuple[int, int], size: tuple[int, int], bands: int
 ) -> tuple[int, int] | None:
     """Find the window of test-time pooling; an error where it is asked for and there is none."""
     try:
-        window = pooling_window(model, trained, size)
+        window = pooling_window(model, trained, size, bands)
     except ValueError as error:
         if is_asked_for:
             raise
@@ -267,7 +334,9 @@ def _pooling_window(
     return window
 
 
-def pooling_window(model: Any, trained: tuple[int, int], size: tuple[int, int]) -> tuple[int, int] | None:
+def pooling_window(
+    model: Any, trained: tuple[int, int], size: tuple[int, int], bands: int = 3
+) -> tuple[int, int] | None:
     """Find the window of test-time pooling at pictures of `size` for a model trained at `trained` (both H, W).
 
     None unless `size` is larger both ways, as in timm: the head then sees no more than in training. The model
@@ -282,7 +351,7 @@ def pooling_window(model: Any, trained: tuple[int, int], size: tuple[int, int]) 
     if hasattr(model, "forward_features") and hasattr(model, "forward_head"):
         device = next(model.parameters()).device
         with torch.inference_mode():
-            shape = tuple(model.forward_features(torch.zeros(1, 3, *trained, device=device)).shape)
+            shape = tuple(model.forward_features(torch.zeros(1, bands, *trained, device=device)).shape)
     if len(shape) != 4 or shape[1] != model.num_features:
         raise ValueError(
             "test-time pooling needs a model whose head gets a map (batch, channels, rows, columns) of "

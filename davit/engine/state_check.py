@@ -63,7 +63,7 @@ def _is_split(value: Any) -> bool:
     return (
         isinstance(value, Mapping)
         and _is_whole(value.get("pictures"))
-        and _or_none(_is_text)(value.get("files"))
+        and all(fact in value and _or_none(_is_text)(value[fact]) for fact in ("classes", "files"))
         and _list_of(_is_content)(value.get("contents", []))
     )
 

@@ -78,7 +78,7 @@ def run(args: Namespace, world: World) -> None:
     """
     data = open_data(args, world)
     seed_everything(args.seed)  # the same initial weights in every process
-    model = build_model(args, data.num_classes)
+    model = build_model(args, data.num_classes, data.class_names)
     config = data_config(args, model)
     set_transforms(args, data, config)
     model.to(world.device)

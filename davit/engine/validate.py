@@ -17,11 +17,11 @@ import torch
 from timm.utils.misc import natural_key
 
 from ..commands import run_cli, with_flags
-from ..data import EvalLoader, PictureDataset, check_classes, open_dataset, write_digits
+from ..data import EvalLoader, PictureDataset, check_classes, in_other_order, write_digits
 from ..files import write_bytes, write_csv
 from ..pretrained import PretrainedError
-from ..text import without_nan
-from .build import usable_workers
+from ..text import as_line, without_nan
+from .build import open_once, usable_workers
 from .distributed import World, close_world, in_step, init_world, is_out_of_memory
 from .evaluate import Evaluation, MiscountError, evaluate
 from .flags import (
@@ -206,21 +206,19 @@ def _open_dataset(args: argparse.Namespace, world: World) -> PictureDataset:
         if root is None and not args.dataset:
             root = write_digits()
             log.info("no data folder given: evaluating on handwritten digits (%s)", root)
-        if args.dataset_download and world.is_main:
-            open_dataset(root, args.split, dataset=args.dataset, dataset_download=True)
-    with in_step(world):
-        return open_dataset(root, args.split, dataset=args.dataset, class_map=args.class_map)
+    options = {name: getattr(args, name) or None for name in ("class_map", "input_key", "target_key")}
+    return open_once(world, root, args.split, args.dataset_download, dataset=args.dataset, **options)
 
 
 def _evaluate(request: Request, job: _Job) -> Row:
-    args, dataset, world = job.args, job.dataset, job.world
+    args, world = job.args, job.world
     with in_step(world):
         loaded = load_model(request.model, request.checkpoint, job.options, world.device)
         num_classes = loaded.model.num_classes
-        check_classes(None, dataset, None if args.valid_labels else num_classes)
-        _compare_class_names(loaded.class_names, dataset)
+        check_classes(None, job.dataset, None if args.valid_labels else num_classes)
+        dataset = _numbered_as_trained(loaded.class_names, job.dataset)
         labels = labels_for(dataset, num_classes, args.valid_labels, args.real_labels)
-        dataset.transform = loaded.transform()
+        dataset.transform, dataset.decoding = loaded.transform(), loaded.decoding
     config, params = loaded.config, sum(parameter.numel() for parameter in loaded.model.parameters()) / 1e6
     log.info(
         "%s, %s weights: %.2f M parameters, %d classes, %d pictures at %dx%d, crop %.4g (%s), %s%s",
@@ -228,7 +226,7 @@ def _evaluate(request: Request, job: _Job) -> Row:
         *(*config["input_size"][-2:], config["crop_pct"], config["crop_mode"], config["interpolation"]),
         ", test-time pooling" if loaded.is_pooled else "",
     )
-    result, batch_size = _evaluate_within_memory(loaded, labels, job)
+    result, batch_size = _evaluate_within_memory(loaded, dataset, labels, job)
     low, high = result.top1_interval
     log.info(
         "%s: top-1 %.3f %% (95 %% interval %.3f to %.3f), top-5 %.3f %%, loss %.5g, %d pictures",
@@ -260,26 +258,37 @@ def _evaluate(request: Request, job: _Job) -> Row:
     }
 
 
-def _compare_class_names(trained: Sequence[str] | None, dataset: PictureDataset) -> None:
-    """Warn where folders are numbered as other classes than the checkpoint was trained on."""
+def _numbered_as_trained(trained: Sequence[str] | None, dataset: PictureDataset) -> PictureDataset:
+    """Number the data set's classes as the checkpoint does, where they have the same names in another order.
+
+    Other names, and an order that --class-map asks for, are warned of.
+    """
     ours = dataset.class_names
-    if not trained or dataset.mapped or len(trained) != len(ours):
-        return
-    if different := [(one, other) for one, other in zip(trained, ours, strict=True) if one != other]:
+    if not trained or len(trained) != len(ours):
+        return dataset
+    if other := in_other_order(trained, ours):
+        if not dataset.has_class_map:
+            log.warning("the checkpoint numbers the classes in another order (%s): its order is used", other)
+            return dataset.numbered(trained)
+        log.warning("--class-map numbers the classes in another order than the checkpoint: %s", other)
+    elif not dataset.mapped and (different := [pair for pair in zip(trained, ours, strict=True) if len({*pair}) > 1]):
         log.warning(
             "%d of %d classes are called otherwise than in training (%s there, %s here): they are taken for the same, "
             "in this order; --class-map FILE would say which is which",
             *(len(different), len(ours), *different[0]),
         )
+    return dataset
 
 
-def _evaluate_within_memory(loaded: LoadedModel, labels: Labels | None, job: _Job) -> tuple[Evaluation, int]:
+def _evaluate_within_memory(
+    loaded: LoadedModel, dataset: PictureDataset, labels: Labels | None, job: _Job
+) -> tuple[Evaluation, int]:
     """Evaluate, and return the batch size that memory sufficed for: it is halved for a new start while it does not."""
     args, world = job.args, job.world
     batch_size = args.batch_size
     while True:
         loader = EvalLoader(
-            job.dataset,
+            dataset,
             batch_size=batch_size,
             rank=world.rank,
             world_size=world.size,
@@ -330,7 +339,7 @@ def _log_circumstances(result: Evaluation, world: World) -> None:
     if result.skipped:
         log.warning("%d pictures could not be read and were skipped:", result.skipped)
         for file, reason in result.bad_images.items():
-            log.warning("  %s: %s", file, reason)
+            log.warning("  %s: %s", as_line(file), reason)
 
 
 def best_first(rows: Sequence[Row]) -> list[Row]:

@@ -11,7 +11,6 @@ import functools
 import hashlib
 import inspect
 import io
-import itertools
 import logging
 import textwrap
 import tokenize
@@ -85,13 +84,7 @@ TEXT: dict[type[nn.Module], dict[str, str]] = {
         "model.attend_among_channels": "4687679ffb65bbf1",
     },
 }
-#: The classes of those functions, which must have no other methods.
-_CLASSES: dict[type[nn.Module], tuple[type[nn.Module], ...]] = {
-    PatchEmbed: (PatchEmbed,),
-    DualAttentionBlock: (DualAttentionBlock, ConvPosEnc, Mlp),
-    WindowAttention: (WindowAttention,),
-    ChannelAttention: (ChannelAttention,),
-}
+#: What a class with a forward in `TEXT` may have.
 _CLASS_MEMBERS = {"__init__", "forward", "__module__", "__doc__", "__annotations__", "__static_attributes__"}
 _CLASS_MEMBERS |= {"__firstlineno__", "__annotate__", "__annotate_func__", "__annotations_cache__"}
 
@@ -129,13 +122,14 @@ def difference_of_text(kind: type[nn.Module]) -> str | None:
         kind: the attention of a block, or `PatchEmbed`.
     """
     kinds = (kind,) if kind is PatchEmbed else (DualAttentionBlock, kind)
-    for name, known in itertools.chain.from_iterable(TEXT[part].items() for part in kinds):
+    texts = {name: known for part in kinds for name, known in TEXT[part].items()}
+    for name, known in texts.items():
         code = getattr(function_named(name), "__code__", None)
         if code is None:
             return f"davit.{name} is not a function"
         if (reason := _difference_of_code(name, code, known)) is not None:
             return reason
-    for cls in itertools.chain.from_iterable(_CLASSES[part] for part in kinds):
+    for cls in (getattr(model, name.split(".")[1]) for name in texts if name.endswith(".forward")):
         if cls.__mro__[1:] != (nn.Module, object):
             return f"davit.model.{cls.__name__} has other base classes"
         if more := sorted(vars(cls).keys() - _CLASS_MEMBERS):
@@ -202,10 +196,6 @@ _CHILDREN: dict[type[nn.Module], dict[str, tuple[type[nn.Module], ...]]] = {
     PatchEmbed: {"proj": (nn.Conv2d,), "norm": (nn.LayerNorm,)},
     **{leaf: {} for leaf in (nn.Linear, nn.LayerNorm, nn.Conv2d, nn.GELU, nn.Identity, DropPath)},
 }
-#: The parameters of each of them.
-_PARAMETERS = {
-    kind: {"weight", "bias"} if kind in (nn.Linear, nn.LayerNorm, nn.Conv2d) else set() for kind in _CHILDREN
-}
 
 
 def difference_of_block(block: Any) -> str | None:
@@ -251,7 +241,8 @@ def _is_convolution(conv: nn.Conv2d, side: int, stride: int, padding: int) -> bo
 
 def _difference(module: nn.Module, kind: type[nn.Module], path: str) -> str | None:
     """Compare the parameters, buffers and children of a module with those of ``kind``, and so on for each child."""
-    children, own = _CHILDREN[kind], _PARAMETERS[kind]
+    children = _CHILDREN[kind]
+    own = {"weight", "bias"} if kind in (nn.Linear, nn.LayerNorm, nn.Conv2d) else set()
     if module._parameters.keys() != own or module._buffers:
         names = sorted({*module._parameters, *module._buffers} ^ own)
         return f"{path} has other parameters or buffers ({', '.join(names)}) than a {kind.__name__}"
@@ -507,24 +498,20 @@ def _has_sizes(layers: Sequence[Any], sizes: Sequence[tuple[int, ...]], x: Tenso
 # --- the spans of a block ---
 
 
-def supports_window(qkv_BHWE: Tensor, window: int, heads: int) -> bool:
-    """Tell whether window attention has a kernel for these sizes; a Triton program must hold a window of one head."""
-    if "window" not in KERNELS:
+def supports_attention(qkv_BHWE: Tensor, window: int, heads: int) -> bool:
+    """Tell whether windows, or groups of channels if ``window`` is 0, have a kernel for these sizes.
+
+    A Triton program must hold a window of one head, or the attention of a group.
+    """
+    if ("window" if window else "channel") not in KERNELS:
         return False
     if not support.runs_on(qkv_BHWE):
         return native.supports_attention(qkv_BHWE, window, heads)
-    positions = support.power_of_two(window * window, 16)
-    channels = support.power_of_two(qkv_BHWE.shape[3] // 3 // heads, 16)
-    return positions <= 128 and channels <= 128 and positions * channels <= MAX_TILE[qkv_BHWE.element_size()]
-
-
-def supports_channel(qkv_BHWE: Tensor, groups: int) -> bool:
-    """Tell whether channel attention has a kernel for these sizes; a Triton program must hold a group's attention."""
-    if "channel" not in KERNELS:
-        return False
-    if not support.runs_on(qkv_BHWE):
-        return native.supports_attention(qkv_BHWE, 0, groups)
-    return qkv_BHWE.shape[3] // 3 // groups <= MAX_GROUP[qkv_BHWE.element_size()]
+    channels, size = qkv_BHWE.shape[3] // 3 // heads, qkv_BHWE.element_size()
+    if not window:
+        return channels <= MAX_GROUP[size]
+    positions, channels = support.power_of_two(window * window, 16), support.power_of_two(channels, 16)
+    return positions <= 128 and channels <= 128 and positions * channels <= MAX_TILE[size]
 
 
 def supports_encoding(encoding: Any, norm: Any, x_BHWC: Tensor) -> bool:

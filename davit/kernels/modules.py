@@ -151,12 +151,6 @@ def _warn_of_scripting() -> None:
 # --- the ways to compute a block ---
 
 
-def _infer_whole(block: Any, x_BHWC: Tensor) -> Tensor:
-    """Infer a block on the CPU by one call of native.cpp."""
-    weights, window, heads, eps = block_arguments(block)
-    return native.infer_block(x_BHWC, weights, window, heads, eps)
-
-
 def _infer_operator(block: Any, x_BHWC: Tensor) -> Tensor:
     """Infer a block in a compiled graph by one operator; another packs frozen weights, and Inductor runs it once."""
     weights, window, heads, eps = block_arguments(block)
@@ -173,10 +167,6 @@ def block_arguments(block: Any) -> tuple[list[Tensor | None], int, int, tuple[fl
     weights = [parameter for layer in layers for parameter in ((layer.weight, layer.bias) if layer else (None, None))]
     eps = (block.norm1.eps, block.norm2.eps if block.ffn else block.norm1.eps)
     return weights, *conditions.heads_of(block.attn), eps
-
-
-def _infer_onednn(block: Any, x_BHWC: Tensor) -> Tensor:
-    return onednn.infer_block(block, x_BHWC, _attend)
 
 
 def _train(block: Any, x_BHWC: Tensor) -> Tensor:
@@ -246,19 +236,19 @@ def _encode_and_norm(encoding: Any, norm: Any, x: Tensor) -> tuple[Tensor, Tenso
 
 def _attend(attn: Any, qkv_BHWE: Tensor) -> Tensor:
     """Compute an attention from its map of q, k and v."""
-    if type(attn) is WindowAttention:
-        supported = conditions.supports_window(qkv_BHWE, attn.window_size, attn.num_heads)
+    window, heads = conditions.heads_of(attn)
+    supported = conditions.supports_attention(qkv_BHWE, window, heads)
+    if window:
         attend = ops.window_attention if supported else ops.window_formula
-        return attend(qkv_BHWE, attn.qkv.bias, attn.window_size, attn.num_heads)
-    supported = conditions.supports_channel(qkv_BHWE, attn.num_groups)
+        return attend(qkv_BHWE, attn.qkv.bias, window, heads)
     attend_channels = ops.channel_attention if supported else ops.channel_formula
-    return attend_channels(qkv_BHWE, attn.num_groups)[0]
+    return attend_channels(qkv_BHWE, heads)[0]
 
 
 WAYS: dict[str, Callable[[Any, Tensor], Tensor]] = {
-    "whole": _infer_whole,
+    "whole": lambda block, x_BHWC: native.infer_block(x_BHWC, *block_arguments(block)),
     "operator": _infer_operator,
-    "onednn": _infer_onednn,
+    "onednn": lambda block, x_BHWC: onednn.infer_block(block, x_BHWC, _attend),
     "training": _train,
     "spans": _run_spans,
 }

@@ -63,7 +63,7 @@ def window_formula(qkv_BHWE: Tensor, bias_E: Tensor | None, window: int, heads: 
     return window_unpartition(x_MNC, window, tiling, (qkv_BHWE.shape[1], qkv_BHWE.shape[2]))
 
 
-def _has_window_kernel(qkv_BHWE: Tensor, window: int, heads: int) -> bool:
+def _has_attention_kernel(qkv_BHWE: Tensor, window: int, heads: int) -> bool:
     return support.runs_on(qkv_BHWE) or native.supports_attention(qkv_BHWE, window, heads)
 
 
@@ -74,7 +74,7 @@ def window_attention(qkv_BHWE: Tensor, bias_E: Tensor | None, window: int, heads
     Args:
         bias_E: bias of the layer that made the map, or None.
     """
-    if not _has_window_kernel(qkv_BHWE, window, heads):
+    if not _has_attention_kernel(qkv_BHWE, window, heads):
         return window_formula(qkv_BHWE, bias_E, window, heads)
     module = triton_window if support.runs_on(qkv_BHWE) else native
     return module.window_attention(qkv_BHWE, bias_E, window, heads)
@@ -112,7 +112,7 @@ def _save_window(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _window_gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     qkv, bias = ctx.saved_tensors
-    if torch.is_grad_enabled() or not _has_window_kernel(qkv, *ctx.options):
+    if torch.is_grad_enabled() or not _has_attention_kernel(qkv, *ctx.options):
         return double_backward(window_formula, ctx.needs_input_grad, (qkv, bias, *ctx.options), [grad])
     grad_qkv, grad_bias = window_attention_backward(grad, qkv, bias, *ctx.options)
     return grad_qkv, None if bias is None else grad_bias.to(bias.dtype), None, None
@@ -133,10 +133,6 @@ def channel_formula(qkv_BHWE: Tensor, groups: int) -> tuple[Tensor, Tensor]:
     return x_BNC.reshape(B, H, W, E // 3).contiguous(), attention_BGDD.float()
 
 
-def _has_channel_kernel(qkv_BHWE: Tensor, groups: int) -> bool:
-    return support.runs_on(qkv_BHWE) or native.supports_attention(qkv_BHWE, 0, groups)
-
-
 @torch.library.custom_op("davit::channel_attention", mutates_args=())
 def channel_attention(qkv_BHWE: Tensor, groups: int) -> tuple[Tensor, Tensor]:
     """Attend among the channels of each group of a map of q, k and v, E = 3 C channels.
@@ -144,7 +140,7 @@ def channel_attention(qkv_BHWE: Tensor, groups: int) -> tuple[Tensor, Tensor]:
     Returns:
         The map (B, H, W, C), and the attention (B, G, D, D) in float32, which has no gradient.
     """
-    if not _has_channel_kernel(qkv_BHWE, groups):
+    if not _has_attention_kernel(qkv_BHWE, 0, groups):
         return channel_formula(qkv_BHWE, groups)
     module = triton_channel if support.runs_on(qkv_BHWE) else native
     return module.channel_attention(qkv_BHWE, groups)
@@ -177,7 +173,7 @@ def _save_channel(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tenso
 
 def _channel_gradients(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor | None, ...]:
     qkv, attention = ctx.saved_tensors
-    if torch.is_grad_enabled() or not _has_channel_kernel(qkv, ctx.groups):
+    if torch.is_grad_enabled() or not _has_attention_kernel(qkv, 0, ctx.groups):
         return double_backward(channel_formula, ctx.needs_input_grad, (qkv, ctx.groups), [grad, None])
     return channel_attention_backward(grad, qkv, attention, ctx.groups), None
 
@@ -297,16 +293,12 @@ def _encoding_gradients(
 encode_and_norm.register_autograd(_encoding_gradients, setup_context=_save_encoding)
 
 
-# --- inference of a whole block, and of a patch embedding ---
+# --- inference of a whole block, and of a patch embedding, by native.cpp alone ---
 
 
-@torch.library.custom_op("davit::block", mutates_args=())
-def infer_block(
-    x_BHWC: Tensor, weights: Sequence[Tensor | None], window: int, heads: int, eps: Sequence[float],
-    packed: Tensor | None,
-) -> Tensor:  # fmt: skip
-    """Compute a block by `native.infer_block`."""
-    return native.infer_block(x_BHWC, weights, window, heads, eps, packed)
+infer_block = torch.library.custom_op("davit::block", native.infer_block, mutates_args=())
+pack_block = torch.library.custom_op("davit::pack_block", native.pack_block, mutates_args=())
+patch_embed = torch.library.custom_op("davit::patch_embed", native.patch_embed, mutates_args=())
 
 
 @infer_block.register_fake
@@ -314,25 +306,10 @@ def _(x_BHWC: Tensor, *_: Any) -> Tensor:
     return torch.empty_like(x_BHWC, memory_format=torch.contiguous_format)
 
 
-@torch.library.custom_op("davit::pack_block", mutates_args=())
-def pack_block(weights: Sequence[Tensor | None], heads: int) -> Tensor:
-    """Lay the matrices of a block out by `native.pack_block`."""
-    return native.pack_block(weights, heads)
-
-
 @pack_block.register_fake
 def _(weights: Sequence[Tensor | None], heads: int) -> Tensor:
     matrices = [p for p in (weights[i] for i in native.MATRICES) if p is not None]
     return matrices[0].new_empty(sum(p.numel() for p in matrices))
-
-
-@torch.library.custom_op("davit::patch_embed", mutates_args=())
-def patch_embed(
-    x: Tensor, weight: Tensor, bias: Tensor | None, norm_weight: Tensor | None, norm_bias: Tensor | None, eps: float,
-    stride: int, stem: bool,
-) -> Tensor:  # fmt: skip
-    """Compute a patch embedding by `native.patch_embed`."""
-    return native.patch_embed(x, weight, bias, norm_weight, norm_bias, eps, stride, stem)
 
 
 @patch_embed.register_fake

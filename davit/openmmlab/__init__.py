@@ -1,13 +1,18 @@
 """Use DaViT in MMDetection and MMSegmentation: the backbone by name, and mmcv's operators without a compiler.
 
-Importing this package registers ``DaViT`` in mmengine's root registry and, where mmcv has no compiled operators,
-serves them from torchvision. Configs import it by ``custom_imports``; the tools import it first of all.
+Importing this package registers ``DaViT`` in mmengine's root registry, puts our `LoadImageFromFile` in the place of
+mmcv's, takes a mean for each of any number of bands and, where mmcv has no compiled operators, serves them from
+torchvision. Configs import it by ``custom_imports``; the tools import it first of all.
 
     bridge.py, ops.py  mmcv._ext where it is missing
     backbone.py        DaViTPyramid with the arguments of configs
+    loading.py         LoadImageFromFile, by the decoder of davit.data
+    bands.py           pictures of other than three bands
     config.py          configs, and what flags and old names change in them
     datasets.py        checks before a run starts, by masks.py and davit/data/coco.py
-    segmentation.py    for MMSegmentation: labels to ignore, views averaged one at a time, predictions drawn
+    mask_layouts.py    where pictures, masks and polygons lie below --data-root
+    regions.py         polygons and masks of COCO's form as a label for every pixel
+    segmentation.py    for MMSegmentation: data sets, views averaged one at a time, predictions drawn
     runner.py          mmengine's runner: checkpoints read safely, audited, written whole
     cli.py             train.py and test.py of mmdet/tools and mmseg/tools
     flops.py           get_flops.py: parameters and FLOPs
@@ -20,5 +25,8 @@ from .bridge import install_bridge, ops_status
 install_bridge()
 
 from .backbone import DaViTBackbone  # noqa: E402
+
+if ops_status() != "no mmcv":
+    from . import bands, loading  # noqa: F401
 
 __all__ = ["DaViTBackbone", "install_bridge", "ops_status"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 import subprocess
 from argparse import Action, ArgumentParser, Namespace
 from collections.abc import Callable, Mapping, Sequence
@@ -13,11 +14,24 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
-from ..commands import run_cli
+from ..checkpoint import read_checkpoint
+from ..commands import USER_ERROR, run_cli
 from ..data import DataError
 from ..engine.distributed import close_world, init_world
-from .config import add_override_arguments, datasets_of, load_config, set_classes, use_test_flags, use_train_flags
-from .datasets import check_dataset, named_classes
+from ..text import some
+from . import drawn  # noqa: F401 (registers the hooks of --show-dir and --out)
+from .config import (
+    add_override_arguments,
+    annotation_file_of,
+    datasets_of,
+    evaluators_of,
+    load_config,
+    set_classes,
+    use_test_flags,
+    use_train_flags,
+)
+from .datasets import check_coco, check_dataset, classes_of, named_classes
+from .masks import MaskSummary, warn_of_unlearned
 from .runner import DaViTRunner
 
 log = logging.getLogger(__name__)
@@ -89,6 +103,17 @@ def _add_run_arguments(parser: ArgumentParser) -> None:
     """Add the flags that train.py and test.py share."""
     add_override_arguments(parser)
     parser.add_argument("--work-dir", metavar="DIR", help="where the run is written (default work_dirs/CONFIG)")
+    parser.add_argument(
+        "--no-data-check",
+        dest="data_check",
+        action="store_false",
+        help="do not read the header of every picture before a run of a detector (the annotations are checked)",
+    )
+    parser.add_argument(
+        "--skip-bad-images",
+        action="store_true",
+        help="detection: go on without the pictures that are missing or cannot be read; they are counted",
+    )
     parser.add_argument("--launcher", choices=("none", "pytorch", "slurm"), default="none", help="who started us")
     parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help="set by torch.distributed.launch")
 
@@ -149,7 +174,9 @@ def slurm_environment(environment: Mapping[str, str]) -> dict[str, str]:
 
 def _train(args: Namespace, cfg: Config) -> None:
     use_train_flags(cfg, args)
-    _check_data(args, cfg, ("train",) if args.no_validate else ("train", "val"))
+    splits = ("train",) if args.no_validate else ("train", "val")
+    _settle_classes(args, cfg, splits[0], cfg.load_from)
+    _check_data(args, cfg, splits)
     DaViTRunner.from_cfg(cfg).train()
 
 
@@ -160,20 +187,125 @@ def _test(args: Namespace, cfg: Config) -> None:
     cfg.model.backbone.init_cfg = None  # the checkpoint holds the backbone
     cfg.train_dataloader = cfg.train_cfg = cfg.optim_wrapper = cfg.param_scheduler = None
     cfg.val_dataloader = cfg.val_cfg = cfg.val_evaluator = None
+    _settle_classes(args, cfg, "test", args.checkpoint)
     _check_data(args, cfg, ("test",), labelled=not args.format_only)
     use_test_flags(cfg, args)
     DaViTRunner.from_cfg(cfg).test()
 
 
+def _settle_classes(args: Namespace, cfg: Config, split: str, checkpoint: str | None) -> None:
+    """Set the classes: those of ``--classes``, else the config's; in the order that the checkpoint has them in.
+
+    Raises:
+        ValueError: the checkpoint that is tested or resumed has other classes.
+    """
+    trained = _classes_of_checkpoint(checkpoint) if checkpoint else None
+    first = next(datasets_of(cfg[f"{split}_dataloader"]))
+    if "type" not in first:
+        raise DataError(f"the config's {split} data set has no type.")
+    chosen = None
+    if args.classes == ["auto"]:
+        chosen = trained if trained and split == "test" else named_classes(first)
+    elif args.classes:
+        chosen = tuple(args.classes)
+    asked = chosen or classes_of(first)
+    if trained and asked and trained != asked:
+        is_detector = cfg.default_scope == "mmdet"
+        by_name = is_detector or first["type"] == "CocoRegions"  # masks hold numbers
+        if sorted(trained) == sorted(asked):
+            log.warning(
+                "%s was trained on these classes in another order (%s; asked for: %s)%s",
+                checkpoint,
+                some(trained, 6),
+                some(asked, 6),
+                ": its order is used." if by_name else ", so the numbers in masks would mean other classes.",
+            )
+            chosen = trained if by_name else chosen
+        elif is_detector and (split == "test" or cfg.resume):
+            advice = " ".join(map(shlex.quote, trained)) if len(trained) <= 20 else "auto"
+            raise ValueError(
+                f"{checkpoint} was trained on {len(trained)} classes ({some(trained, 10)}), and {len(asked)} are "
+                f"asked for ({some(asked, 10)}). Pass --classes {advice}."
+            )
+    if chosen:
+        set_classes(cfg, chosen)
+
+
+def _classes_of_checkpoint(file: str) -> tuple[str, ...] | None:
+    """Read the class names that mmengine, or mmdet 2 and mmseg 0, stored with the weights; None if there are none."""
+    meta = read_checkpoint(file).metadata.get("meta")
+    if not isinstance(meta, dict):
+        return None
+    stored = meta.get("dataset_meta")
+    names = (stored if isinstance(stored, dict) else {}).get("classes") or meta.get("CLASSES")
+    if isinstance(names, str):
+        names = [names]
+    return tuple(map(str, names)) if isinstance(names, list | tuple) and names else None
+
+
 def _check_data(args: Namespace, cfg: Config, splits: Sequence[str], labelled: bool = True) -> None:
-    """Set the classes, and check all the data once, in one process of each machine."""
-    if args.classes:
-        first = next(datasets_of(cfg[f"{splits[0]}_dataloader"]))
-        set_classes(cfg, named_classes(first) if args.classes == ["auto"] else tuple(args.classes))
-    if int(os.environ.get("LOCAL_RANK", 0)) > 0:
-        return
-    for split in splits:
-        for dataset in datasets_of(cfg[f"{split}_dataloader"]):
-            if "type" not in dataset:
-                raise DataError(f"the config's {split} data set has no type.")
-            check_dataset(dataset, split, cfg.model, labelled)
+    """Check all the data once, in one process of each machine, and use the files that it corrected in all."""
+    options = {"data_check": args.data_check, "skip_bad_images": args.skip_bad_images}
+    if cfg.default_scope != "mmdet":
+        if args.skip_bad_images:
+            raise ValueError("--skip-bad-images: only a detector can go on without some of its pictures.")
+    if not args.data_check:
+        log.warning("--no-data-check: the headers of the pictures are not read; a bad picture stops the run later.")
+    problem: Exception | None = None
+    if int(os.environ.get("LOCAL_RANK", 0)) == 0:
+        try:
+            warn_of_unlearned({split: _check_split(cfg, split, labelled, options) for split in splits})
+        except (OSError, ValueError) as error:
+            problem = error
+    if args.launcher != "none":
+        _tell_others(cfg, splits, problem)
+    if problem is not None:
+        raise problem
+
+
+def _check_split(cfg: Config, split: str, labelled: bool, options: dict[str, bool]) -> list[MaskSummary | None]:
+    """Check the data sets of a split, and let the evaluators use the corrected copies."""
+    copies = {}
+    summaries = []
+    for dataset in datasets_of(cfg[f"{split}_dataloader"]):
+        if "type" not in dataset:
+            raise DataError(f"the config's {split} data set has no type.")
+        file = annotation_file_of(dataset) if dataset.get("ann_file") else None
+        summaries.append(check_dataset(dataset, split, cfg.model, labelled, **options))
+        if file is not None:
+            copies[Path(file).absolute()] = annotation_file_of(dataset)
+    if split == "train" or cfg.default_scope != "mmdet":
+        return summaries
+    for evaluator in evaluators_of(cfg, split):
+        named = evaluator.get("ann_file")
+        if named and Path(named).absolute() in copies:
+            evaluator["ann_file"] = copies[Path(named).absolute()]
+        elif named and "://" not in named and "CocoMetric" in str(evaluator.get("type")):
+            corrected = check_coco(
+                next(datasets_of(cfg[f"{split}_dataloader"])),
+                split,
+                cfg.model,
+                labelled,
+                str(Path(named).absolute()),
+                **{**options, "data_check": False},
+            )
+            evaluator["ann_file"] = corrected or named
+    return summaries
+
+
+def _tell_others(cfg: Config, splits: Sequence[str], problem: Exception | None) -> None:
+    """Give the processes of a machine the files and classes that its first one settled on, or stop with it."""
+    parts = [one for split in splits for one in datasets_of(cfg[f"{split}_dataloader"])]
+    metrics = [one for split in splits if split != "train" for one in evaluators_of(cfg, split)]
+    world = init_world()
+    settled = [one.get("ann_file") for one in (*parts, *metrics)], [one.get("metainfo") for one in parts]
+    found = world.gather((problem is not None, settled))
+    if problem is None and any(failed for failed, _ in found):
+        raise SystemExit(USER_ERROR)  # the process that found the problem says what it is
+    files, metainfos = found[world.rank - world.local_rank][1]
+    for one, file in zip((*parts, *metrics), files, strict=True):
+        if file is not None:
+            one["ann_file"] = file
+    for one, metainfo in zip(parts, metainfos, strict=True):
+        if metainfo is not None:
+            one["metainfo"] = metainfo

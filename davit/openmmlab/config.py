@@ -14,11 +14,15 @@ from mmengine.config import Config, ConfigDict, DictAction
 
 from ..pretrained import PUBLISHED
 from ..text import nearest
+from .bands import follow_bands
+from .box_layouts import use_box_layout
+from .mask_layouts import use_mask_layout
 
 log = logging.getLogger(__name__)
 
 LOADERS = ("train_dataloader", "val_dataloader", "test_dataloader")
 METRICS = {"mmdet": ("bbox", "segm", "proposal", "proposal_fast"), "mmseg": ("mIoU", "mDice", "mFscore")}
+_METRIC_TYPES = {"mmdet": "CocoMetric", "mmseg": "IoUMetric"}
 _METRIC_KEYS = {"mmdet": "metric", "mmseg": "iou_metrics"}
 
 
@@ -78,11 +82,11 @@ def load_config(args: Namespace) -> Config:
     except (KeyError, TypeError, AssertionError, IndexError) as error:
         raise ValueError(f"--cfg-options {options}: does not fit {args.config}: {error}") from error
     if data_root:
-        cfg.data_root = str(data_root)
-        for dataset in _all_datasets(cfg):
-            dataset.data_root = cfg.data_root
+        use_data_root(cfg, Path(data_root))
+        _use_layout(cfg, args, Path(data_root), options)
     _set_annotations_of_evaluators(cfg, options)
     _set_pretrained(cfg)
+    follow_bands(cfg)
     for name in LOADERS:
         if (cfg.get(name) or {}).get("num_workers") == 0:
             cfg[name].persistent_workers = False  # PyTorch refuses persistent workers where there are none
@@ -100,14 +104,43 @@ def _for_testing_too(cfg: Config, options: dict[str, Any]) -> dict[str, Any]:
     return both
 
 
+def use_data_root(cfg: Config, root: Path) -> None:
+    """Read all data sets from a folder."""
+    cfg.data_root = str(root)
+    for dataset in _all_datasets(cfg):
+        dataset.data_root = cfg.data_root
+
+
+def _use_layout(cfg: Config, args: Namespace, root: Path, options: dict[str, Any]) -> None:
+    """Take what the folder holds where the config's files are not in it, and its own classes where they are others."""
+    parts = {name.split("_")[0]: list(datasets_of(cfg.get(name))) for name in LOADERS}
+    if classes := use_mask_layout(parts, root, options, args.classes not in (None, ["auto"])):
+        set_classes(cfg, classes)
+    read = {name: parts[name] for name in _splits_read(args)}
+    if use_box_layout(read, root, options, labelled=not getattr(args, "format_only", False)) and not args.classes:
+        args.classes = ["auto"]
+
+
+def _splits_read(args: Namespace) -> tuple[str, ...]:
+    """Name the splits that a tool reads, by its flags."""
+    if hasattr(args, "no_validate"):
+        return ("train",) if args.no_validate else ("train", "val")
+    return ("test",) if hasattr(args, "format_only") else ()
+
+
 def _set_annotations_of_evaluators(cfg: Config, options: dict[str, Any]) -> None:
     """Evaluate on the annotations of the data set, unless an option names others."""
     for split in ("val", "test"):
         dataset: Any = next(datasets_of(cfg.get(f"{split}_dataloader")), {})
-        evaluator = cfg.get(f"{split}_evaluator")
-        if dataset.get("ann_file") and isinstance(evaluator, dict) and "ann_file" in evaluator:
-            if f"{split}_evaluator.ann_file" not in options:
-                evaluator["ann_file"] = str(Path(dataset.get("data_root") or "") / dataset["ann_file"])
+        for evaluator in evaluators_of(cfg, split):
+            if dataset.get("ann_file") and "ann_file" in evaluator:
+                if not any(name.startswith(f"{split}_evaluator.") and name.endswith("ann_file") for name in options):
+                    evaluator["ann_file"] = annotation_file_of(dataset)
+
+
+def annotation_file_of(dataset: Any) -> str:
+    """Return the path of a data set's annotation file."""
+    return str(Path(dataset.get("data_root") or "") / dataset["ann_file"])
 
 
 def _set_pretrained(cfg: Config) -> None:
@@ -137,6 +170,14 @@ def datasets_of(part: Any) -> Iterator[Any]:
             yield from datasets_of(inner)
     else:
         yield part
+
+
+def evaluators_of(cfg: Config, split: str) -> list[Any]:
+    """Find the configs of the metrics of 'val' or 'test', which may be one, a list, or those of an ``Evaluator``."""
+    found = cfg.get(f"{split}_evaluator") or []
+    if isinstance(found, dict) and "metrics" in found:
+        found = found["metrics"]
+    return [one for one in (found if isinstance(found, list | tuple) else [found]) if isinstance(one, dict)]
 
 
 def _all_datasets(cfg: Config) -> Iterator[Any]:
@@ -213,7 +254,8 @@ def use_test_flags(cfg: Config, args: Namespace) -> None:
     Raises:
         ValueError: a metric is unknown, or the model does not predict what it needs.
     """
-    scope, evaluator = cfg.default_scope, cfg.test_evaluator
+    scope = cfg.default_scope
+    evaluators = [one for one in evaluators_of(cfg, "test") if _METRIC_TYPES[scope] in str(one.get("type"))]
     if args.eval:
         unknown = [name for name in args.eval if name not in METRICS[scope]]
         if unknown:
@@ -222,20 +264,28 @@ def use_test_flags(cfg: Config, args: Namespace) -> None:
             )
         if scope == "mmdet" and "segm" in args.eval and "mask_head" not in (cfg.model.get("roi_head") or {}):
             raise ValueError("--eval segm: this config's detector predicts only boxes; use --eval bbox.")
-        evaluator[_METRIC_KEYS[scope]] = args.eval
+        for evaluator in evaluators:
+            evaluator[_METRIC_KEYS[scope]] = args.eval
     if args.format_only or args.out:
-        evaluator.format_only = args.format_only
+        if not evaluators:
+            raise ValueError(f"--format-only and --out: the config's test_evaluator has no {_METRIC_TYPES[scope]}.")
         target = Path(args.out or Path(cfg.work_dir) / "results")
         if scope == "mmseg":
-            evaluator.output_dir = str(target)
-        else:
-            evaluator.outfile_prefix = str(target.with_suffix("") if target.suffix in (".json", ".pkl") else target)
+            cfg.custom_hooks = [*(cfg.get("custom_hooks") or []), {"type": "DistinctMaskNames"}]
+        for evaluator in evaluators:
+            evaluator.format_only = args.format_only
+            if scope == "mmseg":
+                evaluator.output_dir = str(target)
+            else:
+                is_file = target.suffix in (".json", ".pkl")
+                evaluator.outfile_prefix = str(target.with_suffix("") if is_file else target)
     if args.show_dir:
         folder = str(Path(args.show_dir).absolute())
         if scope == "mmseg":
             cfg.default_hooks.visualization = {"type": "DrawnPredictions", "out_dir": folder}
         else:
-            cfg.default_hooks.visualization.update(draw=True, test_out_dir=folder)
+            least = cfg.default_hooks.get("visualization", {}).get("score_thr", 0.3)
+            cfg.default_hooks.visualization = {"type": "DrawnDetections", "out_dir": folder, "score_thr": least}
     if args.aug_test:
         if "tta_model" not in cfg or "tta_pipeline" not in cfg:
             raise ValueError("--aug-test: the config has no tta_model and tta_pipeline that say how.")

@@ -10,35 +10,111 @@ from typing import Any
 from mmengine.registry import DATASETS, DefaultScope
 
 from ..data.coco import categories_of, check_annotations
-from .masks import check_masks
+from .masks import MaskSummary, check_masks
 
 log = logging.getLogger(__name__)
 
 
-def check_dataset(dataset: Any, split: str, model: Any, labelled: bool = True) -> None:
-    """Check all of a data set before a run starts, and log what is in it.
+def check_dataset(
+    dataset: Any,
+    split: str,
+    model: Any,
+    labelled: bool = True,
+    *,
+    data_check: bool = True,
+    skip_bad_images: bool = False,
+) -> MaskSummary | None:
+    """Check all of a data set before a run starts, and log what is in it; of a segmentor's return it too.
+
+    A detection data set may be given another ``ann_file``, a corrected copy of its own, and its classes as a tuple.
 
     Args:
         dataset: the config of one data set.
         split: 'train', 'val' or 'test'.
         model: the config of the model, which says whether it needs masks, and how many classes it has.
-        labelled: False where predictions are only written: a segmentor then needs no masks.
+        labelled: False where predictions are only written: a segmentor then needs no masks, a detector no objects.
+        data_check: read the header of every picture, and the labels of masks.
+        skip_bad_images: leave pictures of a detection data set that are missing or cannot be read out.
 
     Raises:
         DataError: something is missing, broken or does not fit.
     """
     cls = class_of(dataset)
-    if _is_a(cls, "mmdet", "CocoDataset"):
-        root = Path(dataset.get("data_root") or ".")
-        folder = root / dataset.get("data_prefix", {}).get("img", "")
-        needs_masks = "mask_head" in (model.get("roi_head") or {})
-        classes = metainfo_of(dataset)["classes"]
-        classes = (classes,) if isinstance(classes, str) else tuple(classes)
-        log.info("%s: %s.", split, check_annotations(root / dataset["ann_file"], folder, classes, needs_masks))
+    if _is_a(cls, "mmdet", "CocoDataset") and _reads_coco(cls) and not _is_remote(dataset):
+        check_coco(dataset, split, model, labelled, data_check=data_check, skip_bad_images=skip_bad_images)
     elif _is_a(cls, "mmseg", "BaseSegDataset"):
-        log.info("%s: %s.", split, check_masks(dataset, cls, model, labelled))
+        summary = check_masks(dataset, cls, model, labelled, data_check)
+        log.info("%s: %s.", split, summary)
+        return summary
     else:
-        log.info("%s: data sets of type %s are not checked before the run.", split, dataset["type"])
+        kind = "on other machines" if _is_remote(dataset) else f"of type {dataset['type']}"
+        log.warning("%s: data sets %s are not checked before the run.", split, kind)
+    return None
+
+
+def check_coco(
+    dataset: Any, split: str, model: Any, labelled: bool, file: str | None = None, **options: bool
+) -> str | None:
+    """Check a data set of COCO's form, give it the corrected copy of its annotations, and say what was corrected.
+
+    Args:
+        file: the file of an evaluator that differs from the data set's: only this one is checked then.
+        options: of `davit.data.coco.examine`.
+
+    Returns:
+        The annotation file to use.
+    """
+    root = Path(dataset.get("data_root") or ".")
+    cls = class_of(dataset)
+    training = split == "train" and not dataset.get("test_mode")
+    usual_filter = cls.filter_data is importlib.import_module("mmdet.datasets").CocoDataset.filter_data
+    found = check_annotations(
+        root / (file or dataset["ann_file"]),
+        root / (dataset.get("data_prefix") or {}).get("img", ""),
+        classes_of(dataset),
+        needs_masks=_needs_masks(dataset, model),
+        training=training,
+        labelled=labelled,
+        filter_cfg=dataset.get("filter_cfg") if training and usual_filter else None,
+        **options,
+    )
+    for note in found.notes:
+        log.warning("%s: %s: %s", split, found.origin, note)
+    if found.is_changed:
+        log.info("%s: a corrected copy of %s is used, %s.", split, found.origin, found.file())
+    log.info("%s: %s.", split, found.summary)
+    used = str(found.file().absolute()) if found.is_changed else None
+    if file is None:
+        if used is not None:
+            dataset["ann_file"] = used
+        dataset["metainfo"] = {**(dataset.get("metainfo") or {}), "classes": found.classes}
+    return used
+
+
+def _reads_coco(cls: Any) -> bool:
+    """Tell whether a class reads its file as `CocoDataset` does, not in a form of its own."""
+    usual = importlib.import_module("mmdet.datasets").CocoDataset
+    return cls.load_data_list is usual.load_data_list and cls.parse_data_info is usual.parse_data_info
+
+
+def _is_remote(dataset: Any) -> bool:
+    places = (str(dataset.get("data_root") or ""), str(dataset.get("ann_file") or ""))
+    backend = (dataset.get("backend_args") or {}).get("backend", "local")
+    return backend not in ("local", "disk") or any("://" in place for place in places)
+
+
+def _needs_masks(dataset: Any, model: Any) -> bool:
+    """Tell whether masks are learned or measured: the model has a head for them, or the pipeline loads them."""
+    heads = (model, model.get("roi_head") or {})
+    has_head = any(isinstance(part, dict) and part.get("mask_head") for part in heads)
+    return has_head or _loads_masks(dataset.get("pipeline") or ())
+
+
+def _loads_masks(pipeline: Any) -> bool:
+    steps = [step for step in pipeline if isinstance(step, dict)]
+    inner = [part for step in pipeline for part in ([step] if isinstance(step, list) else [])]
+    inner += [step["transforms"] for step in steps if isinstance(step.get("transforms"), list)]
+    return any(step.get("with_mask") for step in steps) or any(_loads_masks(part) for part in inner)
 
 
 def named_classes(dataset: Any) -> tuple[str, ...]:
@@ -49,9 +125,20 @@ def named_classes(dataset: Any) -> tuple[str, ...]:
     """
     if _is_a(class_of(dataset), "mmdet", "CocoDataset"):
         return categories_of(Path(dataset.get("data_root") or ".") / dataset["ann_file"])
+    if classes := metainfo_of(dataset).get("classes"):  # a list beside masks, or polygons' categories
+        return tuple(classes)
     raise ValueError(
         f"--classes auto: the files of a {dataset['type']} do not name classes; pass --classes NAME NAME ..."
     )
+
+
+def classes_of(dataset: Any) -> tuple[str, ...] | None:
+    """Return the class names that a data set will have, None if it has none; one name may be written as a text."""
+    classes = metainfo_of(dataset).get("classes")
+    if isinstance(classes, str):  # as mmengine: a file with a name a line, else a name
+        file = Path(classes)
+        classes = file.read_text().splitlines() if file.is_file() else [classes]
+    return tuple(map(str, classes)) if classes is not None else None
 
 
 def metainfo_of(dataset: Any) -> dict[str, Any]:

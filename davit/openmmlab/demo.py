@@ -8,12 +8,11 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
-from PIL import Image
-
 from ..commands import run_cli
 from ..data import BadImageError
 from ..files import write_bytes
-from ..predict.pictures import distinct_names
+from ..predict.pictures import distinct_names, find_pictures
+from ..text import as_line, some
 from .config import add_override_arguments, load_config
 from .predictor import Predictor
 
@@ -26,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     A file that is no picture is named and passed over; the status at the end is then 2.
     """
     parser = ArgumentParser(description="Draw what a detector or segmentor finds.")
-    parser.add_argument("picture", help="a picture, or a folder of them")
+    parser.add_argument("picture", help="a picture, or a folder with all that is below it")
     parser.add_argument("config")
     parser.add_argument("checkpoint")
     parser.add_argument("--out-dir", default="outputs", metavar="DIR", help="drawn pictures and predictions.json")
@@ -38,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _work(args: Namespace) -> None:
-    files = _pictures(Path(args.picture))
+    files = _pictures(args.picture)
     predictor = Predictor(load_config(args), args.checkpoint, args.score_thr, args.device)
     folder = Path(args.out_dir)
     folder.mkdir(parents=True, exist_ok=True)
@@ -48,7 +47,7 @@ def _work(args: Namespace) -> None:
         try:
             found = predictor.predict(file)
         except BadImageError as error:
-            log.warning("%s: %s; passed over.", error.file, error.reason)
+            log.warning("%s: %s; passed over.", as_line(error.file), error.reason)
             bad.append(str(file))
             continue
         results[str(file)] = found.to_json()
@@ -56,16 +55,10 @@ def _work(args: Namespace) -> None:
     write_bytes(folder / "predictions.json", json.dumps(results, indent=1).encode())
     log.info("%d pictures drawn in %s, and listed in its predictions.json.", len(results), folder)
     if bad:
-        raise ValueError(f"{len(bad)} of {len(files)} files could not be read as pictures: {', '.join(bad[:3])}.")
+        raise ValueError(f"{len(bad)} of {len(files)} files could not be read as pictures: {some(bad, 3)}.")
 
 
-def _pictures(path: Path) -> list[Path]:
-    if path.is_file():
-        return [path]
-    if not path.is_dir():
-        raise ValueError(f"{path}: there is no such picture or folder.")
-    known = Image.registered_extensions()
-    files = sorted(file for file in path.iterdir() if file.suffix.lower() in known)
-    if not files:
-        raise ValueError(f"{path} holds no pictures (suffixes such as {', '.join(sorted(known)[:8])}).")
-    return files
+def _pictures(place: str) -> list[Path]:
+    if not Path(place).exists():
+        raise ValueError(f"{place}: there is no such picture or folder.")
+    return [Path(str(file)) for file in find_pictures([place])]

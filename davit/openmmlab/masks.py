@@ -1,32 +1,35 @@
-"""Check folders of segmentation masks before a run starts rather than when the first bad mask is drawn.
+"""Check the pictures and masks of a config before a run starts rather than when the first bad mask is drawn.
 
 Headers of all files are read, for their sizes and kinds. Labels need the whole mask: of up to `ALL` masks all are
-read, of more a sample spread evenly over the list.
+read, of more a sample spread evenly over the list. What stops a run is a `DataError`; what only takes something away
+from it is a warning.
 """
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from itertools import repeat
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from ..data import DataError
-from ..data.folder import absent
+from ..data.listing import absent, left_out, list_pictures, suffix_of
+from ..data.masks import BINARY, Coding, LabelReport, check_pairs, compare_classes, count_labels, judge_labels
+from ..data.pairs import unasked_for
 from ..text import some
+from .regions import count_regions
+
+log = logging.getLogger(__name__)
 
 ALL = 2000  # masks whose labels are read in some ten seconds
-IGNORED = 255  # the label that losses and metrics leave out
-_SIDES_SWAPPED = (5, 6, 7, 8)  # EXIF orientations by which MMSegmentation reads a picture with its sides swapped
-_ORIENTATION = 0x0112
 _PALETTE_IS_LABELS = ("PascalVOCDataset",)  # the one well-known set that is published so
-_KINDS = {"P": "a palette picture", "PA": "a palette picture", "I;16": "of 16 bits", "I": "of 32 bits"}
-_THREADS = 8  # decoding releases Python's lock, and a network disk answers many at once
+_OWN = (
+    "For a data set of your own use configs/upernet_davit_folders.py, or set the type of the data sets to MaskFolders."
+)
 
 
 @dataclass(frozen=True)
@@ -35,19 +38,27 @@ class MaskSummary:
 
     Attributes:
         read: masks whose labels were checked.
-        ignored: share of their pixels that are no class.
-        absent: classes that do not occur in them.
+        labels: which occur in them.
     """
 
     pictures: int
     classes: int
     read: int = 0
-    ignored: float = 0.0
-    absent: int = 0
+    labels: LabelReport = field(default_factory=lambda: LabelReport(0.0, (), ()))
+
+    @property
+    def ignored(self) -> float:
+        """Return the share of the pixels of these masks that are no class."""
+        return self.labels.ignored
+
+    @property
+    def absent(self) -> int:
+        """Return how many classes do not occur in these masks."""
+        return self.classes - len(self.labels.present)
 
     def __str__(self) -> str:
         if not self.read:
-            return f"{self.pictures:,} pictures; masks are not needed"
+            return f"{self.pictures:,} pictures; masks are not needed, or not checked"
         masks = "all masks" if self.read == self.pictures else f"{self.read:,} masks spread over them"
         absent_classes = f", {self.absent} classes do not occur" if self.absent else ""
         return (
@@ -56,65 +67,101 @@ class MaskSummary:
         )
 
 
-def check_masks(dataset: Any, cls: type[Any], model: Any, with_masks: bool = True) -> MaskSummary:
-    """Check the data set of a config.
+def check_masks(
+    dataset: Any, cls: type[Any], model: Any, with_masks: bool = True, data_check: bool = True
+) -> MaskSummary:
+    """Check the data set of a config, and warn of what it holds and a run does not use.
+
+    One of polygons may be given another ``ann_file``, a corrected copy of its own.
 
     Args:
         dataset: the config of a ``BaseSegDataset``.
         cls: its class.
         model: the config of the segmentor, for its number of classes.
         with_masks: False where predictions are only written, which needs no masks.
+        data_check: read the headers of all pictures and masks, and labels.
 
     Raises:
-        DataError: a folder or file is missing, unreadable, or no mask that fits its picture and the classes.
+        DataError: a folder or file is missing, unreadable, or no mask that fits its picture and the classes; or the
+            masks teach nothing.
     """
     options = {name: value for name, value in dataset.items() if name not in ("type", "pipeline", "lazy_init")}
+    if hasattr(cls, "correct"):  # of polygons
+        cls.correct(dataset, with_masks, data_check)
+        options["ann_file"] = dataset["ann_file"]
     try:
         listing = cls(pipeline=[], lazy_init=True, **options)
+    except DataError:
+        raise
     except ValueError as error:  # --classes that are not among those of a known data set
-        raise DataError(
-            f"{cls.__name__}: {str(error)[:300]} For a data set of your own use "
-            "configs/upernet_davit_folders.py, or set the type of the data sets to MaskFolders."
-        ) from error
+        raise DataError(f"{cls.__name__}: {str(error)[:300]} {_OWN}") from error
     folder = Path(listing.data_prefix.get("img_path") or listing.data_root or ".")
     classes = listing.metainfo.get("classes")
     if not classes:
         raise DataError(
             f"the data set of {folder} has no classes: name them in the order of their labels, --classes NAME NAME ..."
         )
-    _check_heads(model, len(classes))
-    infos = _list_pairs(listing, folder)
+    _check_heads(model, classes)
+    infos = _list_infos(listing, folder)
     pictures = [Path(info["img_path"]) for info in infos]
-    _check_present(pictures, "the list of pictures names")
-    if not with_masks:
+    _check_files(listing, folder, infos, with_masks)
+    if not with_masks or not data_check:
         return MaskSummary(len(infos), len(classes))
-    masks = [Path(info["seg_map_path"]) for info in infos]
-    _check_present(masks, f"for {len(pictures):,} pictures in {folder} masks are missing:")
-    palette_is_labels = cls.__name__ in _PALETTE_IS_LABELS
-    read = masks if len(masks) <= ALL else [masks[i] for i in np.linspace(0, len(masks) - 1, ALL).astype(int)]
-    with ThreadPoolExecutor(_THREADS) as pool:  # the first error stops it
-        list(pool.map(_check_header, pictures, masks, repeat(palette_is_labels)))
-        counts = np.stack(list(pool.map(label_counts, read)))
-    ignored, present = _check_labels(listing, infos[0].get("label_map"), read, counts)
-    return MaskSummary(len(masks), len(classes), len(read), ignored, len(classes) - present)
+    read = np.linspace(0, len(infos) - 1, min(len(infos), ALL)).astype(int).tolist()
+    if "regions" in infos[0]:
+        counts, chosen = count_regions([infos[index]["regions"] for index in read]), [pictures[i] for i in read]
+    else:
+        coding = infos[0].get("coding") or Coding(palette_is_labels=cls.__name__ in _PALETTE_IS_LABELS)
+        masks = [Path(info["seg_map_path"]) for info in infos]
+        check_pairs(pictures, masks, coding)
+        chosen = [masks[index] for index in read]
+        counts = count_labels(chosen, coding)
+    report = judge_labels(
+        counts,
+        chosen,
+        classes,
+        reduce_zero_label=listing.reduce_zero_label,
+        label_map=infos[0].get("label_map"),
+        of_all=len(infos),
+    )
+    for warning in report.warnings:
+        log.warning("%s: %s.", folder, warning)
+    return MaskSummary(len(infos), len(classes), len(read), report)
 
 
-def _check_heads(model: Any, classes: int) -> None:
-    """Check that heads have as many outputs, and losses as many weights, as there are classes."""
+def warn_of_unlearned(summaries: dict[str, list[MaskSummary | None]]) -> None:
+    """Warn of classes that occur in masks of other splits and not in those of training."""
+    reports = {split: [one.labels for one in found if one and one.read] for split, found in summaries.items()}
+    if not reports.get("train"):
+        return
+    for split, found in reports.items():
+        for report in found if split != "train" else ():
+            for warning in compare_classes(reports["train"], report):
+                log.warning("%s: %s.", split, warning)
+
+
+def _check_heads(model: Any, classes: Sequence[str]) -> None:
+    """Check that there is more than one class, and that heads have as many outputs, and losses as many weights."""
+    if len(classes) == 1:
+        raise DataError(
+            f"{classes[0]!r} is the only class: every pixel is it, the loss is 0, and nothing is learned. Name what "
+            f"is not {classes[0]!r} too: --classes background {classes[0]}, with 0 and 1 in the masks. Where they "
+            f"hold 0 and 255, add {BINARY}"
+        )
     for name in ("decode_head", "auxiliary_head"):
         for head in _as_list(model.get(name)):
             outputs = head.get("num_classes")
-            if outputs is not None and outputs != classes:
+            if outputs is not None and outputs != len(classes):
                 raise DataError(
-                    f"model.{name} has {outputs} classes, the data set {classes}. Pass --classes, which sets both, or "
-                    f"--cfg-options model.{name}.num_classes={classes}."
+                    f"model.{name} has {outputs} classes, the data set {len(classes)}. Pass --classes, which sets "
+                    f"both, or --cfg-options model.{name}.num_classes={len(classes)}."
                 )
             for loss in _as_list(head.get("loss_decode")):
                 weights = loss.get("class_weight")
-                if isinstance(weights, list | tuple) and len(weights) != classes:
+                if isinstance(weights, list | tuple) and len(weights) != len(classes):
                     raise DataError(
-                        f"model.{name}.loss_decode.class_weight has {len(weights)} weights for {classes} classes. "
-                        f"Pass --cfg-options model.{name}.loss_decode.class_weight=None, or a weight for each."
+                        f"model.{name}.loss_decode.class_weight has {len(weights)} weights for {len(classes)} "
+                        f"classes. Pass --cfg-options model.{name}.loss_decode.class_weight=None, or one for each."
                     )
 
 
@@ -122,8 +169,8 @@ def _as_list(value: Any) -> list[Any]:
     return [] if value is None else list(value) if isinstance(value, list | tuple) else [value]
 
 
-def _list_pairs(listing: Any, folder: Path) -> list[dict[str, Any]]:
-    """List the pictures and their masks as the data set does."""
+def _list_infos(listing: Any, folder: Path) -> list[dict[str, Any]]:
+    """List the pictures and their masks as the data set does, and check that they are there."""
     if not folder.is_dir():
         raise DataError(
             f"there is no folder {folder}. ADE20K belongs into mmseg/data/ade/ADEChallengeData2016 "
@@ -137,112 +184,62 @@ def _list_pairs(listing: Any, folder: Path) -> list[dict[str, Any]]:
     if not infos and listing.ann_file:
         raise DataError(f"the list of pictures {listing.ann_file} is empty.")
     if not infos:
-        kinds = Counter(file.suffix for file in folder.rglob("*") if file.is_file())
+        found = list_pictures(folder)
+        kinds = found.left_out + Counter(suffix_of(name) for name in found.pictures)
         there = ", ".join(f"{count} of {kind or 'no suffix'}" for kind, count in kinds.most_common(4)) or "no files"
+        ends = f" whose name ends with {listing.img_suffix!r}" if listing.img_suffix else ""
         raise DataError(
-            f"{folder} holds no picture whose name ends with {listing.img_suffix!r}; there are {there}. Set "
-            "img_suffix of the data set (--cfg-options train_dataloader.dataset.img_suffix=.png)."
+            f"{folder} holds no picture{ends}; there are {there}. Name another folder with data_prefix.img_path of "
+            "the data set, or set its img_suffix (--cfg-options train_dataloader.dataset.img_suffix=.png)."
         )
     return infos
 
 
-def _check_present(files: list[Path], what: str) -> None:
+def _check_files(listing: Any, folder: Path, infos: Sequence[Any], with_masks: bool) -> None:
+    """Check that all pictures and masks are there, and warn of files that are not used."""
+    pairs = getattr(listing, "pairs", None)  # of `MaskFolders`
+    if pairs is None:
+        pictures = [Path(info["img_path"]) for info in infos]
+        _check_present(pictures, "the list of pictures names")
+        if with_masks and "seg_map_path" in infos[0]:
+            masks = [Path(info["seg_map_path"]) for info in infos]
+            _check_present(masks, f"for {len(pictures):,} pictures in {folder} masks are missing:")
+        if not listing.ann_file:
+            _warn_of_unused(folder, pictures)
+        return
+    if pairs.absent:
+        absent_pictures = some((f"{name}{listing.img_suffix or ''}" for name in pairs.absent), 3)
+        raise DataError(
+            f"{len(pairs.absent):,} names of {listing.ann_file} have no picture in {folder}: {absent_pictures}. "
+            "Copy them there, or take them out of the list."
+        )
+    if with_masks and pairs.without_mask:
+        wanted = [info for info, mask in zip(infos, listing.masks_found(infos), strict=True) if not mask]
+        named = (f"{info['img_path']} (its mask would be {info['seg_map_path']})" for info in wanted)
+        raise DataError(
+            f"{len(wanted):,} of {len(infos):,} pictures have no mask: {some(named, 2)}. Copy the masks there, take "
+            "the pictures out, or set data_prefix, img_suffix and seg_map_suffix of the data set to how the files are "
+            "called."
+        )
+    if with_masks and pairs.naming:
+        log.info("%s: %s.", folder, pairs.naming)
+    for note in pairs.notes():
+        log.warning("%s: %s.", folder, note)
+
+
+def _warn_of_unused(folder: Path, pictures: Sequence[Path]) -> None:
+    """Warn of what a folder holds and a data set of mmseg's, which knows one suffix, does not take."""
+    found, used = list_pictures(folder), set(pictures)
+    if unasked := Counter(suffix_of(name) for name in found.pictures if folder / name not in used):
+        log.warning("%s: %s.", folder, unasked_for(unasked))
+    if found.left_out:
+        log.warning("%s: %s.", folder, left_out(found.left_out))
+
+
+def _check_present(files: Sequence[Path], what: str) -> None:
     missing = absent(files)
     if missing:
         raise DataError(
             f"{what} {some(missing, 3)}: not there. Copy them, take their pictures out, or set data_prefix, "
             "img_suffix and seg_map_suffix of the data set to how the files are called."
         )
-
-
-def _check_header(picture: Path, mask: Path, palette_is_labels: bool) -> None:
-    """Check that a mask is one channel of 8 bits, as large as its picture."""
-    with _opened(picture) as image:
-        size = image.size[::-1] if image.getexif().get(_ORIENTATION) in _SIDES_SWAPPED else image.size
-    with _opened(mask) as image:
-        kind, mask_size = image.mode, image.size
-    if kind not in ("L", "1") and not (kind == "P" and palette_is_labels):
-        remedy = (
-            "If the indices of its palette are the labels, keep them alone: "
-            "Image.fromarray(numpy.asarray(Image.open(FILE))).save(FILE)."
-            if kind == "P"
-            else "Translate its colours or values into labels 0, 1, 2 ... and save it as greyscale PNG."
-        )
-        raise DataError(
-            f"{mask} is {_KINDS.get(kind, f'of {kind} colours')}, not a mask: a mask is greyscale of 8 bits, the "
-            f"value of a pixel its label. {remedy}"
-        )
-    if mask_size != size:
-        raise DataError(
-            f"{mask} is {mask_size[0]} x {mask_size[1]} pixels, its picture {picture} {size[0]} x {size[1]}. Make "
-            "them the same size (a mask is scaled by nearest neighbour)."
-        )
-
-
-def _opened(file: Path) -> Image.Image:
-    try:
-        return Image.open(file)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(f"{file} is not a readable picture: {error}. Copy it again, or take it out.") from error
-
-
-def _check_labels(listing: Any, label_map: dict[int, int] | None, read: list[Path], counts: Any) -> tuple[float, int]:
-    """Check that every label is a class or ignored; return the share that is ignored, and how many classes occur."""
-    classes = len(listing.metainfo["classes"])
-    trained = as_trained(np.arange(256), listing.reduce_zero_label, label_map)
-    bad = (counts > 0) & (trained >= classes) & (trained != IGNORED)
-    if bad.any():
-        files = np.flatnonzero(bad.any(axis=1))
-        labels = np.flatnonzero(bad[files[0]]).tolist()
-        raise DataError(_past_the_classes(listing, read[files[0]], labels, len(files) - 1))
-    total = counts.sum(axis=0)
-    ignored = float(total[trained == IGNORED].sum() / total.sum())
-    if ignored == 1.0:
-        raise DataError(
-            f"every pixel of the {len(read):,} masks that were read is ignored (the first is {read[0]}); "
-            f"reduce_zero_label={listing.reduce_zero_label}, and the masks hold {some(np.flatnonzero(total), 6)}."
-        )
-    return ignored, len(set(trained[total > 0].tolist()) - {IGNORED})
-
-
-def _past_the_classes(listing: Any, mask: Path, labels: list[int], others: int) -> str:
-    classes, reduced = len(listing.metainfo["classes"]), listing.reduce_zero_label
-    first, last = (1, classes) if reduced else (0, classes - 1)
-    if labels == [classes] and not reduced:
-        remedy = "If the masks number their classes from 1, set reduce_zero_label=True on the data sets; if "
-        remedy += f"{classes} stands for no class, ignore it: "
-    else:
-        remedy = "Name all classes with --classes, or ignore a label that is none: "
-    return (
-        f"{mask} holds {'label' if len(labels) == 1 else 'labels'} {some(labels, 6)}, and {others} other masks "
-        f"hold such ones; the {classes} classes are {first} to {last} (reduce_zero_label={reduced}), and {IGNORED} is "
-        f"ignored. {remedy}a MaskFolders data set with ignored_labels=[{labels[0]}]."
-    )
-
-
-def label_counts(mask: Path) -> Any:
-    """Count the pixels of each label of a mask, as it is in the file; shape (256,).
-
-    Raises:
-        DataError: the file cannot be read to its end.
-    """
-    with _opened(mask) as image:
-        try:
-            return np.bincount(np.asarray(image, dtype=np.uint8).ravel(), minlength=256)
-        except (OSError, ValueError, SyntaxError) as error:
-            raise DataError(f"{mask} cannot be read to its end: {error}. Copy it again, or take it out.") from error
-
-
-def as_trained(labels: Any, reduce_zero_label: bool, label_map: dict[int, int] | None = None) -> Any:
-    """Translate labels of a mask file to those that the loss sees, `IGNORED` for none.
-
-    Args:
-        labels: an integer array of values from 0 to 255.
-        reduce_zero_label: 0 becomes ignored, every other label one less.
-        label_map: what is renamed after that.
-    """
-    reduced = np.where((labels == 0) | (labels == IGNORED), IGNORED, labels - 1) if reduce_zero_label else labels
-    renamed = reduced.copy()
-    for old, new in (label_map or {}).items():
-        renamed[reduced == old] = new
-    return renamed

@@ -12,17 +12,20 @@ import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.dataset import Compose
-from mmengine.registry import MODELS, init_default_scope
+from mmengine.registry import MODELS, TRANSFORMS, init_default_scope
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageOps
 from torch import nn
 from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
 from ..checkpoint import read_checkpoint
 from ..engine.distributed import device_named
-from ..predict.pictures import Picture, open_picture
+from ..fonts import drawable, pillow_font
+from ..predict.pictures import Picture, as_stored, name_of
+from .bands import follow_bands
 from .config import datasets_of, read_config, set_classes
 from .datasets import metainfo_of
+from .loading import LoadImageFromFile
 from .runner import load_whole
 
 _STRENGTH = 0.6  # of a segment's colour over the picture
@@ -49,6 +52,16 @@ class Detections:
     masks: NDArray[np.bool_] | None = field(repr=False)
     classes: tuple[str, ...] = field(repr=False)
 
+    @classmethod
+    def of(
+        cls, picture: NDArray[np.uint8], instances: Any, score_threshold: float, classes: tuple[str, ...]
+    ) -> Detections:
+        """Take those of a detector's ``InstanceData`` whose score is not below a threshold."""
+        found = instances[instances.scores >= score_threshold]
+        masks = found.masks.cpu().numpy().astype(bool) if "masks" in found else None
+        boxes, scores, labels = (found[name].cpu().numpy() for name in ("bboxes", "scores", "labels"))
+        return cls(picture, boxes, scores, labels, masks, classes)
+
     def draw(self) -> Image.Image:
         """Draw boxes, names, scores and masks over the picture; a small one is enlarged."""
         times = _enlargement(*self.picture.shape[:2])
@@ -59,9 +72,14 @@ class Detections:
                 masks = torch.from_numpy(self.masks.repeat(times, 1).repeat(times, 2))
                 canvas = draw_segmentation_masks(canvas, masks, alpha=0.5, colors=colours)
             scored = zip(self.labels, self.scores, strict=True)
-            names = [f"{self.classes[label]} {score:.2f}" for label, score in scored]
-            canvas = draw_bounding_boxes(canvas, torch.from_numpy(times * self.boxes), names, colours)
-        return Image.fromarray(canvas.permute(1, 2, 0).numpy())
+            names = [f"{drawable(self.classes[label], int(label))} {score:.2f}" for label, score in scored]
+            canvas = draw_bounding_boxes(canvas, torch.from_numpy(times * self.boxes), colors=colours)
+        drawn = Image.fromarray(canvas.permute(1, 2, 0).numpy())
+        pen = ImageDraw.Draw(drawn)
+        for i in range(len(self.boxes)):
+            corner = (times * self.boxes[i, 0] + 2, times * self.boxes[i, 1] + 2)
+            pen.text(corner, names[i], fill=colours[i], font=pillow_font(names[i], 10))
+        return drawn
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values; masks as COCO's run-length encoding."""
@@ -122,6 +140,7 @@ class Predictor:
         cfg = config if isinstance(config, Config) else read_config(config)
         init_default_scope(cfg.default_scope)
         cfg.model.backbone.init_cfg = None
+        follow_bands(cfg)
         read = read_checkpoint(checkpoint)
         self.cfg = cfg
         self.classes, self.palette = _classes(cfg, read.metadata)
@@ -132,29 +151,36 @@ class Predictor:
         self.model.to(self.device).eval()
         self.score_threshold = score_threshold
         dataset = next(datasets_of(cfg.test_dataloader))
+        loader = TRANSFORMS.build(dataset.pipeline[0])
+        if (
+            getattr(type(loader), "transform", None) is not LoadImageFromFile.transform
+        ):  # of a subclass that reads arrays
+            raise ValueError(f"pictures are read by LoadImageFromFile, and this config begins with {loader}.")
+        self._loader = loader
         steps = [step for step in dataset.pipeline[1:] if step["type"].split(".")[-1] != "LoadAnnotations"]
-        self.pipeline = Compose([{"type": "LoadImageFromNDArray"}, *steps])
+        self.pipeline = Compose([{"type": "LoadImageFromNDArray", "to_float32": loader.to_float32}, *steps])
 
     @torch.no_grad()
     def predict(self, picture: Picture) -> Detections | Segmentation:
         """Predict what is in a picture: a file, its bytes, a PIL image, or an array (H, W, 3) RGB.
 
+        A model of C bands takes arrays (H, W, C). The picture is decoded as the config's test pipeline does.
+
         Raises:
             BadImageError: the file is no picture that can be read.
             ValueError: something else than a `Picture`.
         """
-        pixels = np.asarray(open_picture(picture))
-        bgr = np.ascontiguousarray(pixels[:, :, ::-1])
-        packed = self.pipeline({"img": bgr, "img_id": 0, "img_path": ""})
+        name = name_of(picture)
+        stored = as_stored(picture, name, self._loader.bands or 3)
+        img = self._loader.read(stored, name)
+        packed = self.pipeline({"img": img, "img_id": 0, "img_path": ""})
+        is_bgr = img.ndim == 3 and img.shape[2] == 3 and img.dtype == np.uint8
+        pixels = np.ascontiguousarray(img[:, :, ::-1]) if is_bgr else np.asarray(self._loader.shown(stored, name))
         batch = {"inputs": [packed["inputs"]], "data_samples": [packed["data_samples"]]}
         (result,) = self.model.test_step(batch)  # type: ignore[operator]
         if "pred_sem_seg" in result:
             return Segmentation(pixels, result.pred_sem_seg.data[0].cpu().numpy(), self.classes, self.palette)
-        found = result.pred_instances
-        found = found[found.scores >= self.score_threshold]
-        masks = found.masks.cpu().numpy().astype(bool) if "masks" in found else None
-        boxes, scores, labels = (found[name].cpu().numpy() for name in ("bboxes", "scores", "labels"))
-        return Detections(pixels, boxes, scores, labels, masks, self.classes)
+        return Detections.of(pixels, result.pred_instances, self.score_threshold, self.classes)
 
 
 def _classes(cfg: Config, metadata: dict[str, Any]) -> tuple[tuple[str, ...], tuple[tuple[int, int, int], ...]]:
@@ -198,17 +224,17 @@ def draw_segments(image: Any, labels: Any, classes: Sequence[str], palette: Sequ
     drawn = ImageOps.scale(drawn, _enlargement(*labels.shape), Image.Resampling.NEAREST)
     numbers, areas = np.unique(labels[known], return_counts=True)
     largest = [int(number) for number in numbers[np.argsort(-areas)][:_NAMED]]
-    return _with_legend(drawn, [(classes[number], tuple(palette[number])) for number in largest])
+    return _with_legend(drawn, [(drawable(classes[number], number), tuple(palette[number])) for number in largest])
 
 
 def _with_legend(drawn: Image.Image, entries: list[tuple[str, Any]]) -> Image.Image:
     """Put names and colours below a picture, in as many lines as they need."""
-    font = ImageFont.load_default(size=13)
+    fonts = {name: pillow_font(name, 13) for name, _ in entries}
     line, gap = 20, 8
     places: list[tuple[int, int]] = []
     x, y = gap, drawn.height + 4
     for name, _ in entries:
-        width = line + int(font.getlength(name)) + gap
+        width = line + int(fonts[name].getlength(name)) + gap
         if x > gap and x + width > drawn.width:
             x, y = gap, y + line
         places.append((x, y))
@@ -218,5 +244,5 @@ def _with_legend(drawn: Image.Image, entries: list[tuple[str, Any]]) -> Image.Im
     pen = ImageDraw.Draw(canvas)
     for (name, colour), (left, top) in zip(entries, places, strict=True):
         pen.rectangle([left, top + 2, left + 13, top + 15], fill=colour, outline="black")
-        pen.text((left + line, top), name, fill="black", font=font)
+        pen.text((left + line, top), name, fill="black", font=fonts[name])
     return canvas

@@ -23,6 +23,7 @@ from ..checkpoint import Checkpoint, CheckpointError, LoadReport, load_checkpoin
 from ..engine.run_folder import newest_whole, read_state
 from ..engine.run_log import plain
 from ..files import write_bytes
+from ..text import some
 
 _WHOLE_FILES = "davit"  # the name of a backend for `mmengine.fileio`
 _STATE_FILE = re.compile(r"(?:epoch|iter)_(\d+)\.pth")
@@ -78,6 +79,7 @@ class DaViTRunner(Runner):
             raise CheckpointError(
                 f"{filename} holds weights but no state of a training: start from it with --load-from, not --resume."
             )
+        self._refuse_other_classes(filename, (state["meta"].get("dataset_meta") or {}).get("classes"))
         self.call_hook("after_load_checkpoint", checkpoint=state)
         weights = unwrap({"state_dict": state["state_dict"]}, filename)
         load_whole(self._bare_model(), weights, may_adapt=False, logger=self.logger)
@@ -95,6 +97,15 @@ class DaViTRunner(Runner):
                 scheduler.load_state_dict(saved)
         self._has_loaded = True
         self.logger.info(f"Resumed from {filename}: epoch {self.epoch}, iteration {self.iter}.")
+
+    def _refuse_other_classes(self, filename: str, trained: Any) -> None:
+        """Refuse to go on with classes of other names or in another order than those of the state."""
+        current = self.train_dataloader.dataset.metainfo.get("classes")
+        if trained and current and list(trained) != list(current):
+            raise CheckpointError(
+                f"{filename} was trained on the classes {some(trained, 10)}, and this run has {some(current, 10)}. "
+                f"Pass --classes with the first ones in their order, or start from it with --load-from {filename}."
+            )
 
     def _resume_seed(self, seed: int | None) -> None:
         """Take the seed of the state, unless this run was given another."""

@@ -13,6 +13,7 @@ from ..commands import OK, run_cli
 from ..engine.build import usable_workers
 from ..engine.flags import given_flags
 from ..engine.progress import Progress
+from ..text import as_line, encodable
 from .flags import NO_LONGER, load_asked_for, predict_parser
 from .pictures import find_pictures
 from .report import write_results, write_topk_ids
@@ -62,12 +63,12 @@ def _main(argv: Sequence[str] | None) -> list[Failure]:
     stream = io.StringIO() if is_many and sys.stdout.isatty() and sys.stderr.isatty() else sys.stdout
     write_results(watched(), args.format, stream, topk, width=shutil.get_terminal_size().columns)
     if isinstance(stream, io.StringIO):
-        sys.stdout.write(stream.getvalue())
+        sys.stdout.write(encodable(stream.getvalue(), sys.stdout.encoding))
         sys.stdout.flush()
     if folder is not None:
         log.info("wrote %s", write_topk_ids(folder, predictions))
     for failure in failures:
-        log.error("%s could not be read: %s", failure.file, failure.reason)
+        log.error("%s could not be read: %s", as_line(failure.file), failure.reason)
     if failures:
         log.error("%d of %d pictures could not be read", len(failures), len(pictures))
     return failures

@@ -10,7 +10,7 @@ from pathlib import Path
 from timm.data import ImageNetInfo
 
 from ..data import DataError, open_dataset
-from ..data.folder import read_class_map
+from ..data.source import read_class_map
 
 log = logging.getLogger(__name__)
 

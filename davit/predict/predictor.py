@@ -30,7 +30,8 @@ class Predictor:
         model: in eval mode on `device`.
         class_names: a name for each output.
         config: how pictures are prepared, as timm's `resolve_data_config` says it.
-        transform: PIL picture -> (3, H, W), as `config` says.
+        decoding: how files are decoded: their bands, and the range of values of more than 8 bits.
+        transform: decoded picture -> (C, H, W), as `config` says.
     """
 
     def __init__(self, loaded: LoadedModel, names: Sequence[str], device: torch.device, precision: Precision) -> None:
@@ -38,6 +39,7 @@ class Predictor:
         self.model = loaded.model
         self.class_names = tuple(names)
         self.config = dict(loaded.config)
+        self.decoding = loaded.decoding
         self.transform = loaded.transform()
         self.device = device
         self._classifier = loaded.classifier
@@ -58,7 +60,7 @@ class Predictor:
 
         Args:
             pictures: a path, a picture of Pillow's, the bytes of a file, an array (H, W[, 3 or 4]) of uint8, or a
-                list of such.
+                list of such. For a model of C bands an array is (H, W, C) of any type.
             topk: how many classes to name; all where there are fewer.
 
         Raises:
@@ -66,8 +68,8 @@ class Predictor:
         """
         single = not isinstance(pictures, list | tuple)
         several: Sequence[Any] = [pictures] if single else pictures  # type: ignore[assignment]
-        source = PictureSource(several)
-        dataset = PictureDataset(source, self.transform)
+        source = PictureSource(several, self.decoding.bands)
+        dataset = PictureDataset(source, self.transform, decoding=self.decoding)
         results = []
         for start in range(0, len(several), _CPU_BATCH):
             images = [dataset[i][0] for i in range(start, min(start + _CPU_BATCH, len(several)))]
@@ -92,9 +94,9 @@ class Predictor:
             ValueError: `topk`, `batch_size` or `workers` is not a number that makes sense.
             LoaderError: a loader process died.
         """
-        source = PictureSource(pictures)
+        source = PictureSource(pictures, self.decoding.bands)
         loader = EvalLoader(
-            PictureDataset(source, self.transform),
+            PictureDataset(source, self.transform, decoding=self.decoding),
             batch_size=min(batch_size, _CPU_BATCH) if self.device.type == "cpu" else batch_size,
             workers=workers if len(pictures) > _WORKERS_FROM else 0,
             skip_bad_images=True,

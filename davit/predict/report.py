@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from ..files import write_bytes
+from ..text import as_line, as_utf8, encodable
 from .result import EIGHTHS, Failure, Prediction, as_table
 
 FORMATS = ("table", "csv", "json", "jsonl")
@@ -23,6 +24,9 @@ def write_results(
 
     csv has a row a picture: file, index_1, name_1, probability_1, index_2, ..., error. A table's bars are of ASCII
     where the stream cannot take others.
+
+    Names may hold anything. In a table they are written by `davit.text.as_line`; in csv by `as_utf8`, or by `as_line`
+    where the stream is a terminal; `davit.text.original` gives the file's name back. A json string is the name itself.
     """
     if form == "json":
         stream.write(json.dumps([as_object(result) for result in results], indent=2) + "\n")
@@ -30,17 +34,20 @@ def write_results(
         columns = [f"{what}_{rank}" for rank in range(1, topk + 1) for what in ("index", "name", "probability")]
         rows = csv.DictWriter(stream, ["file", *columns, "error"], restval="", lineterminator="\n")
         rows.writeheader()
-        rows.writerows(map(_as_row, results))
+        write = as_line if stream.isatty() else as_utf8
+        for result in results:
+            row = _as_row(result)
+            rows.writerow({key: encodable(write(value), stream.encoding) for key, value in row.items()})
     else:
         is_plain = not _can_write(stream, EIGHTHS)
         for result in results:
             if form == "jsonl":
                 text = json.dumps(as_object(result))
             elif isinstance(result, Failure):
-                text = f"{result.file}\n  not read: {result.reason}"
+                text = f"{as_line(result.file)}\n  not read: {as_line(result.reason)}"
             else:
                 text = as_table(result, width, is_plain)
-            stream.write(text + "\n")
+            stream.write(encodable(text, stream.encoding) + "\n")
             stream.flush()
     stream.flush()
 
@@ -72,7 +79,7 @@ def write_topk_ids(folder: Path, predictions: Sequence[Prediction]) -> Path:
     stream = io.StringIO(newline="")
     rows = csv.writer(stream, lineterminator="\n")
     for prediction in predictions:
-        rows.writerow([Path(prediction.file).name, *(guess.index for guess in prediction.guesses)])
+        rows.writerow([as_utf8(Path(prediction.file).name), *(guess.index for guess in prediction.guesses)])
     folder.mkdir(parents=True, exist_ok=True)
     write_bytes(folder / TOPK_IDS, stream.getvalue().encode())
     return folder / TOPK_IDS

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from ..text import as_line
+
 EIGHTHS = " ▏▎▍▌▋▊▉█"  # of a column of a bar
 _BAR = 20  # columns, at most
 _LEAST_NAME = 12
@@ -64,15 +66,15 @@ class Failure:
 def as_table(prediction: Prediction, width: int = 80, plain: bool = False) -> str:
     """Write the file, and below it a line for each guess: percent, a bar, the class; `plain` bars are of ASCII.
 
-    With one guess it all goes on one line.
+    With one guess it all goes on one line. Names are written by `davit.text.as_line`.
     """
-    if len(prediction.guesses) == 1:
-        guess = prediction.guesses[0]
-        return f"{guess.probability:7.2%}  {bar(guess.probability, 10, plain)}  {guess.name}  {prediction.file}"
-    longest = max(len(guess.name) for guess in prediction.guesses)
-    length = max(4, min(_BAR, width - 13 - max(_LEAST_NAME, longest)))
-    lines = [f"  {g.probability:7.2%}  {bar(g.probability, length, plain)}  {g.name}" for g in prediction.guesses]
-    return "\n".join([prediction.file, *lines])
+    file, names = as_line(prediction.file), [as_line(guess.name) for guess in prediction.guesses]
+    shares = [guess.probability for guess in prediction.guesses]
+    if len(names) == 1:
+        return f"{shares[0]:7.2%}  {bar(shares[0], 10, plain)}  {names[0]}  {file}"
+    length = max(4, min(_BAR, width - 13 - max(_LEAST_NAME, *map(len, names))))
+    lines = [f"  {p:7.2%}  {bar(p, length, plain)}  {name}" for p, name in zip(shares, names, strict=True)]
+    return "\n".join([file, *lines])
 
 
 def bar(share: float, length: int, plain: bool = False) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,9 +14,11 @@ from PIL import Image
 from torch import Tensor
 
 from ..files import write_atomically
+from ..fonts import drawable, matplotlib_fonts
 from ..model import DaViT
 from ..predict import Prediction, Predictor
 from ..predict.pictures import Picture, open_picture
+from ..text import as_line
 from .attention import Attention, attention_of
 from .evidence import Evidence, class_evidence
 
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 _COLUMNS, _GROUPS, _EVIDENCES = 6, 3, 3
 _SEEN, _EVIDENCE = "viridis", "PuOr_r"
 _FONT = 8
+_SHORT, _LONGEST = 18, 34  # characters of a class's name
 
 
 @dataclass(frozen=True)
@@ -33,13 +36,16 @@ class Look:
     """All that was computed from one picture.
 
     Attributes:
-        shown_HWC: the picture as the model saw it, resized and cropped, 0 to 1.
+        shown_HWC: the picture as the model saw it, resized and cropped, 0 to 1; of more than three bands the first
+            three, of fewer the first as grey.
+        bands: how many the model saw.
         attention: None for a model other than DaViT.
         marked: the place of most evidence for the first class, as shares (down, right) of the picture.
     """
 
     prediction: Prediction
     shown_HWC: np.ndarray[Any, Any]
+    bands: int
     evidence: tuple[Evidence, ...]
     attention: Attention | None
     marked: tuple[float, float]
@@ -54,7 +60,7 @@ def look(predictor: Predictor, picture: Picture, class_index: int | None = None)
     Raises:
         ValueError: the picture cannot be read, or the class is unknown.
     """
-    image_CHW = predictor.transform(open_picture(picture))
+    image_CHW = predictor.transform(open_picture(picture, predictor.decoding))
     prediction = predictor.predict(picture)
     others = [guess.index for guess in prediction.guesses if guess.index != class_index]
     classes = ([class_index] if class_index is not None else []) + others
@@ -64,8 +70,10 @@ def look(predictor: Predictor, picture: Picture, class_index: int | None = None)
     H, W = evidence[0].map_HW.shape
     row, column = divmod(int(evidence[0].map_HW.argmax()), W)
     mean, std = (torch.tensor(predictor.config[name])[:, None, None] for name in ("mean", "std"))
-    shown_HWC = (image_CHW * std + mean).clamp(0, 1).permute(1, 2, 0).numpy()
-    return Look(prediction, shown_HWC, tuple(evidence), attention, ((row + 0.5) / H, (column + 0.5) / W))
+    seen_CHW = (image_CHW * std + mean).clamp(0, 1)
+    shown_HWC = (seen_CHW[:3] if len(seen_CHW) >= 3 else seen_CHW[[0, 0, 0]]).permute(1, 2, 0).numpy()
+    marked = ((row + 0.5) / H, (column + 0.5) / W)
+    return Look(prediction, shown_HWC, len(seen_CHW), tuple(evidence), attention, marked)
 
 
 def draw_picture(
@@ -94,12 +102,23 @@ def draw_picture(
 
 
 def render(predictor: Predictor, seen: Look) -> Any:
-    """Draw the figure, as matplotlib's `Figure`: a row for the picture, and one for each stage of a DaViT."""
+    """Draw the figure, as matplotlib's `Figure`: a row for the picture, and one for each stage of a DaViT.
+
+    A class whose name no font here can draw is called by its index.
+    """
+    shown = [one.class_index for one in seen.evidence] + [guess.index for guess in seen.prediction.guesses]
+    names = {index: drawable(_short(predictor.class_names[index], _LONGEST), index) for index in shown}
+    file = as_line(Path(seen.prediction.file).name)
+    with matplotlib_fonts([*names.values(), file]):
+        return _render(f"{predictor.name}: {file}", predictor, seen, names)
+
+
+def _render(title: str, predictor: Predictor, seen: Look, names: Mapping[int, str]) -> Any:
     from matplotlib.figure import Figure  # a second of import, paid when drawing
 
     stages = len(predictor.model.main_blocks) if seen.attention is not None else 0
     figure = Figure(figsize=(2.15 * _COLUMNS + 0.5, 2.4 * (1 + stages) + 0.35), dpi=110, layout="constrained")
-    figure.suptitle(f"{predictor.name}: {Path(seen.prediction.file).name}", fontsize=11)
+    figure.suptitle(title, fontsize=11)
     grid = figure.add_gridspec(1 + stages, _COLUMNS)
 
     def panel(row: int, columns: int | slice, title: str) -> Axes:
@@ -109,11 +128,12 @@ def render(predictor: Predictor, seen: Look) -> Any:
         axes.spines[:].set_visible(False)
         return axes
 
-    panel(0, 0, "what the model sees").imshow(seen.shown_HWC, interpolation="nearest")
+    some_bands = {1: "", 2: ": band 1 of 2", 3: ""}.get(seen.bands, f": bands 1 to 3 of {seen.bands}")
+    panel(0, 0, f"what the model sees{some_bands}").imshow(seen.shown_HWC, interpolation="nearest")
     for column, evidence in enumerate(seen.evidence, start=1):
-        axes = panel(0, column, f"evidence for {_short(predictor.class_names[evidence.class_index])}")
+        axes = panel(0, column, f"evidence for {_short(names[evidence.class_index])}")
         _draw_evidence(axes, seen, evidence, is_marked=column == 1)
-    _draw_bars(panel(0, slice(4, 6), "classes"), seen.prediction)
+    _draw_bars(panel(0, slice(4, 6), "classes"), seen.prediction, names)
     for stage in range(stages):
         _draw_stage(partial(panel, stage + 1), seen, stage)
     return figure
@@ -167,17 +187,17 @@ def _draw_evidence(axes: Axes, seen: Look, evidence: Evidence, is_marked: bool) 
     axes.set_xlabel(note, fontsize=_FONT - 1.5)
 
 
-def _draw_bars(axes: Axes, prediction: Prediction) -> None:
+def _draw_bars(axes: Axes, prediction: Prediction, names: Mapping[int, str]) -> None:
     guesses = prediction.guesses[::-1]
     axes.barh(range(len(guesses)), [100 * guess.probability for guess in guesses], color="#56b4e9", height=0.55)
     for place, guess in enumerate(guesses):
-        axes.text(1, place, f"{_short(guess.name, 34)}  {guess.probability:.1%}", va="center", fontsize=_FONT)
+        axes.text(1, place, f"{names[guess.index]}  {guess.probability:.1%}", va="center", fontsize=_FONT)
     axes.set(xlim=(0, 100), xticks=range(0, 101, 20))
     axes.tick_params(labelsize=_FONT - 1)
     axes.spines["bottom"].set_visible(True)
 
 
-def _short(name: str, length: int = 18) -> str:
+def _short(name: str, length: int = _SHORT) -> str:
     name = name.partition(" (n0")[0]
     return name if len(name) <= length else name[: length - 1] + "…"
 

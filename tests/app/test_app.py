@@ -19,6 +19,7 @@ import davit
 from davit.app import Answer, ClassifierReader, DrawnReader
 from davit.app import __main__ as command
 from davit.app.page import answer_file, build_page, is_loopback, serve
+from davit.data import load_rgb
 
 needs_gradio = pytest.mark.skipif(
     importlib.util.find_spec("gradio") is None, reason="needs Gradio: pip install -r requirements-app.txt"
@@ -49,7 +50,8 @@ class Finder:
     def __init__(self, found: dict[str, Any]) -> None:
         self.found = found
 
-    def predict(self, image: Image.Image) -> Any:
+    def predict(self, picture: Path) -> Any:
+        image = load_rgb(picture)
         if image.width < 16:
             raise ValueError("the picture is too small.")
         if image.width > 100:

@@ -121,3 +121,13 @@ def test_a_checkout_beside_itself(
     assert case in capsys.readouterr().out
     with pytest.raises(SystemExit):
         against.main([str(tmp_path)])
+
+
+def test_the_check_of_data_is_timed(
+    script: Callable[[str], ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DAVIT_CACHE_DIR", str(tmp_path))
+    words = ["--pictures", "20", "--many", "40", "--rounds", "2", "--results", str(tmp_path)]
+    assert script("data_check").main(words) == 0
+    times = json.loads((tmp_path / "data_check.json").read_text())["results"]
+    assert [len(found) for found in times.values()] == [2] * 5

@@ -44,30 +44,9 @@ class Copying(nn.Module):
         self.value = float(state)
 
 
-def blocks(model: nn.Module) -> list[Any]:
-    return [module for module in model.modules() if isinstance(module, DualAttentionBlock)]
-
-
-def scale(model: Any) -> None:
-    for block in blocks(model):
-        block.gamma = nn.Parameter(torch.ones(4))
-
-
-def bias_table(model: Any) -> None:
-    for block in blocks(model):
-        block.attn.relative_position_bias_table = nn.Parameter(torch.ones(9, 2))
-        block.attn.register_buffer("relative_position_index", torch.arange(9))
-
-
-def branch(model: Any) -> None:
-    for block in blocks(model):
-        block.branch = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
-
-
-def many(model: Any) -> None:
-    """More tensors than the model had."""
-    for block in blocks(model):
-        block.experts = nn.ModuleList(nn.Linear(2, 2) for _ in range(20))
+def bias_table(block: Any) -> None:
+    block.attn.relative_position_bias_table = nn.Parameter(torch.ones(9, 2))
+    block.attn.register_buffer("relative_position_index", torch.arange(9))
 
 
 def around(model: Any) -> None:
@@ -75,37 +54,47 @@ def around(model: Any) -> None:
     model.scale = nn.Parameter(torch.ones(()))
 
 
-def low_rank(model: Any) -> None:
-    for block in blocks(model):
-        block.attn.qkv = LowRank(block.attn.qkv)
-
-
-def parametrized(model: Any) -> None:
-    for block in blocks(model):
-        parametrize.register_parametrization(block.attn.qkv, "weight", Doubled())
-
-
-def other_mlp(model: Any) -> None:
-    for block in blocks(model):
-        block.mlp = nn.ModuleDict({"gate": nn.Linear(4, 8), "up": nn.Linear(4, 8), "down": nn.Linear(8, 4)})
-
-
-def other_head(model: Any) -> None:
-    model.head = nn.Sequential(nn.Linear(64, 10), nn.GELU(), nn.Linear(10, 7))
-
-
 def teacher(model: Any) -> None:
     model.teacher = type(model)(embed_dims=(16, 32), depths=(1, 1), num_heads=(2, 2), num_classes=7)
 
 
-EDITS = [scale, bias_table, branch, many, around, low_rank, parametrized, other_mlp, other_head, teacher]
-ADDITIONS = [scale, bias_table, branch, many, around]  # the rest of the model is as it was
+def other_mlp() -> nn.Module:
+    return nn.ModuleDict({"gate": nn.Linear(4, 8), "up": nn.Linear(4, 8), "down": nn.Linear(8, 4)})
 
 
-def edited(edit: Callable[[Any], None], kind: str = "davit", seed: int = 0, **options: Any) -> nn.Module:
+ADDITIONS_TO_BLOCKS: dict[str, Callable[[Any], object]] = {
+    "scale": lambda block: setattr(block, "gamma", nn.Parameter(torch.ones(4))),
+    "bias table": bias_table,
+    "branch": lambda block: setattr(block, "branch", nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))),
+    "more than there was": lambda block: setattr(block, "experts", nn.ModuleList(nn.Linear(2, 2) for _ in range(20))),
+}
+EDITS_OF_BLOCKS = {
+    **ADDITIONS_TO_BLOCKS,
+    "low rank": lambda block: setattr(block.attn, "qkv", LowRank(block.attn.qkv)),
+    "parametrized": lambda block: parametrize.register_parametrization(block.attn.qkv, "weight", Doubled()),
+    "other MLP": lambda block: setattr(block, "mlp", other_mlp()),
+}
+EDITS_OF_MODELS: dict[str, Callable[[Any], object]] = {
+    "around": around,
+    "teacher": teacher,
+    "other head": lambda model: setattr(model, "head", nn.Sequential(nn.Linear(64, 10), nn.GELU(), nn.Linear(10, 7))),
+}
+EDITS = [*EDITS_OF_BLOCKS, *EDITS_OF_MODELS]
+ADDITIONS = [*ADDITIONS_TO_BLOCKS, "around"]  # the rest of the model is as it was
+
+
+def make(edit: str, model: Any) -> None:
+    if edit in EDITS_OF_MODELS:
+        EDITS_OF_MODELS[edit](model)
+    else:
+        for block in [module for module in model.modules() if isinstance(module, DualAttentionBlock)]:
+            EDITS_OF_BLOCKS[edit](block)
+
+
+def edited(edit: str, kind: str = "davit", seed: int = 0, **options: Any) -> Any:
     """A filled model to which the edit was made."""
     model = built(kind, seed, **options)
-    edit(model)
+    make(edit, model)
     return filled(model, seed + 100)
 
 
@@ -113,7 +102,7 @@ def edited(edit: Callable[[Any], None], kind: str = "davit", seed: int = 0, **op
 
 
 @pytest.mark.parametrize("edit", EDITS)
-def test_its_own_state_loads(snapshot: Any, edit: Any) -> None:
+def test_its_own_state_loads(snapshot: Any, edit: str) -> None:
     model, weights = edited(edit, seed=1), edited(edit, seed=2).state_dict()
     assert not is_loaded(model, weights)
     report = load_checkpoint(model, under("module._orig_mod.", weights), head="require")
@@ -126,8 +115,8 @@ def test_its_own_state_loads(snapshot: Any, edit: Any) -> None:
         assert name in refusal(model, without(weights, name), snapshot(model), head="require")
 
 
-@pytest.mark.parametrize("edit", [low_rank, parametrized, other_mlp])
-def test_a_layer_in_place_of_another_is_not_filled_in_part(snapshot: Any, edit: Any) -> None:
+@pytest.mark.parametrize("edit", ["low rank", "parametrized", "other MLP"])
+def test_a_layer_in_place_of_another_is_not_filled_in_part(snapshot: Any, edit: str) -> None:
     """What the file calls otherwise is neither dropped nor left as it was."""
     model = edited(edit, seed=1)
     for kind in ("davit", "timm"):
@@ -143,8 +132,7 @@ def test_modules_are_handed_their_state(saved: Any, snapshot: Any, give: Callabl
     load_checkpoint(model, saved({"state_dict": weights, "epoch": 1}), head="require")
     assert model.gate.value == 3.0
     model.gate.value = 0.0
-    prefixed = {f"module.{name}": value for name, value in weights.items()}
-    load_checkpoint(nn.DataParallel(model), prefixed, head="require")
+    load_checkpoint(nn.DataParallel(model), under("module.", weights), head="require")
     assert model.gate.value == 3.0
     assert set(load_checkpoint(model, plain).missing) == {"gate._extra_state"}
     assert model.gate.value == 3.0
@@ -160,7 +148,7 @@ def test_modules_are_handed_their_state(saved: Any, snapshot: Any, give: Callabl
 @pytest.mark.parametrize("layout, prefix", [("davit", ""), ("timm", "module."), ("pyramid", "backbone.")])
 @pytest.mark.parametrize("edit", ADDITIONS)
 def test_what_was_added_is_reported_as_missing(
-    snapshot: Any, caplog: pytest.LogCaptureFixture, edit: Any, layout: str, prefix: str
+    snapshot: Any, caplog: pytest.LogCaptureFixture, edit: str, layout: str, prefix: str
 ) -> None:
     model, base = edited(edit, seed=1), weights_of(seed=2)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -185,17 +173,17 @@ def test_what_was_added_is_reported_as_missing(
 
 
 def test_a_second_davit_in_the_model_may_be_new(snapshot: Any) -> None:
-    model = edited(teacher, seed=1)
+    model = edited("teacher", seed=1)
     report = load_checkpoint(model, weights_of(seed=2))
     assert report.missing and all(name.startswith("teacher.") for name in report.missing)
     refusal(model, weights_of(seed=2), snapshot(model), head="require")
 
 
 @pytest.mark.parametrize("edit", ADDITIONS)
-def test_on_the_meta_device_what_is_missing_has_no_values(edit: Any) -> None:
+def test_on_the_meta_device_what_is_missing_has_no_values(edit: str) -> None:
     with torch.device("meta"):
         model = built(seed=1)
-        edit(model)
+        make(edit, model)
     with pytest.raises(CheckpointError):
         load_checkpoint(model, weights_of(seed=2))
     assert load_checkpoint(model, edited(edit, seed=2).state_dict()).complete
@@ -205,10 +193,9 @@ def test_on_the_meta_device_what_is_missing_has_no_values(edit: Any) -> None:
 
 
 def test_additions_go_from_a_detectors_backbone_to_a_classifier_and_back() -> None:
-    pyramid, model = edited(branch, "pyramid", seed=1), edited(branch, seed=2)
+    pyramid, model = edited("branch", "pyramid", seed=1), edited("branch", seed=2)
     weights = pyramid.state_dict()
-    detector = {f"module.backbone.{name}": tensor for name, tensor in weights.items()}
-    report = load_checkpoint(model, {**detector, "module.neck.weight": torch.ones(2)})
+    report = load_checkpoint(model, {**under("module.backbone.", weights), "module.neck.weight": torch.ones(2)})
     assert set(report.missing) == {"norms.weight", "norms.bias", "head.weight", "head.bias"}
     levels = {f"module.backbone.norm{i}.{param}" for i in range(4) for param in ("weight", "bias")}
     assert set(report.dropped) == levels | {"module.neck.weight"}
@@ -217,7 +204,7 @@ def test_additions_go_from_a_detectors_backbone_to_a_classifier_and_back() -> No
     assert any("branch" in name for name in shared)
     assert all(torch.equal(mine[name], weights[name]) for name in shared)
 
-    shorter = edited(branch, "pyramid", seed=3, out_indices=(0, 2))
+    shorter = edited("branch", "pyramid", seed=3, out_indices=(0, 2))
     report = load_checkpoint(shorter, model.state_dict())
     assert set(report.missing) == {"norm0.weight", "norm0.bias", "norm2.weight", "norm2.bias"}
     assert any(name.startswith("main_blocks.3.0.0.branch") for name in report.dropped)
@@ -227,20 +214,21 @@ def test_additions_go_from_a_detectors_backbone_to_a_classifier_and_back() -> No
 
 @pytest.mark.parametrize("kind", ["timm", "florence2", "florence2_hf"])
 def test_additions_are_found_where_a_layouts_parts_are_known(snapshot: Any, kind: str) -> None:
-    """In a block, in attention, in a patch embedding, in a layer; elsewhere a name says nothing of another layout."""
+    """In a block, in attention, in a layer, in a patch embedding; elsewhere a name says nothing of another layout."""
 
-    def edit(model: Any) -> None:
-        model.main_blocks[2][1][0].gamma = nn.Parameter(torch.ones(4))
-        model.main_blocks[2][1][0].attn.table = nn.Parameter(torch.ones(4))
-        model.main_blocks[2][1][1].mlp.fc1.rank = nn.Linear(2, 2, bias=False)
-        model.patch_embeds[1].gate = nn.Parameter(torch.ones(4))
-        model.patch_embeds[0].gate = nn.Parameter(torch.ones(4))
+    def with_additions(seed: int) -> nn.Module:
+        model: Any = built(seed=seed)
+        pair = model.main_blocks[2][1]
+        pair[1].mlp.fc1.rank = nn.Linear(2, 2, bias=False)
+        for module in (pair[0], pair[0].attn, model.patch_embeds[1], model.patch_embeds[0]):
+            module.gate = nn.Parameter(torch.ones(4))
+        return filled(model, seed + 100)
 
     names = {
-        "main_blocks.2.1.0.gamma": ("stages.2.blocks.1.0.gamma", "blocks.2.1.spatial_block.gamma"),
-        "main_blocks.2.1.0.attn.table": (
-            "stages.2.blocks.1.0.attn.table",
-            "blocks.2.1.spatial_block.window_attn{}.table",
+        "main_blocks.2.1.0.gate": ("stages.2.blocks.1.0.gate", "blocks.2.1.spatial_block.gate"),
+        "main_blocks.2.1.0.attn.gate": (
+            "stages.2.blocks.1.0.attn.gate",
+            "blocks.2.1.spatial_block.window_attn{}.gate",
         ),
         "main_blocks.2.1.1.mlp.fc1.rank.weight": (
             *("stages.2.blocks.1.1.mlp.fc1.rank.weight", "blocks.2.1.channel_block.ffn{}{}.fc1.rank.weight"),
@@ -248,8 +236,7 @@ def test_additions_are_found_where_a_layouts_parts_are_known(snapshot: Any, kind
         "patch_embeds.1.gate": ("stages.1.downsample.gate", "convs.1.gate"),
         "patch_embeds.0.gate": ("stem.gate", "convs.0.gate"),
     }
-    spelling, model = SPELLINGS[kind], edited(edit, seed=1)
-    weights = edited(edit, seed=2).state_dict()
+    spelling, model, weights = SPELLINGS[kind], with_additions(1), with_additions(2).state_dict()
     found = recognise(weights)
     assert set(found.additions.values()) == set(names)
     theirs = {spelling.render(key): weights[name] for key, name in found.names.items()}
@@ -269,7 +256,7 @@ def test_two_names_for_one_tensor_are_not_taken_for_one(snapshot: Any) -> None:
 
 def test_two_davits_are_ambiguous_unless_the_model_has_both(snapshot: Any) -> None:
     model = built(seed=1)
-    both = {f"{who}.{name}": tensor for who in ("student", "teacher") for name, tensor in model.state_dict().items()}
+    both = under("student.", model.state_dict()) | under("teacher.", model.state_dict())
     refusal(model, both, snapshot(model))
     pair = nn.ModuleDict({"student": built(seed=2), "teacher": built(seed=3)})
     assert len(find(pair.state_dict())) == 2
@@ -281,7 +268,7 @@ def test_two_davits_are_ambiguous_unless_the_model_has_both(snapshot: Any) -> No
 
 
 def test_a_head_of_another_kind_is_the_models_own(snapshot: Any) -> None:
-    model, base = edited(other_head, seed=1), weights_of(seed=2)
+    model, base = edited("other head", seed=1), weights_of(seed=2)
     own = {f"head.{layer}.{param}" for layer in (0, 2) for param in ("weight", "bias")}
     report = load_checkpoint(model, base)
     assert set(report.dropped) == {"head.weight", "head.bias"} and set(report.missing) == own
@@ -306,24 +293,24 @@ def test_a_tensor_added_to_the_head_leaves_the_rest_of_it() -> None:
 # ---- counters of weight averaging ----
 
 
-@pytest.mark.parametrize("edit", [scale, low_rank])  # the second is no DaViT to the tables
-def test_a_models_own_buffer_is_no_counter(snapshot: Any, edit: Any) -> None:
+@pytest.mark.parametrize("edit", ["scale", "low rank"])  # the second is no DaViT to the tables
+def test_a_models_own_buffer_is_no_counter(snapshot: Any, edit: str) -> None:
     model = edited(edit, seed=1)
     weights = model.state_dict()
     model.register_buffer("steps", torch.tensor(3))
     refusal(model, weights, snapshot(model), head="require")
-    if edit is scale:
+    if edit == "scale":
         assert set(load_checkpoint(model, weights).missing) == {"steps"}
 
 
 def test_a_counter_of_averaging_is_no_obstacle() -> None:
-    averaged = torch.optim.swa_utils.AveragedModel(edited(scale, seed=1))
-    other = edited(scale, seed=2)
+    averaged = torch.optim.swa_utils.AveragedModel(edited("scale", seed=1))
+    other = edited("scale", seed=2)
     assert set(load_checkpoint(averaged, other.state_dict(), head="require").missing) == {"n_averaged"}
-    second = torch.optim.swa_utils.AveragedModel(edited(scale, seed=3))
+    second = torch.optim.swa_utils.AveragedModel(edited("scale", seed=3))
     averaged.n_averaged.fill_(5)
     assert load_checkpoint(second, averaged.state_dict()).complete
     assert second.n_averaged == 5 and is_loaded(second.module, other.state_dict())
-    plain = edited(scale, seed=4)
+    plain = edited("scale", seed=4)
     assert set(load_checkpoint(plain, averaged.state_dict(), head="require").dropped) == {"n_averaged"}
     assert is_loaded(plain, other.state_dict())

@@ -55,11 +55,13 @@ def test_any_wrapping_of_a_classifier_loads(saved, layout, wrapper, parts, in_fi
 
 
 @pytest.mark.parametrize("source, target", [("davit", "timm"), ("timm", "timm"), ("pyramid", "pyramid")])
-def test_other_models_are_targets_too(source, target):
+def test_other_models_are_targets_too_and_the_report_goes_where_it_is_asked(caplog, source, target):
     model, other = built(target, seed=1), weights_of(source, 2)
-    report = load_checkpoint(model, other)
+    with caplog.at_level(logging.INFO):
+        report = load_checkpoint(model, other, logger=logging.getLogger("mine"))
     assert is_loaded(model, convert_state_dict(other, target))
     assert report.complete and report.target_layout == target
+    assert ("mine", logging.INFO, str(report)) in [(r.name, r.levelno, r.getMessage()) for r in caplog.records]
 
 
 def test_the_pyramid_of_a_classifiers_weights_has_its_features():
@@ -126,12 +128,6 @@ def test_a_head_of_another_class_count_is_dropped_aloud(caplog):
     (reason,) = {*report.dropped.values(), *report.missing.values()}
     assert "7" in reason and "5" in reason
     assert [(r.levelno, r.getMessage()) for r in caplog.records] == [(logging.WARNING, str(report))]
-
-
-def test_a_complete_load_is_logged_quietly_and_where_asked(caplog):
-    with caplog.at_level(logging.INFO):
-        report = load_checkpoint(built(seed=1), weights_of(seed=2), logger=logging.getLogger("mine"))
-    assert [(r.name, r.levelno, r.getMessage()) for r in caplog.records] == [("mine", logging.INFO, str(report))]
 
 
 def test_the_head_option(snapshot):

@@ -101,27 +101,6 @@ def test_parameters_in_the_format_of_pytorch_before_1_6_are_plain_tensors(saved)
 # ---- what real training checkpoints carry ----
 
 
-@pytest.fixture
-def foreign(monkeypatch):
-    """``foreign(path, cls)`` makes a class picklable as ``path``, as if its library were installed."""
-
-    def define(path: str, cls: type) -> type:
-        module, _, name = path.rpartition(".")
-        parts = module.split(".")
-        for depth in range(1, len(parts) + 1):
-            package = ".".join(parts[:depth])
-            if package not in sys.modules:
-                monkeypatch.setitem(sys.modules, package, types.ModuleType(package))
-        monkeypatch.setattr(sys.modules[module], name, cls, raising=False)
-        cls.__module__, cls.__qualname__, cls.__name__ = module, name, name
-        for method in vars(cls).values():
-            if isinstance(method, types.FunctionType):
-                method.__module__, method.__qualname__ = module, f"{name}.{method.__name__}"
-        return cls
-
-    return define
-
-
 def test_timms_training_checkpoint_with_args_metric_and_optimizer(saved):
     args = argparse.Namespace(model="DaViT_tiny", lr=1e-3, output=Path("/data/out"), mean=(0.5, 0.4), device=None)
     numpys = {"metric": np.float64(82.25), "best": np.float32(0.5), "step": np.int64(7), "flag": np.bool_(True)}
@@ -156,33 +135,40 @@ def test_numbers_of_both_generations_of_numpy_are_read(saved, numpy_name):
     assert np.array_equal(metadata["curve"], np.arange(6.0).reshape(2, 3).T)
 
 
-@pytest.mark.parametrize("name", ["yacs.config.CfgNode", "mmengine.config.config.ConfigDict"])
-def test_config_trees_are_read_as_dicts_without_their_libraries(saved, foreign, monkeypatch, name):
-    config_dict = foreign(name, type("ConfigDict", (dict,), {}))
-    path = saved({"model": WEIGHTS, "meta": config_dict(seed=3, classes=("a", "b"), inner=config_dict(x=[1, 2]))})
-    monkeypatch.delitem(sys.modules, name.rpartition(".")[0])
-    metadata = read_checkpoint(path).metadata
-    assert metadata == {"meta": {"seed": 3, "classes": ("a", "b"), "inner": {"x": [1, 2]}}}
-    assert type(metadata["meta"]) is dict
+class HistoryBuffer:
+    """OpenMMLab's, which pickles numpy arrays and references to its own methods."""
+
+    def mean(self):
+        pass
+
+    def __getstate__(self):
+        return {"_log_history": np.array([1.0, 2.0]), "statistics_methods": {"mean": HistoryBuffer.mean}}
 
 
-def test_openmmlabs_message_hub_does_not_stop_the_reading(saved, foreign, monkeypatch):
-    """Its HistoryBuffer pickles numpy arrays and references to its own methods."""
-
-    class HistoryBuffer:
-        def mean(self):
-            pass
-
-        def __getstate__(self):
-            return {"_log_history": np.array([1.0, 2.0]), "statistics_methods": {"mean": HistoryBuffer.mean}}
-
-    foreign("mmengine.logging.history_buffer.HistoryBuffer", HistoryBuffer)
-    hub = {"log_scalars": collections.OrderedDict(loss=HistoryBuffer())}
-    path = saved({"meta": {"epoch": 12}, "message_hub": hub, "state_dict": under("backbone.", WEIGHTS)})
-    monkeypatch.delitem(sys.modules, "mmengine.logging.history_buffer")
+@pytest.mark.parametrize("config_dict", ["yacs.config.CfgNode", "mmengine.config.config.ConfigDict"])
+def test_config_trees_and_message_hubs_are_read_without_their_libraries(saved, monkeypatch, config_dict):
+    tree = type("ConfigDict", (dict,), {})
+    places = {config_dict: tree, "mmengine.logging.history_buffer.HistoryBuffer": HistoryBuffer}
+    with monkeypatch.context() as installed:
+        for path, cls in places.items():
+            module, _, name = path.rpartition(".")
+            parts = module.split(".")
+            for depth in range(1, len(parts) + 1):
+                package = ".".join(parts[:depth])
+                installed.setitem(sys.modules, package, sys.modules.get(package, types.ModuleType(package)))
+            installed.setattr(sys.modules[module], name, cls, raising=False)
+            for thing in (cls, *(value for value in vars(cls).values() if isinstance(value, types.FunctionType))):
+                thing.__module__, thing.__qualname__ = module, name if thing is cls else f"{name}.{thing.__name__}"
+        contents = {
+            "meta": tree(seed=3, classes=("a", "b"), inner=tree(x=[1, 2])),
+            "message_hub": {"log_scalars": collections.OrderedDict(loss=HistoryBuffer())},
+            "state_dict": under("backbone.", WEIGHTS),
+        }
+        path = saved(contents)
     checkpoint = read_checkpoint(path)
-    assert same(checkpoint.state_dict, under("backbone.", WEIGHTS))
-    assert checkpoint.metadata == {"meta": {"epoch": 12}} and checkpoint.skipped == ("message_hub",)
+    assert same(checkpoint.state_dict, under("backbone.", WEIGHTS)) and checkpoint.skipped == ("message_hub",)
+    assert checkpoint.metadata == {"meta": {"seed": 3, "classes": ("a", "b"), "inner": {"x": [1, 2]}}}
+    assert type(checkpoint.metadata["meta"]) is dict
 
 
 def test_the_users_own_allow_list_survives_the_reading(saved):

@@ -13,6 +13,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from davit.data import DataError, open_dataset, write_digits
+from davit.data.__main__ import main as command
 from davit.data.digits import write_once
 
 FORK = multiprocessing.get_context("fork")
@@ -41,6 +42,37 @@ def test_a_fifth_of_each_class_is_held_out(digits: Path):
         assert abs(val - (train + val) / 5) < 1
     assert len(open_dataset(digits, "train")) == 1437
     assert len(open_dataset(digits, "validation")) == 360
+
+
+@pytest.mark.parametrize("form", ["csv", "tar", "parquet"])
+def test_other_forms_hold_the_same_pictures_in_the_same_order(form: str, digits: Path, tmp_path: Path):
+    if form == "parquet":
+        pytest.importorskip("pyarrow", reason="needs pyarrow")
+    root = write_digits(tmp_path / form, form)
+    for split, count in (("train", 1437), ("val", 360)):
+        folder, other = open_dataset(digits, split), open_dataset(root, split)
+        assert (len(other), other.class_to_idx) == (count, folder.class_to_idx)
+        assert other.source.targets() == folder.source.targets()
+        assert [Path(name).name for name in other.filenames()] == [Path(name).name for name in folder.filenames()]
+        assert all((np.asarray(other[i][0]) == np.asarray(folder[i][0])).all() for i in range(0, count, 40))
+    victim = next(file for file in root.rglob("*") if file.is_file())
+    victim.unlink()
+    with pytest.raises(DataError, match=victim.name):
+        write_digits(root, form)
+    with pytest.raises(ValueError, match="zip"):
+        write_digits(tmp_path / "zip", "zip")
+
+
+def test_the_command_writes_a_form(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr("sys.argv", ["davit.data", "digits", str(tmp_path / "out"), "--as", "tar"])
+    command()
+    assert capsys.readouterr().out.strip() == str(tmp_path / "out")
+    assert len(list((tmp_path / "out").glob("train-*.tar"))) == 9
+    monkeypatch.setattr("sys.argv", ["davit.data", "scenes", "--as", "tar"])
+    with pytest.raises(SystemExit):
+        command()
 
 
 def test_what_is_there_is_used_also_in_the_folder_of_the_environment(digits: Path, monkeypatch: pytest.MonkeyPatch):

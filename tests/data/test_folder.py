@@ -16,7 +16,7 @@ from timm.data.readers.reader_image_folder import ReaderImageFolder
 
 from davit.commands import USER_ERROR, run_cli
 from davit.data import DataError, EpochSampler, check_classes, load_rgb, open_dataset, train_transform
-from davit.data.folder import absent
+from davit.data.listing import absent, natural_key, readable_suffixes
 
 MakeFolder = Callable[..., Path]
 Pictures = Callable[..., Path]
@@ -73,6 +73,23 @@ def test_the_validation_split_is_found_under_its_names_an_exact_one_first(pictur
     assert len(open_dataset(root / "fold3", ".")) == 1
     with pytest.raises(DataError):
         open_dataset(None, "train")
+
+
+def test_what_is_no_picture_is_counted_by_suffix(pictures: Pictures, caplog: pytest.LogCaptureFixture):
+    """Case 5: files without suffix count by their content, HEIC where its package is installed."""
+    root = pictures(*(f"{split}/{label}/{n}.png" for split in ("train", "val") for label in "xy" for n in range(3)))
+    for folder in (root / split / label for split in ("train", "val") for label in "xy"):
+        for number in range(5):
+            (folder / f"IMG_{number}.HEIC").write_bytes(bytes(100))
+        for number in range(4):
+            (folder / f"copy{number}").write_bytes((folder / "0.png").read_bytes())
+    with caplog.at_level(logging.WARNING):
+        dataset = open_dataset(root, "train")
+    heic = 10 if ".heic" in readable_suffixes() else 0
+    assert len(dataset) == 6 + 8 + heic
+    said = [record.getMessage() for record in caplog.records]
+    assert said == [] if heic else ("10 .heic" in said[0] and len(said) == 1)
+    assert dataset.filenames() == sorted(dataset.filenames(), key=natural_key)
 
 
 def test_files_that_are_absent(pictures: Pictures):
@@ -235,7 +252,7 @@ def test_a_torchvision_data_set(tmp_path: Path):
     assert (np.asarray(image) == pixels[2][..., None]).all()
 
 
-@pytest.mark.parametrize("name", ["torch/nonsense", "torch/cifar10", "hfds/no/such/set", "wds/x", "tfds/mnist"])
+@pytest.mark.parametrize("name", ["torch/nonsense", "torch/cifar10", "hfds/no/such/set", "hfids/x", "tfds/mnist"])
 def test_a_named_data_set_that_cannot_be_opened(name: str, tmp_path: Path):
     with refused(f"dataset={name}"):
         open_dataset(tmp_path / "absent.tar", "train", dataset=name)

@@ -53,6 +53,13 @@ def test_the_command_writes_the_same_every_time(
     assert capsys.readouterr().out.split() == [str(again)]
     names = [file.relative_to(few) for file in sorted(few.rglob("*")) if file.is_file()]
     assert len(names) == 2 * 9 + 2
+    monkeypatch.setattr(sys, "argv", ["davit.data", "scenes", str(few.with_name("yolo")), "--as", "yolo"])
+    runpy.run_module("davit.data", run_name="__main__")
+    assert (few.with_name("yolo") / "data.yaml").is_file()
+    monkeypatch.setattr(sys, "argv", ["davit.data", "scenes", "--as", "wds"])
+    with pytest.raises(SystemExit) as leave:
+        runpy.run_module("davit.data", run_name="__main__")
+    assert leave.value.code == 2
     assert all((few / name).read_bytes() == (again / name).read_bytes() for name in names)
 
 
@@ -75,5 +82,5 @@ def test_run_lengths_of_plain_masks() -> None:
 
 def test_what_is_not_whole_is_refused(few: Path) -> None:
     (few / "masks/val2017/000000.png").unlink()
-    with pytest.raises(DataError, match=r"3 pictures .* 2 masks of 3"):
+    with pytest.raises(DataError, match=r"2 files in masks.* 3"):
         write_scenes(few)

@@ -136,7 +136,7 @@ def test_posterize_to_no_bits_is_black():
         *(({"remode": "n"}, "pixel"), ({"crop_mode": "middle"}, "squash"), ({"crop_pct": 0.0}, "0.9")),
         *(({"reprob": 1.5}, "1"), ({"hflip": -0.1}, "0"), ({"scale": [0.5]}, "two"), ({"ratio": [2.0, 1.0]}, "two")),
         *(({"aug_splits": 1}, "2"), ({"aug_splits": 2, "no_aug": True}, "no_aug=True"), ({"recount": 0}, "1")),
-        *(({"img_size": 0}, "1"), ({"mean": [0.5]}, "three"), ({"std": [0.5, 0.5, 0.0]}, "three")),
+        *(({"img_size": 0}, "1"), ({"mean": [0.5]}, "3 numbers"), ({"std": [0.5, 0.5, 0.0]}, "3 numbers")),
         *(({"aa": "rnad-m9"}, "rand-m9"), ({"aa": "rand-x9"}, "rand-m9")),
     ],
     ids=str,

@@ -3,13 +3,16 @@
 import json
 import shutil
 import sys
+import tarfile
 from pathlib import Path
+from typing import Any
 from unittest.mock import Mock
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from davit.data.layouts import find_layout
 from davit.doctor import Finding
 from davit.doctor.__main__ import main
 from davit.doctor.configs import examine_config
@@ -44,8 +47,10 @@ def faults(findings: list[Finding]) -> list[tuple[str, str, str]]:
 def test_a_good_folder(folder: Path) -> None:
     findings = examine(folder)
     assert faults(findings) == []
-    assert [finding.subject for finding in findings] == ["train", "validation", "classes", "train", "validation"]
-    assert "4 pictures in 2 classes" in findings[0].text and "all 4 files" in findings[3].text
+    subjects = ["layout", "train", "validation", "classes", "train", "validation", "command"]
+    assert [finding.subject for finding in findings] == subjects
+    assert "4 pictures in 2 classes" in findings[1].text and "all 4 files" in findings[4].text
+    assert findings[0].text.startswith("class folders") and f"train.py {folder}" in findings[-1].text
 
 
 def test_what_is_missing(folder: Path) -> None:
@@ -86,7 +91,7 @@ def test_many_faults_and_a_disk_that_fails(folder: Path, monkeypatch: pytest.Mon
         (folder / "train" / "ant" / f"bad{number}.png").write_bytes(b"text")
     found = faults(examine(folder))
     assert len(found) == 21 and "10 more" in found[-1][2]
-    monkeypatch.setattr("davit.doctor.folders.load_rgb", Mock(side_effect=OSError(5, "Input/output error")))
+    monkeypatch.setattr("davit.data.PictureDataset.read", Mock(side_effect=OSError(5, "Input/output error")))
     val = [text for _, subject, text in faults(examine(folder)) if subject == "validation"]
     assert len(val) == 2 and all("Input/output error" in text for text in val)
 
@@ -98,7 +103,62 @@ def test_a_sample_is_spread_evenly(folder: Path) -> None:
     assert faults(findings) == [] and any("2 of 4 files" in finding.text for finding in findings)
 
 
-# --- COCO and ADE20K ---
+def test_files_of_other_kinds_and_one_class(folder: Path) -> None:
+    """What a run leaves out is counted by suffix; one class alone teaches nothing."""
+    for number in range(3):
+        (folder / "train" / "ant" / f"IMG_{number}.xyz").write_bytes(bytes(100))
+    (folder / "train" / "ant" / "notes").write_text("no picture")
+    (folder / "train" / "ant" / "IMG_9").write_bytes((folder / "train" / "ant" / "0.png").read_bytes())
+    ((level, subject, text),) = faults(examine(folder))
+    assert (level, subject) == ("warning", "train") and all(
+        word in text for word in ("4 ", "3 .xyz", "1 without suffix")
+    )
+    assert any("5 pictures" in finding.text for finding in examine(folder))
+    for split in ("train", "val"):
+        shutil.rmtree(folder / split / "bee")
+    assert ("error", "classes") in [one[:2] for one in faults(examine(folder))]
+
+
+def test_tables_and_shards(folder: Path, tmp_path: Path) -> None:
+    """A csv beside the folders of pictures, and shards, one of them cut off."""
+    for split in ("train", "val"):
+        files = sorted((folder / split).rglob("*.png"))
+        rows = "".join(f"{file},{file.parent.name}\n" for file in files)
+        (tmp_path / "tables").mkdir(exist_ok=True)
+        (tmp_path / "tables" / f"{split}.csv").write_text(f"path,label\n{rows}")
+        (tmp_path / "shards").mkdir(exist_ok=True)
+        with tarfile.open(tmp_path / "shards" / f"{split}.tar", "w") as shard:
+            for file in files:
+                shard.add(file, f"{file.parent.name}/{file.name}")
+    for root in (tmp_path / "tables", tmp_path / "shards"):
+        findings = examine(root)
+        assert faults(findings) == [] and "4 pictures in 2 classes" in findings[1].text
+        assert f"train.py {root}" in findings[-1].text
+    shard = tmp_path / "shards" / "train.tar"
+    shard.write_bytes(shard.read_bytes()[:1900])
+    assert ("error", "train") in [one[:2] for one in faults(examine(tmp_path / "shards"))]
+
+
+def test_bits_and_bands(folder: Path, tmp_path: Path) -> None:
+    """12 bits stored as 16 are named with the flag; pictures of 6 bands are read, with their mean and deviation."""
+    draws = np.random.default_rng(0)
+    for file in sorted(folder.rglob("*.png")):
+        Image.fromarray(draws.integers(0, 4096, (9, 11), dtype=np.uint16)).save(file)
+    for (level, _, text), split in zip(faults(examine(folder)), ("train", "validation"), strict=True):
+        assert level == "warning" and "16 bits" in text, split
+    assert [finding.remedy for finding in examine(folder) if "--bit-depth 12" in finding.remedy]
+    for file in sorted(folder.rglob("*.png")):
+        np.save(file.with_suffix(".npy"), np.full((9, 11, 6), 51 * np.arange(6), dtype=np.uint8))
+        file.unlink()
+    findings = examine(folder)
+    assert faults(findings) == []
+    told = next(finding.text for finding in findings if "--in-chans" in finding.text)
+    assert told.endswith("--in-chans 6 --mean 0 0.2 0.4 0.6 0.8 1 --std 0 0 0 0 0 0")
+    np.save(folder / "val" / "bee" / "1.npy", np.zeros((9, 11, 7), dtype=np.uint8))
+    assert any(level == "error" and "6 and 7" in text for level, _, text in faults(examine(folder)))
+
+
+# --- detection ---
 
 
 @pytest.fixture
@@ -111,43 +171,178 @@ def coco(tmp_path: Path) -> Path:
         "annotations": [{"id": 1, "image_id": 1, "category_id": 7, "bbox": [1, 1, 4, 4], "area": 16, "iscrowd": 0}],
         "categories": [{"id": 7, "name": "bee"}],
     }
-    (root / "annotations").mkdir()
-    (root / "annotations" / "instances_train2017.json").write_text(json.dumps(contents))
+    write(root / "annotations" / "instances_train2017.json", contents)
     return root
+
+
+def write(file: Path, contents: Any) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(contents))
 
 
 def test_coco(coco: Path) -> None:
     findings = examine(coco)
     assert faults(findings) == []
-    assert [word for word in findings[0].text.split() if word.isdigit()] == ["2", "1", "1"]
+    assert [word for word in findings[1].text.split() if word.isdigit()] == ["2", "1", "1"]
     file = coco / "annotations" / "instances_train2017.json"
     contents = json.loads(file.read_text())
-    contents["annotations"].append({**contents["annotations"][0], "image_id": 99})
-    file.write_text(json.dumps(contents))
-    (coco / "train2017" / "2.jpg").unlink()
-    (coco / "annotations" / "instances_val2017.json").write_text('{"images": []}')
+    contents["annotations"].append({**contents["annotations"][0], "id": 2, "image_id": 99})
+    write(file, contents)
+    write(coco / "annotations" / "instances_val2017.json", {"images": [], "categories": []})
     found = faults(examine(coco))
-    assert [subject for _, subject, _ in found] == ["train2017", "train2017", "val2017"]
-    assert (
-        "image_id 99" in found[0][2] and all("1 of 2" in text for _, _, text in found[:2]) and "2.jpg" in found[1][2]
-    )
-    assert "'annotations'" in found[2][2]
+    assert [(level, subject) for level, subject, _ in found] == [("error", "train"), ("error", "val")]
+    assert "99" in found[0][2] and "'annotations'" in found[1][2]
+    write(file, {**contents, "annotations": contents["annotations"][:1]})
+    (coco / "train2017" / "2.jpg").unlink()
+    assert any(subject == "train" and "2.jpg" in text for _, subject, text in faults(examine(coco)))
+
+
+def test_roboflow(coco: Path) -> None:
+    """Its unused parent is no class; its folder and the README's own layout are known for what they are."""
+    contents = json.loads((coco / "annotations" / "instances_train2017.json").read_text())
+    contents["categories"] = [
+        {"id": 0, "name": "insects", "supercategory": "none"},
+        *({"id": number, "name": name, "supercategory": "insects"} for number, name in ((7, "bee"), (8, "ant"))),
+    ]
+    contents["annotations"] += [{**contents["annotations"][0], "id": 2, "category_id": 8}]
+    for folder in ("train", "valid", "test"):
+        for number in (1, 2):
+            picture(coco / "export" / folder / f"{number}.jpg")
+        write(coco / "export" / folder / "_annotations.coco.json", contents)
+        write(coco / "mydata" / f"{folder}.json", contents)
+    shutil.copytree(coco / "train2017", coco / "mydata" / "images")
+    for root in (coco / "export", coco / "mydata"):
+        findings = examine(root)
+        assert [level for level, _, _ in faults(findings)] == ["warning"]  # that of the parent
+        assert ("classes", "2: bee, ant") in [(finding.subject, finding.text) for finding in findings]
+        assert [finding.subject for finding in findings].count("train") == 3
+        assert findings[-1].text.endswith(f"davit_retinanet_1x_coco.py --data-root {root}")
+
+
+def test_yolo(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        picture(tmp_path / "images" / split / "1.png")
+        (tmp_path / "labels" / split).mkdir(parents=True)
+        (tmp_path / "labels" / split / "1.txt").write_text("0 0.1 0.1 0.9 0.1 0.9 0.9\n")
+    (tmp_path / "data.yaml").write_text("train: images/train\nval: images/val\nnames: [ant]\n")
+    findings = examine(tmp_path)
+    assert faults(findings) == [] and "davit_maskrcnn_1x_coco.py" in findings[-1].text
+    assert examine(tmp_path / "data.yaml")[1:-1] == findings[1:-1]
+    (tmp_path / "labels" / "val" / "1.txt").write_text("0 0.5 0.5 0.1 0.1\n1 0.5 0.5 0.1 0.1\n")
+    ((level, subject, text),) = faults(examine(tmp_path))
+    assert (level, subject) == ("error", "val") and f"{tmp_path / 'labels' / 'val' / '1.txt'}:2" in text
+    (tmp_path / "data.yaml").write_text("train: images/train\nnames: []\n")
+    ((level, subject, text),) = faults(examine(tmp_path))
+    assert (level, subject) == ("error", "layout") and "names" in text
+
+
+def test_pictures_that_no_annotation_names(coco: Path) -> None:
+    picture(coco / "train2017" / "3.jpg")
+    (coco / "train2017" / "4.psd").write_text("")
+    unnamed, other = faults(examine(coco))
+    assert unnamed[:2] == other[:2] == ("warning", "pictures") and "3.jpg" in unnamed[2] and "1 .psd" in other[2]
+
+
+# --- segmentation ---
+
+
+def masks(root: Path, *places: tuple[str, str], values: tuple[int, ...] = (0, 1)) -> Path:
+    """Write pictures, and masks of these values in stripes."""
+    for place, mask in places:
+        picture(root / place)
+        (root / mask).parent.mkdir(parents=True, exist_ok=True)
+        stripes = np.resize(np.array(values, dtype=np.uint8), (9, 11))
+        Image.fromarray(stripes).save(root / mask)
+    return root
+
+
+def test_folders_of_masks(tmp_path: Path) -> None:
+    places = [
+        (f"images/{split}/{name}", f"masks/{split}/1.png") for split, name in (("train", "1.JPG"), ("val", "1.png"))
+    ]
+    findings = examine(masks(tmp_path, *places))
+    assert faults(findings) == []
+    assert "upernet_davit_folders.py" in findings[-1].text
+    picture(tmp_path / "images" / "train" / "2.jpg")
+    ((level, subject, text),) = faults(examine(tmp_path))
+    assert (level, subject) == ("error", "train") and "1 of 2" in text and "2.jpg" in text
+    (tmp_path / "images" / "train" / "2.jpg").unlink()
+    shutil.rmtree(tmp_path / "masks" / "val")
+    (tmp_path / "masks" / "val").write_text("")
+    assert [*find_layout(tmp_path).splits] == ["train"]
+
+
+@pytest.mark.parametrize(("values", "named"), [((0, 255), "255"), ((0,), "0"), ((1, 3), "2")])
+def test_masks_that_teach_nothing(tmp_path: Path, values: tuple[int, ...], named: str) -> None:
+    """Masks of 0 and 255, of one label, without some of the labels."""
+    found = faults(examine(masks(tmp_path, ("img/1.png", "mask/1.png"), values=values)))
+    assert found and all(subject == "train" for _, subject, _ in found) and named in found[0][2]
+    assert ("error" in {level for level, _, _ in found}) == (values != (1, 3))
+
+
+def test_a_list_of_classes_beside_the_masks(tmp_path: Path) -> None:
+    """Its names are used, and its colours where the masks are coloured."""
+    places = [(f"images/{split}/1.png", f"masks/{split}/1.png") for split in ("train", "val")]
+    (masks(tmp_path, *places) / "classes.txt").write_text("ground\ncrack\nrust\n")
+    found = faults(examine(tmp_path))
+    assert [one[:2] for one in found] == [("warning", "train"), ("warning", "val")] and "rust" in found[0][2]
+    assert "--classes" not in examine(tmp_path)[-1].text
+    (tmp_path / "classes.txt").unlink()
+    (tmp_path / "class_dict.csv").write_text("name,r,g,b\nground,0,0,0\ncrack,255,0,0\n")
+    for _, mask in places:
+        Image.fromarray(np.asarray(Image.open(tmp_path / mask))[..., None] * np.uint8([255, 0, 0])).save(
+            tmp_path / mask
+        )
+    assert faults(examine(tmp_path)) == []
+    (tmp_path / "class_dict.csv").write_text("name,r,g,b\nground,0,0\n")
+    assert faults(examine(tmp_path))[0][:2] == ("error", "classes")
+
+
+def test_suffixes_of_pictures_and_masks(tmp_path: Path) -> None:
+    """Each picture has its mask, whatever its suffix."""
+    names = [("a.jpg", "a.png"), ("b.JPG", "b.png"), ("c.jpeg", "c.png"), ("d.png", "d.png")]
+    findings = examine(masks(tmp_path, *((f"img/{one}", f"mask/{mask}") for one, mask in names)))
+    assert faults(findings) == [] and any("4 pictures" in finding.text for finding in findings)
 
 
 def test_ade(tmp_path: Path) -> None:
-    root = tmp_path / "ade"
-    for split in ("training", "validation"):
-        for number in (1, 2):
-            picture(root / "images" / split / f"{number}.jpg")
-            picture(root / "annotations" / split / f"{number}.png")
-    assert faults(examine(root)) == []
-    (root / "annotations" / "training" / "2.png").unlink()
-    (root / "annotations" / "validation" / "1.png").write_bytes(b"text")
-    unpaired, broken = faults(examine(root))
-    assert unpaired[1] == "training" and "(2)" in unpaired[2]
-    assert broken[1] == "validation" and "1.png" in broken[2]
-    shutil.rmtree(root / "images" / "training")
-    assert faults(examine(root))[0][:2] == ("error", "training")
+    files = [(split, number) for split in ("training", "validation") for number in (1, 2)]
+    places = [(f"images/{split}/{number}.jpg", f"annotations/{split}/{number}.png") for split, number in files]
+    masks(tmp_path, *places)
+    ((level, subject, _), *rest) = faults(examine(tmp_path))
+    assert (level, subject, len(rest)) == ("error", "train", 1)  # one label alone: 0 is none there
+    masks(tmp_path, *places, values=(0, 1, 150))
+    findings = examine(tmp_path)
+    assert faults(findings) == [] and "ade20k.py" in findings[-1].text
+    (tmp_path / "annotations" / "training" / "2.png").unlink()
+    (tmp_path / "annotations" / "validation" / "1.png").write_bytes(b"text")
+    unpaired, broken = faults(examine(tmp_path))
+    assert unpaired[1] == "train" and "2.jpg" in unpaired[2]
+    assert broken[1] == "val" and "1.png" in broken[2]
+    shutil.rmtree(tmp_path / "annotations" / "training")
+    assert faults(examine(tmp_path))[0][:2] == ("error", "train")
+
+
+# --- layouts ---
+
+
+def test_a_folder_of_nothing_known(tmp_path: Path) -> None:
+    (tmp_path / "thesis.docx").write_text("")
+    ((level, subject, text),) = faults(examine(tmp_path))
+    assert (level, subject) == ("error", "layout") and ".docx" in text
+    Image.fromarray(np.linspace(0, 4095, 4096).reshape(64, 64).astype(np.uint16)).save(tmp_path / "x12.png")
+    _, (level, subject, text) = faults(examine(tmp_path))  # its pictures are looked at all the same
+    assert (level, subject) == ("warning", "pictures") and "4,095" in text
+    (tmp_path / "ant").mkdir()
+    (tmp_path / "x12.png").rename(tmp_path / "ant" / "x12.png")  # classes without splits
+    assert [subject for _, subject, _ in faults(examine(tmp_path))] == ["train", "validation", "pictures"]
+
+
+def test_two_layouts_in_one_folder(coco: Path) -> None:
+    masks(coco, ("train2017/1.jpg", "masks/train2017/1.png"))
+    findings = examine(coco)
+    assert [finding.subject for finding in findings].count("layout") == 2
+    assert "upernet_davit_folders.py" in findings[1].text and "retinanet" in findings[-1].text
 
 
 # --- configs ---
@@ -211,7 +406,7 @@ def test_the_command(folder: Path, capsys: pytest.CaptureFixture[str], monkeypat
     monkeypatch.setattr("davit.doctor.__main__.examine_machine", lambda _: iter([Finding("ok", "machine", "good")]))
     assert main([str(folder)]) == 0
     out = capsys.readouterr().out.splitlines()
-    assert out[0].split() == ["ok", "machine", "good"] and out[-1].split()[0] == "6"
+    assert out[0].split() == ["ok", "machine", "good"] and out[-1].split()[0] == "8"
     (folder / "train" / "ant" / "0.png").write_bytes(b"")
     assert main([str(folder), "--all"]) == 1
     out = capsys.readouterr().out.splitlines()
@@ -221,6 +416,12 @@ def test_the_command(folder: Path, capsys: pytest.CaptureFixture[str], monkeypat
     findings = json.loads(capsys.readouterr().out)
     assert {"level", "subject", "text", "remedy"} == set(findings[0])
     assert [one["subject"] for one in findings if one["level"] == "error"] == ["train"]
+    (folder / "data.yaml").write_text("train: train/ant\nnames: [ant]\n")  # of YOLO, and no recipe
+    main([str(folder / "data.yaml"), "--json"])
+    assert "YOLO" in next(one["text"] for one in json.loads(capsys.readouterr().out) if one["subject"] == "layout")
+    (folder / "data.yaml").write_text("train: train/ant\nnames: []\n")
+    main([str(folder / "data.yaml"), "--json"])
+    assert "names" in next(one["text"] for one in json.loads(capsys.readouterr().out) if one["subject"] == "layout")
     with pytest.raises(SystemExit) as leave:
         main(["--sample", "0"])
     assert leave.value.code == 2

@@ -237,5 +237,5 @@ def test_bad_images_are_listed_sorted(tmp_path: Path) -> None:
     odd = b"caf\xe9.png".decode(errors="surrogateescape")
     write_bad_images(tmp_path, {"b/2.png": "truncated, at 12", 'a/"1".png': "empty", odd: "no picture"})
     assert (tmp_path / "bad_images.csv").read_bytes() == (
-        b'file,reason\n"a/""1"".png",empty\nb/2.png,"truncated, at 12"\ncaf\xe9.png,no picture\n'
+        b'file,reason\n"a/""1"".png",empty\nb/2.png,"truncated, at 12"\ncaf\\xe9.png,no picture\n'
     )

@@ -24,6 +24,7 @@ from davit.engine.distributed import World
 from davit.engine.run_folder import LAST, read_state
 from davit.engine.steps import Stepper
 from tests.engine.runs import SHORT, Completed, Train, run_here, summary, weights_hash
+from tests.forms import FORMS
 
 RUN = [*SHORT, "--epochs", "2", "--lr", "1e-3", "--recovery-interval", "1"]  # epochs of 6 steps
 ACCEPT = "--accept-changed-data"
@@ -133,6 +134,16 @@ def test_exchanged_classes_of_the_same_file_names_are_refused(
         assert word in refused.stderr
     assert "exchanged" in go_on(ACCEPT).stderr
     assert "exchanged" not in go_on().stderr
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_same_pictures_in_another_form_are_the_same(
+    data: Path, tmp_path: Path, stopped: Any, train: Train, form: str
+) -> None:
+    train(*RUN, "--experiment", "whole")
+    stopped(WITHIN)
+    run_here(FORMS[form](data, tmp_path / "form"), *RUN, "--auto-resume", cwd=tmp_path)
+    assert weights_hash(tmp_path / "runs/a" / LAST) == weights_hash(tmp_path / "runs/whole" / LAST)
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
@@ -352,7 +363,7 @@ def test_contents_are_those_of_every_class_and_never_waited_for(tmp_path: Path) 
 def test_processes_that_see_other_files_are_told(pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     train, val = (open_dataset(pictures, split) for split in ("train", "val"))
     found = Data(train, val, train.class_names, 3)
-    theirs = {**facts_of(found, ALONE), "val": {"pictures": 12, "files": "other"}}
+    theirs = {**facts_of(found, ALONE), "val": {"pictures": 12, "classes": "other", "files": "other"}}
     del theirs["train"]["contents"]
     monkeypatch.setattr(World, "gather", lambda self, value: [value, theirs])
     with pytest.raises(ValueError) as refused:

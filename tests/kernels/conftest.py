@@ -18,7 +18,36 @@ TOLERANCE = {
     torch.bfloat16: 0.012 if ON_CUDA or support.INTERPRETED else 0.006,
     torch.float16: 0.0015,
 }
-CALLS = {"call_function", "call_method"}
+DEVICE = "cuda" if ON_CUDA else "cpu"
+
+
+def noise(shape: Sequence[int], dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
+    """Normal numbers, which want a gradient."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=generator).to(DEVICE, dtype).requires_grad_()
+
+
+def double(tensor: Tensor | None) -> Tensor | None:
+    """The same numbers in float64, as a leaf that wants a gradient."""
+    return None if tensor is None else tensor.detach().double().requires_grad_()
+
+
+def relative(actual: Tensor, expected: Tensor) -> float:
+    """How far a tensor is from one of the same shape, by the norm of all elements."""
+    assert actual.shape == expected.shape
+    if expected.numel() == 0:
+        return 0.0
+    return ((actual.double() - expected.double()).norm() / expected.double().norm().clamp_min(1e-12)).item()
+
+
+def assert_close(actual: Tensor | None, expected: Tensor | None, dtype: torch.dtype) -> None:
+    """As near to a float64 result as the dtype allows; no gradient at all may stand for zeros."""
+    if expected is None:
+        assert actual is None or not actual.any()
+        return
+    assert actual is not None
+    error = relative(actual, expected)
+    assert error < TOLERANCE[dtype], error
 
 
 @pytest.fixture
@@ -68,11 +97,6 @@ def _no_block_is_too_small(request: pytest.FixtureRequest, monkeypatch: pytest.M
         monkeypatch.setattr(conditions, "MIN_WORK_TO_TRAIN", 0)
 
 
-@pytest.fixture
-def device() -> str:
-    return "cuda" if ON_CUDA else "cpu"
-
-
 @pytest.fixture(autouse=True)
 def _exact_and_short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
@@ -92,17 +116,6 @@ def without_kernels(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     return remove
 
 
-@pytest.fixture
-def noise(device: str) -> Callable[..., Tensor]:
-    """``noise(shape, dtype, seed)``: normal numbers, which want a gradient."""
-
-    def make(shape: Sequence[int], dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
-        generator = torch.Generator().manual_seed(seed)
-        return torch.randn(*shape, generator=generator).to(device, dtype).requires_grad_()
-
-    return make
-
-
 @pytest.fixture(
     params=[
         "sliced",
@@ -110,7 +123,7 @@ def noise(device: str) -> Callable[..., Tensor]:
         *(pytest.param(x, marks=pytest.mark.long) for x in ("channels first", "expanded")),
     ]
 )
-def laid_out(request: pytest.FixtureRequest, noise: Callable[..., Tensor]) -> Callable[[int], Tensor]:
+def laid_out(request: pytest.FixtureRequest) -> Callable[[int], Tensor]:
     """``laid_out(C)``: noise (2, 5, 7, C) that is not contiguous, in each layout in turn."""
     return {
         "sliced": lambda C: noise((2, 10, 12, C))[:, ::2, 1:8],
@@ -120,40 +133,24 @@ def laid_out(request: pytest.FixtureRequest, noise: Callable[..., Tensor]) -> Ca
     }[request.param]
 
 
-@pytest.fixture
-def close() -> Callable[[Tensor | None, Tensor | None, torch.dtype], None]:
-    """Of the same shape, and as near to a float64 result as the dtype allows, by the norm of all elements."""
-
-    def check(actual: Tensor | None, expected: Tensor | None, dtype: torch.dtype) -> None:
-        if expected is None:  # no gradient reaches it
-            assert actual is None or not actual.any()
-            return
-        assert actual is not None and actual.shape == expected.shape
-        error = (actual.double() - expected).norm() / expected.norm().clamp_min(1e-12) if expected.numel() else 0.0
-        assert error < TOLERANCE[dtype], error
-
-    return check
-
-
-@pytest.fixture
-def double() -> Callable[[Tensor | None], Tensor | None]:
-    """The same numbers in float64, as a leaf that wants a gradient."""
-    return lambda t: None if t is None else t.detach().double().requires_grad_()
-
-
-@pytest.fixture
-def recorded() -> Iterator[Callable[..., Any]]:
-    """``recorded(function)``: the compiled function, and a list that receives the names of its graphs' operators."""
+@pytest.fixture(autouse=True)
+def _fresh_compiler() -> Iterator[None]:
     torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.fixture
+def recorded() -> Callable[..., Any]:
+    """``recorded(function)``: the compiled function, and a list that receives the names of its graphs' operators."""
 
     def make(function: Callable[..., Any], backend: str = "eager") -> tuple[Callable[..., Any], list[str]]:
         names: list[str] = []
 
         def keep(graph: Any, inputs: Any) -> Any:
-            names.extend(str(node.target) for node in graph.graph.nodes if node.op in CALLS)
+            names.extend(str(node.target) for node in graph.graph.nodes if node.op in {"call_function", "call_method"})
             return torch._dynamo.lookup_backend(backend)(graph, inputs)
 
         return torch.compile(function, fullgraph=True, backend=keep), names
 
-    yield make
-    torch._dynamo.reset()
+    return make

@@ -4,7 +4,6 @@ import copy
 import os
 import subprocess
 import sys
-import warnings
 
 import pytest
 import torch
@@ -16,17 +15,13 @@ from davit.kernels import why_plain
 LAYERS = r".*\.(attn\.qkv|attn\.proj|fc1|fc2)"
 
 
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
 @pytest.fixture
 def model(small):
     """Two stages; the second one's widths are such that every library takes its layers."""
     return small(embed_dims=(32, 64), depths=(1, 1), num_heads=(1, 2), drop_path_rate=0.0)
-
-
-@pytest.fixture(autouse=True)
-def _quiet():
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
 
 
 def logits(model, image):
@@ -34,31 +29,33 @@ def logits(model, image):
         return model.eval()(image)
 
 
+def assert_same(one, other):
+    torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
 def test_lora_by_peft(model, picture):
     peft = pytest.importorskip("peft")
-    base = model
-    stock = logits(base, picture())
-    adapted = peft.get_peft_model(base, peft.LoraConfig(r=2, target_modules=LAYERS, init_lora_weights=False))
+    stock = logits(model, picture())
+    adapted = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=LAYERS, init_lora_weights=False))
     before = logits(adapted, picture())
     assert not torch.allclose(before, stock, rtol=1e-3)
-    torch.testing.assert_close(logits(accelerate(copy.deepcopy(adapted)), picture()), before, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(logits(plain(copy.deepcopy(adapted)), picture()), before, rtol=1e-4, atol=1e-5)
+    for prepare in (accelerate, plain):
+        assert_same(logits(prepare(copy.deepcopy(adapted)), picture()), before)
     adapted.train()(picture()).square().mean().backward()
     grads = [p.grad for p in adapted.parameters() if p.requires_grad]
     assert len(grads) == 4 * 4 * 2 and all(grad is not None and grad.any() for grad in grads)
     merged = accelerate(adapted.merge_and_unload())
-    torch.testing.assert_close(logits(merged, picture()), before, rtol=1e-4, atol=1e-5)
+    assert_same(logits(merged, picture()), before)
     assert why_plain(merged) == {}  # stock layers again
 
 
 def test_dynamic_quantization(model, picture):
-    base = model
     if "x86" not in torch.backends.quantized.supported_engines:
         pytest.skip("no quantized operators for this processor")
-    quantized = torch.ao.quantization.quantize_dynamic(base, {nn.Linear}, dtype=torch.qint8)
+    stock = logits(model, picture())
+    quantized = torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8)
     found = logits(quantized, picture())
-    assert not torch.equal(found, logits(base, picture()))
-    torch.testing.assert_close(found, logits(base, picture()), rtol=0.1, atol=0.1)
+    assert 0 < (found - stock).abs().max() < 0.1
     # the stem by a kernel or not moves a value now and then to the next of its 255 steps
     torch.testing.assert_close(logits(plain(copy.deepcopy(quantized)), picture()), found, rtol=0.05, atol=0.05)
     assert len([name for name in why_plain(accelerate(quantized)) if "blocks" in name]) == 4
@@ -66,14 +63,12 @@ def test_dynamic_quantization(model, picture):
 
 def test_torchao(model, picture):
     quantization = pytest.importorskip("torchao.quantization")
-    base = model
-    stock = logits(base, picture())
-    quantization.quantize_(base, quantization.Int8WeightOnlyConfig())
-    found = logits(base, picture())
-    assert not torch.equal(found, stock)
-    torch.testing.assert_close(found, stock, rtol=0.1, atol=0.1)
-    torch.testing.assert_close(logits(plain(base), picture()), found, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(logits(accelerate(base), picture()), found, rtol=1e-4, atol=1e-5)
+    stock = logits(model, picture())
+    quantization.quantize_(model, quantization.Int8WeightOnlyConfig())
+    found = logits(model, picture())
+    assert 0 < (found - stock).abs().max() < 0.1
+    for prepare in (plain, accelerate):
+        assert_same(logits(prepare(model), picture()), found)
 
 
 def test_pt2e_for_x86(model, picture):
@@ -81,15 +76,12 @@ def test_pt2e_for_x86(model, picture):
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
     from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
 
-    base = model
-    stock = logits(base, picture())
-    program = torch.export.export(base, (picture(),)).module()
+    stock = logits(model, picture())
     quantizer = x86.X86InductorQuantizer().set_global(x86.get_default_x86_inductor_quantization_config())
-    prepared = prepare_pt2e(program, quantizer)
+    prepared = prepare_pt2e(torch.export.export(model, (picture(),)).module(), quantizer)
     prepared(picture())
     found = convert_pt2e(prepared)(picture()).detach()
-    assert not torch.equal(found, stock)
-    assert (found - stock).norm() < 0.1 * stock.norm()
+    assert 0 < (found - stock).norm() < 0.1 * stock.norm()
 
 
 SHARDED = """

@@ -8,13 +8,11 @@ import pytest
 import timm
 import torch
 from torch import nn
-from torch.nn.utils import parametrizations, prune
 from torch.utils.flop_counter import FlopCounterMode
 
 from davit import DaViT, accelerate, create_model, plain
 from davit.kernels import conditions
 from davit.kernels.cpu import native, onednn
-from davit.model import Mlp
 
 pytestmark = pytest.mark.skipif(not onednn.AVAILABLE, reason="no oneDNN for this processor")
 
@@ -64,11 +62,11 @@ def test_the_switch_passes_through_timm(picture, fused_calls):
         assert count(timm.create_model("DaViT_nano", exportable=True, **options), picture(), fused_calls) == 0
 
 
-@pytest.fixture(params=["inference", "training"])
+@pytest.fixture(params=[False, True], ids=["inference", "training"])
 def mode(request):
     """With gradients or without."""
-    with torch.set_grad_enabled(request.param == "training"):
-        yield request.param
+    with torch.set_grad_enabled(request.param):
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -131,54 +129,12 @@ def test_no_number_of_heads_or_positions_is_reported_by_the_modules(wide, mode, 
 
 @pytest.mark.parametrize("change", ["shape", "layer"])
 def test_sizes_are_checked_in_a_compiler_too(wide, change):
-    torch._dynamo.reset()
     for stock in wide:
         block = accelerate(copy.deepcopy(stock))
         if change == "layer":
             block.mlp.fc2 = nn.Linear(256, 32)
         with torch.no_grad(), pytest.raises(RuntimeError):
             torch.compile(block, backend="eager")(torch.randn(2, 14, 14, 32 if change == "shape" else 64))
-    torch._dynamo.reset()
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda block: block.mlp.fc1.register_forward_hook(lambda *_: None),
-        lambda block: block.attn.register_forward_pre_hook(lambda *_: None),
-        lambda block: block.norm1.register_full_backward_hook(lambda *_: None),
-        lambda block: block.cpe[1].register_full_backward_pre_hook(lambda *_: None),
-        lambda block: setattr(block.mlp, "fc1", type("Other", (nn.Linear,), {})(16, 64)),
-        lambda block: setattr(block.mlp, "act", nn.GELU(approximate="tanh")),
-        lambda block: setattr(block.mlp, "act", nn.SiLU()),
-        lambda block: setattr(block.attn, "proj", nn.Sequential(nn.Linear(16, 16))),
-        lambda block: setattr(block, "mlp", nn.Identity()),
-        lambda block: setattr(block, "mlp", type("Other", (Mlp,), {})(16, 64)),
-        lambda block: setattr(block.cpe[0], "proj", nn.Conv2d(16, 16, 5, padding=2)),
-        lambda block: setattr(block.cpe[0], "proj", nn.Conv2d(16, 16, 3, padding=1, padding_mode="circular")),
-        lambda block: parametrizations.weight_norm(block.mlp.fc1),
-        lambda block: prune.l1_unstructured(block.mlp.fc2, "weight", 0.5),
-        lambda block: setattr(block.mlp, "forward", lambda x: x),
-        lambda block: setattr(block, "norm2", nn.Identity()),
-        lambda block: setattr(block, "drop_path", nn.GELU()),
-        lambda block: setattr(block.attn.qkv, "forward", lambda x: torch.cat([x, x, x], dim=-1)),
-    ],
-    ids=range(18),
-)
-def test_a_changed_block_keeps_to_its_modules(small, change):
-    block = small().main_blocks[0][0][0]
-    assert conditions.difference_of_block(block) is None
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        change(block)
-    assert conditions.difference_of_block(block)
-
-
-def test_hooks_on_the_block_itself_run_once(small, picture, fused_calls):
-    model, seen = small(), []
-    model.main_blocks[2][1][0].register_forward_hook(lambda *_: seen.append(1))
-    assert count(model, picture(), fused_calls) == 10
-    assert seen == [1]
 
 
 @pytest.mark.parametrize(
@@ -271,7 +227,6 @@ def test_a_compiler_leaves_a_hooked_block_in_pieces(small, picture, recorded):
 
 def test_a_layer_replaced_after_compilation_counts(small, picture):
     model = small(embed_dims=(16, 32), depths=(1, 1), num_heads=(1, 2))
-    torch._dynamo.reset()
     compiled = torch.compile(model, backend="eager")
     with torch.no_grad():
         before = compiled(picture())
@@ -280,4 +235,3 @@ def test_a_layer_replaced_after_compilation_counts(small, picture):
         after = compiled(picture())
         torch.testing.assert_close(after, model(picture()), rtol=1e-4, atol=1e-5)
     assert not torch.allclose(before, after, rtol=1e-3)
-    torch._dynamo.reset()

@@ -10,6 +10,7 @@ from davit import DaViT, accelerate, plain
 from davit.kernels import training
 from davit.kernels.cpu import native, onednn
 from davit.model import DualAttentionBlock
+from tests.kernels.conftest import relative
 
 pytestmark = pytest.mark.skipif(not onednn.AVAILABLE, reason="no oneDNN for this processor")
 
@@ -27,18 +28,15 @@ def first(output):
     return output if isinstance(output, torch.Tensor) else output[-1]
 
 
-def relative(actual, expected):
-    return ((actual.double() - expected.double()).norm() / expected.double().norm()).item()
-
-
 @pytest.fixture(
-    params=[(None, 0), (1 << 12, native.MIN_ROWS), (1 << 12, 1 << 40)],
-    ids=["whole, products of native.cpp", "parts, of both", "parts, of oneDNN"],
+    params=[(None, 0, False), (1 << 12, native.MIN_ROWS, False), (1 << 12, 1 << 40, True)],
+    ids=["whole, products of native.cpp", "parts, of both", "parts, of oneDNN, Gram matrix"],
 )
 def part_bytes(request, monkeypatch):
-    """Parts as they are, or so small that every map is cut and every image taken by itself; and whose products."""
-    size, least_rows = request.param
+    """Parts as they are, or so small that every map is cut and every image taken by itself; whose products; Gram."""
+    size, least_rows, gram = request.param
     monkeypatch.setattr(native, "MIN_ROWS", least_rows)
+    monkeypatch.setattr(training, "gram_is_faster", lambda _: gram)
     if size:
         monkeypatch.setattr(onednn, "PART_BYTES", size)
         monkeypatch.setattr(training, "PART_BYTES", size)

@@ -32,7 +32,7 @@ CAMVID = {"sky", "building", "pole", "road", "pavement", "tree", "sign", "fence"
 def commands(library: str, data: str) -> dict[str, list[str]]:
     """The commands of a README that read a data set, by the name of their tool; configs are found from anywhere."""
     text = (REPOSITORY / library / "README.md").read_text()
-    found = re.findall(rf"^python {library}/tools/(\w+)\.py (.*--data-root {data} .*)$", text, re.MULTILINE)
+    found = re.findall(rf"^python {library}/tools/(\w+)\.py (.*--data-root {data}(?: .*)?)$", text, re.MULTILINE)
     return {
         tool: shlex.split(words.replace(f"{library}/configs", f"{REPOSITORY}/{library}/configs"))
         for tool, words in found
@@ -58,7 +58,8 @@ def test_detection_of_classes_of_ones_own(go: Go, detector: Path, few_scenes: Pa
             category["name"] = f"my {category['name']}"
         (tmp_path / f"mydata/{split}.json").write_text(json.dumps(contents))
     written = commands("mmdet", "mydata")
-    go(train, detector, *written["train"][1:], "train_cfg.max_epochs=1", "--work-dir", "out")
+    options = ["--cfg-options", "train_cfg.max_epochs=1", "--work-dir", "out"]
+    go(train, detector, *written["train"][1:], *options)
     said = go(evaluate, detector, "out/epoch_1.pth", *written["test"][2:])
     assert "4 pictures" in said and "10 classes" in said
     assert Predictor(detector, "out/epoch_1.pth", device="cpu").classes == tuple(f"my {digit}" for digit in range(10))

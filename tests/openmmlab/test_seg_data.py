@@ -10,11 +10,11 @@ from mmengine.registry import init_default_scope
 from PIL import Image
 
 from davit.data import DataError
+from davit.data.masks import as_trained
 from davit.openmmlab import masks as checks
 from davit.openmmlab.cli import train_main as train
 from davit.openmmlab.config import set_classes
 from davit.openmmlab.datasets import check_dataset
-from davit.openmmlab.masks import as_trained
 from tests.openmmlab.conftest import CLASSES, SEG, SEGMENTOR, Go, config, save, write_masks
 
 FOLDERS = {"img_path": "images/train", "seg_map_path": "masks/train"}
@@ -159,6 +159,115 @@ def test_train_stops_before_it_starts(go: Go, data: Path) -> None:
     batch = "train_dataloader.batch_size=1"  # which UPerNet's batch norm cannot normalise
     assert batch in go(train, *words, "--options", batch, status=2)
     assert not Path("run").exists()
+
+
+# -- pictures and masks as they are called
+
+
+def warnings_of(caplog: Any) -> str:
+    return "\n".join(record.getMessage() for record in caplog.records if record.levelname == "WARNING")
+
+
+def test_pictures_of_any_suffix(data: Path, caplog: Any) -> None:
+    """Where no suffix is given all are read; what is not used is a warning."""
+    pictures = data / "images" / "train"
+    for number, suffix in enumerate((".jpg", ".JPG", ".jpeg")):
+        Image.open(pictures / f"{number:03d}.png").save(pictures / f"{number:03d}{suffix}", "JPEG")
+        (pictures / f"{number:03d}.png").unlink()
+    (pictures / "notes.txt").write_text("")
+    save(LABELS, data / "masks/train/more.png")
+    check(data, img_suffix=None)
+    assert "1 .txt" in warnings_of(caplog) and "more.png" in warnings_of(caplog)
+    caplog.clear()
+    check(data)  # which names .png
+    assert all(word in warnings_of(caplog) for word in ("2 .jpg", "1 .jpeg", "4 masks", "1 .txt"))
+    save(LABELS, pictures / "001.bmp")
+    refused(data, "001.bmp and 001.JPG", img_suffix=None)
+
+
+def test_mmsegs_own_data_sets_say_what_they_leave_out(shared: Path, tmp_path: Path, caplog: Any) -> None:
+    sample = shared / "data" / "ade20k-sample" / "sampleData"
+    for kind, suffix in (("images", ".jpg"), ("annotations", ".png")):
+        (tmp_path / kind / "validation").mkdir(parents=True)
+        for file in sample.rglob(f"*{suffix}"):
+            shutil.copy(file, tmp_path / kind / "validation" / file.name)
+    save(LABELS, tmp_path / "images/validation/a.JPEG")
+    check(tmp_path, SEG / "upernet_davit_512x512_160k_ade20k.py", split="val")
+    assert "1 .jpeg" in warnings_of(caplog)
+
+
+# -- labels that teach nothing
+
+
+def fill(data: Path, pixels: Any, split: str = "train") -> None:
+    for file in (data / "masks" / split).iterdir():
+        save(pixels, file)
+
+
+def test_masks_of_0_and_255(go: Go, data: Path, caplog: Any) -> None:
+    """They stop a run, and the remedy that is advised lets it train."""
+    for split in ("train", "val"):
+        fill(data, (LABELS > 0) * 255, split)
+    two = ("ground", "crack")
+    refused(data, "0/255", "label_map.255=1", classes=two)
+    options = [f"{split}_dataloader.dataset.label_map.255=1" for split in ("train", "val")]
+    words = [SEGMENTOR, "--data-root", data, "--classes", *two, "--work-dir", "run", "--cfg-options"]
+    go(train, *words, *options, "train_cfg.max_iters=1")
+    assert Path("run/iter_1.pth").is_file()
+    caplog.clear()
+    check(data, classes=two, label_map={255: 1})
+    assert not warnings_of(caplog)
+
+
+@pytest.mark.parametrize("scale", [0, 255])
+def test_a_single_class_is_refused(data: Path, scale: int) -> None:
+    fill(data, (LABELS > 0) * scale)
+    refused(data, "'crack'", "--classes background crack", "label_map.255=1", classes=("crack",))
+
+
+def test_a_class_that_does_not_occur(data: Path, caplog: Any) -> None:
+    fill(data, np.where(LABELS == 1, 0, LABELS))
+    check(data)
+    assert "'disc'" in warnings_of(caplog) and "'bar'" not in warnings_of(caplog)
+
+
+def test_classes_that_only_validation_has(go: Go, data: Path) -> None:
+    fill(data, np.where(LABELS == 1, 0, LABELS))
+    said = go(train, SEGMENTOR, "--data-root", data, "--cfg-options", "train_cfg.max_iters=1")
+    assert "those of training: 'disc'" in said
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"label_map": {300: 1}},
+        {"label_map": {2: 7}},
+        {"label_map": {255: 1}, "reduce_zero_label": True},
+        {"colours": [[0, 0, 0]]},
+        {"colours": [[0, 0, 0], [1, 2], [3, 4, 5]]},
+        {"ignored_labels": ["#12"]},
+    ],
+)
+def test_arguments_that_make_no_labels(data: Path, arguments: dict[str, Any]) -> None:
+    refused(data, *([] if "ignored_labels" in arguments else [next(iter(arguments))[:6]]), **arguments)
+
+
+@pytest.mark.parametrize("ignored", [[[0, 0, 255]], ["#0000ff"]])
+def test_coloured_masks(data: Path, ignored: list[Any]) -> None:
+    """Training reads the labels that the check counts."""
+    from davit.openmmlab.segmentation import MaskFolders
+
+    colours = np.array([[0, 0, 0], [128, 0, 0], [0, 128, 0], [0, 0, 255]])
+    strange = LABELS.copy()
+    strange[0] = 3
+    fill(data, colours[strange])
+    coded = {"colours": colours[:3].tolist(), "ignored_labels": ignored}
+    refused(data, "colours=", "[128, 0, 0]")
+    refused(data, "(0, 0, 255)", colours=coded["colours"])
+    check(data, **coded)
+    words = {"data_prefix": FOLDERS, "pipeline": [{"type": "mmseg.LoadAnnotations"}]}
+    read = MaskFolders(**coded, data_root=str(data), **words)[1]["gt_seg_map"]
+    assert np.array_equal(read, np.where(strange == 3, 255, strange)) and read.dtype == np.uint8
 
 
 def test_ignored_labels_become_255(data: Path) -> None:

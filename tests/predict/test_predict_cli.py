@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from davit.predict import Predictor
+from davit.predict import Failure, Predictor
 from davit.predict.report import write_results
 from davit.predict.result import bar
+from davit.text import original
 from tests.predict.conftest import CLASSES, Outcome, noise, png
 
 Predict = Callable[..., Outcome]
@@ -106,6 +107,76 @@ def test_standard_input(predict: Predict, loaded: Predictor, folder: Path) -> No
     for rubbish in (png(noise(4))[:100], b"\xff\xfe\x00\x01garbage"):
         done = predict("-", stdin=rubbish)
         assert done.status == 1 and "- " in done.err
+
+
+ODD = [
+    b"caf\xe9.png",
+    b'new\nline".png',
+    b"tab\t,.png",
+    b"cr\r.png",
+    b"esc\x1b[31m.png",
+    "\u202e.png".encode(),
+    b"\\x.png",
+]
+
+
+@pytest.fixture
+def odd(tmp_path: Path) -> Path:
+    """Pictures whose names are hard to write, and one of them that is none."""
+    folder = tmp_path / "odd"
+    folder.mkdir()
+    for name in ODD:
+        (folder / os.fsdecode(name)).write_bytes(png(noise(1)))
+    (folder / os.fsdecode(b"bad\xe9.png")).write_bytes(b"no picture")
+    return folder
+
+
+def test_any_name_has_a_row_in_every_format(predict: Predict, odd: Path) -> None:
+    """Case 27. Each row gives the file back; no control character reaches a table or the log."""
+    names = {os.fsencode(odd) + b"/" + name for name in (*ODD, b"bad\xe9.png")}
+    for form in ("csv", "json", "jsonl"):
+        done = predict(odd, "--format", form, "--output_dir", "out")
+        assert done.status == 1 and "\x1b" not in done.err
+        entries = rows(done.out) if form == "csv" else json.loads(done.out) if form == "json" else None
+        entries = [json.loads(line) for line in done.out.splitlines()] if entries is None else entries
+        found = [original(entry["file"]) if form == "csv" else entry["file"] for entry in entries]
+        assert set(map(os.fsencode, found)) == names and len(found) == 8
+    done = predict(odd, "--topk", 1)
+    lines = done.out.splitlines()
+    assert len(lines) == 9 and "\x1b" not in done.out and "\u202e" not in done.out
+    listed = {original(line.partition("odd/")[2]) for line in lines if "odd/" in line}
+    assert {os.fsencode(odd / name) for name in listed} == names
+    with Path("out/topk_ids.csv").open(newline="", encoding="utf-8") as stream:
+        assert {os.fsencode(original(row[0])) for row in csv.reader(stream)} == set(ODD)
+
+
+def test_a_list_of_any_names(predict: Predict, folder: Path, odd: Path) -> None:
+    """`find FOLDER -print0` names folders and what is in them: a picture has one row."""
+    (odd / "empty").mkdir()
+    everything = [os.fsencode(path) for path in (odd, *odd.rglob("*"))]
+    done = predict("-", "--format", "json", stdin=b"\0".join(everything) + b"\0")
+    found = [os.fsencode(entry["file"]) for entry in json.loads(done.out)]
+    assert sorted(found) == sorted(path for path in everything if path.endswith(b".png"))
+    lines = b"\xef\xbb\xbf" + os.fsencode(odd) + b"/caf\xe9.png\r\n  " + os.fsencode(folder / "near/1.png") + b" \n\n"
+    done = predict("-", "--format", "csv", stdin=lines)
+    assert [original(row["file"]).rpartition("/")[2] for row in rows(done.out)] == ["caf\udce9.png", "1.png"]
+
+
+def test_a_terminal_and_a_stream_of_another_encoding(loaded: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
+    results = [Failure("日\x1b.png", "é")]
+    for form in ("table", "csv"):
+        stream = io.TextIOWrapper(io.BytesIO(), encoding="latin-1")
+        monkeypatch.setattr(stream, "isatty", lambda: True)
+        write_results(results, form, stream, topk=1)
+        text = stream.buffer.getvalue().decode("latin-1")  # type: ignore[attr-defined]
+        assert r"\xe6\x97\xa5\x1b.png" in text and "é" in text
+
+
+def test_what_a_folder_holds_beside_pictures_is_said(predict: Predict, folder: Path) -> None:
+    done = predict(folder)
+    assert done.status == 0 and "1 .txt" in done.err
+    (folder / "near" / "1.png").rename(folder / "near" / "1")
+    assert len(predict(folder, "--topk", 1).out.splitlines()) == 9
 
 
 @pytest.mark.parametrize(

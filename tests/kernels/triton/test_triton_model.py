@@ -11,6 +11,7 @@ from torch.export import Dim
 
 from davit import accelerate, plain
 from davit.kernels import conditions
+from tests.kernels.conftest import DEVICE
 
 EVERY = {"window", "channel", "encoding", "gelu"}
 OF_FORWARD = {"_forward_kernel", "_product_kernel", "_softmax_kernel", "_apply_kernel", "_encode_kernel"}
@@ -21,17 +22,17 @@ OF_BACKWARD = {
 
 
 @pytest.fixture
-def tiny(small, device):
+def tiny(small):
     """A model of two stages, each with one block of either kind."""
 
     shape = {"embed_dims": (8, 12), "depths": (1, 1), "num_heads": (1, 2), "mlp_ratio": 2.0}
-    return lambda **options: small(**{**shape, **options}).to(device)
+    return lambda **options: small(**{**shape, **options}).to(DEVICE)
 
 
 @pytest.fixture
-def image(picture, device):
+def image(picture):
     """Small, since the interpreter is slow: 3 x 6 and 2 x 3 positions in the two stages, windows of 4."""
-    return lambda *shape: picture(*(shape or (1, 3, 9, 21))).to(device)
+    return lambda *shape: picture(*(shape or (1, 3, 9, 21))).to(DEVICE)
 
 
 def aslist(output):
@@ -77,7 +78,7 @@ def test_models_through_kernels(tiny, image, launches, options):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, pytest.param(torch.float16, marks=pytest.mark.long)], ids=str)
 @pytest.mark.parametrize("mixed", [True, False], ids=["autocast", "whole"])
-def test_two_byte_dtypes(tiny, image, device, launches, dtype, mixed):
+def test_two_byte_dtypes(tiny, image, launches, dtype, mixed):
     """As near to float64 as the plain modules are, in the dtypes that these give."""
     model = tiny(drop_path_rate=0.0).train()
     exact = step(copy.deepcopy(model).double(), image().double())
@@ -85,7 +86,7 @@ def test_two_byte_dtypes(tiny, image, device, launches, dtype, mixed):
     errors, dtypes = {}, {}
     for accelerated in (True, False):
         (accelerate if accelerated else plain)(model)
-        with torch.autocast(device, dtype, enabled=mixed), launches() as names:
+        with torch.autocast(DEVICE, dtype, enabled=mixed), launches() as names:
             results = step(model, image().to(torch.float32 if mixed else dtype))
         assert set(names) == (OF_FORWARD | OF_BACKWARD if accelerated else set())
         errors[accelerated] = sum(
@@ -131,14 +132,14 @@ def test_less_is_saved_for_the_backward_pass(tiny, image, saved_bytes):
 
 @pytest.mark.long
 @pytest.mark.parametrize("kernel", ["window", "channel", "encoding", "every"])
-def test_reference_vectors(monkeypatch, device, only, kernel):
+def test_reference_vectors(monkeypatch, only, kernel):
     """The original's logits, through each kernel alone and all together."""
     monkeypatch.syspath_prepend(str(Path(__file__).resolve().parents[2] / "parity"))
     from test_original import empty_model, fill, outputs, picture
 
     only(*(EVERY if kernel == "every" else {kernel}))
     with torch.inference_mode():
-        logits = fill(empty_model("tiny_225x257")).to(device)(picture("tiny_225x257").to(device))
+        logits = fill(empty_model("tiny_225x257")).to(DEVICE)(picture("tiny_225x257").to(DEVICE))
     torch.testing.assert_close(logits.cpu(), outputs("tiny_225x257")["logits"], rtol=0, atol=2e-5)
 
 
@@ -164,10 +165,10 @@ def test_compiled_training_step_has_the_operators(tiny, image, recorded, checkpo
 
 
 @pytest.mark.long
-def test_compiled_with_autocast(tiny, image, device, recorded):
+def test_compiled_with_autocast(tiny, image, recorded):
     model = tiny(drop_path_rate=0.0).train()
     compiled, names = recorded(model, "aot_eager")
-    with torch.autocast(device, torch.bfloat16):
+    with torch.autocast(DEVICE, torch.bfloat16):
         expected = step(model, image())
         assert_close(step(model, image(), compiled), expected, tolerance=0.06)
     assert_operators(names)
@@ -222,8 +223,8 @@ def test_sizes_that_fit_no_program(tiny, image, launches):
         assert absent not in names and names
 
 
-def test_the_threshold_of_the_encoding_is_for_eager_mode_on_a_gpu(monkeypatch, device, launches, tiny, image):
+def test_the_threshold_of_the_encoding_is_for_eager_mode_on_a_gpu(monkeypatch, launches, tiny, image):
     monkeypatch.setattr(conditions, "MIN_ELEMENTS", 1 << 40)
     with launches() as names, torch.no_grad():
         tiny()(image())
-    assert ("_encode_kernel" in names) == (device == "cpu")
+    assert ("_encode_kernel" in names) == (DEVICE == "cpu")

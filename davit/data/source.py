@@ -1,0 +1,244 @@
+"""Say what a source of pictures is, and number and order what a list of names and labels holds."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+from timm.data.readers.class_map import load_class_map
+
+from ..text import some
+from .decode import Stored
+from .errors import DataError
+from .listing import natural_key
+
+log = logging.getLogger(__name__)
+
+NO_CLASS = -1  # of a picture that cannot be read, and whose label cannot be either
+
+_WHOLE = re.compile(r"(\d{1,18})(?:\.0*)?", re.ASCII)  # a table's index column may hold 3.0
+_SIGNED = re.compile(r"[-+]?\d+(?:\.\d*)?", re.ASCII)
+_MOST_CLASSES = 1_000_000
+_LONGEST = 4096  # characters of a path or a class name
+
+ClassMap: TypeAlias = str | Path | dict[str, int] | None
+
+
+class Source(Protocol):
+    """Where pictures come from: a folder, a table, shards, a named data set, a list."""
+
+    class_to_idx: dict[str, int]
+
+    def __len__(self) -> int: ...
+
+    def filename(self, index: int) -> str:
+        """Name a picture for predictions and reports: by its file below the split folder, where it has one."""
+
+    def path(self, index: int) -> str:
+        """Name a picture for errors and lists of bad ones."""
+
+    def targets(self) -> Sequence[int] | None:
+        """List the class indices of all pictures; None where only opening the pictures would tell."""
+
+    def open(self, index: int) -> tuple[Stored, int]:
+        """Return a picture as it is stored, and its class index; decoding is the data set's work."""
+
+
+class Texts:
+    """Keep many short texts in two arrays: a worker that touches a list of objects copies its pages.
+
+    Unlike numpy's own arrays of texts they take no more memory where one is long. Names of files may hold any bytes.
+    """
+
+    def __init__(self, texts: Iterable[str | bytes]) -> None:
+        encoded = [text if isinstance(text, bytes) else text.encode("utf-8", "surrogateescape") for text in texts]
+        self.ends = np.cumsum([len(text) for text in encoded], dtype=np.int64)
+        self.joined = np.frombuffer(b"".join(encoded), dtype=np.uint8)
+
+    @classmethod
+    def of(cls, joined: np.ndarray[Any, Any], ends: np.ndarray[Any, Any]) -> Texts:
+        """Take the two arrays of another `Texts`, as they come from a file."""
+        texts = cls.__new__(cls)
+        texts.joined, texts.ends = joined, ends
+        return texts
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def __iter__(self) -> Iterator[str]:
+        return (self[index] for index in range(len(self)))
+
+    def __getitem__(self, index: int) -> str:
+        begin = int(self.ends[index - 1]) if index else 0
+        return self.joined[begin : int(self.ends[index])].tobytes().decode("utf-8", "surrogateescape")
+
+
+class Listed:
+    """Hold the names, the order and the class indices of pictures that are listed with their labels.
+
+    The order is the natural one of CLASS/NAME, as a folder of the same pictures has it, whatever the order of the list
+    and however the pictures are spread over files. Subclasses say how a picture is opened.
+
+    Attributes:
+        order: for each position, the place in the list that it was made from.
+        is_indexed: the class indices are the labels themselves, or stand in the data beside the classes' names.
+    """
+
+    def __init__(
+        self,
+        place: str | Path,
+        names: Sequence[str],
+        labels: Sequence[str | None],
+        class_map: ClassMap = None,
+        *,
+        indices: bool = True,
+        class_names: Sequence[str] = (),
+    ) -> None:
+        """Number the classes, leave out what a class map does not name, and sort.
+
+        Args:
+            place: the folder, table or shards, for messages.
+            labels: the class of each picture, by name or index; None where it cannot be read.
+            class_map: names and their indices, which replace those of the data, or a file of them.
+            indices: labels that are all whole numbers are class indices, not names.
+            class_names: the names of the indices 0, 1, ..., where the data tell them.
+
+        Raises:
+            DataError: the labels cannot be numbered, or none is in the class map.
+        """
+        if not names:
+            raise DataError(f"{place} lists no pictures")
+        distinct = {label for label in labels if label is not None}
+        if (longest := max(map(len, itertools.chain(distinct, names)), default=0)) > _LONGEST:
+            raise DataError(f"{place}: a name or a label has {longest} characters, so it is none")
+        folder = Path(place) if Path(place).is_dir() else Path(place).parent
+        mapping = read_class_map(class_map, folder) if class_map else None
+        self.class_to_idx, index_of, self.is_indexed = _number(place, distinct, mapping, indices, class_names)
+        numbered = [NO_CLASS if label is None else index_of.get(label, None) for label in labels]
+        if left_out := sorted(distinct.difference(index_of), key=natural_key):
+            log.warning("%s: classes not in the class map are left out: %s", place, some(left_out))
+        kept = [at for at, number in enumerate(numbered) if number is not None]
+        if not kept:
+            found: list[str] = sorted(distinct, key=natural_key)
+            raise DataError(f"{place}: none of its classes ({some(found)}) is in the class map {class_map}")
+        kept.sort(key=lambda at: natural_key(_below_class(names[at], labels[at])))
+        self.order = np.array(kept, dtype=np.int64)
+        self._names = Texts(names[at] for at in kept)
+        self._targets = np.array([numbered[at] for at in kept], dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def filename(self, index: int) -> str:
+        return self._names[index]
+
+    def targets(self) -> list[int]:
+        return self._targets.tolist()
+
+    def target(self, index: int) -> int:
+        """Return the class index of a picture."""
+        return int(self._targets[index])
+
+
+class Files(Listed):
+    """Hold pictures that are files, by their paths below a folder, or absolute ones."""
+
+    folder: Path
+
+    def path(self, index: int) -> str:
+        return str(self.folder / self.filename(index))
+
+    def open(self, index: int) -> tuple[str, int]:
+        return self.path(index), self.target(index)
+
+
+class Renumbered:
+    """Show a source under other class indices: each class by its name."""
+
+    def __init__(self, source: Source, class_to_idx: dict[str, int]) -> None:
+        self.source = source
+        self.class_to_idx = class_to_idx
+        self._new = {index: class_to_idx[name] for name, index in source.class_to_idx.items()}
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def filename(self, index: int) -> str:
+        return self.source.filename(index)
+
+    def path(self, index: int) -> str:
+        return self.source.path(index)
+
+    def targets(self) -> list[int] | None:
+        targets = self.source.targets()
+        return None if targets is None else [self._new.get(target, target) for target in targets]
+
+    def open(self, index: int) -> tuple[Stored, int]:
+        stored, target = self.source.open(index)
+        return stored, self._new.get(target, target)
+
+
+def _below_class(name: str, label: str | None) -> str:
+    """Name a picture as CLASS/NAME, unless it lies in a folder of its class already."""
+    if label is None or name.rpartition("/")[0].rpartition("/")[2] == label:
+        return name
+    return f"{label}/{name}"
+
+
+def _number(
+    place: str | Path, labels: set[str], class_map: Mapping[str, int] | None, indices: bool, class_names: Sequence[str]
+) -> tuple[dict[str, int], dict[str, int], bool]:
+    """Return the indices of the classes by name and those of the labels, and whether the data fix them."""
+    whole = _whole_numbers(labels) if indices or class_names else None
+    if whole is not None and class_names:
+        if wrong := [label for label, index in whole.items() if index >= len(class_names)]:
+            raise DataError(f"{place}: the labels {some(wrong)} are not indices of its {len(class_names)} class names")
+        labels_of = {label: class_names[index] for label, index in whole.items()}
+    else:
+        labels_of = {label: label for label in labels}
+    if class_map:
+        by_name = {label: class_map[name] for label, name in labels_of.items() if name in class_map}
+        if not by_name and whole is not None:  # indices, and the class map is there for the names
+            known = set(class_map.values())
+            by_name = {label: index for label, index in whole.items() if index in known}
+        return dict(class_map), by_name, True
+    if whole is None:
+        if indices and labels and all(_SIGNED.fullmatch(label) for label in labels):
+            raise DataError(f"{place}: the labels {some(sorted(labels))} are numbers, and class indices are 0 or more")
+        numbered = {name: index for index, name in enumerate(sorted(labels, key=natural_key))}
+        return numbered, numbered, False
+    if class_names:
+        return {name: index for index, name in enumerate(class_names)}, whole, True
+    highest = max(whole.values())
+    if highest >= _MOST_CLASSES:
+        raise DataError(
+            f"{place}: its labels are numbers up to {highest}, which cannot be class indices from 0 on: give "
+            "`class_map=FILE` with such a label a line"
+        )
+    return {str(index): index for index in range(highest + 1)}, whole, True
+
+
+def _whole_numbers(labels: set[str]) -> dict[str, int] | None:
+    """Read labels as whole numbers of 0 or more; None unless all are."""
+    matches = {label: _WHOLE.fullmatch(label) for label in labels}
+    if not labels or not all(matches.values()):
+        return None
+    return {label: int(match[1]) for label, match in matches.items() if match}
+
+
+def read_class_map(class_map: str | Path | dict[str, int], folder: Path) -> dict[str, int]:
+    """Read class names and their indices from a dict or a file (.txt, a name a line; .pkl, a dict)."""
+    try:
+        mapping = load_class_map(class_map if isinstance(class_map, dict) else str(class_map), str(folder))
+    except Exception as error:  # a damaged pickle raises its own types
+        wanted = "a .txt with a name a line or a .pkl of a dict is needed"
+        raise DataError(f"the class map {class_map} cannot be used ({error}): {wanted}") from error
+    wrong = {name: index for name, index in mapping.items() if not isinstance(index, int) or index < 0}
+    if wrong or not mapping:
+        raise DataError(f"the class map {class_map} must give each class an index of 0 or more, not {wrong}")
+    return {str(name): index for name, index in mapping.items()}
