@@ -314,6 +314,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     add("--resume", default="", metavar="FILE", help="go on from this state")
     add("--no-resume-opt", action="store_true", help="with --resume: weights and epoch alone")
     add("--auto-resume", action="store_true", help="go on from the newest whole state in the run's folder")
+    add("--accept-changed-data", action="store_true", help="go on, now, though classes or files are not the state's")
     add("--eval-metric", default="top1", choices=("top1", "top5", "loss"), help="what the best is judged by")
     add("--log-tensorboard", action="store_true", help="write TensorBoard events")
     add("--log-wandb", action="store_true", help="log to Weights & Biases")

@@ -5,22 +5,24 @@ In the run's folder:
     previous.pth.tar      the one before, for the case that the newest is damaged
     checkpoint-N.pth.tar  the state at the end of epoch N, for the best --checkpoint-hist epochs
     model_best.pth.tar    the best of them
-The last two are hard links, where the file system has them, so keeping an epoch costs no second write. Which is
+    checkpoint-N.aside.pth.tar  one whose metric cannot be compared with those of today
+The last three are hard links, where the file system has them, so keeping an epoch costs no second write. Which is
 newest follows from these names, never from the clock.
 """
 
 from __future__ import annotations
 
 import fcntl
+import itertools
 import logging
 import math
 import os
 import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import IO, Any
 
@@ -28,7 +30,9 @@ import torch
 
 from ..checkpoint import CheckpointError, read_contents, unwrap
 from ..files import write_atomically
+from ..text import some
 from .distributed import World
+from .state_check import check_types
 
 log = logging.getLogger(__name__)
 
@@ -37,10 +41,13 @@ LAST, PREVIOUS, BEST = "last.pth.tar", "previous.pth.tar", "model_best.pth.tar"
 _EPOCH_FILE = re.compile(r"checkpoint-(\d+)\.pth\.tar")
 # what a run writes into its folder, and so what --overwrite removes from it
 _OF_A_RUN = (
-    *(LAST, PREVIOUS, BEST, "checkpoint-*.pth.tar", "*.pth.tar.damaged", ".*.partial"),
+    *(LAST, PREVIOUS, BEST, "checkpoint-*.pth.tar", "*.aside.pth.tar", "*.pth.tar.damaged", ".*.partial"),
     *("options.yaml", "summary*.csv", "summary.json", "curves.png", "bad_images.csv", "tensorboard", "wandb*"),
     *("nonfinite-*.pt", "train-batch-*.jpg"),
 )
+_LOCK = ".lock"
+_STAMP = "%Y%m%d-%H%M%S"
+_STAMPED = re.compile(r"(\d{8}-\d{6})-.+")  # the folder of a run without a name
 _FOLDER = "davit/folder"  # the key under which a job remembers its folder over restarts
 
 
@@ -48,11 +55,13 @@ def read_state(path: Path) -> dict[str, Any]:
     """Read a whole training state; every byte is checked, and nothing in it can run code.
 
     Raises:
-        CheckpointError: the file is missing, damaged, or not a state of this trainer.
+        CheckpointError: the file is missing, damaged, not a state of this trainer, or one with values of wrong types.
     """
     state, _ = read_contents(path, foreign=False)
     if not isinstance(state, dict) or "state_dict" not in state:
         raise CheckpointError(f"{path} holds no training state.")
+    if state.get("format") == FORMAT:
+        check_types(state, path)
     return state
 
 
@@ -83,6 +92,7 @@ def read_any(path: Path) -> dict[str, Any]:
     """Read a state of ours, or another trainer's checkpoint: weights, their average if it has one, and epoch."""
     contents, _ = read_contents(path)
     if isinstance(contents, dict) and contents.get("format") == FORMAT:
+        check_types(contents, path)
         return contents
     checkpoint, averaged = unwrap(contents, str(path), ema="never"), unwrap(contents, str(path))
     epoch = checkpoint.metadata.get("epoch")
@@ -91,6 +101,10 @@ def read_any(path: Path) -> dict[str, Any]:
         "epoch": epoch if isinstance(epoch, int) else -1,
         **({"state_dict_ema": averaged.state_dict} if averaged.ema else {}),
     }
+
+
+class FolderTakenError(ValueError):
+    """Another run writes into the folder."""
 
 
 _held: set[Path] = set()  # the locks of this process, which the operating system would grant it twice
@@ -102,7 +116,7 @@ def _lock(path: Path) -> IO[str]:
     A record lock (POSIX), because the loader processes that a killed run leaves behind do not inherit it.
     """
     path = path.resolve()
-    taken = ValueError(
+    taken = FolderTakenError(
         f"another run is writing into {path.parent}: wait for it, or give this one another --experiment."
     )
     if path in _held:
@@ -124,6 +138,14 @@ def _age(file: Path) -> tuple[int, int, str]:
     return place, -int(match[1]) if match else 0, file.name
 
 
+def judged_by(state: Mapping[str, Any]) -> str | None:
+    """Name the metric of a state's kept epochs (`eval_top1`); None where it does not tell."""
+    if "metric_name" in state:
+        return str(state["metric_name"])
+    metric = state.get("args", {}).get("eval_metric")  # a state of an earlier version
+    return None if metric is None else f"{'ema' if 'state_dict_ema' in state else 'eval'}_{metric}"
+
+
 class RunFolder:
     """Hold the folder of one run, for one run at a time. Only the main process has one.
 
@@ -133,7 +155,7 @@ class RunFolder:
         higher_is_better: the order of the metric.
 
     Raises:
-        ValueError: another run holds the folder now.
+        FolderTakenError: another run holds the folder now.
     """
 
     def __init__(self, path: Path, keep: int = 10, higher_is_better: bool = True):
@@ -141,7 +163,7 @@ class RunFolder:
         self.keep = keep
         self.sign = 1.0 if higher_is_better else -1.0
         path.mkdir(parents=True, exist_ok=True)
-        self._lock = _lock(path / ".lock")
+        self._lock = _lock(path / _LOCK)
         for entry in path.glob(".*.partial"):  # what a killed process had begun to write; the folder is ours alone
             entry.unlink()
 
@@ -160,6 +182,46 @@ class RunFolder:
         if not self._lock.closed:
             _held.discard(Path(self._lock.name))
             self._lock.close()
+
+    def secure(self, state: Callable[[], dict[str, Any]]) -> bool:
+        """See that the folder is there and held by this run, as it was; return whether it had to be made anew.
+
+        To be called before anything is written. A folder or a lock that somebody removed is made again.
+
+        Args:
+            state: makes the state of now, to be saved elsewhere where the folder is lost.
+
+        Raises:
+            FolderTakenError: another run holds it; the state is saved in a folder beside it, which is named.
+        """
+        lock = self.path / _LOCK
+        with suppress(FileNotFoundError, NotADirectoryError):
+            if os.path.samestat(lock.stat(), os.fstat(self._lock.fileno())):
+                return False
+        is_gone = not self.path.is_dir()
+        self.path.mkdir(parents=True, exist_ok=True)
+        self.close()
+        try:
+            self._lock = _lock(lock)
+        except FolderTakenError:
+            beside = self._save_beside(state())
+            raise FolderTakenError(
+                f"the file {lock} was removed, and another run writes into {self.path} now, so this one stops. Its "
+                f"state is in {beside}: go on with --experiment {beside.name} --auto-resume."
+            ) from None
+        if is_gone:
+            log.warning("%s was removed or renamed: it is made anew, and this run goes on in it.", self.path)
+        else:
+            log.warning("%s was removed, by which other runs see that this one writes here: it is made anew.", lock)
+        return is_gone
+
+    def _save_beside(self, state: dict[str, Any]) -> Path:
+        """Save a state in a new folder beside this one, and return that."""
+        path = _new_folder(self.path.with_name(f"{self.path.name}-{n}") for n in itertools.count(2))
+        folder = RunFolder(path, self.keep)
+        folder.save(state)
+        folder.close()
+        return path
 
     def save(self, state: dict[str, Any]) -> Path:
         """Write the newest state; the one before stays beside it, and if it cannot be written both stay."""
@@ -182,11 +244,12 @@ class RunFolder:
         Returns:
             Those kept now.
         """
-        kept = {**kept, epoch: metric}
-        best_first = sorted(kept, key=lambda e: (self.rank(kept[e]), e))
+        among_best = self._best_first({**kept, epoch: metric})[: self.keep]  # files of others may be gone by right
+        kept = {**self.on_disk({e: kept[e] for e in among_best if e != epoch}), epoch: metric}
+        best_first = self._best_first(kept)
         best = sorted(best_first[: self.keep])
         if epoch in best:
-            self._link(self.path / LAST, f"checkpoint-{epoch}.pth.tar")
+            self._link(self.path / LAST, _epoch_file(epoch))
         if epoch == best_first[0]:
             self._link(self.path / LAST, BEST)
         for file in self.path.glob("checkpoint-*.pth.tar"):
@@ -194,6 +257,39 @@ class RunFolder:
             if match and int(match[1]) not in best:
                 file.unlink()
         return {e: kept[e] for e in best}
+
+    def on_disk(self, kept: dict[int, float]) -> dict[int, float]:
+        """Return the kept epochs whose files are there; of the best one either of its two names will do."""
+        if not kept:
+            return kept
+        best, best_file = self._best_first(kept)[0], self.path / BEST
+        if not (self.path / _epoch_file(best)).exists() and _glance(best_file).get("epoch") == best + 1:
+            self._link(best_file, _epoch_file(best))
+        left = {epoch: metric for epoch, metric in kept.items() if (self.path / _epoch_file(epoch)).exists()}
+        if gone := sorted({*kept} - {*left}):
+            log.warning("%s: the checkpoints of epochs %s were removed and no longer count.", self.path, some(gone))
+        if left and (best not in left or not best_file.exists()):
+            self._link(self.path / _epoch_file(self._best_first(left)[0]), BEST)
+        return left
+
+    def judge_anew(self, kept: dict[int, float], aside: Collection[int]) -> dict[int, float]:
+        """Make the best of `kept` the best one, after its metrics have changed; return those whose files are there.
+
+        Args:
+            aside: the epochs whose metric is not comparable; their files get names that nothing removes or replaces.
+        """
+        files = {epoch: self.path / _epoch_file(epoch) for epoch in (*kept, *aside)}
+        best = self.path / BEST
+        if best.exists() and not any(file.exists() and file.samefile(best) for file in files.values()):
+            best.replace(self.path / "model_best.aside.pth.tar")  # no second name of one of them
+        best.unlink(missing_ok=True)
+        for epoch in aside:
+            if files[epoch].exists():
+                files[epoch].replace(self.path / f"checkpoint-{epoch}.aside.pth.tar")
+        return self.on_disk(kept)
+
+    def _best_first(self, kept: dict[int, float]) -> list[int]:
+        return sorted(kept, key=lambda epoch: (self.rank(kept[epoch]), epoch))
 
     def rank(self, metric: float) -> float:
         """Order metrics: lower is better, and a metric that is not a number is the worst."""
@@ -216,9 +312,14 @@ class RunFolder:
             last.replace(self.path / f"{LAST}.damaged")
         if not last.exists():
             self._link(file, LAST)
-        if state["step"] == 0 and state["metric"] is not None:  # killed between saving and keeping
+        is_ended = state.get("format") == FORMAT and state.get("step") == 0 and state.get("metric") is not None
+        if is_ended:  # it may have been killed between saving and keeping
+            sign, name = self.sign, judged_by(state)
+            if name is not None:  # the state's own metric, which the flags may no longer be of
+                self.sign = -1.0 if name.endswith("loss") else 1.0
             kept = {int(epoch): metric for epoch, metric in state["kept"].items()}
             state["kept"] = self.keep_epoch(state["epoch"] - 1, state["metric"], kept)
+            self.sign = sign
         return state
 
     def _link(self, source: Path, name: str) -> None:
@@ -233,6 +334,10 @@ class RunFolder:
         beside.replace(self.path / name)
         with suppress(FileNotFoundError):
             beside.unlink()  # a rename onto another name of the same file does nothing
+
+
+def _epoch_file(epoch: int) -> str:
+    return f"checkpoint-{epoch}.pth.tar"
 
 
 # ---- the folder of a run that begins or goes on ----
@@ -305,12 +410,61 @@ def open_folder(options: FolderOptions, size: int, world: World) -> Opened:
 def run_path(options: FolderOptions, size: int) -> Path:
     """Return the folder of a run: --output/--experiment.
 
-    Without a name: the time, the model and the size, so that no two runs meet. With --auto-resume a run without a
-    name takes the newest folder of that model and size.
+    Without a name: the time (UTC), the model and the size, in a folder that is made here, so that no two runs meet.
+    With --auto-resume a run without a name takes the unfinished one of that model and size that began last, or where
+    all are finished the one that did.
     """
     output = Path(options.output or "output/train")
     if options.experiment:
         return output / options.experiment
     name = f"{options.model.replace('/', '_')}-{size}"
-    earlier = sorted(path.parent for path in output.glob(f"*-{name}/{LAST}")) if options.auto_resume else []
-    return earlier[-1] if earlier else output / f"{datetime.now():%Y%m%d-%H%M%S}-{name}"
+    if options.auto_resume:
+        begun = [path for path in output.glob(f"*-{name}") if _STAMPED.fullmatch(path.name)]
+        newest_first = sorted((path for path in begun if any(path.glob("*.pth.tar"))), reverse=True)
+        for path in newest_first:
+            if _is_unfinished(path):
+                return path
+        if newest_first:
+            return newest_first[0]
+    return _new_folder(output / f"{stamp:{_STAMP}}-{name}" for stamp in _stamps(output))
+
+
+def _stamps(output: Path) -> Iterator[datetime]:
+    """Yield times for the name of a new run: now, or later than all names there, if a clock was set back; and on."""
+    stamp = datetime.now(timezone.utc).replace(tzinfo=None, microsecond=0)
+    for path in output.glob("*"):
+        if match := _STAMPED.fullmatch(path.name):
+            with suppress(ValueError, OverflowError):  # digits that are no time, and the year 9999
+                stamp = max(stamp, datetime.strptime(match[1], _STAMP) + timedelta(seconds=1))
+    while True:
+        yield stamp
+        stamp += timedelta(seconds=1)
+
+
+def _new_folder(paths: Iterator[Path]) -> Path:
+    """Make the first of the folders that does not exist yet; of two processes that try at once only one makes it."""
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(FileExistsError):
+            path.mkdir()
+            return path
+    raise AssertionError("names never end")
+
+
+def _is_unfinished(folder: Path) -> bool:
+    """Return whether a run has epochs to train; its newest state is glanced at, its weights are not read.
+
+    A state that cannot be read counts as unfinished: whoever opens the folder says what is wrong with it.
+    """
+    state = _glance(min(folder.glob("*.pth.tar"), key=_age))
+    num_epochs = state.get("num_epochs", state.get("args", {}).get("epochs"))
+    return not (isinstance(num_epochs, int) and isinstance(state.get("epoch"), int) and state["epoch"] >= num_epochs)
+
+
+def _glance(file: Path) -> dict[str, Any]:
+    """Read what a state says of itself, without its weights; empty where it cannot be read."""
+    try:
+        state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    except Exception:  # a damaged file can make the reader fail in any way
+        return {}
+    return state if isinstance(state, dict) else {}

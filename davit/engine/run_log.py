@@ -90,6 +90,10 @@ class RunLog:
         if self._wandb is not None:
             self._try("log to wandb", lambda: self._wandb.log(dict(row)))  # type: ignore[union-attr]
 
+    def write_again(self) -> None:
+        """Write the summary so far into a folder that was made anew."""
+        self._summary.write()
+
     def finish(self) -> None:
         """Close what is open."""
         if self._board is not None:
@@ -132,14 +136,19 @@ class Summary:
         if not self._rows:
             path.unlink(missing_ok=True)
         elif len(self._rows) < len(found):
-            write_csv(self.path, self._rows)
+            self.write()
 
     def add(self, row: Mapping[str, float]) -> None:
         """Write a row, in the place of any of the same epoch or later."""
         epoch = int(row["epoch"])
         cells = {"epoch": str(epoch), **{name: _cell(value) for name, value in row.items() if name != "epoch"}}
         self._rows = [*(row for row in self._rows if int(row["epoch"]) < epoch), cells]
-        write_csv(self.path, self._rows)
+        self.write()
+
+    def write(self) -> None:
+        """Write the rows so far, if there are any."""
+        if self._rows:
+            write_csv(self.path, self._rows)
 
     def _read(self) -> list[dict[str, str]]:
         """Read the rows of an earlier part of the run; a file that is none of ours is set aside."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -16,8 +18,11 @@ from torch import Tensor, nn
 
 from ..data import Batch
 from ..seeding import seed_everything
+from ..text import some
 from .distributed import World
 from .precision import Precision
+
+log = logging.getLogger(__name__)
 
 MOST_OVERFLOWS = 100  # steps in a row that fp16 may skip with its scale at 1: scaling has no part in those
 
@@ -145,15 +150,53 @@ class Stepper:
 
     def state_dict(self) -> dict[str, Any]:
         """Gather what the next steps depend on, beside the weights."""
-        state = {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}
-        return {**state, "updates": self.updates}
+        return {
+            "optimizer": self.optimizer.state_dict(),
+            "parameters": parameter_names(self.optimizer, self.model),
+            "scaler": self.scaler.state_dict(),
+            "updates": self.updates,
+        }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Put back what `state_dict` gathered."""
-        self.optimizer.load_state_dict(state["optimizer"])
+    def load_state_dict(self, state: dict[str, Any], names: list[list[str]]) -> bool:
+        """Put back what `state_dict` gathered; return whether the optimizer groups the parameters as then.
+
+        Where it does not, each parameter gets its own moments by its name, and the groups' values (rates, decay) stay.
+
+        Args:
+            names: of the parameters in each group of the saved optimizer, as `parameter_names` gives them.
+
+        Raises:
+            ValueError: the optimizer's state does not fit.
+        """
+        same = names == parameter_names(self.optimizer, self.model)
+        saved = state["optimizer"] if same else _regrouped(state["optimizer"], names, self.optimizer, self.model)
+        self.optimizer.load_state_dict(saved)
         if state["scaler"]:  # empty where the run was not in fp16
             self.scaler.load_state_dict(state["scaler"])
         self.updates = state["updates"]
+        return same
+
+
+def parameter_names(optimizer: torch.optim.Optimizer, model: nn.Module) -> list[list[str]]:
+    """Name the parameters of each group of an optimizer, in its order."""
+    name_of = {id(parameter): name for name, parameter in model.named_parameters()}
+    return [[name_of[id(parameter)] for parameter in group["params"]] for group in optimizer.param_groups]
+
+
+def _regrouped(
+    saved: dict[str, Any], names: list[list[str]], optimizer: torch.optim.Optimizer, model: nn.Module
+) -> dict[str, Any]:
+    """Order the moments of a saved optimizer as another one groups the parameters; what has none is logged."""
+    now, then = parameter_names(optimizer, model), [group["params"] for group in saved["param_groups"]]
+    number_of = dict(zip(chain(*names), chain(*then), strict=True))
+    groups = optimizer.state_dict()["param_groups"]
+    numbers = dict(zip(chain(*now), chain(*(group["params"] for group in groups)), strict=True))
+    if new := [name for name in numbers if name not in number_of]:
+        log.warning("%d parameters have no moments in the state and begin without: %s.", len(new), some(new))
+    if lost := [name for name in number_of if name not in numbers]:
+        log.warning("The moments of %d parameters are left out, as they are not trained: %s.", len(lost), some(lost))
+    moments = {number: saved["state"].get(number_of.get(name)) for name, number in numbers.items()}
+    return {"state": {n: values for n, values in moments.items() if values is not None}, "param_groups": groups}
 
 
 @dataclass

@@ -24,13 +24,14 @@ from ..commands import Interrupted, run_cli, stop_signals
 from ..data import Batch, prefetch, save_images, write_digits
 from ..seeding import seed_everything
 from .build import Parts, build_model, build_parts, data_config, open_data, set_transforms
+from .data_facts import facts_of
 from .distributed import StoppedError, World, close_world, init_world
 from .evaluate import Evaluation, evaluate, peak_memory_mb
 from .flags import NO_LONGER, given_flags, parse_with_config, say_no_longer, train_parser
 from .nonfinite import report_nonfinite
 from .precision import precision_from
 from .progress import Progress
-from .resume import Standing, enter_schedule, restore, state_of
+from .resume import Standing, enter_schedule, metric_name, restore, state_of
 from .run_folder import FolderOptions, Opened, RunFolder, open_folder
 from .run_log import RunLog, check_loggers, plain, write_args, write_bad_images
 from .steps import EpochTotals, OnNonFinite
@@ -89,8 +90,8 @@ def run(args: Namespace, world: World) -> None:
         measure_throughput(args, model, config, world)
         return
     parts = build_parts(args, model, data, config, world)
-    # the flags of the precision as they came out on this machine
-    record = plain({**vars(args), **parts.precision.flags})
+    # the flags of the precision as they came out on this machine; and to accept other data is for one start alone
+    record = plain({**vars(args), **parts.precision.flags, "accept_changed_data": False})
     options = RunOptions(**{flag.name: getattr(args, flag.name) for flag in fields(RunOptions)})
     trainer = Trainer(parts, options, record, world)
     try:
@@ -131,6 +132,7 @@ class RunOptions(FolderOptions):
     grad_accum_steps: int
     start_epoch: int | None
     no_resume_opt: bool
+    accept_changed_data: bool
     mixup_off_epoch: int
     dist_bn: str
     channels_last: bool
@@ -154,6 +156,7 @@ class Trainer:
         if self.standing.epoch:
             enter_schedule(parts, self.standing)
         self.path = Path(options.output or "output")  # until the run's own folder is open
+        self.facts: dict[str, dict[str, Any]] = {}  # of the data, noted once the folder is open
         self.folder: RunFolder | None = None
         self.run_log: RunLog | None = None
         self._announce()
@@ -219,13 +222,19 @@ class Trainer:
         found = (self.path, opened.state, opened.is_own) if opened is not None else (self.path, None, False)
         self.path, state, is_own = self.world.broadcast_state(found)
         self.parts.precision.say(before=None if state is None else state.get("precision"))
+        self.facts = facts_of(self.parts.data, self.world)
         if state is not None:
-            self.standing = restore(self.parts, state, self.record, is_own)
+            accepted = self.options.accept_changed_data
+            self.standing = restore(self.parts, state, self.record, self.facts, is_own, accepted)
         epoch = self.standing.epoch
         if epoch >= self.parts.num_epochs:
             log.warning("Epoch %d of %d: there is nothing left to train.", epoch, self.parts.num_epochs)
 
         def open_record() -> None:
+            assert self.folder is not None
+            standing = self.standing
+            if standing.is_judged_anew:
+                standing.kept = self.folder.judge_anew(standing.kept, standing.aside)
             write_args(self.path, self.record)
             self.run_log = RunLog(self.path, **loggers, config=self.record, resume_epoch=epoch)
 
@@ -247,8 +256,8 @@ class Trainer:
                 self._end_epoch(results)
                 if any(self.world.gather(asked())) and standing.epoch < num_epochs:
                     self._stop()
-        if self.folder is not None and standing.kept:
-            folder, kept = self.folder, standing.kept
+        if self.folder is not None and (kept := self.folder.on_disk(standing.kept)):
+            folder = self.folder
             best = min(kept, key=lambda epoch: (folder.rank(kept[epoch]), epoch))
             metric = self.options.eval_metric
             log.info("Best %s %.4g at epoch %d; everything is in %s.", metric, kept[best], best, folder.path)
@@ -288,6 +297,7 @@ class Trainer:
                     data_share=standing.totals.data_share,
                 )
                 if options.save_images and done % options.log_interval == 0 and self.folder is not None:
+                    self._secure()
                     save_images(micro_batches[0], self.path / f"train-batch-{done}.jpg")
                 if done < loader.steps_per_epoch:  # behind the last step the evaluation asks again
                     is_recovery_point = options.recovery_interval and done % options.recovery_interval == 0
@@ -337,7 +347,7 @@ class Trainer:
         """Record an epoch, and save the state that the next one begins with."""
         standing = self.standing
         totals, finished = standing.totals, standing.epoch
-        metric = results[("ema_" if self.parts.ema else "eval_") + self.options.eval_metric]
+        metric = results[metric_name(self.parts, self.record)]
         self._gather_bad_images()
         row: dict[str, Any] = {
             "epoch": finished,
@@ -354,16 +364,19 @@ class Trainer:
         }
         log.info("%s", "  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()))
         standing.epoch, standing.step = finished + 1, 0
+        standing.results[finished] = results
         self.parts.scheduler.step(standing.epoch, metric)
 
         def write() -> None:
             # the row before the state: a run killed in between repeats the epoch and writes the same row again
             assert self.folder is not None and self.run_log is not None
+            self._secure(metric)
             if standing.bad_images:
                 write_bad_images(self.path, standing.bad_images)
             self.run_log.epoch(row)
-            self.folder.save(state_of(self.parts, standing, self.record, metric))
+            self.folder.save(self._state(metric))
             standing.kept = self.folder.keep_epoch(finished, metric, standing.kept)
+            standing.results = {epoch: standing.results[epoch] for epoch in standing.kept if epoch in standing.results}
 
         self.world.on_main(write)
 
@@ -378,9 +391,21 @@ class Trainer:
 
         def write() -> None:
             assert self.folder is not None
-            self.folder.save(state_of(self.parts, self.standing, self.record))
+            self._secure()
+            self.folder.save(self._state())
 
         self.world.on_main(write)
+
+    def _state(self, metric: float | None = None) -> dict[str, Any]:
+        """Gather the state; `metric`: of the epoch that ended here, if one did."""
+        return state_of(self.parts, self.standing, self.record, self.facts, metric)
+
+    def _secure(self, metric: float | None = None) -> None:
+        """On the main process, see that the folder is there and ours; one that was removed gets its record again."""
+        assert self.folder is not None and self.run_log is not None
+        if self.folder.secure(lambda: self._state(metric)):
+            write_args(self.path, self.record)
+            self.run_log.write_again()
 
     def _stop(self) -> NoReturn:
         epoch = self.standing.epoch

@@ -98,7 +98,7 @@ def test_one_class_alone_is_refused(tmp_path: Path, pictures: Path) -> None:
 
 
 def test_classes_in_another_order_than_the_states(tmp_path: Path, pictures: Path, on_the_folder: Path) -> None:
-    """Going on is refused, starting from the weights is warned of; under other names it is only said."""
+    """Going on is refused, and so it is under other names until they are accepted; starting is warned of."""
     other = tmp_path / "classes.txt"
     other.write_text("red\nblue\ngreen\n")
     state = str(on_the_folder / LAST)
@@ -109,8 +109,9 @@ def test_classes_in_another_order_than_the_states(tmp_path: Path, pictures: Path
     table = as_csv(pictures, tmp_path / "csv")
     for file in table.glob("*.csv"):
         file.write_text(file.read_text().replace(",green", ",grass"))
-    renamed = run_here(table, *FLAGS, "--overwrite", "--resume", state, cwd=tmp_path)
-    assert "grass" in renamed.stderr
+    renamed = [*FLAGS, "--overwrite", "--resume", state]
+    assert "grass" in run_here(table, *renamed, cwd=tmp_path, status=2).stderr
+    assert "grass" in run_here(table, *renamed, "--accept-changed-data", cwd=tmp_path).stderr
 
 
 def test_evaluation_goes_by_the_names_of_the_classes(tmp_path: Path, pictures: Path, on_the_folder: Path) -> None:
