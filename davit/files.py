@@ -1,4 +1,4 @@
-"""Write files that are whole or not there (checkpoints, summaries, lists), and say where cached ones lie."""
+"""Write files that are whole or not there, open regular ones alone, and say where cached ones lie."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ import errno
 import hashlib
 import io
 import os
+import stat
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, BinaryIO
 
 _NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EBADF)  # some network file systems cannot
 
@@ -84,6 +85,48 @@ def write_csv(path: str | Path, rows: Sequence[Mapping[str, object]]) -> None:
     writer.writeheader()
     writer.writerows(rows)
     write_bytes(path, stream.getvalue().encode(errors="surrogateescape"))
+
+
+_IRREGULAR = {stat.S_IFIFO: "pipe", stat.S_IFSOCK: "socket", stat.S_IFCHR: "device", stat.S_IFBLK: "device"}
+
+
+def open_regular(path: str | Path) -> BinaryIO:
+    """Open a file for reading if it is a regular one: a pipe could be waited for without end, a device has none.
+
+    Raises:
+        OSError: it cannot be opened; errno ENODEV for a pipe, a socket or a device, EISDIR for a folder.
+    """
+    _require_regular(os.stat(path), path)  # noqa: PTH116 (opening a device may do something to it)
+    # not to wait where another process has put a pipe into the file's place meanwhile
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    try:
+        _require_regular(os.fstat(descriptor), path)
+        return os.fdopen(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def read_small(path: str | Path, most: int) -> bytes:
+    """Read a regular file that has at most `most` bytes.
+
+    Raises:
+        OSError: as `open_regular`.
+        ValueError: it is larger.
+    """
+    with open_regular(path) as stream:
+        data = stream.read(most + 1)
+    if len(data) > most:
+        raise ValueError(f"it is larger than {most:,} bytes")
+    return data
+
+
+def _require_regular(state: os.stat_result, path: str | Path) -> None:
+    if stat.S_ISDIR(state.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not stat.S_ISREG(state.st_mode):
+        kind = _IRREGULAR.get(stat.S_IFMT(state.st_mode), "file of another kind")
+        raise OSError(errno.ENODEV, f"a {kind}, and only regular files are read", str(path))
 
 
 def cache_file(kind: str, *key: object) -> Path:
