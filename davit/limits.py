@@ -257,7 +257,7 @@ NUMBERS: dict[str, Limits] = {
     "mixup_prob": _SHARE,
     "mixup_switch_prob": _SHARE,
     "mixup_off_epoch": _EPOCHS,
-    "smoothing": Limits(0, 0.99),
+    "smoothing": _SHARE,
     "tta": _count(0, 1000),
     # regularisation, batch norm and averaging
     "drop": _SHARE,
@@ -311,6 +311,8 @@ def check_model_kwargs(kwargs: object, said_by: str = "") -> None:
         if (reason := why_unbounded(value)) is not None:
             raise ValueError(f"{notes}`model_kwargs` with {short(name)}: {short(value)}, which {reason}.")
         limits = _OF_A_MODEL.get(name, Limits(-(2**31), 2**31))
+        if name in ("in_chans", "num_classes") and value is not None and not limits.has(value):
+            raise ValueError(f"{notes}`model_kwargs` with {name}: {short(value)}, which must be {limits}.")
         if name == "depths" and isinstance(value, list | tuple) and sum(_numbers_in(value)) > limits.most:
             raise ValueError(f"{notes}`model_kwargs` with {name}: {short(value)}, more than {limits.most} in all.")
         for one in _numbers_in(value):

@@ -126,9 +126,6 @@ class Listed:
         numbered = [NO_CLASS if label is None else index_of.get(label, None) for label in labels]
         if left_out := sorted(distinct.difference(index_of), key=natural_key):
             log.warning("%s: classes not in the class map are left out: %s", place, some(left_out))
-        taken = set(index_of.values())
-        if mapping and (empty := [name for name, index in mapping.items() if index not in taken]):
-            log.warning("%s: classes of the class map %s have no pictures here: %s", place, class_map, some(empty))
         kept = [at for at, number in enumerate(numbered) if number is not None]
         if not kept:
             found: list[str] = sorted(distinct, key=natural_key)

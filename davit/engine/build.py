@@ -264,6 +264,8 @@ def build_mixup(args: Namespace, num_classes: int) -> Mixup | None:
 
 def build_loss(args: Namespace, mixup: Mixup | None) -> nn.Module:
     """Build the training loss that fits the augmentation."""
+    if args.smoothing >= 1:
+        raise ValueError(f"--smoothing {args.smoothing:g} leaves nothing of the labels: take less than 1.")
     if args.jsd:
         if args.aug_splits < 2:
             raise ValueError("--jsd needs --aug-splits of 2 or more.")

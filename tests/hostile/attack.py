@@ -4,7 +4,8 @@
 
 A kind is a function that yields trials for ever, registered by `kind`; add one in `tests/hostile/trials.py`.
 A trial fails if it hangs, takes too much memory, ends by a signal or with a traceback, has another exit status than
-those it may have, prints what it must not, or runs code that its file holds. The seed and the number say a trial again.
+those it may have, prints what it must not, or runs code that its file holds. The seed and the number say a trial
+again.
 """
 
 from __future__ import annotations
@@ -211,9 +212,9 @@ def main() -> int:
             "# Hostile trials\n\n"
             f"`python -m tests.hostile.attack -n {options.n} --seed {options.seed}`\n\n"
             f"{datetime.now(timezone.utc):%Y-%m-%d}; {platform.machine()}, Python {platform.python_version()}, "
-            f"davit at {commit}. Each trial is a process of its own with a limit on time and memory. A trial fails if it "
-            "hangs, ends by a signal or with a traceback, has a wrong exit status, takes too much memory, blames a file "
-            "of the user's for a flag, or runs code that a file holds.\n\n"
+            f"davit at {commit}. Each trial is a process of its own with a limit on time and memory. It fails if it "
+            "hangs, ends by a signal or with a traceback, has a wrong exit status, takes too much memory, blames a "
+            "file of the user's for a flag, or runs code that a file holds.\n\n"
             f"{table(tallies)}\n" + (f"\nFailed:\n\n{listed}" if failed else ""),
             encoding="utf-8",
         )

@@ -1,12 +1,14 @@
 """Make the trials of each kind: numbers, recipes, class maps, checkpoints, pictures.
 
-To add a kind: a function from a generator of random numbers and the lab's folder to an endless iterator of trials, under
-`@kind(name, share)`. The lab holds data/ (two classes), good.png, model.pth.tar (a training's checkpoint of a tiny model).
+To add a kind: a function from a generator of random numbers and the lab's folder to an endless iterator of trials,
+under `@kind(name, share)`. The lab holds data/ (two classes), good.png and its like, and model.pth.tar (a training's
+checkpoint of a tiny model).
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import io
 import itertools
 import json
@@ -21,6 +23,7 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -140,8 +143,28 @@ def commands(lab: Path) -> dict[str, tuple[argparse.ArgumentParser, Callable[[li
         "visualize": (visualize._parser(), run_visualize),
         "complexity": (complexity._parser(), lambda words: complexity.main(["--model", "DaViT_nano", *words])),
         "doctor": (doctor._parser(), run_doctor),
+        **_openmmlab(),
         "app": (app_parser(), lambda words: vars(app_parser().parse_args(words)) and 0),
     }
+
+
+def _openmmlab() -> dict[str, tuple[argparse.ArgumentParser, Callable[[list[str]], int | None]]]:
+    """The tools of mmdet/ and mmseg/, where they are installed: with a config that is not there."""
+    try:
+        from davit.openmmlab import cli, demo, flops
+    except ImportError:
+        return {}
+    tools = {"mm train": (cli.train_main, 1), "mm test": (cli.test_main, 2)}
+    tools |= {"mm get_flops": (flops.main, 1), "mm image_demo": (demo.main, 3)}
+    found = {}
+    for name, (main, files) in tools.items():
+        with mock.patch.object(argparse.ArgumentParser, "parse_args", autospec=True, side_effect=SystemExit) as parse:
+            with contextlib.suppress(SystemExit):
+                main(["x"])
+            parser = parse.call_args.args[0]
+        words = ["absent.py"] * files
+        found[name] = parser, lambda more, main=main, words=words: main([*words, *more])
+    return found
 
 
 @kind("numbers", 0.5)
@@ -359,7 +382,7 @@ def class_maps(rng: random.Random, lab: Path) -> Iterator[Trial]:
         [0],
         999_999,
         1_000_000,
-        10**5000,
+        10**4000,
         b"0",
     )
     names = ("a", "b", "c", 1, None, "", b"a", "\x1b[2J", "x" * 10_000, ("a",))
@@ -515,7 +538,7 @@ def _other_zip(rng: random.Random, data: bytes) -> bytes:
 
 @kind("checkpoints", 0.125)
 def checkpoints(rng: random.Random, lab: Path) -> Iterator[Trial]:
-    """Damage of bytes, headers that lie, notes with odd values, pickles that would run code; read by three commands."""
+    """Damage of bytes, headers that lie, notes with odd values, pickles that would run code."""
     good = (lab / "model.pth.tar").read_bytes()
     state = torch.load(io.BytesIO(good), weights_only=True)
     while True:
