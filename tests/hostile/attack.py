@@ -208,6 +208,7 @@ def main() -> int:
             ["git", "describe", "--always", "--dirty"], cwd=REPOSITORY, capture_output=True, text=True, check=False
         ).stdout.strip()
         listed = "".join(f"- {line}\n" for line in failed)
+        options.results.parent.mkdir(parents=True, exist_ok=True)
         options.results.write_text(
             "# Hostile trials\n\n"
             f"`python -m tests.hostile.attack -n {options.n} --seed {options.seed}`\n\n"

@@ -560,7 +560,7 @@ def checkpoints(rng: random.Random, lab: Path) -> Iterator[Trial]:
         elif way == "tensors":
             weights = dict(state["state_dict"])
             name = rng.choice(list(weights))
-            wide = torch.zeros(1).expand(rng.choice(((10**5, 10**5), (10**9,), (0,), ())))
+            wide = torch.zeros(()).expand(rng.choice(((10**5, 10**5), (10**9,), (0,), ())))
             weights[name] = rng.choice((wide, weights[name] * math.nan, weights[name].bool(), weights[name][None]))
             data = _saved(
                 {**state, "state_dict": weights, "class_names": rng.choice((["\x1b[2J", "b"], 3, ["a"], None))}
