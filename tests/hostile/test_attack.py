@@ -2,6 +2,7 @@
 
 import os
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -29,8 +30,9 @@ def _memory() -> int:
     return int(np.ones(2**28).sum()) and 0
 
 
-def _abort() -> int:
-    os.abort()
+def _killed() -> int:
+    os.kill(os.getpid(), signal.SIGKILL)
+    return 0
 
 
 def _leave() -> int:
@@ -48,7 +50,7 @@ def _leave() -> int:
         (_traceback, "traceback"),
         (_sleep, "no end"),
         (_memory, ""),
-        (_abort, "signal 6"),
+        (_killed, "signal 9"),
         (lambda: Path(CANARY).touch(), "code"),
         (lambda: print("damaged"), "damaged"),
     ],
