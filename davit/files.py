@@ -97,14 +97,18 @@ def open_regular(path: str | Path) -> BinaryIO:
         OSError: it cannot be opened; errno ENODEV for a pipe, a socket or a device, EISDIR for a folder.
     """
     _require_regular(os.stat(path), path)  # noqa: PTH116 (opening a device may do something to it)
-    # not to wait where another process has put a pipe into the file's place meanwhile
-    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    stream = open(path, "rb", opener=_open_at_once)  # noqa: SIM115 (Path.open takes no opener)
     try:
-        _require_regular(os.fstat(descriptor), path)
-        return os.fdopen(descriptor, "rb")
+        _require_regular(os.fstat(stream.fileno()), path)
     except BaseException:
-        os.close(descriptor)
+        stream.close()
         raise
+    return stream
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    """Open without waiting, where another process has put a pipe into the file's place meanwhile."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def read_small(path: str | Path, most: int) -> bytes:

@@ -33,7 +33,8 @@ def _main(arguments: Sequence[str] | None, block: bool) -> None:
         gradio()
         # the --config of a detector is no recipe
         reader = _reader(args, set() if args.config else given_flags(_parser, arguments))
-        serve(build_page(reader), args.host, args.port, args.max_megabytes, block)
+        where = {"folder": Path(folder), "also_at": args.also_at}
+        serve(build_page(reader), args.host, args.port, args.max_megabytes, block, **where)
 
 
 def _reader(args: argparse.Namespace, given: set[str]) -> Reader:
@@ -62,6 +63,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--class-map", default="", metavar="FILE|DIR", help="class names, one a line, or a data folder that has them")
     add("--host", default="127.0.0.1", help="default: this machine alone; 0.0.0.0 lets others in, without a password")
     add("--port", **number("port"), default=7860, help="0 takes a free one (default %(default)s)")
+    add(
+        "--also-at",
+        action="append",
+        default=[],
+        metavar="NAME[:PORT]",
+        help="another address by which browsers reach it, through a proxy or a tunnel; may be given several times",
+    )
     add("--max-megabytes", **number("max_megabytes"), default=20, help="the largest file taken (default %(default)s)")
     return parser
 

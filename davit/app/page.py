@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import importlib
-import ipaddress
 import logging
 import os
 import socket
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,24 +74,45 @@ def build_page(reader: Reader) -> Any:
     return page
 
 
-def serve(page: Any, host: str, port: int, max_megabytes: int, block: bool) -> str:
-    """Serve a page of `build_page` and return its address.
+def serve(
+    page: Any, host: str, port: int, max_megabytes: int, block: bool, *, folder: Path, also_at: Sequence[str] = ()
+) -> str:
+    """Serve a page of `build_page` to those who ask for it by its own address, and return that.
 
     Args:
         port: 0 takes a free one.
         max_megabytes: files larger than that are refused before they are stored.
         block: return only when the server ends.
+        folder: where Gradio keeps uploads, of which the oldest make room for new ones.
+        also_at: other addresses by which browsers reach it, through a proxy or a tunnel.
 
     Raises:
         ValueError: the port is taken, or the host is not of this machine.
     """
     gr = gradio()
+    from starlette.middleware import Middleware  # comes with Gradio
+
+    from .guard import Guard, OwnAddresses, is_loopback, malformed, unknown
+
+    port = _free_port(host, port)
+    largest = max_megabytes * 1024 * 1024
+    guard = Middleware(
+        Guard,
+        own=OwnAddresses(host, port, also_at),
+        folder=folder,
+        largest=largest,
+        sessions=page._queue.pending_messages_per_session,
+    )
     if not is_loopback(host):
         log.warning("%s can be reached by other machines, and the page asks nobody for a password", host)
     _, address, _ = page.launch(
         server_name=host,
-        server_port=_free_port(host, port),
-        max_file_size=max_megabytes * 1024 * 1024,
+        server_port=port,
+        app_kwargs={
+            "middleware": [guard],
+            "exception_handlers": {LookupError: unknown, TypeError: malformed, ValueError: malformed},
+        },
+        max_file_size=largest,
         theme=gr.themes.Default(font=_FONTS, font_mono=["monospace"]),
         prevent_thread_lock=True,
         share=False,
@@ -103,18 +124,14 @@ def serve(page: Any, host: str, port: int, max_megabytes: int, block: bool) -> s
         pwa=False,
         mcp_server=False,
     )
+    # Gradio has put a layer before ours, which answers requests of other origins that ask what they may do.
+    page.app.user_middleware.remove(guard)
+    page.app.user_middleware.insert(0, guard)
+    page.app.middleware_stack = page.app.build_middleware_stack()
     log.info("the page is at %s (Ctrl-C ends it)", address)
     if block:
         page.block_thread()
     return str(address)
-
-
-def is_loopback(host: str) -> bool:
-    """Return whether only this machine can reach a host."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _free_port(host: str, port: int) -> int:

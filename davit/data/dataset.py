@@ -17,6 +17,7 @@ from .decode import RGB, Decoding, Pixels, Reduction, load_picture
 from .errors import BadImageError, DataError
 from .find import open_source
 from .layouts import of_another_task
+from .samples import UnfitPictureError
 from .source import ClassMap, Renumbered, Source
 
 # (epoch, index, repeat): `repeat` counts the occurrences of one picture in one epoch, 0 for the first.
@@ -79,8 +80,11 @@ class PictureDataset(Dataset[tuple[Any, int]]):
             crop = PendingCrop(self.transform)
             image, target = self.read(index, crop.reduction)
             return crop.finish(image), target
-        image, target = self.read(index)
-        return (self.transform(image) if self.transform is not None else image), target
+        image, target = self.read(index, getattr(self.transform, "check", None))
+        try:
+            return (self.transform(image) if self.transform is not None else image), target
+        except UnfitPictureError as error:  # an array, whose size is known only when it is read
+            raise BadImageError.of(self.source.path(index), str(error)) from error
 
 
 def open_dataset(

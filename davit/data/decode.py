@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from PIL.ExifTags import Base as ExifTag
 
+from ..files import open_regular
 from .errors import BadImageError, require
 from .samples import (
     Array,
@@ -39,9 +40,13 @@ from .samples import (
 # Raster decoders only. Pillow's full list would let a file with a picture's name start Ghostscript (EPS).
 _FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF", "HEIF")
 
-# Errors of opening that belong to the one file; any other errno (EIO, EMFILE, ESTALE, ...) is the machine's.
-# Pillow's own have none.
-_FILE_ERRNOS = {None, errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ELOOP}
+# Errors of opening and reading that belong to the one file; any other errno (EIO, EMFILE, ESTALE, ...) is the
+# machine's. Pillow's own have none. EINVAL is a place before the file's begin, which a damaged file may point to.
+_FILE_ERRNOS = {
+    None,
+    *(errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG),
+    *(errno.ENXIO, errno.ENODEV, errno.EINVAL, errno.EOVERFLOW, errno.EFBIG, errno.EILSEQ, errno.ENOTSUP),
+}
 
 # A picture before decoding: a path, an open file, one that a library has opened already, or its values.
 Stored: TypeAlias = str | Path | BinaryIO | Image.Image | NDArray[Any]
@@ -69,6 +74,7 @@ _SCALABLE = ("JPEG", "MPO")  # decoders that leave out the fine frequencies
 
 _WHITE_IS_ZERO, _SIGNED = 0, 2  # values of TIFF's tags
 _GREY = np.array([19595, 38470, 7471]) / 65536  # what red, green and blue add to grey (ITU-R 601, as Pillow has it)
+_AT_ONCE = 2**20  # values that are scaled at once
 _SMALL_SHARE = 0.3  # of the range of 16 bits, which 14 bits and fewer stay below
 
 
@@ -158,8 +164,6 @@ def _guarded(source: Stored, name: str | None, read: Callable[[], Any]) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             return read()
-    except MemoryError:
-        raise
     except Exception as error:  # Pillow's decoders raise nearly every type on damaged input
         if isinstance(error, OSError) and error.errno not in _FILE_ERRNOS:
             raise OSError(error.errno, error.strerror, name) from error
@@ -189,15 +193,17 @@ def _opened(source: Stored) -> Iterator[tuple[Image.Image | Array, str]]:
     elif isinstance(source, Image.Image):
         yield source, ""
     else:
-        try:
-            image = Image.open(source, formats=_formats())
-        except UnidentifiedImageError:
-            if (array := read_array(source)) is None:
-                raise
-            yield array, ""
-        else:
-            with image:
-                yield image, raw_mode(image)
+        is_path = isinstance(source, str | Path)
+        with open_regular(source) if is_path else contextlib.nullcontext(source) as stream:  # type: ignore[arg-type]
+            try:
+                image = Image.open(stream, formats=_formats())
+            except UnidentifiedImageError:
+                if (array := read_array(stream)) is None:
+                    raise
+                yield array, ""
+            else:
+                with image:
+                    yield image, raw_mode(image)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -285,19 +291,26 @@ class _Values:
         eight = self.pixels
         if eight.dtype != np.uint8:
             low, high = self._range(decoding)
-            share = ((self.pixels.astype(np.float64) - low) / (high - low or 1.0)).clip(0, 1)
-            if self.is_inverted:
-                share = 1.0 - share  # Pillow inverts such pictures only up to 8 bits
-            if self.opacity is not None:
-                share = share * self.opacity + (1.0 - self.opacity)
-            if decoding.bands == 1 and share.shape[2] == 3:
-                share = share @ _GREY[:, None]
-            if decoding.bands != 3:
-                return (255 * share).astype(np.float32)
-            eight = np.rint(share * 255).astype(np.uint8)
+            rows, columns, bands = self.pixels.shape
+            is_made_grey = decoding.bands == 1 and bands == 3
+            shape = (rows, columns, 1 if is_made_grey else bands)
+            eight = np.empty(shape, np.uint8 if decoding.bands == 3 else np.float32)
+            several = max(1, _AT_ONCE // max(1, columns * bands))  # eight bytes a value: not for all of them at once
+            for start in range(0, rows, several):
+                here = slice(start, start + several)
+                share = ((self.pixels[here].astype(np.float64) - low) / (high - low or 1.0)).clip(0, 1)
+                if self.is_inverted:
+                    share = 1.0 - share  # Pillow inverts such pictures only up to 8 bits
+                if self.opacity is not None:
+                    share = share * self.opacity[here] + (1.0 - self.opacity[here])
+                if is_made_grey:
+                    share = share @ _GREY[:, None]
+                eight[here] = np.rint(share * 255) if decoding.bands == 3 else 255 * share
         if decoding.bands != 3:
             return eight
-        return Image.fromarray(np.ascontiguousarray(eight[..., [0, 0, 0]] if eight.shape[2] == 1 else eight))
+        if eight.shape[2] == 1:
+            return Image.fromarray(eight[..., 0]).convert("RGB")
+        return Image.fromarray(np.ascontiguousarray(eight))
 
     def _range(self, decoding: Decoding) -> tuple[float, float]:
         """Find what becomes 0 and 1.
@@ -507,6 +520,8 @@ def _reason(error: Exception, source: Stored) -> str:
         return str(error.strerror)
     if isinstance(error, UnfitPictureError):
         return str(error)
+    if isinstance(error, MemoryError):
+        return "decoding it takes more memory than there is"
     if isinstance(error, UnidentifiedImageError):
         assert not isinstance(source, Image.Image | np.ndarray)
         size = Path(source).stat().st_size if isinstance(source, str | Path) else source.seek(0, os.SEEK_END)

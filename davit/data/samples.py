@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from PIL import Image, PngImagePlugin, TiffImagePlugin
 from PIL.ExifTags import Base as ExifTag
 
+from ..files import open_regular
+
 _NPY, _TIFF = b"\x93NUMPY", (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _HEIF = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 _HEAD = 12  # bytes that tell the kinds above
@@ -116,7 +118,7 @@ def read_tiff(source: str | Path | BinaryIO) -> Array:
 @contextlib.contextmanager
 def _stream(source: str | Path | BinaryIO) -> Iterator[BinaryIO]:
     if isinstance(source, str | Path):
-        with Path(source).open("rb") as stream:
+        with open_regular(source) as stream:
             yield stream
     else:
         source.seek(0)

@@ -22,6 +22,7 @@ from .crop_first import CropFirst, each_band
 from .dataset import Transform
 from .decode import Pixels
 from .errors import require, require_choice
+from .limits import bounded
 
 log = logging.getLogger(__name__)
 
@@ -197,7 +198,7 @@ def _create(img_size: Size, mean: Sequence[float], std: Sequence[float], **optio
     require(len(std) == bands and min(std) > 0, "std", list(std), f"{bands} numbers above 0, one for each band")
     rgb = {"mean": tuple(mean), "std": tuple(std)} if bands == 3 else {}  # timm knows no other number of bands
     try:
-        transform = create_transform(size, use_prefetcher=False, **rgb, **options)
+        transform: Any = create_transform(size, use_prefetcher=False, **rgb, **options)
     except (AssertionError, KeyError, ValueError, IndexError) as error:
         raise ValueError(
             f"timm cannot build the transform with `aa={options.get('auto_augment')!r}`: {error!r}; "
@@ -208,6 +209,8 @@ def _create(img_size: Size, mean: Sequence[float], std: Sequence[float], **optio
             operation.aug_fn = posterize_or_black
         if operation.kwargs["resample"] in _ONLY_RESIZING:
             operation.kwargs["resample"] = Image.Resampling.BICUBIC
+    if not isinstance(transform, tuple):
+        transform = bounded(transform)
     for steps in transform if isinstance(transform, tuple) else (transform,):
         _join_ending(steps, ToNormalizedTensor(mean, std))
         if bands != 3:

@@ -60,8 +60,8 @@ def look(predictor: Predictor, picture: Picture, class_index: int | None = None)
     Raises:
         ValueError: the picture cannot be read, or the class is unknown.
     """
+    prediction = predictor.predict(picture)  # which refuses what is too large
     image_CHW = predictor.transform(open_picture(picture, predictor.decoding))
-    prediction = predictor.predict(picture)
     others = [guess.index for guess in prediction.guesses if guess.index != class_index]
     classes = ([class_index] if class_index is not None else []) + others
     image_1CHW = image_CHW[None].to(predictor.device)

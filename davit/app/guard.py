@@ -1,0 +1,257 @@
+"""Let the page answer none but its own visitors: by the address that they asked for, and by what they send.
+
+A browser that visits another site may be made to ask this machine: under a name of that site which suddenly means
+127.0.0.1 (DNS rebinding), or by a form sent across origins. So the address of each request must be one of the page's
+own, and so must the origin that a browser tells. What is uploaded is bounded by number and size, for all together.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import logging
+import re
+import socket
+from collections.abc import Container, Iterator, Sequence
+from pathlib import Path
+
+from starlette.datastructures import Headers, QueryParams
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+log = logging.getLogger(__name__)
+
+KEPT_FILES = 128  # uploads, and pictures of answers; the oldest make room
+KEPT_OF_LARGEST = 16  # bytes of all of them, as a multiple of the largest upload
+_FRAME = 64 * 1024  # bytes of an upload beside the file
+_QUESTION = 256 * 1024  # bytes of any other request
+_STARTING = 32  # uploads at once
+
+_AUTHORITY = re.compile(r"(\[[0-9a-f:.]+\]|[^\[\]:@/\s]+)(?::(\d{1,5}))?", re.IGNORECASE | re.ASCII)
+_ORIGIN = re.compile(r"(https?)://(.+)", re.IGNORECASE)
+_PORTS = {"http": 80, "https": 443}
+
+_UPLOAD = "/gradio_api/upload"
+_TAKEN = frozenset({_UPLOAD, "/gradio_api/queue/join", "/gradio_api/cancel", "/gradio_api/reset"})
+_READING = ("GET", "HEAD", "OPTIONS")
+_ANSWERS = "/gradio_api/queue/data"
+_HIDDEN = re.compile(
+    r"/(monitoring|gradio_api/(api|call|custom_component|deep_link|dev|openapi|profiling|proxy=|run|stream|vibe))",
+    re.IGNORECASE,
+)
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether only this machine can reach a host."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
+
+
+class OwnAddresses:
+    """Know by which addresses a page is asked for: this machine's own name for itself, and what it is served at.
+
+    Args:
+        host: at which the page is served; 0.0.0.0 and :: stand for the addresses and the name of this machine. Which
+            addresses these are is not looked up, as a site cannot take an address as it can take a name.
+        port: at which it is served.
+        more: other addresses, NAME or NAME:PORT, of a proxy or a tunnel.
+
+    Raises:
+        ValueError: `more` holds what is no address.
+    """
+
+    def __init__(self, host: str, port: int, more: Sequence[str] = ()) -> None:
+        self._host = _plain(host)
+        self._port = port
+        self._takes_any_number = self._host in ("0.0.0.0", "::")
+        self._names = {self._host}
+        if self._takes_any_number:
+            self._names |= {socket.gethostname().lower(), socket.getfqdn().lower()}
+        self._more = set()
+        for address in more:
+            match = _AUTHORITY.fullmatch(address)
+            if match is None:
+                raise ValueError(f"`also_at={address}` is no address: NAME or NAME:PORT, such as lab.example.org")
+            self._more.add((_plain(match[1]), int(match[2]) if match[2] else None))
+
+    def has(self, authority: str, default_port: int = 80) -> bool:
+        """Tell whether an address as browsers write it, NAME:PORT, is the page's own."""
+        match = _AUTHORITY.fullmatch(authority)
+        if match is None:
+            return False
+        name, port = _plain(match[1]), int(match[2] or default_port)
+        if (name, port) in self._more or (name, None) in self._more:
+            return True
+        own = is_loopback(name) or name in self._names or (self._takes_any_number and _is_number(name))
+        return own and port == self._port
+
+    def has_origin(self, origin: str) -> bool:
+        """Tell whether the value of an Origin header is the page's own; "null" is not."""
+        match = _ORIGIN.fullmatch(origin)
+        return match is not None and self.has(match[2], _PORTS[match[1].lower()])
+
+
+class Guard:
+    """Answer requests that are not the page's own, or too large, with a status of 4xx or 503; pass on all others.
+
+    Args:
+        own: the addresses of the page.
+        folder: where uploads and pictures of answers are kept.
+        largest: bytes of an upload.
+        sessions: those that have asked for something, and may wait for answers.
+    """
+
+    def __init__(
+        self, app: ASGIApp, own: OwnAddresses, folder: Path, largest: int, sessions: Container[str] = ()
+    ) -> None:
+        self._app = app
+        self._own = own
+        self._folder = folder
+        self._largest = largest
+        self._sessions = sessions
+        self._arriving = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] not in ("http", "websocket"):
+            await self._app(scope, receive, send)
+            return
+        refusal = self._refusal(scope)
+        if refusal is not None:
+            if scope["type"] == "websocket":
+                await send({"type": "websocket.close", "code": 1008})
+            else:
+                await refusal(scope, receive, send)
+        elif scope["type"] == "http" and scope["method"] not in _READING:
+            await self._take(scope, receive, send)
+        else:
+            await self._app(scope, receive, send)
+
+    def _refusal(self, scope: Scope) -> Response | None:
+        headers = Headers(scope=scope)
+        hosts, origins = headers.getlist("host"), headers.getlist("origin")
+        if len(hosts) != 1 or not self._own.has(hosts[0]):
+            return PlainTextResponse("this is not the address of the page", 400)
+        if any(not self._own.has_origin(origin) for origin in origins):
+            return PlainTextResponse("another site may not ask this page", 403)
+        if scope["type"] == "websocket":
+            return None
+        path = scope["path"].rstrip("/")
+        if scope["method"] in _READING:
+            is_unknown = (
+                path == _ANSWERS and QueryParams(scope["query_string"]).get("session_hash") not in self._sessions
+            )
+            return PlainTextResponse("Not Found", 404) if is_unknown or _HIDDEN.match(path) else None
+        if headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
+            return PlainTextResponse("another site may not ask this page", 403)
+        if path not in _TAKEN:
+            return PlainTextResponse("Not Found", 404)
+        length = headers.get("content-length", "0")
+        if not length.isdecimal() or int(length[:20]) > self._limit(path):
+            return _too_large()
+        return None
+
+    def _limit(self, path: str) -> int:
+        return self._largest + _FRAME if path == _UPLOAD else _QUESTION
+
+    async def _take(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass on a request with a body, and end it where the body is larger than was said."""
+        path = scope["path"].rstrip("/")
+        limit = self._limit(path)
+        read = 0
+        has_answered = False
+
+        async def receive_bounded() -> Message:
+            nonlocal read
+            message = await receive()
+            read += len(message.get("body", b""))
+            if read > limit:
+                raise _TooLargeError
+            return message
+
+        async def send_noted(message: Message) -> None:
+            nonlocal has_answered
+            has_answered = True
+            await send(message)
+
+        try:
+            if path == _UPLOAD:
+                with self._room() as has_room:
+                    if not has_room:
+                        busy = PlainTextResponse("too many uploads at once", 503)
+                        await busy(scope, receive, send)
+                        return
+                    await self._app(scope, receive_bounded, send_noted)
+            else:
+                await self._app(scope, receive_bounded, send_noted)
+        except _TooLargeError:
+            if has_answered:
+                raise
+            await _too_large()(scope, receive, send)
+
+    @contextlib.contextmanager
+    def _room(self) -> Iterator[bool]:
+        """Make room for one more upload, and tell whether it may be taken."""
+        if self._arriving >= _STARTING:
+            yield False
+            return
+        self._arriving += 1
+        try:
+            room = self._largest * max(1, KEPT_OF_LARGEST - self._arriving)
+            remove_oldest(self._folder, KEPT_FILES - self._arriving, room)
+            yield True
+        finally:
+            self._arriving -= 1
+
+
+class _TooLargeError(Exception):
+    """A body is longer than it may be."""
+
+
+def remove_oldest(folder: Path, files: int, size: int) -> None:
+    """Remove the oldest files below a folder until so many of so many bytes are left, and folders that are empty."""
+    found = []
+    for place in folder.rglob("*"):
+        with contextlib.suppress(OSError):  # removed meanwhile
+            state = place.lstat()
+            if not place.is_dir():
+                found.append((state.st_mtime_ns, state.st_size, place))
+    found.sort(reverse=True)
+    for _, length, place in found:
+        files -= 1
+        size -= length
+        if files < 0 or size < 0:
+            with contextlib.suppress(OSError):
+                place.unlink()
+            with contextlib.suppress(OSError):  # others are in it
+                place.parent.rmdir()
+
+
+async def unknown(_: Request, error: Exception) -> Response:
+    """Answer a request for what is not there, such as a function by an index that none has."""
+    log.debug("a request for what is not there: %r", error)
+    return PlainTextResponse("Not Found", 404)
+
+
+async def malformed(_: Request, error: Exception) -> Response:
+    """Answer a request whose content Gradio cannot make sense of."""
+    log.debug("a request that makes no sense: %r", error)
+    return PlainTextResponse("Bad Request", 400)
+
+
+def _too_large() -> Response:
+    return PlainTextResponse("larger than the page takes", 413)
+
+
+def _plain(host: str) -> str:
+    return host.strip("[]").rstrip(".").lower()
+
+
+def _is_number(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
