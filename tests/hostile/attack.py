@@ -199,14 +199,14 @@ def main() -> int:
     from . import trials  # noqa: F401 (registers the kinds)
 
     kinds = options.kinds or list(KINDS)
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], cwd=REPOSITORY, capture_output=True, text=True, check=False
+    ).stdout.strip()
     with tempfile.TemporaryDirectory(prefix="hostile-") as folder:
         tallies = attack(options.n, options.seed, kinds, Path(folder), say=True)
     sys.stdout.write(table(tallies) + "\n")
     failed = [line for tally in tallies.values() for line in tally.failed]
     if options.results is not None:
-        commit = subprocess.run(
-            ["git", "describe", "--always", "--dirty"], cwd=REPOSITORY, capture_output=True, text=True, check=False
-        ).stdout.strip()
         listed = "".join(f"- {line}\n" for line in failed)
         options.results.parent.mkdir(parents=True, exist_ok=True)
         options.results.write_text(
