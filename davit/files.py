@@ -13,6 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
+from .text import as_utf8
+
 _NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EBADF)  # some network file systems cannot
 
 
@@ -77,14 +79,14 @@ def write_bytes(path: str | Path, data: bytes) -> None:
 def write_csv(path: str | Path, rows: Sequence[Mapping[str, object]]) -> None:
     """Write rows as `write_atomically` does, with a column for every key; what a row lacks is an empty cell.
 
-    Names of files that are no UTF-8 keep their bytes.
+    Every value is UTF-8, as `davit.text.as_utf8` writes it.
     """
     stream = io.StringIO(newline="")
     columns = dict.fromkeys(key for row in rows for key in row)
     writer = csv.DictWriter(stream, list(columns), restval="", lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
-    write_bytes(path, stream.getvalue().encode(errors="surrogateescape"))
+    writer.writerows({key: as_utf8(value) for key, value in row.items()} for row in rows)
+    write_bytes(path, stream.getvalue().encode())
 
 
 _IRREGULAR = {stat.S_IFIFO: "pipe", stat.S_IFSOCK: "socket", stat.S_IFCHR: "device", stat.S_IFBLK: "device"}

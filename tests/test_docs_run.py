@@ -44,7 +44,7 @@ NOT_RUN = {
     r"benchmarks/": "measures for minutes; tests/benchmarks has the harness",
 }
 SMALLER = {
-    r"digits-tar ": f"{_TINY} --batch-size 64",
+    r"train\.py data/digits-tar": f"{_TINY} --batch-size 64",
     r"torch\.distributed\.launch": f"{_TINY} --experiment launched",
     r"torchrun .*train\.py": f"{_TINY} --dry-run",
     r"--dry-run|--throughput": _TINY,

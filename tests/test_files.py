@@ -85,8 +85,10 @@ def test_full_disk_under_torch_save_is_still_called_a_full_disk(small_disk: Path
 
 def test_killed_writer_leaves_a_whole_file(tmp_path: Path) -> None:
     code = (
-        "import runpy, sys\n"
-        "write_bytes = runpy.run_path(sys.argv[2])['write_bytes']\n"  # the package would take seconds
+        "import sys, types\n"
+        "davit = sys.modules['davit'] = types.ModuleType('davit')\n"  # importing the package would take seconds
+        "davit.__path__ = [sys.argv[2]]\n"
+        "from davit.files import write_bytes\n"
         "n = 0\n"
         "while True:\n"
         "    n += 1\n"
@@ -95,7 +97,7 @@ def test_killed_writer_leaves_a_whole_file(tmp_path: Path) -> None:
     file = tmp_path / "a.bin"
     for pause in (0.0, 0.031):
         file.unlink(missing_ok=True)
-        writer = subprocess.Popen([sys.executable, "-c", code, file, files.__file__])
+        writer = subprocess.Popen([sys.executable, "-c", code, file, Path(files.__file__).parent])
         while not file.exists():
             assert writer.poll() is None
             time.sleep(0.001)

@@ -30,8 +30,8 @@ def check_classes(
             alone = {"train": ours - theirs, "val": theirs - ours}
             only = "; ".join(f"only in {split}: {some(sorted(names))}" for split, names in alone.items() if names)
             raise DataError(
-                f"train has {len(ours)} classes and val {len(theirs)}, not the same ones ({only}); `class_map=FILE` with "
-                "a name a line says that it is meant so"
+                f"train has {len(ours)} classes and val {len(theirs)}, not the same ones ({only}); `class_map=FILE` "
+                "with a name a line says that it is meant so"
             )
     for dataset in (train, val):
         if dataset is None or num_classes is None or not dataset.class_to_idx:
@@ -67,7 +67,7 @@ def check_labels(train: PictureDataset, val: PictureDataset) -> None:
         log.warning(
             "%d of %d classes never occur in training and are not learned (%s)%s.",
             *(len(never), len(names), some(names[index] for index in never)),
-            "; %d of them occur in val" % len(theirs.intersection(never)) if theirs.intersection(never) else "",
+            f"; {len(theirs.intersection(never))} of them occur in val" if theirs.intersection(never) else "",
         )
     if unseen := sorted(ours - theirs):
         listed = some(names[index] for index in unseen)
@@ -82,7 +82,9 @@ def in_other_order(trained: Sequence[str] | None, names: Sequence[str]) -> str:
     if not differing:
         return ""
     index = differing[0]
-    return f"{len(differing)} of {len(names)} classes, as index {index} is {trained[index]} there and {names[index]} here"
+    return (
+        f"{len(differing)} of {len(names)} classes, as index {index} is {trained[index]} there and {names[index]} here"
+    )
 
 
 def _occurring(dataset: PictureDataset) -> set[int] | None:

@@ -104,7 +104,9 @@ class Examined:
         """Raise a `DataError` that names all faults, if there are any."""
         if self.faults:
             more = f"\n- and {len(self.faults) - _SHOWN} more kinds of faults" if len(self.faults) > _SHOWN else ""
-            listed = self.faults[0] if len(self.faults) == 1 else "".join(f"\n- {text}" for text in self.faults[:_SHOWN])
+            listed = (
+                self.faults[0] if len(self.faults) == 1 else "".join(f"\n- {text}" for text in self.faults[:_SHOWN])
+            )
             raise DataError(f"{self.origin}: {listed}{more}")
 
     def file(self) -> Path:
@@ -266,7 +268,9 @@ def _layout_fault(contents: Any, labelled: bool) -> str:
         wrong = [(index, entry) for index, entry in enumerate(entries) if not isinstance(entry, dict)]
         if wrong:
             index, entry = wrong[0]
-            return f"{len(wrong)} of {len(entries)} {name} are not dicts; the first is {name}[{index}]: {_short(entry)}."
+            return (
+                f"{len(wrong)} of {len(entries)} {name} are not dicts; the first is {name}[{index}]: {_short(entry)}."
+            )
     return ""
 
 
@@ -417,7 +421,9 @@ class _Examination:
             if not _is_id(number):
                 self._fault("images", index, "id", "have no whole number as id", "Number the images from 1.")
             elif number in self.image_of:
-                self._fault("images", index, "id", "have the id of another one", "Ids must be unique: number them anew.")
+                self._fault(
+                    "images", index, "id", "have the id of another one", "Ids must be unique: number them anew."
+                )
             name = image.get("file_name", _ABSENT)
             if not isinstance(name, str) or not name:
                 self._fault("images", index, "file_name", "have no text as file name")
@@ -438,8 +444,8 @@ class _Examination:
         repeated = [name for name, count in names.items() if count > 1]
         if repeated:
             self.notes.append(
-                f"{len(repeated):,} pictures are there more than once in 'images' ({some(repeated, 3)}): the objects of "
-                "one entry are background in the other. Give each picture one entry, if this is not meant."
+                f"{len(repeated):,} pictures are there more than once in 'images' ({some(repeated, 3)}): the objects "
+                "of one entry are background in the other. Give each picture one entry, if this is not meant."
             )
 
     def _check_categories(self) -> dict[int, dict[str, Any]]:
@@ -496,8 +502,8 @@ class _Examination:
         if unreadable and not skip_bad_images:
             self.more_faults.append(
                 f"{len(unreadable):,} of {len(files):,} pictures in {self.folder} cannot be read: "
-                f"{some((f'{name}: {why}' for name, why in unreadable.items()), 4)}. Repair or replace them, take them "
-                "out of the file, or pass `skip_bad_images=True` to go on without them and their objects."
+                f"{some((f'{name}: {why}' for name, why in unreadable.items()), 4)}. Repair or replace them, take "
+                "them out of the file, or pass `skip_bad_images=True` to go on without them and their objects."
             )
         if bad and skip_bad_images:
             self._leave_out_pictures(bad)
@@ -551,10 +557,12 @@ class _Examination:
         index, image, header = wrong[0]
         text = (
             f"{len(wrong):,} of {len(kept):,} images have another size in the file than their pictures; the first is "
-            f"{_named('images', index, image)}, which has width {image.get('width')} and height {image.get('height')}, "
-            f"while {image['file_name']} has {header.width} and {header.height}"
+            f"{_named('images', index, image)}, of width {image.get('width')} and height {image.get('height')}; "
+            f"{image['file_name']} has {header.width} and {header.height}"
         )
-        turned = [one for one in wrong if one[2].turned and (one[1].get("width"), one[1].get("height")) == _stored(one[2])]
+        turned = [
+            one for one in wrong if one[2].turned and (one[1].get("width"), one[1].get("height")) == _stored(one[2])
+        ]
         if turned:
             text += f" after the turn that its EXIF data ask for ({len(turned):,} are of this kind). "
             text += _advice_for_turned(turned, self.annotations)
@@ -602,8 +610,10 @@ class _Examination:
                 remedy = "Write the mask's or the box's area in pixels, or leave it out: it is then computed."
                 self._fault_object(index, "area", "have no finite number as area", remedy)
             box = entry.get("bbox", _ABSENT)
-            if not isinstance(box, list | tuple) or len(box) != 4 or not all(
-                type(value) in NUMBERS and -FAR < value < FAR for value in box
+            if (
+                not isinstance(box, list | tuple)
+                or len(box) != 4
+                or not all(type(value) in NUMBERS and -FAR < value < FAR for value in box)
             ):
                 self._fault_object(index, "bbox", "have no four finite numbers as box: [x, y, width, height]")
                 continue
@@ -772,7 +782,7 @@ class _Examination:
             self.more_faults.append(
                 "there is no object to learn from or to evaluate on: "
                 f"{self.totals['annotations']:,} annotations, of which {summary.other_classes:,} are of other classes "
-                f"than those asked for, {summary.without_area:,} without area and {summary.ignored:,} marked `ignore`. "
+                f"than those asked for, {summary.without_area:,} without area, {summary.ignored:,} marked `ignore`. "
                 "To write predictions without labels, pass --format-only; to draw them, use tools/image_demo.py."
             )
         elif filter_cfg:

@@ -19,7 +19,7 @@ from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 from PIL.ExifTags import Base as ExifTag
 
 from ..files import open_regular
@@ -249,6 +249,8 @@ def _formats() -> list[str]:
 
 def _orientation(image: Image.Image) -> int:
     try:
+        if isinstance(image, TiffImagePlugin.TiffImageFile):  # which Pillow turns as it loads, and then drops the tag
+            return int(image.tag_v2.get(ExifTag.Orientation, 1))
         return int(image.getexif().get(ExifTag.Orientation, 1))
     except Exception:  # a damaged EXIF block says nothing about the pixels, which are whole
         return 1
@@ -256,7 +258,7 @@ def _orientation(image: Image.Image) -> int:
 
 def _reduce(image: Image.Image, reduction: Reduction) -> None:
     width, height = image.size
-    if _orientation(image) in _SIDEWAYS:
+    if _orientation(image) in _SIDEWAYS and image.format != "TIFF":  # whose size Pillow gives upright
         width, height = height, width
     factor = reduction(width, height, image.format in _SCALABLE)
     if factor > 1 and image.format in _SCALABLE:
@@ -417,8 +419,8 @@ def _eight_bits(image: Image.Image, bands: int | None) -> NDArray[np.uint8]:
         return np.asarray(to_rgb(image))
     if bands == 1:
         return np.asarray(to_rgb(image).convert("L"))[..., None]
+    image.load()  # which turns a TIFF
     orientation = _orientation(image)
-    image.load()
     mode = {"1": "L", "La": "LA", "RGBa": "RGBA", "RGBX": "RGB"}.get(image.mode, image.mode)
     if mode not in ("L", "LA", "RGB", "RGBA", "CMYK"):
         mode = "RGBA" if image.has_transparency_data else "RGB"

@@ -46,4 +46,9 @@ def save_images(batch: Batch, path: str | Path) -> None:
 
     Of more than three bands the first three are drawn, of two the first.
     """
-    save_image(batch.images[:, :3] if batch.images.shape[1] >= 3 else batch.images[:, :1], str(path), padding=0, normalize=True)
+    save_image(
+        batch.images[:, :3] if batch.images.shape[1] >= 3 else batch.images[:, :1],
+        str(path),
+        padding=0,
+        normalize=True,
+    )

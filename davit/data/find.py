@@ -119,7 +119,9 @@ def find(place: Path, split: str, kind: str | None = None) -> Found:
         if kind is not None:  # asked for
             raise DataError(f"{place} has no files of split {split!r} that end in {_suffixes(kind)}")
     elif kind not in (None, "folder"):
-        raise DataError(f"{place} is not there: give a file that ends in {_suffixes(kind)}, a folder or a pattern of them")
+        raise DataError(
+            f"{place} is not there: give a file that ends in {_suffixes(kind)}, a folder or a pattern of them"
+        )
     return Found("folder", (find_split(place, split),))
 
 

@@ -36,8 +36,8 @@ def find_split(root: str | Path, split: str) -> Path:
             return root / name
     if any(list_folder(root / name).pictures for name in here.folders[:20]):
         raise DataError(
-            f"{root} has no split {split!r}: its own folders ({some(here.folders)}) hold pictures and look like classes. "
-            f"Move them into {root}/train and {root}/val, or name the split '.' to use the folder itself"
+            f"{root} has no split {split!r}: its own folders ({some(here.folders)}) hold pictures and look like "
+            f"classes. Move them into {root}/train and {root}/val, or name the split '.' to use the folder itself"
         )
     there = f"the folders {some(here.folders)}" if here.folders else f"no folders, {len(here.pictures)} pictures"
     tried = " or ".join(f"{name}/" for name in names_of_split(split))
@@ -99,5 +99,3 @@ class FolderSource(Files):
         if others_said:
             log.warning("%s: %s", self.folder, others_said)
         return found
-
-

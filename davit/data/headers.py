@@ -20,6 +20,7 @@ from ..text import some
 from .decode import _FILE_ERRNOS, _SIDEWAYS, _formats, _orientation, _reason, load_rgb
 from .errors import BadImageError
 from .listing import format_of
+from .samples import read_array
 
 log = logging.getLogger(__name__)
 
@@ -197,6 +198,19 @@ def _read(path: str) -> Header:
 
 
 def _read_open(path: str, stream: BinaryIO) -> Header:
+    try:
+        return _read_by_pillow(path, stream)
+    except UnidentifiedImageError:  # .npy, or a TIFF of bands that Pillow does not know
+        if (array := read_array(path, header_only=True)) is None:
+            raise
+        width, height, _ = array.upright_size()
+        stream.seek(0)
+        return Header(
+            format_of(stream.read(64)) or "NPY", width, height, str(array.values.dtype), array.orientation in _SIDEWAYS
+        )
+
+
+def _read_by_pillow(path: str, stream: BinaryIO) -> Header:
     with Image.open(stream, formats=_formats()) as image:
         width, height = image.size
         turned = _orientation(image) in _SIDEWAYS

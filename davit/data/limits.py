@@ -82,7 +82,7 @@ class BoundedCompose(Compose):
         super().__init__(steps)
         self._sizes = sizes
 
-    def check(self, width: int, height: int, scalable: bool) -> int:  # noqa: ARG002 (the decoder's question)
+    def check(self, width: int, height: int, scalable: bool) -> int:
         """Raise an error for a picture of which a step would make too many pixels; else return 1, decode it whole.
 
         Raises:

@@ -24,8 +24,8 @@ from PIL import Image
 
 from .errors import DataError
 
-# The kinds of pictures: suffixes in lower case, and the format that each stands for, by Pillow's name of it. Only raster
-# formats: Pillow would start Ghostscript for EPS.
+# The kinds of pictures: suffixes in lower case, and the format that each stands for, by Pillow's name of it. Only
+# raster formats: Pillow would start Ghostscript for EPS.
 SUFFIXES = {
     **dict.fromkeys((".jpg", ".jpeg", ".jpe", ".jfif"), "JPEG"),
     **dict.fromkeys((".tif", ".tiff"), "TIFF"),
@@ -56,8 +56,8 @@ _BEGINNINGS = (
 )
 _HEAD = 32  # bytes that these need
 
-# What cameras, desktops and disk stations leave beside pictures, in lower case; names that begin with a dot (.DS_Store,
-# ._a.jpg) are hidden without being listed here.
+# What cameras, desktops and disk stations leave beside pictures, in lower case; names that begin with a dot
+# (.DS_Store, ._a.jpg) are hidden without being listed here.
 _HIDDEN_FILES = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"})
 _HIDDEN_FOLDERS = frozenset({"__macosx", "@eadir", "$recycle.bin", "system volume information", "lost+found"})
 

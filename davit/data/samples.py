@@ -45,6 +45,11 @@ class Array:
     orientation: int = 1
     bits: int = 0
 
+    def upright_size(self) -> tuple[int, int, int]:
+        """Return the width, the height and the bands of the upright picture."""
+        height, width, bands = self.arranged(None).shape
+        return (height, width, bands) if self.orientation in (5, 6, 7, 8) else (width, height, bands)
+
     def arranged(self, bands: int | None) -> NDArray[Any]:
         """Return the values as (H, W, C), for `bands` bands; None takes the number that the file has.
 
@@ -84,8 +89,10 @@ def other_bands(found: int, wanted: int, kind: str = "") -> str:
     )
 
 
-def read_array(source: str | Path | BinaryIO) -> Array | None:
+def read_array(source: str | Path | BinaryIO, header_only: bool = False) -> Array | None:
     """Read a file of NumPy's (.npy), or a TIFF by tifffile; None for a file that is neither, by its content.
+
+    With `header_only` the values are zeros that take no memory, of the shape and type that the header says.
 
     Raises:
         UnfitPictureError: a package is missing, or the array is no picture.
@@ -94,9 +101,9 @@ def read_array(source: str | Path | BinaryIO) -> Array | None:
         head = stream.read(_HEAD)
         stream.seek(0)
         if head.startswith(_NPY):
-            return Array(_read_npy(stream))
+            return Array(_read_npy(stream, header_only))
         if head.startswith(_TIFF):
-            return _read_tiff(stream)
+            return _read_tiff(stream, header_only)
         if head[4:8] == b"ftyp" and head[8:12] in _HEIF:
             raise UnfitPictureError("a HEIC picture, which pillow-heif reads: pip install pillow-heif")
         if head[4:8] == b"ftyp" and head[8:12] in (b"avif", b"avis"):
@@ -125,12 +132,14 @@ def _stream(source: str | Path | BinaryIO) -> Iterator[BinaryIO]:
         yield source
 
 
-def _read_npy(stream: BinaryIO) -> NDArray[Any]:
+def _read_npy(stream: BinaryIO, header_only: bool = False) -> NDArray[Any]:
     version = npy.read_magic(stream)
     shape, _, dtype = (npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0)(stream)
     if dtype.hasobject or dtype.kind not in "buif":
         raise UnfitPictureError(f"an array of {dtype}; whole or real numbers are read")
     _check_size(shape)
+    if header_only:
+        return np.broadcast_to(np.zeros((), dtype), shape)
     data = stream.read()
     count = int(np.prod(shape, dtype=np.int64))
     if len(data) < count * dtype.itemsize:
@@ -139,7 +148,7 @@ def _read_npy(stream: BinaryIO) -> NDArray[Any]:
     return np.asarray(npy.read_array(stream, allow_pickle=False))
 
 
-def _read_tiff(stream: BinaryIO) -> Array:
+def _read_tiff(stream: BinaryIO, header_only: bool = False) -> Array:
     try:
         import tifffile
     except ImportError as error:
@@ -154,7 +163,7 @@ def _read_tiff(stream: BinaryIO) -> Array:
             whole = page  # of several pictures in one file the first
         _check_size(whole.shape)
         try:
-            values = whole.asarray()
+            values = np.broadcast_to(np.zeros((), whole.dtype), whole.shape) if header_only else whole.asarray()
         except ValueError as error:
             if "imagecodecs" in str(error):
                 reason = f"a TIFF whose compression needs imagecodecs ({error}): pip install imagecodecs"

@@ -174,8 +174,8 @@ def _existing(file: Path, folder: Path, paths: list[str]) -> list[str]:
     if not located.found:
         path, reason = next(iter(located.missing.items()))
         raise DataError(
-            f"{file}: none of its {len(paths)} files is there ({path}: {reason}); relative paths are below the folder of "
-            "the csv or the data folder"
+            f"{file}: none of its {len(paths)} files is there ({path}: {reason}); relative paths are below the folder "
+            "of the csv or the data folder"
         )
     if located.missing:
         named = [f"{path}: {reason}" for path, reason in located.missing.items()]

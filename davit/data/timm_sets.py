@@ -31,7 +31,7 @@ class NamedSource:
         if class_map and name.lower().startswith("torch/"):
             raise DataError(f"`dataset={name}` cannot take a class map; folders and hfds/ data sets can")
         self._label = f"{name}:{split}"
-        mapping = read_class_map(class_map, Path(root or '.')) if class_map else None
+        mapping = read_class_map(class_map, Path(root or ".")) if class_map else None
         self._dataset = _create(name, root, split, class_map=mapping, download=download, **options)
         self._reader = self._dataset.reader if isinstance(self._dataset, ImageDataset) else None
         knows = self._dataset if self._reader is None else self._reader

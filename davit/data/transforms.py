@@ -65,7 +65,8 @@ def train_transform(
 
     Of several splits the first is not augmented, and `resplit` keeps random erasing off it; without splits timm then
     erases in the second half of each batch only, which for a single sample is half the probability. With
-    `scaled_decoding` a data set decodes a JPEG that is much larger than its crop needs at a fraction of its size (see `davit.data.crop_first`); not with splits.
+    `scaled_decoding` a data set decodes a JPEG that is much larger than its crop needs at a fraction of its size (see
+    `davit.data.crop_first`); not with splits.
 
     Raises `ValueError` naming the value and the choices.
     """

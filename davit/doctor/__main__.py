@@ -12,6 +12,7 @@ from pathlib import Path
 from ..data import DataError
 from ..data.yolo import read_yolo
 from ..limits import number
+from ..text import without_controls
 from .configs import examine_config
 from .findings import LEVELS, Finding
 from .folders import examine_folder
@@ -60,7 +61,8 @@ def _write(finding: Finding) -> None:
     if sys.stdout.isatty():
         level = f"\033[{_COLOURS[finding.level]}m{level}\033[0m"
     remedy = f"\n{'':22}-> {finding.remedy}" if finding.remedy else ""
-    print(f"{level} {finding.subject:13} {finding.text}{remedy}", flush=True)
+    text = without_controls(finding.text).replace("\n", r"\x0a")
+    print(f"{level} {finding.subject:13} {text}{without_controls(remedy)}", flush=True)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -15,7 +15,6 @@ from typing import Any
 import yaml
 
 from ..files import write_bytes, write_csv
-from ..text import as_utf8
 from .curves import draw_curves, read_summary
 
 log = logging.getLogger(__name__)
@@ -160,9 +159,8 @@ def write_args(folder: str | Path, args: Mapping[str, Any]) -> None:
 
 
 def write_bad_images(folder: str | Path, bad: Mapping[str, str]) -> None:
-    """Write bad_images.csv: file and reason of the pictures left out, sorted by file, as `davit.text.as_utf8` does."""
-    rows = [{"file": as_utf8(file), "reason": as_utf8(bad[file])} for file in sorted(bad)]
-    write_csv(Path(folder) / BAD_IMAGES, rows)
+    """Write bad_images.csv: file and reason of the pictures left out, sorted by file."""
+    write_csv(Path(folder) / BAD_IMAGES, [{"file": file, "reason": bad[file]} for file in sorted(bad)])
 
 
 def plain(value: Any) -> Any:

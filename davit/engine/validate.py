@@ -20,7 +20,7 @@ from ..commands import run_cli, with_flags
 from ..data import EvalLoader, PictureDataset, check_classes, in_other_order, write_digits
 from ..files import write_bytes, write_csv
 from ..pretrained import PretrainedError
-from ..text import as_line, as_utf8, without_nan
+from ..text import as_line, without_nan
 from .build import open_once, usable_workers
 from .distributed import World, close_world, in_step, init_world, is_out_of_memory
 from .evaluate import Evaluation, MiscountError, evaluate
@@ -283,11 +283,7 @@ def _numbered_as_trained(trained: Sequence[str] | None, dataset: PictureDataset)
 def _evaluate_within_memory(
     loaded: LoadedModel, dataset: PictureDataset, labels: Labels | None, job: _Job
 ) -> tuple[Evaluation, int]:
-    """Evaluate, and return the batch size that memory sufficed for: it is halved for a new start while it does not.
-
-    Raises:
-        ValueError: memory does not suffice for one picture. Any other error comes as it is.
-    """
+    """Evaluate, and return the batch size that memory sufficed for: it is halved for a new start while it does not."""
     args, world = job.args, job.world
     batch_size = args.batch_size
     while True:
@@ -364,4 +360,4 @@ def write_results(path: Path, rows: Sequence[Row], form: str | None = None) -> N
     if (form or path.suffix.lower().lstrip(".")) == "json":
         write_bytes(path, f"{json.dumps(without_nan(list(rows)), indent=2, allow_nan=False)}\n".encode())
     else:
-        write_csv(path, [{key: as_utf8(value) for key, value in row.items()} for row in rows])
+        write_csv(path, rows)

@@ -11,8 +11,8 @@ import numpy as np
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
-from ..data import load_rgb
 from ..predict.pictures import distinct_names
+from .loading import LoadImageFromFile, loader_of
 from .predictor import Detections
 
 
@@ -35,18 +35,20 @@ class DrawnDetections(Hook):
         self._least = score_thr
         self._names: dict[Path, str] = {}
         self._classes: tuple[str, ...] = ()
+        self._loader = LoadImageFromFile()
 
     def before_test(self, runner: Any) -> None:
         """Name the pictures and the classes of the test set."""
         dataset = runner.test_dataloader.dataset
         self._names = names_of(dataset)
         self._classes = tuple(dataset.metainfo["classes"])
+        self._loader = loader_of(dataset)
         self._out.mkdir(parents=True, exist_ok=True)
 
     def after_test_iter(self, runner: Any, batch_idx: int, data_batch: Any, outputs: Any) -> None:
         """Draw the predictions of a batch."""
         for sample in outputs:
-            picture = np.asarray(load_rgb(sample.img_path))
+            picture = np.asarray(self._loader.shown(sample.img_path))
             found = Detections.of(picture, sample.pred_instances, self._least, self._classes)
             found.draw().save(self._out / f"{self._names[Path(sample.img_path).absolute()]}.png")
 

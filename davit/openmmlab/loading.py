@@ -136,6 +136,12 @@ class LoadImageFromFile(mmcv.transforms.LoadImageFromFile):
         return as_shown(load_picture(stored, name, decoding=self._with_bands(bands)))
 
 
+def loader_of(dataset: Any) -> LoadImageFromFile:
+    """Return the step by which a built data set loads its pictures, to load them in the same way elsewhere."""
+    steps = dataset.pipeline.transforms
+    return next((step for step in steps if isinstance(step, LoadImageFromFile)), LoadImageFromFile())
+
+
 @functools.cache  # once a process
 def _say_backend(name: str) -> None:
     log.warning("imdecode_backend=%r has no effect: the content of a file says how it is decoded.", name)

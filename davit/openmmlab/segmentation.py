@@ -24,7 +24,7 @@ from ..data.coco import check_annotations
 from ..data.masks import IGNORED, Coding, as_trained
 from ..data.pairs import Pairs, pair_masks
 from ..predict.pictures import distinct_names
-from .loading import LoadImageFromFile
+from .loading import loader_of
 from .predictor import draw_segments
 from .regions import Regions, read_regions
 
@@ -277,8 +277,7 @@ class DrawnPredictions(SegVisualizationHook):
         files = [Path(dataset.get_data_info(index)["img_path"]).absolute() for index in range(len(dataset))]
         root = Path(dataset.data_prefix.get("img_path") or dataset.data_root or ".").absolute()
         self._names = distinct_names(files, root)
-        steps = dataset.pipeline.transforms
-        self._loader = next((step for step in steps if isinstance(step, LoadImageFromFile)), LoadImageFromFile())
+        self._loader = loader_of(dataset)
 
     def after_test_iter(self, runner: Any, batch_idx: int, data_batch: Any, outputs: Any) -> None:
         """Draw the predictions of a batch."""

@@ -15,6 +15,7 @@ from ..engine.flags import given_flags, model_flags, picture_flags
 from ..predict import Predictor
 from ..predict.flags import ONE_BY_ONE, load_asked_for
 from ..predict.pictures import distinct_names, find_pictures
+from ..text import as_line
 from .figure import draw_picture
 
 log = logging.getLogger(__name__)
@@ -42,7 +43,9 @@ def _main(arguments: Sequence[str] | None) -> list[str]:
 
 
 def _draw_pictures(args: argparse.Namespace, given: set[str]) -> list[str]:
-    files = list(map(str, find_pictures([place for place in args.pictures if place != "-"])))
+    if "-" in args.pictures:
+        raise ValueError("pictures and lists on standard input are for predict.py: name files or folders here.")
+    files = list(map(str, find_pictures(args.pictures)))
     if len(files) > 1 and args.out and Path(args.out).suffix:
         raise ValueError(f"--out {args.out} is one file, and there are {len(files)} pictures; name a folder.")
     predictor = load_asked_for(args, given, ONE_BY_ONE)
@@ -54,10 +57,11 @@ def _draw_pictures(args: argparse.Namespace, given: set[str]) -> list[str]:
         try:
             found = draw_picture(predictor, file, out, wanted)
         except BadImageError as error:
-            log.error("%s could not be read: %s", error.file, error.reason)
+            log.error("%s could not be read: %s", as_line(error.file), error.reason)
             failed.append(file)
         else:
-            log.info("%s: %s, %.1f %%; drawn in %s", file, found.name, 100 * found.probability, out)
+            percent = 100 * found.probability
+            log.info("%s: %s, %.1f %%; drawn in %s", as_line(file), as_line(found.name), percent, as_line(out))
     return failed
 
 

@@ -16,6 +16,7 @@ from davit.data.dataset import PictureDataset
 from davit.data.decode import _UPRIGHT, as_shown, load_stored, used_range
 from davit.data.folder import FolderSource
 from davit.data.loader import Batch
+from davit.data.samples import read_array
 from davit.data.transforms import AUTO_AUGMENT
 from davit.seeding import seeded
 
@@ -266,6 +267,11 @@ def test_without_the_packages(monkeypatch: pytest.MonkeyPatch):
         read(tiff(NOISE, photometric="minisblack", planarconfig="contig"), bands=4)
 
 
+def _as_turned(values: np.ndarray, orientation: int) -> np.ndarray:
+    bands = [Image.fromarray(np.ascontiguousarray(values[..., band])) for band in range(values.shape[2])]
+    return np.dstack([np.asarray(b.transpose(_UPRIGHT[orientation]) if orientation > 1 else b) for b in bands])
+
+
 @pytest.mark.parametrize("orientation", [1, *_UPRIGHT])
 def test_arrays_are_turned_as_pictures_are(orientation: int, tmp_path: Path):
     exif = Image.Exif()
@@ -278,8 +284,40 @@ def test_arrays_are_turned_as_pictures_are(orientation: int, tmp_path: Path):
     if orientation > 1:
         expected = expected.transpose(_UPRIGHT[orientation])
     assert (found == np.asarray(expected)).all()
+    Image.fromarray(EIGHT).save(tmp_path / "a.tif", exif=exif)
+    assert (np.asarray(load_picture(tmp_path / "a.tif", decoding=Decoding(4))) == expected).all()
+    assert load_rgb(tmp_path / "a.tif").size == upright.size
+    Image.fromarray(EIGHT[..., 0]).save(tmp_path / "grey.tif", exif=exif)
+    assert (np.asarray(load_rgb(tmp_path / "grey.tif")) == np.asarray(expected)[..., :1]).all()
+    packed = tmp_path / "packed.tif"
+    Image.fromarray(EIGHT).save(packed, exif=exif, compression="tiff_lzw")
+    assert (np.asarray(load_picture(packed, decoding=Decoding(4))) == expected).all()
+    asked: list[tuple[int, int, bool]] = []
+    load_rgb(tmp_path / "a.tif", reduction=lambda *size: asked.append(size) or 1)
+    assert asked == [(*upright.size, False)]
+    deep = tiff(NOISE[..., :3], photometric="rgb", extratags=[(274, 3, 1, orientation, True)])
+    assert (read(deep, bit_depth=16) == np.rint(_as_turned(NOISE[..., :3], orientation) / 65535 * 255)).all()
     turned = tiff(EIGHT, photometric="minisblack", planarconfig="contig", extratags=[(274, 3, 1, orientation, True)])
     assert (read(turned, bands=4) == found).all()
+
+
+@pytest.mark.parametrize(
+    ("data", "size"),
+    [
+        (npy(EIGHT), (9, 7, 4)),
+        (npy(EIGHT.transpose(2, 0, 1)), (9, 7, 4)),
+        (npy(EIGHT[..., 0]), (9, 7, 1)),
+        (tiff(EIGHT, photometric="minisblack", planarconfig="contig"), (9, 7, 4)),
+        (tiff(EIGHT, photometric="rgb", extratags=[(274, 3, 1, 6, True)]), (7, 9, 4)),
+        (tiff(NOISE.transpose(2, 0, 1)), (9, 7, 4)),
+    ],
+    ids=lambda value: "",
+)
+def test_headers_of_arrays(data: bytes, size: tuple[int, int, int]):
+    """Width, height and bands, without reading the values."""
+    found = read_array(io.BytesIO(data), header_only=True)
+    assert found is not None and found.upright_size() == size and not found.values.any()
+    assert read_array(io.BytesIO(b"neither")) is None
 
 
 def test_heic_where_its_package_is(tmp_path: Path):

@@ -105,7 +105,7 @@ def test_pictures_that_training_leaves_out_are_counted(check: Check, contents: d
     assert check(contents).summary.used == 2
     found = check(contents, filter_cfg={"min_size": 10}).summary
     assert found.used == 2
-    with pytest.raises(DataError, match="all 2 pictures.*min_size"):
+    with pytest.raises(DataError, match="min_size"):
         check(contents, filter_cfg={"filter_empty_gt": True, "min_size": 32})
 
 
@@ -316,7 +316,7 @@ def test_compressed_run_lengths_are_decoded_as_pycocotools_does(shape: tuple[int
         runs = decompress(mask.encode(pixels)["counts"])
         assert runs is not None and sum(runs) == pixels.size
         flat = np.repeat(np.arange(len(runs)) % 2, runs)
-        assert (flat.reshape(shape[::-1]).T == pixels).all()
+        assert (pixels == flat.reshape(shape[::-1]).T).all()
     assert decompress("0" * 3) == [0, 0, 0]
     assert [decompress(bad) for bad in ("é", "o", "oooooooo1", "\x00", "A")] == [None] * 5
 

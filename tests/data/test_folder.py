@@ -16,7 +16,7 @@ from timm.data.readers.reader_image_folder import ReaderImageFolder
 
 from davit.commands import USER_ERROR, run_cli
 from davit.data import DataError, EpochSampler, check_classes, load_rgb, open_dataset, train_transform
-from davit.data.listing import absent
+from davit.data.listing import absent, natural_key, readable_suffixes
 
 MakeFolder = Callable[..., Path]
 Pictures = Callable[..., Path]
@@ -73,6 +73,23 @@ def test_the_validation_split_is_found_under_its_names_an_exact_one_first(pictur
     assert len(open_dataset(root / "fold3", ".")) == 1
     with pytest.raises(DataError):
         open_dataset(None, "train")
+
+
+def test_what_is_no_picture_is_counted_by_suffix(pictures: Pictures, caplog: pytest.LogCaptureFixture):
+    """Case 5: files without suffix count by their content, HEIC where its package is installed."""
+    root = pictures(*(f"{split}/{label}/{n}.png" for split in ("train", "val") for label in "xy" for n in range(3)))
+    for folder in (root / split / label for split in ("train", "val") for label in "xy"):
+        for number in range(5):
+            (folder / f"IMG_{number}.HEIC").write_bytes(bytes(100))
+        for number in range(4):
+            (folder / f"copy{number}").write_bytes((folder / "0.png").read_bytes())
+    with caplog.at_level(logging.WARNING):
+        dataset = open_dataset(root, "train")
+    heic = 10 if ".heic" in readable_suffixes() else 0
+    assert len(dataset) == 6 + 8 + heic
+    said = [record.getMessage() for record in caplog.records]
+    assert said == [] if heic else ("10 .heic" in said[0] and len(said) == 1)
+    assert dataset.filenames() == sorted(dataset.filenames(), key=natural_key)
 
 
 def test_files_that_are_absent(pictures: Pictures):
@@ -217,7 +234,15 @@ def test_bad_class_maps(
 
 
 @pytest.mark.parametrize(
-    "text", ["ant\nbee\n", "\ufeffant\nbee", "ant\r\nbee\r\n", "\n\nant\n\n bee\t\n\n\n", "ant\rbee\r", "\ufeffant\r\n\r\nbee"]
+    "text",
+    [
+        "ant\nbee\n",
+        "\ufeffant\nbee",
+        "ant\r\nbee\r\n",
+        "\n\nant\n\n bee\t\n\n\n",
+        "ant\rbee\r",
+        "\ufeffant\r\n\r\nbee",
+    ],
 )
 def test_class_maps_as_editors_write_them(text: str, make_folder: MakeFolder, tmp_path: Path):
     (tmp_path / "map.txt").write_bytes(text.encode())

@@ -188,3 +188,17 @@ def test_an_end_that_a_camera_wrote_more_behind(tmp_path: Path, monkeypatch: pyt
     decode: Callable[..., Any] = lambda file: looked_at.append(file)  # noqa: E731
     monkeypatch.setattr(headers, "load_rgb", decode)
     assert read_headers([tmp_path / "b.jpg"])[0].kind == "JPEG" and not looked_at
+
+
+def test_arrays_and_tiffs_of_many_bands_have_headers(tmp_path: Path) -> None:
+    tifffile = pytest.importorskip("tifffile")
+    bands = np.zeros((20, 30, 6), dtype=np.uint16)
+    np.save(tmp_path / "a.npy", bands)
+    tifffile.imwrite(tmp_path / "b.tif", bands, planarconfig="contig", photometric="minisblack")
+    np.save(tmp_path / "c.npy", np.zeros(5))
+    array, tiff, line = read_headers([tmp_path / name for name in ("a.npy", "b.tif", "c.npy")])
+    assert [(one.kind, one.width, one.height, one.fault) for one in (array, tiff)] == [
+        ("NPY", 30, 20, ""),
+        ("TIFF", 30, 20, ""),
+    ]
+    assert line.fault

@@ -60,6 +60,24 @@ def test_one_bit_masks(tmp_path: Path) -> None:
     assert np.array_equal(Coding().read(tmp_path / "a.png"), LABELS > 0)
 
 
+def test_files_that_are_no_masks(tmp_path: Path) -> None:
+    picture = save(np.zeros((20, 30, 3)), tmp_path / "picture.png")
+    noise = save(np.random.default_rng(0).integers(0, 255, (20, 30, 3)), tmp_path / "noise.png")
+    deep, cut = tmp_path / "deep.png", tmp_path / "cut.png"
+    Image.fromarray(LABELS.astype(np.uint16)).save(deep)
+    cut.write_bytes(save(LABELS, tmp_path / "whole.png").read_bytes()[:-60])
+    for file, reason in ((picture, r"\[0, 0, 0\]"), (noise, "256 colours"), (deep, "16 bits"), (cut, "cut")):
+        with pytest.raises(DataError, match=reason):
+            check_pairs([picture], [file], Coding())
+    with pytest.raises(DataError, match="3 channels"):
+        Coding().read(picture)
+    with pytest.raises(DataError, match="cut"):
+        Coding().read(cut)
+    with pytest.raises(DataError, match=r"30 x 20.* 1 more"):
+        small = save(LABELS[:10], tmp_path / "small.png")
+        check_pairs([picture, picture], [small, small], Coding())
+
+
 def test_counts_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A second run reads only what has changed; other codings are counted apart; a damaged cache is no fault."""
     files = [save(LABELS, tmp_path / f"{name}.png") for name in "ab"]

@@ -282,8 +282,10 @@ def test_a_member_that_claims_to_be_huge_is_a_bad_picture(tmp_path: Path) -> Non
     file = write_tar(tmp_path / "train.tar", [("a/0.png", png()), ("b/0.png", png())])
     member = tarfile.TarInfo("a/1.png")
     member.size = 1 << 40
+    with tarfile.open(file) as tar:
+        end = tar.getmember("b/0.png").offset_data + 512
     with file.open("r+b") as stream:
-        stream.seek(tarfile.open(file).getmember("b/0.png").offset_data + 512)
+        stream.seek(end)
         stream.write(member.tobuf())
         stream.truncate(1 << 41)
     dataset = open_dataset(file, "train")

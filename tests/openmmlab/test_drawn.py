@@ -5,10 +5,12 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from davit.openmmlab import demo
 from davit.openmmlab.cli import test_main as evaluate
+from davit.openmmlab.predictor import Detections, draw_segments
 from tests.openmmlab.conftest import SEGMENTOR, Go
 
 
@@ -46,3 +48,18 @@ def test_masks_of_pictures_that_share_a_name(go: Go, masks: Path, segmentor_weig
     found = sorted(Path("out").iterdir())
     assert [file.name for file in found] == ["0-x.png.png", "1-x.png.png"]
     assert all(np.asarray(Image.open(file)).shape == (48, 64) for file in found)
+
+
+def test_names_that_no_font_can_draw(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their index is drawn: as much as of a class that is called so."""
+    monkeypatch.setattr("davit.fonts.font_for", lambda text: None if "猫" in text else Path("unused"))
+    picture, boxes = np.zeros((400, 400, 3), np.uint8), np.array([[50, 60, 200, 300]], np.float32)
+    scores, labels = np.ones(1, np.float32), np.ones(1, np.int64)
+    odd, plain = (
+        Detections(picture, boxes, scores, labels, None, ("dog", name)).draw().tobytes() for name in ("猫", "1")
+    )
+    assert odd == plain != Detections(picture, boxes, scores, labels, None, ("dog", "2")).draw().tobytes()
+    segments = np.ones((400, 400), np.int64)
+    palette = ((0, 0, 0), (255, 0, 0))
+    odd, plain = (draw_segments(picture, segments, ("dog", name), palette).tobytes() for name in ("猫", "1"))
+    assert odd == plain

@@ -56,7 +56,7 @@ def test_it_is_the_one_of_every_config():
 
     for scope in ("mmdet", "mmseg"):
         init_default_scope(scope)
-        for name in ("LoadImageFromFile", "mmcv.LoadImageFromFile", f"{scope}.LoadImageFromFile"):
+        for name in ("LoadImageFromFile", "mmcv.LoadImageFromFile"):
             assert type(TRANSFORMS.build({"type": name})) is LoadImageFromFile
     assert mmcv.transforms.LoadImageFromFile is LoadImageFromFile
     assert type(TRANSFORMS.build({"type": mmcv.transforms.LoadImageFromFile})) is LoadImageFromFile
@@ -110,7 +110,7 @@ def test_what_cannot_be_read(tmp_path: Path, rgba: Path, monkeypatch: pytest.Mon
         with pytest.raises(DataError, match=wrong):
             load(tmp_path / wrong)
         assert LoadImageFromFile(ignore_empty=True)({"img_path": str(tmp_path / wrong)}) is None
-    with pytest.raises(DataError, match="3"):
+    with pytest.raises(DataError, match="4 bands"):
         load(rgba, color_type="color", bands=5)
 
     def fail(*_: Any) -> None:

@@ -142,3 +142,20 @@ def test_mistakes(
     assert main(words.format(picture=scene_file, given=f"{scene_file} --checkpoint {trained}").split()) == 2
     assert why in caplog.text
     assert not any(Path().glob("out.*"))
+
+
+def test_names_are_drawn_as_they_stand(
+    predictor: Predictor, scene_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Signs of formulas are no formula; a name that no font has is the class's index, and no name stops a drawing."""
+    names = ["$x{$", "a\x1b[2J\udce9", *predictor.class_names[2:]]
+    monkeypatch.setattr(predictor, "class_names", tuple(names))
+    odd = tmp_path / "caf\udce9 $1$\n.png"
+    odd.write_bytes(scene_file.read_bytes())
+    found = figure.draw_picture(predictor, odd, tmp_path / "seen.png", class_index=0)
+    assert Image.open(tmp_path / "seen.png").size[0] > 100 and found.file == str(odd)
+    drawn = " ".join(text.get_text() for text in panels(predictor, odd)["classes"].texts)
+    assert r"a\x1b[2J\xe9" in drawn and "$x{$" in drawn
+    monkeypatch.setattr("davit.fonts.font_for", lambda text: None)
+    drawn = [text.get_text() for text in panels(predictor, odd)["classes"].texts]
+    assert all(text.split()[0].isdigit() for text in drawn)
