@@ -157,6 +157,12 @@ def build_model(args: Namespace, num_classes: int, class_names: Sequence[str] = 
 
 def _create(args: Namespace, num_classes: int) -> nn.Module:
     """Create the model with the rates and arguments of the flags; it need not know rates that are 0."""
+    asked = args.model_kwargs.get("num_classes", num_classes)
+    if asked != num_classes:
+        raise ValueError(
+            f"--model-kwargs with num_classes={asked} contradicts the {num_classes} classes of the run; say how many "
+            "there are by --num-classes."
+        )
     rates = {"drop_rate": args.drop, "drop_path_rate": args.drop_path}
     pooling = {"global_pool": args.gp} if args.gp else {}
     bands = bands_asked_for(vars(args)) or 3

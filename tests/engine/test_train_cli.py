@@ -181,6 +181,7 @@ def test_a_run_leaves_its_record_and_the_best_epochs(train: Train, tmp_path: Pat
         ("--lr-cycle-mul 100 --lr-cycle-limit 9", ["--lr-cycle-mul 100", "--lr-cycle-limit 9"]),
         ("--model-kwargs embed_dims=[16384,32768]", ["embed_dims", "16384"]),
         ("--model-kwargs depths=x", ["depths"]),
+        ("--model-kwargs num_classes=null", ["--model-kwargs", "--num-classes"]),
         ("--opt-betas 0.9", ["--opt-betas", "0.9", "2 or 3"]),
         *(("--cutmix-minmax 0.2", ["--cutmix-minmax", "2"]), ("--mean 0.5 0.5", ["--mean [0.5, 0.5]"])),
         *(("--torchcompile inducktor", ["inducktor", "inductor"]), ("--sched cosinus", ["cosinus"])),
