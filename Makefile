@@ -3,6 +3,7 @@
 # make demo-seg   train UPerNet on them, evaluate it and draw what it finds (8 minutes on 2 cores)
 # make test       set up, then run every test that is not marked long; prints the time and the slowest 15
 # make test-long  run the long ones too
+# make attack   N=2000 hostile trials (numbers, recipes, class maps, checkpoints, pictures); SEED=1 for others
 # make lint       ruff, clang-format, mypy on davit/, and which of its parts import which
 # make bench-cuda on a CUDA machine: benchmarks/gpu/run.sh, kernels and models beside their peers in 12 minutes
 # make figures    draw the pictures of figures/ again
@@ -13,6 +14,8 @@ PYTHON ?= python3
 VENV   ?= .venv
 OUTPUT ?= output/demo
 API_DIR ?= output/api
+N      ?= 2000
+SEED   ?= 0
 RUN     = $(VENV)/bin/python
 
 # Threads sleep while they wait. Spinning, as is the default, they starve each other as soon as another program needs a core.
@@ -26,7 +29,7 @@ API     = davit $(addprefix davit.,app checkpoint complexity data doctor engine 
 # jobs. Files in the order of tests/conftest.py, since those with few tests, which xdist puts last, are the slow ones.
 PYTEST  = OMP_NUM_THREADS=1 $(RUN) -m pytest -n 3 --dist loadfile --no-loadscope-reorder --durations=15
 
-.PHONY: help setup demo demo-det demo-seg test test-long lint bench-cuda figures api clean
+.PHONY: help setup demo demo-det demo-seg test test-long attack lint bench-cuda figures api clean
 .DEFAULT_GOAL := help
 
 help:
@@ -66,6 +69,9 @@ test: setup
 
 test-long: setup
 	$(PYTEST)
+
+attack: setup
+	OMP_NUM_THREADS=1 $(RUN) -m tests.hostile.attack -n $(N) --seed $(SEED) --results output/hostile.md
 
 lint: setup
 	$(RUN) -m ruff check .

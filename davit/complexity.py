@@ -19,6 +19,7 @@ import torch
 from timm.utils import unwrap_model
 from torch import nn
 
+from .limits import number
 from .model import DualAttentionBlock, DualAttentionStages, WindowAttention
 from .pyramid import DaViTPyramid
 from .registry import create_model
@@ -152,13 +153,7 @@ def count_flops(model: nn.Module, image: torch.Tensor) -> FlopCountAnalysis:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print what a model costs; return exit status 0, or 2 after one paragraph on stderr."""
-    parser = argparse.ArgumentParser(prog="python -m davit.complexity", description=__doc__)
-    add = parser.add_argument
-    add("--model", default="DaViT_tiny", help="a variant of DaViT, or any model that timm knows")
-    add("--input", type=int, nargs=3, metavar=("C", "H", "W"), help="default: the model's own input size")
-    add("--num-classes", type=int, help="width of the head (default: the model's own)")
-    add("--format", choices=("table", "json"), default="table")
-    options = parser.parse_args(arguments)
+    options = _parser().parse_args(arguments)
     arguments_of_model = {} if options.num_classes is None else {"num_classes": options.num_classes}
     try:
         if options.input is not None and _checked_shape(options.input)[0] != 3:
@@ -171,6 +166,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     sys.stdout.write((result.to_json() if options.format == "json" else result.to_table()) + "\n")
     return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m davit.complexity", description=__doc__)
+    add = parser.add_argument
+    add("--model", default="DaViT_tiny", help="a variant of DaViT, or any model that timm knows")
+    add("--input", **number("input"), metavar=("C", "H", "W"), help="default: the model's own input size")
+    add("--num-classes", **number("num_classes"), help="width of the head (default: the model's own)")
+    add("--format", choices=("table", "json"), default="table")
+    return parser
 
 
 def _checked_shape(shape: Sequence[int]) -> tuple[int, int, int]:

@@ -113,6 +113,20 @@ def _open_at_once(path: str, flags: int) -> int:
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
+def read_small(path: str | Path, most: int) -> bytes:
+    """Read a regular file that has at most `most` bytes.
+
+    Raises:
+        OSError: as `open_regular`.
+        ValueError: it is larger.
+    """
+    with open_regular(path) as stream:
+        data = stream.read(most + 1)
+    if len(data) > most:
+        raise ValueError(f"it is larger than {most:,} bytes")
+    return data
+
+
 def _require_regular(state: os.stat_result, path: str | Path) -> None:
     if stat.S_ISDIR(state.st_mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))

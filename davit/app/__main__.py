@@ -13,6 +13,7 @@ from pathlib import Path
 
 from ..commands import run_cli
 from ..engine.flags import given_flags, model_flags, picture_flags
+from ..limits import number
 from ..predict.flags import ONE_BY_ONE, load_asked_for
 from .page import build_page, gradio, serve
 from .readers import ClassifierReader, DrawnReader, Reader
@@ -27,8 +28,6 @@ def main(arguments: Sequence[str] | None = None, block: bool = True) -> int:
 
 def _main(arguments: Sequence[str] | None, block: bool) -> None:
     args = _parser().parse_args(arguments)
-    if args.max_megabytes < 1:
-        raise ValueError(f"--max-megabytes {args.max_megabytes} must be 1 or more.")
     with tempfile.TemporaryDirectory(prefix="davit-app-") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder  # pictures that are dropped; gone when the page ends
         gradio()
@@ -60,10 +59,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--config", default="", metavar="FILE", help="of a detector or segmentor (mmdet/configs, mmseg/configs)")
-    add("--score-thr", type=float, default=0.3, help="least score of a detection (default %(default)s)")
+    add("--score-thr", **number("score_thr"), default=0.3, help="least score of a detection (default %(default)s)")
     add("--class-map", default="", metavar="FILE|DIR", help="class names, one a line, or a data folder that has them")
     add("--host", default="127.0.0.1", help="default: this machine alone; 0.0.0.0 lets others in, without a password")
-    add("--port", type=int, default=7860, help="0 takes a free one (default %(default)s)")
+    add("--port", **number("port"), default=7860, help="0 takes a free one (default %(default)s)")
     add(
         "--also-at",
         action="append",
@@ -71,15 +70,15 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME[:PORT]",
         help="another address by which browsers reach it, through a proxy or a tunnel; may be given several times",
     )
-    add("--max-megabytes", type=int, default=20, help="the largest file taken (default %(default)s)")
+    add("--max-megabytes", **number("max_megabytes"), default=20, help="the largest file taken (default %(default)s)")
     return parser
 
 
 def _end_as_by_ctrl_c() -> None:
     """Remove dropped pictures also when the page is killed, or its terminal is closed (without nohup)."""
-    for number in {signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}:  # Windows has no SIGHUP
-        if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, signal.default_int_handler)
+    for ending in {signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}:  # Windows has no SIGHUP
+        if signal.getsignal(ending) is not signal.SIG_IGN:
+            signal.signal(ending, signal.default_int_handler)
 
 
 if __name__ == "__main__":

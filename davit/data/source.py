@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import logging
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 from timm.data.readers.class_map import load_class_map
 
-from ..text import some
+from ..files import read_small
+from ..limits import MOST_CLASSES, short
+from ..text import as_line, some
 from .decode import Stored
 from .errors import DataError
 from .listing import natural_key
@@ -23,7 +27,7 @@ NO_CLASS = -1  # of a picture that cannot be read, and whose label cannot be eit
 
 _WHOLE = re.compile(r"(\d{1,18})(?:\.0*)?", re.ASCII)  # a table's index column may hold 3.0
 _SIGNED = re.compile(r"[-+]?\d+(?:\.\d*)?", re.ASCII)
-_MOST_CLASSES = 1_000_000
+_MOST_BYTES = 1 << 26  # of a class map
 _LONGEST = 4096  # characters of a path or a class name
 
 ClassMap: TypeAlias = str | Path | dict[str, int] | None
@@ -215,7 +219,7 @@ def _number(
     if class_names:
         return {name: index for index, name in enumerate(class_names)}, whole, True
     highest = max(whole.values())
-    if highest >= _MOST_CLASSES:
+    if highest >= MOST_CLASSES:
         raise DataError(
             f"{place}: its labels are numbers up to {highest}, which cannot be class indices from 0 on: give "
             "`class_map=FILE` with such a label a line"
@@ -232,13 +236,49 @@ def _whole_numbers(labels: set[str]) -> dict[str, int] | None:
 
 
 def read_class_map(class_map: str | Path | dict[str, int], folder: Path) -> dict[str, int]:
-    """Read class names and their indices from a dict or a file (.txt, a name a line; .pkl, a dict)."""
+    """Read class names and their indices from a dict or a file (.txt, a name a line; .pkl, a dict).
+
+    A file is found by its path, else below `folder`. Blank lines have no index.
+
+    Raises:
+        DataError: it cannot be read, a name is there twice, or an index is none.
+    """
     try:
-        mapping = load_class_map(class_map if isinstance(class_map, dict) else str(class_map), str(folder))
+        found = class_map.items() if isinstance(class_map, dict) else _read_pairs(Path(class_map), folder)
     except Exception as error:  # a damaged pickle raises its own types
-        wanted = "a .txt with a name a line or a .pkl of a dict is needed"
-        raise DataError(f"the class map {class_map} cannot be used ({error}): {wanted}") from error
-    wrong = {name: index for name, index in mapping.items() if not isinstance(index, int) or index < 0}
-    if wrong or not mapping:
-        raise DataError(f"the class map {class_map} must give each class an index of 0 or more, not {wrong}")
-    return {str(name): index for name, index in mapping.items()}
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        wanted = "a .txt in UTF-8 with a name a line, or a .pkl of a dict, is needed"
+        raise DataError(f"the class map {as_line(class_map)} cannot be used ({reason}): {wanted}") from error
+    called = "given" if isinstance(class_map, dict) else as_line(class_map)
+    mapping: dict[str, int] = {}
+    for key, index in found:
+        name = str(key)
+        if not isinstance(key, str | int) or len(name) > _LONGEST:
+            raise DataError(f"the class map {called} holds {short(key)}, which is no name of a class")
+        if name in mapping:
+            raise DataError(f"the class map {called} names the class {as_line(name)!r} twice; each has one line")
+        if not isinstance(index, Integral) or isinstance(index, bool) or not 0 <= int(index) < MOST_CLASSES:
+            raise DataError(
+                f"the class map {called} must give each class an index from 0 to {MOST_CLASSES - 1}, "
+                f"not {short(index)} to {as_line(name)!r}"
+            )
+        mapping[name] = int(index)
+    if not mapping:
+        raise DataError(f"the class map {called} names no class")
+    return mapping
+
+
+def _read_pairs(path: Path, folder: Path) -> Iterable[tuple[object, object]]:
+    """Read the names and indices of a class map in the order of the file."""
+    file = path if path.exists() else folder / path
+    data = read_small(file, _MOST_BYTES)
+    if file.suffix.lower() == ".pkl":
+        return list(load_class_map(str(file)).items())  # reads nothing but built-in types
+    if file.suffix.lower() != ".txt":
+        raise ValueError(f"the ending {file.suffix!r} is not known")
+    lines = [line.strip() for line in io.StringIO(data.decode("utf-8-sig"), newline=None)]
+    while lines and not lines[-1]:
+        lines.pop()
+    if blank := lines.count(""):
+        log.warning("%s: %d blank lines between the names are passed over, and have no index", file, blank)
+    return [(name, index) for index, name in enumerate(filter(None, lines))]

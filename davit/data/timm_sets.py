@@ -11,6 +11,7 @@ from torchvision.datasets import DatasetFolder
 
 from .decode import Stored
 from .errors import BadImageError, DataError
+from .source import read_class_map
 
 
 class NamedSource:
@@ -30,7 +31,8 @@ class NamedSource:
         if class_map and name.lower().startswith("torch/"):
             raise DataError(f"`dataset={name}` cannot take a class map; folders and hfds/ data sets can")
         self._label = f"{name}:{split}"
-        self._dataset = _create(name, root, split, class_map=class_map, download=download, **options)
+        mapping = read_class_map(class_map, Path(root or ".")) if class_map else None
+        self._dataset = _create(name, root, split, class_map=mapping, download=download, **options)
         self._reader = self._dataset.reader if isinstance(self._dataset, ImageDataset) else None
         knows = self._dataset if self._reader is None else self._reader
         self.class_to_idx: dict[str, int] = dict(getattr(knows, "class_to_idx", None) or {})

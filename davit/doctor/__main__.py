@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ..data import DataError
 from ..data.yolo import read_yolo
+from ..limits import number
 from ..text import without_controls
 from .configs import examine_config
 from .findings import LEVELS, Finding
@@ -24,8 +25,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Print all findings; return exit status 0, or 1 where a finding is an error."""
     parser = _parser()
     options = parser.parse_args(arguments)
-    if options.sample < 1:
-        parser.error(f"--sample {options.sample} is not a number of 1 or more")
     findings = []
     for finding in _examine(options):
         findings.append(finding)
@@ -78,7 +77,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--all", action="store_true", help="open every picture, however many there are")
     parser.add_argument(
-        "--sample", type=int, default=2000, metavar="N", help="otherwise: no more of a split (default %(default)s)"
+        "--sample",
+        **number("sample"),
+        default=2000,
+        metavar="N",
+        help="otherwise: no more of a split (default %(default)s)",
     )
     parser.add_argument("--output", default="output", metavar="DIR", help="where runs write, for the free disk")
     parser.add_argument("--json", action="store_true", help="print a JSON list in place of lines")

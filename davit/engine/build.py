@@ -36,15 +36,20 @@ from ..data import (
     open_dataset,
     train_transform,
 )
+from ..limits import short
+from ..pretrained import PretrainedError
 from ..registry import create_model
 from ..text import some
-from .distributed import World
+from .distributed import World, is_out_of_memory
 from .evaluate import eval_mode, in_step
 from .load_model import bands_asked_for, picture_config
 from .precision import Precision, precision_from
 from .steps import Stepper
 
 log = logging.getLogger(__name__)
+
+_MOST_EPOCHS = 10_000_000  # of a schedule with its cycles
+_ARITHMETIC = (ArithmeticError, IndexError)
 
 
 @dataclass
@@ -152,6 +157,12 @@ def build_model(args: Namespace, num_classes: int, class_names: Sequence[str] = 
 
 def _create(args: Namespace, num_classes: int) -> nn.Module:
     """Create the model with the rates and arguments of the flags; it need not know rates that are 0."""
+    asked = args.model_kwargs.get("num_classes", num_classes)
+    if asked != num_classes:
+        raise ValueError(
+            f"--model-kwargs with num_classes={asked} contradicts the {num_classes} classes of the run; say how many "
+            "there are by --num-classes."
+        )
     rates = {"drop_rate": args.drop, "drop_path_rate": args.drop_path}
     pooling = {"global_pool": args.gp} if args.gp else {}
     bands = bands_asked_for(vars(args)) or 3
@@ -162,6 +173,15 @@ def _create(args: Namespace, num_classes: int) -> nn.Module:
             return create_model(args.model, pretrained=args.pretrained, **kwargs)
         except TypeError as error:
             problem = error
+        except (ValueError, PretrainedError):
+            raise
+        except Exception as error:  # a constructor of any model meets arguments of any kind
+            if not (args.model_kwargs or is_out_of_memory(error)):
+                raise
+            text = " ".join(f"{type(error).__name__}: {error}".split())
+            raise ValueError(
+                f"--model {args.model} cannot be built with {short(kwargs)} ({text[:300]}). Look at --model-kwargs."
+            ) from error
     raise ValueError(
         f"--model {args.model} does not take one of {', '.join(attempts[-1])}: {problem}. Look at --model-kwargs, or "
         "pass --drop 0 --drop-path 0."
@@ -250,6 +270,8 @@ def build_mixup(args: Namespace, num_classes: int) -> Mixup | None:
 
 def build_loss(args: Namespace, mixup: Mixup | None) -> nn.Module:
     """Build the training loss that fits the augmentation."""
+    if args.smoothing >= 1:
+        raise ValueError(f"--smoothing {args.smoothing:g} leaves nothing of the labels: take less than 1.")
     if args.jsd:
         if args.aug_splits < 2:
             raise ValueError("--jsd needs --aug-splits of 2 or more.")
@@ -271,6 +293,11 @@ def build_optimizer(args: Namespace, model: nn.Module) -> torch.optim.Optimizer:
 
 def build_schedule(args: Namespace, optimizer: torch.optim.Optimizer, steps_per_epoch: int) -> tuple[Scheduler, int]:
     """Build timm's learning-rate schedule; return it and the number of epochs with the cool-down."""
+    if args.lr_noise and 100 * args.lr_noise_pct < args.lr_noise_std:  # timm draws until it is below
+        raise ValueError(
+            f"--lr-noise-pct {args.lr_noise_pct:g} is far below --lr-noise-std {args.lr_noise_std:g}: nearly all "
+            "noise would be drawn again; take at least a hundredth of it."
+        )
     with warnings.catch_warnings():
         # plateau's memory, which timm does not save and warns about, is in our own state
         warnings.filterwarnings("ignore", category=FutureWarning, module="timm")
@@ -278,8 +305,13 @@ def build_schedule(args: Namespace, optimizer: torch.optim.Optimizer, steps_per_
             schedule, num_epochs = create_scheduler_v2(
                 optimizer, updates_per_epoch=steps_per_epoch, **scheduler_kwargs(args)
             )
-        except (ValueError, AssertionError, RuntimeError, TypeError, IndexError, ZeroDivisionError) as error:
+        except (ValueError, AssertionError, RuntimeError, TypeError, *_ARITHMETIC) as error:
             raise ValueError(f"timm cannot make the schedule --sched {args.sched!r}: {error!r}.") from error
+    if num_epochs > _MOST_EPOCHS:
+        raise ValueError(
+            f"--epochs {args.epochs} with --lr-cycle-limit {args.lr_cycle_limit} and --lr-cycle-mul "
+            f"{args.lr_cycle_mul} make a schedule of {num_epochs:.3g} epochs; at most {_MOST_EPOCHS} are run."
+        )
     if args.cooldown_epochs and num_epochs == args.epochs + args.cooldown_epochs:
         log.info(
             "%d epochs: %d of --epochs and %d of --cooldown-epochs after them.",

@@ -20,6 +20,8 @@ from typing import Any
 import yaml
 
 from ..checkpoint.read import EMA_CHOICES
+from ..files import read_small
+from ..limits import MOST_YAML, check_model_kwargs, number, read_yaml, short
 from ..text import nearest
 from .labels import BUNDLED_REAL
 from .load_model import why_no_backend
@@ -37,43 +39,6 @@ NO_LONGER = {
     "drop_connect": "use --drop-path",
     "drop_block": "no model here has drop block; use --drop-path",
 }
-
-
-ABOVE_ZERO = math.ulp(0.0)  # as a lower limit of `real`: the least number above 0
-
-
-def integer(least: int, most: int = 2**31 - 1) -> Callable[[str], int]:
-    """Make an argparse type for whole numbers from `least` to `most`."""
-
-    def convert(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            value = least - 1
-        if not least <= value <= most:
-            limit = f"{least} or more" if most == 2**31 - 1 else f"{least} to {most}"
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of {limit}")
-        return value
-
-    return convert
-
-
-def real(least: float = -math.inf, most: float = math.inf) -> Callable[[str], float]:
-    """Make an argparse type for finite numbers from `least` to `most`; for `least`, see also `ABOVE_ZERO`."""
-
-    def convert(text: str) -> float:
-        try:
-            value = float(text)
-        except ValueError:
-            value = math.nan
-        if not (least <= value <= most and math.isfinite(value)):
-            low = {-math.inf: "", ABOVE_ZERO: " above 0"}.get(least, f" of {least:g} or more")
-            high = "" if most == math.inf else f" and at most {most:g}"
-            hint = "; leave it out for its default" if least == ABOVE_ZERO else ""
-            raise argparse.ArgumentTypeError(f"{text!r} is not a finite number{low}{high}{hint}")
-        return value
-
-    return convert
 
 
 def backend(text: str) -> str:
@@ -94,7 +59,11 @@ class KeyValues(argparse.Action):
             key, equals, value = pair.partition("=")
             if not equals or not key:
                 raise argparse.ArgumentError(self, f"{pair!r} is not of the form key=value")
-            result[key] = yaml.safe_load(value)
+            try:
+                result[key] = read_yaml(value)
+                check_model_kwargs({key: result[key]})
+            except ValueError as error:
+                raise argparse.ArgumentError(self, f"{short(pair)}: {error}") from None
         setattr(namespace, self.dest, result)
 
 
@@ -137,7 +106,7 @@ def _add_running(add: Callable[..., Any]) -> None:
     add("--channels-last", action="store_true", help="channels-last memory format")
     add("--native-amp", action="store_true", help="the same as --amp")
     add("--apex-amp", action="store_true", help=argparse.SUPPRESS)
-    add("--local_rank", "--local-rank", type=integer(-1), default=0, help=argparse.SUPPRESS)
+    add("--local_rank", "--local-rank", **number("local_rank"), default=0, help=argparse.SUPPRESS)
 
 
 def _add_dataset(add: Callable[..., Any]) -> None:
@@ -158,19 +127,18 @@ def _add_dataset(add: Callable[..., Any]) -> None:
 
 def _add_decoding(add: Callable[..., Any]) -> None:
     """Add what all commands call alike: the size and bands of pictures, and the range of values of over 8 bits."""
-    add("--img-size", type=integer(1), help="side in pixels; default: the checkpoint's, else the model's")
-    add("--input-size", type=integer(1), nargs=3, metavar=("C", "H", "W"), help="bands, height and width, instead")
-    add("--in-chans", type=integer(1), metavar="C", help="bands of the pictures; default: 3, red, green and blue")
+    add("--img-size", **number("img_size"), help="side in pixels; default: the checkpoint's, else the model's")
+    add("--input-size", **number("input_size"), metavar=("C", "H", "W"), help="bands, height and width, instead")
+    add("--in-chans", **number("in_chans"), metavar="C", help="bands of the pictures; default: 3, red, green and blue")
     add(
         "--bit-depth",
-        type=integer(1, 32),
+        **number("bit_depth"),
         metavar="N",
         help="divide values stored with more than 8 bits by 2^N - 1; default: by the range of their type",
     )
     add(
         "--percentiles",
-        type=real(0, 100),
-        nargs=2,
+        **number("percentiles"),
         metavar=("LOW", "HIGH"),
         help="instead of --bit-depth: stretch such a picture from one of its percentiles to the other",
     )
@@ -188,14 +156,22 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
     add("--train-split", default="train", help="name of the training split")
     add("--val-split", default="validation", help="name of the validation split (val is found too)")
     _add_decoding(add)
-    add("--crop-pct", type=real(ABOVE_ZERO), help="share of the side that the evaluation crop keeps")
-    add("--mean", type=real(), nargs="+", help="mean of each band, 0 to 1; default: the model's, else 0.5")
-    add("--std", type=real(ABOVE_ZERO), nargs="+", help="standard deviation of each band; default: likewise")
+    add("--crop-pct", **number("crop_pct"), help="share of the side that the evaluation crop keeps")
+    add("--mean", **number("mean"), help="mean of each band, 0 to 1; default: the model's, else 0.5")
+    add("--std", **number("std"), help="standard deviation of each band; default: likewise")
     add("--interpolation", default="", help="resampling in evaluation; default: the model's")
-    add("-b", "--batch-size", type=integer(1), default=64, help="pictures for each process and micro-batch")
+    add("-b", "--batch-size", **number("batch_size"), default=64, help="pictures for each process and micro-batch")
     multiplier = "evaluation batch over the training one"
-    add("-vb", "--validation-batch-size-multiplier", type=integer(1), default=1, help=multiplier)
-    add("-j", "--workers", type=integer(0), default=10, help="loader processes, at most as many as there are cores")
+    add(
+        "-vb",
+        "--validation-batch-size-multiplier",
+        **number("validation_batch_size_multiplier"),
+        default=1,
+        help=multiplier,
+    )
+    add(
+        "-j", "--workers", **number("workers"), default=10, help="loader processes, at most as many as there are cores"
+    )
     add("--pin-mem", action="store_true", default=True, help="page-locked host memory (the default)")
     add("--no-pin-mem", dest="pin_mem", action="store_false", help="pageable host memory")
     add("--use-multi-epochs-loader", action="store_true", help=argparse.SUPPRESS)
@@ -211,7 +187,7 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     )
     add("--pretrained", action="store_true", help="start from published weights")
     add("--initial-checkpoint", default="", metavar="FILE", help="start from these weights, of any known layout")
-    add("--num-classes", type=integer(1), help="default: as many as the data has")
+    add("--num-classes", **number("num_classes"), help="default: as many as the data has")
     add("--grad-checkpointing", action="store_true", help="less memory, more time")
     _add_shared(add)
     _add_running(add)
@@ -220,94 +196,110 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
 def _add_optimizer(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("optimizer (timm's names)").add_argument
     add("--opt", default="adamw", help="optimizer")
-    add("--opt-eps", type=real(0), default=1e-8, help="epsilon")
-    add("--opt-betas", type=real(0, 1), nargs="+", help="betas")
-    add("--momentum", type=real(0, 1), default=0.9, help="momentum")
-    add("--weight-decay", type=real(0), default=0.05, help="weight decay, on matrices alone")
-    add("--layer-decay", type=real(ABOVE_ZERO), help="factor on the learning rate for each layer towards the input")
-    add("--clip-grad", type=real(ABOVE_ZERO), metavar="NORM", help="gradient clipping; default: none")
+    add("--opt-eps", **number("opt_eps"), default=1e-8, help="epsilon")
+    add("--opt-betas", **number("opt_betas"), help="betas")
+    add("--momentum", **number("momentum"), default=0.9, help="momentum")
+    add("--weight-decay", **number("weight_decay"), default=0.05, help="weight decay, on matrices alone")
+    add("--layer-decay", **number("layer_decay"), help="factor on the learning rate for each layer towards the input")
+    add("--clip-grad", **number("clip_grad"), metavar="NORM", help="gradient clipping; default: none")
     add("--clip-mode", default="norm", choices=("norm", "value", "agc"), help="how to clip")
-    add("--grad-accum-steps", type=integer(1), default=1, help="micro-batches for each optimizer step")
+    add("--grad-accum-steps", **number("grad_accum_steps"), default=1, help="micro-batches for each optimizer step")
 
 
 def _add_schedule(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("schedule (timm's names)").add_argument
     add("--sched", default="cosine", help="cosine, step, multistep, plateau, poly, tanh, ...")
     add("--sched-on-updates", action="store_true", help="change the rate at each step rather than each epoch")
-    add("--lr", type=real(0), default=5e-4, help="learning rate, for the global batch as it is (never scaled)")
-    add("--lr-noise", type=real(0, 1), nargs="+", help="epochs (as shares) between which the rate is noisy")
-    add("--lr-noise-pct", type=real(0), default=0.67, help="limit of the noise")
-    add("--lr-noise-std", type=real(0), default=1.0, help="standard deviation of the noise")
-    add("--lr-cycle-mul", type=real(ABOVE_ZERO), default=1.0, help="length of a cycle over the one before")
-    add("--lr-cycle-limit", type=integer(1), default=1, help="number of cycles")
-    add("--lr-cycle-decay", type=real(0), default=0.1, help="rate of a cycle over the one before")
-    add("--lr-k-decay", type=real(ABOVE_ZERO), default=1.0, help="k-decay of cosine and poly")
-    add("--warmup-lr", type=real(0), default=1e-6, help="rate at the start of the warm-up")
-    add("--min-lr", type=real(0), default=1e-5, help="rate at the end")
-    add("--epochs", type=integer(1), default=300, help="epochs of the schedule, the cool-down not counted")
-    add("--epoch-repeats", type=real(0), default=0.0, help="passes over the data in an epoch; 0 is one")
-    add("--start-epoch", type=integer(0), help="count epochs from here")
-    add("--decay-epochs", type=real(ABOVE_ZERO), default=30, help="epochs between steps of 'step'")
-    add("--decay-milestones", type=integer(0), nargs="+", default=[30, 60], help="epochs at which 'multistep' steps")
-    add("--warmup-epochs", type=integer(0), default=5, help="epochs of warm-up")
+    add("--lr", **number("lr"), default=5e-4, help="learning rate, for the global batch as it is (never scaled)")
+    add("--lr-noise", **number("lr_noise"), help="epochs (as shares) between which the rate is noisy")
+    add("--lr-noise-pct", **number("lr_noise_pct"), default=0.67, help="limit of the noise")
+    add("--lr-noise-std", **number("lr_noise_std"), default=1.0, help="standard deviation of the noise")
+    add("--lr-cycle-mul", **number("lr_cycle_mul"), default=1.0, help="length of a cycle over the one before")
+    add("--lr-cycle-limit", **number("lr_cycle_limit"), default=1, help="number of cycles")
+    add("--lr-cycle-decay", **number("lr_cycle_decay"), default=0.1, help="rate of a cycle over the one before")
+    add("--lr-k-decay", **number("lr_k_decay"), default=1.0, help="k-decay of cosine and poly")
+    add("--warmup-lr", **number("warmup_lr"), default=1e-6, help="rate at the start of the warm-up")
+    add("--min-lr", **number("min_lr"), default=1e-5, help="rate at the end")
+    add("--epochs", **number("epochs"), default=300, help="epochs of the schedule, the cool-down not counted")
+    add("--epoch-repeats", **number("epoch_repeats"), default=0.0, help="passes over the data in an epoch; 0 is one")
+    add("--start-epoch", **number("start_epoch"), help="count epochs from here")
+    add("--decay-epochs", **number("decay_epochs"), default=30, help="epochs between steps of 'step'")
+    add("--decay-milestones", **number("decay_milestones"), default=[30, 60], help="epochs at which 'multistep' steps")
+    add("--warmup-epochs", **number("warmup_epochs"), default=5, help="epochs of warm-up")
     add("--warmup-prefix", action="store_true", help="begin the schedule after the warm-up")
-    add("--cooldown-epochs", type=integer(0), default=10, help="epochs at --min-lr after the schedule")
-    add("--patience-epochs", type=integer(0), default=10, help="patience of 'plateau'")
-    add("--decay-rate", "--dr", type=real(ABOVE_ZERO), default=0.1, help="factor of 'step', 'multistep' and 'plateau'")
+    add("--cooldown-epochs", **number("cooldown_epochs"), default=10, help="epochs at --min-lr after the schedule")
+    add("--patience-epochs", **number("patience_epochs"), default=10, help="patience of 'plateau'")
+    add(
+        "--decay-rate", "--dr", **number("decay_rate"), default=0.1, help="factor of 'step', 'multistep' and 'plateau'"
+    )
 
 
 def _add_augmentation(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("augmentation (timm's names)").add_argument
     add("--no-aug", action="store_true", help="no augmentation at all")
-    limits: dict[str, Any] = {"nargs": 2, "metavar": ("MIN", "MAX")}
-    add("--scale", type=real(ABOVE_ZERO), default=[0.08, 1.0], help="area of the random crop", **limits)
-    add("--ratio", type=real(ABOVE_ZERO), default=[3 / 4, 4 / 3], help="shape of the random crop", **limits)
-    add("--hflip", type=real(0, 1), default=0.5, help="probability of a horizontal flip")
-    add("--vflip", type=real(0, 1), default=0.0, help="probability of a vertical flip")
-    add("--color-jitter", type=real(0), default=0.4, help="strength, where no --aa replaces it")
+    add("--scale", **number("scale"), default=[0.08, 1.0], help="area of the random crop", metavar=("MIN", "MAX"))
+    add("--ratio", **number("ratio"), default=[3 / 4, 4 / 3], help="shape of the random crop", metavar=("MIN", "MAX"))
+    add("--hflip", **number("hflip"), default=0.5, help="probability of a horizontal flip")
+    add("--vflip", **number("vflip"), default=0.0, help="probability of a vertical flip")
+    add("--color-jitter", **number("color_jitter"), default=0.4, help="strength, where no --aa replaces it")
     add("--aa", default="rand-m9-mstd0.5-inc1", help="AutoAugment policy, or none")
-    add("--aug-splits", type=integer(0), default=0, help="augmented copies in a batch, for --jsd")
+    add("--aug-splits", **number("aug_splits"), default=0, help="augmented copies in a batch, for --jsd")
     add("--jsd", action="store_true", help="Jensen-Shannon divergence between the splits")
     add("--train-interpolation", default="bicubic", help="resampling in training; random mixes")
     add("--repeated-aug", action="store_true", help="three augmentations of a picture in an epoch")
-    add("--reprob", type=real(0, 1), default=0.25, help="probability of random erasing")
+    add("--reprob", **number("reprob"), default=0.25, help="probability of random erasing")
     add("--remode", default="pixel", help="what erasing writes: pixel, rand, const")
-    add("--recount", type=integer(1), default=1, help="areas erased")
+    add("--recount", **number("recount"), default=1, help="areas erased")
     add("--resplit", action="store_true", help="no erasing in the clean split")
-    add("--mixup", type=real(0), default=0.8, help="mixup alpha")
-    add("--cutmix", type=real(0), default=1.0, help="cutmix alpha")
-    add("--cutmix-minmax", type=real(0, 1), help="limits of the cutmix area, instead of alpha", **limits)
-    add("--mixup-prob", type=real(0, 1), default=1.0, help="probability of either")
-    add("--mixup-switch-prob", type=real(0, 1), default=0.5, help="probability of cutmix where both are on")
+    add("--mixup", **number("mixup"), default=0.8, help="mixup alpha")
+    add("--cutmix", **number("cutmix"), default=1.0, help="cutmix alpha")
+    add(
+        "--cutmix-minmax",
+        **number("cutmix_minmax"),
+        help="limits of the cutmix area, instead of alpha",
+        metavar=("MIN", "MAX"),
+    )
+    add("--mixup-prob", **number("mixup_prob"), default=1.0, help="probability of either")
+    add(
+        "--mixup-switch-prob",
+        **number("mixup_switch_prob"),
+        default=0.5,
+        help="probability of cutmix where both are on",
+    )
     add("--mixup-mode", default="batch", choices=("batch", "pair", "elem"), help="what shares a mixing ratio")
-    add("--mixup-off-epoch", type=integer(0), default=0, help="epoch from which neither is used; 0: never")
-    add("--smoothing", type=real(0, 1), default=0.1, help="label smoothing")
-    add("--tta", type=integer(0), default=0, help=argparse.SUPPRESS)
+    add("--mixup-off-epoch", **number("mixup_off_epoch"), default=0, help="epoch from which neither is used; 0: never")
+    add("--smoothing", **number("smoothing"), default=0.1, help="label smoothing")
+    add("--tta", **number("tta"), default=0, help=argparse.SUPPRESS)
 
 
 def _add_regularisation(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("regularisation, batch norm and averaging").add_argument
-    add("--drop", type=real(0, 1), default=0.0, help="dropout before the head")
-    add("--drop-connect", type=real(0, 1), help=argparse.SUPPRESS)
-    add("--drop-path", type=real(0, 1), default=0.1, help="stochastic depth")
-    add("--drop-block", type=real(0, 1), help=argparse.SUPPRESS)
+    add("--drop", **number("drop"), default=0.0, help="dropout before the head")
+    add("--drop-connect", **number("drop_connect"), help=argparse.SUPPRESS)
+    add("--drop-path", **number("drop_path"), default=0.1, help="stochastic depth")
+    add("--drop-block", **number("drop_block"), help=argparse.SUPPRESS)
     add("--bn-tf", action="store_true", help=argparse.SUPPRESS)
-    add("--bn-momentum", type=real(0, 1), help="of batch norms, in models that have them")
-    add("--bn-eps", type=real(0), help="of batch norms")
+    add("--bn-momentum", **number("bn_momentum"), help="of batch norms, in models that have them")
+    add("--bn-eps", **number("bn_eps"), help="of batch norms")
     add("--sync-bn", action="store_true", help="synchronised batch norm")
     add("--dist-bn", default="", choices=("", "broadcast", "reduce"), help="share batch-norm statistics each epoch")
     add("--split-bn", action="store_true", help="batch norms of their own for the splits")
     add("--model-ema", action="store_true", help="keep a moving average of the weights")
     add("--model-ema-force-cpu", action="store_true", help="keep it in host memory")
-    add("--model-ema-decay", type=real(0, 1), default=0.99996, help="its decay for each step")
+    add("--model-ema-decay", **number("model_ema_decay"), default=0.99996, help="its decay for each step")
 
 
 def _add_run(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("run").add_argument
-    add("--seed", type=integer(-(2**63), 2**63 - 1), default=42, help="of everything random")
-    add("--log-interval", type=integer(1), default=50, help="steps between two lines of the log")
-    add("--recovery-interval", type=integer(0), default=0, help="steps between two saved states; 0: each epoch")
-    add("--checkpoint-hist", type=integer(1), default=10, help="checkpoints kept, the best ones")
+    add("--seed", **number("seed"), default=42, help="of everything random")
+    add("--log-interval", **number("log_interval"), default=50, help="steps between two lines of the log")
+    add(
+        "--recovery-interval",
+        **number("recovery_interval"),
+        default=0,
+        help="steps between two saved states; 0: each epoch",
+    )
+    add("--checkpoint-hist", **number("checkpoint_hist"), default=10, help="checkpoints kept, the best ones")
     add("--output", default="", metavar="DIR", help="folder for runs; default: output/train")
     add("--experiment", default="", metavar="NAME", help="folder of this run; default: time, model, size")
     add("--overwrite", action="store_true", help="replace an earlier run in the same folder")
@@ -353,6 +345,9 @@ def given_flags(make_parser: Callable[[], argparse.ArgumentParser], argv: Sequen
     return set(vars(parse_with_config(parser, argv)))
 
 
+_MAY_BE_NULL = ("aa", "train_interpolation")  # null: none, and the default
+
+
 def _recipe_words(parser: argparse.ArgumentParser, path: Path) -> list[str]:
     """Turn a recipe into words; what no word can say (null, an empty list, data_dir) becomes the parser's default."""
     flags: dict[str, list[argparse.Action]] = {}
@@ -366,38 +361,53 @@ def _recipe_words(parser: argparse.ArgumentParser, path: Path) -> list[str]:
             continue
         if name not in flags:
             near = nearest(name, flags, cutoff=0.0)
-            raise ValueError(f"the recipe {path} has an unknown key {key!r}; did you mean {near[0]!r}?")
+            raise ValueError(f"the recipe {path} has an unknown key {short(key)}; did you mean {near[0]!r}?")
         flag = flags[name][0]
         is_empty = value is None or (value in ([], {}) and flag.nargs == "+")
         if is_empty and flag.default == argparse.SUPPRESS:  # not given
             continue
-        if value is None and flag.type is not None and flag.default is not None:
+        if value is None and flag.default and name not in _MAY_BE_NULL:
             raise ValueError(
-                f"the recipe {path} has {key}: null, but a number is needed; leave the line out for the "
+                f"the recipe {path} has {key}: null, but a value is needed; leave the line out for the "
                 f"default, {flag.default}."
             )
-        if is_empty or not flag.option_strings:
-            nothing = {} if isinstance(flag, KeyValues) else value
-            parser.set_defaults(**{name: nothing if is_empty else str(value)})
+        if is_empty:
+            parser.set_defaults(**{name: _nothing_for(flag, value)})
+            continue
+        if not flag.option_strings:
+            if not isinstance(value, str | int | float) or isinstance(value, bool):
+                raise ValueError(
+                    f"the recipe {path} has {key}: {short(value)}, but the name of a folder or file is needed."
+                )
+            parser.set_defaults(**{name: str(value)})
             continue
         parser.exit_on_error = False
         try:
             said = _words(flags[name], value)
             parser.parse_known_args(said)
         except (argparse.ArgumentError, ValueError) as error:
-            raise ValueError(f"the recipe {path} has {key}: {value!r}. {error}") from None
+            raise ValueError(f"the recipe {path} has {key}: {short(value)}. {error}") from None
         finally:
             parser.exit_on_error = True
         words += said
     return words
 
 
+def _nothing_for(flag: argparse.Action, value: Any) -> Any:
+    """Return what an empty value of a recipe means: none of a list, or what no flag means."""
+    if isinstance(flag, KeyValues):
+        return {}
+    if value is None:
+        return None if flag.dest in _MAY_BE_NULL else flag.default
+    return [] if flag.default else None
+
+
 def _read_recipe(path: Path) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = read_yaml(read_small(path, MOST_YAML).decode("utf-8-sig"))
     except FileNotFoundError:
         raise ValueError(f"the recipe {path} does not exist (-c FILE).") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError) as error:
         raise ValueError(f"the recipe {path} cannot be read as YAML: {error}") from None
     if not isinstance(values, dict | None):
         raise ValueError(f"the recipe {path} is not a list of 'flag: value' lines.")
@@ -425,6 +435,8 @@ def _words(flags: Sequence[argparse.Action], value: Any) -> list[str]:
         raise ValueError("True and false are for switches; put quotes around the word if it is meant.")
     if isinstance(flag.nargs, int) and len(values) != flag.nargs:
         raise ValueError(f"{flag.nargs} values are needed.")
+    if any(isinstance(item, dict | list | set | tuple | None) for item in values):
+        raise ValueError("A word or a number is needed." if flag.nargs is None else "Words or numbers are needed.")
     words = [_as_word(item) if flag.type is not None else str(item) for item in values]
     return [f"{name}={words[0]}"] if flag.nargs in (None, "?") else [name, *words]
 
@@ -490,10 +502,15 @@ def model_flags(num_classes: int | None = None) -> argparse.ArgumentParser:
     add("--checkpoint", default="", metavar="FILE", help="weights of any known layout; without: published ones")
     add("--pretrained", action="store_true", help="published weights (what no --checkpoint means too)")
     add("--ema", choices=EMA_CHOICES, default="auto", help="averaged weights: auto takes them where there are any")
-    add("--num-classes", type=integer(1), default=num_classes, help="default: the checkpoint's, else the model's")
+    add(
+        "--num-classes",
+        **number("num_classes"),
+        default=num_classes,
+        help="default: the checkpoint's, else the model's",
+    )
     add("--no-test-pool", action="store_true", help="pool larger maps as a whole, as in training")
     _add_shared(add)
-    add("--num-gpu", type=integer(0), default=1, help=argparse.SUPPRESS)
+    add("--num-gpu", **number("num_gpu"), default=1, help=argparse.SUPPRESS)
     return parser
 
 
@@ -502,14 +519,16 @@ def picture_flags(workers: int = 4) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(add_help=False)
     add = parser.add_argument_group("pictures").add_argument
     _add_decoding(add)
-    add("--crop-pct", type=real(ABOVE_ZERO, 10), help="share of the side that the centre crop keeps")
+    add("--crop-pct", **number("crop_pct"), help="share of the side that the centre crop keeps")
     add("--crop-mode", choices=("center", "squash", "border"), help="how a picture that is not square is cropped")
-    add("--mean", type=real(0, 255), nargs="+", help="mean of each band")
-    add("--std", type=real(ABOVE_ZERO, 255), nargs="+", help="standard deviation of each band")
+    add("--mean", **number("mean"), help="mean of each band")
+    add("--std", **number("std"), help="standard deviation of each band")
     add("--interpolation", default="", help="resampling; default: the checkpoint's, else the model's")
-    add("-b", "--batch-size", type=integer(1), default=256, help="pictures at once; fewer where memory runs out")
-    add("-j", "--workers", type=integer(0), default=workers, help="loader processes (default %(default)s)")
-    add("--log-freq", type=integer(0), default=10, help="batches between two lines of the log")
+    add(
+        "-b", "--batch-size", **number("batch_size"), default=256, help="pictures at once; fewer where memory runs out"
+    )
+    add("-j", "--workers", **number("workers"), default=workers, help="loader processes (default %(default)s)")
+    add("--log-freq", **number("log_freq"), default=10, help="batches between two lines of the log")
     return parser
 
 

@@ -22,13 +22,17 @@ from ..checkpoint import Checkpoint, load_checkpoint, read_checkpoint
 from ..checkpoint.names import structure_of
 from ..data import Decoding, eval_transform
 from ..data.dataset import Transform
+from ..limits import MOST_NOTED, NUMBERS, check_model_kwargs, check_numbers, short
 from ..pretrained import PretrainedError
 from ..registry import create_model
+from ..variants import VARIANTS
+from .distributed import is_out_of_memory
 
 log = logging.getLogger(__name__)
 
 _SIZE = ("img_size", "input_size")
 _CROP = ("crop_pct", "crop_mode", "interpolation", "mean", "std")
+_SMALL_MODEL = 10_000_000  # parameters that may always be made
 _UNKNOWN_BAND = 0.5  # mean and deviation of bands of which nothing is known: 0..1 becomes -1..1
 
 
@@ -90,6 +94,8 @@ class ModelOptions:
     amp_dtype: str | None = None
 
     def __post_init__(self) -> None:
+        check_numbers(vars(self))
+        check_model_kwargs(self.model_kwargs)
         Decoding.asked_for(bands_asked_for(vars(self)) or 3, vars(self))
         for one, other in (("test_time_pool", "no_test_pool"), ("torchscript", "torchcompile")):
             if getattr(self, one) and getattr(self, other):
@@ -149,8 +155,7 @@ def load_model(name: str | None, file: Path | None, options: ModelOptions, devic
         PretrainedError: published weights could not be fetched.
     """
     checkpoint = None if file is None else read_checkpoint(file, options.ema)
-    noted = checkpoint.metadata.get("args") if checkpoint is not None else None
-    trained = noted if isinstance(noted, dict) else {}
+    trained = {} if checkpoint is None else _noted(checkpoint, options)
     if name is None and checkpoint is not None:
         name = _name_of(checkpoint, trained)
     if name is None:
@@ -176,6 +181,37 @@ def load_model(name: str | None, file: Path | None, options: ModelOptions, devic
         classifier = _scripted(classifier)
     decoding = Decoding.asked_for(bands, vars(options), trained)
     return LoadedModel(name, model, classifier, checkpoint, weights, config, decoding, is_pooled=window is not None)
+
+
+def _noted(checkpoint: Checkpoint, options: ModelOptions) -> dict[str, Any]:
+    """Return what a training noted of itself, without what `options` replace and makes no sense.
+
+    Raises:
+        ValueError: a number is outside the limits of its flag, or a picture so large that it must be asked for.
+    """
+    args = checkpoint.metadata.get("args")
+    noted = dict(args) if isinstance(args, dict) else {}
+    given = {name for name in NUMBERS if getattr(options, name, None) is not None}
+    replaced = given | (set(_SIZE) if given.intersection(_SIZE) else set())
+    for name in NUMBERS.keys() & vars(options).keys() & noted.keys():
+        try:
+            check_numbers({name: noted[name]}, checkpoint.origin)
+        except ValueError as error:
+            if name not in replaced:
+                raise ValueError(f"{error} `{name}=...` replaces it.") from None
+            del noted[name]
+    for name in ("crop_mode", "interpolation", "gp"):
+        if not isinstance(noted.get(name, ""), str | None):
+            raise ValueError(f"{checkpoint.origin} notes `{name}={short(noted[name])}`, which must be a word.")
+    if noted.get("model_kwargs"):
+        check_model_kwargs(noted["model_kwargs"], checkpoint.origin)
+    sides = [noted.get("img_size") or 0, *(noted.get("input_size") or ())[1:]]
+    if max(sides) > MOST_NOTED and not given.intersection(_SIZE):
+        raise ValueError(
+            f"{checkpoint.origin} asks for pictures of {max(sides)} pixels a side; give `img_size={max(sides)}` if so "
+            "large ones are meant, or a smaller one."
+        )
+    return noted
 
 
 def bands_asked_for(values: Mapping[str, Any]) -> int | None:
@@ -243,6 +279,8 @@ def _build(
         kwargs["num_classes"] = num_classes
     if bands != 3:
         kwargs["in_chans"] = bands
+    if checkpoint is not None and kwargs:
+        _require_alike(name, kwargs, checkpoint)
     try:
         model = create_model(name, pretrained=checkpoint is None, scriptable=options.torchscript, **kwargs)
     except (ValueError, PretrainedError):
@@ -252,6 +290,9 @@ def _build(
             raise
         raise ValueError(f"{name} does not take {kwargs} (`model_kwargs=...`, `gp=...`): {error}") from error
     except Exception as error:
+        if kwargs or is_out_of_memory(error):
+            text = " ".join(f"{type(error).__name__}: {error}".split())
+            raise ValueError(f"{name} cannot be built with {short(dict(kwargs))} ({text[:300]}).") from error
         if checkpoint is not None:
             raise
         # the hub's client lets any error of its transport through
@@ -263,6 +304,23 @@ def _build(
             f"`num_classes={options.num_classes}`; give the `checkpoint=FILE` of a model trained for these."
         )
     return model
+
+
+def _require_alike(name: str, kwargs: Mapping[str, Any], checkpoint: Checkpoint) -> None:
+    """Refuse a model far larger than its checkpoint, before its memory is taken."""
+    try:
+        with torch.device("meta"):
+            described = create_model(name, **{**kwargs, "accelerate": False} if name in VARIANTS else kwargs)
+    except Exception as error:  # building it in earnest says what is wrong
+        log.debug("%s cannot be described without memory: %s", name, error)
+        return
+    wanted = sum(parameter.numel() for parameter in described.parameters())
+    held = sum(tensor.numel() for tensor in checkpoint.state_dict.values())
+    if wanted > 4 * held + _SMALL_MODEL:
+        raise ValueError(
+            f"{checkpoint.origin} holds {held:,} numbers, and {name} with {short(dict(kwargs))} would have "
+            f"{wanted:,}: it is not the checkpoint of such a model."
+        )
 
 
 def _num_classes(checkpoint: Checkpoint, trained: Mapping[str, Any]) -> int | None:

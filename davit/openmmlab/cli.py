@@ -18,6 +18,7 @@ from ..checkpoint import read_checkpoint
 from ..commands import USER_ERROR, run_cli
 from ..data import DataError
 from ..engine.distributed import close_world, init_world
+from ..limits import number
 from ..text import some
 from . import drawn  # noqa: F401 (registers the hooks of --show-dir and --out)
 from .config import (
@@ -53,7 +54,9 @@ def train_main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--resume-from", dest="resume", metavar="FILE", help="the same as --resume FILE")
     parser.add_argument("--load-from", metavar="FILE", help="start from the weights of a whole detector or segmentor")
     parser.add_argument("--no-validate", action="store_true", help="do not evaluate while training")
-    parser.add_argument("--seed", type=int, help="of everything random; without it one is drawn and logged")
+    parser.add_argument(
+        "--seed", **number("numpy_seed"), help="of everything random; without it one is drawn and logged"
+    )
     parser.add_argument("--deterministic", action="store_true", help="cuDNN's deterministic kernels")
     parser.add_argument(
         *("--gpus", "--gpu-ids"),
@@ -79,7 +82,7 @@ def test_main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--show-dir", metavar="DIR", help="write pictures with the predictions drawn")
     parser.add_argument("--aug-test", "--tta", action="store_true", help="test-time augmentation: sizes and flips")
-    parser.add_argument("--seed", type=int, help="of everything random")
+    parser.add_argument("--seed", **number("numpy_seed"), help="of everything random")
     parser.add_argument(
         *("--gpu-id", "--gpu-ids"), nargs="*", action=_WithoutEffect, help="CUDA_VISIBLE_DEVICES chooses the GPU"
     )
@@ -115,7 +118,9 @@ def _add_run_arguments(parser: ArgumentParser) -> None:
         help="detection: go on without the pictures that are missing or cannot be read; they are counted",
     )
     parser.add_argument("--launcher", choices=("none", "pytorch", "slurm"), default="none", help="who started us")
-    parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help="set by torch.distributed.launch")
+    parser.add_argument(
+        "--local_rank", "--local-rank", **number("local_rank"), default=0, help="set by torch.distributed.launch"
+    )
 
 
 def _run(parser: ArgumentParser, argv: Sequence[str] | None, work: Callable[[Namespace, Config], None]) -> int:

@@ -11,6 +11,7 @@ from pathlib import Path
 from ..commands import run_cli
 from ..data import BadImageError
 from ..files import write_bytes
+from ..limits import number
 from ..predict.pictures import distinct_names, find_pictures
 from ..text import as_line, some
 from .config import add_override_arguments, load_config
@@ -29,7 +30,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("config")
     parser.add_argument("checkpoint")
     parser.add_argument("--out-dir", default="outputs", metavar="DIR", help="drawn pictures and predictions.json")
-    parser.add_argument("--score-thr", "--pred-score-thr", type=float, default=0.3, help="least score of a detection")
+    parser.add_argument(
+        "--score-thr", "--pred-score-thr", **number("score_thr"), default=0.3, help="least score of a detection"
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N")
     add_override_arguments(parser)
     logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from ..commands import run_cli
 from ..complexity import count_flops
+from ..limits import number
 from .config import add_override_arguments, load_config
 
 PROPOSALS, MASKS = 1000, 100
@@ -101,13 +102,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run get_flops.py of mmdet/tools and mmseg/tools; returns the exit status."""
     parser = ArgumentParser(description="Parameters and FLOPs of a config's model.", epilog=__doc__)
     parser.add_argument("config", nargs="+", help="one or more config files")
-    parser.add_argument("--shape", type=int, nargs="+", metavar="N", help="side, or height and width, in pixels")
+    parser.add_argument("--shape", **number("shape"), metavar="N", help="side, or height and width, in pixels")
     add_override_arguments(parser)
 
     def work() -> None:
         args = parser.parse_args(argv)
-        if args.shape and len(args.shape) > 2:
-            raise ValueError(f"--shape {' '.join(map(str, args.shape))}: give one side, or height and width.")
         size = (args.shape[0], args.shape[-1]) if args.shape else None
         for config in args.config:
             args.config = config

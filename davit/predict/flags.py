@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping
 
-from ..engine.flags import integer, model_asked_for, model_flags, picture_flags, say_no_longer
+from ..engine.flags import model_asked_for, model_flags, picture_flags, say_no_longer
 from ..engine.load_model import ModelOptions
+from ..limits import number
 from .predictor import Predictor, load_with
 from .report import FORMATS, TOPK_IDS
 
@@ -42,7 +43,7 @@ def predict_parser() -> argparse.ArgumentParser:
         "line or separated by NUL, on standard input",
     )
     add("--format", choices=FORMATS, default="table", help="how to print; default: %(default)s")
-    add("--topk", type=integer(1), default=5, help="classes to name for each picture (default %(default)s)")
+    add("--topk", **number("topk"), default=5, help="classes to name for each picture (default %(default)s)")
     add("--class-map", default="", metavar="FILE|DIR", help="class names, one a line, or a data folder that has them")
     add(
         "--output_dir",

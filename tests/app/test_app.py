@@ -95,9 +95,7 @@ def test_errors_are_sentences(tmp_path: Path, caplog: pytest.LogCaptureFixture) 
     [
         ([], "--checkpoint"),
         (["--checkpoint", "nowhere.pth"], "nowhere.pth"),
-        (["--checkpoint", "FILE", "--max-megabytes", "0"], "--max-megabytes 0"),
         (["--checkpoint", "FILE", "--port", "PORT"], "--port 0"),
-        (["--checkpoint", "FILE", "--port", "99999"], "99999"),
         (["--config", "config.py"], "--config"),
         (["--checkpoint", "FILE", "--port", "0", "--also-at", "http://lab/"], "--also-at"),
     ],
@@ -108,6 +106,14 @@ def test_mistakes(checkpoint: Path, words: list[str], why: str, caplog: pytest.L
             words[place] = {"FILE": str(checkpoint), "PORT": str(taken.getsockname()[1])}.get(word, word)
         assert command.main(words, block=False) == 2
     assert why in caplog.text
+
+
+@pytest.mark.parametrize(("flag", "value"), [("--max-megabytes", "0"), ("--port", "99999"), ("--score-thr", "nan")])
+def test_numbers_that_make_no_sense(flag: str, value: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as leave:
+        command.main(["--checkpoint", "x.pth", flag, value], block=False)
+    shown = capsys.readouterr().err
+    assert leave.value.code == 2 and flag in shown and value in shown
 
 
 def test_without_gradio(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:

@@ -207,6 +207,17 @@ def test_class_maps(kind: str, make_folder: MakeFolder, tmp_path: Path):
         ("map.pkl", pickle.dumps(["ant"])),
         ("map.pkl", pickle.dumps({"ant": "first"})),
         ("map.pkl", pickle.dumps({"ant": -1})),
+        ("map.pkl", pickle.dumps({"ant": 10**12})),
+        ("map.pkl", pickle.dumps({"ant": 2**70})),
+        ("map.pkl", pickle.dumps({"ant": True})),
+        ("map.pkl", pickle.dumps({"ant": 0.0})),
+        ("map.pkl", pickle.dumps({None: 0})),
+        ("map.pkl", pickle.dumps({1: 0, "1": 1})),
+        ("map.pkl", pickle.dumps({})),
+        ("map.txt", b"ant\nbee\nant\n"),
+        ("map.txt", b"\n\n"),
+        ("map.txt", "ant\nbee".encode("utf-16")),
+        ("map.txt", b"ant\n" + b"x" * 5000),
         ("map.txt", b"wolf\nyak\n"),
         ("absent.txt", None),
     ],
@@ -220,6 +231,39 @@ def test_bad_class_maps(
     with refused(name):
         open_dataset(make_folder(), "train", class_map=tmp_path / name)
     assert not (tmp_path / "pwned").exists()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "ant\nbee\n",
+        "\ufeffant\nbee",
+        "ant\r\nbee\r\n",
+        "\n\nant\n\n bee\t\n\n\n",
+        "ant\rbee\r",
+        "\ufeffant\r\n\r\nbee",
+    ],
+)
+def test_class_maps_as_editors_write_them(text: str, make_folder: MakeFolder, tmp_path: Path):
+    (tmp_path / "map.txt").write_bytes(text.encode())
+    dataset = open_dataset(make_folder(classes=("ant", "bee")), "train", class_map=tmp_path / "map.txt")
+    assert dataset.class_to_idx == {"ant": 0, "bee": 1}
+
+
+@pytest.mark.parametrize("kind", ["fifo", "device", "large"])
+def test_a_class_map_is_a_regular_file_of_bounded_size(
+    kind: str, make_folder: MakeFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    file = tmp_path / "map.txt"
+    if kind == "fifo":
+        os.mkfifo(file)
+    elif kind == "device":
+        file.symlink_to("/dev/zero")
+    else:
+        monkeypatch.setattr("davit.data.source._MOST_BYTES", 7)
+        file.write_text("ant\nbee\n")
+    with refused("map.txt"):
+        open_dataset(make_folder(classes=("ant", "bee")), "train", class_map=file)
 
 
 # Data sets by name

@@ -1,0 +1,229 @@
+"""Try hostile input of several kinds, each trial in a process of its own, and count what held.
+
+    python -m tests.hostile.attack -n 2000 --seed 1 --results benchmarks/results/hostile.md
+
+A kind is a function that yields trials for ever, registered by `kind`; add one in `tests/hostile/trials.py`.
+A trial fails if it hangs, takes too much memory, ends by a signal or with a traceback, has another exit status than
+those it may have, prints what it must not, or runs code that its file holds. The seed and the number say a trial
+again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import os
+import platform
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+CANARY = "canary"  # the file that code within a trial's input would write
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One attempt.
+
+    Attributes:
+        name: says what is tried, for the list of failures.
+        work: runs in a forked process, in a scratch folder, and returns an exit status.
+        statuses: those that are right.
+        prints, hides: words that the output must hold, and must not.
+        seconds, megabytes: its limits; the memory is counted above that of predicting an ordinary picture.
+    """
+
+    name: str
+    work: Callable[[], int | None]
+    statuses: tuple[int, ...] = (0, 2)
+    prints: tuple[str, ...] = ()
+    hides: tuple[str, ...] = ()
+    seconds: float = 60
+    megabytes: int = 1000
+
+
+@dataclass
+class Tally:
+    """What became of the trials of a kind."""
+
+    held: int = 0
+    failed: list[str] = field(default_factory=list)
+    statuses: dict[int, int] = field(default_factory=dict)
+    slowest: float = 0.0
+    largest: float = 0.0
+
+
+Maker = Callable[[random.Random, Path], Iterator[Trial]]
+KINDS: dict[str, tuple[float, Maker]] = {}
+
+
+def kind(name: str, share: float) -> Callable[[Maker], Maker]:
+    """Register trials under a name, with their share of the number of all trials."""
+
+    def register(make: Maker) -> Maker:
+        KINDS[name] = share, make
+        return make
+
+    return register
+
+
+def attempt(trial: Trial, scratch: Path, base: float = 0) -> tuple[str | None, int, float, float]:
+    """Run a trial; return why it failed, if it did, its exit status, the seconds and the megabytes above `base`."""
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
+    output, begun = scratch.with_suffix(".txt"), time.monotonic()
+    child = os.fork()
+    if child == 0:
+        _run(trial, scratch, output)
+    while True:
+        ended, status, usage = os.wait4(child, os.WNOHANG)
+        if ended or time.monotonic() > begun + trial.seconds:
+            break
+        time.sleep(0.002)
+    if not ended:
+        os.killpg(child, signal.SIGKILL)
+        _, status, usage = os.wait4(child, 0)
+    seconds, megabytes = time.monotonic() - begun, usage.ru_maxrss / 1024 - base
+    text = output.read_text(errors="replace") if output.exists() else ""
+    code = os.waitstatus_to_exitcode(status)
+    return _judge(trial, code, text, bool(ended), megabytes, scratch), code, seconds, megabytes
+
+
+def _run(trial: Trial, scratch: Path, output: Path) -> None:
+    """Run the work in this forked process, and end it."""
+    status: int | None = 1
+    try:
+        os.setsid()
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        most = pages * resource.getpagesize() + (3 * trial.megabytes << 20)
+        resource.setrlimit(resource.RLIMIT_AS, (most, most))
+        descriptor = os.open(output, os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
+        for standard in (1, 2):
+            os.dup2(descriptor, standard)
+        sys.stdout = open(1, "w", closefd=False, buffering=1)  # noqa: SIM115
+        sys.stderr = open(2, "w", closefd=False, buffering=1)  # noqa: SIM115
+        os.chdir(scratch)
+        status = trial.work()
+    except SystemExit as leave:
+        status = leave.code if isinstance(leave.code, int) else 1
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        os._exit(status or 0)
+
+
+def _judge(trial: Trial, code: int, text: str, ended: bool, megabytes: float, scratch: Path) -> str | None:
+    last = " ".join(text.strip().splitlines()[-1:])[:300]
+    if (scratch / CANARY).exists():
+        return "code of the input was run"
+    if not ended:
+        return f"no end after {trial.seconds:g} s"
+    if code < 0:
+        return f"signal {-code}: {last}"
+    if "Traceback (most recent call last)" in text:
+        return f"traceback, status {code}: {last}"
+    if code not in trial.statuses:
+        return f"status {code}: {last}"
+    if megabytes > trial.megabytes:
+        return f"{megabytes:.0f} MB"
+    if missing := [word for word in trial.prints if word not in text]:
+        return f"does not print {missing[0]!r}: {last}"
+    if shown := [word for word in trial.hides if word in text]:
+        return f"prints {shown[0]!r}: {last}"
+    return None
+
+
+def attack(number: int, seed: int, kinds: list[str], folder: Path, say: bool = False) -> dict[str, Tally]:
+    """Run about `number` trials, of each kind its share."""
+    from . import trials
+
+    lab = trials.build_lab(folder)
+    ordinary = Trial("an ordinary picture", lambda: trials.predict_good(lab), megabytes=10_000)
+    base = attempt(ordinary, folder / "scratch")[3]
+    total = sum(KINDS[name][0] for name in kinds)
+    tallies = {}
+    for name in kinds:
+        share, make = KINDS[name]
+        tally = tallies[name] = Tally()
+        count = max(1, round(number * share / total))
+        for trial in itertools.islice(make(random.Random(f"{seed} {name}"), lab), count):
+            failure, code, seconds, megabytes = attempt(trial, folder / "scratch", base)
+            tally.statuses[code] = tally.statuses.get(code, 0) + 1
+            tally.slowest, tally.largest = max(tally.slowest, seconds), max(tally.largest, megabytes)
+            if failure is None:
+                tally.held += 1
+            else:
+                tally.failed.append(f"{name}: {trial.name}: {failure}")
+                if say:
+                    sys.stderr.write(f"FAILED {tally.failed[-1]}\n")
+    return tallies
+
+
+def table(tallies: dict[str, Tally]) -> str:
+    """Write tried, held and failed of each kind as a table of Markdown."""
+    lines = [
+        "| kind | tried | held | failed | exit statuses | slowest, s | most memory, MB |",
+        "|---|---:|---:|---:|---|---:|---:|",
+    ]
+    for name, tally in tallies.items():
+        statuses = ", ".join(f"{status}: {count}" for status, count in sorted(tally.statuses.items()))
+        tried, failed = tally.held + len(tally.failed), len(tally.failed)
+        lines.append(
+            f"| {name} | {tried} | {tally.held} | {failed} | {statuses} | {tally.slowest:.1f} | {tally.largest:.0f} |"
+        )
+    held, failed = (sum(counts) for counts in zip(*((t.held, len(t.failed)) for t in tallies.values()), strict=True))
+    return "\n".join([*lines, f"| all | {held + failed} | {held} | {failed} | | | |"])
+
+
+def main() -> int:
+    """Attack as the command line says; return 1 where a trial failed."""
+    parser = argparse.ArgumentParser(prog="python -m tests.hostile.attack", description=__doc__)
+    parser.add_argument("-n", type=int, default=200, help="number of trials (default %(default)s)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--kinds", nargs="+", metavar="KIND", help="default: all")
+    parser.add_argument("--results", type=Path, metavar="FILE", help="write the table there")
+    options = parser.parse_args()
+    from . import trials  # noqa: F401 (registers the kinds)
+
+    kinds = options.kinds or list(KINDS)
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], cwd=REPOSITORY, capture_output=True, text=True, check=False
+    ).stdout.strip()
+    with tempfile.TemporaryDirectory(prefix="hostile-") as folder:
+        tallies = attack(options.n, options.seed, kinds, Path(folder), say=True)
+    sys.stdout.write(table(tallies) + "\n")
+    failed = [line for tally in tallies.values() for line in tally.failed]
+    if options.results is not None:
+        listed = "".join(f"- {line}\n" for line in failed)
+        options.results.parent.mkdir(parents=True, exist_ok=True)
+        options.results.write_text(
+            "# Hostile trials\n\n"
+            f"`python -m tests.hostile.attack -n {options.n} --seed {options.seed}`\n\n"
+            f"{datetime.now(timezone.utc):%Y-%m-%d}; {platform.machine()}, Python {platform.python_version()}, "
+            f"davit at {commit}. Each trial is a process of its own with a limit on time and memory. It fails if it "
+            "hangs, ends by a signal or with a traceback, has a wrong exit status, takes too much memory, blames a "
+            "file of the user's for a flag, or runs code that a file holds.\n\n"
+            f"{table(tallies)}\n" + (f"\nFailed:\n\n{listed}" if failed else ""),
+            encoding="utf-8",
+        )
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    # the module is imported by `trials` under its own name, and there is one table of kinds
+    from tests.hostile.attack import main as run
+
+    sys.exit(run())
