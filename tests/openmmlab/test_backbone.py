@@ -13,7 +13,7 @@ from torch import nn
 from davit import VARIANTS, DaViT, DaViTPyramid
 from davit.checkpoint import CheckpointError
 from davit.openmmlab import DaViTBackbone
-from davit.pretrained import PUBLISHED, Published, PublishedFile
+from davit.pretrained import PUBLISHED, Published
 from tests.openmmlab.conftest import DET, SEG, config
 
 SMALL: dict[str, Any] = {"embed_dims": (8, 16), "depths": (1, 1), "num_heads": (1, 2), "window_size": 4}
@@ -132,7 +132,7 @@ def test_published_weights_by_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     monkeypatch.setenv("DAVIT_WEIGHTS_DIR", str(tmp_path))
     monkeypatch.setattr("davit.pretrained.sha256_of", lambda _: "")
     published = PUBLISHED["DaViT_tiny"]
-    files = tuple(PublishedFile(file.name, "") for file in published.files)
+    files = dict.fromkeys(published.files, "")
     monkeypatch.setitem(PUBLISHED, "DaViT_tiny", Published(published.hub_id, files))
     model = DaViTBackbone(init_cfg={"type": "Pretrained", "checkpoint": "DaViT_tiny"})
     model.init_weights()
