@@ -98,11 +98,12 @@ def _find(root: Path) -> Layout:
 
 
 def _sources(splits: dict[str, Split]) -> dict[str, str]:
-    """Name the split that each of the config's reads: test reads validation's, and each the other's if it has none."""
+    """Name the split that each of the config's reads: of validation and test each reads the other's if it has none."""
     sources = {name: name for name in splits}
-    validation = next((name for name in ("val", "test") if name in splits and splits[name].labelled), None)
-    if validation is not None:
-        sources["val"] = sources["test"] = validation
+    for name, other in (("val", "test"), ("test", "val")):
+        found = next((one for one in (name, other) if one in splits and splits[one].labelled), None)
+        if found is not None:
+            sources[name] = found
     return sources
 
 
