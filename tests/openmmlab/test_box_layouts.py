@@ -166,6 +166,7 @@ def test_the_classes_of_the_checkpoint_are_tested(roboflow: Path, tmp_path: Path
     assert classes_of(cfg, args, "test", str(tmp_path / "w.pth")) == ("dog", "cat")
 
 
+@pytest.mark.long
 def test_the_same_scenes_in_each_form_train_to_the_same_weights(
     go: Go, detector: Path, few_scenes: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

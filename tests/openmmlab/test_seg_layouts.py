@@ -170,6 +170,7 @@ def test_a_layout_gives_the_same_labels(segmentor: Path, tmp_path: Path, kind: s
     assert cfg.model.decode_head.num_classes == cfg.model.auxiliary_head.num_classes == 3
 
 
+@pytest.mark.long
 def test_polygons_and_masks_train_to_the_same_losses(go: Go, segmentor: Path, tmp_path: Path) -> None:
     """By YOLO's files, COCO's and masks; categories of COCO's two files are in different orders."""
     losses = {}
