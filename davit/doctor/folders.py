@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from functools import partial
 from logging.handlers import BufferingHandler
 from pathlib import Path
@@ -55,15 +56,15 @@ def examine_folder(root: Path, limit: int | None) -> Iterator[Finding]:
     for note in layout.notes:
         yield warning("layout", note, "correct it, if that is not meant")
     for other in layout.others:
-        use = f"{other.chosen_by} names it" if other.task == layout.task else _command(other, root)
+        use = f"{other.chosen_by} names it" if other.task == layout.task else _command(other, root, Counted())
         yield ok("layout", f"also there, and not looked at here: {other}; {use}")
     examine_task = {"classification": _classes, "detection": _boxes, "segmentation": _masks}[layout.task]
-    levels = set()
-    for finding in examine_task(layout, limit):
+    levels, counted = set(), Counted()
+    for finding in examine_task(layout, limit, counted):
         levels.add(finding.level)
         yield finding
     repaired = "when the errors above are gone: " if "error" in levels else ""
-    yield ok("command", f"{repaired}{_command(layout, root)}")
+    yield ok("command", f"{repaired}{_command(layout, root, counted)}")
 
 
 def _pictures(root: Path, limit: int | None) -> Iterator[Finding]:
@@ -75,14 +76,27 @@ def _pictures(root: Path, limit: int | None) -> Iterator[Finding]:
             yield from _readable_files("pictures", [root / name for name in found.pictures], limit)
 
 
-def _command(layout: Layout, root: Path) -> str:
+@dataclass
+class Counted:
+    """What the examination of a data set has found out, which the command to train on it needs too.
+
+    Attributes:
+        pictures: to train on; None if they were not counted.
+        has_masks: every object to train on has polygons or a mask; None if they were not read.
+    """
+
+    pictures: int | None = None
+    has_masks: bool | None = None
+
+
+def _command(layout: Layout, root: Path, counted: Counted) -> str:
     """Give the command that trains on a data set."""
     place = shlex.quote(str(root))
     unchecked = "" if "val" in layout.splits or "test" in layout.splits else " --no-validate"
     if layout.task == "classification":
-        return f"python train.py {place} --model DaViT_tiny{_batch_size(layout)}"
+        return f"python train.py {place} --model DaViT_tiny{_batch_size(layout, counted.pictures)}"
     if layout.task == "detection":
-        config = "davit_maskrcnn_1x_coco" if _has_masks(layout) else "davit_retinanet_1x_coco"
+        config = "davit_maskrcnn_1x_coco" if _has_masks(layout, counted.has_masks) else "davit_retinanet_1x_coco"
         return f"python mmdet/tools/train.py mmdet/configs/{config}.py --data-root {place}{unchecked}"
     if layout.kind == "ADE20K":
         return f"python mmseg/tools/train.py mmseg/configs/upernet_davit_512x512_160k_ade20k.py --data-root {place}"
@@ -99,17 +113,18 @@ def _command(layout: Layout, root: Path) -> str:
 _MISSING = "train/ and val/ are expected, each with one folder a class; a fifth of each class in val/ is usual"
 
 
-def _batch_size(layout: Layout) -> str:
+def _batch_size(layout: Layout, pictures: int | None) -> str:
     """Give the flag that a training needs if an epoch has fewer pictures than train.py's batch."""
-    with suppress(DataError), _warnings():  # findings already
-        pictures = len(open_dataset(layout.chosen_by or layout.root, "train"))
-        if pictures < train_parser().get_default("batch_size"):
-            third = max(1, pictures // 3)
-            return f" --batch-size {1 << third.bit_length() - 1}"
+    if pictures is None:
+        with suppress(DataError), _warnings():  # findings already
+            pictures = len(open_dataset(layout.chosen_by or layout.root, "train"))
+    if pictures is not None and pictures < train_parser().get_default("batch_size"):
+        third = max(1, pictures // 3)
+        return f" --batch-size {1 << third.bit_length() - 1}"
     return ""
 
 
-def _classes(layout: Layout, limit: int | None) -> Iterator[Finding]:
+def _classes(layout: Layout, limit: int | None, counted: Counted) -> Iterator[Finding]:
     splits: dict[str, PictureDataset] = {}
     for split in ("train", "validation"):
         try:
@@ -120,6 +135,8 @@ def _classes(layout: Layout, limit: int | None) -> Iterator[Finding]:
             continue
         yield from (warning(split, text, "move or remove them, if that is not meant") for text in messages)
         yield from _counts(split, splits[split])
+    if "train" in splits:
+        counted.pictures = len(splits["train"])
     if len(splits) == 2:
         try:
             check_classes(splits["train"], splits["validation"])
@@ -264,7 +281,7 @@ def _bands(file: Path) -> int:
 # --- detection ---
 
 
-def _boxes(layout: Layout, limit: int | None) -> Iterator[Finding]:
+def _boxes(layout: Layout, limit: int | None, counted: Counted) -> Iterator[Finding]:
     classes: tuple[str, ...] | None = None
     named: dict[Path, set[str]] = {}
     for name, split in layout.splits.items():
@@ -273,6 +290,8 @@ def _boxes(layout: Layout, limit: int | None) -> Iterator[Finding]:
         except DataError as fault:
             yield error(name, str(fault), "correct the file, or fetch it anew")
             continue
+        if name == next(iter(layout.splits)):
+            counted.has_masks = _all_masked(contents)
         labelled = split.labelled or name != "test"
         found = examine(contents, origin, split.pictures, classes, training=name == "train", labelled=labelled)
         classes = classes or found.classes
@@ -328,13 +347,19 @@ def _unnamed(named: dict[Path, set[str]]) -> Iterator[Finding]:
             yield warning("pictures", f"{folder}: {left_out(labels)}", "convert or remove them, if that is not meant")
 
 
-def _has_masks(layout: Layout) -> bool:
-    """Tell whether the objects to train on have polygons or masks."""
+def _has_masks(layout: Layout, known: bool | None) -> bool:
+    """Tell whether the objects to train on have polygons or masks; they are read unless that is known."""
+    if known is not None:
+        return known
     name, split = next(iter(layout.splits.items()))
     try:
         contents, *_ = _annotations(layout, name, split)
     except DataError:
         return False
+    return _all_masked(contents)
+
+
+def _all_masked(contents: dict[str, Any]) -> bool:
     objects = contents.get("annotations") or []
     return bool(objects) and all(one.get("segmentation") for one in objects)
 
@@ -342,7 +367,7 @@ def _has_masks(layout: Layout) -> bool:
 # --- segmentation ---
 
 
-def _masks(layout: Layout, limit: int | None) -> Iterator[Finding]:
+def _masks(layout: Layout, limit: int | None, counted: Counted) -> Iterator[Finding]:
     reduced = layout.kind == "ADE20K"  # 0 is no class there
     try:
         classes = _class_list(layout)
