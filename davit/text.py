@@ -69,13 +69,14 @@ def _raw(text: str) -> bytes:
 def encodable(text: str, encoding: str | None) -> str:
     r"""Write what an encoding lacks as the bytes of its UTF-8, \xe9; None stands for UTF-8."""
     encoding = encoding or "utf-8"
-    return text if _fits(text, encoding) else "".join(s if _fits(s, encoding) else _as_bytes(s) for s in text)
+    return text if fits(text, encoding) else "".join(s if fits(s, encoding) else _as_bytes(s) for s in text)
 
 
-def _fits(text: str, encoding: str) -> bool:
+def fits(text: str, encoding: str) -> bool:
+    """Tell whether an encoding has all signs of a text; an unknown encoding has none."""
     try:
         text.encode(encoding)
-    except UnicodeEncodeError:
+    except (UnicodeEncodeError, LookupError):
         return False
     return True
 

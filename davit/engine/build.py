@@ -40,8 +40,8 @@ from ..limits import short
 from ..pretrained import PretrainedError
 from ..registry import create_model
 from ..text import some
-from .distributed import World, is_out_of_memory
-from .evaluate import eval_mode, in_step
+from .distributed import World, in_step, is_out_of_memory
+from .evaluate import eval_mode
 from .load_model import bands_asked_for, picture_config
 from .precision import Precision, precision_from
 from .steps import Stepper
@@ -49,7 +49,6 @@ from .steps import Stepper
 log = logging.getLogger(__name__)
 
 _MOST_EPOCHS = 10_000_000  # of a schedule with its cycles
-_ARITHMETIC = (ArithmeticError, IndexError)
 
 
 @dataclass
@@ -305,7 +304,7 @@ def build_schedule(args: Namespace, optimizer: torch.optim.Optimizer, steps_per_
             schedule, num_epochs = create_scheduler_v2(
                 optimizer, updates_per_epoch=steps_per_epoch, **scheduler_kwargs(args)
             )
-        except (ValueError, AssertionError, RuntimeError, TypeError, *_ARITHMETIC) as error:
+        except (ValueError, AssertionError, RuntimeError, TypeError, ArithmeticError, IndexError) as error:
             raise ValueError(f"timm cannot make the schedule --sched {args.sched!r}: {error!r}.") from error
     if num_epochs > _MOST_EPOCHS:
         raise ValueError(

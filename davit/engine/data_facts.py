@@ -6,14 +6,15 @@ import hashlib
 import io
 import logging
 import os
-import stat
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 from PIL import Image
 
 from ..data import BadImageError, DataError, PictureDataset
+from ..files import open_regular
 from ..text import some
 from .build import Data
 from .distributed import World
@@ -80,21 +81,18 @@ def _contents_of(dataset: PictureDataset) -> list[list[Any]]:
 
 
 def _content(dataset: PictureDataset, position: int) -> list[Any]:
+    target = 0
     try:
         stored, target = dataset.source.open(position)
         if isinstance(stored, Image.Image | np.ndarray):  # opened by a library
             stored = io.BytesIO(stored.tobytes())
-        elif isinstance(stored, str | os.PathLike):
-            # a pipe would be waited for
-            stored = os.fdopen(os.open(stored, os.O_RDONLY | os.O_NONBLOCK), "rb")
-            if not stat.S_ISREG(os.fstat(stored.fileno()).st_mode):
-                stored.close()
-                return [int(target), ""]
+        elif isinstance(stored, str | Path):
+            stored = open_regular(stored)
         with stored:
             begin = stored.read(_BEGINNING)
             length = stored.seek(0, os.SEEK_END)
     except (OSError, BadImageError, DataError):  # whoever needs the picture says what is wrong
-        return [0, ""]
+        return [int(target), ""]
     return [int(target), hashlib.blake2b(begin + length.to_bytes(8, "little"), digest_size=8).hexdigest()]
 
 

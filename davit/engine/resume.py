@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import math
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -118,6 +119,19 @@ def state_of(
     }
 
 
+@contextmanager
+def _edited_states_named() -> Iterator[None]:
+    """Make one error of what a state lacks or has of another type."""
+    try:
+        yield
+    except (KeyError, TypeError, AttributeError, IndexError, OverflowError) as error:
+        raise CheckpointError(
+            f"the state does not hold what a run goes on from ({type(error).__name__}: {error}): it was edited, or "
+            "written by another program."
+        ) from error
+
+
+@_edited_states_named()
 def restore(
     parts: Parts,
     state: dict[str, Any],
@@ -138,23 +152,6 @@ def restore(
         CheckpointError: the state is not whole, or its values are not of the types that they have to be.
         ValueError: the data, the model or the flags do not fit the state.
     """
-    try:
-        return _restore(parts, state, flags, facts, is_own, accepted)
-    except (KeyError, TypeError, AttributeError, IndexError, OverflowError) as error:
-        raise CheckpointError(
-            f"the state does not hold what a run goes on from ({type(error).__name__}: {error}): it was edited, or "
-            "written by another program."
-        ) from error
-
-
-def _restore(
-    parts: Parts,
-    state: dict[str, Any],
-    flags: dict[str, Any],
-    facts: dict[str, dict[str, Any]],
-    is_own: bool,
-    accepted: bool,
-) -> Standing:
     is_ours = state.get("format") == FORMAT
     changed: set[str] = set()
     if is_ours:

@@ -14,10 +14,10 @@ from typing import Any
 
 import timm
 import torch
-from timm.utils.misc import natural_key
 
 from ..commands import run_cli, with_flags
 from ..data import EvalLoader, PictureDataset, check_classes, in_other_order, write_digits
+from ..data.listing import natural_key
 from ..files import write_bytes, write_csv
 from ..pretrained import PretrainedError
 from ..text import as_line, without_nan

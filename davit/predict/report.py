@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from ..files import write_bytes
-from ..text import as_line, as_utf8, encodable
+from ..text import as_line, as_utf8, encodable, fits
 from .result import EIGHTHS, Failure, Prediction, as_table
 
 FORMATS = ("table", "csv", "json", "jsonl")
@@ -39,7 +39,7 @@ def write_results(
             row = _as_row(result)
             rows.writerow({key: encodable(write(value), stream.encoding) for key, value in row.items()})
     else:
-        is_plain = not _can_write(stream, EIGHTHS)
+        is_plain = not fits(EIGHTHS, getattr(stream, "encoding", None) or "ascii")
         for result in results:
             if form == "jsonl":
                 text = json.dumps(as_object(result))
@@ -83,11 +83,3 @@ def write_topk_ids(folder: Path, predictions: Sequence[Prediction]) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     write_bytes(folder / TOPK_IDS, stream.getvalue().encode())
     return folder / TOPK_IDS
-
-
-def _can_write(stream: TextIO, text: str) -> bool:
-    try:
-        text.encode(getattr(stream, "encoding", None) or "ascii")
-    except (UnicodeEncodeError, LookupError):
-        return False
-    return True

@@ -19,7 +19,7 @@ from torch.distributed import HashStore
 from davit.data import PictureDataset, open_dataset
 from davit.engine import train as engine
 from davit.engine.build import Data
-from davit.engine.data_facts import _contents_of, _looked_at, facts_of
+from davit.engine.data_facts import facts_of
 from davit.engine.distributed import World
 from davit.engine.run_folder import LAST, read_state
 from davit.engine.steps import Stepper
@@ -329,9 +329,13 @@ class Listed:
 ALONE = World(0, 0, 1, torch.device("cpu"), HashStore())
 
 
-def hashed(names: list[str], targets: list[int] | None) -> Any:
-    split = PictureDataset(Listed(names, targets))
+def noted(source: Listed) -> Any:
+    split = PictureDataset(source)
     return facts_of(Data(split, split, ["a", "b"], 2), ALONE)["train"]
+
+
+def hashed(names: list[str], targets: list[int] | None) -> Any:
+    return noted(Listed(names, targets))
 
 
 def test_names_their_order_and_their_classes_make_the_facts() -> None:
@@ -352,12 +356,13 @@ def test_names_their_order_and_their_classes_make_the_facts() -> None:
 def test_contents_are_those_of_every_class_and_never_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     source = Listed([str(number) for number in range(100_000)], [number // 2000 for number in range(100_000)])
-    found = _looked_at(PictureDataset(source))
+    source.open = lambda index: (io.BytesIO(b"a"), source.labels[index])  # type: ignore[method-assign]
+    found = noted(source)["contents"]
     assert len(found) <= 128
-    assert {number // 2000 for number in found} == {*range(50)}
+    assert {target for target, _ in found} == {*range(50)} and "" not in {content for _, content in found}
     hashed([*source.names], source.labels)
     source.open = lambda index: (tmp_path / ("fifo" if index % 2 else "absent"), 0)  # type: ignore[method-assign]
-    assert {content for _, content in _contents_of(PictureDataset(source))} == {""}
+    assert {content for _, content in noted(source)["contents"]} == {""}
 
 
 def test_processes_that_see_other_files_are_told(pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
