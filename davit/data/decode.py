@@ -42,7 +42,7 @@ _FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM", "J
 
 # Errors of opening and reading that belong to the one file; any other errno (EIO, EMFILE, ESTALE, ...) is the
 # machine's. Pillow's own have none. EINVAL is a place before the file's begin, which a damaged file may point to.
-_FILE_ERRNOS = {
+FILE_ERRNOS = {
     None,
     *(errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG),
     *(errno.ENXIO, errno.ENODEV, errno.EINVAL, errno.EOVERFLOW, errno.EFBIG, errno.EILSEQ, errno.ENOTSUP),
@@ -69,7 +69,7 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 
-_SIDEWAYS = (5, 6, 7, 8)
+SIDEWAYS = (5, 6, 7, 8)
 _SCALABLE = ("JPEG", "MPO")  # decoders that leave out the fine frequencies
 
 _WHITE_IS_ZERO, _SIGNED = 0, 2  # values of TIFF's tags
@@ -165,9 +165,9 @@ def _guarded(source: Stored, name: str | None, read: Callable[[], Any]) -> Any:
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             return read()
     except Exception as error:  # Pillow's decoders raise nearly every type on damaged input
-        if isinstance(error, OSError) and error.errno not in _FILE_ERRNOS:
+        if isinstance(error, OSError) and error.errno not in FILE_ERRNOS:
             raise OSError(error.errno, error.strerror, name) from error
-        raise BadImageError.of(name, _reason(error, source)) from error
+        raise BadImageError.of(name, reason_of(error, source)) from error
 
 
 def _decode(source: Stored, reduction: Reduction | None, decoding: Decoding) -> Pixels:
@@ -196,7 +196,7 @@ def _opened(source: Stored) -> Iterator[tuple[Image.Image | Array, str]]:
         is_path = isinstance(source, str | Path)
         with open_regular(source) if is_path else contextlib.nullcontext(source) as stream:  # type: ignore[arg-type]
             try:
-                image = Image.open(stream, formats=_formats())
+                image = Image.open(stream, formats=readable_formats())
             except UnidentifiedImageError:
                 if (array := read_array(stream)) is None:
                     raise
@@ -214,7 +214,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     type, not clipped.
     """
     image.load()
-    orientation = _orientation(image)
+    orientation = orientation_of(image)
     if _is_deep_grey(image):
         scaled = _deep_grey(image).scaled(RGB)
         assert isinstance(scaled, Image.Image)
@@ -237,7 +237,7 @@ def as_shown(pixels: Pixels) -> Image.Image:
 
 
 @functools.cache
-def _formats() -> list[str]:
+def readable_formats() -> list[str]:
     """List those of `_FORMATS` that can be read here: WebP, AVIF, JPEG 2000 are build options, HEIF a package."""
     with contextlib.suppress(ImportError):
         from pillow_heif import register_heif_opener
@@ -247,7 +247,8 @@ def _formats() -> list[str]:
     return [name for name in _FORMATS if name in Image.OPEN]
 
 
-def _orientation(image: Image.Image) -> int:
+def orientation_of(image: Image.Image) -> int:
+    """Return EXIF's orientation of an opened picture; 1, upright, where there is none."""
     try:
         if isinstance(image, TiffImagePlugin.TiffImageFile):  # which Pillow turns as it loads, and then drops the tag
             return int(image.tag_v2.get(ExifTag.Orientation, 1))
@@ -256,11 +257,15 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def _reduce(image: Image.Image, reduction: Reduction) -> None:
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """Return the width and the height that an opened picture has once it is turned as EXIF says."""
     width, height = image.size
-    if _orientation(image) in _SIDEWAYS and image.format != "TIFF":  # whose size Pillow gives upright
-        width, height = height, width
-    factor = reduction(width, height, image.format in _SCALABLE)
+    is_turned = orientation_of(image) in SIDEWAYS and image.format != "TIFF"  # whose size Pillow gives upright
+    return (height, width) if is_turned else (width, height)
+
+
+def _reduce(image: Image.Image, reduction: Reduction) -> None:
+    factor = reduction(*upright_size(image), image.format in _SCALABLE)
     if factor > 1 and image.format in _SCALABLE:
         image.draft(image.mode, (-(-image.width // factor), -(-image.height // factor)))
 
@@ -361,7 +366,7 @@ def _values(opened: Image.Image | Array, raw: str, source: Stored, bands: int | 
         opacity = None
         if bands in (1, 3) and pixels.shape[2] in (2, 4):
             pixels, opacity = pixels[..., :-1], pixels[..., -1:] / 65535.0
-        values = _Values(pixels, opacity=opacity).upright(_orientation(image))
+        values = _Values(pixels, opacity=opacity).upright(orientation_of(image))
     else:
         return _Values(_eight_bits(image, bands))
     _check_bands(values.pixels, bands, image.mode)
@@ -410,7 +415,7 @@ def _deep_grey(image: Image.Image) -> _Values:
     if isinstance(transparent := image.info.get("transparency"), int):
         opacity = (stored != transparent)[..., None].astype(np.float64)
     is_inverted = tags.get(ExifTag.PhotometricInterpretation) == _WHITE_IS_ZERO
-    return _Values(stored[..., None], limits, opacity, is_inverted).upright(_orientation(image))
+    return _Values(stored[..., None], limits, opacity, is_inverted).upright(orientation_of(image))
 
 
 def _eight_bits(image: Image.Image, bands: int | None) -> NDArray[np.uint8]:
@@ -420,7 +425,7 @@ def _eight_bits(image: Image.Image, bands: int | None) -> NDArray[np.uint8]:
     if bands == 1:
         return np.asarray(to_rgb(image).convert("L"))[..., None]
     image.load()  # which turns a TIFF
-    orientation = _orientation(image)
+    orientation = orientation_of(image)
     mode = {"1": "L", "La": "LA", "RGBa": "RGBA", "RGBX": "RGB"}.get(image.mode, image.mode)
     if mode not in ("L", "LA", "RGB", "RGBA", "CMYK"):
         mode = "RGBA" if image.has_transparency_data else "RGB"
@@ -514,7 +519,7 @@ def _extremes(file: str | Path) -> tuple[int, int, int] | None:
         return None
 
 
-def _reason(error: Exception, source: Stored) -> str:
+def reason_of(error: Exception, source: Stored) -> str:
     """Say why a file could not be read, in words for its owner."""
     if isinstance(error, FileNotFoundError):
         return "no such file (a broken link?)"

@@ -9,7 +9,7 @@ from pathlib import Path
 from ..text import some
 from .errors import DataError
 from .listing import left_out, list_folder, readable_suffixes, walk
-from .source import ClassMap, Files, read_class_map
+from .source import ClassMap, Files
 
 log = logging.getLogger(__name__)
 
@@ -80,12 +80,17 @@ class FolderSource(Files):
 
     def __init__(self, folder: str | Path, class_map: ClassMap = None) -> None:
         self.folder = Path(folder)
-        found = self._scan(read_class_map(class_map, self.folder) if class_map else None)
+        found, empty = self._scan()
         names, labels = [name for name, _ in found], [label for _, label in found]
         super().__init__(self.folder, names, labels, class_map, indices=False)
+        if meant := [name for name in empty if not class_map or name in self.class_to_idx]:
+            raise DataError(
+                f"{self.folder}: empty class folder{'s' if len(meant) > 1 else ''} {some(meant)}: "
+                "add pictures or remove the folder (in train and val alike)"
+            )
 
-    def _scan(self, mapping: dict[str, int] | None) -> list[tuple[str, str]]:
-        """Check the layout and list the (path below the folder, class) of every picture."""
+    def _scan(self) -> tuple[list[tuple[str, str]], list[str]]:
+        """Check the layout; list the (path below the folder, class) of every picture, and the folders without one."""
         here = list_folder(self.folder)
         classes, strays, others = here.folders, here.pictures, Counter(here.left_out)
         if not classes:
@@ -107,7 +112,7 @@ class FolderSource(Files):
                     twice = f"{folder_of[label]} and {folder}"
                     raise DataError(f"{self.folder}: two folders are named as class {label!r}: {twice}")
                 found += [(f"{folder}/{file}", label) for file in contents.pictures]
-            if len(found) == before and (mapping is None or name in mapping):
+            if len(found) == before:
                 empty.append(name)
         others_said = left_out(others)
         if not found:
@@ -116,11 +121,6 @@ class FolderSource(Files):
                 f"{self.folder}: no pictures in its {len(classes)} class folders ({some(classes)}); "
                 f"files ending in {' '.join(sorted(readable_suffixes()))} count{note}"
             )
-        if empty:
-            raise DataError(
-                f"{self.folder}: empty class folder{'s' if len(empty) > 1 else ''} {some(empty)}: "
-                "add pictures or remove the folder (in train and val alike)"
-            )
         if others_said:
             log.warning("%s: %s", self.folder, others_said)
-        return found
+        return found, empty

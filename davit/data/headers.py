@@ -17,7 +17,7 @@ from PIL import Image, UnidentifiedImageError
 
 from ..files import cache_file, write_bytes
 from ..text import some
-from .decode import _FILE_ERRNOS, _SIDEWAYS, _formats, _orientation, _reason, load_rgb
+from .decode import FILE_ERRNOS, SIDEWAYS, load_rgb, orientation_of, readable_formats, reason_of, upright_size
 from .errors import BadImageError
 from .listing import format_of
 from .samples import read_array
@@ -76,7 +76,7 @@ def read_headers(files: Sequence[str | Path]) -> list[Header]:
         try:
             state = os.stat(path)  # noqa: PTH116
         except OSError as error:
-            found[path] = Header(fault=_reason(error, path))
+            found[path] = Header(fault=reason_of(error, path))
             continue
         if not stat.S_ISREG(state.st_mode):
             found[path] = Header(fault="a folder, a device or a pipe, not a file")
@@ -192,9 +192,9 @@ def _read(path: str) -> Header:
     except MemoryError:
         raise
     except Exception as error:  # Pillow's parsers raise nearly every type on damaged input
-        if isinstance(error, OSError) and error.errno not in _FILE_ERRNOS:
+        if isinstance(error, OSError) and error.errno not in FILE_ERRNOS:
             return Header(fault=f"the machine failed to read it ({error.strerror})")
-        return Header(fault=_beginning(path) if isinstance(error, UnidentifiedImageError) else _reason(error, path))
+        return Header(fault=_beginning(path) if isinstance(error, UnidentifiedImageError) else reason_of(error, path))
 
 
 def _read_open(path: str, stream: BinaryIO) -> Header:
@@ -206,17 +206,14 @@ def _read_open(path: str, stream: BinaryIO) -> Header:
         width, height, _ = array.upright_size()
         stream.seek(0)
         return Header(
-            format_of(stream.read(64)) or "NPY", width, height, str(array.values.dtype), array.orientation in _SIDEWAYS
+            format_of(stream.read(64)) or "NPY", width, height, str(array.values.dtype), array.orientation in SIDEWAYS
         )
 
 
 def _read_by_pillow(path: str, stream: BinaryIO) -> Header:
-    with Image.open(stream, formats=_formats()) as image:
-        width, height = image.size
-        turned = _orientation(image) in _SIDEWAYS
-        if turned and image.format != "TIFF":  # whose size Pillow gives upright
-            width, height = height, width
-        header = Header(str(image.format), width, height, image.mode, turned)
+    with Image.open(stream, formats=readable_formats()) as image:
+        width, height = upright_size(image)
+        header = Header(str(image.format), width, height, image.mode, orientation_of(image) in SIDEWAYS)
         if Image.MAX_IMAGE_PIXELS is not None and width * height > Image.MAX_IMAGE_PIXELS:
             raise Image.DecompressionBombError
         is_whole = _ENDS.get(str(image.format), lambda *_: True)(image, stream)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import mmap
 import os
 import re
@@ -17,9 +18,11 @@ from ..text import some
 from .coco import class_names, keep_annotations
 from .errors import DataError
 from .find import Found, find
-from .listing import SUFFIXES, list_folder, natural_key, suffix_of
+from .listing import SUFFIXES, is_folder, is_hidden, list_folder, natural_key, suffix_of
 from .pairs import holds_pairs
 from .yolo import YoloSet, coco_of, read_yolo, yolo_of
+
+log = logging.getLogger(__name__)
 
 # kind -> (task, how it looks in a folder)
 KINDS = {
@@ -113,7 +116,7 @@ class Layout:
         parts = []
         for name, split in self.splits.items():
             count = "" if split.count is None else f" ({split.count:,} pictures)"
-            parts.append(f"{name}: {_below(self.root, split.labels or split.pictures)}{count}")
+            parts.append(f"{name}: {below(self.root, split.labels or split.pictures)}{count}")
         classes = f"; {len(self.classes)} classes ({some(self.classes, 6)})" if self.classes else ""
         return f"{self.kind} in {self.root}: {', '.join(parts) or 'no train, no val'}{classes}"
 
@@ -176,6 +179,20 @@ def annotation_file(layout: Layout, split: str) -> tuple[Path, list[str]]:
     return keep_annotations(contents, layout.yolo.file), notes
 
 
+def say_layout(layout: Layout, note: str = "") -> None:
+    """Log what was found in a folder, and how to take another layout for the same task that it holds.
+
+    Args:
+        note: added to the first line.
+    """
+    log.info("%s%s.", layout, note)
+    for text in layout.notes:
+        log.warning("%s.", text)
+    for other in layout.others:
+        if other.task == layout.task:
+            log.info("Also there, and not taken: %s; --data-root %s takes it.", other, other.chosen_by)
+
+
 def classes_in(file: Path) -> tuple[str, ...]:
     """Name the classes of a COCO json; of a large one all of its categories, without reading the rest of it."""
     found = _peek(file)
@@ -226,7 +243,7 @@ def _coco(root: Path) -> Iterator[Layout]:
             unused.append(one)
     notes = []
     if unused:
-        files_unused = some((_below(base, one.file) for one in unused), 4)
+        files_unused = some((below(base, one.file) for one in unused), 4)
         option = "--cfg-options train_dataloader.dataset.ann_file=FILE (val_, test_)"
         notes.append(f"{files_unused}: not taken; {option} names another annotation file")
     parts = {name: part for name in _WORDS if name in splits and (part := _with_pictures(base, name, splits[name]))}
@@ -627,17 +644,10 @@ def _folders(folder: Path) -> list[str]:
     """List the folders in a folder in natural order, hidden ones left out; none of what cannot be read."""
     try:
         with os.scandir(folder) as entries:
-            names = [entry.name for entry in entries if not entry.name.startswith(".") and _is_folder(entry)]
+            names = [entry.name for entry in entries if not is_hidden(f"{entry.name}/") and is_folder(entry)]
     except (OSError, ValueError):
         return []
     return sorted(names, key=natural_key)
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link in a circle
-        return False
 
 
 def _entries(folder: Path) -> list[str]:
@@ -662,7 +672,8 @@ def _has_pictures(folder: Path, depth: int = 1) -> bool:
     return depth > 0 and any(_has_pictures(folder / name, depth - 1) for name in _folders(folder)[:_LISTED])
 
 
-def _below(root: Path, path: Path) -> str:
+def below(root: Path, path: Path) -> str:
+    """Name a path below a folder, or else as an absolute one."""
     root, path = root.absolute(), path.absolute()
     return str(path.relative_to(root)) if path.is_relative_to(root) else str(path)
 

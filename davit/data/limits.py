@@ -14,7 +14,6 @@ import torch
 from timm.data.transforms import ResizeKeepRatio
 from torchvision.transforms import Compose, Resize
 
-from .decode import Pixels
 from .samples import UnfitPictureError
 
 # Pixels that a step may make of any picture: 134 MB of RGB, as Pillow holds four bytes for each. A step that is asked
@@ -91,9 +90,6 @@ class BoundedCompose(Compose):
         for step in self._sizes:
             width, height = step.size(width, height)
         return 1
-
-    def __call__(self, image: Pixels) -> Any:
-        return super().__call__(image)
 
 
 def bounded(steps: Compose) -> BoundedCompose:

@@ -195,7 +195,7 @@ def list_folder(folder: str | Path) -> Folder:
         with os.scandir(folder) as entries:
             for entry in entries:
                 name = entry.name
-                if _is_folder(entry):
+                if is_folder(entry):
                     if not is_hidden(f"{name}/"):
                         found.folders.append(name)
                 elif is_hidden(name):
@@ -240,7 +240,8 @@ def left_out(others: Mapping[str, int]) -> str:
     return f"{subject} left out ({listed}{more}){advice}"
 
 
-def _is_folder(entry: os.DirEntry[str]) -> bool:
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    """Tell a folder, also by a link, from anything else."""
     try:
         return entry.is_dir()
     except OSError:  # a link in a circle, or into a folder that may not be searched

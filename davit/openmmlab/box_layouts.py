@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..data import DataError
-from ..data.layouts import Layout, annotation_file, classes_in, find_layout
+from ..data.layouts import Layout, annotation_file, below, classes_in, find_layout, say_layout
 from ..text import some
 
 log = logging.getLogger(__name__)
@@ -53,7 +53,7 @@ def use_box_layout(
                 continue
             if layout is None:
                 layout = find_layout(root, "detection")
-                _say(layout)
+                say_layout(layout)
             _use(dataset, layout, _choose(layout, name, labelled), keep_pictures=bool(named & {"img", "data_prefix"}))
     first = next((one for several in own.values() for one in several), None)
     if first is None:
@@ -93,7 +93,7 @@ def _find_pictures(root: Path, dataset: Any) -> None:
     file, prefix = _file(root, dataset), (dataset.get("data_prefix") or {}).get("img") or ""
     if file.is_file() and not (root / prefix).is_dir():
         for split in find_layout(file, "detection").splits.values():
-            dataset["data_prefix"] = {"img": _below(root, split.pictures)}
+            dataset["data_prefix"] = {"img": below(root, split.pictures)}
 
 
 def _choose(layout: Layout, name: str, labelled: bool) -> str:
@@ -116,20 +116,6 @@ def _use(dataset: Any, layout: Layout, name: str, keep_pictures: bool) -> None:
     if layout.yolo is not None:
         log.info("%s: its labels are in COCO's form in %s.", name, file)
     dataset["data_root"] = str(layout.root)
-    dataset["ann_file"] = _below(layout.root, file)
+    dataset["ann_file"] = below(layout.root, file)
     if not keep_pictures:
-        dataset["data_prefix"] = {"img": _below(layout.root, layout.splits[name].pictures)}
-
-
-def _say(layout: Layout) -> None:
-    log.info("%s.", layout)
-    for note in layout.notes:
-        log.warning("%s.", note)
-    for other in layout.others:
-        if other.task == layout.task:
-            log.info("Also there, and not taken: %s; --data-root %s takes it.", other, other.chosen_by)
-
-
-def _below(root: Path, path: Path) -> str:
-    root, path = root.absolute(), path.absolute()
-    return str(path.relative_to(root)) if path.is_relative_to(root) else str(path)
+        dataset["data_prefix"] = {"img": below(layout.root, layout.splits[name].pictures)}

@@ -16,10 +16,10 @@ from .loading import LoadImageFromFile, loader_of
 from .predictor import Detections
 
 
-def names_of(dataset: Any) -> dict[Path, str]:
-    """Name what is written of each picture of a data set, without suffix; keys are absolute paths."""
+def names_of(dataset: Any, root: Path | None = None) -> dict[Path, str]:
+    """Name what is written of each picture of a data set, as `distinct_names` does; keys are absolute paths."""
     paths = (dataset.get_data_info(index)["img_path"] for index in range(len(dataset)))
-    return distinct_names(Path(path).absolute() for path in paths)
+    return distinct_names((Path(path).absolute() for path in paths), root)
 
 
 @HOOKS.register_module(force=True)

@@ -11,7 +11,7 @@ from typing import Any
 from ..data import DataError
 from ..data.class_lists import find_class_list
 from ..data.headers import read_headers
-from ..data.layouts import Layout, Split, annotation_file, find_layout
+from ..data.layouts import Layout, Split, annotation_file, below, find_layout, say_layout
 from ..data.listing import walk
 from .regions import classes_of_regions
 
@@ -75,9 +75,7 @@ def use_mask_layout(
     else:
         classes = _use_classes(parts, root, [split.pictures for split in layout.splits.values()])
     note = "; there is no val, so test stands for it" if sources.get("val") == "test" else ""
-    log.info("%s%s.", layout, note)
-    for text in layout.notes:
-        log.warning("%s.", text)
+    say_layout(layout, note)
     return classes
 
 
@@ -108,8 +106,9 @@ def _sources(splits: dict[str, Split]) -> dict[str, str]:
 
 
 def _use_folders(dataset: Any, root: Path, split: Split) -> None:
-    dataset["data_prefix"] = {"img_path": _below(root, split.pictures), "seg_map_path": _below(root, split.labels)}
-    dataset["ann_file"] = _below(root, split.listed) if split.listed else ""
+    assert split.labels is not None  # a split of masks has both folders
+    dataset["data_prefix"] = {"img_path": below(root, split.pictures), "seg_map_path": below(root, split.labels)}
+    dataset["ann_file"] = below(root, split.listed) if split.listed else ""
     if str(split.labels).lower().rpartition("segmentationclass")[1]:  # as Pascal VOC and CVAT write them
         dataset["palette_is_labels"] = True
 
@@ -147,12 +146,7 @@ def _are_coloured(root: Path, dataset: Any) -> bool:
 
 
 def _some_masks(folder: Path) -> Iterator[Path]:
-    for below, contents in walk(folder):
+    for place, contents in walk(folder):
         if contents.pictures:
-            yield folder / below / sorted(contents.pictures)[-1]
+            yield folder / place / sorted(contents.pictures)[-1]
             return
-
-
-def _below(root: Path, path: Path | None) -> str:
-    assert path is not None  # a split of masks has both folders
-    return str(path.relative_to(root) if path.is_relative_to(root) else path.absolute())

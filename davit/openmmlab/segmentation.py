@@ -23,7 +23,7 @@ from ..data import DataError
 from ..data.coco import check_annotations
 from ..data.masks import IGNORED, Coding, as_trained
 from ..data.pairs import Pairs, pair_masks
-from ..predict.pictures import distinct_names
+from .drawn import names_of
 from .loading import loader_of
 from .predictor import draw_segments
 from .regions import Regions, read_regions
@@ -274,9 +274,8 @@ class DrawnPredictions(SegVisualizationHook):
         """Remember the classes of the test set, and how each of its pictures is to be called."""
         dataset = runner.test_dataloader.dataset
         self._meta = dataset.metainfo
-        files = [Path(dataset.get_data_info(index)["img_path"]).absolute() for index in range(len(dataset))]
         root = Path(dataset.data_prefix.get("img_path") or dataset.data_root or ".").absolute()
-        self._names = distinct_names(files, root)
+        self._names = names_of(dataset, root)
         self._loader = loader_of(dataset)
 
     def after_test_iter(self, runner: Any, batch_idx: int, data_batch: Any, outputs: Any) -> None:

@@ -343,3 +343,11 @@ def test_the_folder_within_an_unpacked_archive_is_named(pictures: Pictures):
     root = pictures("mine/train/ant/1.png")
     with refused(str(root / "mine")):
         open_dataset(root, "train")
+
+
+def test_a_class_map_is_read_and_warned_of_once(pictures: Pictures, caplog: pytest.LogCaptureFixture):
+    root = pictures("train/a/1.png", "train/b/1.png")
+    (root / "map.txt").write_text("a\n\nb\n")
+    with caplog.at_level(logging.WARNING):
+        assert open_dataset(root, "train", class_map=root / "map.txt").class_to_idx == {"a": 0, "b": 1}
+    assert len([record for record in caplog.records if "map.txt" in record.getMessage()]) == 1

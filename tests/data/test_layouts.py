@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from davit.data import DataError, open_dataset
 from davit.data.layouts import KINDS, TASKS, find_layout, split_of
@@ -367,3 +368,10 @@ def test_the_folder_within_an_unpacked_archive_is_named(pictures: Pictures) -> N
     coco(root / "set/train/_annotations.coco.json", "1.png")
     with pytest.raises(DataError, match=str(root / "set")):
         find_layout(root, "detection")
+
+
+def test_what_desktops_leave_is_no_class(tmp_path: Path) -> None:
+    for place in ("train/a", "train/b", "train/__MACOSX", "train/@eaDir", "val/a", "val/b"):
+        (tmp_path / place).mkdir(parents=True)
+        Image.new("RGB", (4, 4)).save(tmp_path / place / "1.png")
+    assert find_layout(tmp_path).classes == ("a", "b")
