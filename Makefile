@@ -37,7 +37,7 @@ help:
 
 setup: $(VENV)/.installed
 
-$(VENV)/.installed: requirements.txt requirements-dev.txt requirements-app.txt pyproject.toml setup.py $(wildcard davit/kernels/cpu/cpp/*)
+$(VENV)/.installed: requirements.txt requirements-dev.txt requirements-app.txt pyproject.toml setup.py davit_command.py $(wildcard davit/kernels/cpu/cpp/*)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
 	  echo "Python 3.10 or newer is needed; $$($(PYTHON) --version) was found. Try: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 2; }
 	@test -x $(RUN) || $(PYTHON) -m venv $(VENV) || { \

@@ -8,7 +8,6 @@ python train.py DIR -c configs/davit_tiny_224.yaml      # a recipe
 
 import os
 import sys
-from pathlib import Path
 
 # Before torch is loaded: threads that spin while they wait, beside a loader process on few cores, make both
 # many times slower (docs/training.md).
@@ -17,4 +16,4 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 from davit.engine.train import main
 
 if __name__ == "__main__":
-    sys.exit(main(default_config=Path(__file__).parent / "configs" / "digits.yaml"))
+    sys.exit(main())

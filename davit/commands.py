@@ -1,4 +1,4 @@
-"""Run a command-line tool: turn errors into exit statuses, and the first signal to stop into a question.
+"""Run a command-line tool: its name, errors as exit statuses, and the first signal to stop as a question.
 
 An exception says its own status as the attribute ``exit_status``; what has none is a user's error (ValueError,
 FileNotFoundError, a path that cannot be used), a full disk, or a fault of this program, which is raised.
@@ -13,6 +13,7 @@ import re
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 from .text import without_controls
@@ -33,6 +34,24 @@ _USERS_ERRNOS = frozenset(
         *(errno.ENAMETOOLONG, errno.ELOOP, errno.ENODEV),
     }
 )
+
+
+_called_as: ContextVar[str | None] = ContextVar("_called_as", default=None)
+
+
+@contextmanager
+def called_as(name: str) -> Iterator[None]:
+    """Let parsers that are made in the context call their command so in usage lines."""
+    token = _called_as.set(name)
+    try:
+        yield
+    finally:
+        _called_as.reset(token)
+
+
+def command_name(otherwise: str | None = None) -> str | None:
+    """Return what a parser's usage line calls its command: what `called_as` says, or else as the script is called."""
+    return _called_as.get() or otherwise
 
 
 class Interrupted(Exception):  # noqa: N818

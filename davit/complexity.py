@@ -19,6 +19,7 @@ import torch
 from timm.utils import unwrap_model
 from torch import nn
 
+from .commands import command_name
 from .limits import number
 from .model import DualAttentionBlock, DualAttentionStages, WindowAttention
 from .pyramid import DaViTPyramid
@@ -169,7 +170,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m davit.complexity", description=__doc__)
+    parser = argparse.ArgumentParser(prog=command_name("python -m davit.complexity"), description=__doc__)
     add = parser.add_argument
     add("--model", default="DaViT_tiny", help="a variant of DaViT, or any model that timm knows")
     add("--input", **number("input"), metavar=("C", "H", "W"), help="default: the model's own input size")

@@ -113,6 +113,11 @@ def did_you_mean(name: object, known: Iterable[str], limit: int = 2) -> str:
     return f"did you mean {' or '.join(map(repr, near))}? " if near else ""
 
 
+def install_extra(name: str) -> str:
+    """Give the command that installs what one of the package's extras (pyproject.toml) needs."""
+    return f"pip install 'davit-torch[{name}]'"
+
+
 def without_nan(value: Any) -> Any:
     """Replace NaN and infinity, which JSON does not have, by None, in a nest of dictionaries and lists."""
     if isinstance(value, dict):

@@ -11,10 +11,11 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..commands import run_cli
+from ..commands import command_name, run_cli
 from ..engine.flags import given_flags, model_flags, picture_flags
 from ..limits import number
 from ..predict.flags import ONE_BY_ONE, load_asked_for
+from ..text import install_extra
 from .page import build_page, gradio, serve
 from .readers import ClassifierReader, DrawnReader, Reader
 
@@ -46,7 +47,7 @@ def _reader(args: argparse.Namespace, given: set[str]) -> Reader:
 
             finder = Predictor(args.config, args.checkpoint, args.score_thr, device=args.device)
         except ImportError as error:
-            raise ValueError(f"--config needs OpenMMLab's packages ({error}); see mmdet/README.md") from error
+            raise ValueError(f"--config needs OpenMMLab's packages ({error}): {install_extra('openmmlab')}") from error
         return DrawnReader(Path(args.config).stem, finder)
     if not args.checkpoint and "model" not in given:
         raise ValueError("give the --checkpoint of a classifier, or --model for published weights.")
@@ -55,10 +56,10 @@ def _reader(args: argparse.Namespace, given: set[str]) -> Reader:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m davit.app", description=__doc__, parents=[model_flags(), picture_flags()]
+        prog=command_name("python -m davit.app"), description=__doc__, parents=[model_flags(), picture_flags()]
     )
     add = parser.add_argument
-    add("--config", default="", metavar="FILE", help="of a detector or segmentor (mmdet/configs, mmseg/configs)")
+    add("--config", default="", metavar="FILE", help="of a detector or segmentor: a file, or the name of one of ours")
     add("--score-thr", **number("score_thr"), default=0.3, help="least score of a detection (default %(default)s)")
     add("--class-map", default="", metavar="FILE|DIR", help="class names, one a line, or a data folder that has them")
     add("--host", default="127.0.0.1", help="default: this machine alone; 0.0.0.0 lets others in, without a password")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..data import BadImageError
+from ..text import install_extra
 from .readers import Answer, Reader
 
 log = logging.getLogger(__name__)
@@ -150,5 +151,5 @@ def gradio() -> Any:
     try:
         return importlib.import_module("gradio")
     except ImportError as error:
-        remedy = "pip install -r requirements-app.txt"
+        remedy = install_extra("app")
         raise ValueError(f"the page needs Gradio, which is not installed ({error}): {remedy}") from error

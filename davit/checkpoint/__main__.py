@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..commands import command_name
 from .convert import convert_with_report
 from .names import (
     LAYOUTS,
@@ -40,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m davit.checkpoint", description=__doc__)
+    parser = argparse.ArgumentParser(prog=command_name("python -m davit.checkpoint"), description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     inspect = commands.add_parser("inspect", help="say what a checkpoint holds")
     inspect.add_argument("file", type=Path, metavar="FILE")

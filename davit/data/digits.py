@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ..text import some
+from ..text import install_extra, some
 from .errors import DataError, require_choice
 
 Array = NDArray[np.uint8]
@@ -138,7 +138,7 @@ def _write_parquet(folder: Path) -> None:
         import pyarrow
         from pyarrow import parquet
     except ImportError as error:
-        raise DataError("parquet needs a package that is not installed: pip install pyarrow") from error
+        raise DataError(f"parquet needs a package that is not installed: {install_extra('parquet')}") from error
     features = {"image": {"_type": "Image"}, "label": {"names": [str(n) for n in range(10)], "_type": "ClassLabel"}}
     about = {b"huggingface": json.dumps({"info": {"features": features}}).encode()}
     picture = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])

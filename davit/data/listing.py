@@ -22,6 +22,7 @@ from stat import S_ISREG
 
 from PIL import Image
 
+from ..text import install_extra
 from .errors import DataError
 
 # The kinds of pictures: suffixes in lower case, and the format that each stands for, by Pillow's name of it. Only
@@ -37,7 +38,7 @@ SUFFIXES = {
 _OURS = frozenset({"NPY"})  # read by `davit.data.decode` itself
 
 # Formats that a package adds to Pillow: its module, and the remedy where it is absent.
-_PACKAGES = {"HEIF": ("pillow_heif", "pip install pillow-heif")}
+_PACKAGES = {"HEIF": ("pillow_heif", install_extra("heif"))}
 _NEWER = "pip install -U pillow"
 
 # Formats by what a file begins with.
@@ -222,7 +223,7 @@ def list_folder(folder: str | Path) -> Folder:
 def left_out(others: Mapping[str, int]) -> str:
     """Say what is left out, with the remedy where a package would read it; "" where nothing is.
 
-    "18 files of other kinds are left out (10 .heic, 8 without suffix); pip install pillow-heif to read .heic".
+    "18 files of other kinds are left out (10 .heic, 8 without suffix); pip install 'davit-torch[heif]' to read .heic".
     """
     count = sum(others.values())
     if not count:

@@ -16,6 +16,7 @@ from PIL import Image, PngImagePlugin, TiffImagePlugin
 from PIL.ExifTags import Base as ExifTag
 
 from ..files import open_regular
+from ..text import install_extra
 
 _NPY, _TIFF = b"\x93NUMPY", (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _HEIF = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
@@ -105,7 +106,7 @@ def read_array(source: str | Path | BinaryIO, header_only: bool = False) -> Arra
         if head.startswith(_TIFF):
             return _read_tiff(stream, header_only)
         if head[4:8] == b"ftyp" and head[8:12] in _HEIF:
-            raise UnfitPictureError("a HEIC picture, which pillow-heif reads: pip install pillow-heif")
+            raise UnfitPictureError(f"a HEIC picture, which pillow-heif reads: {install_extra('heif')}")
         if head[4:8] == b"ftyp" and head[8:12] in (b"avif", b"avis"):
             raise UnfitPictureError("an AVIF picture, which Pillow 11.3 and later read: pip install -U pillow")
     return None
@@ -153,7 +154,7 @@ def _read_tiff(stream: BinaryIO, header_only: bool = False) -> Array:
         import tifffile
     except ImportError as error:
         raise UnfitPictureError(
-            "a TIFF of many bands, or of colours of more than 8 bits, which tifffile reads: pip install tifffile"
+            "a TIFF of many bands, or of colours of more than 8 bits, which tifffile reads: " + install_extra("bands")
         ) from error
     with tifffile.TiffFile(stream) as file:
         page: Any = file.pages[0]
@@ -166,7 +167,7 @@ def _read_tiff(stream: BinaryIO, header_only: bool = False) -> Array:
             values = np.broadcast_to(np.zeros((), whole.dtype), whole.shape) if header_only else whole.asarray()
         except ValueError as error:
             if "imagecodecs" in str(error):
-                reason = f"a TIFF whose compression needs imagecodecs ({error}): pip install imagecodecs"
+                reason = f"a TIFF whose compression needs imagecodecs ({error}): {install_extra('bands')}"
                 raise UnfitPictureError(reason) from error
             raise
         tag = page.tags.get(int(ExifTag.Orientation))

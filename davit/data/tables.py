@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from ..files import cache_file, write_atomically
-from ..text import some
+from ..text import install_extra, some
 from .errors import DataError
 from .folder import names_of_split
 from .listing import locate, readable_suffixes, suffix_of
@@ -261,7 +261,7 @@ def _make(
         import pyarrow
         import pyarrow.parquet
     except ImportError as error:
-        raise DataError(f"{file} needs a package that is not installed: pip install pyarrow") from error
+        raise DataError(f"{file} needs a package that is not installed: {install_extra('parquet')}") from error
     try:
         if Path(file).suffix.lower() == ".arrow":
             mapped = pyarrow.memory_map(file)

@@ -6,9 +6,12 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
+from .. import recipes
+from ..commands import command_name
 from ..data import DataError
 from ..data.yolo import read_yolo
 from ..limits import number
@@ -48,6 +51,9 @@ def _examine(options: argparse.Namespace) -> Iterator[Finding]:
 
 def _is_config(path: Path) -> bool:
     """Tell a config or recipe from data; a .yaml may be YOLO's data.yaml."""
+    if not path.exists():
+        with suppress(ValueError):
+            return recipes.find(path, "recipe", "mmdet", "mmseg").is_file()
     if path.suffix in (".yaml", ".yml"):
         try:
             return read_yolo(path) is None
@@ -66,7 +72,7 @@ def _write(finding: Finding) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m davit.doctor", description=__doc__)
+    parser = argparse.ArgumentParser(prog=command_name("python -m davit.doctor"), description=__doc__)
     parser.add_argument(
         "path",
         nargs="?",

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import torch
 
+from .. import recipes
 from ..data import DataError, open_dataset
 from ..engine.flags import parse_with_config, train_parser
 from ..registry import create_model
+from ..text import install_extra
 from .findings import Finding, error, ok, warning
 from .folders import examine_folder
 
@@ -21,6 +23,8 @@ def examine_config(file: Path, limit: int | None) -> Iterator[Finding]:
     Args:
         limit: as `examine_folder` has it; only for a recipe.
     """
+    with suppress(ValueError):  # which the readers say themselves
+        file = recipes.find(file, "recipe", "mmdet", "mmseg")
     return _openmmlab(file) if file.suffix == ".py" else _recipe(file, limit)
 
 
@@ -58,7 +62,7 @@ def _openmmlab(file: Path) -> Iterator[Finding]:
 
         config = read_config(file)
     except ImportError as fault:
-        remedy = "pip install the packages that mmdet/README.md names"
+        remedy = install_extra("openmmlab")
         yield warning("config", f"{file} was not read: OpenMMLab's packages are missing ({fault})", remedy)
         return
     except Exception as fault:  # a config is Python, and fails as Python does

@@ -19,7 +19,9 @@ from typing import Any
 
 import yaml
 
+from .. import recipes
 from ..checkpoint.read import EMA_CHOICES
+from ..commands import command_name
 from ..files import read_small
 from ..limits import MOST_YAML, check_model_kwargs, number, read_yaml, short
 from ..text import nearest
@@ -70,12 +72,13 @@ class KeyValues(argparse.Action):
 def train_parser() -> argparse.ArgumentParser:
     """Make the parser of train.py."""
     parser = argparse.ArgumentParser(
+        prog=command_name(),
         description="Train DaViT, or any model that timm knows, on an image folder.",
         usage="%(prog)s [DIR] [-c FILE] [flags]",  # all 130 of them would hide the error below
         epilog="Exit status: 0 done, 2 a mistake in the flags or the data, 3 a non-finite loss, 4 the disk is full, "
         "75 interrupted and saved (run again with --auto-resume).",
     )
-    parser.add_argument("-c", "--config", metavar="FILE", help="YAML recipe; flags on the command line override it")
+    _add_config(parser)
     _add_data(parser)
     _add_model(parser)
     _add_optimizer(parser)
@@ -84,6 +87,12 @@ def train_parser() -> argparse.ArgumentParser:
     _add_regularisation(parser)
     _add_run(parser)
     return parser
+
+
+def _add_config(parser: argparse.ArgumentParser) -> None:
+    ours = ", ".join(recipes.names_of("recipe"))
+    overridden = f"YAML recipe, a file or one of {ours}; flags on the command line override it"
+    parser.add_argument("-c", "--config", metavar="FILE", help=overridden)
 
 
 def _add_shared(add: Callable[..., Any]) -> None:
@@ -319,6 +328,8 @@ def parse_with_config(
 ) -> argparse.Namespace:
     """Parse flags, and in front of them a YAML recipe (``-c FILE``), turned into the words of a command line.
 
+    FILE may also be the name of a recipe that comes with DaViT (`davit.recipes`).
+
     Args:
         default_config: the recipe used where neither a recipe nor a data folder is given.
 
@@ -331,10 +342,17 @@ def parse_with_config(
     if config is None and default_config is not None and args.data_dir is None and not args.dataset:
         config = str(default_config)
     if config is not None:
-        words = _recipe_words(parser, Path(config))
+        words = _recipe_words(parser, _recipe_file(config))
         # --config ends the recipe's last list
         args = parser.parse_args([*words, f"--config={config}", *(sys.argv[1:] if argv is None else argv)])
     return args
+
+
+def _recipe_file(config: str) -> Path:
+    try:
+        return recipes.find(config, "recipe")
+    except ValueError as error:
+        raise ValueError(f"-c: the recipe {error}") from None
 
 
 def given_flags(make_parser: Callable[[], argparse.ArgumentParser], argv: Sequence[str] | None) -> set[str]:
@@ -535,6 +553,7 @@ def picture_flags(workers: int = 4) -> argparse.ArgumentParser:
 def validate_parser() -> argparse.ArgumentParser:
     """Make the parser of validate.py."""
     parser = argparse.ArgumentParser(
+        prog=command_name(),
         parents=[model_flags(), picture_flags()],
         usage="%(prog)s [DIR] [-c FILE] [flags]",
         description="Evaluate a checkpoint or a published model on an image folder. Or several: --checkpoint may be a "
@@ -543,7 +562,7 @@ def validate_parser() -> argparse.ArgumentParser:
         epilog="Exit status: 0 done, 1 some of several evaluations failed (the results say which) or an error "
         "of this program, 2 a mistake in the flags, the checkpoint or the data.",
     )
-    parser.add_argument("-c", "--config", metavar="FILE", help="YAML recipe; flags on the command line override it")
+    _add_config(parser)
     add = parser.add_argument_group("data").add_argument
     add("data", nargs="?", metavar="DIR", help="folder with val/; without one: handwritten digits")
     _add_dataset(add)

@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from ..files import write_bytes, write_csv
+from ..text import install_extra
 from .curves import draw_curves, read_summary
 
 log = logging.getLogger(__name__)
@@ -221,5 +222,5 @@ def _require(module: str, package: str) -> ModuleType:
     except ImportError as error:
         raise ValueError(
             f"--log-{package} needs the package {package}, which cannot be imported ({error}): install it with "
-            f"`python -m pip install {package}`, or leave --log-{package} out."
+            f"{install_extra(package)}, or leave --log-{package} out."
         ) from error

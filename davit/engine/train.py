@@ -20,6 +20,7 @@ import torch
 from timm.utils import distribute_bn
 from torch import nn
 
+from .. import recipes
 from ..commands import Interrupted, run_cli, stop_signals
 from ..data import Batch, prefetch, save_images, write_digits
 from ..seeding import seed_everything
@@ -39,12 +40,8 @@ from .steps import EpochTotals, OnNonFinite
 log = logging.getLogger(__name__)
 
 
-def main(argv: Sequence[str] | None = None, default_config: str | Path | None = None) -> int:
-    """Run train.py; return its exit status (`davit.commands`).
-
-    Args:
-        default_config: the recipe for a run without data: the embedded digits.
-    """
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run train.py; return its exit status (`davit.commands`). Without data it trains on the embedded digits."""
     rank = int(os.environ.get("RANK", 0))
     logging.basicConfig(
         level=logging.INFO if rank == 0 else logging.ERROR,
@@ -53,7 +50,7 @@ def main(argv: Sequence[str] | None = None, default_config: str | Path | None = 
     )
 
     def work() -> None:
-        args = parse_with_config(train_parser(), argv, default_config)
+        args = parse_with_config(train_parser(), argv, recipes.folder_of("recipe") / "digits.yaml")
         given = given_flags(train_parser, argv)
         say_no_longer(NO_LONGER, {name for name in given if getattr(args, name)})  # args.yaml names those not used too
         world = init_world(args.device)

@@ -15,13 +15,14 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
 from ..checkpoint import read_checkpoint
-from ..commands import USER_ERROR, run_cli
+from ..commands import USER_ERROR, command_name, run_cli
 from ..data import DataError
 from ..engine.distributed import close_world, init_world
 from ..limits import number
 from ..text import some
 from . import drawn  # noqa: F401 (registers the hooks of --show-dir and --out)
 from .config import (
+    add_config_argument,
     add_override_arguments,
     annotation_file_of,
     datasets_of,
@@ -40,8 +41,8 @@ log = logging.getLogger(__name__)
 
 def train_main(argv: Sequence[str] | None = None) -> int:
     """Train a detector or segmentor; returns the exit status (`davit.commands`)."""
-    parser = ArgumentParser(description="Train a detector or segmentor.")
-    parser.add_argument("config", help="a config file, e.g. configs/davit_maskrcnn_1x_coco.py")
+    parser = ArgumentParser(prog=command_name(), description="Train a detector or segmentor.")
+    add_config_argument(parser)
     _add_run_arguments(parser)
     parser.add_argument("--amp", action="store_true", help="mixed precision (GPU)")
     parser.add_argument("--auto-scale-lr", action="store_true", help="learning rate in proportion to the global batch")
@@ -69,8 +70,8 @@ def train_main(argv: Sequence[str] | None = None) -> int:
 
 def test_main(argv: Sequence[str] | None = None) -> int:
     """Evaluate a detector or segmentor; returns the exit status (`davit.commands`)."""
-    parser = ArgumentParser(description="Evaluate a detector or segmentor.")
-    parser.add_argument("config", help="a config file, e.g. configs/davit_maskrcnn_1x_coco.py")
+    parser = ArgumentParser(prog=command_name(), description="Evaluate a detector or segmentor.")
+    add_config_argument(parser)
     parser.add_argument("checkpoint", help="its weights: ours, or the original code base's")
     _add_run_arguments(parser)
     parser.add_argument("--eval", nargs="+", metavar="METRIC", help="bbox, segm, proposal; mIoU, mDice, mFscore")

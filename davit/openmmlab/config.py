@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from mmengine.config import Config, ConfigDict, DictAction
 
+from .. import recipes
 from ..pretrained import PUBLISHED
-from ..text import nearest
 from .bands import follow_bands
 from .box_layouts import use_box_layout
 from .mask_layouts import use_mask_layout
@@ -27,25 +27,43 @@ _METRIC_KEYS = {"mmdet": "metric", "mmseg": "iou_metrics"}
 
 
 def read_config(path: str | Path) -> Config:
-    """Read a config file.
+    """Read a config: a file, or the name of one of ours.
 
     Raises:
         ValueError: it is not there (the nearest names are offered), or cannot be run.
     """
-    path = Path(path)
-    if not path.is_file():
-        folder = path.parent if path.parent.is_dir() else Path("configs")
-        known = sorted(file.name for file in folder.glob("*.py"))
-        near = nearest(path.name, known, 3) or known
-        hint = f"in {folder} there are {', '.join(near)}" if near else "name a config, e.g. mmdet/configs/..."
-        raise ValueError(f"there is no config {path}: {hint}.")
     try:
-        return Config.fromfile(path)
+        file = recipes.find(path, "mmdet", "mmseg")
+    except ValueError as error:
+        raise ValueError(f"the config {error}") from None
+    try:
+        return Config.fromfile(file)
     except Exception as error:  # a config is a program, and can fail in any way
         raise ValueError(f"the config {path} cannot be read: {type(error).__name__}: {error}") from error
 
 
+_OURS = "davit::"
+_path_of_base = Config._get_cfg_path
+
+
+def _path_of_any_base(base: str, file: str) -> tuple[str, str | None]:
+    """Find what ``_base_`` names: "davit::NAME" is a config of ours, which belongs to no library's scope."""
+    if base.startswith(_OURS):
+        return str(recipes.find(base.removeprefix(_OURS), "mmdet", "mmseg")), None
+    found: tuple[str, str | None] = _path_of_base(base, file)
+    return found
+
+
+Config._get_cfg_path = staticmethod(_path_of_any_base)  # mmengine looks only into the packages of its own list
+
+
 # ---- the flags that all tools have ----
+
+
+def add_config_argument(parser: ArgumentParser, **options: Any) -> None:
+    """Add the config, or configs, that a tool works on."""
+    ours = ", ".join(recipes.names_of("mmdet", "mmseg"))
+    parser.add_argument("config", metavar="CONFIG", help=f"a config file, or one of {ours}", **options)
 
 
 def add_override_arguments(parser: ArgumentParser) -> None:

@@ -8,13 +8,13 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..commands import run_cli
+from ..commands import command_name, run_cli
 from ..data import BadImageError
 from ..files import write_bytes
 from ..limits import number
 from ..predict.pictures import distinct_names, find_pictures
 from ..text import as_line, some
-from .config import add_override_arguments, load_config
+from .config import add_config_argument, add_override_arguments, load_config
 from .predictor import Predictor
 
 log = logging.getLogger(__name__)
@@ -25,9 +25,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     A file that is no picture is named and passed over; the status at the end is then 2.
     """
-    parser = ArgumentParser(description="Draw what a detector or segmentor finds.")
+    parser = ArgumentParser(prog=command_name(), description="Draw what a detector or segmentor finds.")
     parser.add_argument("picture", help="a picture, or a folder with all that is below it")
-    parser.add_argument("config")
+    add_config_argument(parser)
     parser.add_argument("checkpoint")
     parser.add_argument("--out-dir", default="outputs", metavar="DIR", help="drawn pictures and predictions.json")
     parser.add_argument(

@@ -20,10 +20,10 @@ import torch
 from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor, nn
 
-from ..commands import run_cli
+from ..commands import command_name, run_cli
 from ..complexity import count_flops
 from ..limits import number
-from .config import add_override_arguments, load_config
+from .config import add_config_argument, add_override_arguments, load_config
 
 PROPOSALS, MASKS = 1000, 100
 SIZES = {"mmdet": (800, 1280), "mmseg": (512, 2048)}  # height, width of the published tables
@@ -100,8 +100,10 @@ def cost_of(cfg: Any, name: str, size: tuple[int, int] | None = None) -> Cost:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run get_flops.py of mmdet/tools and mmseg/tools; returns the exit status."""
-    parser = ArgumentParser(description="Parameters and FLOPs of a config's model.", epilog=__doc__)
-    parser.add_argument("config", nargs="+", help="one or more config files")
+    parser = ArgumentParser(
+        prog=command_name(), description="Parameters and FLOPs of a config's model.", epilog=__doc__
+    )
+    add_config_argument(parser, nargs="+")
     parser.add_argument("--shape", **number("shape"), metavar="N", help="side, or height and width, in pixels")
     add_override_arguments(parser)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping
 
+from ..commands import command_name
 from ..engine.flags import model_asked_for, model_flags, picture_flags, say_no_longer
 from ..engine.load_model import ModelOptions
 from ..limits import number
@@ -27,6 +28,7 @@ def predict_parser() -> argparse.ArgumentParser:
     Some defaults are the original's and are not used unless given, so `given_flags` says which were.
     """
     parser = argparse.ArgumentParser(
+        prog=command_name(),
         usage="%(prog)s PICTURE|FOLDER|- [...] [flags]",
         parents=[model_flags(num_classes=1000), picture_flags(workers=2)],
         description="Say what is in pictures. On a CPU at most 32 go through the model at once; loader processes "

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..commands import run_cli
+from ..commands import command_name, run_cli
 from ..data import BadImageError
 from ..engine.curves import draw_curves
 from ..engine.flags import given_flags, model_flags, picture_flags
@@ -98,7 +98,7 @@ def _summary(run: Path) -> Path:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m davit.visualize", description=__doc__, parents=[model_flags(), picture_flags()]
+        prog=command_name("python -m davit.visualize"), description=__doc__, parents=[model_flags(), picture_flags()]
     )
     add = parser.add_argument
     add("pictures", nargs="*", metavar="PICTURE|FOLDER")

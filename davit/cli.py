@@ -1,0 +1,130 @@
+"""Run the command `davit`: one name for training, evaluation, prediction and all other tools.
+
+A command is a line of `COMMANDS`. Its module is imported when it is called, so that help and mistakes are answered before
+PyTorch is loaded.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .commands import OK, USER_ERROR, called_as
+from .text import did_you_mean, install_extra
+
+
+@dataclass(frozen=True)
+class Command:
+    """Say where a command is.
+
+    Attributes:
+        main: "MODULE:FUNCTION" below `davit`, called with the words of the command line; it returns the exit status.
+        help: one line.
+        extra: which extra of the package brings what the module imports; "" for what is always there.
+        parser: "MODULE:FUNCTION" that makes its parser without PyTorch: then the words are checked before the import.
+    """
+
+    main: str
+    help: str
+    extra: str = ""
+    parser: str = ""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Hold commands under one more word."""
+
+    help: str
+    commands: Mapping[str, Command]
+
+
+def _openmmlab(what: str) -> dict[str, Command]:
+    return {
+        "train": Command("openmmlab.cli:train_main", f"train a {what}", "openmmlab"),
+        "test": Command("openmmlab.cli:test_main", f"evaluate a {what}", "openmmlab"),
+        "demo": Command("openmmlab.demo:main", "draw what it finds in pictures", "openmmlab"),
+        "flops": Command("openmmlab.flops:main", "count parameters and FLOPs", "openmmlab"),
+    }
+
+
+COMMANDS: dict[str, Command | Group] = {
+    "train": Command("engine.train:main", "train on a data folder; without one, on handwritten digits"),
+    "validate": Command("engine.validate:main", "evaluate checkpoints or published models"),
+    "predict": Command("predict.cli:main", "say what is in pictures"),
+    "visualize": Command("visualize.__main__:main", "draw what a model looks at, or the curves of runs"),
+    "app": Command("app.__main__:main", "serve a page on which one drops pictures"),
+    "doctor": Command("doctor.__main__:main", "say what a machine, a data folder or a config lacks"),
+    "checkpoint": Command("checkpoint.__main__:main", "look into a checkpoint, or convert one"),
+    "complexity": Command("complexity:main", "count parameters and FLOPs, part by part"),
+    "data": Command("data.__main__:main", "write an embedded data set"),
+    "det": Group("detectors, by MMDetection: train, test, demo, flops", _openmmlab("detector")),
+    "seg": Group("segmentors, by MMSegmentation: train, test, demo, flops", _openmmlab("segmentor")),
+}
+
+
+def main(arguments: Sequence[str] | None = None, prog: str = "davit") -> int:
+    """Run a command, and return its exit status; 2 for a name that is none.
+
+    Args:
+        arguments: its name and its words; by default those of the process.
+        prog: what usage lines call this program.
+    """
+    # Before torch is loaded: threads that spin while they wait, beside a loader process on few cores, make both
+    # many times slower (docs/training.md).
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    if words[:1] == ["--version"]:
+        sys.stdout.write(f"davit {importlib.import_module('davit').__version__}\n")
+        return OK
+    return _dispatch(COMMANDS, words, prog, "DaViT, an image backbone: train it, evaluate it, use it.")
+
+
+def _dispatch(table: Mapping[str, Command | Group], words: list[str], prog: str, about: str) -> int:
+    name = words[0] if words else ""
+    if name in ("", "-h", "--help"):
+        (sys.stdout if name else sys.stderr).write(_help(table, prog, about))
+        return OK if name else USER_ERROR
+    found = table.get(name)
+    if found is None:
+        choices = ", ".join(table)
+        sys.stderr.write(f"{prog}: {name!r} is no command: {did_you_mean(name, table)}The commands are {choices}.\n")
+        return USER_ERROR
+    prog = f"{prog} {name}"
+    if isinstance(found, Group):
+        return _dispatch(found.commands, words[1:], prog, f"{found.help[0].upper()}{found.help[1:]}.")
+    return _run(found, words[1:], prog)
+
+
+def _help(table: Mapping[str, Command | Group], prog: str, about: str) -> str:
+    width = max(map(len, table))
+    lines = [f"  {name:{width}}  {entry.help}" for name, entry in table.items()]
+    return "\n".join(
+        [f"usage: {prog} COMMAND [...]", "", about, "", *lines, "", f"{prog} COMMAND --help lists the flags of one.\n"]
+    )
+
+
+def _run(command: Command, words: list[str], prog: str) -> int:
+    with called_as(prog):
+        if command.parser:
+            _resolve(command.parser)().parse_args(words)
+        try:
+            run = _resolve(command.main)
+        except ModuleNotFoundError as error:
+            missing = (error.name or "davit").partition(".")[0]
+            if not command.extra or missing == "davit":
+                raise
+            remedy = install_extra(command.extra)
+            sys.stderr.write(f"{prog} needs {missing}, which is not installed: {remedy}\n")
+            return USER_ERROR
+        importlib.import_module(".registry", __package__)  # the variants are timm's, as after `import davit`
+        status: int = run(words)
+        return status
+
+
+def _resolve(place: str) -> Any:
+    module, _, name = place.partition(":")
+    return getattr(importlib.import_module(f".{module}", __package__), name)

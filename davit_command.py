@@ -1,0 +1,9 @@
+"""Start the command `davit`, which pip puts on the path; davit/cli.py does the work.
+
+It lies outside of the package because importing `davit` loads PyTorch, which takes seconds. Where `davit` finds this
+module loaded it leaves that to the commands, so that help and mistakes are answered at once.
+"""
+
+from davit.cli import main
+
+__all__ = ["main"]
