@@ -1,7 +1,7 @@
 """Run the command `davit`: one name for training, evaluation, prediction and all other tools.
 
-A command is a line of `COMMANDS`. Its module is imported when it is called, so that help and mistakes are answered before
-PyTorch is loaded.
+A command is a line of `COMMANDS`. Its module is imported when it is called, so that help and mistakes are answered
+before PyTorch is loaded.
 """
 
 from __future__ import annotations
@@ -52,9 +52,15 @@ def _openmmlab(what: str) -> dict[str, Command]:
 
 
 COMMANDS: dict[str, Command | Group] = {
-    "train": Command("engine.train:main", "train on a data folder; without one, on handwritten digits"),
-    "validate": Command("engine.validate:main", "evaluate checkpoints or published models"),
-    "predict": Command("predict.cli:main", "say what is in pictures"),
+    "train": Command(
+        "engine.train:main",
+        "train on a data folder; without one, on handwritten digits",
+        parser="engine.flags:train_parser",
+    ),
+    "validate": Command(
+        "engine.validate:main", "evaluate checkpoints or published models", parser="engine.flags:validate_parser"
+    ),
+    "predict": Command("predict.cli:main", "say what is in pictures", parser="predict.flags:predict_parser"),
     "visualize": Command("visualize.__main__:main", "draw what a model looks at, or the curves of runs"),
     "app": Command("app.__main__:main", "serve a page on which one drops pictures"),
     "doctor": Command("doctor.__main__:main", "say what a machine, a data folder or a config lacks"),

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..choices import EMA_CHOICES
 from ..commands import command_name
 from .convert import convert_with_report
 from .names import (
@@ -21,7 +22,7 @@ from .names import (
     recognise,
     structure_of,
 )
-from .read import EMA_CHOICES, FUNCTION_ENTRY, read_checkpoint, sha256_of, write_checkpoint
+from .read import FUNCTION_ENTRY, read_checkpoint, sha256_of, write_checkpoint
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -22,6 +22,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from ..choices import EMA_CHOICES
 from ..files import write_atomically
 from .names import DAVIT_FUNCTION, FLORENCE2_FUNCTION, CheckpointError, Recognised, find
 from .pickles import NOT_PLAIN, plain_value, read_pickle
@@ -29,7 +30,6 @@ from .pickles import NOT_PLAIN, plain_value, read_pickle
 _logger = logging.getLogger(__name__)
 
 _SUFFIXES = (".safetensors", ".pth", ".pth.tar", ".pt", ".bin")
-EMA_CHOICES = ("auto", "always", "never")
 EMA_WRAPPERS = ("state_dict_ema", "model_ema")
 PLAIN_WRAPPERS = ("state_dict", "model", "model_state_dict", "module", "net", "backbone")
 _DEEPEST_WRAPPER = 6

@@ -20,14 +20,11 @@ from typing import Any
 import yaml
 
 from .. import recipes
-from ..checkpoint.read import EMA_CHOICES
+from ..choices import AMP_DTYPES, BUNDLED_REAL, EMA_CHOICES
 from ..commands import command_name
 from ..files import read_small
 from ..limits import MOST_YAML, check_model_kwargs, number, read_yaml, short
 from ..text import nearest
-from .labels import BUNDLED_REAL
-from .load_model import why_no_backend
-from .precision import DTYPES
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +42,8 @@ NO_LONGER = {
 
 def backend(text: str) -> str:
     """Check a name of torch.compile's backends, as an argparse type."""
+    from .load_model import why_no_backend  # loads PyTorch, which no other flag needs
+
     if (reason := why_no_backend(text)) is not None:
         raise argparse.ArgumentTypeError(f"{text!r} {reason}")
     return text
@@ -103,7 +102,7 @@ def _add_shared(add: Callable[..., Any]) -> None:
     add("--amp", action="store_true", help="mixed precision")
     add(
         "--amp-dtype",
-        choices=tuple(DTYPES),
+        choices=tuple(AMP_DTYPES),
         help="default: fp16 on CUDA; else bf16, or float32 where the CPU has no instructions for it",
     )
 

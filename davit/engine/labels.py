@@ -9,10 +9,10 @@ from pathlib import Path
 
 from timm.data import RealLabelsImagenet
 
+from ..choices import BUNDLED_REAL
 from ..data import DataError, PictureDataset
 from ..text import some
 
-BUNDLED_REAL = "timm"  # the labels that timm carries, in place of a file
 _IMAGENET_VAL = 50_000
 
 

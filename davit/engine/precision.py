@@ -14,9 +14,11 @@ from typing import Any
 
 import torch
 
+from ..choices import AMP_DTYPES
+
 log = logging.getLogger(__name__)
 
-DTYPES = {"bf16": torch.bfloat16, "bfloat16": torch.bfloat16, "fp16": torch.float16, "float16": torch.float16}
+DTYPES: dict[str, torch.dtype] = {name: getattr(torch, full) for name, full in AMP_DTYPES.items()}
 
 _SIDE = 256  # of the matrices that are timed: 60 ms where bfloat16 is emulated, else 3
 _SLOW = 1.5  # times float32; with instructions it is about half, by conversions 3, one number at a time 30

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
+from ..choices import FORMATS, TOPK_IDS
 from ..commands import command_name
 from ..engine.flags import model_asked_for, model_flags, picture_flags, say_no_longer
-from ..engine.load_model import ModelOptions
 from ..limits import number
-from .predictor import Predictor, load_with
-from .report import FORMATS, TOPK_IDS
+
+if TYPE_CHECKING:
+    from .predictor import Predictor
 
 NO_LONGER = {"num_gpu": "one process uses one device; start several on parts of the pictures, each with its --device"}
 
@@ -64,6 +66,9 @@ def load_asked_for(args: argparse.Namespace, given: set[str], without_effect: Ma
         given: the names of the flags that were given, as `given_flags` finds them.
         without_effect: flags that do nothing in this command, each with what happens instead: logged where given.
     """
+    from ..engine.load_model import ModelOptions  # loads PyTorch, which the parser does without
+    from .predictor import load_with
+
     say_no_longer(without_effect, given)
     model = model_asked_for(args, given)
     options = ModelOptions.from_values({name: value for name, value in vars(args).items() if name in given})

@@ -9,12 +9,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
+from ..choices import TOPK_IDS
 from ..files import write_bytes
 from ..text import as_line, as_utf8, encodable, fits
 from .result import EIGHTHS, Failure, Prediction, as_table
-
-FORMATS = ("table", "csv", "json", "jsonl")
-TOPK_IDS = "topk_ids.csv"
 
 
 def write_results(

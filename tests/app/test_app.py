@@ -21,9 +21,7 @@ from davit.app import __main__ as command
 from davit.app.page import answer_file, build_page, serve
 from davit.data import load_rgb
 
-needs_gradio = pytest.mark.skipif(
-    importlib.util.find_spec("gradio") is None, reason="needs Gradio: pip install -r requirements-app.txt"
-)
+needs_gradio = pytest.mark.skipif(importlib.util.find_spec("gradio") is None, reason="needs Gradio: make setup")
 
 
 def picture(folder: Path, name: str = "noise.png") -> Path:
@@ -119,7 +117,7 @@ def test_numbers_that_make_no_sense(flag: str, value: str, capsys: pytest.Captur
 def test_without_gradio(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.setitem(sys.modules, "gradio", None)
     assert command.main(["--checkpoint", "x.pth"], block=False) == 2
-    assert "requirements-app.txt" in caplog.text
+    assert "davit-torch[app]" in caplog.text
 
 
 @needs_gradio

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-pytest.importorskip("gradio", reason="needs Gradio: pip install -r requirements-app.txt")
+pytest.importorskip("gradio", reason="needs Gradio: make setup")
 
 import asyncio
 

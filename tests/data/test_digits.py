@@ -64,15 +64,17 @@ def test_other_forms_hold_the_same_pictures_in_the_same_order(form: str, digits:
 
 
 def test_the_command_writes_a_form(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ):
-    monkeypatch.setattr("sys.argv", ["davit.data", "digits", str(tmp_path / "out"), "--as", "tar"])
-    command()
+    assert command(["digits", str(tmp_path / "out"), "--as", "tar"]) == 0
     assert capsys.readouterr().out.strip() == str(tmp_path / "out")
     assert len(list((tmp_path / "out").glob("train-*.tar"))) == 9
-    monkeypatch.setattr("sys.argv", ["davit.data", "scenes", "--as", "tar"])
     with pytest.raises(SystemExit):
-        command()
+        command(["scenes", "--as", "tar"])
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "file").touch()
+    assert command(["digits", str(tmp_path / "taken")]) == 2
+    assert "taken" in caplog.text
 
 
 def test_what_is_there_is_used_also_in_the_folder_of_the_environment(digits: Path, monkeypatch: pytest.MonkeyPatch):

@@ -94,7 +94,7 @@ def test_what_is_left_out_is_counted_by_suffix(write: Callable[..., Path], witho
     sentence = left_out(found.left_out)
     assert sentence.startswith("6 ")
     assert "2 .heic" in sentence
-    assert "pip install pillow-heif" in sentence
+    assert "davit-torch[heif]" in sentence
     assert list_pictures(root, deep=False).pictures == []
     assert left_out(Counter()) == ""
     assert "pip" not in left_out({".txt": 1})

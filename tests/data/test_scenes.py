@@ -1,8 +1,6 @@
 """The scenes of digits: exact masks and boxes, the same every time, in two layouts that agree."""
 
 import json
-import runpy
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +8,7 @@ import pytest
 from PIL import Image
 
 from davit.data import DataError, scenes, write_scenes
+from davit.data.__main__ import main as command
 
 
 @pytest.fixture
@@ -44,21 +43,16 @@ def test_boxes_masks_and_labels_are_of_the_same_pixels(few: Path) -> None:
             assert np.array_equal(covered, labels)  # d + 1 for the digit d, whose category id it is
 
 
-def test_the_command_writes_the_same_every_time(
-    few: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_command_writes_the_same_every_time(few: Path, capsys: pytest.CaptureFixture[str]) -> None:
     again = few.with_name("again")
-    monkeypatch.setattr(sys, "argv", ["davit.data", "scenes", str(again)])
-    runpy.run_module("davit.data", run_name="__main__")
+    assert command(["scenes", str(again)]) == 0
     assert capsys.readouterr().out.split() == [str(again)]
     names = [file.relative_to(few) for file in sorted(few.rglob("*")) if file.is_file()]
     assert len(names) == 2 * 9 + 2
-    monkeypatch.setattr(sys, "argv", ["davit.data", "scenes", str(few.with_name("yolo")), "--as", "yolo"])
-    runpy.run_module("davit.data", run_name="__main__")
+    assert command(["scenes", str(few.with_name("yolo")), "--as", "yolo"]) == 0
     assert (few.with_name("yolo") / "data.yaml").is_file()
-    monkeypatch.setattr(sys, "argv", ["davit.data", "scenes", "--as", "wds"])
     with pytest.raises(SystemExit) as leave:
-        runpy.run_module("davit.data", run_name="__main__")
+        command(["scenes", "--as", "wds"])
     assert leave.value.code == 2
     assert all((few / name).read_bytes() == (again / name).read_bytes() for name in names)
 

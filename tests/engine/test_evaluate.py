@@ -16,10 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from davit.choices import BUNDLED_REAL
 from davit.data import BadImageError, DataError, EvalLoader, PictureDataset, eval_transform, open_dataset
 from davit.engine.distributed import PeerError, StoppedError, World, in_step, is_out_of_memory
 from davit.engine.evaluate import Evaluation, MiscountError, evaluate
-from davit.engine.labels import BUNDLED_REAL, Labels, real_labels, subset_labels
+from davit.engine.labels import Labels, real_labels, subset_labels
 from davit.engine.load_model import TestTimePool, pooling_window
 from davit.registry import create_model
 from tests.engine.runs import small_model

@@ -190,14 +190,14 @@ def test_wandb_gets_rows_and_resumes_the_same_run(
 @pytest.mark.parametrize(
     ("module", "found", "option", "words"),
     [
-        ("wandb", None, "wandb", ["--log-wandb", "python -m pip install wandb"]),
+        ("wandb", None, "wandb", ["--log-wandb", "davit-torch[wandb]"]),
         (
             "wandb",
             Mock(init=Mock(side_effect=ConnectionError("no account"))),
             "wandb",
             ["--log-wandb", "no account", "WANDB_MODE=offline"],
         ),
-        ("torch.utils.tensorboard", None, "tensorboard", ["--log-tensorboard", "python -m pip install tensorboard"]),
+        ("torch.utils.tensorboard", None, "tensorboard", ["--log-tensorboard", "davit-torch[tensorboard]"]),
     ],
 )
 def test_a_logger_that_is_absent_or_cannot_start_is_an_error_with_the_remedy(
