@@ -13,7 +13,7 @@ from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_py import build_py
-from setuptools.errors import BaseError
+from setuptools.errors import BaseError, CompileError
 
 from distutils.ccompiler import new_compiler  # isort: skip  (setuptools' own, once setuptools is imported)
 from distutils.sysconfig import customize_compiler  # isort: skip
@@ -66,7 +66,7 @@ def compiles(flags: list[str]) -> bool:
         file.write_text('#include <immintrin.h>\n#include <cstdint>\nextern "C" int davit() { return 0; }\n')
         try:
             compiler.compile([str(file)], output_dir=folder, extra_postargs=flags)
-        except BaseError:
+        except (BaseError, CompileError):
             return False
     return True
 

@@ -1,7 +1,7 @@
 """Find the recipes and configs that come with DaViT, by name, without a checkout.
 
-In a checkout they lie at its top, in configs/, mmdet/configs/ and mmseg/configs/. setup.py puts them into a wheel, there
-below davit/configs/.
+In a checkout they lie at its top, in configs/, mmdet/configs/ and mmseg/configs/; in a wheel setup.py puts them below
+davit/configs/.
 """
 
 from __future__ import annotations

@@ -1,0 +1,7 @@
+"""Name what some flags and arguments may be; apart from what they do, so that parsers are made without PyTorch."""
+
+EMA_CHOICES = ("auto", "always", "never")  # which weights of a training's checkpoint: the averaged ones or not
+AMP_DTYPES = {"bf16": "bfloat16", "bfloat16": "bfloat16", "fp16": "float16", "float16": "float16"}  # torch's names
+FORMATS = ("table", "csv", "json", "jsonl")  # of predictions
+TOPK_IDS = "topk_ids.csv"  # the file of predictions that the original wrote
+BUNDLED_REAL = "timm"  # the ReaL labels that timm carries, in place of a file
