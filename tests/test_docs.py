@@ -8,7 +8,7 @@ import re
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +17,8 @@ import torch
 from torch.distributed import launch
 from torch.distributed.run import get_args_parser
 
-from davit import VARIANTS, create_model
+from davit import VARIANTS, cli, create_model, recipes
+from davit.cli import COMMANDS
 from davit.engine.flags import parse_with_config, train_parser, validate_parser
 from davit.predict.flags import predict_parser
 
@@ -138,11 +139,16 @@ def check(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
         rest = rest[1:]
     if program == "torchrun" or rest[:2] == ["-m", "torch.distributed.launch"]:
         launched = get_args_parser().parse_args(rest) if program == "torchrun" else launch.parse_args(rest[2:])
-        check(["python", launched.training_script, *launched.training_script_args], monkeypatch)
+        as_module = ["-m"] if getattr(launched, "module", False) else []
+        check(["python", *as_module, launched.training_script, *launched.training_script_args], monkeypatch)
     elif program == "launch.sh":
         check(["python", *rest], monkeypatch)
+    elif program == "davit":
+        _command(rest, monkeypatch)
     elif not re.fullmatch(r"python[\d.]*", program) or not rest:
         return
+    elif rest[:2] == ["-m", "davit"]:
+        _command(rest[2:], monkeypatch)
     elif rest[0] == "-m" and rest[1].split(".")[0] == "davit":
         _module(rest[1], rest[2:], monkeypatch)
     elif rest[0] in ("train.py", "validate.py"):
@@ -153,21 +159,45 @@ def check(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
         assert any((REPOSITORY / room / rest[0]).exists() for room in ("", "mmdet", "mmseg")), f"no {rest[0]}"
 
 
+def _command(rest: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let `davit` read its words, and the command that they name read the rest."""
+    entry: Any = None
+    while rest and not rest[0].startswith("-") and not isinstance(entry, cli.Command):
+        name, *rest = rest
+        table = COMMANDS if entry is None else entry.commands
+        if name not in table:
+            raise ValueError(f"davit has no command {name}")
+        entry = table[name]
+    if isinstance(entry, cli.Command):
+        module, _, function = entry.main.partition(":")
+        if module in ("engine.train", "engine.validate"):
+            parse_with_config(train_parser() if module == "engine.train" else validate_parser(), rest)
+        elif not entry.extra:
+            _parse(getattr(importlib.import_module(f"davit.{module}"), function), module, rest, monkeypatch)
+        elif rest[:1] and function == "train_main":
+            recipes.find(rest[0], "mmdet", "mmseg")
+
+
 def _module(module: str, rest: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    found = importlib.import_module(module)
+    if hasattr(found, "__path__"):
+        found = importlib.import_module(f"{module}.__main__")
+    _parse(found.main, module, rest, monkeypatch)
+
+
+def _parse(main: Callable[[], object], module: str, rest: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a main read its words and stop there."""
     parse = argparse.ArgumentParser.parse_args
 
     def parse_only(parser: argparse.ArgumentParser, *args: Any, **kwargs: Any) -> None:
         parse(parser, *args, **kwargs)
         raise Parsed
 
-    found = importlib.import_module(module)
-    if hasattr(found, "__path__"):
-        found = importlib.import_module(f"{module}.__main__")
     with monkeypatch.context() as patch:
         patch.setattr(sys, "argv", [module, *rest])
         patch.setattr(argparse.ArgumentParser, "parse_args", parse_only)
         with pytest.raises(Parsed):
-            found.main()
+            main()
 
 
 @pytest.mark.parametrize("line", LINES, ids=str)
@@ -189,6 +219,12 @@ def test_a_command_is_accepted(line: Line, monkeypatch: pytest.MonkeyPatch) -> N
         "torchrun --nproc_per_node=8 validate.py DIR --lr 1e-3",
         "python -u -m torch.distributed.launch --nproc_per_node=8 train.py DIR --sched",
         "python -m davit.checkpoint convert a.pth b.pth --to nowhere",
+        "davit trian DIR",
+        "davit train DIR --modle DaViT_tiny",
+        "davit train DIR -c nowhere",
+        "davit det train nowhere",
+        "davit doctor --no-such-flag",
+        "torchrun --nproc_per_node=8 -m davit train DIR --sched",
         "cd somewhere && python validate.py DIR --results-format xml > out.txt 2>&1",
     ],
 )

@@ -30,7 +30,8 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Copy what a clone has, as far as a build reads it."""
     folder = tmp_path_factory.mktemp("clone")
     for name in ("davit", "configs", "mmdet", "mmseg", "tools", "tests"):
-        ignored = shutil.ignore_patterns("__pycache__", "*.so", "data", "work_dirs", "vectors")
+        written = ("data", "work_dirs") if name.startswith("mm") else ()
+        ignored = shutil.ignore_patterns("__pycache__", "*.so", "vectors", *written)
         shutil.copytree(REPOSITORY / name, folder / name, ignore=ignored)
     for file in REPOSITORY.iterdir():
         if file.is_file() and not file.name.startswith("."):
@@ -118,16 +119,14 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.long
 def test_an_installed_wheel_works_in_an_empty_folder(installed: Path, tmp_path: Path) -> None:
     """It trains, also by a recipe's name, and predicts; everything is written where it runs."""
-    davit_command, clean = installed / "davit", {"PATH": str(installed), "OMP_NUM_THREADS": "1"}
+    command, clean = installed / "davit", {"PATH": str(installed), "OMP_NUM_THREADS": "1"}
     where = run(installed / "python", "-c", "import davit; print(davit.__file__)", at=tmp_path, **clean).stdout.strip()
     assert where.startswith(str(installed.parent))
     tiny = "--img-size 16 --epochs 1 --warmup-epochs 0 --cooldown-epochs 0 --workers 0 --experiment one"
-    run(davit_command, "train", *tiny.split(), at=tmp_path, **clean)
+    run(command, "train", *tiny.split(), at=tmp_path, **clean)
     checkpoint = tmp_path / "output/train/one/model_best.pth.tar"
-    run(davit_command, "predict", "data/digits/val/3/0045.png", "--checkpoint", checkpoint, at=tmp_path, **clean)
-    run(
-        davit_command, "train", "data/digits", "-c", "davit_tiny_224", "--dry-run", *tiny.split(), at=tmp_path, **clean
-    )
+    run(command, "predict", "data/digits/val/3/0045.png", "--checkpoint", checkpoint, at=tmp_path, **clean)
+    run(command, "train", "data/digits", "-c", "davit_tiny_224", "--dry-run", *tiny.split(), at=tmp_path, **clean)
     assert {entry.name for entry in tmp_path.iterdir()} == {"data", "output"}
     packaged = Path(where).parent
     assert not (packaged / "data" / "digits").exists() and not (packaged.parent / "output").exists()

@@ -29,6 +29,8 @@ def main(arguments: Sequence[str] | None = None, block: bool = True) -> int:
 
 def _main(arguments: Sequence[str] | None, block: bool) -> None:
     args = _parser().parse_args(arguments)
+    if block:
+        _end_as_by_ctrl_c()
     with tempfile.TemporaryDirectory(prefix="davit-app-") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder  # pictures that are dropped; gone when the page ends
         gradio()
@@ -83,5 +85,4 @@ def _end_as_by_ctrl_c() -> None:
 
 
 if __name__ == "__main__":
-    _end_as_by_ctrl_c()
     sys.exit(main())

@@ -105,7 +105,7 @@ def check_python(version: tuple[int, int]) -> Finding:
 def required_packages() -> Sequence[str]:
     """List what the project needs, by its own metadata where it is installed."""
     try:
-        return importlib.metadata.requires("davit") or PACKAGES
+        return importlib.metadata.requires("davit-torch") or PACKAGES
     except importlib.metadata.PackageNotFoundError:
         return PACKAGES
 
@@ -287,7 +287,7 @@ def check_compiled_functions(library: str, system: str, processor: str) -> Findi
         return ok("CPU", f"blocks run by {library.split('.')[0].removeprefix('_')}")
     if system != "linux" or processor.lower() not in ("x86_64", "amd64"):
         return ok("CPU", f"no compiled functions for {system} on {processor}: blocks run by PyTorch's")
-    remedy = "install a C++ compiler (Debian, Ubuntu: apt install g++), then pip install -e . or make setup again"
+    remedy = "install a C++ compiler (Debian, Ubuntu: apt install g++), then install from a clone or make setup again"
     return warning("CPU", "the compiled functions were not built, or from another source: blocks run slower", remedy)
 
 
