@@ -138,7 +138,7 @@ def test_a_detector_is_loaded_by_its_config(monkeypatch: pytest.MonkeyPatch, cap
     assert "maskrcnn" in str(served[0].get_config_file())
     monkeypatch.setitem(sys.modules, "davit.openmmlab.predictor", None)
     assert command.main(words, block=False) == 2
-    assert "mmdet/README.md" in caplog.text
+    assert "davit-torch[openmmlab]" in caplog.text
 
 
 @needs_gradio
