@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Measure what starting costs: imports and ``--help``, in processor time: ``python benchmarks/start_up.py [-n 7]``.
 
-Each is a process of its own. `import davit` is given beyond `import timm`, which loads PyTorch. Rounds are interleaved,
-so that other programs on the machine touch all alike.
+Each is a process of its own. What `import davit` takes is given beyond `import timm`, which loads PyTorch. Rounds are
+interleaved, so that other programs on the machine touch all alike.
 """
 
 import os
