@@ -6,6 +6,7 @@
     pyramid    the same trunk with the norms of the levels (norm0 ...), alone or inside a detector
     timm       timm's davit_tiny ... and davit_*_fl
     florence2  the vision tower of Florence-2, whose channel attention is another function
+    mmpretrain mmpretrain's classifier or backbone
 
 On the command line: ``python -m davit.checkpoint inspect FILE`` and ``... convert SRC DST --to LAYOUT``.
 """

@@ -11,6 +11,7 @@ from .names import (
     LAYOUTS,
     SPELLINGS,
     CheckpointError,
+    Recognised,
     recognise,
     structure_of,
     summarise,
@@ -48,7 +49,7 @@ class ConversionReport:
 
 
 def convert_with_report(
-    state_dict: Mapping[str, Tensor], to: str, origin: str = "the state dict"
+    state_dict: Mapping[str, Tensor], to: str, origin: str = "the state dict", found: Recognised | None = None
 ) -> tuple[dict[str, Tensor], ConversionReport]:
     """Rename a DaViT's weights to another layout, in that layout's order; tensors are shared, not copied.
 
@@ -61,13 +62,14 @@ def convert_with_report(
         to: one of `LAYOUTS`. "pyramid" has no head, so the final norm and the head are dropped; the others have no
             norms of the levels, so those are dropped.
         origin: what to call the weights in a message.
+        found: which DaViT of the state dict is meant, where there are several.
 
     Raises:
         CheckpointError: not a DaViT, or an edited one's own tensors, or blocks that the layout has no name for.
     """
     if to not in LAYOUTS:
         raise ValueError(f"unknown layout {to!r}; the layouts are {', '.join(LAYOUTS)}.")
-    found = recognise(state_dict, origin)
+    found = found or recognise(state_dict, origin)
     if found.additions:
         added = list(found.additions.values())
         raise CheckpointError(
@@ -84,15 +86,19 @@ def convert_with_report(
         )
     report = ConversionReport(found.layout, to)
     report.dropped = dict.fromkeys(found.outside, f"not under {found.prefix!r}, so not the DaViT's")
-    unwanted = ("head.norm", "head.fc") if to == "pyramid" else ("level",)
+    unwanted: tuple[str, ...] = ("head.norm", "head.fc") if to == "pyramid" else ("level",)
+    if spelling.final_level:
+        unwanted = ()
     for key, name in found.names.items():
         if key.slot in unwanted:
             report.dropped[name] = f"the layout {to!r} has no {'norm of a level' if key.slot == 'level' else 'head'}"
-    kept = sorted((key for key in found.names if key.slot not in unwanted), key=spelling.rank)
-    converted = {spelling.render(key): state_dict[found.names[key]] for key in kept}
+    last_stage = max(key.stage for key in found.names if key.slot == "qkv")
+    kept = {spelling.respelled(key, last_stage): name for key, name in found.names.items() if key.slot not in unwanted}
+    names = {kept[key]: spelling.render(key) for key in sorted(kept, key=spelling.rank)}
+    converted = {new: state_dict[name] for name, new in names.items()}
     report.tensors, report.params = len(converted), sum(tensor.numel() for tensor in converted.values())
-    report.renamed = sum(spelling.render(key) != found.names[key] for key in kept)
-    slots = {key.slot for key in kept}
+    report.renamed = sum(name != new for name, new in names.items())
+    slots = {key.slot for key, name in found.names.items() if name in names}
     if to != "pyramid" and "head.fc" not in slots:
         report.notes.append("the result has no classifier" + ("" if "head.norm" in slots else " and no final norm"))
     if to == "pyramid" and "level" not in slots:

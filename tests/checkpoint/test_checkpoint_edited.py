@@ -256,9 +256,9 @@ def test_two_names_for_one_tensor_are_not_taken_for_one(snapshot: Any) -> None:
 
 def test_two_davits_are_ambiguous_unless_the_model_has_both(snapshot: Any) -> None:
     model = built(seed=1)
-    both = under("student.", model.state_dict()) | under("teacher.", model.state_dict())
+    both = under("left.", model.state_dict()) | under("right.", model.state_dict())
     refusal(model, both, snapshot(model))
-    pair = nn.ModuleDict({"student": built(seed=2), "teacher": built(seed=3)})
+    pair = nn.ModuleDict({"left": built(seed=2), "right": built(seed=3)})
     assert len(find(pair.state_dict())) == 2
     assert load_checkpoint(pair, both, head="require").complete
     assert is_loaded(pair, both)
