@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..text import some, without_controls
 from .convert import convert_with_report
+from .function import FUNCTION_ENTRY, likely_function
 from .names import (
     LAYOUTS,
     TAIL_SLOTS,
@@ -23,7 +24,7 @@ from .names import (
     structure_of,
 )
 from .read import EMA_CHOICES, files_of, read_checkpoint, sha256_of, write_checkpoint
-from .unwrap import FUNCTION_ENTRY, Checkpoint
+from .unwrap import Checkpoint
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -91,11 +92,12 @@ def _read(path: Path, options: argparse.Namespace) -> Checkpoint:
 def _convert(options: argparse.Namespace) -> None:
     checkpoint = _read(options.source, options)
     found = checkpoint.require_davit()
-    converted, report = convert_with_report(checkpoint.state_dict, options.to, checkpoint.origin, found)
+    function = checkpoint.function
+    converted, report = convert_with_report(checkpoint.state_dict, options.to, checkpoint.origin, function, found)
     report.notes = [*checkpoint.notes, *report.notes]
-    by_name = recognise(converted).function
     # names that hide whose function it is must not make the file pass for another model's
-    metadata = {} if checkpoint.function == by_name else {FUNCTION_ENTRY: checkpoint.function}
+    by_name = likely_function(recognise(converted), converted)
+    metadata = {} if function == by_name else {FUNCTION_ENTRY: function}
     write_checkpoint(options.destination, converted, metadata, options.force)
     sys.stdout.write(f"{options.source} -> {options.destination}\n{report}\n")
 

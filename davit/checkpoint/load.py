@@ -13,6 +13,7 @@ from timm.utils import unwrap_model
 from torch import Tensor, nn
 
 from .adapters import has_adapters
+from .function import function_of_model, likely_function, said_beside, why_another
 from .names import (
     SPELLINGS,
     WRAPPERS,
@@ -35,10 +36,6 @@ _STATE = "._extra_state"  # the end of the name of a module's state that is no t
 _CLASSIFIERS = re.compile(r"(?:.*\.)?(?:fc_cls|fc_reg|retina_cls|conv_logits|conv_seg)(?=\.)")
 _DAVITS_LAYERS = SPELLINGS["davit"].templates
 _OUTSIDE = "outside"  # the slot of a tensor that is not under the DaViT's prefix
-_FUNCTIONS = {
-    "davit": "DaViT's channel attention (softmax of k^T v, scaled by channels^-0.5, applied to q)",
-    "florence2": "Florence-2's channel attention (softmax of q^T k, scaled by positions^-0.5, applied to v)",
-}
 # reasons why a tensor may be left out
 _ADDED = "added to the model, and not in the checkpoint"
 _COUNTER = "a counter of weight averaging"
@@ -158,13 +155,12 @@ def load_checkpoint(
     davits = find(target)
     pairing: _DavitPairing | _PlainPairing
     is_davit = len(davits) == 1 and not set(davits[0].outside) - set(COUNTERS)
-    if is_davit and checkpoint.davits:
-        theirs = checkpoint.require_davit()  # says that there are two
-        _require_function(checkpoint, davits[0], allow_different_function)
+    theirs = checkpoint.require_davit() if is_davit and checkpoint.davits else checkpoint.davit
+    if len(davits) == 1 and theirs is not None and not allow_different_function:
+        _require_function(model, checkpoint, theirs, davits[0])
+    if is_davit and theirs is not None:
         pairing = _DavitPairing(theirs, davits[0], is_one_of_two=len(checkpoint.davits) > 1)
     else:
-        if len(davits) == 1 and checkpoint.davit:
-            _require_function(checkpoint, davits[0], allow_different_function)
         pairing = _PlainPairing(checkpoint, target, davits, getattr(unwrap_model(model), "pretrained_cfg", None) or {})
     plan = _match(pairing, checkpoint, target, head)
     _take_states(plan, pairing.prefixes, checkpoint, [name for name in state if name not in target])
@@ -185,15 +181,12 @@ def load_checkpoint(
     return report
 
 
-def _require_function(checkpoint: Checkpoint, ours: Recognised, allow_different_function: bool) -> None:
+def _require_function(model: nn.Module, checkpoint: Checkpoint, theirs: Recognised, ours: Recognised) -> None:
     """Raise a `CheckpointError` if the weights are of another channel attention than the model's."""
-    if checkpoint.function != ours.function and not allow_different_function:
-        raise CheckpointError(
-            f"{checkpoint.origin} holds weights for {_FUNCTIONS[checkpoint.function]}, but the model computes "
-            f"{_FUNCTIONS[ours.function]}: the weights would load and the output would be wrong. Use the "
-            "model the weights are of (timm's davit_base_fl or davit_huge_fl for Florence-2), or, to start a "
-            "training from them all the same, allow_different_function=True. Nothing was loaded."
-        )
+    stated, likely = said_beside(checkpoint.metadata), likely_function(theirs, checkpoint.state_dict)
+    reason = why_another(stated, likely, theirs, function_of_model(model, ours), checkpoint.origin)
+    if reason is not None:
+        raise CheckpointError(reason)
 
 
 # ---- which tensors are the same, and what may differ ----

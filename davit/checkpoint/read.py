@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..files import write_atomically
 from .folders import INDEX_SUFFIX, read_adapter_config, read_folder, read_shards
+from .function import FUNCTION_ENTRY, noted_in
 from .kinds import read_file, why_a_part
 from .names import CheckpointError
 from .unwrap import EMA_CHOICES, Checkpoint, unwrap
@@ -24,6 +25,7 @@ _logger = logging.getLogger(__name__)
 
 __all__ = [
     "EMA_CHOICES",
+    "FUNCTION_ENTRY",
     "Checkpoint",
     "Source",
     "files_of",
@@ -148,6 +150,8 @@ def write_checkpoint(path: Path, tensors: Mapping[str, Tensor], metadata: Mappin
     if path.exists() and not force:
         raise CheckpointError(f"{path} exists and is not replaced; give another name, or --force (force=True).")
     packed = _packed(tensors)
+    if (noted := noted_in(tensors)) not in (None, Checkpoint(str(path), packed).function):
+        metadata = {FUNCTION_ENTRY: str(noted), **metadata}
 
     def write(stream: IO[bytes]) -> None:
         if path.suffix == ".safetensors":

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from ..text import as_line, some
 from . import adapters
+from .function import FUNCTION_ENTRY, likely_function, noted_in, said_beside, with_note
 from .names import (
     DAVIT_FUNCTION,
-    FLORENCE2_FUNCTION,
     WRAPPERS,
     CheckpointError,
     Recognised,
@@ -29,7 +29,6 @@ EMA_WRAPPERS = (
     *("ema_model_state_dict", "model_state_dict_ema", "ema_weights", "average_model_state", "swa_state_dict"),
 )
 PLAIN_WRAPPERS = ("state_dict", "model", "model_state_dict", "module", "net", "backbone")
-FUNCTION_ENTRY = "channel_attention"  # written by a conversion whose names hide whose function it is
 COUNTERS = ("n_averaged", "steps")  # of torch's and OpenMMLab's weight averaging
 _DEEPEST_WRAPPER = 6
 _ADAPTER_ENTRIES = ("adapter_config", "peft_config", "lora_config")
@@ -87,10 +86,14 @@ class Checkpoint:
 
     @property
     def function(self) -> str:
-        """The channel attention that the weights were trained with: "davit" or "florence2"."""
-        if self.metadata.get(FUNCTION_ENTRY) in (DAVIT_FUNCTION, FLORENCE2_FUNCTION):
-            return str(self.metadata[FUNCTION_ENTRY])
-        return self.davit.function if self.davit else DAVIT_FUNCTION
+        """The channel attention that the weights were trained with: "davit", "florence2", or both joined by "+"."""
+        likely = likely_function(self.davit, self.state_dict) if self.davit else DAVIT_FUNCTION
+        return said_beside(self.metadata) or likely
+
+    def noted(self) -> dict[str, Tensor]:
+        """Return the weights, with what the file says about their channel attention noted, if it says something."""
+        said = said_beside(self.metadata)
+        return self.state_dict if said is None else with_note(self.state_dict, said)
 
     def require_davit(self) -> Recognised:
         """Return the DaViT whose weights these are.
@@ -173,6 +176,8 @@ def unwrap(
         raise CheckpointError(f"{origin} nests its weights endlessly ({'/'.join(wrapper)}): it is damaged.")
     if not tensors:
         raise CheckpointError(_why_none(level, origin))
+    if (noted := noted_in(level)) is not None:
+        metadata[FUNCTION_ENTRY] = noted
     tensors = {name: tensor.detach() for name, tensor in tensors.items()}
     tensors, is_pair = _of_mmcv(tensors, ema, skipped)
     checkpoint = Checkpoint(origin, tensors, tuple(wrapper), is_ema or is_pair, metadata, tuple(skipped), ema)
