@@ -76,6 +76,8 @@ def convert_with_report(
     if to not in LAYOUTS:
         raise ValueError(f"unknown layout {to!r}; the layouts are {', '.join(LAYOUTS)}.")
     found = found or recognise(state_dict, origin)
+    if to not in ("pyramid", "mmpretrain"):
+        found = found.as_classifier()
     if found.additions:
         added = list(found.additions.values())
         raise CheckpointError(
@@ -110,6 +112,7 @@ def convert_with_report(
         report.notes.append("the result has no classifier" + ("" if "head.norm" in slots else " and no final norm"))
     if to == "pyramid" and "level" not in slots:
         report.notes.append("the result has no norms of the levels, which only a backbone has")
+    report.notes += [note for note in {spelling.note, found.spelling.note} if note and spelling is not found.spelling]
     if spelling is SPELLINGS["davit"] or function != spelling.function:
         converted = with_note(converted, function)
     if spelling is not SPELLINGS["davit"] and function != spelling.function:

@@ -29,8 +29,13 @@ _MOST_BYTES = 1 << 36  # of all shards together
 _MOST_LISTED = 100_000  # files of a folder that are looked at
 
 
-def read_folder(folder: Path, foreign: bool = True) -> tuple[Any, dict[str, Any], tuple[Path, ...]]:
+def read_folder(
+    folder: Path, foreign: bool = True, is_tagged: bool = False
+) -> tuple[Any, dict[str, Any], tuple[Path, ...]]:
     """Read the weights that a folder holds: contents, what lies beside them, and the files that were read.
+
+    Args:
+        is_tagged: the folder was found by DeepSpeed's ``latest``, of which it has no other.
 
     Raises:
         CheckpointError: the folder is no such, lacks a part, or has its weights in pieces that are not joined here.
@@ -48,8 +53,8 @@ def read_folder(folder: Path, foreign: bool = True) -> tuple[Any, dict[str, Any]
             "which is not run here. Join them: python -m torch.distributed.checkpoint.format_utils dcp_to_torch "
             f"{folder} OUTPUT.pth, and give OUTPUT.pth (a folder of accelerate's: accelerate merge-weights)."
         )
-    if "latest" in names and (tagged := _tagged(folder)) is not None:
-        return read_folder(tagged, foreign)
+    if "latest" in names and not is_tagged and (tagged := _tagged(folder)) is not None:
+        return read_folder(tagged, foreign, is_tagged=True)
     if states := sorted(name for name in names if _OF_DEEPSPEED.fullmatch(name)):
         return _read_deepspeed(folder, states, foreign)
     for name in _SINGLES:
@@ -60,6 +65,16 @@ def read_folder(folder: Path, foreign: bool = True) -> tuple[Any, dict[str, Any]
     raise CheckpointError(
         f"{folder} is a folder, not a checkpoint; give "
         + (f"one of its files: {some(there, 5)}." if there else "the file itself.")
+    )
+
+
+def holds_one_checkpoint(folder: Path) -> bool:
+    """Tell whether the files of a folder hold one model's weights together, rather than one model each."""
+    names = _names_in(folder)
+    return (
+        bool({*_SINGLES, ".metadata", adapters.CONFIG} & names)
+        or any(name.endswith(INDEX_SUFFIX) or _OF_DEEPSPEED.fullmatch(name) for name in names)
+        or ("latest" in names and _tagged(folder) is not None)
     )
 
 

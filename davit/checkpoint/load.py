@@ -205,6 +205,8 @@ class _DavitPairing:
     """
 
     def __init__(self, theirs: Recognised, ours: Recognised, is_one_of_two: bool = False) -> None:
+        if any(key.slot == "head.norm" for key in ours.names):
+            theirs = theirs.as_classifier()
         self.theirs, self.ours = _identities(theirs), _identities(ours)
         self.prefixes, self.layouts = (theirs.prefix, ours.prefix), (theirs.layout, ours.layout)
         self._their_slots = {one.slot for one in self.theirs if isinstance(one, Key)}
@@ -375,7 +377,9 @@ def _match(
     pairing: _DavitPairing | _PlainPairing, checkpoint: Checkpoint, target: Mapping[str, Tensor], head: str
 ) -> _Plan:
     plan = _Plan(LoadReport(checkpoint.origin, checkpoint.wrapper, checkpoint.ema, *pairing.layouts))
-    plan.report.notes = checkpoint.notes
+    named = {one.layout: one.spelling.note for one in checkpoint.davits}
+    notes = [note for layout, note in named.items() if note and set(pairing.layouts) - {layout}]
+    plan.report.notes = (*checkpoint.notes, *notes)
     source = checkpoint.state_dict
     if isinstance(pairing, _PlainPairing):
         plan.report.dropped |= dict.fromkeys(
@@ -425,8 +429,10 @@ def _heads_apart(
 def _fit(plan: _Plan, source_name: str, tensor: Tensor, name: str, wanted: Tensor, is_stem: bool) -> None:
     """Plan one copy, with the input convolution adapted if only its channels differ."""
     theirs, ours = tuple(tensor.shape), tuple(wanted.shape)
-    if tensor.is_meta or tensor.layout is not torch.strided or tensor.is_quantized:
-        plan.problems[source_name] = "has no plain values in the checkpoint (on the meta device, sparse or quantized)"
+    is_plain = type(tensor) in (Tensor, nn.Parameter)
+    if not is_plain or tensor.is_meta or tensor.layout is not torch.strided or tensor.is_quantized:
+        kind = "on the meta device, sparse or quantized" if is_plain else f"but a {type(tensor).__name__}"
+        plan.problems[source_name] = f"has no plain values in the checkpoint ({kind})"
     # timm's rule for other channels starts from three
     if is_stem and len(theirs) == 4 and theirs[1] == 3 and ours == (theirs[0], ours[1], *theirs[2:]) != theirs:
         tensor = adapt_input_conv(ours[1], tensor)

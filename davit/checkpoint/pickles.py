@@ -56,6 +56,13 @@ def _why_unreadable(path: Path, error: Exception) -> str:
     sentence = text.split("\n")[0][:160] or "no details"
     if isinstance(error, pickle.UnpicklingError):
         named = re.search(r"GLOBAL (\S+)", text)
+        if (named and named[1].startswith("torchao.")) or any(
+            one.startswith("torchao.") for one in _foreign_names(path)
+        ):
+            return (
+                "holds weights that torchao quantized, whose values are not stored as they are computed with; take "
+                "the file from before quantize_(), or save the model's state_dict() before it."
+            )
         if wanted := [named[1].rstrip(".")] if named else _foreign_names(path):
             return (
                 f"asks to run or build {', '.join(map(repr, wanted[:3]))} when it is opened, which a checkpoint has "

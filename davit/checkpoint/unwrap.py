@@ -37,6 +37,7 @@ _AVERAGED = re.compile(
     r"(?:^|[^a-z])(?:s?ema\d*|teacher|averaged?|averaging|avg|swa|polyak|shadow|momentum|target|encoder_k)(?:$|[^a-z])",
     re.IGNORECASE,
 )
+_CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 _NO_WEIGHTS = re.compile(
     r"optim|sched|scaler|rng|random|loops|callbacks|(?:^|_)(?:amp|grads?|loss)(?:$|_)", re.IGNORECASE
 )
@@ -118,8 +119,8 @@ def averaged_and_plain(
     Their prefixes say it (``teacher.`` and ``student.``, ``ema_model.module.`` and ``model.``), and both must have the
     same tensors: the teacher of a distillation is another model.
     """
-    averaged = [one for one in found if _AVERAGED.search(one.prefix)]
-    plain = [one for one in found if not _AVERAGED.search(one.prefix)]
+    averaged = [one for one in found if _is_average(one.prefix)]
+    plain = [one for one in found if not _is_average(one.prefix)]
     if len(averaged) != 1 or len(plain) != 1:
         return None
     shapes = [
@@ -233,11 +234,16 @@ def _average_in_callbacks(level: Mapping[Any, Any]) -> tuple[str, bool, Any] | N
             break
         path, one = waiting.pop(0)
         named = [_bare(name) for name, value in one.items() if isinstance(value, Tensor) and name not in COUNTERS]
-        if named and wanted.issuperset(named) and len(named) * 2 > len(wanted) and _AVERAGED.search("/".join(path)):
+        if named and wanted.issuperset(named) and len(named) * 2 > len(wanted) and _is_average("/".join(path)):
             return "/".join(path), True, one
         if len(path) < _DEEPEST_WRAPPER:
             waiting += [((*path, str(name)), value) for name, value in one.items() if isinstance(value, Mapping)]
     return None
+
+
+def _is_average(text: str) -> bool:
+    """Return whether a name speaks of a running average, in whichever way its words are joined."""
+    return _AVERAGED.search(_CAMEL.sub("_", text)) is not None
 
 
 def _bare(name: object) -> str:
@@ -264,7 +270,7 @@ def _other_entry(level: Mapping[Any, Any], ema: str, origin: str) -> tuple[str |
     }
     if len(entries) > 1:
         entries = {name: value for name, value in entries.items() if find(_names_below(value))} or entries
-    averaged = [name for name in entries if _AVERAGED.search(name)]
+    averaged = [name for name in entries if _is_average(name)]
     plain = [name for name in entries if name not in averaged]
     if len(averaged) == 1 and len(plain) == 1:
         chosen = plain[0] if ema == "never" else averaged[0]
