@@ -13,6 +13,7 @@ On the command line: ``python -m davit.checkpoint inspect FILE`` and ``... conve
 """
 
 from .convert import ConversionReport, convert_state_dict, convert_with_report
+from .folders import holds_one_checkpoint
 from .load import LoadReport, load_checkpoint
 from .names import LAYOUTS, CheckpointError, detect_layout
 from .read import Checkpoint, read_checkpoint, read_contents, sha256_of, unwrap, write_checkpoint
@@ -26,6 +27,7 @@ __all__ = [
     "convert_state_dict",
     "convert_with_report",
     "detect_layout",
+    "holds_one_checkpoint",
     "load_checkpoint",
     "read_checkpoint",
     "read_contents",

@@ -74,7 +74,7 @@ def joined(base: Mapping[str, Tensor], adapters: Mapping[str, Tensor]) -> dict[s
     """Put a base and the adapters of ``save_pretrained`` together, as a state dict that `merge` takes."""
     both = dict(base)
     for name, tensor in adapters.items():
-        both[name.removeprefix(_PREFIX)] = tensor
+        both[name.removeprefix(_PREFIX).replace(".base_layer.", ".")] = tensor
     return both
 
 

@@ -21,11 +21,12 @@ from .names import CheckpointError
 INDEX_SUFFIX = ".index.json"
 # in the order in which they are preferred
 _INDICES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
-_SINGLES = ("model.safetensors", "pytorch_model.bin", "model.bin", "pytorch_model.safetensors")
+SINGLES = ("model.safetensors", "pytorch_model.bin", "model.bin", "pytorch_model.safetensors")
 _OF_DEEPSPEED = re.compile(r"(?:(?P<zero>zero_pp_rank_(?P<data>\d+)_))?mp_rank_(?P<model>\d+)_model_states\.pt")
 _MOST_INDEX = 1 << 26  # bytes of an index
 _MOST_SHARDS = 1000
 _MOST_BYTES = 1 << 36  # of all shards together
+_MOST_FOLDERS = 100  # within a folder, of which it is asked whether they hold a checkpoint
 _MOST_LISTED = 100_000  # files of a folder that are looked at
 
 
@@ -57,14 +58,17 @@ def read_folder(
         return read_folder(tagged, foreign, is_tagged=True)
     if states := sorted(name for name in names if _OF_DEEPSPEED.fullmatch(name)):
         return _read_deepspeed(folder, states, foreign)
-    for name in _SINGLES:
+    for name in SINGLES:
         if name in names:
             contents, header = read_file(folder / name, foreign)
             return contents, header, (folder / name,)
     there = sorted(name for name in names if name.endswith(SUFFIXES))
+    if not there:
+        inner = [folder / name for name in sorted(names)[:_MOST_FOLDERS] if (folder / name).is_dir()]
+        there = [f"{path.name}/" for path in inner if holds_one_checkpoint(path)]
     raise CheckpointError(
         f"{folder} is a folder, not a checkpoint; give "
-        + (f"one of its files: {some(there, 5)}." if there else "the file itself.")
+        + (f"one of these in it: {some(there, 5)}." if there else "the file itself.")
     )
 
 
@@ -72,7 +76,7 @@ def holds_one_checkpoint(folder: Path) -> bool:
     """Tell whether the files of a folder hold one model's weights together, rather than one model each."""
     names = _names_in(folder)
     return (
-        bool({*_SINGLES, ".metadata", adapters.CONFIG} & names)
+        bool({*SINGLES, ".metadata", adapters.CONFIG} & names)
         or any(name.endswith(INDEX_SUFFIX) or _OF_DEEPSPEED.fullmatch(name) for name in names)
         or ("latest" in names and _tagged(folder) is not None)
     )
@@ -238,10 +242,10 @@ def _read_adapters(folder: Path, names: set[str], foreign: bool) -> tuple[Any, d
     config = _read_json(folder / adapters.CONFIG)
     own = next((name for name in adapters.WEIGHTS if name in names), None)
     index = next((name for name in _INDICES if name in names), None)
-    base = next((name for name in _SINGLES if name in names), None)
+    base = next((name for name in SINGLES if name in names), None)
     if own is None and base is None and index is None:
         raise CheckpointError(
-            f"{folder} has an {adapters.CONFIG} and no weights ({' or '.join((*adapters.WEIGHTS, *_SINGLES[:2]))}); "
+            f"{folder} has an {adapters.CONFIG} and no weights ({' or '.join((*adapters.WEIGHTS, *SINGLES[:2]))}); "
             "fetch them, too."
         )
     files: tuple[Path, ...] = ()

@@ -50,7 +50,7 @@ _BLOCK = re.compile(r".*(\{b\}|\{kind\}_block)")
 # Slots of one stage without MLPs. Other transformers may share up to six of the names. Slots are counted, because
 # an edit may add any number of tensors.
 _FEWEST_SLOTS = 7
-_MOST_COMPARED = 5000  # names that the nearest layout is told by
+_MOST_COMPARED = 1000  # names that the nearest layout is told by
 _KINDS = ("spatial", "channel")  # block 0 and block 1 of a pair, where a spelling names them
 _ATTENTIONS = ("window", "channel")
 # Modules that hold one module and add nothing but a name: of data parallelism and weight averaging (module),
@@ -421,7 +421,7 @@ _TRACES = (
     (
         re.compile(
             r"\.(qweight|qzeros|absmax|nested_absmax|quant_map|quant_state\..+|SCB|weight_scale|weight_scale_inv|"
-            r"weight_zero_point|_packed_params\..+|_data|_scale|zero_point|scales)$"
+            r"weight_zero_point|[\w:]*_?qdata|int_data|_packed_params\..+|_data|_scale|zero_point|scales)$"
         ),
         "quantized weights, whose values are not stored as they are computed with; take the file from before the "
         "quantization, or dequantize the model and save its state_dict()",

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from ..files import write_atomically
-from .folders import INDEX_SUFFIX, read_adapter_config, read_folder, read_shards
+from .adapters import WEIGHTS as ADAPTERS
+from .folders import INDEX_SUFFIX, SINGLES, read_adapter_config, read_folder, read_shards
 from .function import FUNCTION_ENTRY, noted_in
 from .kinds import read_file, why_a_part
 from .names import CheckpointError
@@ -70,6 +71,8 @@ def read_checkpoint(path: str | Path, ema: str = "auto") -> Checkpoint:
         is_split="adapters" in header,
     )
     checkpoint.metadata.update(header)
+    if path.name in SINGLES and any((path.parent / name).is_file() for name in ADAPTERS):
+        _logger.warning("%s: the adapters beside it are not merged; give the folder, %s, to merge them", path, folder)
     _logger.info(
         "%s: %d tensors%s%s%s",
         path,

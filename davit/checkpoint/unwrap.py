@@ -206,7 +206,7 @@ def _next(level: Mapping[Any, Any], ema: str, origin: str) -> tuple[str | None, 
     entry = next((name for name in names if _leads_to_weights(level.get(name))), None)
     if entry is not None:
         return entry, entry in EMA_WRAPPERS, level[entry]
-    if any(isinstance(value, Tensor) for value in level.values()) or "param_groups" in level:
+    if any(isinstance(value, Tensor) and "." in str(name) for name, value in level.items()) or "param_groups" in level:
         return None, False, None
     return _other_entry(level, ema, origin)
 

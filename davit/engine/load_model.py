@@ -257,6 +257,7 @@ def _name_of(checkpoint: Checkpoint, trained: Mapping[str, Any]) -> str:
     found = checkpoint.davit
     variants = structure_of(found, checkpoint.state_dict).variants(checkpoint.function) if found else []
     if not variants:
+        checkpoint.require_merged()
         raise ValueError(f"{checkpoint.origin} does not tell which model it is of; give `model=NAME`.")
     if len(variants) > 1:
         log.warning(

@@ -23,7 +23,10 @@ TARGETS = {
     "dora of a convolution": {"target_modules": ["patch_embeds.1.proj"], "r": 2, "lora_alpha": 3, "use_dora": True},
     "patterns": {
         **{"target_modules": ["qkv", "fc2"], "r": 2, "lora_alpha": 4},
-        **{"rank_pattern": {"mlp.fc2": 3}, "alpha_pattern": {"main_blocks.1.0.0.attn.qkv": 10, "^main_blocks.0.0.0.attn.qkv": 6}},
+        **{
+            "rank_pattern": {"mlp.fc2": 3},
+            "alpha_pattern": {"main_blocks.1.0.0.attn.qkv": 10, "^main_blocks.0.0.0.attn.qkv": 6},
+        },
     },
     "head": {"target_modules": ["qkv"], "modules_to_save": ["head", "norms"], "r": 2, "lora_alpha": 4},
     "bias": {"target_modules": ["qkv"], "bias": "lora_only", "lora_bias": True, "r": 2, "lora_alpha": 4},
@@ -77,7 +80,7 @@ def test_base_and_adapters_are_merged_bit_for_bit(tmp_path: Path, kind: str, for
 
 
 @pytest.mark.parametrize("kind", [kind for kind in TARGETS if kind != "initialised"])
-def test_a_folder_of_save_pretrained_with_its_base(tmp_path: Path, kind: str, capsys: Any) -> None:
+def test_a_folder_of_save_pretrained_with_its_base(tmp_path: Path, kind: str, capsys: Any, caplog: Any) -> None:
     base = built(seed=2)
     weights = {name: tensor.clone() for name, tensor in base.state_dict().items()}
     model = peft.get_peft_model(base, peft.LoraConfig(**TARGETS[kind]))
@@ -91,6 +94,9 @@ def test_a_folder_of_save_pretrained_with_its_base(tmp_path: Path, kind: str, ca
         load_checkpoint(built(seed=1), folder)
     safetensors.torch.save_file(weights, folder / "model.safetensors")
     merged = model.merge_and_unload().state_dict()
+    caplog.clear()
+    assert same(read_checkpoint(folder / "model.safetensors").state_dict, dict(sorted(weights.items())))
+    assert str(folder) in caplog.text  # the base alone, said
     target = built(seed=1)
     load_checkpoint(target, folder, head="require")
     for name, tensor in target.state_dict().items():
@@ -172,7 +178,10 @@ def test_a_base_that_the_training_changed_is_not_the_published_one(tmp_path: Pat
 
 
 def test_other_methods_and_several_adapters_are_refused(tmp_path: Path, saved: Any) -> None:
-    for config in (peft.LoHaConfig(target_modules=["qkv"], r=2), peft.IA3Config(target_modules=["qkv"], feedforward_modules=[])):
+    for config in (
+        peft.LoHaConfig(target_modules=["qkv"], r=2),
+        peft.IA3Config(target_modules=["qkv"], feedforward_modules=[]),
+    ):
         state = peft.get_peft_model(built(seed=2), config).state_dict()
         with pytest.raises(CheckpointError, match="merge_and_unload"):
             load_checkpoint(built(seed=1), saved(state))

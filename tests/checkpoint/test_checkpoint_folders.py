@@ -347,6 +347,11 @@ def test_a_folder_of_many_things_is_not_guessed(tmp_path: Path) -> None:
     assert same(read_checkpoint(tmp_path).state_dict, WEIGHTS) and holds_one_checkpoint(tmp_path)
     contents, _ = read_contents(tmp_path)
     assert same(unwrap(contents, "x").state_dict, WEIGHTS)
+    trainer = tmp_path / "trainer"
+    shards(trainer / "checkpoint-500")
+    (trainer / "logs").mkdir()
+    text = error_of(trainer)
+    assert "checkpoint-500" in text and "logs" not in text
     empty = tmp_path / "empty"
     empty.mkdir()
     error_of(empty)

@@ -311,6 +311,7 @@ def test_the_teacher_of_a_distillation_is_no_average(saved: Any, tmp_path: Any, 
         ({"state": {"model": under("module.", OTHER)}, "rng": [1]}, False),
         ({"classy_state_dict": {"base_model": {"model": {"trunk": OTHER}}}}, False),
         ({"weights": OTHER, "optimizer": {"state": {0: {"exp_avg": torch.ones(2)}}, "param_groups": []}}, False),
+        ({"epoch": torch.tensor(3), "best": {"network": OTHER}}, False),
         ({"generator": OTHER, "discriminator": {"conv.weight": torch.ones(2)}}, False),
     ],
 )
