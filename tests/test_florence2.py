@@ -1,4 +1,4 @@
-"""Florence-2's channel attention: the towers of transformers and timm, checkpoints that say whose function they are."""
+"""Florence-2's channel attention: towers of transformers and timm, and checkpoints that say whose function it is."""
 
 import copy
 import logging
@@ -146,7 +146,9 @@ def test_names_go_to_every_layout_and_back_bit_for_bit(name: str) -> None:
 
 @pytest.fixture
 def small() -> DaViT:
-    return randomise(ours(embed_dims=(16, 32), depths=(1, 1), num_heads=(1, 2), window_size=4, num_classes=5), 0).eval()
+    return randomise(
+        ours(embed_dims=(16, 32), depths=(1, 1), num_heads=(1, 2), window_size=4, num_classes=5), 0
+    ).eval()
 
 
 def test_the_formula() -> None:
