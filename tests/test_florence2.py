@@ -311,6 +311,10 @@ def test_davits_weights_are_refused(small: DaViT, tmp_path: Path) -> None:
         with pytest.raises(CheckpointError, match="allow_different_function"):
             load_checkpoint(small, source)
         assert load_checkpoint(other_of(small), source).complete
+    detectors = [nn.ModuleDict({"backbone": one, "neck": nn.Linear(2, 2)}) for one in (small, other_of(small))]
+    with pytest.raises(CheckpointError, match="allow_different_function"):
+        load_checkpoint(detectors[0], detectors[1].state_dict())
+    assert load_checkpoint(detectors[0], copy.deepcopy(detectors[0]).state_dict()).complete
     mixed = other_of(small, attention_types=("spatial", "channel", "channel_qk"))
     assert load_checkpoint(mixed, mixed.state_dict()).complete
 
