@@ -20,7 +20,6 @@ from .pretrained import PUBLISHED, load_pretrained
 from .text import nearest
 from .variants import FLORENCE2, VARIANTS, Variant
 
-
 _OF_FLORENCE2 = {
     "crop_pct": 1.0,  # its processor squashes the whole picture to the input size
     "crop_mode": "squash",

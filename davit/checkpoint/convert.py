@@ -91,7 +91,7 @@ def convert_with_report(
     if spelling.names_blocks and blocks != {0, 1}:
         raise CheckpointError(
             f"the layout {to!r} calls the two blocks of a pair spatial and channel, but here a pair has "
-            f"{len(blocks)} block(s): attention_types other than ('spatial', 'channel') have no name in it."
+            f"{len(blocks)} block(s): attention_types other than a spatial and a channel attention have no name in it."
         )
     report = ConversionReport(found.layout, to)
     report.dropped = dict.fromkeys(found.outside, f"not under {found.prefix!r}, so not the DaViT's")

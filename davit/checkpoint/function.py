@@ -1,9 +1,9 @@
 """Tell which channel attention weights were trained for, and which one a model computes.
 
-DaViT's and Florence-2's have the same parameters and compute something else with them (`davit.model`). Names of timm's
-``davit_*_fl`` and of Florence-2 say which it is. Ours do not, so a state dict of `davit.model` notes its attentions,
-as `_metadata`, which torch.save keeps; a file without that has an entry (`FUNCTION_ENTRY`), or names the model that was
-trained.
+DaViT's and Florence-2's have the same parameters and compute something else with them (`davit.model`). The names of
+timm's ``davit_*_fl`` and of Florence-2 say which it is. Ours do not, so a state dict of `davit.model` notes its
+attentions in its `_metadata`, which torch.save keeps; a file without that has an entry (`FUNCTION_ENTRY`), or names
+the model that was trained.
 """
 
 from collections import OrderedDict
@@ -70,8 +70,9 @@ def said_beside(metadata: Mapping[str, Any]) -> str | None:
 
     That is the entry of a conversion, or the model that was trained (args.model, arch) and its arguments.
     """
-    if (entry := metadata.get(FUNCTION_ENTRY)) in _TEXTS:
-        return str(entry)
+    entry = metadata.get(FUNCTION_ENTRY)
+    if isinstance(entry, str) and entry in _TEXTS:
+        return entry
     args = metadata.get("args")
     args = args if isinstance(args, Mapping) else {}
     kwargs = args.get("model_kwargs")

@@ -27,7 +27,15 @@ from torch.overrides import _get_current_function_mode_stack
 from torch.utils._device import DeviceContext
 
 from .. import model
-from ..model import ChannelAttention, ChannelAttentionQK, ConvPosEnc, DualAttentionBlock, Mlp, PatchEmbed, WindowAttention
+from ..model import (
+    ChannelAttention,
+    ChannelAttentionQK,
+    ConvPosEnc,
+    DualAttentionBlock,
+    Mlp,
+    PatchEmbed,
+    WindowAttention,
+)
 from .cpu import native, onednn
 from .triton import support
 from .triton.encoding import MAX_CHANNELS

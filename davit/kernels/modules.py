@@ -162,7 +162,7 @@ def _infer_operator(block: Any, x_BHWC: Tensor) -> Tensor:
 
 
 def block_arguments(block: Any) -> tuple[list[Tensor | None], int, int, tuple[float, float], bool]:
-    """Return the arguments of `native.infer_block` after the map: weights, window, heads, eps of both norms, and qk."""
+    """Return the arguments of `native.infer_block` after the map: weights, window, heads, eps of both norms, qk."""
     layers = conditions.layers_of(block)
     weights = [parameter for layer in layers for parameter in ((layer.weight, layer.bias) if layer else (None, None))]
     eps = (block.norm1.eps, block.norm2.eps if block.ffn else block.norm1.eps)

@@ -221,7 +221,7 @@ def _scale(E: int, heads: int) -> float:
 
 
 def _channel_scale(qkv_BHWE: Tensor, groups: int, qk: bool) -> float:
-    """Return the factor of channel attention's scores: N^-0.5 for N positions in Florence-2's function, else D^-0.5."""
+    """Return the factor of channel attention's scores: D^-0.5, or for N positions N^-0.5 in Florence-2's function."""
     _, H, W, E = qkv_BHWE.shape
     return float(max(H * W, 1) ** -0.5) if qk else _scale(E, groups)
 

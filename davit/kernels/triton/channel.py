@@ -1,7 +1,7 @@
 """Compute channel attention in Triton: sums over parts of the positions, then the result block by block.
 
 There are no atomic additions: each program writes its part, and parts are added in a fixed order. The attention is
-softmax(scale * a^T b), and it is applied to x: a, b and x are k, v and q, or in Florence-2's function (`qk`) q, k and v.
+softmax(scale * a^T b), and it is applied to x: a, b and x are k, v and q, or in Florence-2's function (`qk`) q, k, v.
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -171,7 +171,8 @@ def _apply_kernel(
 
 @jit
 def _apply_backward_kernel(
-    a, b, grad, attention, grad_score, grad_a, grad_b, grad_x, stride_b, stride_n, grad_stride_b, grad_stride_n, N, G, blocks,
+    a, b, grad, attention, grad_score, grad_a, grad_b, grad_x,
+    stride_b, stride_n, grad_stride_b, grad_stride_n, N, G, blocks,
     BN: constexpr, D: constexpr, DP: constexpr,
 ):  # fmt: skip
     program = tl.program_id(0).to(tl.int64)
