@@ -161,8 +161,6 @@ def load_checkpoint(
     if is_davit and theirs is not None:
         pairing = _DavitPairing(theirs, davits[0], is_one_of_two=len(checkpoint.davits) > 1)
     else:
-        if len(davits) == 1 and checkpoint.davit and not allow_different_function:
-            _require_function(model, checkpoint, checkpoint.davit, davits[0])
         pairing = _PlainPairing(checkpoint, target, davits, getattr(unwrap_model(model), "pretrained_cfg", None) or {})
     plan = _match(pairing, checkpoint, target, head)
     _take_states(plan, pairing.prefixes, checkpoint, [name for name in state if name not in target])
