@@ -5,12 +5,15 @@
     davit      the original's classification names, which are ours
     pyramid    the same trunk with the norms of the levels (norm0 ...), alone or inside a detector
     timm       timm's davit_tiny ... and davit_*_fl
-    florence2  the vision tower of Florence-2, whose channel attention is another function
+    florence2  the vision tower of Florence-2, whose channel attention is another function, as Microsoft released it
+    florence2_native  the same tower in the transformers library
+    mmpretrain mmpretrain's classifier or backbone
 
 On the command line: ``python -m davit.checkpoint inspect FILE`` and ``... convert SRC DST --to LAYOUT``.
 """
 
 from .convert import ConversionReport, convert_state_dict, convert_with_report
+from .folders import holds_one_checkpoint
 from .load import LoadReport, load_checkpoint
 from .names import LAYOUTS, CheckpointError, detect_layout
 from .read import Checkpoint, read_checkpoint, read_contents, sha256_of, unwrap, write_checkpoint
@@ -24,6 +27,7 @@ __all__ = [
     "convert_state_dict",
     "convert_with_report",
     "detect_layout",
+    "holds_one_checkpoint",
     "load_checkpoint",
     "read_checkpoint",
     "read_contents",

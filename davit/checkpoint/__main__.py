@@ -5,6 +5,7 @@ import logging
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -12,7 +13,9 @@ from torch import Tensor
 
 from ..choices import EMA_CHOICES
 from ..commands import command_name
+from ..text import some, without_controls
 from .convert import convert_with_report
+from .function import FUNCTION_ENTRY, likely_function
 from .names import (
     LAYOUTS,
     TAIL_SLOTS,
@@ -22,7 +25,8 @@ from .names import (
     recognise,
     structure_of,
 )
-from .read import FUNCTION_ENTRY, read_checkpoint, sha256_of, write_checkpoint
+from .read import files_of, read_checkpoint, sha256_of, write_checkpoint
+from .unwrap import Checkpoint
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -45,10 +49,10 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=command_name("python -m davit.checkpoint"), description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     inspect = commands.add_parser("inspect", help="say what a checkpoint holds")
-    inspect.add_argument("file", type=Path, metavar="FILE")
+    inspect.add_argument("file", type=Path, metavar="FILE", help="a file, or a folder of shards")
     inspect.set_defaults(run=_inspect)
     convert = commands.add_parser("convert", help="write the weights under the names of another layout")
-    convert.add_argument("source", type=Path, metavar="SRC")
+    convert.add_argument("source", type=Path, metavar="SRC", help="a file, or a folder of shards")
     convert.add_argument(
         "destination",
         type=Path,
@@ -60,6 +64,11 @@ def _parser() -> argparse.ArgumentParser:
     convert.set_defaults(run=_convert)
     for command in (inspect, convert):
         command.add_argument(
+            "--prefix",
+            default="",
+            help="take only the tensors whose names begin so: of a file with several models",
+        )
+        command.add_argument(
             "--ema",
             choices=EMA_CHOICES,
             default="auto",
@@ -68,31 +77,48 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _read(path: Path, options: argparse.Namespace) -> Checkpoint:
+    """Read a checkpoint, with only those of its tensors that --prefix asks for."""
+    checkpoint = read_checkpoint(path, options.ema)
+    if not options.prefix:
+        return checkpoint
+    kept = {name: tensor for name, tensor in checkpoint.state_dict.items() if name.startswith(options.prefix)}
+    if not kept:
+        raise CheckpointError(
+            f"{path} has no tensor under {options.prefix!r}; its first ones are "
+            f"{some(list(checkpoint.state_dict)[:5])}."
+        )
+    return replace(checkpoint, state_dict=kept)
+
+
 def _convert(options: argparse.Namespace) -> None:
-    checkpoint = read_checkpoint(options.source, options.ema)
-    converted, report = convert_with_report(checkpoint.state_dict, options.to, checkpoint.origin)
-    by_name = recognise(converted).function
+    checkpoint = _read(options.source, options)
+    found = checkpoint.require_davit()
+    function = checkpoint.function
+    converted, report = convert_with_report(checkpoint.state_dict, options.to, checkpoint.origin, function, found)
+    report.notes = [*checkpoint.notes, *report.notes]
     # names that hide whose function it is must not make the file pass for another model's
-    metadata = {} if checkpoint.function == by_name else {FUNCTION_ENTRY: checkpoint.function}
+    by_name = likely_function(recognise(converted), converted)
+    metadata = {} if function == by_name else {FUNCTION_ENTRY: function}
     write_checkpoint(options.destination, converted, metadata, options.force)
     sys.stdout.write(f"{options.source} -> {options.destination}\n{report}\n")
 
 
 def _inspect(options: argparse.Namespace) -> None:
-    checkpoint = read_checkpoint(options.file, options.ema)
-    found = checkpoint.davit or recognise(checkpoint.state_dict, checkpoint.origin)  # says what is there instead
+    checkpoint = _read(options.file, options)
+    found = checkpoint.require_davit()  # says what is there instead
     tensors = checkpoint.state_dict
     structure = structure_of(found, tensors)
     dtypes = Counter(str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values())
     count = sum(tensor.numel() for tensor in tensors.values())
     lines = [
-        f"file        {options.file} ({options.file.stat().st_size / 1e6:.1f} MB)",
-        f"sha256      {sha256_of(options.file)}",
+        *_files(options.file),
         f"weights     {'/'.join(checkpoint.wrapper) or 'the whole file'}" + checkpoint.ema * " (the EMA weights)",
         f"layout      {found.layout}" + (f", under {found.prefix!r}" if found.prefix else ""),
         f"function    {checkpoint.function}'s channel attention",
         f"model       {structure}",
         f"parameters  {count:,} in {len(tensors)} tensors of {', '.join(dtypes)}",
+        *(f"note        {note}" for note in checkpoint.notes),
         "",
         *_table(tensors, found, structure),
     ]
@@ -105,7 +131,16 @@ def _inspect(options: argparse.Namespace) -> None:
     lines += ["", "beside the weights"] if checkpoint.metadata or checkpoint.skipped else []
     lines += [f"  {name}: {_shortened(value)}" for name, value in checkpoint.metadata.items()]
     lines += [f"  {name}: (not shown)" for name in checkpoint.skipped]
-    sys.stdout.write("\n".join(lines) + "\n")
+    sys.stdout.write(without_controls("\n".join(lines)) + "\n")
+
+
+def _files(path: Path) -> list[str]:
+    """Say which files were read: their sizes and hashes."""
+    files = files_of(path)
+    lines = [] if files == (path,) else [f"folder      {path} ({len(files)} files)"]
+    for file in files:
+        lines += [f"file        {file} ({file.stat().st_size / 1e6:.1f} MB)", f"sha256      {sha256_of(file)}"]
+    return lines
 
 
 def _table(tensors: dict[str, Tensor], found: Recognised, structure: Structure) -> list[str]:

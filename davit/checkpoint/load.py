@@ -4,7 +4,7 @@ import logging
 import re
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 import torch
@@ -12,27 +12,35 @@ from timm.models import adapt_input_conv
 from timm.utils import unwrap_model
 from torch import Tensor, nn
 
-from .names import SPELLINGS, CheckpointError, Key, Recognised, find, recognise, structure_of, summarise
-from .read import Checkpoint, Source, open_source
+from .adapters import has_adapters
+from .function import function_of_model, likely_function, said_beside, why_another
+from .names import (
+    SPELLINGS,
+    WRAPPERS,
+    CheckpointError,
+    Key,
+    Recognised,
+    find,
+    structure_of,
+    summarise,
+    without_wrappers,
+)
+from .read import Source, open_source
+from .unwrap import COUNTERS, Checkpoint
 
 _logger = logging.getLogger(__name__)
 
 HEAD_CHOICES = ("auto", "require", "drop")
-_AVERAGING_COUNTERS = ("n_averaged", "steps")  # of torch's and OpenMMLab's weight averaging
 _STATE = "._extra_state"  # the end of the name of a module's state that is no tensor
-_TRANSPARENT = ("module", "_orig_mod")  # wrappers that hold a model and nothing else
 # layers of detectors and segmentors whose width is the number of classes
 _CLASSIFIERS = re.compile(r"(?:.*\.)?(?:fc_cls|fc_reg|retina_cls|conv_logits|conv_seg)(?=\.)")
 _DAVITS_LAYERS = SPELLINGS["davit"].templates
 _OUTSIDE = "outside"  # the slot of a tensor that is not under the DaViT's prefix
-_FUNCTIONS = {
-    "davit": "DaViT's channel attention (softmax of k^T v, scaled by channels^-0.5, applied to q)",
-    "florence2": "Florence-2's channel attention (softmax of q^T k, scaled by positions^-0.5, applied to v)",
-}
 # reasons why a tensor may be left out
 _ADDED = "added to the model, and not in the checkpoint"
 _COUNTER = "a counter of weight averaging"
 _NO_LEVEL = "the model has no norm for this level"
+_NO_LEVEL_THERE = "the checkpoint has no norm for this level"
 _NO_HEAD_HERE = "the model has no head"
 _NO_HEAD_THERE = "the checkpoint has no head"
 
@@ -53,6 +61,7 @@ class LoadReport:
         adapted: name in the model to what was done to make the tensor fit.
         cast: name in the model to the change of dtype.
         nonfinite: names in the model that received NaN or infinite values.
+        notes: what was done to the weights before, and what else there is to know.
     """
 
     origin: str
@@ -70,6 +79,7 @@ class LoadReport:
     adapted: dict[str, str] = field(default_factory=dict)
     cast: dict[str, str] = field(default_factory=dict)
     nonfinite: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def share(self) -> float:
@@ -90,6 +100,7 @@ class LoadReport:
         ]
         if self.renamed:
             parts.append(f"renamed {len(self.renamed)}")
+        parts += self.notes
         parts += [f"adapted {text}" for text in summarise(self.adapted)]
         parts += [f"cast {text}" for text in summarise(self.cast)]
         parts += [f"dropped {text}" for text in summarise(self.dropped)]
@@ -138,18 +149,17 @@ def load_checkpoint(
     checkpoint = open_source(source, ema)
     state = model.state_dict()
     target = {name: value for name, value in state.items() if isinstance(value, Tensor)}
+    if checkpoint.unmerged is not None and any(map(has_adapters, target)):
+        checkpoint = replace(checkpoint, state_dict=checkpoint.unmerged, problem="", notes=())
+    checkpoint.require_merged()
     davits = find(target)
     pairing: _DavitPairing | _PlainPairing
-    if len(davits) == 1 and not set(davits[0].outside) - set(_AVERAGING_COUNTERS) and checkpoint.davits:
-        theirs = checkpoint.davit or recognise(checkpoint.state_dict, checkpoint.origin)  # says that there are two
-        if checkpoint.function != davits[0].function and not allow_different_function:
-            raise CheckpointError(
-                f"{checkpoint.origin} holds weights for {_FUNCTIONS[checkpoint.function]}, but the model computes "
-                f"{_FUNCTIONS[davits[0].function]}: the weights would load and the output would be wrong. Use the "
-                "model the weights are of (timm's davit_base_fl or davit_huge_fl for Florence-2), or, to start a "
-                "training from them all the same, allow_different_function=True. Nothing was loaded."
-            )
-        pairing = _DavitPairing(theirs, davits[0])
+    is_davit = len(davits) == 1 and not set(davits[0].outside) - set(COUNTERS)
+    theirs = checkpoint.require_davit() if is_davit and checkpoint.davits else checkpoint.davit
+    if len(davits) == 1 and theirs is not None and not allow_different_function:
+        _require_function(model, checkpoint, theirs, davits[0])
+    if is_davit and theirs is not None:
+        pairing = _DavitPairing(theirs, davits[0], is_one_of_two=len(checkpoint.davits) > 1)
     else:
         pairing = _PlainPairing(checkpoint, target, davits, getattr(unwrap_model(model), "pretrained_cfg", None) or {})
     plan = _match(pairing, checkpoint, target, head)
@@ -171,6 +181,14 @@ def load_checkpoint(
     return report
 
 
+def _require_function(model: nn.Module, checkpoint: Checkpoint, theirs: Recognised, ours: Recognised) -> None:
+    """Raise a `CheckpointError` if the weights are of another channel attention than the model's."""
+    stated, likely = said_beside(checkpoint.metadata), likely_function(theirs, checkpoint.state_dict)
+    reason = why_another(stated, likely, theirs, function_of_model(model, ours), checkpoint.origin)
+    if reason is not None:
+        raise CheckpointError(reason)
+
+
 # ---- which tensors are the same, and what may differ ----
 
 # A tensor's place in a DaViT, or the name without the prefix of all names. In two DaViTs, tensors of the same name
@@ -186,14 +204,16 @@ class _DavitPairing:
         prefixes, layouts: of the names in the checkpoint and in the model.
     """
 
-    def __init__(self, theirs: Recognised, ours: Recognised) -> None:
+    def __init__(self, theirs: Recognised, ours: Recognised, is_one_of_two: bool = False) -> None:
+        if any(key.slot == "head.norm" for key in ours.names):
+            theirs = theirs.as_classifier()
         self.theirs, self.ours = _identities(theirs), _identities(ours)
         self.prefixes, self.layouts = (theirs.prefix, ours.prefix), (theirs.layout, ours.layout)
         self._their_slots = {one.slot for one in self.theirs if isinstance(one, Key)}
         self._our_slots = {one.slot for one in self.ours if isinstance(one, Key)}
         self._last_stage = max(key.stage for key in ours.names)
         # all that a wrapper holds is the model
-        is_wrapped = theirs.prefix.rstrip(".").split(".")[-1] in _TRANSPARENT
+        is_wrapped = theirs.prefix.rstrip(".").split(".")[-1] in WRAPPERS and not is_one_of_two
         self._why_outside = None if is_wrapped else f"not under {theirs.prefix!r}, so not the DaViT's"
 
     def head_of(self, one: Identity) -> str | None:
@@ -207,7 +227,7 @@ class _DavitPairing:
     def why_dropped(self, one: Identity) -> str | None:
         """Return why a tensor that only the checkpoint has may be left out, None if it may not."""
         if not isinstance(one, Key):
-            return _COUNTER if one in _AVERAGING_COUNTERS else None
+            return _COUNTER if one in COUNTERS else None
         if one.slot == _OUTSIDE:
             return self._why_outside
         if one.slot == "level":
@@ -222,9 +242,9 @@ class _DavitPairing:
         """Return why a tensor that only the model has may keep its values, None if it may not."""
         if not isinstance(one, Key):
             # averaging holds the model under a name; without one it is a tensor of the model's own
-            return _COUNTER if one in _AVERAGING_COUNTERS and self.prefixes[1] else _ADDED
+            return _COUNTER if one in COUNTERS and self.prefixes[1] else _ADDED
         if one.slot == "level":
-            return "the checkpoint has no norm for this level"
+            return _NO_LEVEL_THERE
         if one.slot == "head.fc" and "head.fc" not in self._their_slots:
             return _NO_HEAD_THERE
         if one.slot == "head.norm" and not self._their_slots & {"head.norm", "head.fc"}:
@@ -233,7 +253,7 @@ class _DavitPairing:
 
 
 def _identities(found: Recognised) -> dict[Identity, str]:
-    outside = [(name if name in _AVERAGING_COUNTERS else Key(_OUTSIDE, 0, 0, 0, name), name) for name in found.outside]
+    outside = [(name if name in COUNTERS else Key(_OUTSIDE, 0, 0, 0, name), name) for name in found.outside]
     return dict([*found.names.items(), *found.additions.items(), *outside])
 
 
@@ -247,10 +267,13 @@ class _PlainPairing:
         self.theirs, self.ours = _bare(checkpoint.state_dict, self.prefixes[0]), _bare(target, self.prefixes[1])
         if self.theirs.keys().isdisjoint(self.ours):
             # a checkpoint may name the model's place in something larger
-            wrappers = ("model", "net", "backbone", *_TRANSPARENT)
+            wrappers = ("model", "net", "backbone", *WRAPPERS)
             self.prefixes = _shared_prefix(checkpoint.state_dict, wrappers), self.prefixes[1]
             self.theirs = _bare(checkpoint.state_dict, self.prefixes[0])
         self.layouts = "plain", "plain"
+        self.outside: frozenset[str] = frozenset()
+        if len(davits) == 1 and davits[0].outside and checkpoint.davit is not None:
+            self._follow_backbone(checkpoint.davit, davits[0], checkpoint.state_dict)
         self._classifiers, self._stems = _inside(cfg.get("classifier")), _inside(cfg.get("first_conv"))
         self._their_heads = {self.head_of(one) for one in self.theirs}
         self._our_heads = {self.head_of(one) for one in self.ours}
@@ -259,8 +282,29 @@ class _PlainPairing:
             name for davit in checkpoint.davits for key, name in davit.names.items() if key.slot == "level"
         }
 
+    def _follow_backbone(self, theirs: Recognised, ours: Recognised, source: Mapping[str, Tensor]) -> None:
+        """Pair two detectors by the place of their backbones, which may be a teacher's, and in two layouts."""
+        place = ours.prefix.removeprefix(self.prefixes[1])
+        found = re.match(rf"(?P<around>|.*?\.){re.escape(place)}", theirs.prefix)
+        if found is None:
+            return
+        around = found["around"]
+        inside = {name: name[len(around) :] for name in source if name.startswith(around)}
+        self.outside = frozenset(source.keys() - inside.keys() - set(COUNTERS))
+        rest = without_wrappers(inside, WRAPPERS)
+        self.theirs = {one: name for name, one in rest.items()}
+        self.prefixes = around, self.prefixes[1]
+        if theirs.layout == ours.layout and theirs.prefix == around + place:
+            return
+        self.layouts = theirs.layout, ours.layout
+        named = {name: key for key, name in theirs.names.items()}
+        self.theirs = {named.get(name, one): name for name, one in rest.items()}
+        named = {name: key for key, name in ours.names.items()}
+        self.ours = {named.get(name, one): name for one, name in self.ours.items()}
+
     def head_of(self, one: Identity) -> str | None:
-        assert isinstance(one, str)
+        if isinstance(one, Key):
+            return None
         if self._classifiers:
             return next((layer for layer in self._classifiers if one.startswith(layer)), None)
         found = _CLASSIFIERS.match(one)
@@ -270,19 +314,23 @@ class _PlainPairing:
         return isinstance(one, str) and one.startswith(self._stems) and one.endswith(".weight")
 
     def why_dropped(self, one: Identity) -> str | None:
+        if isinstance(one, Key) and one.slot in ("head.norm", "head.fc"):
+            return _NO_HEAD_HERE
         if (layer := self.head_of(one)) and layer not in self._our_heads:
             return _NO_HEAD_HERE
         if self.theirs[one] in self._levels:
             return _NO_LEVEL
-        return _COUNTER if one in _AVERAGING_COUNTERS else None
+        return _COUNTER if one in COUNTERS else None
 
     def why_missing(self, one: Identity) -> str | None:
+        if isinstance(one, Key) and one.slot == "level":
+            return _NO_LEVEL_THERE
         if (layer := self.head_of(one)) and layer not in self._their_heads:
             return _NO_HEAD_THERE
         if self.ours[one] in self._added:
             return _ADDED
         # averaging holds the model under a name; without one it is a tensor of the model's own
-        return _COUNTER if one in _AVERAGING_COUNTERS and self.prefixes[1] else None
+        return _COUNTER if one in COUNTERS and self.prefixes[1] else None
 
 
 def _inside(modules: str | Sequence[str] | None) -> tuple[str, ...]:
@@ -292,13 +340,16 @@ def _inside(modules: str | Sequence[str] | None) -> tuple[str, ...]:
 
 
 def _bare(names: Iterable[str], prefix: str) -> dict[Identity, str]:
-    """Map bare names to full names."""
-    return {name.removeprefix(prefix): name for name in names}
+    """Map bare names, without wrappers, to full names."""
+    return {
+        bare: name
+        for name, bare in without_wrappers({one: one.removeprefix(prefix) for one in names}, WRAPPERS).items()
+    }
 
 
-def _shared_prefix(names: Iterable[str], wrappers: tuple[str, ...] = _TRANSPARENT) -> str:
+def _shared_prefix(names: Iterable[str], wrappers: tuple[str, ...] = WRAPPERS) -> str:
     """Return what wrappers put before every name."""
-    bare = [name for name in names if name not in _AVERAGING_COUNTERS]
+    bare = [name for name in names if name not in COUNTERS]
     prefix = ""
     while bare:
         first = bare[0].split(".", 1)[0]
@@ -326,7 +377,14 @@ def _match(
     pairing: _DavitPairing | _PlainPairing, checkpoint: Checkpoint, target: Mapping[str, Tensor], head: str
 ) -> _Plan:
     plan = _Plan(LoadReport(checkpoint.origin, checkpoint.wrapper, checkpoint.ema, *pairing.layouts))
+    named = {one.layout: one.spelling.note for one in checkpoint.davits}
+    notes = [note for layout, note in named.items() if note and set(pairing.layouts) - {layout}]
+    plan.report.notes = (*checkpoint.notes, *notes)
     source = checkpoint.state_dict
+    if isinstance(pairing, _PlainPairing):
+        plan.report.dropped |= dict.fromkeys(
+            sorted(pairing.outside), f"not under {pairing.prefixes[0]!r}, and the model is"
+        )
     apart = _heads_apart(pairing, source, target, head)
     for one, name in pairing.theirs.items():
         reason = apart.get(pairing.head_of(one))
@@ -371,8 +429,10 @@ def _heads_apart(
 def _fit(plan: _Plan, source_name: str, tensor: Tensor, name: str, wanted: Tensor, is_stem: bool) -> None:
     """Plan one copy, with the input convolution adapted if only its channels differ."""
     theirs, ours = tuple(tensor.shape), tuple(wanted.shape)
-    if tensor.is_meta or tensor.layout is not torch.strided or tensor.is_quantized:
-        plan.problems[source_name] = "has no plain values in the checkpoint (on the meta device, sparse or quantized)"
+    is_plain = type(tensor) in (Tensor, nn.Parameter)
+    if not is_plain or tensor.is_meta or tensor.layout is not torch.strided or tensor.is_quantized:
+        kind = "on the meta device, sparse or quantized" if is_plain else f"but a {type(tensor).__name__}"
+        plan.problems[source_name] = f"has no plain values in the checkpoint ({kind})"
     # timm's rule for other channels starts from three
     if is_stem and len(theirs) == 4 and theirs[1] == 3 and ours == (theirs[0], ours[1], *theirs[2:]) != theirs:
         tensor = adapt_input_conv(ours[1], tensor)

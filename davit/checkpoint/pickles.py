@@ -56,6 +56,13 @@ def _why_unreadable(path: Path, error: Exception) -> str:
     sentence = text.split("\n")[0][:160] or "no details"
     if isinstance(error, pickle.UnpicklingError):
         named = re.search(r"GLOBAL (\S+)", text)
+        if (named and named[1].startswith("torchao.")) or any(
+            one.startswith("torchao.") for one in _foreign_names(path)
+        ):
+            return (
+                "holds weights that torchao quantized, whose values are not stored as they are computed with; take "
+                "the file from before quantize_(), or save the model's state_dict() before it."
+            )
         if wanted := [named[1].rstrip(".")] if named else _foreign_names(path):
             return (
                 f"asks to run or build {', '.join(map(repr, wanted[:3]))} when it is opened, which a checkpoint has "
@@ -150,6 +157,9 @@ def _numpy_scalar(dtype: _NumpyDtype, data: bytes = b"") -> object:
 class _Ignored:
     """Stand in for an object that nobody needs here, such as a logger's history."""
 
+    def __init__(self, *_: object):
+        pass
+
     def __setstate__(self, state: object) -> None:
         pass
 
@@ -172,6 +182,30 @@ def _empty_dict(*_: object) -> dict[Any, Any]:
     return {}
 
 
+class _Configured:
+    """Stand in for a node of omegaconf: `value` is what it holds."""
+
+    value: Any = None
+
+    def __init__(self, *_: object):
+        pass
+
+    def __setstate__(self, state: object) -> None:
+        if isinstance(state, dict):
+            self.value = state.get("_content", state.get("_val"))
+
+
+_OF_OMEGACONF = (
+    *("dictconfig.DictConfig", "listconfig.ListConfig", "base.ContainerMetadata", "base.Metadata", "nodes.AnyNode"),
+    *("nodes.StringNode", "nodes.IntegerNode", "nodes.FloatNode", "nodes.BooleanNode", "nodes.PathNode"),
+    *("nodes.BytesNode", "nodes.EnumNode", "nodes.InterpolationResultNode"),
+)
+_OF_OPTIM = (
+    *("adam.Adam", "adamw.AdamW", "sgd.SGD", "rmsprop.RMSprop", "radam.RAdam", "nadam.NAdam", "lbfgs.LBFGS"),
+    *("lr_scheduler.CosineAnnealingLR", "lr_scheduler.ReduceLROnPlateau", "lr_scheduler.OneCycleLR"),
+    *("lr_scheduler.StepLR", "lr_scheduler.MultiStepLR", "lr_scheduler.ExponentialLR", "lr_scheduler.LinearLR"),
+    *("lr_scheduler.LambdaLR", "lr_scheduler.SequentialLR", "lr_scheduler.CosineAnnealingWarmRestarts"),
+)
 _STAND_INS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
     argparse.Namespace,  # timm's args
     types.SimpleNamespace,
@@ -198,6 +232,18 @@ _STAND_INS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
     (collections.OrderedDict, "easydict.EasyDict"),
     (collections.OrderedDict, "mmcv.utils.config.ConfigDict"),
     (collections.OrderedDict, "mmengine.config.config.ConfigDict"),
+    (collections.OrderedDict, "pytorch_lightning.utilities.parsing.AttributeDict"),
+    (collections.OrderedDict, "lightning.pytorch.utilities.parsing.AttributeDict"),
+    (collections.OrderedDict, "lightning.fabric.utilities.data.AttributeDict"),
+    (collections.OrderedDict, "lightning_fabric.utilities.data.AttributeDict"),
+    # Hydra's configurations, which Lightning stores as a model's arguments
+    *((_Configured, f"omegaconf.{place}") for place in _OF_OMEGACONF),
+    (str, "typing.Any"),
+    # a module's arguments that make an optimizer; nothing of them is called
+    (_Ignored, "functools.partial"),
+    *((_Ignored, f"torch.optim.{place}") for place in _OF_OPTIM),
+    (str, "peft.utils.peft_types.PeftType"),
+    (str, "peft.utils.peft_types.TaskType"),
     # OpenMMLab's training logs refer to their own methods
     (_Ignored, "mmengine.logging.history_buffer.HistoryBuffer"),
     (_ignored_method, "builtins.getattr"),
@@ -216,6 +262,8 @@ def plain_value(value: object, depth: int = 0, budget: Iterator[int] | None = No
         return value
     if isinstance(value, _NumpyArray):
         return value.value
+    if isinstance(value, _Configured):
+        return plain_value(value.value, depth + 1, budget)
     if isinstance(value, Path | torch.device | torch.dtype):
         return str(value)
     if isinstance(value, argparse.Namespace | types.SimpleNamespace):

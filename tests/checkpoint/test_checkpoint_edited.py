@@ -212,7 +212,7 @@ def test_additions_go_from_a_detectors_backbone_to_a_classifier_and_back() -> No
     assert all(torch.equal(mine[name], model.state_dict()[name]) for name in mine if not name.startswith("norm"))
 
 
-@pytest.mark.parametrize("kind", ["timm", "florence2", "florence2_hf"])
+@pytest.mark.parametrize("kind", ["timm", "florence2", "florence2_native"])
 def test_additions_are_found_where_a_layouts_parts_are_known(snapshot: Any, kind: str) -> None:
     """In a block, in attention, in a layer, in a patch embedding; elsewhere a name says nothing of another layout."""
 
@@ -256,9 +256,9 @@ def test_two_names_for_one_tensor_are_not_taken_for_one(snapshot: Any) -> None:
 
 def test_two_davits_are_ambiguous_unless_the_model_has_both(snapshot: Any) -> None:
     model = built(seed=1)
-    both = under("student.", model.state_dict()) | under("teacher.", model.state_dict())
+    both = under("left.", model.state_dict()) | under("right.", model.state_dict())
     refusal(model, both, snapshot(model))
-    pair = nn.ModuleDict({"student": built(seed=2), "teacher": built(seed=3)})
+    pair = nn.ModuleDict({"left": built(seed=2), "right": built(seed=3)})
     assert len(find(pair.state_dict())) == 2
     assert load_checkpoint(pair, both, head="require").complete
     assert is_loaded(pair, both)
