@@ -54,7 +54,7 @@ from .checkpoint import (
 from .checkpoint.names import DAVIT_FUNCTION, FLORENCE2_FUNCTION
 from .checkpoint.read import FUNCTION_ENTRY
 from .commands import USER_ERROR
-from .counterparts import our_counterpart
+from .counterparts import TIMM_DAVITS, our_counterpart
 from .files import read_small
 from .limits import short
 from .text import as_line, nearest, some
@@ -64,6 +64,7 @@ _logger = logging.getLogger(__name__)
 FOLDER_VARIABLE = "DAVIT_WEIGHTS_DIR"
 CONFIG = "config.json"
 ARCHITECTURE_ENTRY = "architecture"  # in a checkpoint's metadata: the one that its config.json names
+DESCRIPTIONS_ENTRY = "class_descriptions"  # likewise: what its classes' names mean, by name
 BEST_OF_A_RUN = ("model_best.pth.tar", "last.pth.tar", "previous.pth.tar")  # the first that is there
 
 _SOURCES = {"hf-hub": "hf-hub", "hf_hub": "hf-hub", "local-dir": "local-dir"}  # timm's older name among them
@@ -332,24 +333,21 @@ def _noted(config: Mapping[str, Any], origin: str) -> dict[str, Any]:
     }
     if names := _label_names(config):
         noted["class_names"] = names
-    if "channel_attn_v2" in model_args:  # the names of such weights need not tell
-        noted[FUNCTION_ENTRY] = FLORENCE2_FUNCTION if model_args["channel_attn_v2"] else DAVIT_FUNCTION
+        noted[DESCRIPTIONS_ENTRY] = _said(config, "label_descriptions") or {}
+    if architecture in TIMM_DAVITS:  # the names of such weights need not tell
+        is_fl = {**TIMM_DAVITS[architecture], **model_args}["channel_attn_v2"]
+        noted[FUNCTION_ENTRY] = FLORENCE2_FUNCTION if is_fl else DAVIT_FUNCTION
     return noted
 
 
 def _label_names(config: Mapping[str, Any]) -> list[str]:
-    """Name the classes in the order of the outputs, with their descriptions where there are any."""
+    """Name the classes in the order of the outputs; none where the config has no names."""
     names = _said(config, "label_names") or _said(config, "labels")
     if isinstance(names, dict):  # number to name, where some have none
         numbered = {int(key): str(value) for key, value in names.items() if re.fullmatch(r"\d{1,9}", str(key))}
         count = int(_said(config, "num_classes") or 0) or 1 + max(numbered, default=-1)
         names = [numbered.get(index, f"class {index}") for index in range(count)] if numbered else []
-    if not isinstance(names, list):
-        return []
-    described = _said(config, "label_descriptions") or {}
-    return [
-        f"{described[name]} ({name})" if described.get(name) not in (None, name) else name for name in map(str, names)
-    ]
+    return list(map(str, names)) if isinstance(names, list) else []
 
 
 def _check_classes(checkpoint: Checkpoint, config: Mapping[str, Any]) -> None:

@@ -186,7 +186,7 @@ def load_with(
     loaded = load_model(model, checkpoint or None, options, where)
     if not hasattr(loaded.model, "num_classes") or loaded.model.num_classes < 1:
         raise ValueError(f"{loaded.name} has no classes to name: it was built without a head.")
-    named = class_names(loaded.model.num_classes, noted=loaded.class_names, source=names)
+    named = class_names(loaded.model.num_classes, noted=loaded.described_names, source=names)
     return Predictor(loaded, named, where, precision)
 
 
