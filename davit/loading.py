@@ -63,7 +63,9 @@ def _config_in(folder: Path) -> Path:
     """Find the config that MMEngine wrote into a work folder."""
     configs = sorted(folder.glob("*.py"))
     if len(configs) != 1:
-        found = f"holds the configs {some((file.name for file in configs), 5)}" if configs else "holds no config (*.py)"
+        found = (
+            f"holds the configs {some((file.name for file in configs), 5)}" if configs else "holds no config (*.py)"
+        )
         raise CheckpointError(
             f"{folder} has checkpoints of a detector or segmentor and {found}; name it: "
             "davit.openmmlab.predictor.Predictor(CONFIG, CHECKPOINT)."

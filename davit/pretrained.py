@@ -1,6 +1,6 @@
 """Find weights by what a user calls them: files, folders, repositories of the Hugging Face hub, published weights.
 
-`resolve` turns the name of a source into a file; it never falls back to published weights. The names are those of timm:
+`resolve` turns the name of a source into a file, and never falls back to published weights. The names are timm's:
 
     FILE                         a checkpoint of any kind that `davit.checkpoint` reads
     FOLDER, local-dir:FOLDER     of a training run (its best checkpoint), in timm's format (config.json and weights),
@@ -23,7 +23,7 @@ import logging
 import os
 import re
 import urllib.parse
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -145,7 +145,7 @@ def split_source(source: str | Path) -> tuple[str | None, str]:
     if scheme not in _SOURCES:
         if rest.startswith("//"):
             raise ValueError(f"{text} is an address, which is not fetched; download it, and give {ways}.")
-        if near := nearest(scheme, _SOURCES, cutoff=0.5):
+        if near := nearest(scheme, _SOURCES.values(), cutoff=0.5):
             raise ValueError(f"{text} begins with an unknown source {match[1]!r}; did you mean {near[0]}:{rest}?")
         return None, text
     if not rest.strip():
@@ -207,7 +207,9 @@ def _weights_in(folder: Path) -> Path:
             return folder / name
     if any((folder / name).is_file() for name in _INDEXES):
         return folder
-    files = sorted(_checkpoints_in(folder), key=lambda file: [file.name.endswith(suffix) for suffix in _SUFFIXES][::-1])
+    files = sorted(
+        _checkpoints_in(folder), key=lambda file: [file.name.endswith(suffix) for suffix in _SUFFIXES][::-1]
+    )
     if not files:
         raise CheckpointError(
             f"{folder} holds {CONFIG} and no weights ({_WEIGHTS[0]} or another of {', '.join(_SUFFIXES)}); fetch the "
@@ -223,7 +225,7 @@ def _checkpoints_in(folder: Path) -> list[Path]:
 
 
 def best_of_mm(folder: Path) -> Path | None:
-    """Find the best checkpoint in a work folder of MMDetection or MMSegmentation, else the last one; None elsewhere."""
+    """Find the best checkpoint in a work folder of MMDetection or MMSegmentation, else the last; None elsewhere."""
     best = [file for file in folder.glob("best_*.pth") if file.is_file()]
     if best:
         return max(best, key=lambda file: (_number_of(file), file.name))
@@ -262,8 +264,8 @@ def _read_config(file: Path, origin: str = "") -> dict[str, Any] | None:
     if isinstance(config.get("model_type"), str):
         return None
     raise CheckpointError(
-        f"{name} is none of timm's: it names no `architecture` (it has {some(config, 5) or 'nothing'}). For the weights "
-        "alone give their file; timm.models.save_for_hf and `python -m davit.hub export` write such folders."
+        f"{name} is none of timm's: it names no `architecture` (it has {some(config, 5) or 'nothing'}). For the "
+        "weights alone give their file; timm.models.save_for_hf and `python -m davit.hub export` write such folders."
     )
 
 
@@ -373,10 +375,19 @@ def _check_architecture(architecture: str, origin: str) -> None:
     if not timm.is_model(architecture):
         near = nearest(architecture, timm.list_models(), 3)
         raise CheckpointError(
-            f"{origin} is of the architecture {as_line(architecture)!r}, which neither timm {timm.__version__} nor davit "
-            f"has{f' (near ones: {some(near)})' if near else ''}; upgrade timm, or give `model=NAME` and the file of the "
-            "weights."
+            f"{origin} is of the architecture {as_line(architecture)!r}, which neither timm {timm.__version__} nor "
+            f"davit has{f' (near ones: {some(near)})' if near else ''}; upgrade timm, or give `model=NAME` and the file "
+            "of the weights."
         )
+
+
+def noted_in(source: str) -> dict[str, Any]:
+    """Return what the config.json of a source says, in the words of a training's flags: model, model_kwargs, mean ...
+
+    Raises:
+        ValueError, PretrainedError: as `config_of`.
+    """
+    return dict(_noted(config_of(source), source)["args"])
 
 
 def config_of(source: str, cache_dir: str | Path | None = None) -> dict[str, Any]:
@@ -580,8 +591,8 @@ def load_configured(
     if is_whole and has and wanted == has and "head.weight" in report.missing:
         raise CheckpointError(
             f"{report.origin} is for {wanted} classes by its {CONFIG}, and its weights have "
-            f"{report.missing['head.weight']}: they do not belong together. Give `num_classes` other than {wanted} for "
-            "a new head."
+            f"{report.missing['head.weight']}: they do not belong together. Give `num_classes` other than {wanted} "
+            "for a new head."
         )
     return report
 
@@ -607,8 +618,8 @@ def _weights_of(cfg: Mapping[str, Any], cache_dir: str | Path | None) -> tuple[A
     if cfg.get("url"):
         return _download_url(cfg["url"], cache_dir), False
     raise ValueError(
-        f"pretrained=True, and nothing says which weights: {_none_published(str(cfg.get('architecture')))} Or name some "
-        "by pretrained_cfg_overlay=dict(file=...), or hf_hub_id, url or state_dict."
+        f"pretrained=True, and nothing says which weights: {_none_published(str(cfg.get('architecture')))} Or name "
+        "some by pretrained_cfg_overlay=dict(file=...), or hf_hub_id, url or state_dict."
     )
 
 
@@ -626,7 +637,11 @@ def _adapt_stem(checkpoint: Checkpoint, model: nn.Module) -> None:
     wanted = getattr(model, "in_chans", None)
     for key, name in checkpoint.davit.names.items() if checkpoint.davit and wanted else ():
         weight = checkpoint.state_dict[name]
-        if (key.slot, key.param) == ("stem.proj", "weight") and weight.dim() == 4 and weight.shape[1] not in (3, wanted):
+        if (
+            (key.slot, key.param) == ("stem.proj", "weight")
+            and weight.dim() == 4
+            and weight.shape[1] not in (3, wanted)
+        ):
             checkpoint.state_dict[name] = adapt_input_conv(wanted, weight, base_chans=weight.shape[1])
             _logger.warning("%s: adapted from %d to %d input channels", checkpoint.origin, weight.shape[1], wanted)
 
@@ -645,8 +660,8 @@ def _download_url(url: Any, cache_dir: str | Path | None) -> Path:
         torch.hub.download_url_to_file(str(address), str(file), progress=False)
     except (OSError, ValueError, RuntimeError) as error:
         raise PretrainedError(
-            f"{address} cannot be fetched ({type(error).__name__}: {error}); fetch it by hand and put it at {file}, or "
-            "name a file: pretrained_cfg_overlay=dict(file=...)."
+            f"{address} cannot be fetched ({type(error).__name__}: {error}); fetch it by hand and put it at {file}, "
+            "or name a file: pretrained_cfg_overlay=dict(file=...)."
         ) from error
     return file
 
@@ -747,7 +762,11 @@ def _download(published: Published, variant: str, cache_dir: str | Path | None) 
         try:
             # asks once; the download itself would try for half a minute where there is no network
             huggingface_hub.get_hf_file_metadata(huggingface_hub.hf_hub_url(published.hub_id, name))
-            path = Path(huggingface_hub.hf_hub_download(published.hub_id, name, **({"cache_dir": cache_dir} if cache_dir else {})))
+            path = Path(
+                huggingface_hub.hf_hub_download(
+                    published.hub_id, name, **({"cache_dir": cache_dir} if cache_dir else {})
+                )
+            )
         except RemoteEntryNotFoundError as error:
             reason = error  # this file is not published, the next may be
         except Exception as error:  # the hub's client lets any error of its transport through

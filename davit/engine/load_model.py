@@ -145,16 +145,16 @@ class LoadedModel:
         """The names for people to read: with the descriptions that a config.json has of them."""
         noted = self.checkpoint.metadata.get(DESCRIPTIONS_ENTRY) if self.checkpoint is not None else None
         names, described = self.class_names, noted if isinstance(noted, dict) else {}
-        return names and [f"{described[name]} ({name})" if described.get(name, name) != name else name for name in names]
+        return names and [
+            f"{described[name]} ({name})" if described.get(name, name) != name else name for name in names
+        ]
 
     def transform(self) -> Transform:
         """Build the transform that `config` describes: decoded picture -> normalised tensor."""
         return eval_transform(img_size=self.config["input_size"], **{name: self.config[name] for name in _CROP})
 
 
-def load_model(
-    name: str | None, file: str | Path | None, options: ModelOptions, device: torch.device
-) -> LoadedModel:
+def load_model(name: str | None, file: str | Path | None, options: ModelOptions, device: torch.device) -> LoadedModel:
     """Build a model and load its weights.
 
     Args:

@@ -218,7 +218,10 @@ def _facts(card: Card) -> str:
         ("crop", f"{cfg['crop_pct']:.4g} of the side, {cfg['crop_mode']}, {cfg['interpolation']}"),
         ("mean", ", ".join(f"{value:.4g}" for value in cfg["mean"])),
         ("deviation", ", ".join(f"{value:.4g}" for value in cfg["std"])),
-        ("licence", _escaped(licence_fields(card.license).get("license_name") or licence_fields(card.license)["license"])),
+        (
+            "licence",
+            _escaped(licence_fields(card.license).get("license_name") or licence_fields(card.license)["license"]),
+        ),
     ]
     return "| | |\n|---|---|\n" + "\n".join(f"| {name} | {value} |" for name, value in rows)
 

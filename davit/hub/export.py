@@ -11,7 +11,8 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from timm.data import ImageNetInfo
 from torch import Tensor, nn
 
 from ..checkpoint import CheckpointError, convert_with_report, write_checkpoint
+from ..checkpoint.names import FLORENCE2_FUNCTION
 from ..checkpoint.read import FUNCTION_ENTRY
 from ..counterparts import TIMM_DAVITS, NoCounterpartError, timm_counterpart
 from ..engine.load_model import LoadedModel, ModelOptions, load_model
@@ -29,8 +31,8 @@ from ..files import write_bytes
 from ..kernels import plain
 from ..limits import short
 from ..predict.names import names_in
-from ..pretrained import CONFIG
-from ..text import some
+from ..pretrained import CONFIG, DESCRIPTIONS_ENTRY
+from ..text import as_utf8, some
 from ..variants import VARIANTS
 from .card import Card, results_of, write_card
 
@@ -153,9 +155,9 @@ def write_folder(checkpoint: str | Path, folder: Path, options: ExportOptions, n
             parameters=sum(parameter.numel() for parameter in loaded.model.parameters()),
             results=results,
             needs_davit=form.needs_davit,
-            license=options.license or str(config["pretrained_cfg"].get("license", "")),
-            data=options.data,
-            description=options.description,
+            license=as_utf8(options.license) or str(config["pretrained_cfg"].get("license", "")),
+            data=as_utf8(options.data),
+            description=as_utf8(options.description),
             source=options.source,
             weights="the running average (EMA) of training" if loaded.weights == "EMA" else "",
         )
@@ -175,7 +177,7 @@ class _Form:
     Attributes:
         model_args: of config.json; num_classes is never among them, in_chans and global_pool only where they are not
             the usual ones (transformers hands num_classes over twice otherwise).
-        function: of a DaViT: whose channel attention the weights were trained with; else empty.
+        function: whose channel attention the weights were trained with, where their names do not tell; else empty.
     """
 
     architecture: str
@@ -207,11 +209,7 @@ def _form_of(loaded: LoadedModel, wanted: str) -> _Form:
                 raise
             reason = f"timm has no model that computes what this one does ({error})"
     args = _as_json({**kwargs, **unusual}, loaded.name)
-    return _Form(loaded.name, args, state, "patch_embeds.0.proj", "head", reason, _function(loaded))
-
-
-def _function(loaded: LoadedModel) -> str:
-    return loaded.checkpoint.function if loaded.checkpoint is not None else ""
+    return _Form(loaded.name, args, state, "patch_embeds.0.proj", "head", needs_davit=reason)
 
 
 def _as_timms(
@@ -221,14 +219,9 @@ def _as_timms(
     is_named = any("_block." in name for name in tensors)
     if is_named != TIMM_DAVITS[architecture]["named_blocks"]:
         model_args = {**model_args, "named_blocks": is_named}
-    return _Form(
-        architecture,
-        _as_json(model_args, architecture),
-        tensors,
-        "stem.conv",
-        "head.fc",
-        function=_function(loaded),
-    )
+    is_fl = {**TIMM_DAVITS[architecture], **model_args}["channel_attn_v2"]
+    function = FLORENCE2_FUNCTION if is_fl and not is_named else ""
+    return _Form(architecture, _as_json(model_args, architecture), tensors, "stem.conv", "head.fc", function=function)
 
 
 def _as_json(arguments: Mapping[str, Any], name: str) -> dict[str, Any]:
@@ -244,7 +237,7 @@ def _config(loaded: LoadedModel, form: _Form, options: ExportOptions) -> dict[st
     """Describe the model as timm's config.json does."""
     num_classes, size = int(loaded.model.num_classes), [int(side) for side in loaded.config["input_size"]]
     names = _names(loaded, options.class_map, num_classes)
-    descriptions = (loaded.checkpoint.metadata.get("class_descriptions") if loaded.checkpoint else None) or {}
+    descriptions = (loaded.checkpoint.metadata.get(DESCRIPTIONS_ENTRY) if loaded.checkpoint else None) or {}
     descriptions = {name: descriptions[name] for name in names if name in descriptions}
     pretrained_cfg: dict[str, Any] = {
         "custom_load": False,
@@ -264,9 +257,9 @@ def _config(loaded: LoadedModel, form: _Form, options: ExportOptions) -> dict[st
         own = getattr(loaded.model, "pretrained_cfg", None) or {}
         pretrained_cfg |= {key: own[key] for key in ("fixed_input_size", "pool_size") if key in own}
     if options.license:
-        pretrained_cfg["license"] = options.license
+        pretrained_cfg["license"] = as_utf8(options.license)
     if options.description:
-        pretrained_cfg["description"] = options.description
+        pretrained_cfg["description"] = as_utf8(options.description)
     return {
         "architecture": form.architecture,
         "num_classes": num_classes,
@@ -282,11 +275,14 @@ def _config(loaded: LoadedModel, form: _Form, options: ExportOptions) -> dict[st
 def _names(loaded: LoadedModel, class_map: str | None, num_classes: int) -> list[str]:
     """Name the classes; none where they are not known, and for ImageNet's thousand, which every reader knows."""
     names = names_in(Path(class_map), num_classes) if class_map else loaded.class_names
+    names = [as_utf8(name) for name in names or []]
     if not names or len(names) != num_classes:
         if num_classes != 1000:
-            log.warning("No names of the %d classes are known: readers will number them; give --class-map.", num_classes)
+            log.warning(
+                "No names of the %d classes are known: readers will number them; give --class-map.", num_classes
+            )
         return []
-    return [] if names == ImageNetInfo("imagenet-1k").label_names() else list(names)
+    return [] if names == ImageNetInfo("imagenet-1k").label_names() else names
 
 
 # ---- the check, and the place ----
@@ -298,7 +294,8 @@ def _check(model: nn.Module, folder: Path, input_size: list[int]) -> float:
     Raises:
         DifferentError: it is above the tolerance, or not a number.
     """
-    again = plain(timm.create_model(f"local-dir:{folder}", pretrained=True)).eval()
+    with _quiet("timm"):
+        again = plain(timm.create_model(f"local-dir:{folder}", pretrained=True)).eval()
     bands, height, width = input_size
     generator = torch.Generator().manual_seed(0)
     largest = 0.0
@@ -314,7 +311,9 @@ def _check(model: nn.Module, folder: Path, input_size: list[int]) -> float:
                 ) from error
             continue  # a model for one size of pictures
         if not torch.isfinite(ours).all():
-            raise DifferentError("the model's own outputs are not finite: its weights are damaged; nothing was written.")
+            raise DifferentError(
+                "the model's own outputs are not finite: its weights are damaged; nothing was written."
+            )
         difference = float((ours - theirs).abs().max())
         if not difference <= TOLERANCE * max(1.0, float(ours.abs().max())):
             raise DifferentError(
@@ -326,6 +325,18 @@ def _check(model: nn.Module, folder: Path, input_size: list[int]) -> float:
     return largest
 
 
+@contextmanager
+def _quiet(name: str) -> Iterator[None]:
+    """Let a package's loggers say nothing below a warning."""
+    logger = logging.getLogger(name)
+    before = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
 def _check_destination(folder: Path, force: bool) -> None:
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file; name a folder.")
@@ -334,8 +345,8 @@ def _check_destination(folder: Path, force: bool) -> None:
         raise ValueError(f"{folder} exists and is not replaced; give another name, or --force.")
     if others := [name for name in there if name not in FILES and not name.startswith(".")]:
         raise ValueError(
-            f"{folder} holds other things than an earlier export ({some(others, 4)}), and would be uploaded with them; "
-            "give another name."
+            f"{folder} holds other things than an earlier export ({some(others, 4)}), and would be uploaded with "
+            "them; give another name."
         )
 
 
