@@ -153,6 +153,13 @@ def split_source(source: str | Path) -> tuple[str | None, str]:
     return _SOURCES[scheme], rest
 
 
+def folder_of(source: str | Path | None) -> Path | None:
+    """Return the folder that a source names, None for a file, the hub or nothing."""
+    kind, rest = (None, "") if source is None else split_source(source)
+    path = Path(rest).expanduser()
+    return path if rest and kind != "hf-hub" and path.is_dir() else None
+
+
 def read_source(source: str | Path, ema: str = "auto", cache_dir: str | Path | None = None) -> Checkpoint:
     """Read the weights of a source, and put what its config.json says into the checkpoint's metadata.
 
@@ -373,10 +380,10 @@ def check_architecture(checkpoint: Checkpoint) -> None:
 
 def _check_architecture(architecture: str, origin: str) -> None:
     if not timm.is_model(architecture):
-        near = nearest(architecture, timm.list_models(), 3)
+        near = some(nearest(architecture, timm.list_models(), 3))
         raise CheckpointError(
             f"{origin} is of the architecture {as_line(architecture)!r}, which neither timm {timm.__version__} nor "
-            f"davit has{f' (near ones: {some(near)})' if near else ''}; upgrade timm, or give `model=NAME` and the file "
+            f"davit has{f' (near ones: {near})' if near else ''}; upgrade timm, or give `model=NAME` and the file "
             "of the weights."
         )
 
@@ -762,11 +769,7 @@ def _download(published: Published, variant: str, cache_dir: str | Path | None) 
         try:
             # asks once; the download itself would try for half a minute where there is no network
             huggingface_hub.get_hf_file_metadata(huggingface_hub.hf_hub_url(published.hub_id, name))
-            path = Path(
-                huggingface_hub.hf_hub_download(
-                    published.hub_id, name, **({"cache_dir": cache_dir} if cache_dir else {})
-                )
-            )
+            path = Path(huggingface_hub.hf_hub_download(published.hub_id, name, cache_dir=cache_dir))
         except RemoteEntryNotFoundError as error:
             reason = error  # this file is not published, the next may be
         except Exception as error:  # the hub's client lets any error of its transport through
