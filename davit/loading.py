@@ -24,21 +24,20 @@ def load_detector(folder: Path, options: Mapping[str, Any]) -> Any:
         A `davit.openmmlab.predictor.Predictor`.
 
     Raises:
-        ValueError: the folder has no config or several, OpenMMLab is not installed, or an option is for classifiers.
+        ValueError: the folder has several configs, OpenMMLab is not installed, or an option is for classifiers.
     """
-    best = best_of_mm(folder)
-    if best is None:
+    best, configs = best_of_mm(folder), sorted(folder.glob("*.py"))  # MMEngine writes its config there
+    if best is None or not configs:
         return None
     if unknown := sorted(set(options).difference(_OPTIONS)):
         raise ValueError(
             f"{folder} is of a detector or segmentor, whose config says how it is built: load() takes "
             f"{' and '.join(_OPTIONS)} for it, not {', '.join(unknown)}."
         )
-    configs = sorted(folder.glob("*.py"))  # MMEngine writes it there
-    if len(configs) != 1:
-        found = f"the configs {some((file.name for file in configs), 5)}" if configs else "no config (*.py)"
+    if len(configs) > 1:
         raise CheckpointError(
-            f"{folder} has checkpoints of a detector or segmentor and {found}; name it: "
+            f"{folder} has checkpoints of a detector or segmentor and the configs "
+            f"{some((file.name for file in configs), 5)}; name one: "
             f"davit.openmmlab.predictor.Predictor(CONFIG, {str(best)!r})."
         )
     try:

@@ -233,7 +233,7 @@ def _checkpoints_in(folder: Path) -> list[Path]:
 
 def best_of_mm(folder: Path) -> Path | None:
     """Find the best checkpoint in a work folder of MMDetection or MMSegmentation, else the last; None elsewhere."""
-    best = [file for file in folder.glob("best_*.pth") if file.is_file()]
+    best = [file for file in folder.glob("best_*.pth") if re.fullmatch(r"best_.+_(epoch|iter)_\d+\.pth", file.name)]
     if best:
         return max(best, key=lambda file: (_number_of(file), file.name))
     pointer = folder / "last_checkpoint"
