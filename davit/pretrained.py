@@ -84,6 +84,10 @@ class PretrainedError(RuntimeError):
     exit_status = USER_ERROR
 
 
+class _UnreachableError(PretrainedError):
+    """The hub cannot be asked, and the cache does not have the file."""
+
+
 # ---- sources ----
 
 
@@ -433,15 +437,20 @@ def _hub_weights(name: str, chosen: object, cache_dir: str | Path | None) -> Pat
         if Path(str(chosen)).is_absolute() or ".." in Path(str(chosen)).parts:
             raise CheckpointError(f"hf-hub:{name} names the weights {chosen!r}, which is no file of the repository.")
         return hub_file(name, str(chosen), cache_dir)
-    for file in _HUB_WEIGHTS:
-        if (found := _hub_file_if_there(name, file, cache_dir)) is not None:
-            return found
-    for file in _INDEXES:
-        if (index := _hub_file_if_there(name, file, cache_dir)) is not None:
-            return _hub_shards(name, index, cache_dir)
+    unreachable: PretrainedError | None = None
+    for file in (*_HUB_WEIGHTS, *_INDEXES):
+        try:
+            found = _hub_file_if_there(name, file, cache_dir)
+        except _UnreachableError as error:  # another one may be in the cache
+            unreachable = unreachable or error
+            continue
+        if found is not None:
+            return _hub_shards(name, found, cache_dir) if file in _INDEXES else found
+    if unreachable is not None:
+        raise unreachable
     raise PretrainedError(
-        f"hf-hub:{name} holds no weights ({' or '.join(_HUB_WEIGHTS)}), or the cache does not have them and the hub "
-        f"cannot be asked; {huggingface_hub.constants.ENDPOINT}/{name.partition('@')[0]}/tree/main shows what it has."
+        f"hf-hub:{name} holds no weights ({' or '.join(_HUB_WEIGHTS)}); look at "
+        f"{huggingface_hub.constants.ENDPOINT}/{name.partition('@')[0]}/tree/main for what it has."
     )
 
 
@@ -496,11 +505,9 @@ def _hub_file_if_there(name: str, file: str, cache_dir: str | Path | None) -> Pa
         if isinstance(cached, str):
             _logger.info("hf-hub:%s: %s as it is in the cache (the hub: %s)", name, file, type(error).__name__)
             return Path(cached)
-        if isinstance(error, EntryNotFoundError) or cached is not None:
+        if isinstance(error, EntryNotFoundError) or cached is not None:  # the cache remembers what is not there, too
             return None
-        if _is_cached(repository, revision, cache_dir):  # other files of it are, so this one was not there
-            return None
-        raise PretrainedError(_why_unreachable(name, repository, revision, cache_dir, error)) from error
+        raise _UnreachableError(_why_unreachable(name, file, cache_dir, error)) from error
 
 
 def _split_repository(name: str) -> tuple[str, str | None]:
@@ -532,15 +539,8 @@ def _why_not_there(name: str, error: Exception) -> str:
     )
 
 
-def _is_cached(repository: str, revision: str | None, cache_dir: str | Path | None) -> bool:
-    return isinstance(
-        huggingface_hub.try_to_load_from_cache(repository, CONFIG, revision=revision, cache_dir=cache_dir), str
-    )
-
-
-def _why_unreachable(
-    name: str, repository: str, revision: str | None, cache_dir: str | Path | None, error: Exception
-) -> str:
+def _why_unreachable(name: str, file: str, cache_dir: str | Path | None, error: Exception) -> str:
+    repository, revision = _split_repository(name)
     cache = Path(cache_dir or huggingface_hub.constants.HF_HUB_CACHE)
     folder = cache / f"models--{repository.replace('/', '--')}"
     refs = sorted(str(ref.relative_to(folder / "refs")) for ref in (folder / "refs").rglob("*") if ref.is_file())
@@ -548,10 +548,10 @@ def _why_unreachable(
         why = "HF_HUB_OFFLINE keeps the hub from being asked"
     else:
         why = f"the hub cannot be reached ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
-    has = f"has only the revisions {', '.join(refs)} of it" if refs else "does not have it"
+    has = f"; of this repository it has the revisions {', '.join(refs)}" if refs else ""
     return (
-        f"hf-hub:{name}: {why}, and the cache {cache} {has}. Go online once, or fetch it elsewhere by `hf download "
-        f"{repository}{f' --revision {revision}' if revision else ''}` and give local-dir:DIR."
+        f"hf-hub:{name}: {why}, and the cache {cache} does not have {file} of it{has}. Go online once, or fetch it "
+        f"elsewhere by `hf download {repository}{f' --revision {revision}' if revision else ''}` and give local-dir:DIR."
     )
 
 

@@ -31,7 +31,11 @@ def never_published(monkeypatch):
     def fail(*_: object, **__: object) -> None:
         raise AssertionError("published weights were asked for")
 
-    for place in ("davit.pretrained.fetch_pretrained", "davit.pretrained.load_pretrained", "davit.registry.load_pretrained"):
+    for place in (
+        "davit.pretrained.fetch_pretrained",
+        "davit.pretrained.load_pretrained",
+        "davit.registry.load_pretrained",
+    ):
         monkeypatch.setattr(place, fail)
 
 

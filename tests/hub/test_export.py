@@ -163,9 +163,13 @@ def test_the_card(exported):
     assert fields["library_name"] == "timm" and fields["pipeline_tag"] == "image-classification"
     assert {"image-classification", "timm", "transformers"} <= set(fields["tags"])
     (entry,) = fields["model-index"]
-    assert entry["results"][0]["metrics"][0]["value"] == 90.0 and entry["results"][0]["dataset"]["name"] == "digits: 8x8"
+    assert (
+        entry["results"][0]["metrics"][0]["value"] == 90.0 and entry["results"][0]["dataset"]["name"] == "digits: 8x8"
+    )
     assert "| 90 | 86.47 to 92.69 | 360 |" in body  # 324 of 360, Wilson
-    assert r"a \| name".lower() in body.lower() and "über\\|日本" in body and r"a\x0aline" in body.replace("\\\\", "\\")
+    assert (
+        r"a \| name".lower() in body.lower() and "über\\|日本" in body and r"a\x0aline" in body.replace("\\\\", "\\")
+    )
     for way in ("timm.create_model", "transformers", "davit.load"):
         assert way in body
 
