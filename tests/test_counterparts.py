@@ -31,8 +31,14 @@ def test_variants_there_and_back(variant):
 
 @pytest.mark.parametrize(
     "kwargs",
-    [{"window_size": 5}, {"qkv_bias": False, "cpe_act": True}, {"attention_types": ("channel", "spatial")}]
-    + [{"depths": (1, 2, 1, 1)}, {"mlp_ratio": 2.0}, {"attention_types": ("channel",), "ffn": False}],
+    [
+        {"window_size": 5},
+        {"qkv_bias": False, "cpe_act": True},
+        {"attention_types": ("channel", "spatial")},
+        {"depths": (1, 2, 1, 1)},
+        {"mlp_ratio": 2.0},
+        {"attention_types": ("channel",), "ffn": False},
+    ],
 )
 def test_arguments_there_and_back(kwargs):
     architecture, args = timm_counterpart("DaViT_nano", kwargs)
@@ -48,8 +54,15 @@ def test_what_training_alone_needs_has_no_part():
 
 @pytest.mark.parametrize(
     "kwargs",
-    [{"patch_size": 8}, {"ffn": False}, {"norm_layer": torch.nn.Identity}, {"block_layer": torch.nn.Identity}]
-    + [{"attention_types": ("channel", "channel_qk")}, {"attention_types": (torch.nn.Identity,)}, {"global_pool": ""}],
+    [
+        {"patch_size": 8},
+        {"ffn": False},
+        {"norm_layer": torch.nn.Identity},
+        {"block_layer": torch.nn.Identity},
+        {"attention_types": ("channel", "channel_qk")},
+        {"attention_types": (torch.nn.Identity,)},
+        {"global_pool": ""},
+    ],
 )
 def test_what_timm_lacks(kwargs):
     with pytest.raises(NoCounterpartError):
@@ -58,8 +71,14 @@ def test_what_timm_lacks(kwargs):
 
 @pytest.mark.parametrize(
     "args",
-    [{"head_norm_first": True}, {"norm_eps": 1e-6}, {"norm_layer": "rmsnorm2d"}, {"global_pool": "catavgmax"}]
-    + [{"down_kernel_size": 4}, {"something_new": 1}],
+    [
+        {"head_norm_first": True},
+        {"norm_eps": 1e-06},
+        {"norm_layer": "rmsnorm2d"},
+        {"global_pool": "catavgmax"},
+        {"down_kernel_size": 4},
+        {"something_new": 1},
+    ],
 )
 def test_what_ours_lacks(args):
     assert our_counterpart("davit_tiny", args) is None

@@ -50,7 +50,7 @@ def test_from_the_hubs_cache(exported, on_the_hub, never_published, architecture
     assert hashes(davit.load(name.replace("hf-hub", "hf_hub")).model) == hashes(model)
     # the config alone
     untrained = timm.create_model(name)
-    assert untrained.num_classes == len(NAMES) and not hashes(untrained) == hashes(model)
+    assert untrained.num_classes == len(NAMES) and hashes(untrained) != hashes(model)
 
 
 def test_a_revision(trained, tmp_path, on_the_hub, never_published):  # noqa: F811
@@ -240,9 +240,14 @@ def test_pickles_alone_are_read_safely(exported, never_published):  # noqa: F811
         "hf-hub:me/mine@a@b",
         "hf-hub:a/b/c",
         "hf-hub:../x",
-    ]
-    + ["hf-hub:me/mine@../../x", "hfhub:me/mine", "local:dir/x", "https://huggingface.co/me/mine", "s3://bucket/x.pth"]
-    + ["local-dir:/nowhere/at/all", "me/mine"],
+        "hf-hub:me/mine@../../x",
+        "hfhub:me/mine",
+        "local:dir/x",
+        "https://huggingface.co/me/mine",
+        "s3://bucket/x.pth",
+        "local-dir:/nowhere/at/all",
+        "me/mine",
+    ],
 )
 def test_malformed_names(name, never_published):  # noqa: F811
     with pytest.raises(ValueError, match=re.escape(name.strip().partition("//")[0])):
@@ -261,10 +266,19 @@ def test_paths_that_look_like_sources(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     "text",
-    ["", "{", "[]", "{}", '{"architecture": 3}', '{"architecture": "davit_tiny", "model_args": []}', "[" * 100_000]
-    + ['{"architecture": "davit_tiny", "pretrained_cfg": {"input_size": [3, -1, 4]}}']
-    + ['{"architecture": "davit_tiny", "pretrained_cfg": {"crop_pct": "large"}}']
-    + ['{"architecture": "davit_tiny", "num_classes": true}', '{"architecture": "davit_colossal"}'],
+    [
+        "",
+        "{",
+        "[]",
+        "{}",
+        '{"architecture": 3}',
+        '{"architecture": "davit_tiny", "model_args": []}',
+        "[" * 100000,
+        '{"architecture": "davit_tiny", "pretrained_cfg": {"input_size": [3, -1, 4]}}',
+        '{"architecture": "davit_tiny", "pretrained_cfg": {"crop_pct": "large"}}',
+        '{"architecture": "davit_tiny", "num_classes": true}',
+        '{"architecture": "davit_colossal"}',
+    ],
 )
 def test_faulty_configs(exported, never_published, text):  # noqa: F811
     folder, _ = exported()
@@ -459,8 +473,14 @@ def test_the_published_ones_only_by_default(monkeypatch, weights):
 
 @pytest.mark.parametrize(
     "cfg",
-    [{"num_classes": 5}, {"source": "hf-hub"}, {"source": "local-dir"}, {"source": "local-dir", "file": "/nowhere"}]
-    + [{"url": "https://localhost:9/weights.pth"}, {"hf_hub_id": "me/nothing"}],
+    [
+        {"num_classes": 5},
+        {"source": "hf-hub"},
+        {"source": "local-dir"},
+        {"source": "local-dir", "file": "/nowhere"},
+        {"url": "https://localhost:9/weights.pth"},
+        {"hf_hub_id": "me/nothing"},
+    ],
 )
 def test_a_source_that_leads_nowhere_is_an_error(cfg, never_published, tmp_path):  # noqa: F811
     with pytest.raises((ValueError, PretrainedError)):
