@@ -19,12 +19,12 @@ if TYPE_CHECKING or not _is_command:
     from .variants import VARIANTS
 
 if TYPE_CHECKING:
-    from .predict import load
+    from .loading import load
 else:
     _HOMES = {
         **{"accelerate": "kernels", "plain": "kernels", "DaViT": "model", "DaViTPyramid": "pyramid"},
         **{"create_model": "registry", "VARIANTS": "variants"},
-        "load": "predict",  # imports data and engine, which nobody needs who only builds a model
+        "load": "loading",  # imports data and engine, which nobody needs who only builds a model
     }
 
     def __getattr__(name: str) -> object:

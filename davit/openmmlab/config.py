@@ -13,7 +13,7 @@ import torch
 from mmengine.config import Config, ConfigDict, DictAction
 
 from .. import recipes
-from ..pretrained import PUBLISHED
+from ..pretrained import PUBLISHED, resolve
 from .bands import follow_bands
 from .box_layouts import use_box_layout
 from .mask_layouts import use_mask_layout
@@ -166,10 +166,10 @@ def _set_pretrained(cfg: Config) -> None:
     source = cfg.model.pop("pretrained", None)
     if source is None:
         return
-    if source not in PUBLISHED and not Path(str(source)).is_file():
+    if source not in PUBLISHED and not resolve(str(source)).file.exists():
         raise ValueError(
-            f"model.pretrained={source}: there is no such file; it names a classification checkpoint, or one of "
-            f"{', '.join(PUBLISHED)} to fetch the published weights."
+            f"model.pretrained={source}: there is no such file; it names a classification checkpoint (a file, a "
+            f"folder, hf-hub:OWNER/NAME), or one of {', '.join(PUBLISHED)} to fetch the published weights."
         )
     cfg.model.backbone.init_cfg = {"type": "Pretrained", "checkpoint": str(source)}
 

@@ -1,0 +1,71 @@
+"""Load a trained model of any kind for pictures: a classifier, a detector or a segmentor."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from . import predict
+from .checkpoint import CheckpointError
+from .pretrained import best_of_mm, folder_of
+from .text import install_extra, some
+
+_OPTIONS = ("device", "score_threshold")  # of a detector or segmentor
+
+
+def load(
+    checkpoint: str | Path | None = None,
+    model: str | None = None,
+    *,
+    device: str = "auto",
+    names: str | Path | None = None,
+    **options: Any,
+) -> Any:
+    """Load a model that is ready for pictures: ``davit.load(SOURCE).predict(PICTURE)``.
+
+    Args:
+        checkpoint: a file in any layout that `davit.checkpoint` reads; the folder of a run (its best checkpoint), also
+            of MMDetection or MMSegmentation; a folder in timm's format; ``hf-hub:OWNER/NAME[@REVISION]`` or
+            ``local-dir:DIR``; None for published weights of `model`.
+        model: the architecture; None leaves it to the checkpoint.
+        device: auto, cpu, cuda or cuda:N.
+        names: a class map or a data folder, for class names other than the checkpoint's.
+        options: how the model is built and how pictures are prepared, such as img_size, crop_pct, ema="never",
+            amp=True, num_classes, model_kwargs: those of `davit.engine.load_model.ModelOptions`. Of a detector or
+            segmentor score_threshold alone.
+
+    Returns:
+        A `davit.predict.Predictor`; for the folder of a detector or segmentor a `davit.openmmlab.predictor.Predictor`.
+
+    Raises:
+        ValueError: the checkpoint, the model and the options do not fit one another; an option is unknown.
+        PretrainedError: weights of the hub could not be fetched.
+    """
+    folder = folder_of(checkpoint)
+    if folder is not None and (best := best_of_mm(folder)) is not None and (configs := sorted(folder.glob("*.py"))):
+        given = {"model": model, "names": names, "device": device, **options}
+        return _load_detector(folder, best, configs, {name: one for name, one in given.items() if one is not None})
+    return predict.load(checkpoint, model, device=device, names=names, **options)
+
+
+def _load_detector(folder: Path, best: Path, configs: list[Path], options: dict[str, Any]) -> Any:
+    """Load the best detector or segmentor of a work folder, by the config that MMEngine writes there."""
+    if unknown := sorted(set(options).difference(_OPTIONS)):
+        raise ValueError(
+            f"{folder} is of a detector or segmentor, whose config says how it is built: load() takes "
+            f"{' and '.join(_OPTIONS)} for it, not {', '.join(unknown)}."
+        )
+    if len(configs) > 1:
+        raise CheckpointError(
+            f"{folder} has checkpoints of a detector or segmentor and the configs "
+            f"{some((file.name for file in configs), 5)}; name one: "
+            f"davit.openmmlab.predictor.Predictor(CONFIG, {str(best)!r})."
+        )
+    try:
+        from .openmmlab.predictor import Predictor
+    except ImportError as error:
+        raise ValueError(
+            f"{folder} is of a detector or segmentor, which needs OpenMMLab's packages ({error}): "
+            f"{install_extra('openmmlab')}"
+        ) from error
+    return Predictor(configs[0], best, **options)
