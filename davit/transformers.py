@@ -267,6 +267,7 @@ class DavitBackbone(BackboneMixin, DavitPreTrainedModel):
 
     davit: DaViTPyramid
     has_attentions = False
+    _keys_to_ignore_on_load_unexpected = [r"\bdavit\.(norms|head)\."]  # noqa: RUF012, of a classifier
 
     def __init__(self, config: DavitConfig):
         super().__init__(config)
