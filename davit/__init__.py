@@ -9,13 +9,13 @@ from .registry import create_model
 from .variants import VARIANTS
 
 if TYPE_CHECKING:
-    from .predict import load
+    from .loading import load
 else:
 
     def __getattr__(name: str) -> object:
         if name != "load":
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        from .predict import load  # imports data and engine, which nobody needs who only builds a model
+        from .loading import load  # imports data and engine, which nobody needs who only builds a model
 
         globals()[name] = load  # so that this function is asked only once
         return load

@@ -3,7 +3,7 @@
 timm's own port is called ``davit_tiny`` and so on; both can be registered side by side.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from typing import Any
 
@@ -11,12 +11,19 @@ import timm
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import is_exportable, is_scriptable
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model, resolve_pretrained_cfg
 from torch import nn
 
 from . import kernels
 from .model import DaViT
-from .pretrained import PUBLISHED, load_pretrained
+from .pretrained import (
+    PUBLISHED,
+    asks_for_published,
+    config_of,
+    load_configured,
+    load_pretrained,
+    split_source,
+)
 from .text import nearest
 from .variants import VARIANTS, Variant
 
@@ -54,7 +61,11 @@ def _entrypoint(name: str, variant: Variant) -> Callable[..., nn.Module]:
                 model.to(dtype)
             # loaded before timm wraps the model (features_only), and with an audit, which timm's loader lacks
             if pretrained:
-                load_pretrained(model, name, file=_local_file(kwargs))
+                cfg, cache_dir = _configured(name, kwargs), kwargs.get("cache_dir")
+                if asks_for_published(name, cfg):
+                    load_pretrained(model, name, cache_dir=cache_dir)
+                else:
+                    load_configured(model, cfg, cache_dir)
             if accelerate and not is_scriptable() and not is_exportable():
                 kernels.accelerate(model)
             return model
@@ -78,13 +89,13 @@ def _entrypoint(name: str, variant: Variant) -> Callable[..., nn.Module]:
     return create
 
 
-def _local_file(kwargs: dict[str, Any]) -> str | None:
-    """Return the weights file that timm's users name by ``pretrained_cfg_overlay=dict(file=...)``."""
-    for key in ("pretrained_cfg_overlay", "pretrained_cfg"):
-        cfg = kwargs.get(key)
-        if isinstance(cfg, dict) and cfg.get("file"):
-            return str(cfg["file"])
-    return None
+def _configured(name: str, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return timm's ``pretrained_cfg`` of a model with what the caller, or a config.json, replaces in it."""
+    overlay = kwargs.get("pretrained_cfg_overlay") or {}
+    cfg = vars(resolve_pretrained_cfg(name, kwargs.get("pretrained_cfg"), overlay))
+    if overlay.get("url") and not overlay.get("hf_hub_id"):  # the caller's address, before the default's repository
+        cfg = {**cfg, "hf_hub_id": None}
+    return cfg
 
 
 for _name, _variant in VARIANTS.items():
@@ -95,14 +106,22 @@ def create_model(name: str, **kwargs: Any) -> nn.Module:
     """Build any model that timm knows, DaViT's variants among them.
 
     Args:
-        name: a variant of `VARIANTS`, or a name of timm's.
+        name: a variant of `VARIANTS`, a name of timm's, or ``hf-hub:OWNER/NAME[@REVISION]`` or ``local-dir:DIR``, whose
+            config.json names the model.
         kwargs: passed to ``timm.create_model``. A DaViT is accelerated (`davit.accelerate`) unless
             ``accelerate=False``, or timm is told that the model is to be scripted or exported.
 
     Raises:
-        ValueError: the name is unknown; the nearest ones are offered.
+        ValueError: the name is unknown; the nearest ones are offered. `CheckpointError` for a config.json or weights
+            that cannot be used.
+        PretrainedError: the hub does not have it, or cannot be reached.
     """
-    if not timm.is_model(name.split(".")[0]) and ":" not in name:
+    if split_source(name)[0] is not None:
+        architecture = config_of(name, kwargs.get("cache_dir"))["architecture"]
+        if architecture not in VARIANTS:
+            kwargs.pop("accelerate", None)  # kernels are for ours alone
+        return timm.create_model(name, **kwargs)
+    if not timm.is_model(name.split(".")[0]):
         offered = " or ".join(sorted(nearest(name, timm.list_models(), 3, cutoff=0.5))) or "DaViT_tiny"
         raise ValueError(
             f"unknown model {name!r}; did you mean {offered}? DaViT's variants are {', '.join(VARIANTS)}; "

@@ -22,7 +22,7 @@ from timm.scheduler.scheduler_factory import scheduler_kwargs
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
-from ..checkpoint import load_checkpoint, read_checkpoint
+from ..checkpoint import load_checkpoint
 from ..data import (
     Decoding,
     EpochSampler,
@@ -37,7 +37,7 @@ from ..data import (
     train_transform,
 )
 from ..limits import short
-from ..pretrained import PretrainedError
+from ..pretrained import PretrainedError, read_source
 from ..registry import create_model
 from ..text import some
 from .distributed import World, in_step, is_out_of_memory
@@ -131,7 +131,7 @@ def build_model(args: Namespace, num_classes: int, class_names: Sequence[str] = 
     """Build the model of --model with its starting weights, on the CPU; `class_names` are those of the data."""
     model = _create(args, num_classes)
     if args.initial_checkpoint:
-        checkpoint = read_checkpoint(args.initial_checkpoint)
+        checkpoint = read_source(args.initial_checkpoint)
         load_checkpoint(model, checkpoint)
         if other := in_other_order(checkpoint.metadata.get("class_names"), class_names):
             log.warning(

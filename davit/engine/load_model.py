@@ -18,12 +18,12 @@ from timm.data import resolve_data_config
 from timm.models import is_model_pretrained
 from torch import Tensor, nn
 
-from ..checkpoint import Checkpoint, load_checkpoint, read_checkpoint
+from ..checkpoint import Checkpoint, load_checkpoint
 from ..checkpoint.names import structure_of
 from ..data import Decoding, eval_transform
 from ..data.dataset import Transform
 from ..limits import MOST_NOTED, NUMBERS, check_model_kwargs, check_numbers, short
-from ..pretrained import PretrainedError
+from ..pretrained import PretrainedError, check_architecture, read_source
 from ..registry import create_model
 from ..variants import VARIANTS
 from .distributed import is_out_of_memory
@@ -143,18 +143,21 @@ class LoadedModel:
         return eval_transform(img_size=self.config["input_size"], **{name: self.config[name] for name in _CROP})
 
 
-def load_model(name: str | None, file: Path | None, options: ModelOptions, device: torch.device) -> LoadedModel:
+def load_model(
+    name: str | None, file: str | Path | None, options: ModelOptions, device: torch.device
+) -> LoadedModel:
     """Build a model and load its weights.
 
     Args:
         name: None leaves the model to the checkpoint: its training noted it, or the shapes of its weights tell.
-        file: the checkpoint; None for published weights of the model called `name`.
+        file: the checkpoint, as a file, a folder or a repository of the hub (`davit.pretrained.resolve`); None for
+            published weights of the model called `name`.
 
     Raises:
         ValueError: the checkpoint, the model and the options do not fit one another.
-        PretrainedError: published weights could not be fetched.
+        PretrainedError: weights of the hub could not be fetched.
     """
-    checkpoint = None if file is None else read_checkpoint(file, options.ema)
+    checkpoint = None if file is None else read_source(file, options.ema)
     trained = {} if checkpoint is None else _noted(checkpoint, options)
     if name is None and checkpoint is not None:
         name = _name_of(checkpoint, trained)
@@ -251,6 +254,7 @@ def _bands(options: ModelOptions, trained: Mapping[str, Any], checkpoint: Checkp
 
 def _name_of(checkpoint: Checkpoint, trained: Mapping[str, Any]) -> str:
     """Find the model that a checkpoint is of: as its training noted, else the DaViT that has these shapes."""
+    check_architecture(checkpoint)
     for noted in (trained.get("model"), checkpoint.metadata.get("arch")):
         if isinstance(noted, str) and timm.is_model(noted):
             return noted

@@ -19,7 +19,7 @@ from ..commands import run_cli, with_flags
 from ..data import EvalLoader, PictureDataset, check_classes, in_other_order, write_digits
 from ..data.listing import natural_key
 from ..files import write_bytes, write_csv
-from ..pretrained import PretrainedError
+from ..pretrained import PretrainedError, holds_one_model
 from ..text import as_line, without_nan
 from .build import open_once, usable_workers
 from .distributed import World, close_world, in_step, init_world, is_out_of_memory
@@ -155,7 +155,7 @@ def find_requests(model: str | None, checkpoint: str) -> tuple[list[Request], bo
 
     Args:
         model: --model, one name or a word for several; None leaves it to the checkpoint.
-        checkpoint: --checkpoint, a file or a folder of files; "" for published weights.
+        checkpoint: --checkpoint, a source of weights, or a folder of files; "" for published weights.
 
     Raises:
         ValueError: nothing matches, or a checkpoint is given for several models.
@@ -169,7 +169,7 @@ def find_requests(model: str | None, checkpoint: str) -> tuple[list[Request], bo
             "name the model, or leave --checkpoint out to evaluate published weights."
         )
     path = Path(checkpoint)
-    if not path.is_dir():
+    if not path.is_dir() or holds_one_model(path):  # also of the hub, whose names are no paths
         return [Request(model, path)], True
     files = [file for file in path.glob("[!.]*") if file.name.endswith(_SUFFIXES) and file.is_file()]
     if not files:

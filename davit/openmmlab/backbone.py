@@ -13,7 +13,7 @@ from mmengine.registry import MODELS
 from .. import kernels
 from ..checkpoint import LoadReport, load_checkpoint
 from ..model import DualAttentionStages
-from ..pretrained import PUBLISHED, load_pretrained
+from ..pretrained import PUBLISHED, load_pretrained, read_source
 from ..pyramid import DaViTPyramid
 from ..text import did_you_mean
 from ..variants import VARIANTS
@@ -83,7 +83,7 @@ class DaViTBackbone(DaViTPyramid):
         if self.is_init or self.init_cfg is None:
             return
         source = str(self.init_cfg["checkpoint"])
-        report = load_pretrained(self, source) if source in PUBLISHED else load_checkpoint(self, source)
+        report = load_pretrained(self, source) if source in PUBLISHED else load_checkpoint(self, read_source(source))
         self._log_filled(report)
         self.is_init = True
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from mmengine.config import Config, ConfigDict, DictAction
 
-from ..pretrained import PUBLISHED
+from ..pretrained import PUBLISHED, resolve
 from ..text import nearest
 from .bands import follow_bands
 from .box_layouts import use_box_layout
@@ -148,10 +148,10 @@ def _set_pretrained(cfg: Config) -> None:
     source = cfg.model.pop("pretrained", None)
     if source is None:
         return
-    if source not in PUBLISHED and not Path(str(source)).is_file():
+    if source not in PUBLISHED and not resolve(str(source)).file.exists():
         raise ValueError(
-            f"model.pretrained={source}: there is no such file; it names a classification checkpoint, or one of "
-            f"{', '.join(PUBLISHED)} to fetch the published weights."
+            f"model.pretrained={source}: there is no such file; it names a classification checkpoint (a file, a folder, "
+            f"hf-hub:OWNER/NAME), or one of {', '.join(PUBLISHED)} to fetch the published weights."
         )
     cfg.model.backbone.init_cfg = {"type": "Pretrained", "checkpoint": str(source)}
 

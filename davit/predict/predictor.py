@@ -152,7 +152,9 @@ def load(
     """Load a classifier from a checkpoint, or with published weights: ``davit.load(FILE).predict(PICTURE)``.
 
     Args:
-        checkpoint: a file in any layout that `davit.checkpoint` reads; None for published weights of `model`.
+        checkpoint: a file in any layout that `davit.checkpoint` reads, the folder of a run (its best checkpoint) or of
+            a model in timm's format, ``hf-hub:OWNER/NAME[@REVISION]`` or ``local-dir:DIR``; None for published weights
+            of `model`.
         model: the architecture; None leaves it to the checkpoint.
         device: auto, cpu, cuda or cuda:N.
         names: a class map or a data folder, for class names other than the checkpoint's.
@@ -161,7 +163,7 @@ def load(
 
     Raises:
         ValueError: the checkpoint, the model and the options do not fit one another; an option is unknown.
-        PretrainedError: published weights could not be fetched.
+        PretrainedError: weights of the hub could not be fetched.
     """
     known = [option.name for option in fields(ModelOptions)]
     if unknown := sorted(set(options) - set(known)):
@@ -181,7 +183,7 @@ def load_with(
     where = device_named(device)
     precision = precision_from(options, where)
     precision.say()
-    loaded = load_model(model, Path(checkpoint) if checkpoint else None, options, where)
+    loaded = load_model(model, checkpoint or None, options, where)
     if not hasattr(loaded.model, "num_classes") or loaded.model.num_classes < 1:
         raise ValueError(f"{loaded.name} has no classes to name: it was built without a head.")
     named = class_names(loaded.model.num_classes, noted=loaded.class_names, source=names)

@@ -1,0 +1,1 @@
+"""Bring models to the Hugging Face hub in timm's format, and describe them there."""
