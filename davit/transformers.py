@@ -9,6 +9,7 @@ such a model has to import this module too; ``import davit`` does not, as import
 import logging
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from .checkpoint.names import Structure, recognise, structure_of
 from .checkpoint.read import open_source
 from .limits import check_model_kwargs
 from .model import ATTENTION_TYPES, DaViT
-from .pretrained import PUBLISHED, fetch_pretrained
+from .pretrained import PUBLISHED, fetch_pretrained, read_source
 from .pyramid import DaViTPyramid
 from .text import did_you_mean, nearest
 from .variants import VARIANTS
@@ -43,8 +44,8 @@ try:
     from transformers.utils.generic import can_return_tuple
 except ImportError as error:
     raise ImportError(
-        f"davit.transformers needs the library transformers, 5.24 or later ({error}): install it by "
-        "pip install 'transformers>=5.24'."
+        f"davit.transformers needs the transformers library, 5.24 or later ({error}): pip install "
+        "'davit-torch[transformers]'."
     ) from error
 
 _logger = logging.getLogger(__name__)
@@ -196,11 +197,14 @@ class DavitPreTrainedModel(PreTrainedModel):
     load_report: LoadReport | None = None
 
     @classmethod
-    def from_davit(cls, source: Any, *, ema: str = "auto", **config: Any) -> Any:
+    def from_davit(
+        cls, source: str | Path | Checkpoint | Mapping[str, Any], *, ema: str = "auto", **config: Any
+    ) -> Any:
         """Build a model for a checkpoint of a DaViT from anywhere, and load it (`davit.checkpoint.load_checkpoint`).
 
         Args:
-            source: what `davit.checkpoint.load_checkpoint` takes, or a name of `davit.pretrained.PUBLISHED`.
+            source: a file, folder or repository of the hub as `davit.pretrained` lists them (``hf-hub:OWNER/NAME``), a
+                name of `davit.pretrained.PUBLISHED`, or a `Checkpoint` or state dict.
             ema: which weights of a training's checkpoint: "auto" takes averaged ones where there are any.
             config: arguments of `DavitConfig` that replace what the checkpoint tells: ``out_indices=(1, 2, 3)``,
                 ``drop_path_rate=0.2``, ``variant`` or numbers where shapes do not tell them ...
@@ -211,9 +215,12 @@ class DavitPreTrainedModel(PreTrainedModel):
         Raises:
             CheckpointError: the file cannot be read, or does not fit the configuration.
             ValueError: the checkpoint does not tell which variant it is of, or an argument is unknown.
+            PretrainedError: the hub does not have it, or cannot be reached.
         """
-        file = fetch_pretrained(source) if isinstance(source, str) and source in PUBLISHED else source
-        checkpoint = file if isinstance(file, Checkpoint) else open_source(file, ema)
+        if isinstance(source, str | Path):
+            checkpoint = read_source(fetch_pretrained(source) if source in PUBLISHED else source, ema)
+        else:
+            checkpoint = open_source(source, ema)
         model = cls(_config_of(checkpoint, config, with_labels=cls is not DavitBackbone))
         model.load_report = load_checkpoint(model, checkpoint)
         return model.eval()
