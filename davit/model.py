@@ -1,8 +1,8 @@
 """Define DaViT: Dual Attention Vision Transformers (Ding et al., ECCV 2022, arXiv 2204.03645).
 
-Read top-down: the two attentions as formulas, the layers, the block, the stages, the classifier. Kernels compute a
-block (`davit.accelerate`) only while its text here is the one that they were tested against. After an edit the modules
-run as they are written.
+Read top-down: the attentions as formulas, the layers, the block, the stages, the classifier. Kernels compute a block
+(`davit.accelerate`) only while its text here is the one that they were tested against. After an edit the modules run
+as they are written.
 
 Shape legend, used as a suffix where a shape changes:
     B  batch                      H, W  height and width of a map, in positions
@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from .windows import pad_odd, window_partition, window_unpartition
 
-ATTENTION_TYPES = ("spatial", "channel")
+ATTENTION_TYPES = ("spatial", "channel", "channel_qk")
 GLOBAL_POOLS = ("avg", "max", "avgmax", "")
 WEIGHT_INITS = ("", "conv")
 
@@ -63,6 +63,23 @@ def attend_among_channels(qkv_BNE: Tensor, num_groups: int) -> tuple[Tensor, Ten
     q_BGND, k_BGND, v_BGND = qkv_BNE.reshape(B, N, 3, num_groups, D).permute(2, 0, 3, 1, 4).unbind(0)
     attention_BGDD = ((k_BGND * D**-0.5).transpose(-2, -1) @ v_BGND).softmax(dim=-1)
     x_BGDN = attention_BGDD @ q_BGND.transpose(-2, -1)
+    return x_BGDN.permute(0, 3, 1, 2).reshape(B, N, C), attention_BGDD
+
+
+def attend_among_channels_qk(qkv_BNE: Tensor, num_groups: int) -> tuple[Tensor, Tensor]:
+    """Let each channel of a group attend to all channels of the group as Florence-2's towers do (arXiv 2311.06242).
+
+    Against `attend_among_channels` the roles move by one: the D x D attention is computed from q and k, and applied to
+    v. The scale N^-0.5 is on the queries: an entry of q^T k is a sum over positions, so N is what its size grows with.
+
+    Returns:
+        The mixed values (B, N, C), and the attention (B, G, D, D), whose rows sum to 1.
+    """
+    B, N, C = qkv_BNE.shape[0], qkv_BNE.shape[1], qkv_BNE.shape[2] // 3
+    D = C // num_groups
+    q_BGND, k_BGND, v_BGND = qkv_BNE.reshape(B, N, 3, num_groups, D).permute(2, 0, 3, 1, 4).unbind(0)
+    attention_BGDD = ((q_BGND * N**-0.5).transpose(-2, -1) @ k_BGND).softmax(dim=-1)
+    x_BGDN = attention_BGDD @ v_BGND.transpose(-2, -1)
     return x_BGDN.permute(0, 3, 1, 2).reshape(B, N, C), attention_BGDD
 
 
@@ -188,6 +205,24 @@ class ChannelAttention(nn.Module):
         return self.proj(x_BNC.reshape(x_BHWC.shape))
 
 
+class ChannelAttentionQK(nn.Module):
+    """Let channels attend to each other by their queries and keys, as in Florence-2's vision towers.
+
+    Parameters have the names and shapes of `ChannelAttention`'s, and another meaning: weights trained for the one are
+    no weights for the other.
+    """
+
+    def __init__(self, dim: int, num_groups: int, qkv_bias: bool):
+        super().__init__()
+        self.num_groups = num_groups
+        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x_BHWC: Tensor) -> Tensor:
+        x_BNC = attend_among_channels_qk(self.qkv(x_BHWC.flatten(1, 2)), self.num_groups)[0]
+        return self.proj(x_BNC.reshape(x_BHWC.shape))
+
+
 class DualAttentionBlock(nn.Module):
     """Apply one transformer block, spatial or channel by the attention that it holds (figure 3 of the paper).
 
@@ -242,8 +277,9 @@ class DualAttentionStages(nn.Module):
         qkv_bias: whether the layer that makes q, k and v has a bias.
         drop_path_rate: rate of stochastic depth in the last block; it rises linearly from 0 over all blocks.
         norm_layer: builds a norm of the last axis from the number of channels.
-        attention_types: the blocks of a "pair", in order, each 'spatial', 'channel', or a callable that builds
-            another attention from the stage's channels and number of heads (`AttentionBuilder`).
+        attention_types: the blocks of a "pair", in order, each 'spatial', 'channel', 'channel_qk' (Florence-2's in
+            place of DaViT's channel attention), or a callable that builds another attention from the stage's channels
+            and number of heads (`AttentionBuilder`).
         ffn: whether blocks have their MLP.
         overlapped_patch: overlapping 3x3 patch embeddings between stages instead of 2x2.
         cpe_act: GELU in the position encodings.
@@ -267,7 +303,7 @@ class DualAttentionStages(nn.Module):
         qkv_bias: bool = True,
         drop_path_rate: float = 0.1,
         norm_layer: Callable[[int], nn.Module] = nn.LayerNorm,
-        attention_types: Sequence[str | AttentionBuilder] = ATTENTION_TYPES,
+        attention_types: Sequence[str | AttentionBuilder] = ("spatial", "channel"),
         ffn: bool = True,
         overlapped_patch: bool = False,
         cpe_act: bool = False,
@@ -315,6 +351,8 @@ class DualAttentionStages(nn.Module):
                 attention: nn.Module = WindowAttention(dim, heads, window_size, qkv_bias)
             elif kind == "channel":
                 attention = ChannelAttention(dim, heads, qkv_bias)
+            elif kind == "channel_qk":
+                attention = ChannelAttentionQK(dim, heads, qkv_bias)
             else:
                 attention = kind(dim, heads)  # type: ignore[operator]
             return block_layer(dim, attention, mlp_ratio if ffn else None, drop_path, cpe_act, norm_layer)
@@ -332,6 +370,7 @@ class DualAttentionStages(nn.Module):
             {"num_chs": dim, "reduction": patch_size * 2**stage, "module": f"main_blocks.{stage}"}
             for stage, dim in enumerate(embed_dims)
         ]
+        self.register_state_dict_post_hook(_note_attentions)
 
     @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:
@@ -497,6 +536,15 @@ class DaViT(DualAttentionStages):
             self.num_features = self.head_hidden_size = self.embed_dims[last]
             self._set_head(0, "")
         return take
+
+
+def _note_attentions(
+    stages: nn.Module, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any]
+) -> None:
+    """Note in a state dict's metadata which attentions its weights are for, since neither names nor shapes tell."""
+    classes = (WindowAttention, ChannelAttention, ChannelAttentionQK)
+    here = {type(module) for module in stages.modules()}
+    local_metadata["attentions"] = [kind for kind, cls in zip(ATTENTION_TYPES, classes, strict=True) if cls in here]
 
 
 def init_weights(module: nn.Module, weight_init: str) -> None:

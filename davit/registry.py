@@ -25,7 +25,15 @@ from .pretrained import (
     split_source,
 )
 from .text import nearest
-from .variants import VARIANTS, Variant
+from .variants import FLORENCE2, VARIANTS, Variant
+
+_OF_FLORENCE2 = {
+    "crop_pct": 1.0,  # its processor squashes the whole picture to the input size
+    "crop_mode": "squash",
+    "paper_ids": "arXiv:2311.06242",
+    "paper_name": "Florence-2: Advancing a Unified Representation for a Variety of Vision Tasks",
+    "license": "mit",
+}
 
 
 def _default_cfg(name: str, variant: Variant) -> dict[str, Any]:
@@ -43,6 +51,7 @@ def _default_cfg(name: str, variant: Variant) -> dict[str, Any]:
         "paper_ids": "arXiv:2204.03645",
         "paper_name": "DaViT: Dual Attention Vision Transformers",
         "license": "apache-2.0",
+        **(_OF_FLORENCE2 if variant.attention_types == FLORENCE2 else {}),
         **({"hf_hub_id": published.hub_id} if published else {}),
     }
 

@@ -18,6 +18,8 @@ PARAMETERS = {
     "DaViT_huge": pytest.approx(362e6, abs=1e6),
     "DaViT_giant": pytest.approx(1437e6, abs=1e6),
     "DaViT_nano": pytest.approx(1e6, abs=1e6),
+    "DaViT_base_fl": 91_395_048,  # as timm's davit_base_fl and davit_huge_fl with 1000 classes
+    "DaViT_large_fl": 362_685_416,
 }
 
 

@@ -5,7 +5,8 @@
     davit      the original's classification names, which are ours
     pyramid    the same trunk with the norms of the levels (norm0 ...), alone or inside a detector
     timm       timm's davit_tiny ... and davit_*_fl
-    florence2  the vision tower of Florence-2, whose channel attention is another function
+    florence2  the vision tower of Florence-2, whose channel attention is another function, as Microsoft released it
+    florence2_native  the same tower in the transformers library
 
 On the command line: ``python -m davit.checkpoint inspect FILE`` and ``... convert SRC DST --to LAYOUT``.
 """

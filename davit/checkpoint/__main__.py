@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .convert import convert_with_report
+from .function import FUNCTION_ENTRY, likely_function
 from .names import (
     LAYOUTS,
     TAIL_SLOTS,
@@ -20,7 +21,7 @@ from .names import (
     recognise,
     structure_of,
 )
-from .read import EMA_CHOICES, FUNCTION_ENTRY, read_checkpoint, sha256_of, write_checkpoint
+from .read import EMA_CHOICES, read_checkpoint, sha256_of, write_checkpoint
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -68,10 +69,11 @@ def _parser() -> argparse.ArgumentParser:
 
 def _convert(options: argparse.Namespace) -> None:
     checkpoint = read_checkpoint(options.source, options.ema)
-    converted, report = convert_with_report(checkpoint.state_dict, options.to, checkpoint.origin)
-    by_name = recognise(converted).function
+    function = checkpoint.function
+    converted, report = convert_with_report(checkpoint.state_dict, options.to, checkpoint.origin, function=function)
     # names that hide whose function it is must not make the file pass for another model's
-    metadata = {} if checkpoint.function == by_name else {FUNCTION_ENTRY: checkpoint.function}
+    by_name = likely_function(recognise(converted), converted)
+    metadata = {} if function == by_name else {FUNCTION_ENTRY: function}
     write_checkpoint(options.destination, converted, metadata, options.force)
     sys.stdout.write(f"{options.source} -> {options.destination}\n{report}\n")
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from .function import likely_function, noted_in, with_note
 from .names import (
     FLORENCE2_FUNCTION,
     LAYOUTS,
@@ -48,19 +49,20 @@ class ConversionReport:
 
 
 def convert_with_report(
-    state_dict: Mapping[str, Tensor], to: str, origin: str = "the state dict"
+    state_dict: Mapping[str, Tensor], to: str, origin: str = "the state dict", function: str | None = None
 ) -> tuple[dict[str, Tensor], ConversionReport]:
     """Rename a DaViT's weights to another layout, in that layout's order; tensors are shared, not copied.
 
     Only names change: Florence-2's weights under another name are still Florence-2's function. timm has two ways to
-    name a block; the one of its ``davit_*_fl`` is used for weights of Florence-2, which are known by their names and
-    by the 3x3 down-sampling of its towers.
+    name a block; the one of its ``davit_*_fl`` is used for weights of Florence-2 with the 3x3 down-sampling of its
+    towers. Under our names, which do not tell, the result notes the function as a model's own state dict does.
 
     Args:
         state_dict: weights in any layout, with any prefix, alone or as part of a detector.
         to: one of `LAYOUTS`. "pyramid" has no head, so the final norm and the head are dropped; the others have no
             norms of the levels, so those are dropped.
         origin: what to call the weights in a message.
+        function: the channel attention that they were trained with (`Checkpoint.function`); None asks the state dict.
 
     Raises:
         CheckpointError: not a DaViT, or an edited one's own tensors, or blocks that the layout has no name for.
@@ -74,13 +76,14 @@ def convert_with_report(
             f"{origin} has {len(added)} keys that no other DaViT has ({', '.join(added[:3])}), and "
             "nothing is left out silently; remove them first if they are not needed."
         )
-    is_fl = found.function == FLORENCE2_FUNCTION and structure_of(found, state_dict).overlapped_patch
+    function = function or noted_in(state_dict) or likely_function(found, state_dict)
+    is_fl = function == FLORENCE2_FUNCTION and structure_of(found, state_dict).overlapped_patch
     spelling = SPELLINGS["davit" if to == "pyramid" else "timm_fl" if to == "timm" and is_fl else to]
     blocks = {key.block for key in found.names if key.slot == "qkv"}
     if spelling.names_blocks and blocks != {0, 1}:
         raise CheckpointError(
             f"the layout {to!r} calls the two blocks of a pair spatial and channel, but here a pair has "
-            f"{len(blocks)} block(s): attention_types other than ('spatial', 'channel') have no name in it."
+            f"{len(blocks)} block(s): attention_types other than a spatial and a channel attention have no name in it."
         )
     report = ConversionReport(found.layout, to)
     report.dropped = dict.fromkeys(found.outside, f"not under {found.prefix!r}, so not the DaViT's")
@@ -97,10 +100,12 @@ def convert_with_report(
         report.notes.append("the result has no classifier" + ("" if "head.norm" in slots else " and no final norm"))
     if to == "pyramid" and "level" not in slots:
         report.notes.append("the result has no norms of the levels, which only a backbone has")
-    if found.function != spelling.function:
+    if spelling is SPELLINGS["davit"] or function != spelling.function:
+        converted = with_note(converted, function)
+    if spelling is not SPELLINGS["davit"] and function != spelling.function:
         report.notes.append(
             f"the names are now those of {spelling.function}'s function, the weights still of "
-            f"{found.function}'s, whose channel attention is another"
+            f"{function}'s, whose channel attention is another"
         )
     return converted, report
 

@@ -12,6 +12,7 @@ from timm.models import adapt_input_conv
 from timm.utils import unwrap_model
 from torch import Tensor, nn
 
+from .function import function_of_model, likely_function, said_beside, why_another
 from .names import SPELLINGS, CheckpointError, Key, Recognised, find, recognise, structure_of, summarise
 from .read import Checkpoint, Source, open_source
 
@@ -25,10 +26,6 @@ _TRANSPARENT = ("module", "_orig_mod")  # wrappers that hold a model and nothing
 _CLASSIFIERS = re.compile(r"(?:.*\.)?(?:fc_cls|fc_reg|retina_cls|conv_logits|conv_seg)(?=\.)")
 _DAVITS_LAYERS = SPELLINGS["davit"].templates
 _OUTSIDE = "outside"  # the slot of a tensor that is not under the DaViT's prefix
-_FUNCTIONS = {
-    "davit": "DaViT's channel attention (softmax of k^T v, scaled by channels^-0.5, applied to q)",
-    "florence2": "Florence-2's channel attention (softmax of q^T k, scaled by positions^-0.5, applied to v)",
-}
 # reasons why a tensor may be left out
 _ADDED = "added to the model, and not in the checkpoint"
 _COUNTER = "a counter of weight averaging"
@@ -142,15 +139,12 @@ def load_checkpoint(
     pairing: _DavitPairing | _PlainPairing
     if len(davits) == 1 and not set(davits[0].outside) - set(_AVERAGING_COUNTERS) and checkpoint.davits:
         theirs = checkpoint.davit or recognise(checkpoint.state_dict, checkpoint.origin)  # says that there are two
-        if checkpoint.function != davits[0].function and not allow_different_function:
-            raise CheckpointError(
-                f"{checkpoint.origin} holds weights for {_FUNCTIONS[checkpoint.function]}, but the model computes "
-                f"{_FUNCTIONS[davits[0].function]}: the weights would load and the output would be wrong. Use the "
-                "model the weights are of (timm's davit_base_fl or davit_huge_fl for Florence-2), or, to start a "
-                "training from them all the same, allow_different_function=True. Nothing was loaded."
-            )
+        if not allow_different_function:
+            _require_function(model, checkpoint, theirs, davits[0])
         pairing = _DavitPairing(theirs, davits[0])
     else:
+        if len(davits) == 1 and checkpoint.davit and not allow_different_function:
+            _require_function(model, checkpoint, checkpoint.davit, davits[0])
         pairing = _PlainPairing(checkpoint, target, davits, getattr(unwrap_model(model), "pretrained_cfg", None) or {})
     plan = _match(pairing, checkpoint, target, head)
     _take_states(plan, pairing.prefixes, checkpoint, [name for name in state if name not in target])
@@ -169,6 +163,14 @@ def load_checkpoint(
     report.nonfinite = tuple(name for name, tensor in plan.copies.items() if not torch.isfinite(tensor).all())
     (logger or _logger).log(logging.INFO if report.complete else logging.WARNING, "%s", report)
     return report
+
+
+def _require_function(model: nn.Module, checkpoint: Checkpoint, theirs: Recognised, ours: Recognised) -> None:
+    """Raise a `CheckpointError` if the weights are of another channel attention than the model's."""
+    stated, likely = said_beside(checkpoint.metadata), likely_function(theirs, checkpoint.state_dict)
+    reason = why_another(stated, likely, theirs, function_of_model(model, ours), checkpoint.origin)
+    if reason is not None:
+        raise CheckpointError(reason)
 
 
 # ---- which tensors are the same, and what may differ ----

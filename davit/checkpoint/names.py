@@ -13,9 +13,9 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from ..variants import variants_with
+from ..variants import FLORENCE2, variants_with
 
-LAYOUTS = ("davit", "pyramid", "timm", "florence2")
+LAYOUTS = ("davit", "pyramid", "timm", "florence2", "florence2_native")
 
 # The channel attention of Florence-2's towers is another function of the same weights.
 DAVIT_FUNCTION = "davit"
@@ -208,8 +208,8 @@ SPELLINGS: dict[str, Spelling] = {
         prefix="vision_tower.",
     ),
     # the same tower in the transformers library
-    "florence2_hf": Spelling(
-        "florence2",
+    "florence2_native": Spelling(
+        "florence2_native",
         _florence2("conv", "conv1 norm1 {attn}_attn.qkv {attn}_attn.proj conv2 norm2 ffn.fc1 ffn.fc2"),
         FLORENCE2_FUNCTION,
         prefix="model.vision_tower.",
@@ -333,9 +333,10 @@ class Structure:
             dims += ", overlapped_patch"
         return f"{names}{dims}, {self.in_chans} input channels, {head}"
 
-    def variants(self) -> list[str]:
-        """Name the variants that have these widths and depths."""
-        return variants_with(self.embed_dims, self.depths)
+    def variants(self, function: str | None = None) -> list[str]:
+        """Name the variants that have these widths, depths and embeddings, and this function unless it is None."""
+        attentions = {None: None, FLORENCE2_FUNCTION: FLORENCE2}.get(function, ("spatial", "channel"))
+        return variants_with(self.embed_dims, self.depths, self.overlapped_patch, attentions)
 
 
 def structure_of(found: Recognised, tensors: Mapping[str, Tensor]) -> Structure:

@@ -23,7 +23,8 @@ import torch
 from torch import Tensor
 
 from ..files import write_atomically
-from .names import DAVIT_FUNCTION, FLORENCE2_FUNCTION, CheckpointError, Recognised, find
+from .function import FUNCTION_ENTRY, likely_function, noted_in, said_beside, with_note
+from .names import DAVIT_FUNCTION, CheckpointError, Recognised, find
 from .pickles import NOT_PLAIN, plain_value, read_pickle
 
 _logger = logging.getLogger(__name__)
@@ -33,7 +34,6 @@ EMA_CHOICES = ("auto", "always", "never")
 EMA_WRAPPERS = ("state_dict_ema", "model_ema")
 PLAIN_WRAPPERS = ("state_dict", "model", "model_state_dict", "module", "net", "backbone")
 _DEEPEST_WRAPPER = 6
-FUNCTION_ENTRY = "channel_attention"  # written by a conversion whose names hide whose function it is
 
 
 @dataclass
@@ -68,10 +68,14 @@ class Checkpoint:
 
     @property
     def function(self) -> str:
-        """The channel attention that the weights were trained with: "davit" or "florence2"."""
-        if self.metadata.get(FUNCTION_ENTRY) in (DAVIT_FUNCTION, FLORENCE2_FUNCTION):
-            return str(self.metadata[FUNCTION_ENTRY])
-        return self.davit.function if self.davit else DAVIT_FUNCTION
+        """The channel attention that the weights were trained with: "davit", "florence2", or both joined by "+"."""
+        likely = likely_function(self.davit, self.state_dict) if self.davit else DAVIT_FUNCTION
+        return said_beside(self.metadata) or likely
+
+    def noted(self) -> dict[str, Tensor]:
+        """Return the weights, with what the file says about their channel attention noted, if it says something."""
+        said = said_beside(self.metadata)
+        return self.state_dict if said is None else with_note(self.state_dict, said)
 
 
 Source: TypeAlias = str | Path | Checkpoint | Mapping[str, Any]
@@ -155,6 +159,8 @@ def unwrap(contents: object, origin: str, ema: str = "auto") -> Checkpoint:
             f"{origin} has no EMA weights ({' or '.join(EMA_WRAPPERS)}), and ema='always' insists on them; "
             "use ema='auto' to take the plain ones where there are no others."
         )
+    if (noted := noted_in(level)) is not None:
+        metadata[FUNCTION_ENTRY] = noted
     tensors = {name: tensor.detach() for name, tensor in tensors.items()}
     return Checkpoint(origin, tensors, tuple(wrapper), is_ema, metadata, tuple(skipped))
 
@@ -199,6 +205,8 @@ def write_checkpoint(path: Path, tensors: Mapping[str, Tensor], metadata: Mappin
     if path.exists() and not force:
         raise CheckpointError(f"{path} exists and is not replaced; give another name, or --force (force=True).")
     packed = _packed(tensors)
+    if (noted := noted_in(tensors)) not in (None, Checkpoint(str(path), packed).function):
+        metadata = {FUNCTION_ENTRY: str(noted), **metadata}
 
     def write(stream: IO[bytes]) -> None:
         if path.suffix == ".safetensors":

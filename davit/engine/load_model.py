@@ -259,7 +259,7 @@ def _name_of(checkpoint: Checkpoint, trained: Mapping[str, Any]) -> str:
         if isinstance(noted, str) and timm.is_model(noted):
             return noted
     found = checkpoint.davit
-    variants = structure_of(found, checkpoint.state_dict).variants() if found else []
+    variants = structure_of(found, checkpoint.state_dict).variants(checkpoint.function) if found else []
     if not variants:
         raise ValueError(f"{checkpoint.origin} does not tell which model it is of; give `model=NAME`.")
     if len(variants) > 1:

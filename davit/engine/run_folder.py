@@ -90,16 +90,18 @@ def newest_whole(
 
 def read_any(path: Path) -> dict[str, Any]:
     """Read a state of ours, or another trainer's checkpoint: weights, their average if it has one, and epoch."""
-    contents, _ = read_contents(path)
+    contents, header = read_contents(path)
     if isinstance(contents, dict) and contents.get("format") == FORMAT:
         check_types(contents, path)
         return contents
     checkpoint, averaged = unwrap(contents, str(path), ema="never"), unwrap(contents, str(path))
+    for one in (checkpoint, averaged):
+        one.metadata.update(header)
     epoch = checkpoint.metadata.get("epoch")
     return {
-        "state_dict": checkpoint.state_dict,
+        "state_dict": checkpoint.noted(),
         "epoch": epoch if isinstance(epoch, int) else -1,
-        **({"state_dict_ema": averaged.state_dict} if averaged.ema else {}),
+        **({"state_dict_ema": averaged.noted()} if averaged.ema else {}),
     }
 
 

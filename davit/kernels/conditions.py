@@ -27,7 +27,15 @@ from torch.overrides import _get_current_function_mode_stack
 from torch.utils._device import DeviceContext
 
 from .. import model
-from ..model import ChannelAttention, ConvPosEnc, DualAttentionBlock, Mlp, PatchEmbed, WindowAttention
+from ..model import (
+    ChannelAttention,
+    ChannelAttentionQK,
+    ConvPosEnc,
+    DualAttentionBlock,
+    Mlp,
+    PatchEmbed,
+    WindowAttention,
+)
 from .cpu import native, onednn
 from .triton import support
 from .triton.encoding import MAX_CHANNELS
@@ -83,7 +91,13 @@ TEXT: dict[type[nn.Module], dict[str, str]] = {
         "model.ChannelAttention.forward": "064fc00e44b02227",
         "model.attend_among_channels": "4687679ffb65bbf1",
     },
+    ChannelAttentionQK: {
+        "model.ChannelAttentionQK.forward": "c3036a70ee778e5a",
+        "model.attend_among_channels_qk": "d6e39d2f6a002620",
+    },
 }
+#: The attentions that kernels can compute.
+ATTENTIONS: tuple[type[nn.Module], ...] = (WindowAttention, ChannelAttention, ChannelAttentionQK)
 #: What a class with a forward in `TEXT` may have.
 _CLASS_MEMBERS = {"__init__", "forward", "__module__", "__doc__", "__annotations__", "__static_attributes__"}
 _CLASS_MEMBERS |= {"__firstlineno__", "__annotate__", "__annotate_func__", "__annotations_cache__"}
@@ -142,7 +156,7 @@ def difference_of_text(kind: type[nn.Module]) -> str | None:
 
 def changed_text() -> list[str]:
     """List every difference of the text from the one that kernels were tested against."""
-    kinds = (PatchEmbed, WindowAttention, ChannelAttention)
+    kinds = (PatchEmbed, *ATTENTIONS)
     return sorted({reason for kind in kinds if (reason := difference_of_text(kind)) is not None})
 
 
@@ -183,7 +197,7 @@ _CHILDREN: dict[type[nn.Module], dict[str, tuple[type[nn.Module], ...]]] = {
     DualAttentionBlock: {
         "cpe": (nn.ModuleList,),
         "norm1": (nn.LayerNorm,),
-        "attn": (WindowAttention, ChannelAttention),
+        "attn": ATTENTIONS,
         "drop_path": (DropPath, nn.Identity),
         "norm2": (nn.LayerNorm, nn.Identity),
         "mlp": (Mlp, nn.Identity),
@@ -192,6 +206,7 @@ _CHILDREN: dict[type[nn.Module], dict[str, tuple[type[nn.Module], ...]]] = {
     ConvPosEnc: {"proj": (nn.Conv2d,), "activation": (nn.Identity, nn.GELU)},
     WindowAttention: {"qkv": (nn.Linear,), "proj": (nn.Linear,)},
     ChannelAttention: {"qkv": (nn.Linear,), "proj": (nn.Linear,)},
+    ChannelAttentionQK: {"qkv": (nn.Linear,), "proj": (nn.Linear,)},
     Mlp: {"fc1": (nn.Linear,), "act": (nn.GELU,), "fc2": (nn.Linear,)},
     PatchEmbed: {"proj": (nn.Conv2d,), "norm": (nn.LayerNorm,)},
     **{leaf: {} for leaf in (nn.Linear, nn.LayerNorm, nn.Conv2d, nn.GELU, nn.Identity, DropPath)},
@@ -443,6 +458,11 @@ def product_dtype(x: Tensor) -> torch.dtype:
 def heads_of(attn: Any) -> tuple[int, int]:
     """Return the side of a window, 0 for channel attention; and the number of heads or groups."""
     return (attn.window_size, attn.num_heads) if type(attn) is WindowAttention else (0, attn.num_groups)
+
+
+def is_qk(attn: Any) -> bool:
+    """Tell whether channel attention is Florence-2's, by queries and keys."""
+    return type(attn) is ChannelAttentionQK
 
 
 def _supports_whole_block(block: Any, x_BHWC: Tensor) -> bool:

@@ -11,7 +11,7 @@ import torch
 from timm.layers import DropPath
 from torch import Tensor, nn
 
-from ..model import ChannelAttention, DualAttentionBlock, DualAttentionStages, PatchEmbed, WindowAttention
+from ..model import DualAttentionBlock, DualAttentionStages, PatchEmbed, WindowAttention
 from . import conditions, ops, training
 from .cpu import native, onednn
 
@@ -126,7 +126,7 @@ def _why_plain(module: nn.Module) -> str | None:
 
 def _difference_of_text(module: nn.Module) -> str | None:
     attention = type(getattr(module, "attn", None))
-    kind = attention if attention in (WindowAttention, ChannelAttention) else WindowAttention
+    kind = attention if attention in conditions.ATTENTIONS else WindowAttention
     return conditions.difference_of_text(PatchEmbed if isinstance(module, PatchEmbed) else kind)
 
 
@@ -153,20 +153,20 @@ def _warn_of_scripting() -> None:
 
 def _infer_operator(block: Any, x_BHWC: Tensor) -> Tensor:
     """Infer a block in a compiled graph by one operator; another packs frozen weights, and Inductor runs it once."""
-    weights, window, heads, eps = block_arguments(block)
+    weights, window, heads, eps, qk = block_arguments(block)
     packed = None
     if conditions.has_frozen_weights():
         packed = ops.pack_block(weights, heads)
         weights = [None if i in native.MATRICES else p for i, p in enumerate(weights)]
-    return ops.infer_block(x_BHWC, weights, window, heads, eps, packed)
+    return ops.infer_block(x_BHWC, weights, window, heads, eps, qk, packed)
 
 
-def block_arguments(block: Any) -> tuple[list[Tensor | None], int, int, tuple[float, float]]:
-    """Return the arguments of `native.infer_block` after the map: weights, window, heads, and eps of both norms."""
+def block_arguments(block: Any) -> tuple[list[Tensor | None], int, int, tuple[float, float], bool]:
+    """Return the arguments of `native.infer_block` after the map: weights, window, heads, eps of both norms, qk."""
     layers = conditions.layers_of(block)
     weights = [parameter for layer in layers for parameter in ((layer.weight, layer.bias) if layer else (None, None))]
     eps = (block.norm1.eps, block.norm2.eps if block.ffn else block.norm1.eps)
-    return weights, *conditions.heads_of(block.attn), eps
+    return weights, *conditions.heads_of(block.attn), eps, conditions.is_qk(block.attn)
 
 
 def _train(block: Any, x_BHWC: Tensor) -> Tensor:
@@ -186,7 +186,7 @@ def attend_in_training(block: Any, x: Tensor) -> Tensor:
     attn = block.attn
     norm, qkv, proj = _vectors(block.norm1), (attn.qkv.weight, attn.qkv.bias), (attn.proj.weight, attn.proj.bias)
     if type(attn) is not WindowAttention and training.gram_is_faster(x):
-        return training.GramChannelAttention.apply(x, *norm, *qkv, *proj, attn.num_groups)
+        return training.GramChannelAttention.apply(x, *norm, *qkv, *proj, attn.num_groups, conditions.is_qk(attn))
     return training.LinearFunction.apply(_attend(attn, training.NormLinear.apply(x, *norm, *qkv)), *proj)
 
 
@@ -242,7 +242,7 @@ def _attend(attn: Any, qkv_BHWE: Tensor) -> Tensor:
         attend = ops.window_attention if supported else ops.window_formula
         return attend(qkv_BHWE, attn.qkv.bias, window, heads)
     attend_channels = ops.channel_attention if supported else ops.channel_formula
-    return attend_channels(qkv_BHWE, heads)[0]
+    return attend_channels(qkv_BHWE, heads, conditions.is_qk(attn))[0]
 
 
 WAYS: dict[str, Callable[[Any, Tensor], Tensor]] = {

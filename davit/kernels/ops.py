@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..model import attend_among_channels, attend_among_positions
+from ..model import attend_among_channels, attend_among_channels_qk, attend_among_positions
 from ..windows import window_partition, window_unpartition
 from .cpu import native
 from .triton import channel as triton_channel
@@ -124,37 +124,44 @@ window_attention.register_autograd(_window_gradients, setup_context=_save_window
 # --- channel attention, in two passes over strided views of the map of q, k and v ---
 # First k^T v, D x D for each image and group, summed over parts of the positions in a fixed order, and its softmax;
 # then q times that. The backward pass has the same two passes. Saved are the map of q, k and v, and the attention.
+# Florence-2's function (`qk`) has q, k and v in the places of k, v and q, and another scale.
 
 
-def channel_formula(qkv_BHWE: Tensor, groups: int) -> tuple[Tensor, Tensor]:
+def channel_formula(qkv_BHWE: Tensor, groups: int, qk: bool = False) -> tuple[Tensor, Tensor]:
     """Compute `channel_attention` by the formula of `davit.model`."""
     B, H, W, E = qkv_BHWE.shape
-    x_BNC, attention_BGDD = attend_among_channels(qkv_BHWE.flatten(1, 2), groups)
+    attend = attend_among_channels_qk if qk else attend_among_channels
+    x_BNC, attention_BGDD = attend(qkv_BHWE.flatten(1, 2), groups)
     return x_BNC.reshape(B, H, W, E // 3).contiguous(), attention_BGDD.float()
 
 
 @torch.library.custom_op("davit::channel_attention", mutates_args=())
-def channel_attention(qkv_BHWE: Tensor, groups: int) -> tuple[Tensor, Tensor]:
+def channel_attention(qkv_BHWE: Tensor, groups: int, qk: bool = False) -> tuple[Tensor, Tensor]:
     """Attend among the channels of each group of a map of q, k and v, E = 3 C channels.
+
+    Args:
+        qk: as `davit.model.attend_among_channels_qk` does, not as `davit.model.attend_among_channels`.
 
     Returns:
         The map (B, H, W, C), and the attention (B, G, D, D) in float32, which has no gradient.
     """
     if not _has_attention_kernel(qkv_BHWE, 0, groups):
-        return channel_formula(qkv_BHWE, groups)
+        return channel_formula(qkv_BHWE, groups, qk)
     module = triton_channel if support.runs_on(qkv_BHWE) else native
-    return module.channel_attention(qkv_BHWE, groups)
+    return module.channel_attention(qkv_BHWE, groups, qk)
 
 
 @torch.library.custom_op("davit::channel_attention_backward", mutates_args=())
-def channel_attention_backward(grad_BHWC: Tensor, qkv_BHWE: Tensor, attention_BGDD: Tensor, groups: int) -> Tensor:
+def channel_attention_backward(
+    grad_BHWC: Tensor, qkv_BHWE: Tensor, attention_BGDD: Tensor, groups: int, qk: bool = False
+) -> Tensor:
     """Return the gradient of the map of q, k and v, (B, H, W, E)."""
     module = triton_channel if support.runs_on(qkv_BHWE) else native
-    return module.channel_attention_backward(grad_BHWC, qkv_BHWE, attention_BGDD, groups)
+    return module.channel_attention_backward(grad_BHWC, qkv_BHWE, attention_BGDD, groups, qk)
 
 
 @channel_attention.register_fake
-def _(qkv_BHWE: Tensor, groups: int) -> tuple[Tensor, Tensor]:
+def _(qkv_BHWE: Tensor, groups: int, qk: bool = False) -> tuple[Tensor, Tensor]:
     B, H, W, E = qkv_BHWE.shape
     D = E // 3 // groups
     return qkv_BHWE.new_empty(B, H, W, E // 3), qkv_BHWE.new_empty(B, groups, D, D, dtype=torch.float32)
@@ -168,14 +175,14 @@ def _(grad_BHWC: Tensor, qkv_BHWE: Tensor, *_: Any) -> Tensor:
 def _save_channel(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     ctx.mark_non_differentiable(output[1])
     ctx.save_for_backward(inputs[0], output[1])
-    ctx.groups = inputs[1]
+    ctx.options = inputs[1:]
 
 
 def _channel_gradients(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor | None, ...]:
     qkv, attention = ctx.saved_tensors
-    if torch.is_grad_enabled() or not _has_attention_kernel(qkv, 0, ctx.groups):
-        return double_backward(channel_formula, ctx.needs_input_grad, (qkv, ctx.groups), [grad, None])
-    return channel_attention_backward(grad, qkv, attention, ctx.groups), None
+    if torch.is_grad_enabled() or not _has_attention_kernel(qkv, 0, ctx.options[0]):
+        return double_backward(channel_formula, ctx.needs_input_grad, (qkv, *ctx.options), [grad, None])
+    return channel_attention_backward(grad, qkv, attention, *ctx.options), None, None
 
 
 channel_attention.register_autograd(_channel_gradients, setup_context=_save_channel)

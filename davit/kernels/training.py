@@ -223,7 +223,8 @@ class GeluLinear(torch.autograd.Function):
 # With G = x^T x over the positions of an image, k^T v is Wk G Wv^T. The query layer, the attention A and the
 # projection together are one matrix for all positions, Wproj A Wq (as in cpp/block_channel.h, which does not subtract
 # the mean). A position then costs 5 C C multiply-adds forward and backward in place of 12 C C + 6 C D, and the input
-# alone is saved: 1 value in place of 5 for each channel.
+# alone is saved: 1 value in place of 5 for each channel. In Florence-2's function (`qk`) q, k and v are in the places
+# of k, v and q.
 
 
 def gram_is_faster(x_BHWC: Tensor) -> bool:
@@ -233,7 +234,7 @@ def gram_is_faster(x_BHWC: Tensor) -> bool:
 
 
 def folded_layer(
-    gram_BCC: Tensor, mean_BC: Tensor, positions: int, groups: int,
+    gram_BCC: Tensor, mean_BC: Tensor, positions: int, groups: int, qk: bool,
     qkv: Tensor, qkv_bias: Tensor | None, proj: Tensor, proj_bias: Tensor | None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Return channel attention and its projection as one linear layer for each image: (B, C, C) and (B, C).
@@ -243,15 +244,16 @@ def folded_layer(
         mean_BC: mean of x over the positions.
     """
     B, C = mean_BC.shape
-    q_GDC, k_GDC, v_GDC = qkv.view(3, groups, C // groups, C)
-    _, k_BGD, v_BGD = F.linear(mean_BC, qkv, qkv_bias).view(B, 3, groups, -1).unbind(1)
-    score_BGDD = (k_GDC.reshape(C, C) @ gram_BCC).view(B, *k_GDC.shape) @ v_GDC.mT
-    score_BGDD = score_BGDD + positions * k_BGD[..., :, None] * v_BGD[..., None, :]
-    attention_BGDD = (score_BGDD * (C // groups) ** -0.5).softmax(-1)
-    weight_BCC = proj @ (attention_BGDD @ q_GDC).view(B, C, C)
+    a, b, mixed = (0, 1, 2) if qk else (1, 2, 0)  # which of q, k and v the attention is made from and applied to
+    layers_3GDC = qkv.view(3, groups, C // groups, C)
+    means_B3GD = F.linear(mean_BC, qkv, qkv_bias).view(B, 3, groups, -1)
+    score_BGDD = (layers_3GDC[a].reshape(C, C) @ gram_BCC).view(B, *layers_3GDC[a].shape) @ layers_3GDC[b].mT
+    score_BGDD = score_BGDD + positions * means_B3GD[:, a, :, :, None] * means_B3GD[:, b, :, None, :]
+    attention_BGDD = (score_BGDD * (positions if qk else C // groups) ** -0.5).softmax(-1)
+    weight_BCC = proj @ (attention_BGDD @ layers_3GDC[mixed]).view(B, C, C)
     if qkv_bias is None:
         return weight_BCC, mean_BC.new_zeros(B, C) if proj_bias is None else proj_bias.expand(B, C)
-    bias_BGD1 = attention_BGDD @ qkv_bias[:C].view(groups, -1, 1)
+    bias_BGD1 = attention_BGDD @ qkv_bias.view(3, groups, -1, 1)[mixed]
     return weight_BCC, F.linear(bias_BGD1.view(B, C), proj, proj_bias)
 
 
@@ -262,15 +264,17 @@ class GramChannelAttention(torch.autograd.Function):
     def formula(
         x: Tensor, norm_weight: Tensor | None, norm_bias: Tensor | None, eps: float, qkv: Tensor,
         qkv_bias: Tensor | None, proj: Tensor, proj_bias: Tensor | None, groups: int,
+        qk: bool = False,
     ) -> Tensor:  # fmt: skip
         y = F.layer_norm(x, x.shape[-1:], norm_weight, norm_bias, eps)
-        mixed = ops.channel_formula(F.linear(y, *like(y, qkv, qkv_bias)), groups)[0]
+        mixed = ops.channel_formula(F.linear(y, *like(y, qkv, qkv_bias)), groups, qk)[0]
         return F.linear(mixed, *like(y, proj, proj_bias))
 
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, norm_weight: Tensor | None, norm_bias: Tensor | None, eps: float, qkv: Tensor,
         qkv_bias: Tensor | None, proj: Tensor, proj_bias: Tensor | None, groups: int,
+        qk: bool = False,
     ) -> Tensor:  # fmt: skip
         with torch.autocast(x.device.type, enabled=False):
             y_BHWC, mean, rstd = torch.native_layer_norm(x, x.shape[-1:], norm_weight, norm_bias, eps)
@@ -278,7 +282,7 @@ class GramChannelAttention(torch.autograd.Function):
             mean_BC = y_BNC.mean(1, dtype=torch.float32)
             centred_BNC = y_BNC - mean_BC[:, None]
             gram_BCC = centred_BNC.mT @ centred_BNC
-            ctx.eps, ctx.options = eps, (y_BNC.shape[1], groups)
+            ctx.eps, ctx.options = eps, (y_BNC.shape[1], groups, qk)
             wide = (_leaf(p) for p in (qkv, qkv_bias, proj, proj_bias))
             layer = folded_layer(gram_BCC.double(), mean_BC.double(), *ctx.options, *wide)
             weight_BCC, bias_BC = (t.to(x.dtype) for t in layer)
@@ -299,10 +303,10 @@ class GramChannelAttention(torch.autograd.Function):
             y_BNC = F.layer_norm(x, x.shape[-1:], norm_weight, norm_bias, ctx.eps).flatten(1, 2)
             grad_BNC = grad_BHWC.flatten(1, 2)
             layer_grads = (grad_BNC.mT @ y_BNC).double(), grad_BNC.sum(1, dtype=torch.float32).double()
-            wanted = (needs_input, needs_input, False, False, *needed[4:8])
+            wanted = (needs_input, needs_input, False, False, False, *needed[4:8])
             inputs = (gram_BCC, mean_BC, *ctx.options, *layers)
             leaves = [_leaf(p, need) if isinstance(p, Tensor) else p for p, need in zip(inputs, wanted, strict=True)]
-            grad_gram, grad_mean, _, _, *wide_grads = double_backward(folded_layer, wanted, leaves, layer_grads)
+            grad_gram, grad_mean, _, _, _, *wide_grads = double_backward(folded_layer, wanted, leaves, layer_grads)
             norm_grads: Sequence[Tensor | None] = (None, None, None)
             if grad_gram is not None and grad_mean is not None:
                 grad_centred = grad_gram + grad_gram.mT
@@ -312,7 +316,7 @@ class GramChannelAttention(torch.autograd.Function):
                 norm = native.NormArgs(norm_weight, norm_bias, ctx.eps, mean, rstd)
                 _, *norm_grads = norm_backward(grad_y.view(x.shape), x, norm, needed[:3])
         grads = [None if g is None else g.to(p.dtype) for g, p in zip(wide_grads, layers, strict=True)]
-        return *norm_grads, None, *grads, None
+        return *norm_grads, None, *grads, None, None
 
 
 def _leaf(parameter: Tensor | None, needed: bool = False) -> Any:

@@ -15,10 +15,20 @@ import torch
 from torch import Tensor, nn
 
 from ..kernels.conditions import difference_of_text
-from ..model import ChannelAttention, DaViT, WindowAttention, attend_among_channels, attend_among_positions
+from ..model import (
+    ChannelAttention,
+    ChannelAttentionQK,
+    DaViT,
+    WindowAttention,
+    attend_among_channels,
+    attend_among_channels_qk,
+    attend_among_positions,
+)
 from ..windows import window_partition, window_unpartition
 
 log = logging.getLogger(__name__)
+
+_CHANNEL = (ChannelAttention, ChannelAttentionQK)
 
 
 @dataclass(frozen=True)
@@ -113,19 +123,19 @@ def attention_of(model: nn.Module, image_1CHW: Tensor) -> Attention:
     with torch.no_grad():
         with ExitStack() as hooks:
             for name, module in model.named_modules():
-                if isinstance(module, WindowAttention | ChannelAttention):
+                if isinstance(module, (WindowAttention, *_CHANNEL)):
                     hooks.enter_context(module.register_forward_pre_hook(partial(keep, name)))
             model(image_1CHW)
         try:
             spatial = tuple(_spatial(name, part, x) for name, part, x in seen if isinstance(part, WindowAttention))
-            channel = tuple(_channel(name, part, x) for name, part, x in seen if isinstance(part, ChannelAttention))
+            channel = tuple(_channel(name, part, x) for name, part, x in seen if isinstance(part, _CHANNEL))
         except TypeError as error:
             raise ValueError(
                 f"the attention of this edited model cannot be computed again ({error}): call its formula in "
                 "davit/visualize/attention.py as davit/model.py now does."
             ) from error
-    for kind in (WindowAttention, ChannelAttention):
-        if (reason := difference_of_text(kind)) is not None:
+    for kind in (WindowAttention, *_CHANNEL):
+        if any(isinstance(part, kind) for _, part, _ in seen) and (reason := difference_of_text(kind)) is not None:
             _warn_of_edit(reason)
     return Attention(spatial, channel)
 
@@ -152,11 +162,12 @@ def _spatial(name: str, module: WindowAttention, x_BHWC: Tensor) -> SpatialView:
     return SpatialView(name, stage, w, tiling, attention_MGNN, received_HW)
 
 
-def _channel(name: str, module: ChannelAttention, x_BHWC: Tensor) -> ChannelView:
+def _channel(name: str, module: ChannelAttention | ChannelAttentionQK, x_BHWC: Tensor) -> ChannelView:
     stage = int(name.split(".")[1])
     H, W = x_BHWC.shape[1:3]
     G = module.num_groups
-    y_1PC, attention_1GDD = attend_among_channels(module.qkv(x_BHWC.flatten(1, 2)).float(), G)
+    attend = attend_among_channels_qk if isinstance(module, ChannelAttentionQK) else attend_among_channels
+    y_1PC, attention_1GDD = attend(module.qkv(x_BHWC.flatten(1, 2)).float(), G)
     y_PGD = y_1PC[0].unflatten(1, (G, -1))
     departure_PG = (y_PGD - y_PGD.mean(0)).square().mean(2).sqrt()
     return ChannelView(name, stage, attention_1GDD[0], departure_PG.T.reshape(G, H, W))

@@ -131,3 +131,15 @@ def test_the_check_of_data_is_timed(
     assert script("data_check").main(words) == 0
     times = json.loads((tmp_path / "data_check.json").read_text())["results"]
     assert [len(found) for found in times.values()] == [2] * 5
+
+
+def test_modules_and_kernels_of_both_functions_agree(script: Callable[[str], ModuleType], tmp_path: Path) -> None:
+    florence2 = script("florence2")
+    for kind in florence2.KINDS:
+        for train in (False, True):
+            one, other = (step() for step in florence2.steps(kind, 9, 64, torch.float32, train).values())
+            assert torch.allclose(one, other, rtol=1e-3, atol=1e-4 * float(one.abs().max()))
+    words = ["--size", "32", "--widths", "32", "64", "--rounds", "2", "--dtypes", "float32", "--folder", str(tmp_path)]
+    assert florence2.main(words) == 0
+    results = json.loads((tmp_path / "florence2.json").read_text())["results"]
+    assert len(results) == 2 * 2 * 2 and all(len(result["kernels"]) == 2 for result in results)

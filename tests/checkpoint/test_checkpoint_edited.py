@@ -212,7 +212,7 @@ def test_additions_go_from_a_detectors_backbone_to_a_classifier_and_back() -> No
     assert all(torch.equal(mine[name], model.state_dict()[name]) for name in mine if not name.startswith("norm"))
 
 
-@pytest.mark.parametrize("kind", ["timm", "florence2", "florence2_hf"])
+@pytest.mark.parametrize("kind", ["timm", "florence2", "florence2_native"])
 def test_additions_are_found_where_a_layouts_parts_are_known(snapshot: Any, kind: str) -> None:
     """In a block, in attention, in a layer, in a patch embedding; elsewhere a name says nothing of another layout."""
 

@@ -102,9 +102,9 @@ def test_florence2_is_recognised_under_each_of_its_names():
     assert found.outside == rest
     found = recognise(weights)
     assert (found.layout, found.function) == ("timm", "florence2")
-    names = [SPELLINGS["florence2_hf"].render(key) for key in found.names]
+    names = [SPELLINGS["florence2_native"].render(key) for key in found.names]
     assert "model.vision_tower.blocks.0.0.spatial_block.window_attn.qkv.weight" in names
-    assert recognise(names).layout == "florence2" and recognise(names).names.keys() == found.names.keys()
+    assert recognise(names).layout == "florence2_native" and recognise(names).names.keys() == found.names.keys()
 
 
 @pytest.mark.parametrize("name", [name for name in VARIANTS if name not in ("DaViT_huge", "DaViT_giant")])

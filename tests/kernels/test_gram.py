@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from davit import accelerate
 from davit.kernels import training
-from davit.model import ChannelAttention, DualAttentionBlock
+from davit.model import ChannelAttention, ChannelAttentionQK, DualAttentionBlock
 from tests.conftest import randomise
 from tests.kernels.conftest import noise, relative
 
@@ -22,15 +22,18 @@ FLOOR = {torch.float32: 3e-6, torch.bfloat16: 6e-3}
 TIMES = {torch.float32: 2, torch.bfloat16: 1.5}  # the plain modules' error, where that is larger
 
 
-def block_of(channels: int, groups: int, bias: bool = True, norm: Any = nn.LayerNorm) -> Any:
-    attn = ChannelAttention(channels, groups, bias)
+def block_of(
+    channels: int, groups: int, bias: bool = True, norm: Any = nn.LayerNorm, kind: type[nn.Module] = ChannelAttention
+) -> Any:
+    attn = kind(channels, groups, bias)
     return randomise(DualAttentionBlock(channels, attn, None, 0.0, False, norm), 0)
 
 
 def by_gram(block: Any, x: Tensor) -> Tensor:
     attn, norm = block.attn, block.norm1
     layers = (attn.qkv.weight, attn.qkv.bias, attn.proj.weight, attn.proj.bias)
-    return training.GramChannelAttention.apply(x, norm.weight, norm.bias, norm.eps, *layers, attn.num_groups)
+    options = (attn.num_groups, type(attn) is ChannelAttentionQK)
+    return training.GramChannelAttention.apply(x, norm.weight, norm.bias, norm.eps, *layers, *options)
 
 
 def plainly(block: Any, x: Tensor) -> Tensor:
@@ -63,11 +66,12 @@ LAYOUTS: dict[str, Any] = {
     st.tuples(st.integers(1, 3), st.integers(12, 40), st.integers(16, 40)), st.integers(1, 5),
     st.sampled_from([8, 16, 24]), st.sampled_from([torch.float32, torch.bfloat16]),
     st.sampled_from([(True, True), (False, True), (True, False)]), st.sampled_from(sorted(LAYOUTS)),
+    st.sampled_from([ChannelAttention, ChannelAttentionQK]),
 )  # fmt: skip
-def test_values_and_gradients_equal_float64(size, groups, D, dtype, has_vectors, layout):
+def test_values_and_gradients_equal_float64(size, groups, D, dtype, has_vectors, layout, kind):
     bias, affine = has_vectors
     C = groups * D
-    block = block_of(C, groups, bias, lambda C: nn.LayerNorm(C, elementwise_affine=affine)).to(dtype)
+    block = block_of(C, groups, bias, lambda C: nn.LayerNorm(C, elementwise_affine=affine), kind).to(dtype)
     x, grad = (LAYOUTS[layout](*size, C, seed).detach().to(dtype) for seed in (1, 2))
     x.requires_grad_()
     expected, plain = exact(block, x, grad), results(plainly, block, x, grad)

@@ -20,7 +20,7 @@ from davit import DaViT, accelerate, plain
 from davit.kernels import ops
 from davit.kernels.cpu import library, native
 from davit.kernels.modules import block_arguments
-from davit.model import ChannelAttention, DualAttentionBlock, WindowAttention
+from davit.model import ChannelAttention, ChannelAttentionQK, DualAttentionBlock, WindowAttention
 from tests.kernels.conftest import assert_close, double, noise, relative
 
 pytestmark = pytest.mark.skipif(
@@ -147,12 +147,20 @@ BLOCKS = {  # batch, height, width, channels, heads or groups, window (0: channe
     "Gram matrix, groups of 16": (2, 15, 17, 112, 7, 0, {}),
     "Gram matrix, groups of 96": (1, 24, 23, 192, 2, 0, {}),
     "Gram matrix without an MLP": (1, 17, 14, 96, 3, 0, {"mlp_ratio": None}),
+    # Florence-2's function: q, k and v in other places, another scale
+    "queries and keys, one unit": (3, 5, 5, 96, 3, 0, {"qk": True}),
+    "queries and keys, several units": (2, 12, 10, 256, 4, 0, {"qk": True, "qkv_bias": False}),
+    "queries and keys, groups of 128": (1, 9, 9, 256, 2, 0, {"qk": True}),
+    "queries and keys, Gram matrix": (2, 37, 31, 160, 5, 0, {"qk": True}),
+    "queries and keys, Gram matrix, groups of 96": (1, 24, 23, 192, 2, 0, {"qk": True, "mlp_ratio": None}),
+    "queries and keys, Gram matrix, many units": (1, 170, 153, 32, 1, 0, {"qk": True}),
 }
 
 
-def block_of(C, heads, window, dtype=torch.float32, qkv_bias=True, mlp_ratio=4.0):
+def block_of(C, heads, window, dtype=torch.float32, qkv_bias=True, mlp_ratio=4.0, qk=False):
     """With parameters that all matter."""
-    attention = WindowAttention(C, heads, window, qkv_bias) if window else ChannelAttention(C, heads, qkv_bias)
+    among_channels = ChannelAttentionQK if qk else ChannelAttention
+    attention = WindowAttention(C, heads, window, qkv_bias) if window else among_channels(C, heads, qkv_bias)
     block = DualAttentionBlock(C, attention, mlp_ratio, 0.0, False, torch.nn.LayerNorm)
     for i, parameter in enumerate(block.parameters()):
         fan = parameter[0].numel() if parameter.dim() > 1 else 4

@@ -16,6 +16,7 @@ from tests.kernels.conftest import DEVICE, assert_close, double, noise
 OPERATORS = {
     "window": (ops.window_attention, ops.window_formula),
     "channel": (ops.channel_attention, ops.channel_formula),
+    "channel_qk": (ops.channel_attention, ops.channel_formula),
     "encoding": (ops.encode_and_norm, ops.encode_and_norm_formula),
     "gelu": (GeluLinear.apply, GeluLinear.formula),
 }
@@ -33,6 +34,9 @@ CASES = [
     ("channel", (1, 3, 5), (2, 12)),
     ("channel", (1, 12, 11), (1, 24)),
     ("channel", (0, 5, 5), (1, 16)),
+    ("channel_qk", (2, 13, 11), (2, 32)),
+    ("channel_qk", (1, 3, 5), (2, 12)),
+    ("channel_qk", (0, 5, 5), (1, 16)),
     ("encoding", (1, 9, 17), (70,)),  # several strips
     ("encoding", (1, 2, 5), (160,)),
     ("encoding", (1, 1, 1), (24,)),
@@ -44,7 +48,7 @@ CASES = [
 FIRST = {name: next(case for case in CASES if case[0] == name) for name in OPERATORS}
 SMALL = {
     "window": ((2, 3, 5), (1, 16, 4)), "channel": ((2, 3, 5), (1, 16)), "encoding": ((2, 3, 5), (16,)),
-    "gelu": ((2, 3, 5), (16, 8)),
+    "channel_qk": ((2, 3, 5), (1, 16)), "gelu": ((2, 3, 5), (16, 8)),
 }  # fmt: skip
 some = settings(deadline=None, max_examples=16, derandomize=True)
 batch, side, heads = st.integers(0, 2), st.integers(1, 17), st.integers(1, 3)
@@ -53,7 +57,7 @@ dtypes = st.sampled_from([torch.float32, torch.bfloat16])
 
 def inputs(name, shape, sizes, dtype=torch.float32, absent=False, x=None):
     """An operator's arguments; with ``absent`` without biases and the norm's weight."""
-    width = 3 * sizes[0] * sizes[1] if name in ("window", "channel") else sizes[0]
+    width = 3 * sizes[0] * sizes[1] if name in ("window", "channel", "channel_qk") else sizes[0]
     x = noise((*shape, width), dtype) if x is None else x
 
     def optional(size, seed):
@@ -63,6 +67,8 @@ def inputs(name, shape, sizes, dtype=torch.float32, absent=False, x=None):
         return [x, optional(width, 1), sizes[2], sizes[0]]
     if name == "channel":
         return [x, sizes[0]]
+    if name == "channel_qk":
+        return [x, sizes[0], True]
     if name == "encoding":
         return [x, noise((width, 1, 3, 3), dtype, 1), *(optional(width, seed) for seed in (2, 3, 4)), 1e-3, dtype]
     return [x, noise((sizes[1], width), dtype, 1), optional(sizes[1], 2)]
@@ -100,10 +106,10 @@ def check(name, shape, sizes, dtype=torch.float32, **options):
     assert found[0].dtype == dtype
     for one, other in zip(found, expected, strict=True):
         assert_close(one, other, dtype)
-    grads = grads[:1] if name == "channel" else grads  # of the attention there are none
+    grads = grads[:1] if name.startswith("channel") else grads  # of the attention there are none
     right = gradients_of(expected, leaves_of(wide), grads)
     for one, other in zip(gradients_of(found, leaves_of(arguments), grads), right, strict=True):
-        if name == "channel":  # of q, k and v apart
+        if name.startswith("channel"):  # of q, k and v apart
             for part, right_part in zip(one.chunk(3, dim=-1), other.chunk(3, dim=-1), strict=True):
                 assert_close(part, right_part, dtype)
         else:
@@ -128,9 +134,12 @@ def test_windows_of_any_size_equal_float64(B, H, W, G, D, window, dtype, absent)
 
 
 @some
-@given(batch, st.integers(2, 40), side, heads, st.sampled_from([16, 32, 48, 128]), dtypes)
-def test_channels_of_any_size_equal_float64(B, H, W, G, D, dtype):
-    check("channel", (B, H, W), (G, D), dtype)
+@given(
+    st.sampled_from(["channel", "channel_qk"]), batch, st.integers(2, 40), side, heads,
+    st.sampled_from([16, 32, 48, 128]), dtypes,
+)  # fmt: skip
+def test_channels_of_any_size_equal_float64(name, B, H, W, G, D, dtype):
+    check(name, (B, H, W), (G, D), dtype)
 
 
 @some
@@ -168,12 +177,12 @@ def test_encodings_with_one_gradient(absent, output):
 @pytest.mark.parametrize("name", OPERATORS)
 def test_kernels_read_any_layout(laid_out, name):
     shape, sizes = SMALL[name]
-    channels = {"window": 48, "channel": 48, "encoding": 16, "gelu": 16}[name]
+    channels = {"window": 48, "channel": 48, "channel_qk": 48, "encoding": 16, "gelu": 16}[name]
     check(name, shape, sizes, x=laid_out(channels))
 
 
 @pytest.mark.parametrize("programs", [1, 2, 100000])
-@pytest.mark.parametrize("name", ["channel", "encoding"])
+@pytest.mark.parametrize("name", ["channel", "channel_qk", "encoding"])
 def test_sums_may_be_cut_into_any_number_of_parts(monkeypatch, name, programs):
     for module in (channel, encoding):
         monkeypatch.setattr(module, "MANY_PROGRAMS", programs)
@@ -206,16 +215,16 @@ def test_results_are_repeatable(name):
     assert all(torch.equal(one, other) for one, other in zip(*grads, strict=True))
 
 
-@pytest.mark.parametrize("name", ["window", "channel", "encoding"])
+@pytest.mark.parametrize("name", ["window", "channel", "channel_qk", "encoding"])
 def test_operators_are_well_formed(name):
     arguments = inputs(name, *SMALL[name])
     torch.library.opcheck(OPERATORS[name][0], arguments)
     plain = [a.detach() if isinstance(a, torch.Tensor) else a for a in arguments]
     if name == "window":
         torch.library.opcheck(ops.window_attention_backward, (plain[0][..., :16], *plain))
-    elif name == "channel":
+    elif name.startswith("channel"):
         out, attention = ops.channel_attention(*plain)
-        torch.library.opcheck(ops.channel_attention_backward, (out, plain[0], attention, plain[1]))
+        torch.library.opcheck(ops.channel_attention_backward, (out, plain[0], attention, *plain[1:]))
     else:
         y, normed, mean, rstd = ops.encode_and_norm(*plain)
         for grads in ((y, normed), (None, normed), (y, None)):
@@ -228,14 +237,14 @@ def test_gradients_of_gradients(name):
     wide, results = exact(arguments), []
     for function, values in zip(OPERATORS[name], (arguments, wide), strict=True):
         leaves, outputs = leaves_of(values), outputs_of(function, values)
-        loss = sum((o.square() + o.sin()).sum() for o in (outputs[:1] if name == "channel" else outputs))
+        loss = sum((o.square() + o.sin()).sum() for o in (outputs[:1] if name.startswith("channel") else outputs))
         first = torch.autograd.grad(loss, leaves, create_graph=True)
         results.append(torch.autograd.grad(sum(g.square().sum() for g in first), leaves, allow_unused=True))
     for one, other in zip(*results, strict=True):
         assert_close(one, other, torch.float32)
 
 
-@pytest.mark.parametrize("name", ["window", "channel", "encoding"])
+@pytest.mark.parametrize("name", ["window", "channel", "channel_qk", "encoding"])
 def test_without_triton_operators_compute_the_same(without_kernels, name):
     """As a program that was exported on CUDA does on a machine without it."""
     without_kernels()

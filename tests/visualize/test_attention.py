@@ -37,12 +37,14 @@ def test_every_attention_in_order(small: Callable[..., Any], picture: Callable[.
     assert only_spatial.channel == () and only_spatial.last(0)[1] is None
 
 
-@pytest.mark.parametrize("size", [(64, 64), (50, 71)])
+@pytest.mark.parametrize(
+    ("size", "among_channels"), [((64, 64), "channel"), ((50, 71), "channel"), ((50, 71), "channel_qk")]
+)
 def test_the_attention_shown_gives_the_models_output(
-    small: Callable[..., Any], picture: Callable[..., Tensor], size: tuple[int, int]
+    small: Callable[..., Any], picture: Callable[..., Tensor], size: tuple[int, int], among_channels: str
 ) -> None:
-    """Applied to v (to q among channels), projected and put back, it is what the module gave out."""
-    model, image = small(), picture(1, height=size[0], width=size[1])
+    """Applied to v (to q in DaViT's channel attention), projected and put back, it is what the module gave out."""
+    model, image = small(attention_types=("spatial", among_channels)), picture(1, height=size[0], width=size[1])
     found, kept = attention_of(model, image), outputs(model, image)
     for rows in [view.attention_MGNN for view in found.spatial] + [view.attention_GDD for view in found.channel]:
         torch.testing.assert_close(rows.sum(-1), torch.ones(rows.shape[:-1]))
@@ -61,8 +63,8 @@ def test_the_attention_shown_gives_the_models_output(
         x, y = kept[view.name]
         H, W, C = x.shape[1:]
         G = module.num_groups
-        q = module.qkv(x)[..., :C].reshape(H * W, G, C // G)
-        mixed = torch.einsum("gij,pgj->pgi", view.attention_GDD, q)
+        q, _, v = module.qkv(x).reshape(H * W, 3, G, C // G).unbind(1)
+        mixed = torch.einsum("gij,pgj->pgi", view.attention_GDD, v if among_channels == "channel_qk" else q)
         torch.testing.assert_close(module.proj(mixed.reshape(1, H, W, C)), y, rtol=1e-4, atol=1e-5)
         departure = (mixed - mixed.mean(0)).square().mean(2).sqrt().T.reshape(G, H, W)
         torch.testing.assert_close(view.response_GHW, departure, rtol=1e-4, atol=1e-5)

@@ -190,30 +190,40 @@ def window_attention_backward(
     return grad_qkv, parts_MC
 
 
-def channel_attention(qkv_BHWE: Tensor, groups: int) -> tuple[Tensor, Tensor]:
+def channel_attention(qkv_BHWE: Tensor, groups: int, qk: bool) -> tuple[Tensor, Tensor]:
     """Compute `ops.channel_attention`; see `supports_attention`."""
     qkv = qkv_BHWE.contiguous()
     B, H, W, E = qkv.shape
     out = qkv.new_empty(B, H, W, E // 3)
     attention, parts = _squares(qkv, groups)
-    call("davit_channel_attention", qkv, parts, attention, out, B, H * W, E // 3, groups, _scale(E, groups))
+    sizes = (B, H * W, E // 3, groups, int(qk))
+    call("davit_channel_attention", qkv, parts, attention, out, *sizes, _channel_scale(qkv, groups, qk))
     return out, attention
 
 
-def channel_attention_backward(grad_BHWC: Tensor, qkv_BHWE: Tensor, attention_BGDD: Tensor, groups: int) -> Tensor:
+def channel_attention_backward(
+    grad_BHWC: Tensor, qkv_BHWE: Tensor, attention_BGDD: Tensor, groups: int, qk: bool
+) -> Tensor:
     """Return the gradient of the map of q, k and v."""
     qkv = qkv_BHWE.contiguous()
     B, H, W, E = qkv.shape
     grad_qkv = torch.empty_like(qkv)
     grad_score, parts = _squares(qkv, groups)
     given = (_like(qkv, grad_BHWC), qkv, attention_BGDD.contiguous(), parts, grad_score, grad_qkv)
-    call("davit_channel_attention_backward", *given, B, H * W, E // 3, groups, _scale(E, groups))
+    sizes = (B, H * W, E // 3, groups, int(qk))
+    call("davit_channel_attention_backward", *given, *sizes, _channel_scale(qkv, groups, qk))
     return grad_qkv
 
 
 def _scale(E: int, heads: int) -> float:
     """Return the factor of the attention scores, D^-0.5."""
     return float((E // 3 // heads) ** -0.5)
+
+
+def _channel_scale(qkv_BHWE: Tensor, groups: int, qk: bool) -> float:
+    """Return the factor of channel attention's scores: D^-0.5, or for N positions N^-0.5 in Florence-2's function."""
+    _, H, W, E = qkv_BHWE.shape
+    return float(max(H * W, 1) ** -0.5) if qk else _scale(E, groups)
 
 
 def _squares(qkv_BHWE: Tensor, groups: int) -> tuple[Tensor, Tensor]:
@@ -346,7 +356,7 @@ def supports_block(x_BHWC: Tensor, window: int, heads: int, hidden: int | None, 
 
 
 def infer_block(
-    x_BHWC: Tensor, weights: Sequence[Tensor | None], window: int, heads: int, eps: Sequence[float],
+    x_BHWC: Tensor, weights: Sequence[Tensor | None], window: int, heads: int, eps: Sequence[float], qk: bool,
     packed: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """Infer a `davit.model.DualAttentionBlock`; see `supports_block`.
@@ -356,6 +366,7 @@ def infer_block(
         window: side of a window, 0 for channel attention.
         heads: number of heads, or of groups.
         eps: of both norms.
+        qk: with channel attention, whether it is that of `davit.model.ChannelAttentionQK`.
         packed: result of `pack_block`; the matrices in ``weights`` are not read then.
     """
     x, (B, H, W, C) = x_BHWC.contiguous(), x_BHWC.shape
@@ -369,7 +380,8 @@ def infer_block(
     sizes = (B, H, W, C, E, heads, window)
     memory = _workspace(ask(LIBRARY, "davit_block_memory", x.dtype, packed is not None, *sizes))
     kind = TYPES[x.dtype if like_x else torch.float32]
-    call("davit_block", x, _pointers(given), kind, packed, memory, out, *eps, _scale(3 * C, heads), *sizes)
+    scale = float((H * W) ** -0.5) if qk else _scale(3 * C, heads)
+    call("davit_block", x, _pointers(given), kind, packed, memory, out, *eps, scale, *sizes, int(qk))
     return out
 
 

@@ -1,6 +1,7 @@
 """Compute channel attention in Triton: sums over parts of the positions, then the result block by block.
 
-There are no atomic additions: each program writes its part, and parts are added in a fixed order.
+There are no atomic additions: each program writes its part, and parts are added in a fixed order. The attention is
+softmax(scale * a^T b), and it is applied to x: a, b and x are k, v and q, or in Florence-2's function (`qk`) q, k, v.
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -15,50 +16,56 @@ from .support import MANY_PROGRAMS, ceil_div, channels_together, constexpr, dot,
 BLOCK = 128  # positions at a time
 
 
-def channel_attention(qkv_BHWE: Tensor, groups: int) -> tuple[Tensor, Tensor]:
+def channel_attention(qkv_BHWE: Tensor, groups: int, qk: bool) -> tuple[Tensor, Tensor]:
     """Compute `ops.channel_attention`; see `support.runs_on`."""
     B, H, W, E = qkv_BHWE.shape
-    q, k, v = _split(qkv_BHWE)
+    a, b, x = _split(qkv_BHWE, qk)
     D, constants = _constants(E // 3, groups)
     attention = qkv_BHWE.new_empty(B, groups, D, D, dtype=torch.float32)
-    parts_BGSDD = _products(k, v, groups)
-    launch(_softmax_kernel, B * groups, q.device, parts_BGSDD, attention, parts_BGSDD.shape[2], D**-0.5, **constants)
+    parts_BGSDD = _products(a, b, groups)
+    splits, scale = parts_BGSDD.shape[2], _scale(x, D, qk)
+    launch(_softmax_kernel, B * groups, x.device, parts_BGSDD, attention, splits, scale, **constants)
     out = qkv_BHWE.new_empty(B, H, W, E // 3)
     blocks = ceil_div(H * W, BLOCK)
     launch(
-        _apply_kernel, B * groups * blocks, q.device, q, attention, out,
-        q.stride(0), q.stride(1), H * W, groups, blocks, BN=BLOCK, **constants,
+        _apply_kernel, B * groups * blocks, x.device, x, attention, out,
+        x.stride(0), x.stride(1), H * W, groups, blocks, BN=BLOCK, **constants,
     )  # fmt: skip
     return out, attention
 
 
-def channel_attention_backward(grad_BHWC: Tensor, qkv_BHWE: Tensor, attention_BGDD: Tensor, groups: int) -> Tensor:
+def channel_attention_backward(
+    grad_BHWC: Tensor, qkv_BHWE: Tensor, attention_BGDD: Tensor, groups: int, qk: bool
+) -> Tensor:
     """Return the gradient of the map of q, k and v."""
     B, H, W, E = qkv_BHWE.shape
-    q, k, v = _split(qkv_BHWE)
+    a, b, x = _split(qkv_BHWE, qk)
     grad = channels_together(grad_BHWC.reshape(B, H * W, E // 3))
     D, constants = _constants(E // 3, groups)
     attention_BGDD = attention_BGDD.contiguous()
     grad_score = torch.empty_like(attention_BGDD)
-    parts_BGSDD = _products(grad, q, groups)
+    parts_BGSDD = _products(grad, x, groups)
     launch(
-        _softmax_backward_kernel, B * groups, q.device, parts_BGSDD, attention_BGDD, grad_score,
-        parts_BGSDD.shape[2], D**-0.5, **constants,
+        _softmax_backward_kernel, B * groups, x.device, parts_BGSDD, attention_BGDD, grad_score,
+        parts_BGSDD.shape[2], _scale(x, D, qk), **constants,
     )  # fmt: skip
     grad_qkv = torch.empty_like(qkv_BHWE, memory_format=torch.contiguous_format)
     blocks = ceil_div(H * W, BLOCK)
     launch(
-        _apply_backward_kernel, B * groups * blocks, q.device, k, v, grad, attention_BGDD, grad_score, grad_qkv,
-        *k.stride()[:2], *grad.stride()[:2], H * W, groups, blocks, BN=BLOCK, **constants,
+        _apply_backward_kernel, B * groups * blocks, x.device, a, b, grad, attention_BGDD, grad_score,
+        *_split(grad_qkv, qk), *a.stride()[:2], *grad.stride()[:2], H * W, groups, blocks, BN=BLOCK, **constants,
     )  # fmt: skip
     return grad_qkv
 
 
-def _split(qkv_BHWE: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return q, k and v as views (B, N, C) of one map, contiguous in their channels."""
-    qkv_BNE = channels_together(qkv_BHWE).flatten(1, 2)
-    q, k, v = qkv_BNE.chunk(3, dim=2)
-    return q, k, v
+def _split(qkv_BHWE: Tensor, qk: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Return a, b and x as views (B, N, C) of one map of q, k and v, contiguous in their channels."""
+    q, k, v = channels_together(qkv_BHWE).flatten(1, 2).chunk(3, dim=2)
+    return (q, k, v) if qk else (k, v, q)
+
+
+def _scale(x_BNC: Tensor, D: int, qk: bool) -> float:
+    return float((max(x_BNC.shape[1], 1) if qk else D) ** -0.5)
 
 
 def _constants(C: int, groups: int) -> tuple[int, dict[str, Any]]:
@@ -150,34 +157,35 @@ def _softmax_backward_kernel(parts, attention, grad_score, splits, scale, D: con
 
 @jit
 def _apply_kernel(
-    q, attention, out, stride_b, stride_n, N, G, blocks, BN: constexpr, D: constexpr, DP: constexpr
+    x, attention, out, stride_b, stride_n, N, G, blocks, BN: constexpr, D: constexpr, DP: constexpr
 ):  # fmt: skip
     program = tl.program_id(0).to(tl.int64)
     block, g, b = program % blocks, (program // blocks) % G, program // blocks // G
     n, d = block * BN + tl.arange(0, BN), tl.arange(0, DP)
-    tile = _tile(q + b * stride_b + g * D, stride_n, n, N, D, DP)
+    tile = _tile(x + b * stride_b + g * D, stride_n, n, N, D, DP)
     weight = _square(attention, b * G + g, D, DP).to(tile.dtype)
-    x = dot(tile, tl.trans(weight))
+    mixed = dot(tile, tl.trans(weight))
     target = out + (b * N + n)[:, None] * (G * D) + g * D + d[None, :]
-    tl.store(target, x.to(out.dtype.element_ty), mask=(n < N)[:, None] & (d < D)[None, :])
+    tl.store(target, mixed.to(out.dtype.element_ty), mask=(n < N)[:, None] & (d < D)[None, :])
 
 
 @jit
 def _apply_backward_kernel(
-    k, v, grad, attention, grad_score, grad_qkv, stride_b, stride_n, grad_stride_b, grad_stride_n, N, G, blocks,
+    a, b, grad, attention, grad_score, grad_a, grad_b, grad_x,
+    stride_b, stride_n, grad_stride_b, grad_stride_n, N, G, blocks,
     BN: constexpr, D: constexpr, DP: constexpr,
 ):  # fmt: skip
     program = tl.program_id(0).to(tl.int64)
-    block, g, b = program % blocks, (program // blocks) % G, program // blocks // G
+    block, g, image = program % blocks, (program // blocks) % G, program // blocks // G
     n, d = block * BN + tl.arange(0, BN), tl.arange(0, DP)
-    C = G * D
     mask = (n < N)[:, None] & (d < D)[None, :]
-    target = grad_qkv + (b * N + n)[:, None] * (3 * C) + g * D + d[None, :]
-    dx = _tile(grad + b * grad_stride_b + g * D, grad_stride_n, n, N, D, DP)
-    dq = dot(dx, _square(attention, b * G + g, D, DP).to(dx.dtype))
-    tl.store(target, dq.to(grad_qkv.dtype.element_ty), mask=mask)
-    dscore = _square(grad_score, b * G + g, D, DP).to(dx.dtype)
-    dk = dot(_tile(v + b * stride_b + g * D, stride_n, n, N, D, DP), tl.trans(dscore))
-    tl.store(target + C, dk.to(grad_qkv.dtype.element_ty), mask=mask)
-    dv = dot(_tile(k + b * stride_b + g * D, stride_n, n, N, D, DP), dscore)
-    tl.store(target + 2 * C, dv.to(grad_qkv.dtype.element_ty), mask=mask)
+    target = (image * N + n)[:, None] * (3 * G * D) + g * D + d[None, :]
+    rows = image * stride_b + g * D
+    out = _tile(grad + image * grad_stride_b + g * D, grad_stride_n, n, N, D, DP)
+    dx = dot(out, _square(attention, image * G + g, D, DP).to(out.dtype))
+    tl.store(grad_x + target, dx.to(grad_x.dtype.element_ty), mask=mask)
+    dscore = _square(grad_score, image * G + g, D, DP).to(out.dtype)
+    da = dot(_tile(b + rows, stride_n, n, N, D, DP), tl.trans(dscore))
+    tl.store(grad_a + target, da.to(grad_a.dtype.element_ty), mask=mask)
+    db = dot(_tile(a + rows, stride_n, n, N, D, DP), dscore)
+    tl.store(grad_b + target, db.to(grad_b.dtype.element_ty), mask=mask)

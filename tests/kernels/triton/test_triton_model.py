@@ -59,7 +59,9 @@ def assert_close(results, expected, tolerance=2e-5):
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"qkv_bias": False, "ffn": False}, {"cpe_act": True}], ids=["stock", "without parts", "GELU"]
+    "options",
+    [{}, {"attention_types": ("spatial", "channel_qk")}, {"qkv_bias": False, "ffn": False}, {"cpe_act": True}],
+    ids=["stock", "stock of Florence-2", "without parts", "GELU"],
 )
 def test_models_through_kernels(tiny, image, launches, options):
     model = tiny(drop_path_rate=0.0, **options).train()

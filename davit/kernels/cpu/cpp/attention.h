@@ -154,6 +154,13 @@ static void window_attention_backward(const T *grad, const T *qkv, const T *bias
 
 // --- channel attention: a map of q, k and v (B, N, 3 C) gives a map (B, N, C) ---
 
+// Where the three maps of a channel attention begin in a row of q, k and v. With A = softmax(scale * a^T b), the result
+// is x times the transpose of A. In DaViT's function a, b, x are k, v, q; in Florence-2's (`qk`) they are q, k, v.
+struct Roles {
+    size a, b, x;
+    Roles(size C, bool qk) : a(qk ? 0 : C), b(qk ? C : 2 * C), x(qk ? 2 * C : 0) {}
+};
+
 constexpr size BLOCK = 64;       // positions at a time
 constexpr size PART = 8 * BLOCK; // positions of a task; native.py has the same number
 
@@ -205,13 +212,14 @@ INLINE void add_parts(const float *parts, size P, size numbers, float scale, flo
 
 template <class T>
 static void channel_attention(const T *qkv, float *parts, float *attention, T *out, size B, size N, size C, size G,
-                              float scale, int threads) {
+                              bool qk, float scale, int threads) {
     size D = C / G, P = (N + PART - 1) / PART;
-    channel_products(qkv + C, 3 * C, qkv + 2 * C, 3 * C, parts, B, N, G, D, threads);
+    Roles roles(C, qk);
+    channel_products(qkv + roles.a, 3 * C, qkv + roles.b, 3 * C, parts, B, N, G, D, threads);
 #pragma omp parallel num_threads(threads)
     {
         Scratch scratch(D * D + 2 * BLOCK * D);
-        float *transposed = scratch.take(D * D), *q = scratch.take(BLOCK * D), *x = scratch.take(BLOCK * D);
+        float *transposed = scratch.take(D * D), *x = scratch.take(BLOCK * D), *mixed = scratch.take(BLOCK * D);
 #pragma omp for schedule(static)
         for (size i = 0; i < B * G; i++) {
             add_parts(parts + i * P * D * D, P, D * D, scale, attention + i * D * D);
@@ -223,9 +231,9 @@ static void channel_attention(const T *qkv, float *parts, float *attention, T *o
             transpose(attention + (b * G + g) * D * D, D, D, D, transposed);
             for (size n = p * PART; n < last; n += BLOCK) {
                 size count = min(BLOCK, last - n), at = b * N + n;
-                copy(qkv + at * 3 * C + g * D, 3 * C, count, D, q);
-                product(q, D, 1, transposed, D, count, D, D, Write{x, D});
-                copy_back(x, count, D, C, out + at * C + g * D);
+                copy(qkv + at * 3 * C + roles.x + g * D, 3 * C, count, D, x);
+                product(x, D, 1, transposed, D, count, D, D, Write{mixed, D});
+                copy_back(mixed, count, D, C, out + at * C + g * D);
             }
         }
     }
@@ -233,9 +241,10 @@ static void channel_attention(const T *qkv, float *parts, float *attention, T *o
 
 template <class T>
 static void channel_attention_backward(const T *grad, const T *qkv, const float *attention, float *parts, float *score,
-                                       T *out, size B, size N, size C, size G, float scale, int threads) {
+                                       T *out, size B, size N, size C, size G, bool qk, float scale, int threads) {
     size D = C / G, P = (N + PART - 1) / PART;
-    channel_products(grad, C, qkv, 3 * C, parts, B, N, G, D, threads);
+    Roles roles(C, qk);
+    channel_products(grad, C, qkv + roles.x, 3 * C, parts, B, N, G, D, threads);
 #pragma omp parallel num_threads(threads)
     {
         Scratch scratch(D * D + 4 * BLOCK * D);
@@ -255,15 +264,16 @@ static void channel_attention_backward(const T *grad, const T *qkv, const float 
                 const T *source = qkv + at * 3 * C + g * D;
                 T *target = out + at * 3 * C + g * D;
                 copy(grad + at * C + g * D, C, count, D, from);
-                product(from, D, 1, weight, D, count, D, D, Write{to, D}); // grad q = grad x attention
-                copy_back(to, count, D, 3 * C, target);
-                copy(source + 2 * C, 3 * C, count, D, from);
+                product(from, D, 1, weight, D, count, D, D, Write{to, D}); // grad x = grad times the attention
+                copy_back(to, count, D, 3 * C, target + roles.x);
+                copy(source + roles.b, 3 * C, count, D, from);
                 product(from, D, 1, transposed, D, count, D, D,
-                        Write{to, D}); // grad k = v x transposed gradient of the scores
-                copy_back(to, count, D, 3 * C, target + C);
-                copy(source + C, 3 * C, count, D, from);
-                product(from, D, 1, grad_score, D, count, D, D, Write{to, D}); // grad v = k x gradient of the scores
-                copy_back(to, count, D, 3 * C, target + 2 * C);
+                        Write{to, D}); // grad a = b times the transposed gradient of the scores
+                copy_back(to, count, D, 3 * C, target + roles.a);
+                copy(source + roles.a, 3 * C, count, D, from);
+                product(from, D, 1, grad_score, D, count, D, D,
+                        Write{to, D}); // grad b = a times the gradient of the scores
+                copy_back(to, count, D, 3 * C, target + roles.b);
             }
         }
     }

@@ -26,13 +26,14 @@ static void channel_pass_by_keys(const T *x, const Encoding &encoding, const Nor
     size largest = (N + U - 1) / U, each = items_per_task(units.count, MAX_ROWS / largest, shape.threads); // units
     size places = each * largest;
     Tasks second_pass(shape.M(), 4 * C, shape.threads);
-    T *y = memory.middle, *q = memory.kept;
+    Roles roles(C, shape.qk);
+    T *y = memory.middle, *kept = memory.kept;
 #pragma omp parallel num_threads(shape.threads)
     {
         size max_rows = places > second_pass.rows ? places : second_pass.rows, strip = places * chunks.heads * D;
         Scratch scratch(max_rows * C + 2 * strip + 3 * D * D);
         T *normed = (T *)scratch.take(max_rows * C), *mixed = normed;
-        float *k = scratch.take(strip), *v = scratch.take(strip);
+        float *a = scratch.take(strip), *b = scratch.take(strip);
         float *squares = scratch.take(D * D), *transposed = scratch.take(D * D);
         T *rounded = (T *)scratch.take(D * D);
 #pragma omp for schedule(dynamic)
@@ -43,22 +44,22 @@ static void channel_pass_by_keys(const T *x, const Encoding &encoding, const Nor
             for (size g = 0; g < G; g += chunks.heads) {
                 size groups = min(chunks.heads, G - g), width = groups * D;
                 const float *bias = qkv_bias + g * D;
-                T *to = q + start * C + g * D;
+                T *to = kept + start * C + g * D;
                 const W *packed = weights.qkv + g * D * words;
-                panels(normed, rows, C, packed, width, [&](size i, size c, vfloat total) INLINE_LAMBDA {
-                    store(to + i * C + c, total + load(bias + c));
-                });
-                panels(normed, rows, C, packed + C * words, width, [&](size i, size c, vfloat total) INLINE_LAMBDA {
-                    store(k + i * width + c, total + load(bias + C + c));
-                });
-                panels(normed, rows, C, packed + 2 * C * words, width,
+                panels(normed, rows, C, packed + roles.x * words, width,
                        [&](size i, size c, vfloat total)
-                           INLINE_LAMBDA { store(v + i * width + c, total + load(bias + 2 * C + c)); });
+                           INLINE_LAMBDA { store(to + i * C + c, total + load(bias + roles.x + c)); });
+                panels(normed, rows, C, packed + roles.a * words, width,
+                       [&](size i, size c, vfloat total)
+                           INLINE_LAMBDA { store(a + i * width + c, total + load(bias + roles.a + c)); });
+                panels(normed, rows, C, packed + roles.b * words, width,
+                       [&](size i, size c, vfloat total)
+                           INLINE_LAMBDA { store(b + i * width + c, total + load(bias + roles.b + c)); });
                 for (size unit = first; unit < last; unit++) {
                     size from = (units.start(unit) - start) * width, count = units.start(unit + 1) - units.start(unit);
                     for (size h = 0; h < groups; h++) {
                         float *part = memory.parts + ((unit / U * G + g + h) * U + unit % U) * D * D;
-                        product(k + from + h * D, 1, width, v + from + h * D, width, D, count, D, Write{part, D});
+                        product(a + from + h * D, 1, width, b + from + h * D, width, D, count, D, Write{part, D});
                     }
                 }
             }
@@ -78,7 +79,7 @@ static void channel_pass_by_keys(const T *x, const Encoding &encoding, const Nor
             for (size at = start; at < start + rows;) { // one image at a time
                 size image = at / N, count = min((image + 1) * N, start + rows) - at;
                 for (size g = 0; g < G; g++)
-                    product((const W *)(q + at * C + g * D), words, 1,
+                    product((const W *)(kept + at * C + g * D), words, 1,
                             memory.attention + (image * G + g) * D * D / PER, D, count, D / PER, D,
                             [&](size i, size c, vfloat total)
                                 INLINE_LAMBDA { store(mixed + (at - start + i) * C + g * D + c, total); });
@@ -91,9 +92,10 @@ static void channel_pass_by_keys(const T *x, const Encoding &encoding, const Nor
 
 // --- channel attention from the Gram matrix ---
 //
-// With G = x^T x over the positions of an image, k^T v is Wk G Wv^T. The query layer, the attention A and the
-// projection together are one matrix for all positions, Wproj A Wq. A position then costs 1.5 C C multiply-adds in
-// place of 4 C C + 2 C D, and q, k and v are not computed. The biases need the sum of x, kept as the last row of G.
+// With G = y^T y over the positions y of an image's normed map, a^T b is Wa G Wb^T (for a, b and x see `Roles`). The
+// layer of x, the attention A and the projection together are one matrix for all positions, Wproj A Wx. A position then
+// costs 1.5 C C multiply-adds in place of 4 C C + 2 C D, and q, k and v are not computed. The biases need the sum of y,
+// kept as the last row of G.
 
 constexpr size GRAM_ROWS = 224; // positions at a time
 
@@ -177,44 +179,47 @@ struct GroupMixer {
     const float *wide, *qkv_bias; // weights as float32 panels
     Chunks chunks;
     size C, D;
-    float *keys, *square, *transposed, *sums;
+    Roles roles;
+    float *rows_of_a, *square, *transposed, *sums;
 
     static size memory(size C, size D) { return D * C + 2 * D * D + D; }
     GroupMixer(const Sizes &shape, const float *wide, const float *qkv_bias, Scratch &scratch)
-        : shape(shape), wide(wide), qkv_bias(qkv_bias), chunks(shape), C(shape.C), D(shape.C / shape.G) {
-        keys = scratch.take(D * C), square = scratch.take(D * D), transposed = scratch.take(D * D),
+        : shape(shape), wide(wide), qkv_bias(qkv_bias), chunks(shape), C(shape.C), D(shape.C / shape.G),
+          roles(shape.C, shape.qk) {
+        rows_of_a = scratch.take(D * C), square = scratch.take(D * D), transposed = scratch.take(D * D),
         sums = scratch.take(D);
     }
 
-    // Write columns g D to g D + D of mixed (C + 1, C): the transpose of A Wq, and as last row A times the bias of q.
+    // Write columns g D to g D + D of mixed (C + 1, C): the transpose of A Wx, and as last row A times the bias of x.
     INLINE_METHOD void operator()(const float *gram, size g, float *mixed) const {
-        const float *sum_of_x = gram + C * C, *bias_q = qkv_bias + g * D, *bias_k = bias_q + C, *bias_v = bias_k + C;
+        const float *sum_of_y = gram + C * C, *bias = qkv_bias + g * D;
+        const float *bias_a = bias + roles.a, *bias_b = bias + roles.b, *bias_x = bias + roles.x;
         float N = shape.H * shape.W;
-        for (size from = 0; from < D; from += PANEL) { // Wk G + bk s^T, and Wk s + N bk
-            Columns k = columns_of(wide + C * C, shape, chunks, g, from);
-            product(k.at, 1, k.stride, gram, C, k.width, C, C, [&](size d, size c, vfloat total) INLINE_LAMBDA {
-                store(keys + (from + d) * C + c, total + bias_k[from + d] * load(sum_of_x + c));
+        for (size from = 0; from < D; from += PANEL) { // Wa G + ba s^T, and Wa s + N ba, for the sum s of y
+            Columns a = columns_of(wide + roles.a * C, shape, chunks, g, from);
+            product(a.at, 1, a.stride, gram, C, a.width, C, C, [&](size d, size c, vfloat total) INLINE_LAMBDA {
+                store(rows_of_a + (from + d) * C + c, total + bias_a[from + d] * load(sum_of_y + c));
             });
-            product(sum_of_x, C, 1, k.at, k.stride, 1, C, k.width, [&](size, size d, vfloat total) INLINE_LAMBDA {
-                store(sums + from + d, total + N * load(bias_k + from + d));
+            product(sum_of_y, C, 1, a.at, a.stride, 1, C, a.width, [&](size, size d, vfloat total) INLINE_LAMBDA {
+                store(sums + from + d, total + N * load(bias_a + from + d));
             });
         }
         for (size from = 0; from < D; from += PANEL) {
-            Columns v = columns_of(wide + 2 * C * C, shape, chunks, g, from);
-            product(keys, C, 1, v.at, v.stride, D, C, v.width, [&](size d, size c, vfloat total) INLINE_LAMBDA {
-                store(square + d * D + from + c, (total + sums[d] * load(bias_v + from + c)) * shape.scale);
+            Columns b = columns_of(wide + roles.b * C, shape, chunks, g, from);
+            product(rows_of_a, C, 1, b.at, b.stride, D, C, b.width, [&](size d, size c, vfloat total) INLINE_LAMBDA {
+                store(square + d * D + from + c, (total + sums[d] * load(bias_b + from + c)) * shape.scale);
             });
         }
         softmax(square, D, D, D);
         transpose(square, D, D, D, transposed);
         for (size from = 0; from < D; from += PANEL) {
-            Columns q = columns_of(wide, shape, chunks, g, from);
+            Columns x = columns_of(wide + roles.x * C, shape, chunks, g, from);
             if (from == 0)
-                product(q.at, q.stride, 1, transposed, D, C, q.width, D, Write{mixed + g * D, C});
+                product(x.at, x.stride, 1, transposed, D, C, x.width, D, Write{mixed + g * D, C});
             else
-                product(q.at, q.stride, 1, transposed + from * D, D, C, q.width, D, Add{mixed + g * D, C});
+                product(x.at, x.stride, 1, transposed + from * D, D, C, x.width, D, Add{mixed + g * D, C});
         }
-        product(bias_q, D, 1, transposed, D, 1, D, D, Write{mixed + C * C + g * D, C});
+        product(bias_x, D, 1, transposed, D, 1, D, D, Write{mixed + C * C + g * D, C});
     }
 };
 

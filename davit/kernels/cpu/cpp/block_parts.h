@@ -30,6 +30,7 @@ struct Sizes {
     size window;           // side of a window; 0 for channel attention
     float scale, eps1, eps2;
     int threads;
+    bool qk; // Florence-2's channel attention
     size M() const { return B * H * W; }
     // Whether channel attention uses the Gram matrix: with at least as many positions as channels in float32, and
     // twice as many in bfloat16, since products of C x C matrices run in float32, at half the rate.
@@ -79,12 +80,12 @@ template <class T> struct Matrices {
 template <class T> struct Memory {
     typedef typename Word<T>::type W;
     T *middle,
-        *kept;    // maps (B, H, W, C); channel attention keeps q in the second one, or with the Gram matrix the norm's
-                  // output
+        *kept;    // maps (B, H, W, C); channel attention keeps x (see `Roles`) in the second one, or with the Gram
+                  // matrix the norm's output
     T *packed;    // the matrices, if the caller did not pack them
-    float *parts; // channel attention's sums over each unit: k^T v of each group, or Gram matrices (C + 1, C)
-    W *attention; // softmax of k^T v, for each image and group
-    // With the Gram matrix, for each image: that matrix (C + 1, C), A Wq (C + 1, C), and the folded projection of it
+    float *parts; // channel attention's sums over each unit: a^T b of each group, or Gram matrices (C + 1, C)
+    W *attention; // softmax of a^T b, for each image and group
+    // With the Gram matrix, for each image: that matrix (C + 1, C), A Wx (C + 1, C), and the folded projection of it
     // (C, C) with its bias. For the block: its weights in float32.
     float *gram, *mixed, *bias, *wide;
     W *folded;

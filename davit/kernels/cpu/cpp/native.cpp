@@ -70,15 +70,15 @@ void davit_window_attention_backward(int type, const void *grad, const void *qkv
 }
 
 void davit_channel_attention(int type, const void *qkv, float *parts, float *attention, void *out, size B, size N,
-                             size C, size G, float scale, int threads) {
-    BY_TYPE(channel_attention((const T *)qkv, parts, attention, (T *)out, B, N, C, G, scale, threads))
+                             size C, size G, size qk, float scale, int threads) {
+    BY_TYPE(channel_attention((const T *)qkv, parts, attention, (T *)out, B, N, C, G, qk != 0, scale, threads))
 }
 
 void davit_channel_attention_backward(int type, const void *grad, const void *qkv, const float *attention,
-                                      float *parts, float *score, void *out, size B, size N, size C, size G,
+                                      float *parts, float *score, void *out, size B, size N, size C, size G, size qk,
                                       float scale, int threads) {
     BY_TYPE(channel_attention_backward((const T *)grad, (const T *)qkv, attention, parts, score, (T *)out, B, N, C, G,
-                                       scale, threads))
+                                       qk != 0, scale, threads))
 }
 
 void davit_norm_backward(int type, const void *grad, const void *x, const float *norm_weight, const float *norm_bias,
@@ -117,14 +117,14 @@ void davit_mlp(int type, const void *x, const float *norm_weight, const float *n
 size davit_block_memory(int type, size packed, size B, size H, size W, size C, size E, size G, size window,
                         int threads) {
     size bytes = 0;
-    Sizes shape = {B, H, W, C, E, G, window, 0.0f, 0.0f, 0.0f, threads};
+    Sizes shape = {B, H, W, C, E, G, window, 0.0f, 0.0f, 0.0f, threads, false};
     BY_TYPE(shape.B = images_of_part(shape, sizeof(T)); Memory<T>(nullptr, shape, !packed, bytes))
     return bytes;
 }
 
 // `weights`: indexed by Parameter; the matrices alone are read.
 void davit_pack_block(int type, const void *const *weights, void *packed, size C, size E, size G, int threads) {
-    Sizes shape = {0, 0, 0, C, E, G, 0, 0.0f, 0.0f, 0.0f, threads};
+    Sizes shape = {0, 0, 0, C, E, G, 0, 0.0f, 0.0f, 0.0f, threads, false};
     WITH_PRODUCTS(pack_block(weights, (T *)packed, shape))
 }
 
@@ -132,8 +132,8 @@ void davit_pack_block(int type, const void *const *weights, void *packed, size C
 // null; otherwise the matrices are read from it and not from `weights`.
 void davit_block(int type, const void *x, const void *const *weights, size norm_type, const void *packed, void *memory,
                  void *out, float eps1, float eps2, float scale, size B, size H, size W, size C, size E, size G,
-                 size window, int threads) {
-    Sizes shape = {B, H, W, C, E, G, window, scale, eps1, eps2, threads};
+                 size window, size qk, int threads) {
+    Sizes shape = {B, H, W, C, E, G, window, scale, eps1, eps2, threads, qk != 0};
     WITH_PRODUCTS(block((const T *)x, weights, norm_type == 0, packed, (char *)memory, (T *)out, shape))
 }
 
