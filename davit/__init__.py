@@ -9,13 +9,14 @@ from .registry import create_model
 from .variants import VARIANTS
 
 if TYPE_CHECKING:
-    from .loading import load
+    from .predict import load
 else:
 
     def __getattr__(name: str) -> object:
         if name != "load":
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        from .loading import load  # imports data and engine, which nobody needs who only builds a model
+        from . import loading  # noqa: F401 (teaches `load` about detectors)
+        from .predict import load  # imports data and engine, which nobody needs who only builds a model
 
         globals()[name] = load  # so that this function is asked only once
         return load

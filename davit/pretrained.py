@@ -1,6 +1,6 @@
 """Find weights by what a user calls them: files, folders, repositories of the Hugging Face hub, published weights.
 
-`resolve` turns the name of a source into a file; it never falls back to published weights. The names are those of timm:
+`resolve` turns the name of a source into a file, and never falls back to published weights. The names are timm's:
 
     FILE                         a checkpoint of any kind that `davit.checkpoint` reads
     FOLDER, local-dir:FOLDER     of a training run (its best checkpoint), in timm's format (config.json and weights),
@@ -23,7 +23,7 @@ import logging
 import os
 import re
 import urllib.parse
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,7 +54,7 @@ from .checkpoint import (
 from .checkpoint.names import DAVIT_FUNCTION, FLORENCE2_FUNCTION
 from .checkpoint.read import FUNCTION_ENTRY
 from .commands import USER_ERROR
-from .counterparts import our_counterpart
+from .counterparts import TIMM_DAVITS, our_counterpart
 from .files import read_small
 from .limits import short
 from .text import as_line, nearest, some
@@ -64,6 +64,7 @@ _logger = logging.getLogger(__name__)
 FOLDER_VARIABLE = "DAVIT_WEIGHTS_DIR"
 CONFIG = "config.json"
 ARCHITECTURE_ENTRY = "architecture"  # in a checkpoint's metadata: the one that its config.json names
+DESCRIPTIONS_ENTRY = "class_descriptions"  # likewise: what its classes' names mean, by name
 BEST_OF_A_RUN = ("model_best.pth.tar", "last.pth.tar", "previous.pth.tar")  # the first that is there
 
 _SOURCES = {"hf-hub": "hf-hub", "hf_hub": "hf-hub", "local-dir": "local-dir"}  # timm's older name among them
@@ -81,6 +82,10 @@ class PretrainedError(RuntimeError):
     """Say why weights of the hub cannot be used, and how to get them by hand."""
 
     exit_status = USER_ERROR
+
+
+class _UnreachableError(PretrainedError):
+    """The hub cannot be asked, and the cache does not have the file."""
 
 
 # ---- sources ----
@@ -144,12 +149,19 @@ def split_source(source: str | Path) -> tuple[str | None, str]:
     if scheme not in _SOURCES:
         if rest.startswith("//"):
             raise ValueError(f"{text} is an address, which is not fetched; download it, and give {ways}.")
-        if near := nearest(scheme, _SOURCES, cutoff=0.5):
+        if near := nearest(scheme, _SOURCES.values(), cutoff=0.5):
             raise ValueError(f"{text} begins with an unknown source {match[1]!r}; did you mean {near[0]}:{rest}?")
         return None, text
     if not rest.strip():
         raise ValueError(f"{text!r} names nothing after the colon; give {ways}.")
     return _SOURCES[scheme], rest
+
+
+def folder_of(source: str | Path | None) -> Path | None:
+    """Return the folder that a source names, None for a file, the hub or nothing."""
+    kind, rest = (None, "") if source is None else split_source(source)
+    path = Path(rest).expanduser()
+    return path if rest and kind != "hf-hub" and path.is_dir() else None
 
 
 def read_source(source: str | Path, ema: str = "auto", cache_dir: str | Path | None = None) -> Checkpoint:
@@ -206,7 +218,9 @@ def _weights_in(folder: Path) -> Path:
             return folder / name
     if any((folder / name).is_file() for name in _INDEXES):
         return folder
-    files = sorted(_checkpoints_in(folder), key=lambda file: [file.name.endswith(suffix) for suffix in _SUFFIXES][::-1])
+    files = sorted(
+        _checkpoints_in(folder), key=lambda file: [file.name.endswith(suffix) for suffix in _SUFFIXES][::-1]
+    )
     if not files:
         raise CheckpointError(
             f"{folder} holds {CONFIG} and no weights ({_WEIGHTS[0]} or another of {', '.join(_SUFFIXES)}); fetch the "
@@ -222,8 +236,8 @@ def _checkpoints_in(folder: Path) -> list[Path]:
 
 
 def best_of_mm(folder: Path) -> Path | None:
-    """Find the best checkpoint in a work folder of MMDetection or MMSegmentation, else the last one; None elsewhere."""
-    best = [file for file in folder.glob("best_*.pth") if file.is_file()]
+    """Find the best checkpoint in a work folder of MMDetection or MMSegmentation, else the last; None elsewhere."""
+    best = [file for file in folder.glob("best_*.pth") if re.fullmatch(r"best_.+_(epoch|iter)_\d+\.pth", file.name)]
     if best:
         return max(best, key=lambda file: (_number_of(file), file.name))
     pointer = folder / "last_checkpoint"
@@ -261,8 +275,8 @@ def _read_config(file: Path, origin: str = "") -> dict[str, Any] | None:
     if isinstance(config.get("model_type"), str):
         return None
     raise CheckpointError(
-        f"{name} is none of timm's: it names no `architecture` (it has {some(config, 5) or 'nothing'}). For the weights "
-        "alone give their file; timm.models.save_for_hf and `python -m davit.hub export` write such folders."
+        f"{name} is none of timm's: it names no `architecture` (it has {some(config, 5) or 'nothing'}). For the "
+        "weights alone give their file; timm.models.save_for_hf and `python -m davit.hub export` write such folders."
     )
 
 
@@ -332,24 +346,21 @@ def _noted(config: Mapping[str, Any], origin: str) -> dict[str, Any]:
     }
     if names := _label_names(config):
         noted["class_names"] = names
-    if "channel_attn_v2" in model_args:  # the names of such weights need not tell
-        noted[FUNCTION_ENTRY] = FLORENCE2_FUNCTION if model_args["channel_attn_v2"] else DAVIT_FUNCTION
+        noted[DESCRIPTIONS_ENTRY] = _said(config, "label_descriptions") or {}
+    if architecture in TIMM_DAVITS:  # the names of such weights need not tell
+        is_fl = {**TIMM_DAVITS[architecture], **model_args}["channel_attn_v2"]
+        noted[FUNCTION_ENTRY] = FLORENCE2_FUNCTION if is_fl else DAVIT_FUNCTION
     return noted
 
 
 def _label_names(config: Mapping[str, Any]) -> list[str]:
-    """Name the classes in the order of the outputs, with their descriptions where there are any."""
+    """Name the classes in the order of the outputs; none where the config has no names."""
     names = _said(config, "label_names") or _said(config, "labels")
     if isinstance(names, dict):  # number to name, where some have none
         numbered = {int(key): str(value) for key, value in names.items() if re.fullmatch(r"\d{1,9}", str(key))}
         count = int(_said(config, "num_classes") or 0) or 1 + max(numbered, default=-1)
         names = [numbered.get(index, f"class {index}") for index in range(count)] if numbered else []
-    if not isinstance(names, list):
-        return []
-    described = _said(config, "label_descriptions") or {}
-    return [
-        f"{described[name]} ({name})" if described.get(name) not in (None, name) else name for name in map(str, names)
-    ]
+    return list(map(str, names)) if isinstance(names, list) else []
 
 
 def _check_classes(checkpoint: Checkpoint, config: Mapping[str, Any]) -> None:
@@ -373,12 +384,21 @@ def check_architecture(checkpoint: Checkpoint) -> None:
 
 def _check_architecture(architecture: str, origin: str) -> None:
     if not timm.is_model(architecture):
-        near = nearest(architecture, timm.list_models(), 3)
+        near = some(nearest(architecture, timm.list_models(), 3))
         raise CheckpointError(
-            f"{origin} is of the architecture {as_line(architecture)!r}, which neither timm {timm.__version__} nor davit "
-            f"has{f' (near ones: {some(near)})' if near else ''}; upgrade timm, or give `model=NAME` and the file of the "
-            "weights."
+            f"{origin} is of the architecture {as_line(architecture)!r}, which neither timm {timm.__version__} nor "
+            f"davit has{f' (near ones: {near})' if near else ''}; upgrade timm, or give `model=NAME` and the file "
+            "of the weights."
         )
+
+
+def noted_in(source: str) -> dict[str, Any]:
+    """Return what the config.json of a source says, in the words of a training's flags: model, model_kwargs, mean ...
+
+    Raises:
+        ValueError, PretrainedError: as `config_of`.
+    """
+    return dict(_noted(config_of(source), source)["args"])
 
 
 def config_of(source: str, cache_dir: str | Path | None = None) -> dict[str, Any]:
@@ -417,15 +437,20 @@ def _hub_weights(name: str, chosen: object, cache_dir: str | Path | None) -> Pat
         if Path(str(chosen)).is_absolute() or ".." in Path(str(chosen)).parts:
             raise CheckpointError(f"hf-hub:{name} names the weights {chosen!r}, which is no file of the repository.")
         return hub_file(name, str(chosen), cache_dir)
-    for file in _HUB_WEIGHTS:
-        if (found := _hub_file_if_there(name, file, cache_dir)) is not None:
-            return found
-    for file in _INDEXES:
-        if (index := _hub_file_if_there(name, file, cache_dir)) is not None:
-            return _hub_shards(name, index, cache_dir)
+    unreachable: PretrainedError | None = None
+    for file in (*_HUB_WEIGHTS, *_INDEXES):
+        try:
+            found = _hub_file_if_there(name, file, cache_dir)
+        except _UnreachableError as error:  # another one may be in the cache
+            unreachable = unreachable or error
+            continue
+        if found is not None:
+            return _hub_shards(name, found, cache_dir) if file in _INDEXES else found
+    if unreachable is not None:
+        raise unreachable
     raise PretrainedError(
-        f"hf-hub:{name} holds no weights ({' or '.join(_HUB_WEIGHTS)}), or the cache does not have them and the hub "
-        f"cannot be asked; {huggingface_hub.constants.ENDPOINT}/{name.partition('@')[0]}/tree/main shows what it has."
+        f"hf-hub:{name} holds no weights ({' or '.join(_HUB_WEIGHTS)}); look at "
+        f"{huggingface_hub.constants.ENDPOINT}/{name.partition('@')[0]}/tree/main for what it has."
     )
 
 
@@ -480,11 +505,9 @@ def _hub_file_if_there(name: str, file: str, cache_dir: str | Path | None) -> Pa
         if isinstance(cached, str):
             _logger.info("hf-hub:%s: %s as it is in the cache (the hub: %s)", name, file, type(error).__name__)
             return Path(cached)
-        if isinstance(error, EntryNotFoundError) or cached is not None:
+        if isinstance(error, EntryNotFoundError) or cached is not None:  # the cache remembers what is not there, too
             return None
-        if _is_cached(repository, revision, cache_dir):  # other files of it are, so this one was not there
-            return None
-        raise PretrainedError(_why_unreachable(name, repository, revision, cache_dir, error)) from error
+        raise _UnreachableError(_why_unreachable(name, file, cache_dir, error)) from error
 
 
 def _split_repository(name: str) -> tuple[str, str | None]:
@@ -516,15 +539,8 @@ def _why_not_there(name: str, error: Exception) -> str:
     )
 
 
-def _is_cached(repository: str, revision: str | None, cache_dir: str | Path | None) -> bool:
-    return isinstance(
-        huggingface_hub.try_to_load_from_cache(repository, CONFIG, revision=revision, cache_dir=cache_dir), str
-    )
-
-
-def _why_unreachable(
-    name: str, repository: str, revision: str | None, cache_dir: str | Path | None, error: Exception
-) -> str:
+def _why_unreachable(name: str, file: str, cache_dir: str | Path | None, error: Exception) -> str:
+    repository, revision = _split_repository(name)
     cache = Path(cache_dir or huggingface_hub.constants.HF_HUB_CACHE)
     folder = cache / f"models--{repository.replace('/', '--')}"
     refs = sorted(str(ref.relative_to(folder / "refs")) for ref in (folder / "refs").rglob("*") if ref.is_file())
@@ -532,10 +548,10 @@ def _why_unreachable(
         why = "HF_HUB_OFFLINE keeps the hub from being asked"
     else:
         why = f"the hub cannot be reached ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
-    has = f"has only the revisions {', '.join(refs)} of it" if refs else "does not have it"
+    has = f"; of this repository it has the revisions {', '.join(refs)}" if refs else ""
     return (
-        f"hf-hub:{name}: {why}, and the cache {cache} {has}. Go online once, or fetch it elsewhere by `hf download "
-        f"{repository}{f' --revision {revision}' if revision else ''}` and give local-dir:DIR."
+        f"hf-hub:{name}: {why}, and the cache {cache} does not have {file} of it{has}. Go online once, or fetch it "
+        f"elsewhere by `hf download {repository}{f' --revision {revision}' if revision else ''}` and give local-dir:DIR."
     )
 
 
@@ -582,8 +598,8 @@ def load_configured(
     if is_whole and has and wanted == has and "head.weight" in report.missing:
         raise CheckpointError(
             f"{report.origin} is for {wanted} classes by its {CONFIG}, and its weights have "
-            f"{report.missing['head.weight']}: they do not belong together. Give `num_classes` other than {wanted} for "
-            "a new head."
+            f"{report.missing['head.weight']}: they do not belong together. Give `num_classes` other than {wanted} "
+            "for a new head."
         )
     return report
 
@@ -609,8 +625,8 @@ def _weights_of(cfg: Mapping[str, Any], cache_dir: str | Path | None) -> tuple[A
     if cfg.get("url"):
         return _download_url(cfg["url"], cache_dir), False
     raise ValueError(
-        f"pretrained=True, and nothing says which weights: {_none_published(str(cfg.get('architecture')))} Or name some "
-        "by pretrained_cfg_overlay=dict(file=...), or hf_hub_id, url or state_dict."
+        f"pretrained=True, and nothing says which weights: {_none_published(str(cfg.get('architecture')))} Or name "
+        "some by pretrained_cfg_overlay=dict(file=...), or hf_hub_id, url or state_dict."
     )
 
 
@@ -628,7 +644,11 @@ def _adapt_stem(checkpoint: Checkpoint, model: nn.Module) -> None:
     wanted = getattr(model, "in_chans", None)
     for key, name in checkpoint.davit.names.items() if checkpoint.davit and wanted else ():
         weight = checkpoint.state_dict[name]
-        if (key.slot, key.param) == ("stem.proj", "weight") and weight.dim() == 4 and weight.shape[1] not in (3, wanted):
+        if (
+            (key.slot, key.param) == ("stem.proj", "weight")
+            and weight.dim() == 4
+            and weight.shape[1] not in (3, wanted)
+        ):
             checkpoint.state_dict[name] = adapt_input_conv(wanted, weight, base_chans=weight.shape[1])
             _logger.warning("%s: adapted from %d to %d input channels", checkpoint.origin, weight.shape[1], wanted)
 
@@ -647,8 +667,8 @@ def _download_url(url: Any, cache_dir: str | Path | None) -> Path:
         torch.hub.download_url_to_file(str(address), str(file), progress=False)
     except (OSError, ValueError, RuntimeError) as error:
         raise PretrainedError(
-            f"{address} cannot be fetched ({type(error).__name__}: {error}); fetch it by hand and put it at {file}, or "
-            "name a file: pretrained_cfg_overlay=dict(file=...)."
+            f"{address} cannot be fetched ({type(error).__name__}: {error}); fetch it by hand and put it at {file}, "
+            "or name a file: pretrained_cfg_overlay=dict(file=...)."
         ) from error
     return file
 
@@ -749,7 +769,7 @@ def _download(published: Published, variant: str, cache_dir: str | Path | None) 
         try:
             # asks once; the download itself would try for half a minute where there is no network
             huggingface_hub.get_hf_file_metadata(huggingface_hub.hf_hub_url(published.hub_id, name))
-            path = Path(huggingface_hub.hf_hub_download(published.hub_id, name, **({"cache_dir": cache_dir} if cache_dir else {})))
+            path = Path(huggingface_hub.hf_hub_download(published.hub_id, name, cache_dir=cache_dir))
         except RemoteEntryNotFoundError as error:
             reason = error  # this file is not published, the next may be
         except Exception as error:  # the hub's client lets any error of its transport through

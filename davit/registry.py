@@ -115,8 +115,8 @@ def create_model(name: str, **kwargs: Any) -> nn.Module:
     """Build any model that timm knows, DaViT's variants among them.
 
     Args:
-        name: a variant of `VARIANTS`, a name of timm's, or ``hf-hub:OWNER/NAME[@REVISION]`` or ``local-dir:DIR``, whose
-            config.json names the model.
+        name: a variant of `VARIANTS`, a name of timm's, or ``hf-hub:OWNER/NAME[@REVISION]`` or ``local-dir:DIR``,
+            whose config.json names the model.
         kwargs: passed to ``timm.create_model``. A DaViT is accelerated (`davit.accelerate`) unless
             ``accelerate=False``, or timm is told that the model is to be scripted or exported.
 

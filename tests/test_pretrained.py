@@ -113,7 +113,7 @@ def test_a_download_goes_on_to_the_next_file_and_is_checked(monkeypatch, tmp_pat
             raise RemoteEntryNotFoundError("404: no such entry", response=MagicMock())
 
     monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", ask)
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda *names: str(tmp_path / names[1]))
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda *names, **_: str(tmp_path / names[1]))
     for name in ("model.safetensors", "pytorch_model.bin"):
         (tmp_path / name).write_bytes(b"not really weights")
     assert fetch_pretrained("DaViT_base") == tmp_path / "pytorch_model.bin"

@@ -37,7 +37,7 @@ from ..data import (
     train_transform,
 )
 from ..limits import short
-from ..pretrained import PretrainedError, read_source
+from ..pretrained import PretrainedError, noted_in, read_source, split_source
 from ..registry import create_model
 from ..text import some
 from .distributed import World, in_step, is_out_of_memory
@@ -125,6 +125,30 @@ def open_once(
             opened = open_dataset(root, split, dataset_download=download and world.is_main, **options)
     with in_step(world):
         return opened if opened is not None else open_dataset(root, split, **options)
+
+
+def name_model(args: Namespace) -> None:
+    """Put what `--model hf-hub:OWNER/NAME` or `local-dir:DIR` stands for into the flags.
+
+    They then say the architecture with its arguments and how its pictures are prepared, unless other flags do, and
+    with --pretrained its weights.
+
+    Raises:
+        ValueError, PretrainedError: it cannot be had (`davit.pretrained.noted_in`).
+    """
+    if split_source(args.model)[0] is None:
+        return
+    source, noted = args.model, noted_in(args.model)
+    if args.pretrained and args.initial_checkpoint:
+        raise ValueError(f"--pretrained with --model {source} and --initial-checkpoint both name weights; give one.")
+    if args.pretrained:
+        args.pretrained, args.initial_checkpoint = False, source
+    args.model, args.model_kwargs = noted["model"], {**noted["model_kwargs"], **args.model_kwargs}
+    if not (args.img_size or args.input_size or bands_asked_for(vars(args))):
+        args.input_size = noted.get("input_size")
+    for name in ("mean", "std", "crop_pct", "interpolation"):
+        if not getattr(args, name):
+            setattr(args, name, noted.get(name) or getattr(args, name))
 
 
 def build_model(args: Namespace, num_classes: int, class_names: Sequence[str] = ()) -> nn.Module:

@@ -514,16 +514,33 @@ def model_flags(num_classes: int | None = None) -> argparse.ArgumentParser:
     return parser
 
 
-def picture_flags(workers: int = 4) -> argparse.ArgumentParser:
-    """Make a parent of parsers: how pictures are prepared (`ModelOptions`) and read; `workers` is a default."""
+def export_flags() -> argparse.ArgumentParser:
+    """Make a parent of parsers: which model, and how pictures are prepared for it, where none are read."""
     parser = argparse.ArgumentParser(add_help=False)
-    add = parser.add_argument_group("pictures").add_argument
-    _add_decoding(add)
+    add = parser.add_argument_group("model").add_argument
+    add("--model", "-m", default="", help="a DaViT variant or any model of timm's; default: the checkpoint's own")
+    add("--ema", choices=EMA_CHOICES, default="auto", help="averaged weights: auto takes them where there are any")
+    add("--gp", metavar="POOL", help="global pooling: avg, max, avgmax")
+    add("--model-kwargs", nargs="+", default={}, action=KeyValues, metavar="KEY=VALUE", help="to the constructor")
+    add("--img-size", **number("img_size"), help="side in pixels; default: the checkpoint's, else the model's")
+    _add_crop(add)
+    return parser
+
+
+def _add_crop(add: Callable[..., Any]) -> None:
     add("--crop-pct", **number("crop_pct"), help="share of the side that the centre crop keeps")
     add("--crop-mode", choices=("center", "squash", "border"), help="how a picture that is not square is cropped")
     add("--mean", **number("mean"), help="mean of each band")
     add("--std", **number("std"), help="standard deviation of each band")
     add("--interpolation", default="", help="resampling; default: the checkpoint's, else the model's")
+
+
+def picture_flags(workers: int = 4) -> argparse.ArgumentParser:
+    """Make a parent of parsers: how pictures are prepared (`ModelOptions`) and read; `workers` is a default."""
+    parser = argparse.ArgumentParser(add_help=False)
+    add = parser.add_argument_group("pictures").add_argument
+    _add_decoding(add)
+    _add_crop(add)
     add(
         "-b", "--batch-size", **number("batch_size"), default=256, help="pictures at once; fewer where memory runs out"
     )

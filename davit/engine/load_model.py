@@ -23,7 +23,7 @@ from ..checkpoint.names import structure_of
 from ..data import Decoding, eval_transform
 from ..data.dataset import Transform
 from ..limits import MOST_NOTED, NUMBERS, check_model_kwargs, check_numbers, short
-from ..pretrained import PretrainedError, check_architecture, read_source
+from ..pretrained import DESCRIPTIONS_ENTRY, PretrainedError, check_architecture, read_source
 from ..registry import create_model
 from ..variants import VARIANTS
 from .distributed import is_out_of_memory
@@ -121,6 +121,7 @@ class LoadedModel:
         weights: "EMA" or "plain" of a checkpoint, else "published".
         config: how pictures are prepared, as timm's `resolve_data_config` says it.
         decoding: how files are decoded for it.
+        kwargs: what the model was built with beside its name.
     """
 
     name: str
@@ -131,21 +132,29 @@ class LoadedModel:
     config: Mapping[str, Any]
     decoding: Decoding
     is_pooled: bool
+    kwargs: Mapping[str, Any]
 
     @property
     def class_names(self) -> list[str] | None:
-        """The names that the checkpoint's training noted, None where it did not."""
+        """The names that the checkpoint's training, or its config.json, noted; None where they did not."""
         noted = self.checkpoint.metadata.get("class_names") if self.checkpoint is not None else None
         return noted if isinstance(noted, list) and all(isinstance(name, str) for name in noted) else None
+
+    @property
+    def described_names(self) -> list[str] | None:
+        """The names for people to read: with the descriptions that a config.json has of them."""
+        noted = self.checkpoint.metadata.get(DESCRIPTIONS_ENTRY) if self.checkpoint is not None else None
+        names, described = self.class_names, noted if isinstance(noted, dict) else {}
+        return names and [
+            f"{described[name]} ({name})" if described.get(name, name) != name else name for name in names
+        ]
 
     def transform(self) -> Transform:
         """Build the transform that `config` describes: decoded picture -> normalised tensor."""
         return eval_transform(img_size=self.config["input_size"], **{name: self.config[name] for name in _CROP})
 
 
-def load_model(
-    name: str | None, file: str | Path | None, options: ModelOptions, device: torch.device
-) -> LoadedModel:
+def load_model(name: str | None, file: str | Path | None, options: ModelOptions, device: torch.device) -> LoadedModel:
     """Build a model and load its weights.
 
     Args:
@@ -164,7 +173,8 @@ def load_model(
     if name is None:
         raise ValueError("give `checkpoint=FILE`, or `model=NAME` for the published weights of a model.")
     bands = _bands(options, trained, checkpoint)
-    model = _build(name, options, trained, checkpoint, bands)
+    kwargs = _arguments(options, trained, checkpoint, bands)
+    model = _build(name, kwargs, options, checkpoint)
     weights = "published"
     if checkpoint is not None:
         weights = "EMA" if load_checkpoint(model, checkpoint, head="require").ema else "plain"
@@ -183,7 +193,7 @@ def load_model(
     if options.torchscript:
         classifier = _scripted(classifier)
     decoding = Decoding.asked_for(bands, vars(options), trained)
-    return LoadedModel(name, model, classifier, checkpoint, weights, config, decoding, is_pooled=window is not None)
+    return LoadedModel(name, model, classifier, checkpoint, weights, config, decoding, window is not None, kwargs)
 
 
 def _noted(checkpoint: Checkpoint, options: ModelOptions) -> dict[str, Any]:
@@ -270,12 +280,10 @@ def _name_of(checkpoint: Checkpoint, trained: Mapping[str, Any]) -> str:
     return variants[0]
 
 
-def _build(
-    name: str, options: ModelOptions, trained: Mapping[str, Any], checkpoint: Checkpoint | None, bands: int
-) -> Any:
-    """Build the model, with published weights where there is no checkpoint."""
-    if checkpoint is None and timm.is_model(name) and not is_model_pretrained(name):
-        raise ValueError(f"no weights of {name} are published; give `checkpoint=FILE`.")
+def _arguments(
+    options: ModelOptions, trained: Mapping[str, Any], checkpoint: Checkpoint | None, bands: int
+) -> dict[str, Any]:
+    """Gather the arguments of the model's constructor: those of its training, and what `options` replace."""
     kwargs = {**(trained.get("model_kwargs") or {}), **options.model_kwargs}
     if pool := options.gp or trained.get("gp"):
         kwargs["global_pool"] = pool
@@ -283,6 +291,13 @@ def _build(
         kwargs["num_classes"] = num_classes
     if bands != 3:
         kwargs["in_chans"] = bands
+    return kwargs
+
+
+def _build(name: str, kwargs: Mapping[str, Any], options: ModelOptions, checkpoint: Checkpoint | None) -> Any:
+    """Build the model, with published weights where there is no checkpoint."""
+    if checkpoint is None and timm.is_model(name) and not is_model_pretrained(name):
+        raise ValueError(f"no weights of {name} are published; give `checkpoint=FILE`.")
     if checkpoint is not None and kwargs:
         _require_alike(name, kwargs, checkpoint)
     try:

@@ -23,7 +23,7 @@ from torch import nn
 from ..commands import Interrupted, run_cli, stop_signals
 from ..data import Batch, prefetch, save_images, write_digits
 from ..seeding import seed_everything
-from .build import Parts, build_model, build_parts, data_config, open_data, set_transforms
+from .build import Parts, build_model, build_parts, data_config, name_model, open_data, set_transforms
 from .data_facts import facts_of
 from .distributed import StoppedError, World, close_world, init_world
 from .evaluate import Evaluation, evaluate, peak_memory_mb
@@ -76,6 +76,7 @@ def run(args: Namespace, world: World) -> None:
         Interrupted: told to stop, and saved.
         NonFiniteError: a loss or gradient was NaN or infinite.
     """
+    name_model(args)
     data = open_data(args, world)
     seed_everything(args.seed)  # the same initial weights in every process
     model = build_model(args, data.num_classes, data.class_names)

@@ -150,8 +150,8 @@ def _set_pretrained(cfg: Config) -> None:
         return
     if source not in PUBLISHED and not resolve(str(source)).file.exists():
         raise ValueError(
-            f"model.pretrained={source}: there is no such file; it names a classification checkpoint (a file, a folder, "
-            f"hf-hub:OWNER/NAME), or one of {', '.join(PUBLISHED)} to fetch the published weights."
+            f"model.pretrained={source}: there is no such file; it names a classification checkpoint (a file, a "
+            f"folder, hf-hub:OWNER/NAME), or one of {', '.join(PUBLISHED)} to fetch the published weights."
         )
     cfg.model.backbone.init_cfg = {"type": "Pretrained", "checkpoint": str(source)}
 

@@ -34,7 +34,7 @@ def class_names(
         DataError: `source` cannot be read, or names other classes than the model has.
     """
     if source:
-        return _readable(_from_source(Path(source), num_classes))
+        return _readable(names_in(Path(source), num_classes))
     if noted is not None and len(noted) == num_classes:
         return _readable(noted)
     if noted is not None:
@@ -44,7 +44,8 @@ def class_names(
     return tuple(f"class {index}" for index in range(num_classes))
 
 
-def _from_source(source: Path, num_classes: int) -> list[str]:
+def names_in(source: Path, num_classes: int) -> list[str]:
+    """Read the names of a model's classes from a class map or a data folder (errors as in `class_names`)."""
     if source.is_dir():
         try:
             mapping: Mapping[str, int] = open_dataset(source, "train").class_to_idx

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, overload
@@ -14,12 +14,18 @@ from ..data import Batch, DataError, EvalLoader, PictureDataset, prefetch
 from ..engine.distributed import device_named, is_out_of_memory
 from ..engine.load_model import LoadedModel, ModelOptions, load_model
 from ..engine.precision import Precision, precision_from
+from ..pretrained import folder_of
 from .names import class_names
 from .pictures import Picture, PictureSource
 from .result import Failure, Guess, Prediction
 
 _CPU_BATCH = 32  # more at once gain nothing on a CPU and cost memory
 _WORKERS_FROM = 64  # pictures: for fewer, starting loader processes takes longer than it saves
+
+
+#: Loaders of what is no classifier: from a folder and options to its predictor, None where it is none of theirs. Rooms
+#: above this one add theirs.
+OTHER_LOADERS: list[Callable[[Path, Mapping[str, Any]], Any]] = []
 
 
 class Predictor:
@@ -148,23 +154,33 @@ def load(
     device: str = "auto",
     names: str | Path | None = None,
     **options: Any,
-) -> Predictor:
-    """Load a classifier from a checkpoint, or with published weights: ``davit.load(FILE).predict(PICTURE)``.
+) -> Any:
+    """Load a model that is ready for pictures: ``davit.load(SOURCE).predict(PICTURE)``.
 
     Args:
-        checkpoint: a file in any layout that `davit.checkpoint` reads, the folder of a run (its best checkpoint) or of
-            a model in timm's format, ``hf-hub:OWNER/NAME[@REVISION]`` or ``local-dir:DIR``; None for published weights
-            of `model`.
+        checkpoint: a file in any layout that `davit.checkpoint` reads; the folder of a run (its best checkpoint), also
+            of MMDetection or MMSegmentation; a folder in timm's format; ``hf-hub:OWNER/NAME[@REVISION]`` or
+            ``local-dir:DIR``; None for published weights of `model`.
         model: the architecture; None leaves it to the checkpoint.
         device: auto, cpu, cuda or cuda:N.
         names: a class map or a data folder, for class names other than the checkpoint's.
         options: how the model is built and how pictures are prepared, such as img_size, crop_pct, ema="never",
-            amp=True, num_classes, model_kwargs: those of `davit.engine.load_model.ModelOptions`.
+            amp=True, num_classes, model_kwargs: those of `davit.engine.load_model.ModelOptions`. Of a detector or
+            segmentor device and score_threshold alone.
+
+    Returns:
+        A `Predictor`; for the folder of a detector or segmentor a `davit.openmmlab.predictor.Predictor`.
 
     Raises:
         ValueError: the checkpoint, the model and the options do not fit one another; an option is unknown.
         PretrainedError: weights of the hub could not be fetched.
     """
+    if (folder := folder_of(checkpoint)) is not None:
+        given = {"model": model, "names": names, "device": device, **options}
+        said = {name: value for name, value in given.items() if value is not None}
+        for other in OTHER_LOADERS:
+            if (found := other(folder, said)) is not None:
+                return found
     known = [option.name for option in fields(ModelOptions)]
     if unknown := sorted(set(options) - set(known)):
         raise ValueError(f"load() knows no {', '.join(unknown)}; it takes {', '.join(known)}.")
@@ -186,7 +202,7 @@ def load_with(
     loaded = load_model(model, checkpoint or None, options, where)
     if not hasattr(loaded.model, "num_classes") or loaded.model.num_classes < 1:
         raise ValueError(f"{loaded.name} has no classes to name: it was built without a head.")
-    named = class_names(loaded.model.num_classes, noted=loaded.class_names, source=names)
+    named = class_names(loaded.model.num_classes, noted=loaded.described_names, source=names)
     return Predictor(loaded, named, where, precision)
 
 
