@@ -71,7 +71,10 @@ class DaViTPyramid(DualAttentionStages):
         return self
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        maps = self.forward_stages(x)
+        return self.forward_levels(self.forward_stages(x))
+
+    def forward_levels(self, maps: list[Tensor]) -> tuple[Tensor, ...]:
+        """Normalise the levels among the maps that `forward_stages` returned; give them as NCHW."""
         return tuple(getattr(self, f"norm{level}")(maps[level]).permute(0, 3, 1, 2) for level in self.out_indices)
 
 
