@@ -67,14 +67,19 @@ class Evaluation:
 
     @property
     def top1_interval(self) -> tuple[float, float]:
-        """The 95 % interval of top1 in percent: Wilson's score interval (JASA 22, 1927)."""
-        # imported here, because it takes a second that a training need not wait
-        from scipy.stats import binomtest  # type: ignore[import-untyped]
+        """The 95 % interval of top1 in percent."""
+        return interval_of(self.correct1, self.scored)
 
-        if not self.scored:
-            return 0.0, 100.0
-        low, high = binomtest(self.correct1, self.scored).proportion_ci(0.95, "wilson")
-        return 100 * float(low), 100 * float(high)
+
+def interval_of(correct: int, count: int) -> tuple[float, float]:
+    """Return the 95 % interval of a share in percent: Wilson's score interval (JASA 22, 1927)."""
+    # imported here, because it takes a second that a training need not wait
+    from scipy.stats import binomtest  # type: ignore[import-untyped]
+
+    if not count:
+        return 0.0, 100.0
+    low, high = binomtest(correct, count).proportion_ci(0.95, "wilson")
+    return 100 * float(low), 100 * float(high)
 
 
 def evaluate(

@@ -143,12 +143,15 @@ class LoadedModel:
         return eval_transform(img_size=self.config["input_size"], **{name: self.config[name] for name in _CROP})
 
 
-def load_model(name: str | None, file: Path | None, options: ModelOptions, device: torch.device) -> LoadedModel:
+def load_model(
+    name: str | None, file: Path | None, options: ModelOptions, device: torch.device, *, needs_head: bool = True
+) -> LoadedModel:
     """Build a model and load its weights.
 
     Args:
         name: None leaves the model to the checkpoint: its training noted it, or the shapes of its weights tell.
         file: the checkpoint; None for published weights of the model called `name`.
+        needs_head: the classes are asked for; else a checkpoint without a classifier gives a model without one.
 
     Raises:
         ValueError: the checkpoint, the model and the options do not fit one another.
@@ -161,7 +164,7 @@ def load_model(name: str | None, file: Path | None, options: ModelOptions, devic
     if name is None:
         raise ValueError("give `checkpoint=FILE`, or `model=NAME` for the published weights of a model.")
     bands = _bands(options, trained, checkpoint)
-    model = _build(name, options, trained, checkpoint, bands)
+    model = _build(name, options, trained, checkpoint, bands, needs_head)
     weights = "published"
     if checkpoint is not None:
         weights = "EMA" if load_checkpoint(model, checkpoint, head="require").ema else "plain"
@@ -267,7 +270,12 @@ def _name_of(checkpoint: Checkpoint, trained: Mapping[str, Any]) -> str:
 
 
 def _build(
-    name: str, options: ModelOptions, trained: Mapping[str, Any], checkpoint: Checkpoint | None, bands: int
+    name: str,
+    options: ModelOptions,
+    trained: Mapping[str, Any],
+    checkpoint: Checkpoint | None,
+    bands: int,
+    needs_head: bool,
 ) -> Any:
     """Build the model, with published weights where there is no checkpoint."""
     if checkpoint is None and timm.is_model(name) and not is_model_pretrained(name):
@@ -277,6 +285,8 @@ def _build(
         kwargs["global_pool"] = pool
     if checkpoint is not None and (num_classes := options.num_classes or _num_classes(checkpoint, trained)):
         kwargs["num_classes"] = num_classes
+    elif checkpoint is not None and not needs_head:
+        kwargs.setdefault("num_classes", _outputs(name, checkpoint))
     if bands != 3:
         kwargs["in_chans"] = bands
     if checkpoint is not None and kwargs:
@@ -331,6 +341,14 @@ def _num_classes(checkpoint: Checkpoint, trained: Mapping[str, Any]) -> int | No
     if head.keys() == {"weight", "bias"}:
         return len(head["bias"])
     return trained.get("num_classes") or (len(head["weight"]) if "weight" in head else None)
+
+
+def _outputs(name: str, checkpoint: Checkpoint) -> int:
+    """Count the outputs of the layer that timm calls the classifier of this model; 0 where it is not there."""
+    layers = timm.get_pretrained_cfg_value(name.split(".")[0], "classifier") or ()
+    ends = tuple(f".{layer}.weight" for layer in ([layers] if isinstance(layers, str) else layers))
+    found = [len(tensor) for key, tensor in checkpoint.state_dict.items() if f".{key}".endswith(ends) and tensor.dim()]
+    return found[0] if found else 0
 
 
 def _preprocessing(
