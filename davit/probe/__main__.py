@@ -139,7 +139,7 @@ def _probe(request: Request, job: _Job) -> list[Row]:
     rows: list[Row] = []
     for method in dict.fromkeys(args.methods):
         begun = time.perf_counter()
-        fitted = _classifier(method, loaded, job, test)(train.vectors_NC, train.targets_N, test.vectors_NC)
+        fitted = _classifier(method, loaded, job, (train, test))(train.vectors_NC, train.targets_N, test.vectors_NC)
         seconds, correct = time.perf_counter() - begun, int((fitted.classes_N == test.targets_N).sum())
         low, high = interval_of(correct, len(test.targets_N))
         answers = zip(test.positions_N.tolist(), fitted.classes_N.tolist(), strict=True)
@@ -170,7 +170,9 @@ def _features(loaded: LoadedModel, job: _Job, split: str) -> Features:
     return found
 
 
-def _classifier(method: str, loaded: LoadedModel, job: _Job, test: Features) -> Callable[..., Fitted]:
+def _classifier(
+    method: str, loaded: LoadedModel, job: _Job, features: tuple[Features, Features]
+) -> Callable[..., Fitted]:
     args = job.args
     if method == "knn":
         temperature = args.temperature if args.vote == "weighted" else None
@@ -179,7 +181,7 @@ def _classifier(method: str, loaded: LoadedModel, job: _Job, test: Features) -> 
         return regression
     workers = usable_workers(args.workers)
     schedule = Schedule(args.epochs, args.lr, tuple(args.scale), args.hflip, args.batch_size, workers, args.seed)
-    return lambda *_: linear_probe(loaded, job.data, test, schedule, job.precision, job.world)
+    return lambda *_: linear_probe(loaded, job.data, features, schedule, job.precision, job.world)
 
 
 def _class_name(data: Data, index: int) -> str:

@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 _LEAST_STEPS = 10  # of an epoch, where the batch can be made smaller
 # a random crop and a flip are all the augmentation; everything else that train.py adds is off
 _FLAGS = (
-    *("--opt", "sgd", "--momentum", "0.9", "--weight-decay", "0", "--sched", "cosine", "--sched-on-updates"),
+    *("--opt", "adamw", "--weight-decay", "0", "--sched", "cosine", "--sched-on-updates"),
     *("--warmup-epochs", "0", "--cooldown-epochs", "0", "--min-lr", "0", "--mixup", "0", "--cutmix", "0"),
     *("--smoothing", "0", "--aa", "none", "--color-jitter", "0", "--reprob", "0", "--drop-path", "0"),
     "--skip-bad-images",
@@ -37,7 +37,7 @@ class Schedule:
     """How the layer is trained; the names are the flags'."""
 
     epochs: int = 20
-    lr: float = 0.1
+    lr: float = 3e-3
     scale: tuple[float, float] = (0.35, 1.0)
     hflip: float = 0.5
     batch_size: int = 256
@@ -46,17 +46,25 @@ class Schedule:
 
 
 class _Probed(nn.Module):
-    """A frozen model in eval mode, and a linear layer on its features, each brought to mean 0 and deviation 1."""
+    """A frozen model in eval mode, and a linear layer on its features, each brought to mean 0 and deviation 1.
 
-    def __init__(self, backbone: nn.Module, width: int, num_classes: int) -> None:
+    Mean and deviation are those of the pictures as they are evaluated.
+    """
+
+    mean_C: Tensor
+    deviation_C: Tensor
+
+    def __init__(self, backbone: nn.Module, train: Features, num_classes: int) -> None:
         super().__init__()
         self.backbone = backbone
-        layer = nn.Linear(width, num_classes)
-        self.head = nn.Sequential(nn.BatchNorm1d(width, affine=False), layer)
         for parameter in backbone.parameters():
             parameter.requires_grad_(False)
-        nn.init.zeros_(layer.weight)
-        nn.init.zeros_(layer.bias)
+        deviation_C = train.vectors_NC.std(0)
+        self.register_buffer("mean_C", torch.from_numpy(train.vectors_NC.mean(0)))
+        self.register_buffer("deviation_C", torch.from_numpy(np.where(deviation_C > 0, deviation_C, np.float32(1))))
+        self.layer = nn.Linear(len(deviation_C), num_classes)
+        nn.init.zeros_(self.layer.weight)
+        nn.init.zeros_(self.layer.bias)
 
     def train(self, mode: bool = True) -> _Probed:
         super().train(mode)
@@ -66,22 +74,31 @@ class _Probed(nn.Module):
     def forward(self, images_BCHW: Tensor) -> Tensor:
         with torch.no_grad():
             features_BC = pooled_features(self.backbone, images_BCHW)
-        return self.head(features_BC)
+        return self.classify(features_BC)
+
+    def classify(self, features_BC: Tensor) -> Tensor:
+        return self.layer((features_BC.float() - self.mean_C) / self.deviation_C)
 
 
 def linear_probe(
-    loaded: LoadedModel, data: Data, test: Features, schedule: Schedule, precision: Precision, world: World
+    loaded: LoadedModel,
+    data: Data,
+    features: tuple[Features, Features],
+    schedule: Schedule,
+    precision: Precision,
+    world: World,
 ) -> Fitted:
     """Train the layer on augmented pictures and classify the validation pictures by their features.
 
     Args:
         loaded: its parameters are frozen and stay as they are.
-        test: the features of the validation pictures.
+        features: of the training and of the validation pictures.
 
     Raises:
         ValueError: the loss became NaN or infinite, or fewer pictures than make a batch.
     """
-    model = _Probed(loaded.model, test.vectors_NC.shape[1], data.num_classes).to(world.device)
+    train, test = features
+    model = _Probed(loaded.model, train, data.num_classes).to(world.device)
     batch_size = max(2, min(schedule.batch_size, len(data.train) // _LEAST_STEPS))
     given = {"epochs": schedule.epochs, "batch-size": batch_size, "workers": schedule.workers, "seed": schedule.seed}
     words = [f"--{name}={value}" for name, value in {**given, "lr": schedule.lr, "hflip": schedule.hflip}.items()]
@@ -105,9 +122,8 @@ def linear_probe(
     finally:
         loader.close()
         parts.val_loader.close()
-    model.eval()
     with torch.inference_mode():
-        logits_NK = model.head(torch.from_numpy(test.vectors_NC).to(world.device))
+        logits_NK = model.classify(torch.from_numpy(test.vectors_NC).to(world.device))
     classes_N = logits_NK.argmax(1).cpu().numpy().astype(np.int64)
     return Fitted(classes_N, f"lr={schedule.lr:g}, {schedule.epochs} epochs")
 
