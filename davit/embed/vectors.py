@@ -165,7 +165,9 @@ def _read_parquet(file: Path) -> tuple[tuple[str, ...], NDArray[np.float32], str
             table = parquet.read_table(stream)
         except pyarrow.ArrowException as error:
             raise ValueError(str(error)) from error
-    width = getattr(table.schema.field("features").type, "list_size", 0)
+    width = getattr(table.schema.field("features").type, "list_size", None)
+    if width is None:
+        raise ValueError("its features are no lists of one length")
     features_NC = table["features"].combine_chunks().flatten().to_numpy(zero_copy_only=False).reshape(-1, width)
     about = (table.schema.metadata or {}).get(_ENTRY.encode(), b"")
     return tuple(map(original, table["name"].to_pylist())), features_NC.astype(np.float32, copy=False), about.decode()

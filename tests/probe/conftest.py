@@ -30,8 +30,8 @@ class Outcome(NamedTuple):
         return json.loads(self.out)
 
 
-def coloured(number: int, draw: np.random.Generator) -> Image.Image:
-    pixels = draw.integers(0, 190, (16, 16, 3), dtype=np.uint8)
+def coloured(number: int, draw: np.random.Generator, noise: int = 190) -> Image.Image:
+    pixels = draw.integers(0, noise, (16, 16, 3), dtype=np.uint8)
     pixels[..., number] += 40
     return Image.fromarray(pixels)
 
