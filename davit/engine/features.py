@@ -111,7 +111,7 @@ def extract_features(
         batch_size: pictures that go through the model at once; on a CPU never more than 32.
         workers: loader processes, for more than 64 pictures.
         label: what is counted, for the progress.
-        log_freq: batches between two lines of progress.
+        log_freq: batches between two lines of progress; 0: one at the end.
 
     Raises:
         ValueError: as `pooled_features`; the features would take more memory than there is.
@@ -128,7 +128,7 @@ def extract_features(
     bad: dict[str, str] = {}
     vectors_NC: NDArray[np.float32] = np.empty((0, 0), np.float32)
     targets_N, positions_N = np.empty(count, np.int64), np.empty(count, np.int64)
-    interval = max(1, log_freq * batch_size)
+    interval = log_freq * batch_size or max(1, count)
     shown = Progress(count, label, images_per_step=1, interval=interval, enabled=count >= _PROGRESS_FROM)
     try:
         with shown:

@@ -143,7 +143,7 @@ def _probe(request: Request, job: _Job) -> list[Row]:
         seconds, correct = time.perf_counter() - begun, int((fitted.classes_N == test.targets_N).sum())
         low, high = interval_of(correct, len(test.targets_N))
         answers = zip(test.positions_N.tolist(), fitted.classes_N.tolist(), strict=True)
-        job.answers[f"{request} {method}"] = dict(answers)
+        job.answers[f"{as_line(request)} {method}"] = dict(answers)
         row = {"method": method, "setting": fitted.setting, "top1": 100 * correct / len(test.targets_N)}
         row |= {"top1_low": low, "top1_high": high, "correct": correct, **about}
         row["feature_seconds"] = round(train.seconds + test.seconds, 2)

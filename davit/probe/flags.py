@@ -55,7 +55,7 @@ def probe_parser() -> argparse.ArgumentParser:
     add("--vote", choices=VOTES, default="uniform", help="weighted: exp(cosine / temperature), as DINO does")
     add("--temperature", **number("temperature"), default=TEMPERATURE, help="of the weighted vote")
     add("--epochs", **number("epochs"), default=20, help="of the linear layer")
-    add("--lr", **number("lr"), default=3e-3, help="of the linear layer")
+    add("--lr", **number("lr"), default=0.01, help="of the linear layer")
     add("--scale", **number("scale"), default=[0.35, 1.0], metavar=("MIN", "MAX"), help="of its random crop")
     add("--hflip", **number("hflip"), default=0.5, help="probability of its flips; 0 where a mirrored picture differs")
     add("--seed", **number("seed"), default=42, help="of the linear layer's pictures")

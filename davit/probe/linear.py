@@ -37,7 +37,7 @@ class Schedule:
     """How the layer is trained; the names are the flags'."""
 
     epochs: int = 20
-    lr: float = 3e-3
+    lr: float = 0.01
     scale: tuple[float, float] = (0.35, 1.0)
     hflip: float = 0.5
     batch_size: int = 256
