@@ -23,7 +23,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 
 # pdoc documents what it finds in a module's dict, where davit.load stands from its first use on.
 PDOC    = -W error::UserWarning -c "import davit; davit.load; from pdoc.__main__ import cli; cli()"
-API     = davit $(addprefix davit.,app checkpoint complexity data doctor engine predict visualize)
+API     = davit $(addprefix davit.,app checkpoint complexity data doctor embed engine predict probe visualize)
 
 # One thread a process, so results do not depend on the number of cores. Three processes on two cores: some tests wait for
 # jobs. Files in the order of tests/conftest.py, since those with few tests, which xdist puts last, are the slow ones.

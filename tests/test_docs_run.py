@@ -25,7 +25,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 OURS = ("train.py", "validate.py", "predict.py", "davit", "configs", "tools", "figures", "requirements.txt")
 CLASSES = ("1", "2", "3")
 CHECKPOINTS = (
-    *("FILE", "TRAINED_MODEL_PATH", "FOLDER_OF_CHECKPOINTS/one.pth.tar"),
+    *("FILE", "CHECKPOINT", "TRAINED_MODEL_PATH", "FOLDER_OF_CHECKPOINTS/one.pth.tar"),
     *("OUTPUT_DIR/NAME/model_best.pth.tar", "output/demo/model_best.pth.tar"),
 )
 _TINY = "--img-size 32 --epochs 1 --warmup-epochs 0 --cooldown-epochs 0 --batch-size 2 --workers 0"

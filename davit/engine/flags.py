@@ -133,6 +133,11 @@ def _add_dataset(add: Callable[..., Any]) -> None:
     add("--skip-bad-images", action="store_true", help="skip and list unreadable pictures instead of stopping")
 
 
+def _add_splits(add: Callable[..., Any]) -> None:
+    add("--train-split", default="train", help="name of the training split")
+    add("--val-split", default="validation", help="name of the validation split (val is found too)")
+
+
 def _add_decoding(add: Callable[..., Any]) -> None:
     """Add what all commands call alike: the size and bands of pictures, and the range of values of over 8 bits."""
     add("--img-size", **number("img_size"), help="side in pixels; default: the checkpoint's, else the model's")
@@ -161,8 +166,7 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
         help="data folder, table, shard or pattern; without one: handwritten digits",
     )
     _add_dataset(add)
-    add("--train-split", default="train", help="name of the training split")
-    add("--val-split", default="validation", help="name of the validation split (val is found too)")
+    _add_splits(add)
     _add_decoding(add)
     add("--crop-pct", **number("crop_pct"), help="share of the side that the evaluation crop keeps")
     add("--mean", **number("mean"), help="mean of each band, 0 to 1; default: the model's, else 0.5")
@@ -528,6 +532,24 @@ def model_flags(num_classes: int | None = None) -> argparse.ArgumentParser:
     add("--no-test-pool", action="store_true", help="pool larger maps as a whole, as in training")
     _add_shared(add)
     add("--num-gpu", **number("num_gpu"), default=1, help=argparse.SUPPRESS)
+    return parser
+
+
+def running_flags() -> argparse.ArgumentParser:
+    """Make a parent of parsers: which weights of the checkpoints that a command names, and how their models run."""
+    parser = argparse.ArgumentParser(add_help=False)
+    add = parser.add_argument_group("model").add_argument
+    add("--ema", choices=EMA_CHOICES, default="auto", help="averaged weights: auto takes them where there are any")
+    _add_shared(add)
+    return parser
+
+
+def data_flags() -> argparse.ArgumentParser:
+    """Make a parent of parsers: which data set, and its two splits."""
+    parser = argparse.ArgumentParser(add_help=False)
+    add = parser.add_argument_group("data").add_argument
+    _add_dataset(add)
+    _add_splits(add)
     return parser
 
 

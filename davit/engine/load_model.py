@@ -154,13 +154,21 @@ class LoadedModel:
         return eval_transform(img_size=self.config["input_size"], **{name: self.config[name] for name in _CROP})
 
 
-def load_model(name: str | None, file: str | Path | None, options: ModelOptions, device: torch.device) -> LoadedModel:
+def load_model(
+    name: str | None,
+    file: str | Path | None,
+    options: ModelOptions,
+    device: torch.device,
+    *,
+    needs_head: bool = True,
+) -> LoadedModel:
     """Build a model and load its weights.
 
     Args:
         name: None leaves the model to the checkpoint: its training noted it, or the shapes of its weights tell.
         file: the checkpoint, as a file, a folder or a repository of the hub (`davit.pretrained.resolve`); None for
             published weights of the model called `name`.
+        needs_head: the classes are asked for; else a checkpoint without a classifier gives a model without one.
 
     Raises:
         ValueError: the checkpoint, the model and the options do not fit one another.
@@ -173,7 +181,7 @@ def load_model(name: str | None, file: str | Path | None, options: ModelOptions,
     if name is None:
         raise ValueError("give `checkpoint=FILE`, or `model=NAME` for the published weights of a model.")
     bands = _bands(options, trained, checkpoint)
-    kwargs = _arguments(options, trained, checkpoint, bands)
+    kwargs = _arguments(name, options, trained, checkpoint, bands, needs_head)
     model = _build(name, kwargs, options, checkpoint)
     weights = "published"
     if checkpoint is not None:
@@ -282,7 +290,12 @@ def _name_of(checkpoint: Checkpoint, trained: Mapping[str, Any]) -> str:
 
 
 def _arguments(
-    options: ModelOptions, trained: Mapping[str, Any], checkpoint: Checkpoint | None, bands: int
+    name: str,
+    options: ModelOptions,
+    trained: Mapping[str, Any],
+    checkpoint: Checkpoint | None,
+    bands: int,
+    needs_head: bool,
 ) -> dict[str, Any]:
     """Gather the arguments of the model's constructor: those of its training, and what `options` replace."""
     kwargs = {**(trained.get("model_kwargs") or {}), **options.model_kwargs}
@@ -290,6 +303,8 @@ def _arguments(
         kwargs["global_pool"] = pool
     if checkpoint is not None and (num_classes := options.num_classes or _num_classes(checkpoint, trained)):
         kwargs["num_classes"] = num_classes
+    elif checkpoint is not None and not needs_head:
+        kwargs.setdefault("num_classes", _outputs(name, checkpoint))
     if bands != 3:
         kwargs["in_chans"] = bands
     return kwargs
@@ -351,6 +366,14 @@ def _num_classes(checkpoint: Checkpoint, trained: Mapping[str, Any]) -> int | No
     if head.keys() == {"weight", "bias"}:
         return len(head["bias"])
     return trained.get("num_classes") or (len(head["weight"]) if "weight" in head else None)
+
+
+def _outputs(name: str, checkpoint: Checkpoint) -> int:
+    """Count the outputs of the layer that timm calls the classifier of this model; 0 where it is not there."""
+    layers = timm.get_pretrained_cfg_value(name.split(".")[0], "classifier") or ()
+    ends = tuple(f".{layer}.weight" for layer in ([layers] if isinstance(layers, str) else layers))
+    found = [len(tensor) for key, tensor in checkpoint.state_dict.items() if f".{key}".endswith(ends) and tensor.dim()]
+    return found[0] if found else 0
 
 
 def _preprocessing(

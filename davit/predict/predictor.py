@@ -12,14 +12,12 @@ from torch import Tensor
 
 from ..data import Batch, DataError, EvalLoader, PictureDataset, prefetch
 from ..engine.distributed import device_named, is_out_of_memory
+from ..engine.features import CPU_BATCH, NOT_FINITE, WORKERS_FROM, embed_images
 from ..engine.load_model import LoadedModel, ModelOptions, load_model
 from ..engine.precision import Precision, precision_from
 from .names import class_names
 from .pictures import Picture, PictureSource
 from .result import Failure, Guess, Prediction
-
-_CPU_BATCH = 32  # more at once gain nothing on a CPU and cost memory
-_WORKERS_FROM = 64  # pictures: for fewer, starting loader processes takes longer than it saves
 
 
 class Predictor:
@@ -28,7 +26,7 @@ class Predictor:
     Attributes:
         name: of the architecture.
         model: in eval mode on `device`.
-        class_names: a name for each output.
+        class_names: a name for each output; none for a model without a classifier, which only embeds.
         config: how pictures are prepared, as timm's `resolve_data_config` says it.
         decoding: how files are decoded: their bands, and the range of values of more than 8 bits.
         transform: decoded picture -> (C, H, W), as `config` says.
@@ -66,20 +64,55 @@ class Predictor:
         Raises:
             ValueError: a picture cannot be read (`BadImageError` for a file), or its outputs are not finite.
         """
+        self._require_classes()
         single = not isinstance(pictures, list | tuple)
         several: Sequence[Any] = [pictures] if single else pictures  # type: ignore[assignment]
         source = PictureSource(several, self.decoding.bands)
-        dataset = PictureDataset(source, self.transform, decoding=self.decoding)
         results = []
-        for start in range(0, len(several), _CPU_BATCH):
-            images = [dataset[i][0] for i in range(start, min(start + _CPU_BATCH, len(several)))]
-            probabilities_NK = self._probabilities(torch.stack(images).to(self.device))
-            for offset, row in enumerate(probabilities_NK):
+        for start, images_NCHW in self._batches(source):
+            for offset, row in enumerate(self._probabilities(images_NCHW)):
                 result = self._result(source.path(start + offset), row, topk)
                 if isinstance(result, Failure):
                     raise ValueError(f"{result.file}: {result.reason}.")
                 results.append(result)
         return results[0] if single else results
+
+    def embed(self, pictures: Picture | list[Any] | tuple[Any, ...]) -> Tensor:
+        """Compute the features of pictures: what the model hands to its last layer, which names the classes.
+
+        Args:
+            pictures: one, or a list of them, as `predict` takes them.
+
+        Returns:
+            (N, C) float32 on the CPU, a row a picture: ``forward_head(forward_features(x), pre_logits=True)``. They
+            are not normalised, and are of the whole picture, without test-time pooling.
+
+        Raises:
+            ValueError: a picture cannot be read (`BadImageError` for a file), its features are not finite, or the
+                model gives no such features (`davit.engine.features.pooled_features`).
+        """
+        several = pictures if isinstance(pictures, list | tuple) else [pictures]
+        source = PictureSource(several, self.decoding.bands)
+        found: list[Tensor] = []
+        for start, images_NCHW in self._batches(source):
+            found.append(embed_images(self.model, images_NCHW, self._precision))
+            finite = torch.isfinite(found[-1]).all(1).tolist()
+            if not all(finite):
+                raise ValueError(f"{source.path(start + finite.index(False))}: {NOT_FINITE}.")
+        return torch.cat(found) if found else torch.empty(0, int(getattr(self.model, "head_hidden_size", 0)))
+
+    def _batches(self, source: PictureSource) -> Iterator[tuple[int, Tensor]]:
+        """Yield the place of the first picture and the pictures (N, C, H, W), on the device."""
+        dataset = PictureDataset(source, self.transform, decoding=self.decoding)
+        for start in range(0, len(source), CPU_BATCH):
+            images = [dataset[index][0] for index in range(start, min(start + CPU_BATCH, len(source)))]
+            yield start, torch.stack(images).to(self.device)
+
+    def _require_classes(self) -> None:
+        if not self.class_names:
+            raise ValueError(
+                f"{self.name} has no classes to name: it was built without a classifier. `embed` gives its features."
+            )
 
     def predict_each(
         self, pictures: Sequence[Picture], topk: int = 5, *, batch_size: int = 32, workers: int = 0
@@ -94,11 +127,12 @@ class Predictor:
             ValueError: `topk`, `batch_size` or `workers` is not a number that makes sense.
             LoaderError: a loader process died.
         """
+        self._require_classes()
         source = PictureSource(pictures, self.decoding.bands)
         loader = EvalLoader(
             PictureDataset(source, self.transform, decoding=self.decoding),
-            batch_size=min(batch_size, _CPU_BATCH) if self.device.type == "cpu" else batch_size,
-            workers=workers if len(pictures) > _WORKERS_FROM else 0,
+            batch_size=min(batch_size, CPU_BATCH) if self.device.type == "cpu" else batch_size,
+            workers=workers if len(pictures) > WORKERS_FROM else 0,
             skip_bad_images=True,
         )
 
@@ -173,10 +207,9 @@ def load_with(
     where = device_named(device)
     precision = precision_from(options, where)
     precision.say()
-    loaded = load_model(model, checkpoint or None, options, where)
-    if not hasattr(loaded.model, "num_classes") or loaded.model.num_classes < 1:
-        raise ValueError(f"{loaded.name} has no classes to name: it was built without a head.")
-    named = class_names(loaded.model.num_classes, noted=loaded.described_names, source=names)
+    loaded = load_model(model, checkpoint or None, options, where, needs_head=False)
+    count = getattr(loaded.model, "num_classes", 0)
+    named = class_names(count, noted=loaded.described_names, source=names) if count or names else ()
     return Predictor(loaded, named, where, precision)
 
 

@@ -98,7 +98,7 @@ def test_a_list_longer_than_a_batch(loaded: Predictor, model: torch.nn.Module) -
 def test_each_in_order_with_bad_ones_between(
     loaded: Predictor, tmp_path: Path, workers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(predictor, "_WORKERS_FROM", 4)
+    monkeypatch.setattr(predictor, "WORKERS_FROM", 4)
     files = [str(tmp_path / f"{number}.png") for number in range(12)]
     bad = {0, 3, 4, 5, 6, 11}
     for number, file in enumerate(files):

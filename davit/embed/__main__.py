@@ -1,0 +1,173 @@
+"""Write the features of a folder's pictures to a file, and find those most like a picture."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ..commands import run_cli
+from ..data import PictureDataset
+from ..engine.build import usable_workers
+from ..engine.distributed import device_named
+from ..engine.features import Features, extract_features
+from ..engine.flags import picture_flags, running_flags
+from ..engine.load_model import LoadedModel, ModelOptions, load_model
+from ..engine.precision import Precision, precision_from
+from ..limits import number
+from ..predict.pictures import PictureSource, find_pictures
+from ..probe.flags import request_of
+from ..text import as_line, encodable
+from ..visualize.sheet import Shown, draw_sheet
+from .vectors import SUFFIXES, Embeddings, require_suffix, weights_sha256, write_embeddings
+
+log = logging.getLogger(__name__)
+
+_PREPARED = ("input_size", "interpolation", "mean", "std", "crop_pct", "crop_mode")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Embed pictures; return exit status 0, 1 where some could not be read, 2 for a mistake."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    return run_cli(lambda: _main(arguments))
+
+
+def _main(arguments: Sequence[str] | None) -> list[str]:
+    """Return the pictures that could not be read."""
+    args = _parser().parse_args(arguments)
+    out, sheet = Path(args.out), Path(args.sheet) if args.sheet else _beside(Path(args.out))
+    require_suffix(out)
+    for file in (out, sheet) if args.neighbours else (out,):
+        if file.is_dir() or not os.access(file.absolute().parent, os.W_OK | os.X_OK):
+            raise ValueError(f"{file}: no file can be written there; check the folder.")
+    found = find_pictures([args.folder], sys.stdin.buffer.read() if args.folder == "-" else None)
+    request = request_of(args.checkpoint)
+    device = device_named(args.device)
+    options = ModelOptions.from_values({**vars(args), "no_test_pool": True})
+    precision = precision_from(options, device)
+    precision.say()
+    name = args.model or request.model
+    loaded = load_model(name, request.checkpoint, options, device, needs_head=False)
+    bad: dict[str, str] = {}
+
+    def embed(pictures: Sequence[Any], label: str) -> tuple[list[str], Features]:
+        """Return the names of the pictures that could be read, and their features."""
+        source = PictureSource(pictures, loaded.decoding.bands)
+        features = _features(loaded, source, precision, args, label)
+        bad.update(features.bad_images)
+        return [source.path(int(position)) for position in features.positions_N], features
+
+    asked = embed(args.neighbours, "pictures to compare with") if args.neighbours else None  # a mistake shows at once
+    files, features = embed(found, "pictures")
+    root = args.folder if Path(args.folder).is_dir() else ""
+    names = tuple(_below(root, file) for file in files)
+    about = _about(loaded, str(request.checkpoint or ""), precision, root)
+    embeddings = Embeddings(names, features.vectors_NC, {**about, "count": len(names), "skipped": len(bad)})
+    write_embeddings(out, embeddings)
+    log.info("%d pictures, %d features each, by %s: %s", *embeddings.features_NC.shape, loaded.name, as_line(out))
+    if asked is not None:
+        _show_neighbours(embeddings, files, *asked, args.count, sheet)
+    for picture, reason in bad.items():
+        log.error("%s is left out: %s", as_line(picture), reason)
+    return list(bad)
+
+
+def _beside(out: Path) -> Path:
+    return out.with_name(f"{out.stem}-neighbours.png")
+
+
+def _features(
+    loaded: LoadedModel, source: PictureSource, precision: Precision, args: argparse.Namespace, label: str
+) -> Features:
+    return extract_features(
+        loaded.model,
+        PictureDataset(source, loaded.transform(), decoding=loaded.decoding),
+        device=device_named(args.device),
+        precision=precision,
+        batch_size=args.batch_size,
+        workers=usable_workers(args.workers),
+        label=label,
+        log_freq=args.log_freq,
+    )
+
+
+def _below(root: str, file: str) -> str:
+    """Name a picture by its path below the folder that was given."""
+    prefix = "" if not root or str(Path(root)) == "." else f"{Path(root)}/".replace("//", "/")
+    return file.removeprefix(prefix)
+
+
+def _about(loaded: LoadedModel, checkpoint: str, precision: Precision, root: str) -> dict[str, Any]:
+    """Say which features these are."""
+    decoding = loaded.decoding
+    prepared = {name: loaded.config[name] for name in _PREPARED}
+    prepared |= {"bands": decoding.bands, "bit_depth": decoding.bit_depth, "percentiles": decoding.percentiles}
+    return {
+        "model": loaded.name,
+        "checkpoint": as_line(checkpoint),
+        "weights": loaded.weights,
+        "weights_sha256": weights_sha256(loaded.model),
+        "features": "forward_head(forward_features(x), pre_logits=True), not normalised",
+        "precision": precision.name,
+        "preprocessing": prepared,
+        "folder": as_line(root),
+    }
+
+
+def _show_neighbours(
+    embeddings: Embeddings, files: Sequence[str], asked: Sequence[str], features: Features, count: int, sheet: Path
+) -> None:
+    """Print and draw the pictures most like each of those asked for, without itself."""
+    rows = []
+    for picture, vector_C in zip(asked, features.vectors_NC, strict=True):
+        itself = {place for place, file in enumerate(files) if os.path.realpath(file) == os.path.realpath(picture)}
+        near = [one for one in embeddings.nearest(vector_C, count + len(itself)) if one[0] not in itself][:count]
+        lines = [as_line(picture), *(f"  {cosine:7.4f}  {as_line(embeddings.names[place])}" for place, cosine in near)]
+        sys.stdout.write(encodable("\n".join(lines) + "\n", sys.stdout.encoding))
+        shown = [Shown(files[place], (f"{cosine:.4f}", Path(files[place]).name)) for place, cosine in near]
+        rows.append((Shown(picture, (Path(picture).name,)), shown))
+    sys.stdout.flush()
+    draw_sheet(rows, sheet, f"nearest by the features of {embeddings.metadata['model']} (cosine)")
+    log.info("drawn in %s", as_line(sheet))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m davit.embed",
+        usage="%(prog)s CHECKPOINT|MODEL FOLDER OUT.npz|OUT.parquet [flags]",
+        description="Write the features of pictures to a file, a row a picture, with the names of the files in order.",
+        parents=[running_flags(), picture_flags(workers=2)],
+        epilog="Exit status: 0 done, 1 some pictures could not be read (they are named) or an error of this program, "
+        "2 a mistake in the flags, the checkpoint or the folder.",
+    )
+    add = parser.add_argument
+    add("checkpoint", metavar="CHECKPOINT|MODEL", help="a checkpoint, or a model's name for its published weights")
+    add("folder", metavar="FOLDER", help="a folder, with all that is below it; a picture; or -, as for predict.py")
+    add("out", metavar="OUT", help=f"the file to write, which ends in {' or '.join(SUFFIXES)}")
+    add(
+        "--model",
+        "-m",
+        default=None,
+        metavar="NAME",
+        help="the model that the checkpoint is of, where it does not tell",
+    )
+    add("--pretrained", action="store_true", help="published weights (what a model's name means too)")
+    add(
+        "--neighbours",
+        "--neighbors",
+        action="append",
+        default=[],
+        metavar="PICTURE",
+        help="print and draw the pictures most like this one; may be given several times",
+    )
+    add("--count", **number("count"), default=10, help="how many of them (default %(default)s)")
+    add("--sheet", default="", metavar="FILE", help="where they are drawn; default: OUT-neighbours.png")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
