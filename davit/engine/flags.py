@@ -23,6 +23,7 @@ from ..checkpoint.read import EMA_CHOICES
 from ..files import read_small
 from ..limits import MOST_YAML, check_model_kwargs, number, read_yaml, short
 from ..text import nearest
+from .calibration import PARTS
 from .labels import BUNDLED_REAL
 from .load_model import why_no_backend
 from .precision import DTYPES
@@ -485,11 +486,12 @@ VALIDATE_NO_LONGER = {
 }
 
 
-def model_flags(num_classes: int | None = None) -> argparse.ArgumentParser:
+def model_flags(num_classes: int | None = None, *, checkpoint: bool = True) -> argparse.ArgumentParser:
     """Make a parent of parsers: which model, which of its weights, and how it runs (`ModelOptions`).
 
     Args:
         num_classes: the default of --num-classes; that of predict.py is the original's and is not used unless given.
+        checkpoint: with --checkpoint and --pretrained; a command whose argument says the weights goes without.
     """
     parser = argparse.ArgumentParser(add_help=False)
     add = parser.add_argument_group("model").add_argument
@@ -499,8 +501,9 @@ def model_flags(num_classes: int | None = None) -> argparse.ArgumentParser:
         default="dpn92",
         help="a DaViT variant or any model of timm's; default: the checkpoint's own, else the original's %(default)s",
     )
-    add("--checkpoint", default="", metavar="FILE", help="weights of any known layout; without: published ones")
-    add("--pretrained", action="store_true", help="published weights (what no --checkpoint means too)")
+    if checkpoint:
+        add("--checkpoint", default="", metavar="FILE", help="weights of any known layout; without: published ones")
+        add("--pretrained", action="store_true", help="published weights (what no --checkpoint means too)")
     add("--ema", choices=EMA_CHOICES, default="auto", help="averaged weights: auto takes them where there are any")
     add(
         "--num-classes",
@@ -509,6 +512,12 @@ def model_flags(num_classes: int | None = None) -> argparse.ArgumentParser:
         help="default: the checkpoint's, else the model's",
     )
     add("--no-test-pool", action="store_true", help="pool larger maps as a whole, as in training")
+    add(
+        "--temperature",
+        **number("temperature"),
+        metavar="T",
+        help="divide logits by it; default: what --fit-temperature of validate.py left beside the checkpoint, else 1",
+    )
     _add_shared(add)
     add("--num-gpu", **number("num_gpu"), default=1, help=argparse.SUPPRESS)
     return parser
@@ -572,4 +581,26 @@ def validate_parser() -> argparse.ArgumentParser:
     add = parser.add_argument_group("results").add_argument
     add("--results-file", default="", metavar="FILE", help="written after each evaluation")
     add("--results-format", choices=RESULT_FORMATS, help="default: by the suffix of FILE, else csv")
+    add(
+        "--report",
+        default="",
+        metavar="DIR",
+        help="write there what each class and each picture got: tables, the confusion matrix, the worst pictures of "
+        "each class, and how far probabilities can be trusted",
+    )
+    add("--overwrite", action="store_true", help="with --report: replace an earlier report in DIR")
+    add(
+        "--slices",
+        default="",
+        metavar="FILE",
+        help="a csv with a column path, and others: accuracy by the value of each of these",
+    )
+    add(
+        "--fit-temperature",
+        nargs="?",
+        const="all",
+        choices=PARTS,
+        help="fit the temperature that makes probabilities agree with the data, which the training must not have "
+        "seen: on all of it (default), or on half, and tested on the other half; kept beside the checkpoint for predict.py",
+    )
     return parser
