@@ -275,7 +275,7 @@ NUMBERS: dict[str, Limits] = {
     "checkpoint_hist": _count(1, 1_000_000),
     "log_freq": _count(0, _INTERVAL),
     "topk": _count(1, MOST_CLASSES),
-    "temperature": Limits(0.01, 100),
+    "temperature": Limits(0.001, 100),
     "severities": Limits(1, 5, whole=True, nargs="+", fits=_rising),
     "limit": _count(1, _INTERVAL),
     "sample": _count(1, _INTERVAL),

@@ -201,7 +201,7 @@ def fit(records: Records, part: str, world: World) -> tuple[float, int, Calibrat
     counts = world.sum(torch.tensor([int(half.sum()) for half in halves], device=world.device)).tolist()
     if not all(counts):
         raise ValueError(
-            "--fit-temperature needs pictures with a label and finite logits at even and at odd positions of the data, "
+            "--fit-temperature needs pictures with a label and finite logits at even and odd positions of the data, "
             f"to fit on the ones and test on the others; there are {counts[0]} and {counts[1]}."
         )
 
@@ -257,7 +257,7 @@ def require_writable(checkpoint: Path | None) -> None:
     folder = checkpoint.absolute().parent
     if not os.access(folder, os.W_OK | os.X_OK):
         raise ValueError(
-            f"--fit-temperature writes {file_beside(checkpoint).name} beside the checkpoint, and no file can be written "
+            f"--fit-temperature writes {file_beside(checkpoint).name} beside the checkpoint, and none can be written "
             f"in {folder}: copy the checkpoint to a folder of yours."
         )
 

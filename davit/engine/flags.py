@@ -601,6 +601,6 @@ def validate_parser() -> argparse.ArgumentParser:
         const="all",
         choices=PARTS,
         help="fit the temperature that makes probabilities agree with the data, which the training must not have "
-        "seen: on all of it (default), or on half, and tested on the other half; kept beside the checkpoint for predict.py",
+        "seen: on all of it (default), or on half, and tested on the other half; kept beside the checkpoint",
     )
     return parser

@@ -169,14 +169,14 @@ def draw_sheet(page: Page, title: str) -> Image.Image:
     return sheet
 
 
-def _paste(sheet: Image.Image, shown_HWC: Array, x: int, y: int) -> None:
+def _paste(sheet: Image.Image, shown_HWC: Array, x: int, y: int, tile: int = _TILE) -> None:
     """Paste a picture as large as its place allows, its middle in the middle."""
     picture = Image.fromarray((255 * shown_HWC).round().astype(np.uint8))
-    scale = _TILE / max(picture.size)
+    scale = tile / max(picture.size)
     size = tuple(max(1, round(side * scale)) for side in picture.size)
     how = Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.NEAREST
     picture = picture.resize(size, how)  # type: ignore[arg-type]
-    sheet.paste(picture, (x + (_TILE - size[0]) // 2, y + (_TILE - size[1]) // 2))
+    sheet.paste(picture, (x + (tile - size[0]) // 2, y + (tile - size[1]) // 2))
 
 
 def _write(draw: ImageDraw.ImageDraw, at: tuple[int, int], text: str, size: int, colour: str) -> None:
@@ -190,3 +190,19 @@ def _wrapped(name: str, length: int = 23) -> list[str]:
     at = name.rfind(" ", 0, length + 1)
     first, rest = (name[:at], name[at + 1 :]) if at > length // 3 else (name[:length], name[length:])
     return [first, rest if len(rest) <= length else f"{rest[: length - 1]}…"]
+
+
+def draw_grid(rows: Sequence[tuple[str, Sequence[Image.Image]]], titles: Sequence[str], tile: int) -> Image.Image:
+    """Draw rows of pictures under titles, each row with its name, each picture in a square of `tile` pixels."""
+    label, head, gap = 150, 26, 4
+    step = tile + gap
+    sheet = Image.new("RGB", (label + step * len(titles), head + step * len(rows)), "white")
+    draw = ImageDraw.Draw(sheet)
+    for column, title in enumerate(titles):
+        _write(draw, (label + column * step, 6), title, 13, "black")
+    for number, (name, pictures) in enumerate(rows):
+        y = head + number * step
+        _write(draw, (_GAP, y + tile // 2 - 8), name, 13, "black")
+        for column, picture in enumerate(pictures):
+            _paste(sheet, np.asarray(picture.convert("RGB"), dtype=np.float32) / 255, label + column * step, y, tile)
+    return sheet

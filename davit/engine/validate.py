@@ -274,7 +274,7 @@ def _evaluate(request: Request, job: _Job) -> Row:
         ", test-time pooling" if loaded.is_pooled else "",
     )
     records = Records(keep_logits=bool(args.fit_temperature) or loaded.temperature != 1)
-    result, batch_size = _evaluate_within_memory(loaded, dataset, labels, job, records)
+    result, batch_size = evaluate_within_memory(loaded, dataset, labels, records, args, world, job.precision)
     low, high = result.top1_interval
     log.info(
         "%s: top-1 %.3f %% (95 %% interval %.3f to %.3f), top-5 %.3f %%, loss %.5g, %d pictures",
@@ -334,7 +334,7 @@ def _labelled(loaded: LoadedModel, names: Sequence[str] | None, job: _Job) -> tu
         dataset = job.dataset
         return dataset, real_labels(args.real_labels, dataset, labels) if args.real_labels else labels
     check_classes(None, job.dataset, None if args.valid_labels else num_classes)
-    dataset = _numbered_as_trained(loaded.class_names, job.dataset)
+    dataset = numbered_as_trained(loaded.class_names, job.dataset)
     _name_empty_classes(dataset)
     return dataset, labels_for(dataset, num_classes, args.valid_labels, args.real_labels)
 
@@ -404,7 +404,7 @@ def _say_fitted(request: Request, fitted: Fitted, world: World) -> Row:
     }
 
 
-def _numbered_as_trained(trained: Sequence[str] | None, dataset: PictureDataset) -> PictureDataset:
+def numbered_as_trained(trained: Sequence[str] | None, dataset: PictureDataset) -> PictureDataset:
     """Number the data set's classes as the checkpoint does, where they have the same names in another order.
 
     Other names, and an order that --class-map asks for, are warned of.
@@ -426,11 +426,19 @@ def _numbered_as_trained(trained: Sequence[str] | None, dataset: PictureDataset)
     return dataset
 
 
-def _evaluate_within_memory(
-    loaded: LoadedModel, dataset: PictureDataset, labels: Labels | None, job: _Job, records: Records
+def evaluate_within_memory(
+    loaded: LoadedModel,
+    dataset: PictureDataset,
+    labels: Labels | None,
+    records: Records,
+    args: argparse.Namespace,
+    world: World,
+    precision: Precision,
 ) -> tuple[Evaluation, int]:
-    """Evaluate, and return the batch size that memory sufficed for: it is halved for a new start while it does not."""
-    args, world = job.args, job.world
+    """Evaluate, and return the batch size that memory sufficed for: it is halved for a new start while it does not.
+
+    Of `args` it takes batch_size, workers, pin_mem, skip_bad_images, channels_last and log_freq.
+    """
     batch_size = args.batch_size
     while True:
         loader = EvalLoader(
@@ -449,7 +457,7 @@ def _evaluate_within_memory(
                 loaded.classifier,
                 loader,
                 world=world,
-                autocast=job.precision.autocast,
+                autocast=precision.autocast,
                 labels=labels,
                 channels_last=args.channels_last,
                 log_freq=args.log_freq,
