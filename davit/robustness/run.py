@@ -159,6 +159,7 @@ def _run(args: argparse.Namespace, given: set[str], world: World) -> list[Row]:
             f"nothing in {root} could be evaluated ({_said(job.left_out)}): a folder val with class folders, or "
             f"{', '.join(variant.folders[0] for variant in VARIANTS)} is expected"
         )
+    job.add()  # the file of results, with what was left out
     if job.left_out:
         log.info("not evaluated: %s", _said(job.left_out))
     if world.is_main:
@@ -221,7 +222,7 @@ def _evaluate_val(job: _Run, root: Path, wanted: Sequence[str], is_optional: boo
             dataset = numbered_as_trained(job.loaded.class_names, dataset)
         _prepare(job, dataset)
         named = is_imagenet(dataset) and labels is not None
-        real = _real_of(job, root, dataset, labels) if "real" in asked else None
+        real = _real_of(job, root, dataset, named) if "real" in asked else None
     title = "ImageNet" if named else "validation"
     log.info("%s: %d pictures", title, len(dataset))
     result, outcomes = job.evaluate(dataset, labels)
@@ -244,18 +245,22 @@ def _prepare(job: _Run, dataset: PictureDataset) -> None:
     dataset.transform, dataset.decoding = job.loaded.transform(), job.loaded.decoding
 
 
-def _real_of(job: _Run, root: Path, dataset: PictureDataset, labels: Labels | None) -> list[list[int]] | None:
-    """Find the ReaL labels of the pictures, by the model's indices; None where there are none."""
-    place = find_real(root, dataset)
-    if place is None or labels is None:
+def _real_of(job: _Run, root: Path, dataset: PictureDataset, named: bool) -> list[list[int]] | None:
+    """Find the ReaL labels of the pictures, by the model's indices; None where there are none.
+
+    Args:
+        named: the class folders are ImageNet's, and the model has these classes.
+    """
+    place = find_real(root, dataset) if named else None
+    if place is None:
         if job.args.sets and "real" in job.args.sets:
             raise DataError(
                 f"--sets real: {root} has no real.json, and the pictures are not called ILSVRC2012_val_00000001 and "
                 "so on, for which timm has these labels"
-                if place is None
-                else "--sets real: the class folders are not ImageNet's, or the model's classes are not"
+                if named
+                else "--sets real: ReaL labels, real.json, are for ImageNet's classes, and these are others"
             )
-        job.left_out["real"] = "no real.json" if place is None else "not ImageNet's classes"
+        job.left_out["real"] = "no real.json" if named else "not ImageNet's classes"
         return None
     if place == "timm":
         log.info("ReaL labels: timm's copy, as there is no real.json")

@@ -94,7 +94,7 @@ def mean_row(wrong: Mapping[str, Array], clean: float, severities: Sequence[int]
 
 def as_table(rows: Sequence[Row]) -> str:
     """Write the rows for a terminal: a line for each set, and one for each corruption."""
-    sets = [row for row in rows if row["set"] != "c" and "error" not in row]
+    sets = [row for row in rows if row["set"] != "c" and "failed" not in row]
     lines: list[Sequence[str]] = []
     if sets:
         has_published = any(row["published_top1"] is not None for row in sets)

@@ -19,7 +19,7 @@ def save_model(file: Path, num_classes: int, seed: int = 0, **entries: Any) -> A
     """A small model whose checkpoint notes its size, and no class names unless `entries` have them."""
     model = small_model(num_classes=num_classes, seed=seed)
     with torch.no_grad():  # answers that differ from picture to picture
-        model.head.fc.weight.mul_(20)
+        model.head.weight.mul_(20)
     args = {
         "model": "DaViT_nano",
         "model_kwargs": SMALL,

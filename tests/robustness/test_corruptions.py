@@ -42,7 +42,7 @@ def test_a_higher_severity_changes_more(scene: Image.Image, name: str) -> None:
         np.mean([np.abs(changed(scene, name, one, seed) - clean).mean() for seed in range(4)]) for one in SEVERITIES
     ]
     assert off[0] > 0.3
-    if name not in ("elastic_transform", "glass_blur", "frost", "snow"):  # of two kinds, or with several numbers each
+    if name not in ("elastic_transform", "glass_blur", "frost", "snow", "pixelate"):  # several numbers, or grids
         assert off == sorted(off)
     assert off[-1] > 1.15 * off[0] or name in ("elastic_transform", "frost")
 
@@ -76,10 +76,10 @@ def test_exact_values_of_what_is_not_random() -> None:
 
 def test_a_blur_keeps_the_light_and_takes_the_size_into_account() -> None:
     point = Image.new("RGB", (225, 225))
-    point.paste((255, 255, 255), (108, 108, 117, 117))
-    total = 3 * 81 * 255
+    point.paste((255, 255, 255), (80, 80, 140, 140))
+    total = 3 * 60 * 60 * 255
     for name in ("defocus_blur", "motion_blur"):
-        assert changed(point, name, 2).sum() == pytest.approx(total, rel=0.05)
+        assert changed(point, name, 2).sum() == pytest.approx(total, rel=0.01)
 
     def width(side: int) -> float:
         image = Image.new("RGB", (side, side))
@@ -87,7 +87,7 @@ def test_a_blur_keeps_the_light_and_takes_the_size_into_account() -> None:
         row = changed(image, "defocus_blur", 5)[side // 2, :, 0]
         return float(((row > 5) & (row < 250)).mean())
 
-    assert width(64) == pytest.approx(width(256), rel=0.15)
+    assert width(64) == pytest.approx(width(256), abs=2 / 64)
 
 
 def test_glass_only_moves_pixels_a_little() -> None:

@@ -112,7 +112,7 @@ def test_a_model_that_numbers_imagenets_classes_otherwise(go: Any, tmp_path: Pat
     plant(tmp_path / "root/ImageNet-R", model, draw(12, 3), 4, lambda i: order[i], competing)
     status, found, _, _ = go(tmp_path / "m.pth", tmp_path / "root", "--leave-out", "c")
     assert status == 0
-    assert {key: row["correct"] for key, row in rows_of(found).items()} >= {"val": 5, "v2": 7, "r": 4}.items()
+    assert {key: row["correct"] for key, row in rows_of(found).items() if key != "real"} == {"val": 5, "v2": 7, "r": 4}
 
 
 def test_what_cannot_be_scored_is_named_and_the_rest_goes_on(
@@ -261,7 +261,7 @@ def test_a_picture_is_corrupted_the_same_whatever_is_beside_it(tmp_path: Path) -
     ],
 )
 def test_mistakes_are_named_and_end_with_status_2(go: Any, tmp_path: Path, words: list[str], named: list[str]) -> None:
-    model = save_model(tmp_path / "m.pth", 3)
+    model = save_model(tmp_path / "m.pth", 3, class_names=["0", "1", "2"])
     plant(tmp_path / "root/val", model, draw(4), 2, str)
     source = words.pop(0) if not words[0].startswith("-") else tmp_path / "m.pth"
     status, _, _, said = go(source, tmp_path / "root", *words, results=False)
