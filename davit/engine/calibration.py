@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 BINS = 15
 SUFFIX = ".temperature.json"
 PARTS = ("all", "half")
+LEAST, MOST = 0.05, 20.0  # of a temperature that is fitted: answers that are all right ask for 0
 
 _MOST_BYTES = 1 << 20
 _ROWS = 4096  # pictures whose logits are looked at together
@@ -117,7 +118,7 @@ def at_temperature(logits_NC: Tensor, column_N: Tensor, temperature: float | Ten
 def fit_temperature(
     logits_NC: Tensor, column_N: Tensor, total: Callable[[Tensor], Tensor] = lambda sums: sums
 ) -> float:
-    """Find the temperature with the least mean cross-entropy, to six digits.
+    """Find the temperature from `LEAST` to `MOST` with the least mean cross-entropy, to six digits.
 
     The cross-entropy is convex in 1 / temperature, so its slope is zero there: Newton's steps, halving where one
     leaves the bracket.
@@ -127,8 +128,7 @@ def fit_temperature(
         column_N: which of them is right.
         total: sums a tensor over all processes; each must call this function.
     """
-    limits = NUMBERS["temperature"]
-    low, high = 1 / limits.most, 1 / limits.least
+    low, high = 1 / MOST, 1 / LEAST
     scale = 1.0
     for _ in range(_STEPS):
         slope, curve = total(_slope(logits_NC, column_N, scale)).tolist()
@@ -142,7 +142,7 @@ def fit_temperature(
         before, scale = scale, step if low < step < high else math.sqrt(low * high)
         if abs(scale - before) < 1e-9 * before:
             break
-    return float(f"{min(max(1 / scale, limits.least), limits.most):.6g}")
+    return float(f"{min(max(1 / scale, LEAST), MOST):.6g}")
 
 
 def _slope(logits_NC: Tensor, column_N: Tensor, scale: float) -> Tensor:

@@ -121,10 +121,10 @@ def accuracy_by_slice(slices: Slices, outcomes: Outcomes) -> list[dict[str, Any]
         distinct = sorted({*of_each}, key=lambda value: (value in (EMPTY, ABSENT), natural_key(value)))
         for value in distinct:
             right = scored.right[of_each == value]
-            low, high = wilson(int(right.sum()), len(right))
-            top1 = 100 * float(right.mean())
-            counts = {"column": column, "value": value, "count": len(right), "correct": int(right.sum())}
-            rows.append({**counts, "top1": top1, "top1_low": 100 * low, "top1_high": 100 * high})
+            correct = int(right.sum())
+            low, high = wilson(correct, len(right))
+            counts = {"column": column, "value": value, "count": len(right), "correct": correct}
+            rows.append({**counts, "top1": 100 * correct / len(right), "top1_low": 100 * low, "top1_high": 100 * high})
     return rows
 
 

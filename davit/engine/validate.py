@@ -19,7 +19,6 @@ from ..commands import run_cli, with_flags
 from ..data import EvalLoader, PictureDataset, check_classes, in_other_order, write_digits
 from ..data.listing import natural_key
 from ..files import write_bytes, write_csv
-from ..limits import NUMBERS
 from ..pretrained import PretrainedError
 from ..text import as_line, some, without_nan
 from . import calibration
@@ -385,9 +384,8 @@ def _say_fitted(request: Request, fitted: Fitted, world: World) -> Row:
     )
     if after.nll > held.nll:
         log.warning("the temperature makes these worse: there are too few pictures, or the model needs none")
-    limits = NUMBERS["temperature"]
-    if fitted.temperature in (limits.least, limits.most):
-        log.warning("the temperature is at its limit: the answers are nearly all right, or no better than chance")
+    if fitted.temperature in (calibration.LEAST, calibration.MOST):
+        log.warning("the temperature is at its limit: the answers are all right, or no better than chance")
     with in_step(world):
         if request.checkpoint is None:
             log.info("published weights have no folder for it: give predict.py --temperature %g", fitted.temperature)
