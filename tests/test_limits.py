@@ -32,6 +32,7 @@ COMMANDS = {
     "complexity": ("davit.complexity", "main"),
     "app": ("davit.app.__main__", "main"),
     "checkpoint": ("davit.checkpoint.__main__", "main"),
+    "robustness": ("davit.robustness.__main__", "main"),
     "nonfinite": ("davit.engine.nonfinite", "main"),
     "mm train": ("davit.openmmlab.cli", "train_main"),
     "mm test": ("davit.openmmlab.cli", "test_main"),
@@ -98,7 +99,9 @@ def test_a_number_is_taken_or_its_flag_and_value_are_named(
 ) -> None:
     parser = parser_of(command)
     positionals = {"mm train": ["c"], "mm test": ["c", "p"], "mm get_flops": ["c"], "mm image_demo": ["p", "c", "k"]}
-    first = {"predict": ["x"], "nonfinite": ["f", "--checkpoint", "c"], **positionals}.get(command, [])
+    first = {"predict": ["x"], "robustness": ["c", "r"], "nonfinite": ["f", "--checkpoint", "c"], **positionals}.get(
+        command, []
+    )
     for action in [one for one in parser._actions if isinstance(one.type, Limits)]:
         count = action.nargs if isinstance(action.nargs, int) else 1
         flag = action.option_strings[-1]

@@ -55,7 +55,7 @@ def model_classes(noted: Sequence[str] | None, num_classes: int) -> list[str] | 
 def labels_by_name(dataset: PictureDataset, names: Sequence[str] | None) -> Labels | None:
     """Match a data set that has some of a model's classes with them by name; they compete alone, which is logged.
 
-    None where this is not so: the data set has as many classes as the model, or other ones, or class indices.
+    None where this is not so: the data set has the model's classes, or other ones, or class indices.
 
     Args:
         names: of the model's classes, as `model_classes` finds them.
@@ -64,9 +64,13 @@ def labels_by_name(dataset: PictureDataset, names: Sequence[str] | None) -> Labe
         DataError: the model knows some of the data set's classes, and not the others.
     """
     ours = dataset.class_to_idx
-    if names is None or dataset.mapped or not ours or len(ours) == len(names) or not set(ours).intersection(names):
+    if names is None or dataset.mapped or not set(ours).intersection(names):
         return None
-    if unknown := [name for name in ours if name not in set(names)]:
+    known = set(names)
+    unknown = [name for name in ours if name not in known]
+    if len(ours) == len(names) and (not unknown or all(names[i] == name for name, i in ours.items() if name in known)):
+        return None  # the same ones, in whatever order, or some of them under other names
+    if unknown:
         raise DataError(
             f"the model has {len(names)} classes, and {len(unknown)} of the data's {len(ours)} are none of them: "
             f"{some(unknown)}; move these folders away, or leave them out by `class_map=FILE` with the model's "

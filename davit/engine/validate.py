@@ -264,6 +264,11 @@ def _evaluate(request: Request, job: _Job) -> Row:
         num_classes = loaded.model.num_classes
         names = model_classes(loaded.class_names, num_classes)
         dataset, labels = _labelled(loaded, names, job)
+        if args.fit_temperature and labels is not None:
+            raise ValueError(
+                f"--fit-temperature needs all {num_classes} classes of the model to compete, as in predict.py; the "
+                "data has some of them; --class-map FILE with the model's classes, a line each, lets all compete."
+            )
         dataset.transform, dataset.decoding = loaded.transform(), loaded.decoding
     config, params = loaded.config, sum(parameter.numel() for parameter in loaded.model.parameters()) / 1e6
     log.info(
