@@ -491,7 +491,8 @@ def model_flags(num_classes: int | None = None, *, checkpoint: bool = True) -> a
 
     Args:
         num_classes: the default of --num-classes; that of predict.py is the original's and is not used unless given.
-        checkpoint: with --checkpoint and --pretrained; a command whose argument says the weights goes without.
+        checkpoint: with --checkpoint, --pretrained and --temperature; a command whose argument says the weights, and
+            that gives no probabilities, goes without.
     """
     parser = argparse.ArgumentParser(add_help=False)
     add = parser.add_argument_group("model").add_argument
@@ -504,6 +505,12 @@ def model_flags(num_classes: int | None = None, *, checkpoint: bool = True) -> a
     if checkpoint:
         add("--checkpoint", default="", metavar="FILE", help="weights of any known layout; without: published ones")
         add("--pretrained", action="store_true", help="published weights (what no --checkpoint means too)")
+        add(
+            "--temperature",
+            **number("temperature"),
+            metavar="T",
+            help="divide logits by it; default: what --fit-temperature of validate.py left beside the checkpoint, else 1",
+        )
     add("--ema", choices=EMA_CHOICES, default="auto", help="averaged weights: auto takes them where there are any")
     add(
         "--num-classes",
@@ -512,12 +519,6 @@ def model_flags(num_classes: int | None = None, *, checkpoint: bool = True) -> a
         help="default: the checkpoint's, else the model's",
     )
     add("--no-test-pool", action="store_true", help="pool larger maps as a whole, as in training")
-    add(
-        "--temperature",
-        **number("temperature"),
-        metavar="T",
-        help="divide logits by it; default: what --fit-temperature of validate.py left beside the checkpoint, else 1",
-    )
     _add_shared(add)
     add("--num-gpu", **number("num_gpu"), default=1, help=argparse.SUPPRESS)
     return parser

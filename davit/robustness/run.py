@@ -134,7 +134,8 @@ def _run(args: argparse.Namespace, given: set[str], world: World) -> list[Row]:
     root = Path(args.root)
     with in_step(world):
         _check(args, root)
-        options = ModelOptions.from_values({name: value for name, value in vars(args).items() if name in given})
+        values = {name: value for name, value in vars(args).items() if name in given}
+        options = ModelOptions.from_values({**values, "temperature": 1.0})  # which changes no answer
     precision = precision_from(options, world.device, world.everywhere)
     precision.say()
     with in_step(world):
