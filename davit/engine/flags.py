@@ -509,7 +509,7 @@ def model_flags(num_classes: int | None = None, *, checkpoint: bool = True) -> a
             "--temperature",
             **number("temperature"),
             metavar="T",
-            help="divide logits by it; default: what --fit-temperature of validate.py left beside the checkpoint, else 1",
+            help="divide logits by it; default: what validate.py --fit-temperature left beside the checkpoint, else 1",
         )
     add("--ema", choices=EMA_CHOICES, default="auto", help="averaged weights: auto takes them where there are any")
     add(

@@ -93,7 +93,7 @@ def gather_outcomes(own: dict[str, Tensor], world: World) -> Outcomes:
     return Outcomes(**joined).only(np.argsort(joined["index"], kind="stable"))
 
 
-def wilson(right: float, count: int) -> tuple[float, float]:
+def wilson(right: float, count: float) -> tuple[float, float]:
     """Return the 95 % interval of a share: Wilson's score interval (JASA 22, 1927); (0, 1) of no pictures."""
     if not count:
         return 0.0, 1.0
@@ -102,6 +102,19 @@ def wilson(right: float, count: int) -> tuple[float, float]:
     half = math.sqrt(spread * (share * (1 - share) + spread / 4)) / (1 + spread)
     # at the ends the two terms are equal, but for rounding
     return (0.0 if right <= 0 else middle - half), (1.0 if right >= count else middle + half)
+
+
+def interval_of_shares(values: Array) -> tuple[float, float]:
+    """Return the 95 % interval of a mean of shares, one for each picture and each 0 to 1; (0, 1) of no pictures.
+
+    Wilson's interval, for as many independent right or wrong answers as have the same variance of the mean.
+    """
+    count = len(values)
+    if not count:
+        return 0.0, 1.0
+    share, variance = float(values.mean()), float(values.var())
+    equal = count * share * (1 - share) / variance if variance > 1e-12 else float(count)
+    return wilson(share * equal, equal)
 
 
 def interval_of_mean(values: Array) -> tuple[float, float]:

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from ..engine.records import Array, Outcomes, interval_of_mean, wilson
+from ..engine.records import Array, Outcomes, interval_of_mean, interval_of_shares, wilson
 from .corruptions import SEVERITIES
 from .published import ALEXNET, corruption_error, mean_corruption_error
 
@@ -49,7 +49,7 @@ def corruption_rows(
         row = set_row("c", corruption, one, None, 0, None)
         rows.append(_of_corruption(row, corruption, severity, clean))
     wrong_N = 1 - right.mean(0)
-    low, high = interval_of_mean(wrong_N)
+    low, high = interval_of_shares(wrong_N)
     row = set_row("c", corruption, right.reshape(-1), None, 0, None)
     row |= {"count": right.shape[1], "correct": None, "top1_low": 100 - 100 * high, "top1_high": 100 - 100 * low}
     row = _of_corruption(row, corruption, "mean", clean)
@@ -80,7 +80,7 @@ def mean_row(wrong: Mapping[str, Array], clean: float, severities: Sequence[int]
         wrong: corruption -> whether each picture is wrong, (severities, pictures).
     """
     mean_N = np.mean([one.mean(0) for one in wrong.values()], axis=0)
-    low, high = interval_of_mean(mean_N)
+    low, high = interval_of_shares(mean_N)
     top1 = 100 * (1 - float(mean_N.mean()))
     bounds = {"count": len(mean_N), "top1": top1, "top1_low": 100 - 100 * high, "top1_high": 100 - 100 * low}
     row: Row = {"set": "c", "corruption": "mean", "severity": "mean", **bounds, "error": 100 - top1}

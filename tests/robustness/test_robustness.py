@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from davit.data import open_dataset
-from davit.engine.records import Outcomes
+from davit.engine.records import Outcomes, interval_of_shares, wilson
 from davit.robustness.__main__ import main
 from davit.robustness.corrupted import CorruptedDataset, spread
 from davit.robustness.corruptions import CORRUPTIONS, SEVERITIES
@@ -217,10 +217,16 @@ def test_intervals_of_means_are_by_pictures() -> None:
     zeros = np.zeros(200)
     outcomes = Outcomes(np.arange(200), zeros, zeros, zeros, zeros, right.reshape(-1), zeros == 0, zeros == 0)
     mean = corruption_rows("fog", outcomes, SEVERITIES, 80.0, True)[-1]
-    of_picture = 100 * right.mean(0)
-    half = 1.959963985 * of_picture.std(ddof=1) / np.sqrt(40)
-    assert mean["top1_low"] == pytest.approx(of_picture.mean() - half)
-    assert mean["top1_high"] == pytest.approx(of_picture.mean() + half)
+    of_picture = right.mean(0)
+    share = of_picture.mean()
+    # Wilson's ends are where the share found is 1.96 standard deviations away; here of as many independent answers
+    equal = 40 * share * (1 - share) / of_picture.var()
+    assert equal > 40
+    for end in (mean["top1_low"] / 100, mean["top1_high"] / 100):
+        assert abs(share - end) == pytest.approx(1.959963985 * np.sqrt(end * (1 - end) / equal))
+    for sure in (np.ones(40), np.zeros(40)):
+        assert interval_of_shares(sure) == pytest.approx(wilson(sure.sum(), 40))
+    assert interval_of_shares(np.ones(0)) == (0, 1)
     total = mean_row(dict.fromkeys(ALEXNET, ~right), 80.0, SEVERITIES, True)
     assert total["mce_low"] < total["mce"] < total["mce_high"]
     assert "mce" not in mean_row(dict.fromkeys(list(ALEXNET)[1:], ~right), 80.0, SEVERITIES, True)
