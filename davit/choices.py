@@ -4,4 +4,5 @@ EMA_CHOICES = ("auto", "always", "never")  # which weights of a training's check
 AMP_DTYPES = {"bf16": "bfloat16", "bfloat16": "bfloat16", "fp16": "float16", "float16": "float16"}  # torch's names
 FORMATS = ("table", "csv", "json", "jsonl")  # of predictions
 TOPK_IDS = "topk_ids.csv"  # the file of predictions that the original wrote
+FITTED_ON = ("all", "half")  # of the pictures, a temperature
 BUNDLED_REAL = "timm"  # the ReaL labels that timm carries, in place of a file

@@ -33,7 +33,7 @@ _TINY = "--img-size 32 --epochs 1 --warmup-epochs 0 --cooldown-epochs 0 --batch-
 # the first that is found in a command counts
 NOT_RUN = {
     r"^(make|pip|pytest|python -m pytest|source) ": "sets a place up, or runs tests",
-    r"--pretrained|--model 'DaViT_\*'": "fetches published weights; tests/test_pretrained.py has the loading",
+    r"--pretrained|--model 'DaViT_\*'|robustness DaViT_tiny": "fetches published weights; tests/test_pretrained.py does",
     r"^davit ": "the same mains as the scripts'; tests/test_packaging.py and tests/test_cli.py run it",
     r"davit\.app": "serves until it is ended; tests/app/test_page_in_a_browser.py runs it",
     r"tools/launch\.sh": "for two machines; tests/distributed/test_two_machines.py has them",
@@ -53,6 +53,8 @@ SMALLER = {
     r"train\.py .*--resume ": f"{_TINY} --epochs 41",
     r"train\.py": _TINY,
     r"validate\.py": "--workers 0 --batch-size 4",
+    r"davit\.robustness .*--limit": "--workers 0",
+    r"davit\.robustness": "--workers 0 --limit 2",
 }
 
 
@@ -109,6 +111,7 @@ def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]
             rows = [f"{split}/{file.parent.name}/{file.name},{file.parent.name}\n" for file in files]
             (folder / "DATASET_DIR" / f"{split}.csv").write_text("path,label\n" + "".join(rows))
         (folder / "classes.txt").write_text("\n".join(CLASSES))
+        (folder / "slices.csv").write_text("path,camera,light\nval/1/0.png,old,day\nval/1/1.png,new,\n")
         for name in ("FOLDER/a.png", "FOLDER/b.jpg", "PICTURE", "one.jpg", "two.png"):
             picture(folder / name, 3)
         for name in CHECKPOINTS:

@@ -34,6 +34,7 @@ COMMANDS = {
     "probe": ("davit.probe.__main__", "main"),
     "embed": ("davit.embed.__main__", "main"),
     "checkpoint": ("davit.checkpoint.__main__", "main"),
+    "robustness": ("davit.robustness.__main__", "main"),
     "nonfinite": ("davit.engine.nonfinite", "main"),
     "mm train": ("davit.openmmlab.cli", "train_main"),
     "mm test": ("davit.openmmlab.cli", "test_main"),
@@ -100,7 +101,8 @@ def test_a_number_is_taken_or_its_flag_and_value_are_named(
 ) -> None:
     parser = parser_of(command)
     positionals = {"mm train": ["c"], "mm test": ["c", "p"], "mm get_flops": ["c"], "mm image_demo": ["p", "c", "k"]}
-    first = {"predict": ["x"], "embed": ["c", "f", "o"], "nonfinite": ["f", "--checkpoint", "c"], **positionals}.get(
+    arguments = {"predict": ["x"], "embed": ["c", "f", "o"], "robustness": ["c", "r"]}
+    first = {**arguments, "nonfinite": ["f", "--checkpoint", "c"], **positionals}.get(
         command, []
     )
     for action in [one for one in parser._actions if isinstance(one.type, Limits)]:

@@ -80,23 +80,7 @@ def _read_rows(
     file: Path, input_key: str | None, target_key: str | None, split: str, split_required: bool
 ) -> list[tuple[str, str]]:
     """Read the (path, label) of each row of the split."""
-    try:
-        with file.open("rb") as raw:
-            is_wide = raw.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # as Excel saves "Unicode text"
-        encoding, errors = ("utf-16", "strict") if is_wide else ("utf-8-sig", "surrogateescape")
-        with file.open(encoding=encoding, errors=errors, newline="") as stream:
-            first = stream.readline()
-            if said := _SEPARATOR.fullmatch(first.strip()):  # Excel's own first line
-                delimiter = said[1]
-            else:
-                delimiter = _delimiter(file, first)
-                stream.seek(0)
-            reader = csv.reader(stream, delimiter=delimiter, skipinitialspace=True)
-            table = [(reader.line_num, row) for row in reader if any(cell.strip() for cell in row)]
-    except (csv.Error, UnicodeError) as error:
-        raise DataError(f"{file} is no csv: {error}") from error
-    except OSError as error:
-        raise DataError(f"{file} cannot be read ({error.strerror})") from error
+    delimiter, table = read_cells(file)
     if not table:
         raise DataError(f"{file} is empty: a row for each picture is needed, path,label")
     columns = [cell.strip() for cell in table[0][1]]
@@ -126,6 +110,34 @@ def _read_rows(
     if not rows:
         raise DataError(f"{file} has no rows of split {split!r}" if table else f"{file} lists no picture")
     return rows
+
+
+def read_cells(file: Path) -> tuple[str, list[tuple[int, list[str]]]]:
+    """Read a csv or tsv as people's programs write it; return its delimiter, and the number and cells of each line.
+
+    Lines without any cell are left out. Bytes that are no UTF-8 stay as they are in names of files.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    try:
+        with file.open("rb") as raw:
+            is_wide = raw.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # as Excel saves "Unicode text"
+        encoding, errors = ("utf-16", "strict") if is_wide else ("utf-8-sig", "surrogateescape")
+        with file.open(encoding=encoding, errors=errors, newline="") as stream:
+            first = stream.readline()
+            if said := _SEPARATOR.fullmatch(first.strip()):  # Excel's own first line
+                delimiter = said[1]
+            else:
+                delimiter = _delimiter(file, first)
+                stream.seek(0)
+            reader = csv.reader(stream, delimiter=delimiter, skipinitialspace=True)
+            table = [(reader.line_num, row) for row in reader if any(cell.strip() for cell in row)]
+    except (csv.Error, UnicodeError) as error:
+        raise DataError(f"{file} is no csv: {error}") from error
+    except OSError as error:
+        raise DataError(f"{file} cannot be read ({error.strerror})") from error
+    return delimiter, table
 
 
 def _delimiter(file: Path, first: str) -> str:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ..data import Batch, DataError, EvalLoader, prefetch
 from .distributed import StoppedError, World, in_step
 from .labels import Labels
+from .records import Records, wilson
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +38,7 @@ class Evaluation:
         loss: mean cross-entropy with the data set's classes; NaN or infinite where a logit is.
         nonfinite: pictures with a NaN or infinite logit, which count as wrong.
         skipped: pictures that could not be read.
+        correct1_of_all: as `correct1` if all of the model's classes compete; None where they do anyway.
         images_per_second: of all processes together, reading included.
         data_wait: share of the time spent waiting for pictures, 0 to 1, mean of the processes.
         peak_memory_mb: the largest of any process, as by `peak_memory_mb`.
@@ -54,6 +56,7 @@ class Evaluation:
     data_wait: float
     peak_memory_mb: float
     bad_images: Mapping[str, str] = field(default_factory=dict)
+    correct1_of_all: int | None = None
 
     @property
     def top1(self) -> float:
@@ -66,20 +69,16 @@ class Evaluation:
         return 100 * self.correct5 / self.scored if self.scored else math.nan
 
     @property
+    def top1_of_all(self) -> float:
+        """Accuracy in percent if all of the model's classes compete."""
+        right = self.correct1 if self.correct1_of_all is None else self.correct1_of_all
+        return 100 * right / self.scored if self.scored else math.nan
+
+    @property
     def top1_interval(self) -> tuple[float, float]:
-        """The 95 % interval of top1 in percent."""
-        return wilson_interval(self.correct1, self.scored)
-
-
-def wilson_interval(correct: int, scored: int) -> tuple[float, float]:
-    """Return the 95 % interval of a share in percent: Wilson's score interval (JASA 22, 1927)."""
-    # imported here, because it takes a second that a training need not wait
-    from scipy.stats import binomtest  # type: ignore[import-untyped]
-
-    if not scored:
-        return 0.0, 100.0
-    low, high = binomtest(correct, scored).proportion_ci(0.95, "wilson")
-    return 100 * float(low), 100 * float(high)
+        """The 95 % interval of top1 in percent: Wilson's score interval (JASA 22, 1927)."""
+        low, high = wilson(self.correct1, self.scored)
+        return 100 * low, 100 * high
 
 
 def evaluate(
@@ -93,6 +92,7 @@ def evaluate(
     limit_batches: int | None = None,
     log_freq: int = 0,
     stop: Callable[[], bool] = lambda: False,
+    records: Records | None = None,
 ) -> Evaluation:
     """Measure accuracy and loss of `model` (on `world.device`) over the loader's data set, the same on every rank.
 
@@ -104,6 +104,7 @@ def evaluate(
         limit_batches: end after so many batches of each rank; then nothing is checked against the data set.
         log_freq: batches between two lines of the log.
         stop: asked before each batch whether to end, by `StoppedError` on every rank.
+        records: filled with what each picture of this rank got; what is in there is dropped.
 
     Raises:
         BadImageError, DataError, LoaderError: as the loader does. An error on one rank stops all: the others
@@ -111,7 +112,7 @@ def evaluate(
         MiscountError: not every picture was seen exactly once.
     """
     loader.bad_images.clear()
-    scores = _Scores(labels or Labels(), loader.num_samples, world.device)
+    scores = _Scores(labels or Labels(), loader.num_samples, world.device, records)
     num_classes = getattr(model, "num_classes", None) if labels is None else None
     batches = _with_known_classes(islice(loader.batches(), limit_batches), num_classes)
     cuda = [world.device] if world.device.type == "cuda" else []
@@ -146,16 +147,20 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
 class _Scores:
     """Add up the scores of one rank's batches.
 
-    `counts` (correct1, correct5, scored, nonfinite) and `loss` are on the device, so that no batch is waited for.
+    `counts` (correct1, correct5, scored, nonfinite, correct1 of all classes) and `loss` are on the device, so that no
+    batch is waited for.
     """
 
-    def __init__(self, labels: Labels, num_samples: int, device: torch.device) -> None:
-        self.counts = torch.zeros(4, dtype=torch.int64, device=device)
+    def __init__(self, labels: Labels, num_samples: int, device: torch.device, records: Records | None) -> None:
+        self.counts = torch.zeros(5, dtype=torch.int64, device=device)
         self.loss = torch.zeros((), dtype=torch.float64, device=device)
         self.seen = torch.zeros(num_samples, dtype=torch.int32)
         self.count = 0
         self.waited = 0.0
         self.seconds = 0.0
+        self.records = records
+        if records is not None:
+            records.clear()
         self._real = labels.real
         self._columns = None if labels.columns is None else torch.tensor(labels.columns, device=device)
         self._column_of: Tensor | None = None
@@ -163,23 +168,49 @@ class _Scores:
             last = max(labels.column_of)
             self._column_of = torch.tensor([labels.column_of.get(i, 0) for i in range(last + 1)], device=device)
 
+    @property
+    def is_of_some(self) -> bool:
+        """Whether some of the model's classes compete alone."""
+        return self._columns is not None
+
     def add(self, logits_NC: Tensor, batch: Batch) -> None:
         """Score one batch, which is on the device, and add it to the sums."""
-        logits_NC = (logits_NC if self._columns is None else logits_NC[:, self._columns]).float()
+        all_NC = logits_NC.float()
+        logits_NC = all_NC if self._columns is None else all_NC[:, self._columns]
         target_N = batch.targets if self._column_of is None else self._column_of[batch.targets]
-        first_NK = logits_NC.topk(min(5, logits_NC.shape[1]), dim=1).indices
+        # of equal logits the lower class is first, as in predictions; those of 16 bits are often equal
+        first_NK = logits_NC.argsort(dim=1, descending=True, stable=True)[:, :5]
+        class_NK = first_NK if self._columns is None else self._columns[first_NK]
         right_NK, has_label_N = first_NK == target_N[:, None], torch.ones_like(target_N, dtype=torch.bool)
+        best_N = all_NC.argmax(1) if self.is_of_some else class_NK[:, 0]
         if self._real is not None:
-            rows = (first_NK if self._columns is None else self._columns[first_NK]).tolist()
             real = [self._real[i] for i in batch.indices.tolist()]
-            hits = [[index in right for index in row] for row, right in zip(rows, real, strict=True)]
+            hits = [[index in right for index in row] for row, right in zip(class_NK.tolist(), real, strict=True)]
             right_NK, has_label_N = right_NK.new_tensor(hits), has_label_N.new_tensor([bool(right) for right in real])
+            of_all = [index in right for index, right in zip(best_N.tolist(), real, strict=True)]
+            right_of_all_N = has_label_N.new_tensor(of_all)
+        else:
+            right_of_all_N = best_N == (target_N if self._columns is None else self._columns[target_N])
         finite_N = logits_NC.isfinite().all(1)
         right_NK = right_NK & finite_N[:, None]  # NaN sorts first, and would make class 0 the answer
-        self.counts += torch.stack([right_NK[:, 0].sum(), right_NK.any(1).sum(), has_label_N.sum(), (~finite_N).sum()])
-        self.loss += F.cross_entropy(logits_NC, target_N, reduction="none").double().sum()
+        counts = [right_NK[:, 0].sum(), right_NK.any(1).sum(), has_label_N.sum(), (~finite_N).sum()]
+        self.counts += torch.stack([*counts, (right_of_all_N & finite_N).sum()])
+        loss_N = F.cross_entropy(logits_NC, target_N, reduction="none")
+        self.loss += loss_N.double().sum()
         self.count += len(batch.indices)
         self.seen.index_add_(0, batch.indices, torch.ones_like(batch.indices, dtype=torch.int32))
+        if self.records is not None:
+            self.records.add(
+                batch.indices,
+                logits_NC,
+                target_N,
+                loss_N,
+                target=target_N if self._columns is None else self._columns[target_N],
+                predicted=torch.where(finite_N, class_NK[:, 0], -1),
+                right=right_NK[:, 0],
+                scored=has_label_N,
+                finite=finite_N,
+            )
 
     def timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """Pass the batches on, and add up the time spent waiting for them."""
@@ -219,6 +250,7 @@ def _reduce(scores: _Scores, loader: EvalLoader, world: World, is_whole: bool) -
         data_wait=sum(waited) / sum(seconds) if sum(seconds) else 0.0,
         peak_memory_mb=max(peaks),
         bad_images=bad_images,
+        correct1_of_all=counts[4] if scores.is_of_some else None,
     )
 
 

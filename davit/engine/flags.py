@@ -20,7 +20,7 @@ from typing import Any
 import yaml
 
 from .. import recipes
-from ..choices import AMP_DTYPES, BUNDLED_REAL, EMA_CHOICES
+from ..choices import AMP_DTYPES, BUNDLED_REAL, EMA_CHOICES, FITTED_ON
 from ..commands import command_name
 from ..files import read_small
 from ..limits import MOST_YAML, check_model_kwargs, number, read_yaml, short
@@ -506,11 +506,13 @@ VALIDATE_NO_LONGER = {
 }
 
 
-def model_flags(num_classes: int | None = None) -> argparse.ArgumentParser:
+def model_flags(num_classes: int | None = None, *, checkpoint: bool = True) -> argparse.ArgumentParser:
     """Make a parent of parsers: which model, which of its weights, and how it runs (`ModelOptions`).
 
     Args:
         num_classes: the default of --num-classes; that of predict.py is the original's and is not used unless given.
+        checkpoint: with --checkpoint, --pretrained and --temperature; a command whose argument says the weights, and
+            that gives no probabilities, goes without.
     """
     parser = argparse.ArgumentParser(add_help=False)
     add = parser.add_argument_group("model").add_argument
@@ -520,8 +522,15 @@ def model_flags(num_classes: int | None = None) -> argparse.ArgumentParser:
         default="dpn92",
         help="a DaViT variant or any model of timm's; default: the checkpoint's own, else the original's %(default)s",
     )
-    add("--checkpoint", default="", metavar="FILE", help="weights of any known layout; without: published ones")
-    add("--pretrained", action="store_true", help="published weights (what no --checkpoint means too)")
+    if checkpoint:
+        add("--checkpoint", default="", metavar="FILE", help="weights of any known layout; without: published ones")
+        add("--pretrained", action="store_true", help="published weights (what no --checkpoint means too)")
+        add(
+            "--temperature",
+            **number("temperature"),
+            metavar="T",
+            help="divide logits by it; default: what validate.py --fit-temperature left beside the checkpoint, else 1",
+        )
     add("--ema", choices=EMA_CHOICES, default="auto", help="averaged weights: auto takes them where there are any")
     add(
         "--num-classes",
@@ -629,4 +638,26 @@ def validate_parser() -> argparse.ArgumentParser:
     add = parser.add_argument_group("results").add_argument
     add("--results-file", default="", metavar="FILE", help="written after each evaluation")
     add("--results-format", choices=RESULT_FORMATS, help="default: by the suffix of FILE, else csv")
+    add(
+        "--report",
+        default="",
+        metavar="DIR",
+        help="write there what each class and each picture got: tables, the confusion matrix, the worst pictures of "
+        "each class, and how far probabilities can be trusted",
+    )
+    add("--overwrite", action="store_true", help="with --report: replace an earlier report in DIR")
+    add(
+        "--slices",
+        default="",
+        metavar="FILE",
+        help="a csv with a column path, and others: accuracy by the value of each of these",
+    )
+    add(
+        "--fit-temperature",
+        nargs="?",
+        const="all",
+        choices=FITTED_ON,
+        help="fit the temperature that makes probabilities agree with the data, which the training must not have "
+        "seen: on all of it (default), or on half, and tested on the other half; kept beside the checkpoint",
+    )
     return parser

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from timm.data import RealLabelsImagenet
+from timm.data import ImageNetInfo, RealLabelsImagenet, infer_imagenet_subset
 
 from ..choices import BUNDLED_REAL
 from ..data import DataError, PictureDataset
 from ..text import some
+
+log = logging.getLogger(__name__)
 
 _IMAGENET_VAL = 50_000
 
@@ -36,6 +39,76 @@ def labels_for(dataset: PictureDataset, num_classes: int, subset: str, real: str
     """Read the labels of --valid-labels (`subset`) and --real-labels (`real`); None where both are empty."""
     labels = subset_labels(subset, dataset, num_classes) if subset else None
     return real_labels(real, dataset, labels or Labels()) if real else labels
+
+
+def model_classes(noted: Sequence[str] | None, num_classes: int) -> list[str] | None:
+    """Name the classes of a model as folders are named: as its training noted them, else by timm's lists of synsets.
+
+    None where neither is known. timm has lists for as many classes as ImageNet-1k, -12k, -21k and -22k have.
+    """
+    if noted is not None:
+        return list(noted) if len(noted) == num_classes else None
+    subset = infer_imagenet_subset({"num_classes": num_classes})
+    return list(ImageNetInfo(subset).label_names()) if subset else None
+
+
+def labels_by_name(dataset: PictureDataset, names: Sequence[str] | None) -> Labels | None:
+    """Match a data set that has some of a model's classes with them by name; they compete alone, which is logged.
+
+    None where this is not so: the data set has the model's classes, or other ones, or class indices.
+
+    Args:
+        names: of the model's classes, as `model_classes` finds them.
+
+    Raises:
+        DataError: the model knows some of the data set's classes, and not the others.
+    """
+    ours = dataset.class_to_idx
+    if names is None or dataset.mapped or not set(ours).intersection(names):
+        return None
+    known = set(names)
+    unknown = [name for name in ours if name not in known]
+    if len(ours) == len(names) and (not unknown or all(names[i] == name for name, i in ours.items() if name in known)):
+        return None  # the same ones, in whatever order, or some of them under other names
+    if unknown:
+        raise DataError(
+            f"the model has {len(names)} classes, and {len(unknown)} of the data's {len(ours)} are none of them: "
+            f"{some(unknown)}; move these folders away, or leave them out by `class_map=FILE` with the model's "
+            "classes, a line each"
+        )
+    labels = labels_of(ours, names)
+    absent = [name for name in names if name not in ours]
+    log.warning(
+        "%d of the model's %d classes have no pictures here (%s): the other %d compete alone, as ImageNet-A and -R "
+        "are published; --class-map FILE with the model's classes, a line each, lets all compete",
+        *(len(absent), len(names), some(absent), len(ours)),
+    )
+    return labels
+
+
+def labels_of(ours: Mapping[str, int], names: Sequence[str]) -> Labels:
+    """Let the classes `ours` (name -> the data set's index), all among the model's `names`, compete alone."""
+    place = {name: index for index, name in enumerate(names)}
+    columns = tuple(sorted(place[name] for name in ours))
+    column_of = {index: columns.index(place[name]) for name, index in ours.items()}
+    return Labels(columns, column_of)
+
+
+def display_names(
+    num_classes: int, known: Sequence[str] | None, dataset: PictureDataset, labels: Labels | None
+) -> list[str]:
+    """Name each class of a model for a report: as the data set does, else as `known`, else "class N"."""
+    names = list(known) if known else [f"class {index}" for index in range(num_classes)]
+    for name, index in dataset.class_to_idx.items():
+        if labels is None or labels.columns is None:
+            place = index
+        elif (column := index if labels.column_of is None else labels.column_of.get(index)) is None:
+            continue
+        else:
+            place = labels.columns[column]
+        if place < num_classes:
+            names[place] = name
+    return names
 
 
 def subset_labels(path: str | Path, dataset: PictureDataset, num_classes: int) -> Labels:

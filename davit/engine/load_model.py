@@ -26,6 +26,7 @@ from ..limits import MOST_NOTED, NUMBERS, check_model_kwargs, check_numbers, sho
 from ..pretrained import DESCRIPTIONS_ENTRY, PretrainedError, check_architecture, read_source
 from ..registry import create_model
 from ..variants import VARIANTS
+from .calibration import temperature_for
 from .distributed import is_out_of_memory
 
 log = logging.getLogger(__name__)
@@ -66,6 +67,8 @@ class ModelOptions:
         no_test_pool: pool larger maps as a whole, as in training.
         torchscript: compile by torch.jit.script.
         torchcompile: compile by torch.compile, with this backend.
+        temperature: what logits are divided by before they become probabilities; None takes that which
+            validate.py --fit-temperature left beside the checkpoint, if any.
         amp: mixed precision, in `amp_dtype` where it is given; `native_amp` and `apex_amp` are its older names.
     """
 
@@ -88,6 +91,7 @@ class ModelOptions:
     channels_last: bool = False
     torchscript: bool = False
     torchcompile: str | None = None
+    temperature: float | None = None
     amp: bool = False
     native_amp: bool = False
     apex_amp: bool = False
@@ -122,6 +126,7 @@ class LoadedModel:
         config: how pictures are prepared, as timm's `resolve_data_config` says it.
         decoding: how files are decoded for it.
         kwargs: what the model was built with beside its name.
+        temperature: what logits are divided by before they become probabilities.
     """
 
     name: str
@@ -133,6 +138,7 @@ class LoadedModel:
     decoding: Decoding
     is_pooled: bool
     kwargs: Mapping[str, Any]
+    temperature: float
 
     @property
     def class_names(self) -> list[str] | None:
@@ -201,7 +207,9 @@ def load_model(
     if options.torchscript:
         classifier = _scripted(classifier)
     decoding = Decoding.asked_for(bands, vars(options), trained)
-    return LoadedModel(name, model, classifier, checkpoint, weights, config, decoding, window is not None, kwargs)
+    temperature = temperature_for(options.temperature, Path(checkpoint.origin) if checkpoint else None, model)
+    is_pooled = window is not None
+    return LoadedModel(name, model, classifier, checkpoint, weights, config, decoding, is_pooled, kwargs, temperature)
 
 
 def _noted(checkpoint: Checkpoint, options: ModelOptions) -> dict[str, Any]:

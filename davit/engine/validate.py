@@ -8,7 +8,7 @@ import logging
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,10 @@ from ..data import EvalLoader, PictureDataset, check_classes, in_other_order, wr
 from ..data.listing import natural_key
 from ..files import write_bytes, write_csv
 from ..pretrained import PretrainedError, holds_one_model
-from ..text import as_line, without_nan
+from ..text import as_line, some, without_nan
+from . import calibration
 from .build import open_once, usable_workers
+from .calibration import Calibration, Fitted
 from .distributed import World, close_world, in_step, init_world, is_out_of_memory
 from .evaluate import Evaluation, MiscountError, evaluate
 from .flags import (
@@ -32,9 +34,12 @@ from .flags import (
     say_no_longer,
     validate_parser,
 )
-from .labels import Labels, labels_for
+from .labels import Labels, display_names, labels_by_name, labels_for, model_classes, real_labels
 from .load_model import LoadedModel, ModelOptions, load_model
 from .precision import Precision, precision_from
+from .records import Outcomes, Records
+from .report import Report, prepare_folder, write_report
+from .slices import Slices, accuracy_by_slice, log_slices, read_slices
 
 log = logging.getLogger(__name__)
 
@@ -68,13 +73,21 @@ class Request:
 
 @dataclass(frozen=True)
 class _Job:
-    """The things that all evaluations of a run share."""
+    """The things that all evaluations of a run share.
+
+    Attributes:
+        place: the data, for what is fitted on it.
+        reports: the folder of each checkpoint's or model's report.
+    """
 
     args: argparse.Namespace
     options: ModelOptions
     world: World
     precision: Precision
     dataset: PictureDataset
+    place: str
+    slices: Slices | None
+    reports: dict[Request, Path]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -104,9 +117,20 @@ def _validate(args: argparse.Namespace, given: set[str], world: World) -> list[R
         _check_flags(args)
         options = ModelOptions.from_values(vars(args))
         requests, is_single = find_requests(model_asked_for(args, given), args.checkpoint)
+        if args.fit_temperature:
+            options = replace(options, temperature=1.0)  # raw logits, whatever was fitted before
+            for request in requests:
+                calibration.require_writable(request.checkpoint)
+        reports = _report_folders(args.report, requests, is_single)
+        if world.is_main:
+            for folder in reports.values():
+                prepare_folder(folder, args.overwrite)
     precision = precision_from(options, world.device, world.everywhere)
     precision.say()
-    job = _Job(args, options, world, precision, _open_dataset(args, world))
+    dataset, place = _open_dataset(args, world)
+    with in_step(world):
+        slices = read_slices(args.slices, dataset, args.data) if args.slices else None
+    job = _Job(args, options, world, precision, dataset, place, slices, reports)
     rows: list[Row] = []
     done: dict[tuple[int, int], Row] = {}
     for request in requests:
@@ -148,6 +172,25 @@ def _check_flags(args: argparse.Namespace) -> None:
         file = Path(args.results_file).absolute()
         if file.is_dir() or not os.access(file.parent, os.W_OK | os.X_OK):
             raise ValueError(f"--results-file {file}: no file can be written there; check the folder.")
+    if args.overwrite and not args.report:
+        raise ValueError("--overwrite is for the report that --report DIR writes; give that too, or leave it out.")
+    if args.fit_temperature and args.temperature is not None:
+        raise ValueError(
+            f"--fit-temperature finds the temperature that --temperature {args.temperature:g} gives; give one of them."
+        )
+    if args.fit_temperature and (args.valid_labels or args.real_labels):
+        flag = "--valid-labels" if args.valid_labels else "--real-labels"
+        raise ValueError(f"--fit-temperature needs one right class among all of the model's, which {flag} changes.")
+
+
+def _report_folders(root: str, requests: Sequence[Request], is_single: bool) -> dict[Request, Path]:
+    """Say where the report of each request goes: the folder itself, or one below it where there are several."""
+    if not root:
+        return {}
+    if is_single:
+        return {requests[0]: Path(root)}
+    names = {request: request.checkpoint.name if request.checkpoint else str(request.model) for request in requests}
+    return {request: Path(root, name.replace("/", "_")) for request, name in names.items()}
 
 
 def find_requests(model: str | None, checkpoint: str) -> tuple[list[Request], bool]:
@@ -199,15 +242,19 @@ def _model_names(model: str) -> list[str] | None:
     return names
 
 
-def _open_dataset(args: argparse.Namespace, world: World) -> PictureDataset:
-    """Open the split, or that of the handwritten digits where no data is named. One process may download."""
+def _open_dataset(args: argparse.Namespace, world: World) -> tuple[PictureDataset, str]:
+    """Open the split, or that of the handwritten digits where no data is named, and say where it lies.
+
+    One process may download.
+    """
     root = args.data
     with in_step(world):
         if root is None and not args.dataset:
             root = write_digits()
             log.info("no data folder given: evaluating on handwritten digits (%s)", root)
     options = {name: getattr(args, name) or None for name in ("class_map", "input_key", "target_key")}
-    return open_once(world, root, args.split, args.dataset_download, dataset=args.dataset, **options)
+    dataset = open_once(world, root, args.split, args.dataset_download, dataset=args.dataset, **options)
+    return dataset, f"{args.dataset or root}, split {args.split}"
 
 
 def _evaluate(request: Request, job: _Job) -> Row:
@@ -215,9 +262,13 @@ def _evaluate(request: Request, job: _Job) -> Row:
     with in_step(world):
         loaded = load_model(request.model, request.checkpoint, job.options, world.device)
         num_classes = loaded.model.num_classes
-        check_classes(None, job.dataset, None if args.valid_labels else num_classes)
-        dataset = _numbered_as_trained(loaded.class_names, job.dataset)
-        labels = labels_for(dataset, num_classes, args.valid_labels, args.real_labels)
+        names = model_classes(loaded.class_names, num_classes)
+        dataset, labels = _labelled(loaded, names, job)
+        if args.fit_temperature and labels is not None:
+            raise ValueError(
+                f"--fit-temperature needs all {num_classes} classes of the model to compete, as in predict.py; the "
+                "data has some of them; --class-map FILE with the model's classes, a line each, lets all compete."
+            )
         dataset.transform, dataset.decoding = loaded.transform(), loaded.decoding
     config, params = loaded.config, sum(parameter.numel() for parameter in loaded.model.parameters()) / 1e6
     log.info(
@@ -226,15 +277,22 @@ def _evaluate(request: Request, job: _Job) -> Row:
         *(*config["input_size"][-2:], config["crop_pct"], config["crop_mode"], config["interpolation"]),
         ", test-time pooling" if loaded.is_pooled else "",
     )
-    result, batch_size = _evaluate_within_memory(loaded, dataset, labels, job)
+    records = Records(keep_logits=bool(args.fit_temperature) or loaded.temperature != 1)
+    result, batch_size = evaluate_within_memory(loaded, dataset, labels, records, args, world, job.precision)
     low, high = result.top1_interval
     log.info(
         "%s: top-1 %.3f %% (95 %% interval %.3f to %.3f), top-5 %.3f %%, loss %.5g, %d pictures",
         *(loaded.name, result.top1, low, high, result.top5, result.loss, result.count),
     )
+    if result.correct1_of_all is not None:
+        log.info("top-1 %.3f %% where all %d classes compete", result.top1_of_all, num_classes)
     _log_circumstances(result, world)
+    outcomes = records.gather(world)
+    trust, calibrated = _calibration(request, loaded, records, outcomes, job)
+    slices = accuracy_by_slice(job.slices, outcomes) if job.slices else []
+    log_slices(slices)
     counts = ("loss", "count", "scored", "correct1", "correct5", "skipped", "nonfinite")
-    return {
+    row = {
         "model": loaded.name,
         "checkpoint": str(request.checkpoint or ""),
         "weights": loaded.weights,
@@ -244,7 +302,9 @@ def _evaluate(request: Request, job: _Job) -> Row:
         "top1_err": 100 - result.top1,
         "top5": result.top5,
         "top5_err": 100 - result.top5,
+        **({} if result.correct1_of_all is None else {"top1_of_all": result.top1_of_all}),
         **{name: getattr(result, name) for name in counts},
+        **trust,
         "param_count": round(params, 2),
         "img_size": config["input_size"][-1],
         **{name: config[name] for name in ("crop_pct", "crop_mode", "interpolation")},
@@ -255,10 +315,99 @@ def _evaluate(request: Request, job: _Job) -> Row:
         "images_per_second": round(result.images_per_second, 2),
         "data_wait": round(result.data_wait, 4),
         "peak_memory_mb": round(result.peak_memory_mb, 1),
+        **({"slices": slices} if slices else {}),
+    }
+    with in_step(world):
+        if world.is_main and request in job.reports:
+            competing = range(num_classes) if labels is None or labels.columns is None else sorted(labels.columns)
+            shown = display_names(num_classes, names, dataset, labels)
+            normal = config["mean"], config["std"]
+            report = Report(outcomes, dataset, shown, competing, normal, row, slices, calibrated)
+            write_report(job.reports[request], report)
+    return row
+
+
+def _labelled(loaded: LoadedModel, names: Sequence[str] | None, job: _Job) -> tuple[PictureDataset, Labels | None]:
+    """Number the data's classes as the model does, and say which classes compete and what is right.
+
+    Args:
+        names: of the model's classes, where they are known.
+    """
+    args, num_classes = job.args, loaded.model.num_classes
+    if not args.valid_labels and (labels := labels_by_name(job.dataset, names)) is not None:
+        dataset = job.dataset
+        return dataset, real_labels(args.real_labels, dataset, labels) if args.real_labels else labels
+    check_classes(None, job.dataset, None if args.valid_labels else num_classes)
+    dataset = numbered_as_trained(loaded.class_names, job.dataset)
+    _name_empty_classes(dataset)
+    return dataset, labels_for(dataset, num_classes, args.valid_labels, args.real_labels)
+
+
+def _name_empty_classes(dataset: PictureDataset) -> None:
+    """Warn of classes that a class map or a table names, and that have no picture."""
+    targets = dataset.source.targets()
+    if targets is None:
+        return
+    present = set(targets)
+    if empty := [name for name, index in dataset.class_to_idx.items() if index not in present]:
+        log.warning("%d of %d classes have no picture here: %s", len(empty), len(dataset.class_to_idx), some(empty))
+
+
+def _calibration(
+    request: Request, loaded: LoadedModel, records: Records, outcomes: Outcomes, job: _Job
+) -> tuple[Row, Outcomes | None]:
+    """Measure how far probabilities can be trusted, and fit or apply a temperature.
+
+    Returns:
+        Columns of the results, and the outcomes at the temperature, where there is one.
+    """
+    raw = Calibration.of(outcomes)
+    log.info("NLL %.5g, ECE %.2f %% (%d pictures, 15 bins of confidence)", raw.nll, 100 * raw.ece, raw.count)
+    row: Row = {"nll": raw.nll, "ece": raw.ece}
+    part, temperature = job.args.fit_temperature, loaded.temperature
+    if not part and temperature == 1:
+        return row, None
+    if part:
+        temperature, pictures, before, after = calibration.fit(records, part, job.world)
+        fitted = Fitted(temperature, part, pictures, before, after, job.place, calibration.fingerprint(loaded.model))
+        row |= _say_fitted(request, fitted, job.world)
+    calibrated = calibration.records_at(records, temperature, job.world)
+    now = Calibration.of(calibrated)
+    log.info("at temperature %g: NLL %.5g, ECE %.2f %%", temperature, now.nll, 100 * now.ece)
+    return {**row, "temperature": temperature, "nll_calibrated": now.nll, "ece_calibrated": now.ece}, calibrated
+
+
+def _say_fitted(request: Request, fitted: Fitted, world: World) -> Row:
+    """Keep a temperature beside its checkpoint, say what it was fitted on and how it fares, and return the columns."""
+    held, after = fitted.held, fitted.held_calibrated
+    what = "every second picture" if fitted.part == "half" else "all pictures"
+    tested = "the others" if fitted.part == "half" else "each half at the temperature of the other"
+    log.info("temperature %g, fitted on %s of %s (%d)", fitted.temperature, what, fitted.data, fitted.pictures)
+    log.info(
+        "on %d pictures that it was not fitted on (%s): NLL %.5g, then %.5g with it; ECE %.2f %%, then %.2f %%",
+        *(held.count, tested, held.nll, after.nll, 100 * held.ece, 100 * after.ece),
+    )
+    if after.nll > held.nll:
+        log.warning("the temperature makes these worse: there are too few pictures, or the model needs none")
+    if fitted.temperature in (calibration.LEAST, calibration.MOST):
+        log.warning("the temperature is at its limit: the answers are all right, or no better than chance")
+    with in_step(world):
+        if request.checkpoint is None:
+            log.info("published weights have no folder for it: give predict.py --temperature %g", fitted.temperature)
+        elif world.is_main:
+            file = calibration.write_fitted(request.checkpoint, fitted)
+            log.info("written to %s: predict.py finds it there", as_line(file))
+    return {
+        "fitted_on": fitted.pictures,
+        "held": held.count,
+        "held_nll": held.nll,
+        "held_nll_calibrated": after.nll,
+        "held_ece": held.ece,
+        "held_ece_calibrated": after.ece,
     }
 
 
-def _numbered_as_trained(trained: Sequence[str] | None, dataset: PictureDataset) -> PictureDataset:
+def numbered_as_trained(trained: Sequence[str] | None, dataset: PictureDataset) -> PictureDataset:
     """Number the data set's classes as the checkpoint does, where they have the same names in another order.
 
     Other names, and an order that --class-map asks for, are warned of.
@@ -280,11 +429,19 @@ def _numbered_as_trained(trained: Sequence[str] | None, dataset: PictureDataset)
     return dataset
 
 
-def _evaluate_within_memory(
-    loaded: LoadedModel, dataset: PictureDataset, labels: Labels | None, job: _Job
+def evaluate_within_memory(
+    loaded: LoadedModel,
+    dataset: PictureDataset,
+    labels: Labels | None,
+    records: Records,
+    args: argparse.Namespace,
+    world: World,
+    precision: Precision,
 ) -> tuple[Evaluation, int]:
-    """Evaluate, and return the batch size that memory sufficed for: it is halved for a new start while it does not."""
-    args, world = job.args, job.world
+    """Evaluate, and return the batch size that memory sufficed for: it is halved for a new start while it does not.
+
+    Of `args` it takes batch_size, workers, pin_mem, skip_bad_images, channels_last and log_freq.
+    """
     batch_size = args.batch_size
     while True:
         loader = EvalLoader(
@@ -303,10 +460,11 @@ def _evaluate_within_memory(
                 loaded.classifier,
                 loader,
                 world=world,
-                autocast=job.precision.autocast,
+                autocast=precision.autocast,
                 labels=labels,
                 channels_last=args.channels_last,
                 log_freq=args.log_freq,
+                records=records,
             )
             return result, batch_size
         except Exception as error:
@@ -353,11 +511,12 @@ def best_first(rows: Sequence[Row]) -> list[Row]:
 
 
 def write_results(path: Path, rows: Sequence[Row], form: str | None = None) -> None:
-    """Write rows as a JSON list, or as CSV with a column for every key; in one step.
+    """Write rows as a JSON list, or as CSV with a column for every key but lists; in one step.
 
     `form` is json or csv; None goes by the suffix: .json, anything else is CSV.
     """
     if (form or path.suffix.lower().lstrip(".")) == "json":
         write_bytes(path, f"{json.dumps(without_nan(list(rows)), indent=2, allow_nan=False)}\n".encode())
     else:
-        write_csv(path, rows)
+        flat = [{key: value for key, value in row.items() if not isinstance(value, list)} for row in rows]
+        write_csv(path, flat)

@@ -12,7 +12,7 @@ import yaml
 
 from ..checkpoint import Checkpoint
 from ..engine.curves import read_summary
-from ..engine.evaluate import wilson_interval
+from ..engine.records import wilson
 from ..text import as_line
 
 UNKNOWN_LICENCE = "unknown"
@@ -71,7 +71,9 @@ def results_of(checkpoint: Checkpoint) -> list[Result]:
     for name, title in (("top1", "top-1 accuracy, %"), ("top5", "top-5 accuracy, %"), ("loss", "cross-entropy")):
         if name in found:
             correct, count = _counted(found[name], pictures) if name != "loss" else (None, _whole(pictures))
-            low, high = wilson_interval(correct, count) if correct is not None and count else (None, None)
+            low, high = None, None
+            if correct is not None and count:
+                low, high = (100 * end for end in wilson(correct, count))
             results.append(Result(title, found[name], count, low, high))
     noted = checkpoint.metadata.get("metric")
     if not results and isinstance(noted, int | float) and not isinstance(noted, bool):

@@ -30,6 +30,7 @@ class Predictor:
         config: how pictures are prepared, as timm's `resolve_data_config` says it.
         decoding: how files are decoded: their bands, and the range of values of more than 8 bits.
         transform: decoded picture -> (C, H, W), as `config` says.
+        temperature: what logits are divided by before they become probabilities; 1 unless one was fitted or asked for.
     """
 
     def __init__(self, loaded: LoadedModel, names: Sequence[str], device: torch.device, precision: Precision) -> None:
@@ -39,6 +40,7 @@ class Predictor:
         self.config = dict(loaded.config)
         self.decoding = loaded.decoding
         self.transform = loaded.transform()
+        self.temperature = loaded.temperature
         self.device = device
         self._classifier = loaded.classifier
         self._precision = precision
@@ -162,7 +164,7 @@ class Predictor:
             if len(images_NCHW) == 1 or not is_out_of_memory(error):
                 raise
         else:
-            return logits_NK.float().softmax(dim=1).cpu().clone()
+            return (logits_NK.float() / self.temperature).softmax(dim=1).cpu().clone()
         return torch.cat([self._probabilities(half) for half in images_NCHW.chunk(2)])
 
     def _result(self, file: str, probabilities_K: Tensor, topk: int) -> Prediction | Failure:

@@ -15,7 +15,7 @@ _LEAST_NAME = 12
 
 @dataclass(frozen=True)
 class Guess:
-    """One class, and the probability that the model gives it, 0 to 1 (of its softmax, not calibrated)."""
+    """One class, and the probability that the model gives it, 0 to 1: its softmax at the predictor's temperature."""
 
     index: int
     name: str

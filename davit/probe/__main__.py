@@ -22,7 +22,7 @@ from ..data import DataError
 from ..data.folder import names_of_split
 from ..engine.build import Data, open_data, usable_workers
 from ..engine.distributed import World, device_named
-from ..engine.evaluate import wilson_interval
+from ..engine.records import wilson
 from ..engine.features import Features, extract_features
 from ..engine.load_model import LoadedModel, ModelOptions, load_model
 from ..engine.precision import Precision, precision_from
@@ -141,7 +141,7 @@ def _probe(request: Request, job: _Job) -> list[Row]:
         begun = time.perf_counter()
         fitted = _classifier(method, loaded, job, (train, test))(train.vectors_NC, train.targets_N, test.vectors_NC)
         seconds, correct = time.perf_counter() - begun, int((fitted.classes_N == test.targets_N).sum())
-        low, high = wilson_interval(correct, len(test.targets_N))
+        low, high = (100 * end for end in wilson(correct, len(test.targets_N)))
         answers = zip(test.positions_N.tolist(), fitted.classes_N.tolist(), strict=True)
         job.answers[f"{as_line(request)} {method}"] = dict(answers)
         row = {"method": method, "setting": fitted.setting, "top1": 100 * correct / len(test.targets_N)}

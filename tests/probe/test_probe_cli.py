@@ -16,7 +16,7 @@ from sklearn.neighbors import KNeighborsClassifier
 import davit
 from davit.data import write_digits
 from davit.engine import features, load_model
-from davit.engine.evaluate import interval_of
+from davit.engine.records import wilson
 from davit.probe.flags import probe_parser, read_places
 from tests.forms import FORMS
 from tests.predict.conftest import MODEL_KWARGS
@@ -42,7 +42,7 @@ def test_neighbours_equal_scikit_learns_picture_by_picture(
     correct = sum(a == b for a, b in zip(expected, classes, strict=True))
     assert (done.status, row["correct"], row["n"], row["n_train"]) == (0, correct, 30, 48)
     assert row["top1"] == pytest.approx(100 * correct / 30)
-    assert (row["top1_low"], row["top1_high"]) == pytest.approx(interval_of(correct, 30))
+    assert (row["top1_low"], row["top1_high"]) == pytest.approx(tuple(100 * end for end in wilson(correct, 30)))
     assert (row["model"], row["checkpoint"], row["setting"], row["skipped"]) == (
         "DaViT_nano",
         str(checkpoint),
