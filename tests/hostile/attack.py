@@ -11,6 +11,7 @@ again.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import os
 import platform
@@ -92,8 +93,10 @@ def attempt(trial: Trial, scratch: Path, base: float = 0) -> tuple[str | None, i
             break
         time.sleep(0.002)
     if not ended:
-        os.killpg(child, signal.SIGKILL)
+        os.kill(child, signal.SIGKILL)
         _, status, usage = os.wait4(child, 0)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child, signal.SIGKILL)  # what it started and left
     seconds, megabytes = time.monotonic() - begun, usage.ru_maxrss / 1024 - base
     text = output.read_text(errors="replace") if output.exists() else ""
     code = os.waitstatus_to_exitcode(status)
@@ -148,7 +151,7 @@ def _judge(trial: Trial, code: int, text: str, ended: bool, megabytes: float, sc
 
 def attack(number: int, seed: int, kinds: list[str], folder: Path, say: bool = False) -> dict[str, Tally]:
     """Run about `number` trials, of each kind its share."""
-    from . import trials
+    from . import runs, trials  # noqa: F401 (each registers its kinds)
 
     lab = trials.build_lab(folder)
     ordinary = Trial("an ordinary picture", lambda: trials.predict_good(lab), megabytes=10_000)
@@ -196,7 +199,7 @@ def main() -> int:
     parser.add_argument("--kinds", nargs="+", metavar="KIND", help="default: all")
     parser.add_argument("--results", type=Path, metavar="FILE", help="write the table there")
     options = parser.parse_args()
-    from . import trials  # noqa: F401 (registers the kinds)
+    from . import runs, trials  # noqa: F401 (each registers its kinds)
 
     kinds = options.kinds or list(KINDS)
     commit = subprocess.run(
