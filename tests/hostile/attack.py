@@ -151,7 +151,7 @@ def _judge(trial: Trial, code: int, text: str, ended: bool, megabytes: float, sc
 
 def attack(number: int, seed: int, kinds: list[str], folder: Path, say: bool = False) -> dict[str, Tally]:
     """Run about `number` trials, of each kind its share."""
-    from . import commands, runs, trials  # noqa: F401 (each registers its kinds)
+    from . import commands, routes, runs, trials  # noqa: F401 (each registers its kinds)
 
     lab = trials.build_lab(folder)
     ordinary = Trial("an ordinary picture", lambda: trials.predict_good(lab), megabytes=10_000)
@@ -199,7 +199,7 @@ def main() -> int:
     parser.add_argument("--kinds", nargs="+", metavar="KIND", help="default: all")
     parser.add_argument("--results", type=Path, metavar="FILE", help="write the table there")
     options = parser.parse_args()
-    from . import commands, runs, trials  # noqa: F401 (each registers its kinds)
+    from . import commands, routes, runs, trials  # noqa: F401 (each registers its kinds)
 
     kinds = options.kinds or list(KINDS)
     commit = subprocess.run(
