@@ -96,6 +96,9 @@ class MemorySource:
 
     path = filename
 
+    def names(self) -> list[str]:
+        return list(map(str, range(self.count)))
+
     def open(self, index: int) -> tuple[Image.Image, int]:
         with open(self.log, "a") as file:  # noqa: PTH123
             file.write(f"{index}\n")

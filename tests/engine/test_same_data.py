@@ -304,26 +304,29 @@ class Listed:
     """A source of names alone."""
 
     def __init__(self, names: list[str], targets: list[int] | None) -> None:
-        self.names, self.labels = names, targets
+        self._names, self.labels = names, targets
         self.class_to_idx = {"a": 0, "b": 1}
         self.opened = 0
 
     def __len__(self) -> int:
         return len(self.names)
 
-    def filename(self, index: int) -> str:
+    def names(self) -> list[str]:
         assert self.labels is not None, "a name may cost opening the picture"
-        return self.names[index]
+        return self._names
+
+    def filename(self, index: int) -> str:
+        return self.names()[index]
 
     def path(self, index: int) -> str:
-        return self.names[index]
+        return self._names[index]
 
     def targets(self) -> list[int] | None:
         return self.labels
 
     def open(self, index: int) -> Any:
         self.opened += 1
-        return io.BytesIO(self.names[index].encode(errors="surrogateescape")), 0
+        return io.BytesIO(self._names[index].encode(errors="surrogateescape")), 0
 
 
 ALONE = World(0, 0, 1, torch.device("cpu"), HashStore())
