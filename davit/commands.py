@@ -76,7 +76,11 @@ def run_cli(main: Callable[[], Sequence[object] | None]) -> int:
         if status == INTERRUPTED:
             log.warning("%s", text)
         elif status == DISK_FULL:
-            full = "a limit on the size of files (ulimit -f) is reached" if f"[Errno {errno.EFBIG}]" in text else "the disk is full"
+            full = (
+                "a limit on the size of files (ulimit -f) is reached"
+                if f"[Errno {errno.EFBIG}]" in text
+                else "the disk is full"
+            )
             log.error("%s: %s. Older checkpoints are whole; make room and --auto-resume.", full, text)
         elif isinstance(error, OSError) and error.errno in _USERS_ERRNOS:
             log.error("%s: check the path, and who may write there.", text)

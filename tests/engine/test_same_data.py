@@ -309,7 +309,7 @@ class Listed:
         self.opened = 0
 
     def __len__(self) -> int:
-        return len(self.names)
+        return len(self._names)
 
     def names(self) -> list[str]:
         assert self.labels is not None, "a name may cost opening the picture"
@@ -363,7 +363,7 @@ def test_contents_are_those_of_every_class_and_never_waited_for(tmp_path: Path) 
     found = noted(source)["contents"]
     assert len(found) <= 128
     assert {target for target, _ in found} == {*range(50)} and "" not in {content for _, content in found}
-    hashed([*source.names], source.labels)
+    hashed([*source.names()], source.labels)
     source.open = lambda index: (tmp_path / ("fifo" if index % 2 else "absent"), 0)  # type: ignore[method-assign]
     assert {content for _, content in noted(source)["contents"]} == {""}
 

@@ -2,7 +2,8 @@
 
     python -m tests.hostile.attack -n 2000 --seed 1 --results benchmarks/results/hostile.md
 
-A kind is a function that yields trials for ever, registered by `kind`; add one in `tests/hostile/trials.py`.
+A kind is a function that yields trials for ever, registered by `kind`: input in `trials.py`, running trainings in
+`runs.py`, other commands in `commands.py`, the page in `routes.py`.
 A trial fails if it hangs, takes too much memory, ends by a signal or with a traceback, has another exit status than
 those it may have, prints what it must not, or runs code that its file holds. The seed and the number say a trial
 again.
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import itertools
+import multiprocessing
 import os
 import platform
 import random
@@ -25,6 +27,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -149,30 +152,40 @@ def _judge(trial: Trial, code: int, text: str, ended: bool, megabytes: float, sc
     return None
 
 
-def attack(number: int, seed: int, kinds: list[str], folder: Path, say: bool = False) -> dict[str, Tally]:
-    """Run about `number` trials, of each kind its share."""
+def attack(
+    number: int, seed: int, kinds: list[str], folder: Path, say: bool = False, jobs: int = 1
+) -> dict[str, Tally]:
+    """Run about `number` trials, of each kind its share, in `jobs` processes with a kind each at a time."""
     from . import commands, routes, runs, trials  # noqa: F401 (each registers its kinds)
 
     lab = trials.build_lab(folder)
     ordinary = Trial("an ordinary picture", lambda: trials.predict_good(lab), megabytes=10_000)
     base = attempt(ordinary, folder / "scratch")[3]
     total = sum(KINDS[name][0] for name in kinds)
-    tallies = {}
-    for name in kinds:
-        share, make = KINDS[name]
-        tally = tallies[name] = Tally()
-        count = max(1, round(number * share / total))
-        for trial in itertools.islice(make(random.Random(f"{seed} {name}"), lab), count):
-            failure, code, seconds, megabytes = attempt(trial, folder / "scratch", base)
-            tally.statuses[code] = tally.statuses.get(code, 0) + 1
-            tally.slowest, tally.largest = max(tally.slowest, seconds), max(tally.largest, megabytes)
-            if failure is None:
-                tally.held += 1
-            else:
-                tally.failed.append(f"{name}: {trial.name}: {failure}")
-                if say:
-                    sys.stderr.write(f"FAILED {tally.failed[-1]}\n")
-    return tallies
+    counts = {name: max(1, round(number * KINDS[name][0] / total)) for name in kinds}
+    if jobs == 1:
+        return {name: _attack_one(name, counts[name], seed, lab, base, say) for name in kinds}
+    with ProcessPoolExecutor(jobs, multiprocessing.get_context("fork")) as pool:
+        started = {name: pool.submit(_attack_one, name, counts[name], seed, lab, base, say) for name in kinds}
+        return {name: future.result() for name, future in started.items()}
+
+
+def _attack_one(name: str, count: int, seed: int, lab: Path, base: float, say: bool) -> Tally:
+    """Run trials of one kind."""
+    tally, scratch = Tally(), lab.parent / f"scratch-{name.replace(' ', '-')}"
+    for trial in itertools.islice(KINDS[name][1](random.Random(f"{seed} {name}"), lab), count):
+        failure, code, seconds, megabytes = attempt(trial, scratch, base)
+        tally.statuses[code] = tally.statuses.get(code, 0) + 1
+        tally.slowest, tally.largest = max(tally.slowest, seconds), max(tally.largest, megabytes)
+        if failure is None:
+            tally.held += 1
+        else:
+            tally.failed.append(f"{name}: {trial.name}: {failure}")
+            if say:
+                sys.stderr.write(f"FAILED {tally.failed[-1]}\n")
+    if say:
+        sys.stderr.write(f"{name}: {tally.held} held, {len(tally.failed)} failed\n")
+    return tally
 
 
 def table(tallies: dict[str, Tally]) -> str:
@@ -196,6 +209,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.hostile.attack", description=__doc__)
     parser.add_argument("-n", type=int, default=200, help="number of trials (default %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--jobs", type=int, default=1, help="kinds that are tried at once (default %(default)s)")
     parser.add_argument("--kinds", nargs="+", metavar="KIND", help="default: all")
     parser.add_argument("--results", type=Path, metavar="FILE", help="write the table there")
     options = parser.parse_args()
@@ -206,7 +220,7 @@ def main() -> int:
         ["git", "describe", "--always", "--dirty"], cwd=REPOSITORY, capture_output=True, text=True, check=False
     ).stdout.strip()
     with tempfile.TemporaryDirectory(prefix="hostile-") as folder:
-        tallies = attack(options.n, options.seed, kinds, Path(folder), say=True)
+        tallies = attack(options.n, options.seed, kinds, Path(folder), say=True, jobs=options.jobs)
     sys.stdout.write(table(tallies) + "\n")
     failed = [line for tally in tallies.values() for line in tally.failed]
     if options.results is not None:

@@ -15,18 +15,48 @@ import numpy as np
 from PIL import Image
 
 from davit import complexity
-from davit.checkpoint.names import LAYOUTS
 from davit.checkpoint import __main__ as checkpoint_cli
+from davit.checkpoint.names import LAYOUTS
 from davit.data import __main__ as data_cli
 from davit.data import digits, scenes
 from davit.doctor import __main__ as doctor
 from davit.visualize import __main__ as visualize
 
 from .attack import REPOSITORY, Trial, kind
-from .trials import KWARGS, _damaged, _png, _saved, _strip
+from .trials import _damaged, _png, _saved, _strip
 
-_TEXTS = ("", "x", "-1", "0", "1", "a", "b", "\x1b[2J", "x" * 5000, "../..", "/", "/dev/null", "/dev/full", "/proc/1/x", "日本")
-_TEXTS += ("nan", "1e400", "9" * 400, "a\nb", "%s%n", "$(touch canary)", "; touch canary", "'", '"', "--", "{}", "[]", ".")
+_TEXTS = (
+    "",
+    "x",
+    "-1",
+    "0",
+    "1",
+    "a",
+    "b",
+    "\x1b[2J",
+    "x" * 5000,
+    "../..",
+    "/",
+    "/dev/null",
+    "/dev/full",
+    "/proc/1/x",
+    "日本",
+)
+_TEXTS += (
+    "nan",
+    "1e400",
+    "9" * 400,
+    "a\nb",
+    "%s%n",
+    "$(touch canary)",
+    "; touch canary",
+    "'",
+    '"',
+    "--",
+    "{}",
+    "[]",
+    ".",
+)
 Work = Callable[[], int | None]
 Draw = Callable[[random.Random, Path], tuple[list[str], Work]]
 
@@ -41,7 +71,9 @@ def _any_file(rng: random.Random, lab: Path, good: Path) -> str:
         Path(name).write_bytes(_damaged(rng, good.read_bytes()))
         return name
     if way < 0.7:
-        Path(name).write_bytes(rng.choice((b"", b"\0" * 1000, rng.randbytes(3000), b"a,b\n1,2\n", _strip(rng), _png(1, 1))))
+        Path(name).write_bytes(
+            rng.choice((b"", b"\0" * 1000, rng.randbytes(3000), b"a,b\n1,2\n", _strip(rng), _png(1, 1)))
+        )
         return name
     return rng.choice((*_TEXTS, str(lab), str(lab / "data"), str(lab / "absent.png")))
 
@@ -59,7 +91,9 @@ def _visualize(rng: random.Random, lab: Path) -> tuple[list[str], Work]:
     words += _some(
         rng,
         {
-            "--out": lambda: [rng.choice((*_TEXTS, "seen.png", "seen.gif", "seen", "new/seen.png", str(lab / "good.png" / "x")))],
+            "--out": lambda: [
+                rng.choice((*_TEXTS, "seen.png", "seen.gif", "seen", "new/seen.png", str(lab / "good.png" / "x")))
+            ],
             "--class": lambda: [rng.choice(_TEXTS)],
             "--class-map": lambda: [_any_file(rng, lab, lab / "good.png")],
         },
@@ -68,7 +102,18 @@ def _visualize(rng: random.Random, lab: Path) -> tuple[list[str], Work]:
         for run in ("one", "two"):
             Path(run).mkdir()
             rows = "epoch,train_loss,eval_top1,seconds\n0,1.5,50,1\n1,nan,x,1\n"
-            text = rng.choice((rows, "", "epoch\n", "\0\0", rows.replace("0,1.5", "0"), rows * 50, "a;b\n1;2\n", "epoch,epoch\n1,1\n"))
+            text = rng.choice(
+                (
+                    rows,
+                    "",
+                    "epoch\n",
+                    "\0\0",
+                    rows.replace("0,1.5", "0"),
+                    rows * 50,
+                    "a;b\n1;2\n",
+                    "epoch,epoch\n1,1\n",
+                )
+            )
             (Path(run) / "summary.csv").write_text(text)
         words = ["--runs", "one", "two", *_some(rng, {"--out": lambda: [rng.choice((*_TEXTS, "c.png"))]})]
     return ["visualize", *words], lambda: visualize.main(words)
@@ -92,8 +137,12 @@ def _doctor(rng: random.Random, lab: Path) -> tuple[list[str], Work]:
         elif way == 4:
             shutil.rmtree(file.parent, ignore_errors=True)
         else:
-            (folder / rng.choice(("annotations.json", "data.yaml", "train.csv", "classes.txt", "labels.txt"))).write_text(
-                rng.choice(("", "{", "[]", "names: [a, b]\ntrain: /\nval: ..", "a,b\n", '{"images": 3}', "&a [*a]", "\0"))
+            (
+                folder / rng.choice(("annotations.json", "data.yaml", "train.csv", "classes.txt", "labels.txt"))
+            ).write_text(
+                rng.choice(
+                    ("", "{", "[]", "names: [a, b]\ntrain: /\nval: ..", "a,b\n", '{"images": 3}', "&a [*a]", "\0")
+                )
             )
         every = sorted(file for file in folder.rglob("*.png") if file.is_file())
         if not every:
@@ -104,7 +153,16 @@ def _doctor(rng: random.Random, lab: Path) -> tuple[list[str], Work]:
 
 
 def _complexity(rng: random.Random, _: Path) -> tuple[list[str], Work]:
-    models = ("DaViT_nano", "DaViT_nano", "DaViT_tiny", "davit_tiny", "resnet10t", "hf-hub:a/b", "local-dir:/", *_TEXTS)
+    models = (
+        "DaViT_nano",
+        "DaViT_nano",
+        "DaViT_tiny",
+        "davit_tiny",
+        "resnet10t",
+        "hf-hub:a/b",
+        "local-dir:/",
+        *_TEXTS,
+    )
     sides = ("32", "33", "1", "0", "-3", "64", "1000000", "x", "nan", "3", "224")
     words = ["--model", rng.choice(models)]
     words += _some(
@@ -178,7 +236,11 @@ _OPTIONS = (
     *("model.backbone.drop_path_rate", "model.neck.out_channels", "model.roi_head.bbox_head.num_classes", "model"),
     *("optim_wrapper.optimizer.lr", "optim_wrapper.optimizer.type", "optim_wrapper.optimizer", "param_scheduler"),
     *("train_dataloader.dataset.ann_file", "train_dataloader.dataset.data_prefix.img", "val_evaluator.metric"),
-    *("train_dataloader.dataset.pipeline", "test_dataloader.dataset.pipeline.1.scale", "default_hooks.logger.interval"),
+    *(
+        "train_dataloader.dataset.pipeline",
+        "test_dataloader.dataset.pipeline.1.scale",
+        "default_hooks.logger.interval",
+    ),
     *("randomness.seed", "work_dir", "load_from", "resume", "log_level", "nonsense", "a.b.c", "train_dataloader", ""),
     *("model.test_cfg.rpn.nms_pre", "model.decode_head.num_classes", "model.type", "default_scope", "custom_imports"),
 )
@@ -236,13 +298,27 @@ def _openmmlab(rng: random.Random, lab: Path) -> tuple[list[str], Work]:
     way = rng.random()
     words: list[str] = []
     if way < 0.5:
-        words += ["--cfg-options", *(f"{rng.choice(_OPTIONS)}={rng.choice(_VALUES)}" for _ in range(rng.randint(1, 2)))]
+        words += [
+            "--cfg-options",
+            *(f"{rng.choice(_OPTIONS)}={rng.choice(_VALUES)}" for _ in range(rng.randint(1, 2))),
+        ]
     elif way < 0.6:
         words += ["--classes", *rng.sample(("0", "1", "x", "\x1b[2J", "auto", "", "ground"), rng.randint(1, 3))]
     given = str(config)
     if rng.random() < 0.15:
         Path("odd.py").write_text(
-            rng.choice(("", "x", "model = 3", "_base_ = 'absent.py'", "_base_ = './odd.py'", "\0", "model = dict(", "import x"))
+            rng.choice(
+                (
+                    "",
+                    "x",
+                    "model = 3",
+                    "_base_ = 'absent.py'",
+                    "_base_ = './odd.py'",
+                    "\0",
+                    "model = dict(",
+                    "import x",
+                )
+            )
         )
         given = rng.choice(("odd.py", "absent.py", root, "odd.txt", "/dev/null"))
     checkpoint = None if rng.random() < 0.6 else _any_file(rng, lab, lab / "model.pth.tar")
@@ -263,7 +339,10 @@ def _openmmlab(rng: random.Random, lab: Path) -> tuple[list[str], Work]:
         return cli.test_main([given, weights, *base, *more, *words])
 
     shape = {"--shape": lambda: [rng.choice(("64", "0", "33", "x", "100000")) for _ in range(rng.randint(1, 2))]}
-    score = {"--score-thr": lambda: [rng.choice(("0", "0.5", "nan", "2", "x"))], "--device": lambda: [rng.choice(_TEXTS)]}
+    score = {
+        "--score-thr": lambda: [rng.choice(("0", "0.5", "nan", "2", "x"))],
+        "--device": lambda: [rng.choice(_TEXTS)],
+    }
     training = {
         "--resume": lambda: [_any_file(rng, lab, lab / "model.pth.tar")],
         "--load-from": lambda: [_any_file(rng, lab, lab / "model.pth.tar")],
@@ -289,7 +368,7 @@ def _openmmlab(rng: random.Random, lab: Path) -> tuple[list[str], Work]:
 _COMMANDS: tuple[Draw, ...] = (_visualize, _doctor, _complexity, _convert, _data)
 
 
-@kind("commands", 0.05)
+@kind("commands", 0.04)
 def commands(rng: random.Random, lab: Path) -> Iterator[Trial]:
     """Run visualize, doctor, complexity, checkpoint and data with odd words and files."""
     while True:
@@ -297,7 +376,7 @@ def commands(rng: random.Random, lab: Path) -> Iterator[Trial]:
         yield _trial(draw, lab, seed, (0, 1, 2), 800)
 
 
-@kind("openmmlab", 0.04)
+@kind("openmmlab", 0.015)
 def openmmlab(rng: random.Random, lab: Path) -> Iterator[Trial]:
     """Run the tools of mmdet/ and mmseg/ with odd flags, options of configs, configs, checkpoints and pictures."""
     while True:
@@ -313,4 +392,6 @@ def _trial(draw: Draw, lab: Path, seed: int, statuses: tuple[int, ...], megabyte
         sys.stdout.flush()
         return go()
 
-    return Trial(f"{draw.__name__.strip('_')} seed {seed}", work, statuses, hides=("\x1b[2J",), seconds=90, megabytes=megabytes)
+    return Trial(
+        f"{draw.__name__.strip('_')} seed {seed}", work, statuses, hides=("\x1b[2J",), seconds=90, megabytes=megabytes
+    )

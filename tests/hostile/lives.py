@@ -32,7 +32,6 @@ from davit.engine.steps import Stepper
 from davit.engine.train import main as train
 from tests.processes import free_port
 
-
 STEPS, EPOCHS = 8, 3  # steps of an epoch
 CLASSES = ("a", "b")
 FOLDER = Path("runs/a")

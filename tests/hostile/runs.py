@@ -45,13 +45,13 @@ _SECONDS = 180  # of a trial in which a run is trained
 _MEGABYTES = 3000  # several processes, and address space that threads only reserve
 
 
-class Broken(Exception):
+class BrokenError(Exception):
     """A guarantee did not hold."""
 
 
 def _require(holds: bool, text: str) -> None:
     if not holds:
-        raise Broken(text)
+        raise BrokenError(text)
 
 
 def _tail(output: Path) -> str:
@@ -68,7 +68,7 @@ def kill_often(lab: Path, setting: Setting, lives: int, seed: int, terminate: fl
         terminate: share of the lives that get SIGTERM, in all processes, rather than SIGKILL in one or all.
 
     Raises:
-        Broken: the run does not end as one that nothing disturbed, or a life ends with a wrong status.
+        BrokenError: the run does not end as one that nothing disturbed, or a life ends with a wrong status.
     """
     rng = random.Random(seed)
     expected = reference(lab, setting)
@@ -97,7 +97,7 @@ def kill_often(lab: Path, setting: Setting, lives: int, seed: int, terminate: fl
     return kills
 
 
-@kind("kills", 0.03)
+@kind("kills", 0.015)
 def kills(rng: random.Random, lab: Path) -> Iterator[Trial]:
     """A run of one process or two that is killed or stopped one to six times at drawn moments."""
     while True:
@@ -156,6 +156,20 @@ def _ends_right(lab: Path, setting: Setting, output: Path) -> None:
     _require(found == expected[LAST], "the resumed run is not the one that was never disturbed")
 
 
+def _quota(allowed: int) -> Callable[[Any, Any], int | None]:
+    """Make a write that fails once so many bytes are written in a process, as where a quota is used up."""
+    written, write = 0, files._RawFile.write
+
+    def limited(self: Any, data: Any) -> int | None:
+        nonlocal written
+        written += len(data)
+        if written > allowed:
+            raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+        return write(self, data)
+
+    return limited
+
+
 def _full(rng: random.Random, lab: Path, setting: Setting) -> Callable[[], int]:
     way = rng.choice(("size", "size", "size", "inodes", "limit", "quota"))
     size, inodes, allowed = rng.randint(4, 2200), rng.randint(2, 24), rng.randint(1, 2_500_000)
@@ -163,33 +177,15 @@ def _full(rng: random.Random, lab: Path, setting: Setting) -> Callable[[], int]:
 
     def work() -> int:
         output, disk = Path("output.txt"), Path("disk")
-        held = []
-
-        def beginning() -> None:
-            if way == "limit":
-                held.append(resource.getrlimit(resource.RLIMIT_FSIZE))
-                resource.setrlimit(resource.RLIMIT_FSIZE, (largest, held[0][1]))
-
         options = {"size": f"size={size}k", "inodes": f"nr_inodes={inodes},size=64m"}.get(way)
         if options and not mount_small(disk, options):
             return 4
-        if way == "quota":
-            written, write = 0, files._RawFile.write
-
-            def limited(self: Any, data: Any) -> int | None:
-                nonlocal written
-                written += len(data)
-                if written > allowed:
-                    raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
-                return write(self, data)
-
-            with mock.patch.object(files._RawFile, "write", limited):
-                ended = live(_words(lab, setting), setting, output)
-        else:
-            beginning()
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        if way == "limit":
+            resource.setrlimit(resource.RLIMIT_FSIZE, (largest, limits[1]))
+        with mock.patch.object(files._RawFile, "write", _quota(allowed if way == "quota" else 2**62)):
             ended = live(_words(lab, setting), setting, output)
-            if held:
-                resource.setrlimit(resource.RLIMIT_FSIZE, held[0])
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         text = output.read_text(errors="replace")
         _require({*ended} <= {0, 4, -9}, f"ended by {ended}: {_tail(output)}")
         _require("Traceback" not in text, f"a traceback: {_tail(output)}")
@@ -201,7 +197,8 @@ def _full(rng: random.Random, lab: Path, setting: Setting) -> Callable[[], int]:
         _ends_right(lab, setting, output)
         return 4 if 4 in ended else 0
 
-    work.__doc__ = f"{way} {dict(size=size, inodes=inodes, limit=largest, quota=allowed)[way]}"
+    shown = {"size": size, "inodes": inodes, "limit": largest, "quota": allowed}
+    work.__doc__ = f"{way} {shown[way]}"
     return work
 
 
@@ -327,10 +324,17 @@ def _results(rng: random.Random, lab: Path, _: Setting) -> Callable[[], int]:
         (disk / "filled").write_bytes(b"x" * max(0, size * 1024 - 4096))
         picture, model = str(lab / "good.png"), str(lab / "model.pth.tar")
         if command == "validate":
-            words = [str(lab / "data"), "--checkpoint", model, "--workers=0", "--results-file", "disk/long" * 1 + ".csv"]
+            words = [
+                str(lab / "data"),
+                "--checkpoint",
+                model,
+                "--workers=0",
+                "--results-file",
+                "disk/results.csv",
+            ]
             return validate(words)
         if command == "predict":
-            words = [*[picture] * 1, "--checkpoint", model, "--workers=0", "--output", "disk/out.csv"]
+            words = [picture, "--checkpoint", model, "--workers=0", "--output", "disk/out.csv"]
             return predict(words)
         if command == "visualize":
             return visualize.main([picture, "--checkpoint", model, "--out", "disk/seen.png"])
@@ -344,9 +348,9 @@ def _results(rng: random.Random, lab: Path, _: Setting) -> Callable[[], int]:
     return work
 
 
-@kind("disks", 0.06)
+@kind("disks", 0.03)
 def disks(rng: random.Random, lab: Path) -> Iterator[Trial]:
-    """Full disks and quotas, read-only folders, folders that vanish, a small /dev/shm, under runs and other commands."""
+    """Full disks and quotas, read-only and vanishing folders, a small /dev/shm, under runs and other commands."""
     while True:
         setting = Setting(rng.choice((1, 1, 2)), rng.random() < 0.5)
         make = rng.choice((_full, _full, _full, _read_only, _vanishing, _vanishing, _shared_memory, _results))
@@ -357,7 +361,24 @@ def disks(rng: random.Random, lab: Path) -> Iterator[Trial]:
 
 # ---- damage ----
 
-_ODD: tuple[Any, ...] = (None, -1, 0, 1, 2**40, 2**70, 0.5, float("nan"), float("inf"), "x", "", b"x", True, [], {}, [1])
+_ODD: tuple[Any, ...] = (
+    None,
+    -1,
+    0,
+    1,
+    2**40,
+    2**70,
+    0.5,
+    float("nan"),
+    float("inf"),
+    "x",
+    "",
+    b"x",
+    True,
+    [],
+    {},
+    [1],
+)
 _ODD += ({"a": 1}, {1: 2}, [[1]], (1, 2), torch.zeros(2), torch.zeros(0), torch.tensor(float("nan")), set())
 
 
@@ -417,7 +438,7 @@ def _harm(rng: random.Random, folder: Path) -> tuple[str, bool]:
     return f"{way} {chosen}", True
 
 
-@kind("damage", 0.08)
+@kind("damage", 0.06)
 def damage(rng: random.Random, lab: Path) -> Iterator[Trial]:
     """States damaged, cut, exchanged, removed or with odd values: a run goes on from a whole one, or says so."""
     setting = Setting(1, True)
@@ -510,7 +531,7 @@ def _change(rng: random.Random, root: Path) -> tuple[str, bool]:
     return f"{way} in {split}", True
 
 
-@kind("changed data", 0.05)
+@kind("changed data", 0.04)
 def changed_data(rng: random.Random, lab: Path) -> Iterator[Trial]:
     """Classes and files renamed, removed, added, replaced, exchanged: refused or named; the same data go on alike."""
     setting = Setting(1, True)
