@@ -72,7 +72,7 @@ def run_cli(main: Callable[[], Sequence[object] | None]) -> int:
         if status is None:
             raise
         text = "memory ran out: use smaller batches or pictures" if isinstance(error, MemoryError) else str(error)
-        text = with_flags(text)
+        text = with_flags(_FROM_A_WORKER.sub("", text))
         if status == INTERRUPTED:
             log.warning("%s", text)
         elif status == DISK_FULL:
@@ -89,6 +89,12 @@ def run_cli(main: Callable[[], Sequence[object] | None]) -> int:
         if status == USER_ERROR and os.environ.get("DAVIT_TRACEBACK"):
             raise
         return status
+
+
+# what torch writes before the message of an error that a DataLoader's worker raised
+_FROM_A_WORKER = re.compile(
+    r"\ACaught \w+ in DataLoader worker process \d+\.\nOriginal Traceback.*\n[\w.]+: ", re.DOTALL
+)
 
 
 class _Harmless(logging.Formatter):

@@ -107,7 +107,7 @@ def _request(rng: random.Random, port: int) -> tuple[bytes, bool]:
             )
         )
     foreign = len(hosts) != 1 or hosts[0] not in (own, f"localhost:{port}")
-    foreign |= origin is not None and origin != f"http://{own}"
+    foreign |= origin not in (None, f"http://{own}", f"https://{own}")  # the second through a proxy
     text = f"{method} {path} HTTP/1.1\r\n" + "\r\n".join([*lines, "Connection: close", "", ""])
     return text.encode("latin-1", "replace") + body, foreign
 

@@ -1,6 +1,7 @@
 """A picture of 138 bytes, 20000 x 1 pixels, costs no command 300 MB more than an ordinary one does."""
 
 import itertools
+import logging
 import os
 import subprocess
 import sys
@@ -10,7 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from torch.utils.data import DataLoader, Dataset
 
+from davit.commands import run_cli
+from davit.data import BadImageError
 from davit.data.limits import MOST_PIXELS, require_room
 from davit.data.samples import UnfitPictureError
 from tests.hostile import trials
@@ -99,21 +103,32 @@ def test_the_demos_of_detectors_and_segmentors(lab: Path, tmp_path: Path, name: 
 
 @pytest.mark.parametrize("shape", [(1, LONG, 3), (LONG, 1, 3)])
 def test_the_transforms_of_openmmlab_name_a_strip(shape: tuple[int, int, int]) -> None:
-    pytest.importorskip("mmcv")
-    from mmengine.registry import TRANSFORMS
+    mmcv = pytest.importorskip("mmcv")
+    import davit.openmmlab  # noqa: F401  (before mmcv's transforms)
 
-    import davit.openmmlab  # noqa: F401
-    from davit.data import BadImageError
-
-    step = TRANSFORMS.build(
-        {"type": "mmcv.Resize" if "mmcv.Resize" in TRANSFORMS else "Resize", "scale": (1333, 800), "keep_ratio": True}
-    )
+    step = mmcv.transforms.Resize(scale=(1333, 800), keep_ratio=True)
     results = {"img": np.zeros(shape, np.uint8), "img_path": "a/long.png"}
     with pytest.raises(BadImageError) as refused:
         step(results)
     assert refused.value.file == "a/long.png" and "20000" in refused.value.reason
     whole = step({"img": np.zeros((40, 80, 3), np.uint8), "img_path": "a/good.png"})
     assert whole["img"].shape == (667, 1333, 3)
+
+
+class _Strips(Dataset[int]):
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int) -> int:
+        raise BadImageError.of("a/long.png", "too long and narrow")
+
+
+def test_an_error_of_a_worker_of_torchs_loader_is_one_paragraph(caplog: pytest.LogCaptureFixture) -> None:
+    """As the loaders of mmengine are."""
+    with caplog.at_level(logging.ERROR):
+        assert run_cli(lambda: list(DataLoader(_Strips(), num_workers=1))) == 2
+    assert caplog.messages[-1].startswith("a/long.png: too long and narrow")
+    assert "Traceback" not in caplog.text
 
 
 def test_what_is_asked_for_may_be_large() -> None:
