@@ -294,7 +294,7 @@ def _start_worker(_: int) -> None:
 
 
 def _end_worker(error: Exception, _: object) -> None:
-    """End a worker that cannot hand over a batch, which multiprocessing would drop and the run wait for without end."""
+    """End a worker that cannot hand over a batch: multiprocessing would drop it, and the run wait without end."""
     sys.stderr.write(f"a data worker cannot hand over a batch: {error}\n")
     sys.stderr.flush()
     os._exit(1)
