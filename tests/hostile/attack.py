@@ -27,7 +27,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -154,20 +154,23 @@ def _judge(trial: Trial, code: int, text: str, ended: bool, megabytes: float, sc
 
 def attack(
     number: int, seed: int, kinds: list[str], folder: Path, say: bool = False, jobs: int = 1
-) -> dict[str, Tally]:
-    """Run about `number` trials, of each kind its share, in `jobs` processes with a kind each at a time."""
+) -> Iterator[dict[str, Tally]]:
+    """Run about `number` trials, of each kind its share, in `jobs` processes; yield all tallies after each kind."""
     from . import commands, routes, runs, trials  # noqa: F401 (each registers its kinds)
 
     lab = trials.build_lab(folder)
     ordinary = Trial("an ordinary picture", lambda: trials.predict_good(lab), megabytes=10_000)
     base = attempt(ordinary, folder / "scratch")[3]
     total = sum(KINDS[name][0] for name in kinds)
-    counts = {name: max(1, round(number * KINDS[name][0] / total)) for name in kinds}
-    if jobs == 1:
-        return {name: _attack_one(name, counts[name], seed, lab, base, say) for name in kinds}
+    tallies: dict[str, Tally] = {}
     with ProcessPoolExecutor(jobs, multiprocessing.get_context("fork")) as pool:
-        started = {name: pool.submit(_attack_one, name, counts[name], seed, lab, base, say) for name in kinds}
-        return {name: future.result() for name, future in started.items()}
+        started = {}
+        for name in kinds:
+            count = max(1, round(number * KINDS[name][0] / total))
+            started[pool.submit(_attack_one, name, count, seed, lab, base, say)] = name
+        for future in as_completed(started):
+            tallies[started[future]] = future.result()
+            yield {name: tallies[name] for name in kinds if name in tallies}
 
 
 def _attack_one(name: str, count: int, seed: int, lab: Path, base: float, say: bool) -> Tally:
@@ -219,24 +222,29 @@ def main() -> int:
     commit = subprocess.run(
         ["git", "describe", "--always", "--dirty"], cwd=REPOSITORY, capture_output=True, text=True, check=False
     ).stdout.strip()
+    tallies: dict[str, Tally] = {}
     with tempfile.TemporaryDirectory(prefix="hostile-") as folder:
-        tallies = attack(options.n, options.seed, kinds, Path(folder), say=True, jobs=options.jobs)
+        for tallies in attack(options.n, options.seed, kinds, Path(folder), say=True, jobs=options.jobs):
+            if options.results is not None:  # after each kind, for a night that is cut short
+                _write(options.results, tallies, f"-n {options.n} --seed {options.seed}", commit)
     sys.stdout.write(table(tallies) + "\n")
-    failed = [line for tally in tallies.values() for line in tally.failed]
-    if options.results is not None:
-        listed = "".join(f"- {line}\n" for line in failed)
-        options.results.parent.mkdir(parents=True, exist_ok=True)
-        options.results.write_text(
-            "# Hostile trials\n\n"
-            f"`python -m tests.hostile.attack -n {options.n} --seed {options.seed}`\n\n"
-            f"{datetime.now(timezone.utc):%Y-%m-%d}; {platform.machine()}, Python {platform.python_version()}, "
-            f"davit at {commit}. Each trial is a process of its own with a limit on time and memory. It fails if it "
-            "hangs, ends by a signal or with a traceback, has a wrong exit status, takes too much memory, blames a "
-            "file of the user's for a flag, or runs code that a file holds.\n\n"
-            f"{table(tallies)}\n" + (f"\nFailed:\n\n{listed}" if failed else ""),
-            encoding="utf-8",
-        )
-    return 1 if failed else 0
+    return 1 if any(tally.failed for tally in tallies.values()) else 0
+
+
+def _write(file: Path, tallies: dict[str, Tally], words: str, commit: str) -> None:
+    listed = "".join(f"- {line}\n" for tally in tallies.values() for line in tally.failed)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(
+        "# Hostile trials\n\n"
+        f"`python -m tests.hostile.attack {words}`\n\n"
+        f"{datetime.now(timezone.utc):%Y-%m-%d}; {platform.machine()}, Python {platform.python_version()}, "
+        f"davit at {commit}. Each trial is a process of its own with a limit on time and memory. It fails if it "
+        "hangs, ends by a signal or with a traceback, has a wrong exit status, takes too much memory, blames a "
+        "file of the user's for a flag, runs code that a file holds, or breaks what its kind promises: a run that "
+        "was killed, whose disk was full or whose states were damaged ends as one that nothing disturbed.\n\n"
+        f"{table(tallies)}\n" + (f"\nFailed:\n\n{listed}" if listed else ""),
+        encoding="utf-8",
+    )
 
 
 if __name__ == "__main__":
