@@ -3,7 +3,7 @@
 # make demo-seg   train UPerNet on them, evaluate it and draw what it finds (8 minutes on 2 cores)
 # make test       set up, then run every test that is not marked long; prints the time and the slowest 15
 # make test-long  run the long ones too
-# make attack   N=2000 hostile trials (numbers, recipes, class maps, checkpoints, pictures); SEED=1 for others
+# make attack   N=2000 hostile trials: input of every kind, kills, disks, damage, changed data, routes; SEED=1 for others
 # make lint       ruff, clang-format, mypy on davit/, and which of its parts import which
 # make bench-cuda on a CUDA machine: benchmarks/gpu/run.sh, kernels and models beside their peers in 12 minutes
 # make figures    draw the pictures of figures/ again

@@ -24,9 +24,11 @@ OK = 0
 SOME_FAILED = 1  # of several evaluations or pictures; the output says which
 USER_ERROR = 2  # a flag, a file or the data: the message says what to change
 NONFINITE = 3  # a loss or gradient became NaN or infinite; the batch was dumped
-DISK_FULL = 4  # the last state could not be written; older ones are whole
+DISK_FULL = 4  # the last state could not be written, the disk or a limit being reached; older ones are whole
 INTERRUPTED = 75  # SIGTERM or SIGINT: saved; --auto-resume goes on from there (EX_TEMPFAIL)
 
+# no more room: on the disk, by the quota, by a limit on the size of a file (ulimit -f)
+_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # a path that cannot be written or read, rather than a machine that fails
 _USERS_ERRNOS = frozenset(
     {
@@ -61,10 +63,10 @@ class Interrupted(Exception):  # noqa: N818
 
 
 def is_disk_full(error: BaseException | None) -> bool:
-    """Return whether an error, or one that it came from, says that the disk or the quota is full."""
+    """Return whether an error, or one that it came from, says that the disk, the quota or a file is full."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if isinstance(error, OSError) and error.errno in _FULL_ERRNOS:
             return True
         seen.add(id(error))
         error = error.__cause__ or error.__context__
@@ -89,11 +91,16 @@ def run_cli(main: Callable[[], Sequence[object] | None]) -> int:
         if status is None:
             raise
         text = "memory ran out: use smaller batches or pictures" if isinstance(error, MemoryError) else str(error)
-        text = with_flags(text)
+        text = with_flags(_FROM_A_WORKER.sub("", text))
         if status == INTERRUPTED:
             log.warning("%s", text)
         elif status == DISK_FULL:
-            log.error("the disk is full: %s. Older checkpoints are whole; free some space and --auto-resume.", text)
+            full = (
+                "a limit on the size of files (ulimit -f) is reached"
+                if f"[Errno {errno.EFBIG}]" in text
+                else "the disk is full"
+            )
+            log.error("%s: %s. Older checkpoints are whole; make room and --auto-resume.", full, text)
         elif isinstance(error, OSError) and error.errno in _USERS_ERRNOS:
             log.error("%s: check the path, and who may write there.", text)
         else:
@@ -101,6 +108,12 @@ def run_cli(main: Callable[[], Sequence[object] | None]) -> int:
         if status == USER_ERROR and os.environ.get("DAVIT_TRACEBACK"):
             raise
         return status
+
+
+# what torch writes before the message of an error that a DataLoader's worker raised
+_FROM_A_WORKER = re.compile(
+    r"\ACaught \w+ in DataLoader worker process \d+\.\nOriginal Traceback.*\n[\w.]+: ", re.DOTALL
+)
 
 
 class _Harmless(logging.Formatter):

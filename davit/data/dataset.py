@@ -63,9 +63,9 @@ class PictureDataset(Dataset[tuple[Any, int]]):
         """Name a picture for predictions and reports, as its source does."""
         return self.source.filename(index)
 
-    def filenames(self) -> list[str]:
+    def filenames(self) -> Sequence[str]:
         """List the files of all pictures, in order of their positions."""
-        return [self.source.filename(index) for index in range(len(self))]
+        return self.source.names()
 
     def read(self, index: int, reduction: Reduction | None = None) -> tuple[Pixels, int]:
         """Decode a picture and return it with its class index; `reduction` as in `load_picture`."""

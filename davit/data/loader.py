@@ -4,6 +4,7 @@ import atexit
 import errno
 import os
 import signal
+import sys
 import threading
 import traceback
 import weakref
@@ -11,11 +12,12 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from multiprocessing.connection import wait
+from multiprocessing.queues import Queue
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate, get_worker_info
 
 from .dataset import PictureDataset, Sample, SeededDataset
 from .errors import BadImageError, DataError, LoaderError, require
@@ -59,9 +61,14 @@ class _Reader(Dataset[Any]):
 
     def __getitem__(self, request: list[Any]) -> Batch | _Failure:
         try:
-            return self.read(request)
+            batch = self.read(request)
         except (BadImageError, DataError) as error:
             return _Failure(error)
+        if get_worker_info() is not None:
+            for part in batch:  # here, where a want of shared memory is an error that the main process gets
+                if isinstance(part, Tensor):
+                    part.share_memory_()
+        return batch
 
 
 def _read_samples(samples: SeededDataset, keys: list[Any]) -> Batch:
@@ -283,6 +290,14 @@ def _start_worker(_: int) -> None:
     """Leave it to the main process when to stop; Ctrl-C and a scheduler's SIGTERM reach the workers as well."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    Queue._on_queue_feeder_error = staticmethod(_end_worker)  # type: ignore[attr-defined]
+
+
+def _end_worker(error: Exception, _: object) -> None:
+    """End a worker that cannot hand over a batch: multiprocessing would drop it, and the run wait without end."""
+    sys.stderr.write(f"a data worker cannot hand over a batch: {error}\n")
+    sys.stderr.flush()
+    os._exit(1)
 
 
 @contextmanager

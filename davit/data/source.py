@@ -43,6 +43,9 @@ class Source(Protocol):
     def filename(self, index: int) -> str:
         """Name a picture for predictions and reports: by its file below the split folder, where it has one."""
 
+    def names(self) -> Sequence[str]:
+        """List what `filename` says of all pictures: for a million of them in less than a second."""
+
     def path(self, index: int) -> str:
         """Name a picture for errors and lists of bad ones."""
 
@@ -75,7 +78,26 @@ class Texts:
         return len(self.ends)
 
     def __iter__(self) -> Iterator[str]:
-        return (self[index] for index in range(len(self)))
+        """Yield all, much faster than one by one: decoded at once where they are UTF-8."""
+        text, ends = self._as_one()
+        bounds = itertools.pairwise([0, *ends.tolist()])
+        if isinstance(text, str):
+            return (text[begin:end] for begin, end in bounds)
+        return (text[begin:end].decode("utf-8", "surrogateescape") for begin, end in bounds)
+
+    def _as_one(self) -> tuple[str | bytes, np.ndarray[Any, Any]]:
+        """Join all to one text and return where each ends in it; bytes where that cannot be told of a text."""
+        joined, ends = self.joined.tobytes(), self.ends
+        if joined.isascii():
+            return joined.decode("ascii"), ends
+        begins = (self.joined & 0xC0) != 0x80  # bytes with which a sign of UTF-8 begins
+        first = np.concatenate([[0], ends[:-1]])
+        if not (first < ends).all() or not begins[first].all():  # an empty one, or the rest of a sign
+            return joined, ends
+        try:
+            return joined.decode("utf-8"), np.cumsum(np.add.reduceat(begins, first, dtype=np.int64))
+        except UnicodeDecodeError:
+            return joined, ends
 
     def __getitem__(self, index: int) -> str:
         begin = int(self.ends[index - 1]) if index else 0
@@ -141,6 +163,9 @@ class Listed:
     def filename(self, index: int) -> str:
         return self._names[index]
 
+    def names(self) -> list[str]:
+        return list(self._names)
+
     def targets(self) -> list[int]:
         return self._targets.tolist()
 
@@ -174,6 +199,9 @@ class Renumbered:
 
     def filename(self, index: int) -> str:
         return self.source.filename(index)
+
+    def names(self) -> Sequence[str]:
+        return self.source.names()
 
     def path(self, index: int) -> str:
         return self.source.path(index)

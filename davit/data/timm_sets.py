@@ -47,6 +47,9 @@ class NamedSource:
         name = self._reader.filename(index) if self._reader is not None else None
         return str(name) if name else f"{index:08d}"
 
+    def names(self) -> list[str]:
+        return [self.filename(index) for index in range(len(self))]
+
     def path(self, index: int) -> str:
         return f"{self._label}[{index}]"
 

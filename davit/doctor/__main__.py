@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -11,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from .. import recipes
-from ..commands import command_name
+from ..commands import command_name, run_cli
 from ..data import DataError
 from ..data.yolo import read_yolo
 from ..limits import number
@@ -25,20 +26,25 @@ _COLOURS = {"ok": "32", "warning": "33", "error": "31"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print all findings; return exit status 0, or 1 where a finding is an error."""
-    parser = _parser()
-    options = parser.parse_args(arguments)
+    """Print all findings; return exit status 0, 1 where a finding is an error, 2 for a mistake."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    return run_cli(lambda: _main(arguments))
+
+
+def _main(arguments: Sequence[str] | None) -> list[Finding]:
+    """Print all findings, and list those that are errors."""
+    options = _parser().parse_args(arguments)
     findings = []
     for finding in _examine(options):
         findings.append(finding)
         if not options.json:
             _write(finding)
-    good, doubtful, bad = (sum(finding.level == level for finding in findings) for level in LEVELS)
+    good, doubtful, bad = ([finding for finding in findings if finding.level == level] for level in LEVELS)
     if options.json:
         print(json.dumps([asdict(finding) for finding in findings], indent=2))
     else:
-        print(f"{good} ok, {doubtful} warnings, {bad} errors")
-    return 1 if bad else 0
+        print(f"{len(good)} ok, {len(doubtful)} warnings, {len(bad)} errors")
+    return bad
 
 
 def _examine(options: argparse.Namespace) -> Iterator[Finding]:

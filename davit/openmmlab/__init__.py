@@ -7,6 +7,7 @@ torchvision. Configs import it by ``custom_imports``; the tools import it first 
     bridge.py, ops.py  mmcv._ext where it is missing
     backbone.py        DaViTPyramid with the arguments of configs
     loading.py         LoadImageFromFile, by the decoder of davit.data
+    resizing.py        no picture becomes larger than davit.data allows
     bands.py           pictures of other than three bands
     config.py          configs, and what flags and old names change in them
     datasets.py        checks before a run starts, by masks.py and davit/data/coco.py
@@ -27,6 +28,6 @@ install_bridge()
 from .backbone import DaViTBackbone  # noqa: E402
 
 if ops_status() != "no mmcv":
-    from . import bands, loading  # noqa: F401
+    from . import bands, loading, resizing  # noqa: F401
 
 __all__ = ["DaViTBackbone", "install_bridge", "ops_status"]

@@ -99,6 +99,11 @@ def load_config(args: Namespace) -> Config:
         cfg.merge_from_dict(options)
     except (KeyError, TypeError, AssertionError, IndexError) as error:
         raise ValueError(f"--cfg-options {options}: does not fit {args.config}: {error}") from error
+    if not isinstance(cfg.get("model"), dict) or cfg.get("default_scope") not in _METRIC_KEYS:
+        raise ValueError(
+            f"{args.config} is no config of a detector or segmentor: it needs a `model`, and a `default_scope` that "
+            f"is {' or '.join(_METRIC_KEYS)}."
+        )
     if data_root:
         use_data_root(cfg, Path(data_root))
         _use_layout(cfg, args, Path(data_root), options)

@@ -32,6 +32,7 @@ _STRENGTH = 0.6  # of a segment's colour over the picture
 _MASK_STRENGTH = 0.5  # of an object's colour over the picture
 _NAMED = 12  # classes that the legend has room for
 _SIDE = 320  # pixels; smaller pictures are enlarged to this, so that names can be read
+_LONGEST = 4 * _SIDE  # pixels; none is enlarged beyond this
 
 
 @dataclass(frozen=True)
@@ -180,13 +181,13 @@ class Predictor:
         A model of C bands takes arrays (H, W, C). The picture is decoded as the config's test pipeline does.
 
         Raises:
-            BadImageError: the file is no picture that can be read.
+            BadImageError: the file is no picture that can be read, or of a shape that cannot be resized.
             ValueError: something else than a `Picture`.
         """
         name = name_of(picture)
         stored = as_stored(picture, name, self._loader.bands or 3)
         img = self._loader.read(stored, name)
-        packed = self.pipeline({"img": img, "img_id": 0, "img_path": ""})
+        packed = self.pipeline({"img": img, "img_id": 0, "img_path": name or ""})
         is_bgr = img.ndim == 3 and img.shape[2] == 3 and img.dtype == np.uint8
         pixels = np.ascontiguousarray(img[:, :, ::-1]) if is_bgr else np.asarray(self._loader.shown(stored, name))
         batch = {"inputs": [packed["inputs"]], "data_samples": [packed["data_samples"]]}
@@ -217,8 +218,8 @@ def _colour(number: int) -> tuple[int, int, int]:
 
 
 def _enlargement(height: int, width: int) -> int:
-    """Return how many times as large a picture is drawn; 1 except for small ones."""
-    return max(1, -(-_SIDE // min(height, width)))
+    """Return how many times as large a picture is drawn; 1 except for small ones, as a long strip is not."""
+    return max(1, min(-(-_SIDE // min(height, width)), _LONGEST // max(height, width)))
 
 
 def draw_segments(image: Any, labels: Any, classes: Sequence[str], palette: Sequence[Sequence[int]]) -> Image.Image:

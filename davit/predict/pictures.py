@@ -93,6 +93,9 @@ class PictureSource:
     def filename(self, index: int) -> str:
         return self.path(index)
 
+    def names(self) -> list[str]:
+        return list(map(self.path, range(len(self))))
+
     def path(self, index: int) -> str:
         """Name the file, or which of the pictures it is, from 0."""
         picture = self._pictures[index]

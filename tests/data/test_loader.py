@@ -96,6 +96,9 @@ class MemorySource:
 
     path = filename
 
+    def names(self) -> list[str]:
+        return list(map(str, range(self.count)))
+
     def open(self, index: int) -> tuple[Image.Image, int]:
         with open(self.log, "a") as file:  # noqa: PTH123
             file.write(f"{index}\n")
@@ -542,3 +545,21 @@ def test_too_little_shared_memory_is_no_full_disk(
     train_set.transform = fail
     with pytest.raises(LoaderError, match=r"/dev/shm.*workers=0"):
         next(train_loader(train_set, workers=1).batches(0))
+
+
+class _Stuck:
+    """What no process can hand over to another."""
+
+    def __reduce__(self) -> Any:
+        raise OSError(24, "Too many open files")
+
+
+def test_a_worker_that_cannot_hand_over_a_batch_is_not_waited_for(plain: PictureDataset, capfd: Any):
+    """multiprocessing drops such a batch, and its worker lives on."""
+    loader = EvalLoader(plain, batch_size=4, workers=1)
+    read = loader._loader.dataset.read
+    loader._loader.dataset.read = lambda request: read(request)._replace(bad=(_Stuck(),))
+    with pytest.raises(LoaderError, match="workers=0"):
+        next(loader.batches())
+    assert "Traceback" not in capfd.readouterr().err
+    loader.close()

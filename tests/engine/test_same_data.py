@@ -304,26 +304,29 @@ class Listed:
     """A source of names alone."""
 
     def __init__(self, names: list[str], targets: list[int] | None) -> None:
-        self.names, self.labels = names, targets
+        self._names, self.labels = names, targets
         self.class_to_idx = {"a": 0, "b": 1}
         self.opened = 0
 
     def __len__(self) -> int:
-        return len(self.names)
+        return len(self._names)
+
+    def names(self) -> list[str]:
+        assert self.labels is not None, "a name may cost opening the picture"
+        return self._names
 
     def filename(self, index: int) -> str:
-        assert self.labels is not None, "a name may cost opening the picture"
-        return self.names[index]
+        return self.names()[index]
 
     def path(self, index: int) -> str:
-        return self.names[index]
+        return self._names[index]
 
     def targets(self) -> list[int] | None:
         return self.labels
 
     def open(self, index: int) -> Any:
         self.opened += 1
-        return io.BytesIO(self.names[index].encode(errors="surrogateescape")), 0
+        return io.BytesIO(self._names[index].encode(errors="surrogateescape")), 0
 
 
 ALONE = World(0, 0, 1, torch.device("cpu"), HashStore())
@@ -360,7 +363,7 @@ def test_contents_are_those_of_every_class_and_never_waited_for(tmp_path: Path) 
     found = noted(source)["contents"]
     assert len(found) <= 128
     assert {target for target, _ in found} == {*range(50)} and "" not in {content for _, content in found}
-    hashed([*source.names], source.labels)
+    hashed([*source.names()], source.labels)
     source.open = lambda index: (tmp_path / ("fifo" if index % 2 else "absent"), 0)  # type: ignore[method-assign]
     assert {content for _, content in noted(source)["contents"]} == {""}
 

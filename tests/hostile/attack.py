@@ -2,7 +2,8 @@
 
     python -m tests.hostile.attack -n 2000 --seed 1 --results benchmarks/results/hostile.md
 
-A kind is a function that yields trials for ever, registered by `kind`; add one in `tests/hostile/trials.py`.
+A kind is a function that yields trials for ever, registered by `kind`: input in `trials.py`, running trainings in
+`runs.py`, other commands in `commands.py`, the page in `routes.py`.
 A trial fails if it hangs, takes too much memory, ends by a signal or with a traceback, has another exit status than
 those it may have, prints what it must not, or runs code that its file holds. The seed and the number say a trial
 again.
@@ -11,7 +12,9 @@ again.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
+import multiprocessing
 import os
 import platform
 import random
@@ -24,6 +27,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -92,8 +96,10 @@ def attempt(trial: Trial, scratch: Path, base: float = 0) -> tuple[str | None, i
             break
         time.sleep(0.002)
     if not ended:
-        os.killpg(child, signal.SIGKILL)
+        os.kill(child, signal.SIGKILL)
         _, status, usage = os.wait4(child, 0)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child, signal.SIGKILL)  # what it started and left
     seconds, megabytes = time.monotonic() - begun, usage.ru_maxrss / 1024 - base
     text = output.read_text(errors="replace") if output.exists() else ""
     code = os.waitstatus_to_exitcode(status)
@@ -146,30 +152,43 @@ def _judge(trial: Trial, code: int, text: str, ended: bool, megabytes: float, sc
     return None
 
 
-def attack(number: int, seed: int, kinds: list[str], folder: Path, say: bool = False) -> dict[str, Tally]:
-    """Run about `number` trials, of each kind its share."""
-    from . import trials
+def attack(
+    number: int, seed: int, kinds: list[str], folder: Path, say: bool = False, jobs: int = 1
+) -> Iterator[dict[str, Tally]]:
+    """Run about `number` trials, of each kind its share, in `jobs` processes; yield all tallies after each kind."""
+    from . import commands, routes, runs, trials  # noqa: F401 (each registers its kinds)
 
     lab = trials.build_lab(folder)
     ordinary = Trial("an ordinary picture", lambda: trials.predict_good(lab), megabytes=10_000)
     base = attempt(ordinary, folder / "scratch")[3]
     total = sum(KINDS[name][0] for name in kinds)
-    tallies = {}
-    for name in kinds:
-        share, make = KINDS[name]
-        tally = tallies[name] = Tally()
-        count = max(1, round(number * share / total))
-        for trial in itertools.islice(make(random.Random(f"{seed} {name}"), lab), count):
-            failure, code, seconds, megabytes = attempt(trial, folder / "scratch", base)
-            tally.statuses[code] = tally.statuses.get(code, 0) + 1
-            tally.slowest, tally.largest = max(tally.slowest, seconds), max(tally.largest, megabytes)
-            if failure is None:
-                tally.held += 1
-            else:
-                tally.failed.append(f"{name}: {trial.name}: {failure}")
-                if say:
-                    sys.stderr.write(f"FAILED {tally.failed[-1]}\n")
-    return tallies
+    tallies: dict[str, Tally] = {}
+    with ProcessPoolExecutor(jobs, multiprocessing.get_context("fork")) as pool:
+        started = {}
+        for name in kinds:
+            count = max(1, round(number * KINDS[name][0] / total))
+            started[pool.submit(_attack_one, name, count, seed, lab, base, say)] = name
+        for future in as_completed(started):
+            tallies[started[future]] = future.result()
+            yield {name: tallies[name] for name in kinds if name in tallies}
+
+
+def _attack_one(name: str, count: int, seed: int, lab: Path, base: float, say: bool) -> Tally:
+    """Run trials of one kind."""
+    tally, scratch = Tally(), lab.parent / f"scratch-{name.replace(' ', '-')}"
+    for trial in itertools.islice(KINDS[name][1](random.Random(f"{seed} {name}"), lab), count):
+        failure, code, seconds, megabytes = attempt(trial, scratch, base)
+        tally.statuses[code] = tally.statuses.get(code, 0) + 1
+        tally.slowest, tally.largest = max(tally.slowest, seconds), max(tally.largest, megabytes)
+        if failure is None:
+            tally.held += 1
+        else:
+            tally.failed.append(f"{name}: {trial.name}: {failure}")
+            if say:
+                sys.stderr.write(f"FAILED {tally.failed[-1]}\n")
+    if say:
+        sys.stderr.write(f"{name}: {tally.held} held, {len(tally.failed)} failed\n")
+    return tally
 
 
 def table(tallies: dict[str, Tally]) -> str:
@@ -193,33 +212,39 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.hostile.attack", description=__doc__)
     parser.add_argument("-n", type=int, default=200, help="number of trials (default %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--jobs", type=int, default=1, help="kinds that are tried at once (default %(default)s)")
     parser.add_argument("--kinds", nargs="+", metavar="KIND", help="default: all")
     parser.add_argument("--results", type=Path, metavar="FILE", help="write the table there")
     options = parser.parse_args()
-    from . import trials  # noqa: F401 (registers the kinds)
+    from . import commands, routes, runs, trials  # noqa: F401 (each registers its kinds)
 
     kinds = options.kinds or list(KINDS)
     commit = subprocess.run(
         ["git", "describe", "--always", "--dirty"], cwd=REPOSITORY, capture_output=True, text=True, check=False
     ).stdout.strip()
+    tallies: dict[str, Tally] = {}
     with tempfile.TemporaryDirectory(prefix="hostile-") as folder:
-        tallies = attack(options.n, options.seed, kinds, Path(folder), say=True)
+        for tallies in attack(options.n, options.seed, kinds, Path(folder), say=True, jobs=options.jobs):
+            if options.results is not None:  # after each kind, for a night that is cut short
+                _write(options.results, tallies, f"-n {options.n} --seed {options.seed}", commit)
     sys.stdout.write(table(tallies) + "\n")
-    failed = [line for tally in tallies.values() for line in tally.failed]
-    if options.results is not None:
-        listed = "".join(f"- {line}\n" for line in failed)
-        options.results.parent.mkdir(parents=True, exist_ok=True)
-        options.results.write_text(
-            "# Hostile trials\n\n"
-            f"`python -m tests.hostile.attack -n {options.n} --seed {options.seed}`\n\n"
-            f"{datetime.now(timezone.utc):%Y-%m-%d}; {platform.machine()}, Python {platform.python_version()}, "
-            f"davit at {commit}. Each trial is a process of its own with a limit on time and memory. It fails if it "
-            "hangs, ends by a signal or with a traceback, has a wrong exit status, takes too much memory, blames a "
-            "file of the user's for a flag, or runs code that a file holds.\n\n"
-            f"{table(tallies)}\n" + (f"\nFailed:\n\n{listed}" if failed else ""),
-            encoding="utf-8",
-        )
-    return 1 if failed else 0
+    return 1 if any(tally.failed for tally in tallies.values()) else 0
+
+
+def _write(file: Path, tallies: dict[str, Tally], words: str, commit: str) -> None:
+    listed = "".join(f"- {line}\n" for tally in tallies.values() for line in tally.failed)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(
+        "# Hostile trials\n\n"
+        f"`python -m tests.hostile.attack {words}`\n\n"
+        f"{datetime.now(timezone.utc):%Y-%m-%d}; {platform.machine()}, Python {platform.python_version()}, "
+        f"davit at {commit}. Each trial is a process of its own with a limit on time and memory. It fails if it "
+        "hangs, ends by a signal or with a traceback, has a wrong exit status, takes too much memory, blames a "
+        "file of the user's for a flag, runs code that a file holds, or breaks what its kind promises: a run that "
+        "was killed, whose disk was full or whose states were damaged ends as one that nothing disturbed.\n\n"
+        f"{table(tallies)}\n" + (f"\nFailed:\n\n{listed}" if listed else ""),
+        encoding="utf-8",
+    )
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.hostile import trials
+from tests.hostile import commands, kills, lives, routes, runs, trials  # noqa: F401 (each registers its kinds)
 from tests.hostile.attack import CANARY, KINDS, REPOSITORY, Tally, Trial, attempt, table
 
 
@@ -80,14 +80,44 @@ def test_a_seed_makes_the_same_trials(kind: str, tmp_path: Path) -> None:
     assert made[0] == made[1] and len(set(made[0])) > 15
 
 
+def test_shares_are_of_all() -> None:
+    """So that those of 200 in the long tests are 200."""
+    assert sum(share for share, _ in KINDS.values()) == pytest.approx(1)
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("kind", KINDS)
 def test_hostile_trials_hold(kind: str) -> None:
     """A share of 200 trials each, as `make test-long` runs them; `make attack N=2000` runs more."""
-    number = round(200 * KINDS[kind][0])
+    number = max(1, round(200 * KINDS[kind][0]))
     command = [sys.executable, "-m", "tests.hostile.attack", "-n", str(number), "--kinds", kind, "--seed", "7"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=550, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.long
+def test_runs_of_two_processes_that_are_killed_ten_times(tmp_path: Path) -> None:
+    """`python -m tests.hostile.kills -n 100` in short; its result is in benchmarks/results/kills.md."""
+    before = dict(os.environ)
+    try:
+        counts = kills.kill(10, seed=4, folder=tmp_path)
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+    assert counts["kills"] >= 10 and not counts["broken"]
+
+
+def test_states_without_a_process_are_fingerprinted_alike(tmp_path: Path) -> None:
+    """Two lives of one run end as one life does; another seed ends otherwise."""
+    lab, setting = trials.build_lab(tmp_path), lives.Setting(1, hard=False)
+    whole = lives.reference(lab, setting)
+    for name, flags in (("again", []), ("other", ["--seed", "7"])):
+        scratch = tmp_path / name
+        scratch.mkdir()
+        words = [str(lives.write_data(lab)), *setting.words(), *flags, "--output", str(scratch / "runs")]
+        assert lives.live(words, setting, scratch / "o.txt", moment=(3, 0.0)) == [-signal.SIGKILL]
+        assert lives.live([*words, "--auto-resume"], setting, scratch / "o.txt") == [0]
+        assert (lives.fingerprint(scratch / lives.FOLDER) == whole) == (name == "again")

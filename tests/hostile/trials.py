@@ -167,7 +167,7 @@ def _openmmlab() -> dict[str, tuple[argparse.ArgumentParser, Callable[[list[str]
     return found
 
 
-@kind("numbers", 0.5)
+@kind("numbers", 0.34)
 def numbers(rng: random.Random, lab: Path) -> Iterator[Trial]:
     """Every numeric flag with every value of the first attack in random order, then any values and pairs of flags."""
     found = commands(lab)
@@ -299,7 +299,7 @@ def _bomb(levels: int, merge: bool) -> str:
     return "\n".join([*lines, f"mean: *b{levels - 1}"])
 
 
-@kind("recipes", 0.15)
+@kind("recipes", 0.14)
 def recipes(rng: random.Random, lab: Path) -> Iterator[Trial]:
     """A recipe with values of any kind for one to three flags, nests, bombs, damage."""
     keys = sorted({action.dest for action in train_parser()._actions} - _NO_NETWORK)
@@ -536,7 +536,7 @@ def _other_zip(rng: random.Random, data: bytes) -> bytes:
     return stream.getvalue()
 
 
-@kind("checkpoints", 0.125)
+@kind("checkpoints", 0.115)
 def checkpoints(rng: random.Random, lab: Path) -> Iterator[Trial]:
     """Damage of bytes, headers that lie, notes with odd values, pickles that would run code."""
     good = (lab / "model.pth.tar").read_bytes()
@@ -602,7 +602,7 @@ def _strip(rng: random.Random) -> bytes:
     return stream.getvalue()
 
 
-@kind("pictures", 0.125)
+@kind("pictures", 0.09)
 def pictures(rng: random.Random, lab: Path) -> Iterator[Trial]:
     """A damaged picture, header or strip between whole ones through predict: the whole ones are always answered."""
     suffixes = ("png", "jpg", "gif", "bmp", "tif", "webp", "ppm")
