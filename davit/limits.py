@@ -220,6 +220,10 @@ NUMBERS: dict[str, Limits] = {
     "momentum": _SHARE,
     "weight_decay": Limits(0, 1000),
     "layer_decay": Limits(0.001, 1),
+    "layer_decay_min_scale": _SHARE,
+    "head_lr_scale": Limits(1e-6, 1e6),
+    "head_init_scale": Limits(0, 1e6),
+    "head_init_bias": Limits(-1e6, 1e6),
     "clip_grad": Limits(1e-8, 1e12),
     "grad_accum_steps": _count(1, 65_536),
     # schedule; timm draws noise until it is below the limit, so that must not be far below the deviation
@@ -236,12 +240,16 @@ NUMBERS: dict[str, Limits] = {
     "epochs": _count(1, 1_000_000),
     "epoch_repeats": Limits(0, 1000),
     "start_epoch": _EPOCHS,
+    "stop_epoch": _count(1, 1_000_000),
+    "early_stop": _count(1, 1_000_000),
     "decay_epochs": Limits(0.01, 1_000_000),
     "decay_milestones": Limits(0, 1_000_000, whole=True, nargs="+", fits=_rising),
     "decay_rate": Limits(1e-6, 1),
     "warmup_epochs": _EPOCHS,
     "cooldown_epochs": _EPOCHS,
     "patience_epochs": _EPOCHS,
+    # parts of a model
+    "freeze": _count(0, 1000),
     # augmentation
     "scale": Limits(1e-4, 1, nargs=2, fits=_ascending),
     "ratio": Limits(0.01, 100, nargs=2, fits=_ascending),

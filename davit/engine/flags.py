@@ -21,7 +21,7 @@ import yaml
 
 from ..checkpoint.read import EMA_CHOICES
 from ..files import read_small
-from ..limits import MOST_YAML, check_model_kwargs, number, read_yaml, short
+from ..limits import MOST_YAML, NUMBERS, check_model_kwargs, number, read_yaml, short
 from ..text import nearest
 from .labels import BUNDLED_REAL
 from .load_model import why_no_backend
@@ -39,6 +39,20 @@ NO_LONGER = {
     "drop_connect": "use --drop-path",
     "drop_block": "no model here has drop block; use --drop-path",
 }
+
+
+COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
+
+
+def frozen_part(text: str) -> int | str:
+    """Read what --freeze names, as an argparse type."""
+    if text == "all":
+        return text
+    limits = NUMBERS["freeze"]
+    try:
+        return int(limits(text))
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(f"{short(text)} is neither 'all' nor {limits}") from None
 
 
 def backend(text: str) -> str:
@@ -102,6 +116,7 @@ def _add_shared(add: Callable[..., Any]) -> None:
 def _add_running(add: Callable[..., Any]) -> None:
     """Add what train.py and validate.py call alike: how a model runs."""
     add("--torchcompile", nargs="?", const="inductor", type=backend, metavar="BACKEND", help="torch.compile the model")
+    add("--torchcompile-mode", choices=COMPILE_MODES, help="mode of torch.compile, which --torchcompile asks for")
     add("--torchscript", action="store_true", help="torch.jit.script the model")
     add("--channels-last", action="store_true", help="channels-last memory format")
     add("--native-amp", action="store_true", help="the same as --amp")
@@ -189,6 +204,14 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     add("--initial-checkpoint", default="", metavar="FILE", help="start from these weights, of any known layout")
     add("--num-classes", **number("num_classes"), help="default: as many as the data has")
     add("--grad-checkpointing", action="store_true", help="less memory, more time")
+    add(
+        "--freeze",
+        type=frozen_part,
+        metavar="N|all",
+        help="train neither the stem nor the first N stages (0: the stem alone), or nothing but the classifier",
+    )
+    add("--head-init-scale", **number("head_init_scale"), help="factor on the classifier's first weights")
+    add("--head-init-bias", **number("head_init_bias"), help="the classifier's first biases")
     _add_shared(add)
     _add_running(add)
 
@@ -201,6 +224,9 @@ def _add_optimizer(parser: argparse.ArgumentParser) -> None:
     add("--momentum", **number("momentum"), default=0.9, help="momentum")
     add("--weight-decay", **number("weight_decay"), default=0.05, help="weight decay, on matrices alone")
     add("--layer-decay", **number("layer_decay"), help="factor on the learning rate for each layer towards the input")
+    add("--layer-decay-min-scale", **number("layer_decay_min_scale"), default=0.0, help="the least of these factors")
+    add("--head-lr-scale", **number("head_lr_scale"), default=1.0, help="factor on the classifier's learning rate")
+    add("--opt-kwargs", nargs="+", default={}, action=KeyValues, metavar="KEY=VALUE", help="to the optimizer")
     add("--clip-grad", **number("clip_grad"), metavar="NORM", help="gradient clipping; default: none")
     add("--clip-mode", default="norm", choices=("norm", "value", "agc"), help="how to clip")
     add("--grad-accum-steps", **number("grad_accum_steps"), default=1, help="micro-batches for each optimizer step")
@@ -221,6 +247,13 @@ def _add_schedule(parser: argparse.ArgumentParser) -> None:
     add("--warmup-lr", **number("warmup_lr"), default=1e-6, help="rate at the start of the warm-up")
     add("--min-lr", **number("min_lr"), default=1e-5, help="rate at the end")
     add("--epochs", **number("epochs"), default=300, help="epochs of the schedule, the cool-down not counted")
+    add("--stop-epoch", **number("stop_epoch"), help="stop before this epoch, with the schedule of all of them")
+    add(
+        "--early-stop",
+        **number("early_stop"),
+        metavar="PATIENCE",
+        help="stop after so many epochs without a better --eval-metric",
+    )
     add("--epoch-repeats", **number("epoch_repeats"), default=0.0, help="passes over the data in an epoch; 0 is one")
     add("--start-epoch", **number("start_epoch"), help="count epochs from here")
     add("--decay-epochs", **number("decay_epochs"), default=30, help="epochs between steps of 'step'")

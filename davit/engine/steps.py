@@ -20,6 +20,7 @@ from ..data import Batch
 from ..seeding import seed_everything
 from ..text import some
 from .distributed import World
+from .finetune import training_mode
 from .precision import Precision
 
 log = logging.getLogger(__name__)
@@ -78,6 +79,10 @@ class Stepper:
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         # adaptive clipping leaves the head alone (Brock et al. 2021), as in timm's script
         self.clipped = list(model_parameters(self.model, exclude_head=self.clip_mode == "agc"))
+
+    def train(self) -> None:
+        """Put the model into training mode, except its frozen layers."""
+        training_mode(self.model, self.forward)
 
     def step(
         self, micro_batches: Sequence[Batch], epoch: int, step: int, stop_asked: bool, on_nonfinite: OnNonFinite

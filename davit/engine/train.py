@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import os
+import sys
 import time
 import timeit
 from argparse import Namespace
@@ -27,6 +28,7 @@ from .build import Parts, build_model, build_parts, data_config, open_data, set_
 from .data_facts import facts_of
 from .distributed import StoppedError, World, close_world, init_world
 from .evaluate import Evaluation, evaluate, peak_memory_mb
+from .finetune import head_group
 from .flags import NO_LONGER, given_flags, parse_with_config, say_no_longer, train_parser
 from .nonfinite import report_nonfinite
 from .precision import precision_from
@@ -131,6 +133,8 @@ class RunOptions(FolderOptions):
     batch_size: int
     grad_accum_steps: int
     start_epoch: int | None
+    stop_epoch: int | None
+    early_stop: int | None
     no_resume_opt: bool
     accept_changed_data: bool
     mixup_off_epoch: int
@@ -152,6 +156,7 @@ class Trainer:
 
     def __init__(self, parts: Parts, options: RunOptions, record: dict[str, Any], world: World):
         self.parts, self.options, self.record, self.world = parts, options, record, world
+        self._head_group = head_group(parts.stepper.optimizer, parts.model)
         self.standing = Standing(options.start_epoch or 0)
         if self.standing.epoch:
             enter_schedule(parts, self.standing)
@@ -186,7 +191,7 @@ class Trainer:
     def dry_run(self) -> None:
         """Run two steps and one evaluation batch, then log memory and the time that the whole run would take."""
         parts, loader = self.parts, self.parts.train_loader
-        parts.stepper.forward.train()
+        parts.stepper.train()
         batches = self._on_device(loader.batches(0))
         seconds = 0.0
         for step in range(min(2, loader.steps_per_epoch)):
@@ -244,9 +249,9 @@ class Trainer:
 
     def fit(self) -> None:
         """Train to the last epoch."""
-        standing, num_epochs = self.standing, self.parts.num_epochs
+        standing, num_epochs = self.standing, min(self.parts.num_epochs, self.options.stop_epoch or sys.maxsize)
         with stop_signals() as asked:
-            while standing.epoch < num_epochs:
+            while standing.epoch < num_epochs and not self._is_stalled():
                 self._train_epoch(asked)
                 try:
                     results = self._evaluate(asked)
@@ -254,13 +259,25 @@ class Trainer:
                     self._save()
                     self._stop()
                 self._end_epoch(results)
-                if any(self.world.gather(asked())) and standing.epoch < num_epochs:
+                if any(self.world.gather(asked())) and standing.epoch < num_epochs and not self._is_stalled():
                     self._stop()
+        is_stalled = self._is_stalled()
         if self.folder is not None and (kept := self.folder.on_disk(standing.kept)):
-            folder = self.folder
-            best = min(kept, key=lambda epoch: (folder.rank(kept[epoch]), epoch))
-            metric = self.options.eval_metric
-            log.info("Best %s %.4g at epoch %d; everything is in %s.", metric, kept[best], best, folder.path)
+            best, metric = self.folder.best(kept), self.options.eval_metric
+            if is_stalled:
+                log.info("No better %s for %d epochs: stopped by --early-stop.", metric, standing.epoch - 1 - best)
+            elif standing.epoch < self.parts.num_epochs:
+                log.info("Stopped by --stop-epoch %d; --auto-resume with a later one goes on.", num_epochs)
+            log.info("Best %s %.4g at epoch %d; everything is in %s.", metric, kept[best], best, self.folder.path)
+
+    def _is_stalled(self) -> bool:
+        """Return whether the epochs since the best one are as many as --early-stop allows."""
+        patience, kept, is_stalled = self.options.early_stop, self.standing.kept, False
+        if patience is not None:
+            if self.folder is not None and kept:  # only the main process judges
+                is_stalled = self.standing.epoch - 1 - self.folder.best(kept) >= patience
+            is_stalled = self.world.broadcast(is_stalled)
+        return is_stalled
 
     def _train_epoch(self, asked: Callable[[], bool]) -> None:
         """Run the steps of an epoch that are still to be done."""
@@ -268,7 +285,7 @@ class Trainer:
         epoch = standing.epoch
         if stepper.mixup is not None and options.mixup_off_epoch and epoch >= options.mixup_off_epoch:
             stepper.mixup.mixup_enabled = False
-        stepper.forward.train()
+        stepper.train()
         if standing.step == 0:
             standing.totals = EpochTotals()
         progress = Progress(
@@ -309,8 +326,8 @@ class Trainer:
             distribute_bn(self.parts.model, self.world.size, options.dist_bn == "reduce")
 
     def _rate(self) -> float:
-        """Return the learning rate of the next step."""
-        rate: float = self.parts.stepper.optimizer.param_groups[0]["lr"]
+        """Return the learning rate of the next step: the classifier's, where layers differ."""
+        rate: float = self.parts.stepper.optimizer.param_groups[self._head_group]["lr"]
         return rate
 
     def _on_device(self, stream: Iterator[Batch]) -> Iterator[Batch]:
