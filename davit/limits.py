@@ -241,6 +241,7 @@ NUMBERS: dict[str, Limits] = {
     "epoch_repeats": Limits(0, 1000),
     "start_epoch": _EPOCHS,
     "stop_epoch": _count(1, 1_000_000),
+    "val_interval": _count(1, 1_000_000),
     "early_stop": _count(1, 1_000_000),
     "decay_epochs": Limits(0.01, 1_000_000),
     "decay_milestones": Limits(0, 1_000_000, whole=True, nargs="+", fits=_rising),

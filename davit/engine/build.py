@@ -112,6 +112,11 @@ def open_data(args: Namespace, world: World) -> Data:
     num_classes = args.num_classes if args.num_classes is not None else found
     if num_classes is None:
         raise ValueError(f"the data set {args.dataset!r} does not tell its classes: pass --num-classes N.")
+    if 1 in (found, num_classes):
+        raise ValueError(
+            f"there is one class ({', '.join(train.class_names[:1]) or '0'}), so every answer would be right: add a "
+            "class of pictures that do not show it (a background)."
+        )
     check_classes(train, val, num_classes)
     check_labels(train, val)
     return Data(train, val, train.class_names, num_classes)
@@ -311,6 +316,10 @@ def build_schedule(args: Namespace, optimizer: torch.optim.Optimizer, steps_per_
         raise ValueError(
             f"--lr-noise-pct {args.lr_noise_pct:g} is far below --lr-noise-std {args.lr_noise_std:g}: nearly all "
             "noise would be drawn again; take at least a hundredth of it."
+        )
+    if args.sched == "plateau" and args.val_interval > 1:
+        raise ValueError(
+            f"--sched plateau needs a metric after each epoch: leave out --val-interval {args.val_interval}."
         )
     with warnings.catch_warnings():
         # plateau's memory, which timm does not save and warns about, is in our own state

@@ -249,6 +249,13 @@ def _add_schedule(parser: argparse.ArgumentParser) -> None:
     add("--epochs", **number("epochs"), default=300, help="epochs of the schedule, the cool-down not counted")
     add("--stop-epoch", **number("stop_epoch"), help="stop before this epoch, with the schedule of all of them")
     add(
+        "--val-interval",
+        **number("val_interval"),
+        default=1,
+        metavar="N",
+        help="evaluate after every N epochs, and after the last",
+    )
+    add(
         "--early-stop",
         **number("early_stop"),
         metavar="PATIENCE",
@@ -256,7 +263,13 @@ def _add_schedule(parser: argparse.ArgumentParser) -> None:
     )
     add("--epoch-repeats", **number("epoch_repeats"), default=0.0, help="passes over the data in an epoch; 0 is one")
     add("--start-epoch", **number("start_epoch"), help="count epochs from here")
-    add("--decay-epochs", **number("decay_epochs"), default=30, help="epochs between steps of 'step'")
+    add(
+        "--decay-epochs",
+        **number("decay_epochs"),
+        default=30,
+        help="epochs between steps of 'step'; or of the decay at the end of 'wsd' and 'rsqrt', or its share below 1, "
+        "for which the default is a fifth",
+    )
     add("--decay-milestones", **number("decay_milestones"), default=[30, 60], help="epochs at which 'multistep' steps")
     add("--warmup-epochs", **number("warmup_epochs"), default=5, help="epochs of warm-up")
     add("--warmup-prefix", action="store_true", help="begin the schedule after the warm-up")
@@ -483,6 +496,12 @@ def _as_word(number: Any) -> str:
 
 def _as_yaml(value: Any) -> str:
     return yaml.safe_dump(value, default_flow_style=True, width=math.inf).removesuffix("...\n").strip()
+
+
+def fit_decay(args: argparse.Namespace, given: Collection[str]) -> None:
+    """Let the decay of 'wsd' and 'rsqrt' take a share of any number of epochs, unless --decay-epochs is given."""
+    if args.sched in ("wsd", "rsqrt") and "decay_epochs" not in given:
+        args.decay_epochs = 0.2
 
 
 def model_asked_for(args: argparse.Namespace, given: Collection[str]) -> str | None:

@@ -29,7 +29,7 @@ from .data_facts import facts_of
 from .distributed import StoppedError, World, close_world, init_world
 from .evaluate import Evaluation, evaluate, peak_memory_mb
 from .finetune import head_group
-from .flags import NO_LONGER, given_flags, parse_with_config, say_no_longer, train_parser
+from .flags import NO_LONGER, fit_decay, given_flags, parse_with_config, say_no_longer, train_parser
 from .nonfinite import report_nonfinite
 from .precision import precision_from
 from .progress import Progress
@@ -58,6 +58,7 @@ def main(argv: Sequence[str] | None = None, default_config: str | Path | None = 
         args = parse_with_config(train_parser(), argv, default_config)
         given = given_flags(train_parser, argv)
         say_no_longer(NO_LONGER, {name for name in given if getattr(args, name)})  # args.yaml names those not used too
+        fit_decay(args, given)
         world = init_world(args.device)
         try:
             if args.data_dir is None and not args.dataset:
@@ -135,6 +136,7 @@ class RunOptions(FolderOptions):
     start_epoch: int | None
     stop_epoch: int | None
     early_stop: int | None
+    val_interval: int
     no_resume_opt: bool
     accept_changed_data: bool
     mixup_off_epoch: int
@@ -253,11 +255,14 @@ class Trainer:
         with stop_signals() as asked:
             while standing.epoch < num_epochs and not self._is_stalled():
                 self._train_epoch(asked)
-                try:
-                    results = self._evaluate(asked)
-                except StoppedError:
-                    self._save()
-                    self._stop()
+                results: dict[str, float] = {}
+                is_last = standing.epoch + 1 == num_epochs
+                if is_last or (standing.epoch + 1) % self.options.val_interval == 0:
+                    try:
+                        results = self._evaluate(asked)
+                    except StoppedError:
+                        self._save()
+                        self._stop()
                 self._end_epoch(results)
                 if any(self.world.gather(asked())) and standing.epoch < num_epochs and not self._is_stalled():
                     self._stop()
@@ -361,10 +366,14 @@ class Trainer:
         )
 
     def _end_epoch(self, results: dict[str, float]) -> None:
-        """Record an epoch, and save the state that the next one begins with."""
+        """Record an epoch, and save the state that the next one begins with.
+
+        Args:
+            results: of its evaluation; empty where there was none (--val-interval).
+        """
         standing = self.standing
         totals, finished = standing.totals, standing.epoch
-        metric = results[metric_name(self.parts, self.record)]
+        metric = results[metric_name(self.parts, self.record)] if results else None
         self._gather_bad_images()
         row: dict[str, Any] = {
             "epoch": finished,
@@ -381,7 +390,8 @@ class Trainer:
         }
         log.info("%s", "  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()))
         standing.epoch, standing.step = finished + 1, 0
-        standing.results[finished] = results
+        if results:
+            standing.results[finished] = results
         self.parts.scheduler.step(standing.epoch, metric)
 
         def write() -> None:
@@ -392,7 +402,8 @@ class Trainer:
                 write_bad_images(self.path, standing.bad_images)
             self.run_log.epoch(row)
             self.folder.save(self._state(metric))
-            standing.kept = self.folder.keep_epoch(finished, metric, standing.kept)
+            if metric is not None:
+                standing.kept = self.folder.keep_epoch(finished, metric, standing.kept)
             standing.results = {epoch: standing.results[epoch] for epoch in standing.kept if epoch in standing.results}
 
         self.world.on_main(write)

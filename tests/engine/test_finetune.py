@@ -172,3 +172,35 @@ def test_options_reach_the_optimizer(pictures: Path, tmp_path: Path) -> None:
     run_here(pictures, *SHORT, "--opt", "sgd", "--opt-kwargs", "nesterov=false", "--epochs", "1", cwd=tmp_path)
     groups = read_state(tmp_path / "runs/a/last.pth.tar")["optimizer"]["param_groups"]
     assert {group["nesterov"] for group in groups} == {False}
+
+
+def test_evaluation_after_every_third_epoch_and_the_last(pictures: Path, tmp_path: Path) -> None:
+    flags = [*SHORT, "--epochs", "5", "--val-interval", "3"]
+    run_here(pictures, *flags, cwd=tmp_path, curves=True)
+    assert [bool(row["eval_top1"]) for row in summary(tmp_path / "runs/a")] == [False, False, True, False, True]
+    assert sorted(file.name for file in (tmp_path / "runs/a").glob("checkpoint-*")) == [
+        "checkpoint-2.pth.tar",
+        "checkpoint-4.pth.tar",
+    ]
+    run_here(pictures, *flags, "--experiment", "b", "--stop-epoch", "1", cwd=tmp_path)
+    run_here(pictures, *flags, "--experiment", "b", "--auto-resume", cwd=tmp_path)
+    hashes = {weights_hash(tmp_path / "runs" / name / "last.pth.tar") for name in "ab"}
+    assert len(hashes) == 1
+    run_here(pictures, *flags, "--sched", "plateau", "--experiment", "c", cwd=tmp_path, status=2)
+
+
+@pytest.mark.parametrize(("words", "decay"), [("", 0.2), ("--decay-epochs 2", 2.0)])
+def test_wsd_decays_within_any_number_of_epochs(pictures: Path, tmp_path: Path, words: str, decay: float) -> None:
+    run_here(pictures, *SHORT, "--sched", "wsd", "--epochs", "12", *words.split(), cwd=tmp_path)
+    rates = [float(row["lr"]) for row in summary(tmp_path / "runs/a")]
+    assert rates[-1] < rates[1] == max(rates)
+    assert read_state(tmp_path / "runs/a/last.pth.tar")["args"]["decay_epochs"] == decay
+
+
+def test_a_single_class_is_refused(pictures: Path, tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        first = sorted((pictures / split).iterdir())[0]
+        (tmp_path / "one" / split).mkdir(parents=True)
+        (tmp_path / "one" / split / first.name).symlink_to(first)
+    run_here(tmp_path / "one", *SHORT, cwd=tmp_path, status=2)
+    run_here(tmp_path / "one", *SHORT, "--num-classes", "2", cwd=tmp_path, status=2)
