@@ -41,6 +41,7 @@ from ..limits import short
 from ..pretrained import PretrainedError
 from ..registry import create_model
 from ..text import some
+from .distill import build_task, trained_by
 from .distributed import World, in_step, is_out_of_memory
 from .evaluate import eval_mode
 from .finetune import freeze, parameter_groups, scale_head
@@ -92,10 +93,12 @@ def build_parts(args: Namespace, model: nn.Module, data: Data, config: dict[str,
     mixup = build_mixup(args, data.num_classes)
     ema_device = "cpu" if args.model_ema_force_cpu else None
     ema = ModelEmaV3(model, args.model_ema_decay, device=ema_device) if args.model_ema else None
-    forward = wrap_for_training(args, model, config, world)
-    loss, optimizer = build_loss(args, mixup).to(world.device), build_optimizer(args, model)
+    loss = build_loss(args, mixup).to(world.device)
+    task = build_task(args, model, loss, data.class_names, config)
+    trainable = trained_by(task, model)
+    forward, optimizer = wrap_for_training(args, trainable, config, world), build_optimizer(args, trainable)
     clipping = (args.clip_grad, args.clip_mode)
-    stepper = Stepper(model, forward, loss, optimizer, precision, world, mixup, ema, args.seed, *clipping)
+    stepper = Stepper(model, forward, loss, optimizer, precision, world, mixup, ema, args.seed, *clipping, task=task)
     scheduler, num_epochs = build_schedule(args, optimizer, train_loader.steps_per_epoch)
     return Parts(model, data, config, precision, train_loader, val_loader, ema, stepper, scheduler, num_epochs)
 

@@ -210,6 +210,11 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
         metavar="N|all",
         help="train neither the stem nor the first N stages (0: the stem alone), or nothing but the classifier",
     )
+    add("--teacher", default="", metavar="NAME|FILE", help="distil this model: one of timm's, or a checkpoint")
+    add("--distill", choices=("logits", "features", "token"), help="what of the --teacher is learnt; default: logits")
+    add("--distill-weight", **number("distill_weight"), default=1.0, help="factor on the loss against the teacher")
+    add("--task-weight", **number("task_weight"), default=1.0, help="factor on the loss against the labels")
+    add("--distill-temperature", **number("distill_temperature"), default=1.0, help="divisor of both models' logits")
     add("--head-init-scale", **number("head_init_scale"), help="factor on the classifier's first weights")
     add("--head-init-bias", **number("head_init_bias"), help="the classifier's first biases")
     _add_shared(add)

@@ -298,7 +298,7 @@ def _names_then(parts: Parts, state: dict[str, Any], flags: dict[str, Any]) -> l
     if "parameters" in state:
         found = [state["parameters"]]
     else:
-        found = [parameter_names(optimizer, parts.model)]
+        found = [parameter_names(optimizer, parts.stepper.trainable)]
         then = Namespace(**{**flags, **state["args"]})
         if any(getattr(then, name) != flags[name] for name in _GROUPING_FLAGS):
             found = [parameter_names(build_optimizer(then, parts.model), parts.model)]
