@@ -8,6 +8,7 @@ import warnings
 from argparse import Namespace
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +41,10 @@ from ..limits import short
 from ..pretrained import PretrainedError, noted_in, read_source, split_source
 from ..registry import create_model
 from ..text import some
+from .distill import build_task, trained_by
 from .distributed import World, in_step, is_out_of_memory
 from .evaluate import eval_mode
+from .finetune import freeze, parameter_groups, scale_head
 from .load_model import bands_asked_for, picture_config
 from .precision import Precision, precision_from
 from .steps import Stepper
@@ -90,10 +93,12 @@ def build_parts(args: Namespace, model: nn.Module, data: Data, config: dict[str,
     mixup = build_mixup(args, data.num_classes)
     ema_device = "cpu" if args.model_ema_force_cpu else None
     ema = ModelEmaV3(model, args.model_ema_decay, device=ema_device) if args.model_ema else None
-    forward = wrap_for_training(args, model, config, world)
-    loss, optimizer = build_loss(args, mixup).to(world.device), build_optimizer(args, model)
+    loss = build_loss(args, mixup).to(world.device)
+    task = build_task(args, model, loss, data.class_names, config)
+    trainable = trained_by(task, model)
+    forward, optimizer = wrap_for_training(args, trainable, config, world), build_optimizer(args, trainable)
     clipping = (args.clip_grad, args.clip_mode)
-    stepper = Stepper(model, forward, loss, optimizer, precision, world, mixup, ema, args.seed, *clipping)
+    stepper = Stepper(model, forward, loss, optimizer, precision, world, mixup, ema, args.seed, *clipping, task=task)
     scheduler, num_epochs = build_schedule(args, optimizer, train_loader.steps_per_epoch)
     return Parts(model, data, config, precision, train_loader, val_loader, ema, stepper, scheduler, num_epochs)
 
@@ -110,6 +115,11 @@ def open_data(args: Namespace, world: World) -> Data:
     num_classes = args.num_classes if args.num_classes is not None else found
     if num_classes is None:
         raise ValueError(f"the data set {args.dataset!r} does not tell its classes: pass --num-classes N.")
+    if 1 in (found, num_classes):
+        raise ValueError(
+            f"there is one class ({', '.join(train.class_names[:1]) or '0'}), so every answer would be right: add a "
+            "class of pictures that do not show it (a background)."
+        )
     check_classes(train, val, num_classes)
     check_labels(train, val)
     return Data(train, val, train.class_names, num_classes)
@@ -175,6 +185,10 @@ def build_model(args: Namespace, num_classes: int, class_names: Sequence[str] = 
         if args.aug_splits < 2:
             raise ValueError("--split-bn needs --aug-splits of 2 or more.")
         model = convert_splitbn_model(model, args.aug_splits)
+    if args.head_init_scale is not None or args.head_init_bias is not None:
+        scale_head(model, args.head_init_scale, args.head_init_bias)
+    if args.freeze is not None:
+        freeze(model, args.freeze)
     return model
 
 
@@ -308,8 +322,17 @@ def build_optimizer(args: Namespace, model: nn.Module) -> torch.optim.Optimizer:
     """Build timm's optimizer of that name; raises `ValueError` for a name it does not know."""
     if args.opt_betas and len(args.opt_betas) not in (2, 3):
         raise ValueError(f"--opt-betas {' '.join(map(str, args.opt_betas))}: 2 or 3 numbers are needed.")
+    kwargs = {**optimizer_kwargs(args), **args.opt_kwargs}
+    if args.head_lr_scale != 1:
+        kwargs["param_group_fn"] = partial(
+            parameter_groups,
+            weight_decay=args.weight_decay,
+            layer_decay=args.layer_decay,
+            layer_decay_min_scale=args.layer_decay_min_scale,
+            head_scale=args.head_lr_scale,
+        )
     try:
-        return create_optimizer_v2(model, **optimizer_kwargs(args))
+        return create_optimizer_v2(model, **kwargs)
     except (ValueError, AssertionError, RuntimeError, TypeError) as error:
         raise ValueError(f"timm cannot make the optimizer --opt {args.opt!r}: {error}") from error
 
@@ -320,6 +343,10 @@ def build_schedule(args: Namespace, optimizer: torch.optim.Optimizer, steps_per_
         raise ValueError(
             f"--lr-noise-pct {args.lr_noise_pct:g} is far below --lr-noise-std {args.lr_noise_std:g}: nearly all "
             "noise would be drawn again; take at least a hundredth of it."
+        )
+    if args.sched == "plateau" and args.val_interval > 1:
+        raise ValueError(
+            f"--sched plateau needs a metric after each epoch: leave out --val-interval {args.val_interval}."
         )
     with warnings.catch_warnings():
         # plateau's memory, which timm does not save and warns about, is in our own state
@@ -335,18 +362,23 @@ def build_schedule(args: Namespace, optimizer: torch.optim.Optimizer, steps_per_
             f"--epochs {args.epochs} with --lr-cycle-limit {args.lr_cycle_limit} and --lr-cycle-mul "
             f"{args.lr_cycle_mul} make a schedule of {num_epochs:.3g} epochs; at most {_MOST_EPOCHS} are run."
         )
-    if args.cooldown_epochs and num_epochs == args.epochs + args.cooldown_epochs:
-        log.info(
-            "%d epochs: %d of --epochs and %d of --cooldown-epochs after them.",
-            *(num_epochs, args.epochs, args.cooldown_epochs),
-        )
-    if schedule is not None and args.warmup_epochs >= args.epochs and not args.warmup_prefix:
-        log.warning(
-            "The warm-up (--warmup-epochs %d) is as long as the schedule (--epochs %d), so the learning rate never "
-            "reaches --lr in it: lower --warmup-epochs, 0 is none.",
-            *(args.warmup_epochs, args.epochs),
-        )
+    _say_length(args, num_epochs, has_schedule=schedule is not None)
     return schedule, num_epochs
+
+
+def _say_length(args: Namespace, num_epochs: int, has_schedule: bool) -> None:
+    """Say how many epochs a run has, and warn of a short one that its warm-up or cool-down fills."""
+    cooldown = args.cooldown_epochs if num_epochs == args.epochs + args.cooldown_epochs else 0
+    is_all_warmup = has_schedule and args.warmup_epochs >= args.epochs and not args.warmup_prefix
+    length = f"{num_epochs} epochs: {args.epochs} of --epochs and {cooldown} of --cooldown-epochs after them."
+    if is_all_warmup:
+        log.warning(
+            "%sThe warm-up of %d epochs is as long as the schedule, so the learning rate never reaches --lr: for a "
+            "short run give -c configs/finetune.yaml, or --warmup-epochs 0 --cooldown-epochs 0.",
+            *(f"{length} " if cooldown else "", args.warmup_epochs),
+        )
+    elif cooldown:
+        log.info("%s", length)
 
 
 def wrap_for_training(args: Namespace, model: nn.Module, config: dict[str, Any], world: World) -> nn.Module:
@@ -363,10 +395,15 @@ def wrap_for_training(args: Namespace, model: nn.Module, config: dict[str, Any],
                 f"them for ever: {some(unused)}. Remove or freeze them (requires_grad=False)."
             )
     forward: nn.Module = model
+    if args.torchscript and args.freeze is not None:
+        raise ValueError(
+            "--torchscript copies the layers, so that --freeze cannot keep them in eval mode: leave one out."
+        )
     if args.torchscript:
         forward = torch.jit.script(forward)
     if args.torchcompile:
-        forward = torch.compile(forward, backend=args.torchcompile)  # type: ignore[assignment]
+        mode = args.torchcompile_mode
+        forward = torch.compile(forward, backend=args.torchcompile, mode=mode)  # type: ignore[assignment]
     if world.is_distributed:
         ids = [world.device.index] if world.device.type == "cuda" else None
         forward = nn.parallel.DistributedDataParallel(forward, device_ids=ids, gradient_as_bucket_view=True)

@@ -23,7 +23,7 @@ from .. import recipes
 from ..choices import AMP_DTYPES, BUNDLED_REAL, EMA_CHOICES, FITTED_ON
 from ..commands import command_name
 from ..files import read_small
-from ..limits import MOST_YAML, check_model_kwargs, number, read_yaml, short
+from ..limits import MOST_YAML, NUMBERS, check_model_kwargs, number, read_yaml, short
 from ..text import nearest
 
 log = logging.getLogger(__name__)
@@ -38,6 +38,20 @@ NO_LONGER = {
     "drop_connect": "use --drop-path",
     "drop_block": "no model here has drop block; use --drop-path",
 }
+
+
+COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
+
+
+def frozen_part(text: str) -> int | str:
+    """Read what --freeze names, as an argparse type."""
+    if text == "all":
+        return text
+    limits = NUMBERS["freeze"]
+    try:
+        return int(limits(text))
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(f"{short(text)} is neither 'all' nor {limits}") from None
 
 
 def backend(text: str) -> str:
@@ -110,6 +124,7 @@ def _add_shared(add: Callable[..., Any]) -> None:
 def _add_running(add: Callable[..., Any]) -> None:
     """Add what train.py and validate.py call alike: how a model runs."""
     add("--torchcompile", nargs="?", const="inductor", type=backend, metavar="BACKEND", help="torch.compile the model")
+    add("--torchcompile-mode", choices=COMPILE_MODES, help="mode of torch.compile, which --torchcompile asks for")
     add("--torchscript", action="store_true", help="torch.jit.script the model")
     add("--channels-last", action="store_true", help="channels-last memory format")
     add("--native-amp", action="store_true", help="the same as --amp")
@@ -201,6 +216,19 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     add("--initial-checkpoint", default="", metavar="FILE", help="start from these weights, of any known layout")
     add("--num-classes", **number("num_classes"), help="default: as many as the data has")
     add("--grad-checkpointing", action="store_true", help="less memory, more time")
+    add(
+        "--freeze",
+        type=frozen_part,
+        metavar="N|all",
+        help="train neither the stem nor the first N stages (0: the stem alone), or nothing but the classifier",
+    )
+    add("--teacher", default="", metavar="NAME|FILE", help="distil this model: one of timm's, or a checkpoint")
+    add("--distill", choices=("logits", "features", "token"), help="what of the --teacher is learnt; default: logits")
+    add("--distill-weight", **number("distill_weight"), default=1.0, help="factor on the loss against the teacher")
+    add("--task-weight", **number("task_weight"), default=1.0, help="factor on the loss against the labels")
+    add("--distill-temperature", **number("distill_temperature"), default=1.0, help="divisor of both models' logits")
+    add("--head-init-scale", **number("head_init_scale"), help="factor on the classifier's first weights")
+    add("--head-init-bias", **number("head_init_bias"), help="the classifier's first biases")
     _add_shared(add)
     _add_running(add)
 
@@ -213,6 +241,9 @@ def _add_optimizer(parser: argparse.ArgumentParser) -> None:
     add("--momentum", **number("momentum"), default=0.9, help="momentum")
     add("--weight-decay", **number("weight_decay"), default=0.05, help="weight decay, on matrices alone")
     add("--layer-decay", **number("layer_decay"), help="factor on the learning rate for each layer towards the input")
+    add("--layer-decay-min-scale", **number("layer_decay_min_scale"), default=0.0, help="the least of these factors")
+    add("--head-lr-scale", **number("head_lr_scale"), default=1.0, help="factor on the classifier's learning rate")
+    add("--opt-kwargs", nargs="+", default={}, action=KeyValues, metavar="KEY=VALUE", help="to the optimizer")
     add("--clip-grad", **number("clip_grad"), metavar="NORM", help="gradient clipping; default: none")
     add("--clip-mode", default="norm", choices=("norm", "value", "agc"), help="how to clip")
     add("--grad-accum-steps", **number("grad_accum_steps"), default=1, help="micro-batches for each optimizer step")
@@ -233,9 +264,29 @@ def _add_schedule(parser: argparse.ArgumentParser) -> None:
     add("--warmup-lr", **number("warmup_lr"), default=1e-6, help="rate at the start of the warm-up")
     add("--min-lr", **number("min_lr"), default=1e-5, help="rate at the end")
     add("--epochs", **number("epochs"), default=300, help="epochs of the schedule, the cool-down not counted")
+    add("--stop-epoch", **number("stop_epoch"), help="stop before this epoch, with the schedule of all of them")
+    add(
+        "--val-interval",
+        **number("val_interval"),
+        default=1,
+        metavar="N",
+        help="evaluate after every N epochs, and after the last",
+    )
+    add(
+        "--early-stop",
+        **number("early_stop"),
+        metavar="PATIENCE",
+        help="stop after so many epochs without a better --eval-metric",
+    )
     add("--epoch-repeats", **number("epoch_repeats"), default=0.0, help="passes over the data in an epoch; 0 is one")
     add("--start-epoch", **number("start_epoch"), help="count epochs from here")
-    add("--decay-epochs", **number("decay_epochs"), default=30, help="epochs between steps of 'step'")
+    add(
+        "--decay-epochs",
+        **number("decay_epochs"),
+        default=30,
+        help="epochs between steps of 'step'; or of the decay at the end of 'wsd' and 'rsqrt', or its share below 1, "
+        "for which the default is a fifth",
+    )
     add("--decay-milestones", **number("decay_milestones"), default=[30, 60], help="epochs at which 'multistep' steps")
     add("--warmup-epochs", **number("warmup_epochs"), default=5, help="epochs of warm-up")
     add("--warmup-prefix", action="store_true", help="begin the schedule after the warm-up")
@@ -471,6 +522,12 @@ def _as_word(number: Any) -> str:
 
 def _as_yaml(value: Any) -> str:
     return yaml.safe_dump(value, default_flow_style=True, width=math.inf).removesuffix("...\n").strip()
+
+
+def fit_decay(args: argparse.Namespace, given: Collection[str]) -> None:
+    """Let the decay of 'wsd' and 'rsqrt' take a share of any number of epochs, unless --decay-epochs is given."""
+    if args.sched in ("wsd", "rsqrt") and "decay_epochs" not in given:
+        args.decay_epochs = 0.2
 
 
 def model_asked_for(args: argparse.Namespace, given: Collection[str]) -> str | None:

@@ -27,6 +27,7 @@ from ..data import Batch
 from ..files import write_atomically
 from .distributed import init_world
 from .evaluate import eval_mode
+from .finetune import training_mode
 from .run_folder import LAST
 
 Autocast = Callable[[], AbstractContextManager[object]]
@@ -184,7 +185,8 @@ def replay(file: Path, checkpoint: Path, device: str = "cpu") -> str:
     images = dump["images"].to(place)
     if dump["device"] == images.device.type:
         (torch.cuda.set_rng_state if images.is_cuda else torch.set_rng_state)(dump["random_state"])
-    found = first_nonfinite(model.train(), images, autocast)
+    training_mode(model)
+    found = first_nonfinite(model, images, autocast)
     mode = "in training mode"
     if found is None:
         found, mode = first_nonfinite(model.eval(), images, autocast), "without dropout and drop path"

@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 # flags that say where and how, not what
 _MAY_DIFFER = {
     *("config", "data_dir", "dataset", "input_key", "target_key", "output", "experiment", "overwrite", "resume"),
+    *("stop_epoch", "early_stop", "val_interval", "torchcompile_mode"),
     *("auto_resume", "no_resume_opt", "dry_run", "accept_changed_data"),
     *("workers", "pin_mem", "log_interval", "recovery_interval", "checkpoint_hist", "save_images", "device"),
     *("log_tensorboard", "log_wandb", "local_rank", "validation_batch_size_multiplier"),
@@ -35,6 +36,7 @@ _MAY_DIFFER = {
 }
 # flags whose values the optimizer and the scheduler hold
 _SCHEDULE_FLAGS = {
+    *("head_lr_scale", "layer_decay_min_scale", "opt_kwargs"),
     *("lr", "weight_decay", "layer_decay", "momentum", "opt_eps", "opt_betas", "sched", "sched_on_updates"),
     *("epochs", "warmup_epochs", "warmup_lr", "warmup_prefix", "min_lr", "cooldown_epochs", "patience_epochs"),
     *("decay_epochs", "decay_milestones", "decay_rate", "lr_noise", "lr_noise_pct", "lr_noise_std"),
@@ -296,7 +298,7 @@ def _names_then(parts: Parts, state: dict[str, Any], flags: dict[str, Any]) -> l
     if "parameters" in state:
         found = [state["parameters"]]
     else:
-        found = [parameter_names(optimizer, parts.model)]
+        found = [parameter_names(optimizer, parts.stepper.trainable)]
         then = Namespace(**{**flags, **state["args"]})
         if any(getattr(then, name) != flags[name] for name in _GROUPING_FLAGS):
             found = [parameter_names(build_optimizer(then, parts.model), parts.model)]

@@ -293,6 +293,10 @@ class RunFolder:
     def _best_first(self, kept: dict[int, float]) -> list[int]:
         return sorted(kept, key=lambda epoch: (self.rank(kept[epoch]), epoch))
 
+    def best(self, kept: dict[int, float]) -> int:
+        """Return the best of the kept epochs, the first of those that are as good."""
+        return self._best_first(kept)[0]
+
     def rank(self, metric: float) -> float:
         """Order metrics: lower is better, and a metric that is not a number is the worst."""
         return math.inf if math.isnan(metric) else -self.sign * metric

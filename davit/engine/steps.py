@@ -13,13 +13,16 @@ import numpy as np
 import torch
 from timm.data import Mixup
 from timm.models import model_parameters
+from timm.task import TrainingTask
 from timm.utils import ModelEmaV3, dispatch_clip_grad
 from torch import Tensor, nn
 
 from ..data import Batch
 from ..seeding import seed_everything
 from ..text import some
+from .distill import digest_of, parameter_name, trained_by
 from .distributed import World
+from .finetune import training_mode
 from .precision import Precision
 
 log = logging.getLogger(__name__)
@@ -57,6 +60,7 @@ class Stepper:
         seed: of every random number; see `seed_everything`.
         clip_grad, clip_mode: as timm's `dispatch_clip_grad` takes them; None: no clipping.
         updates: steps that changed the weights.
+        task: computes loss and outputs with a teacher; None for the loss alone.
     """
 
     model: nn.Module
@@ -71,13 +75,25 @@ class Stepper:
     clip_grad: float | None = None
     clip_mode: str = "norm"
     updates: int = 0
+    task: TrainingTask | None = None
 
     def __post_init__(self) -> None:
         self.scaler = torch.amp.GradScaler(self.world.device.type, enabled=self.precision.needs_scaler)
         self.overflows = 0  # steps in a row that were skipped
-        self.parameters = [p for p in self.model.parameters() if p.requires_grad]
+        self.trainable = trained_by(self.task, self.model)
+        if self.task is not None:
+            self.task.trainable_module = self.forward
+            self.teacher = digest_of(self.task)
+        self.parameters = [p for p in self.trainable.parameters() if p.requires_grad]
         # adaptive clipping leaves the head alone (Brock et al. 2021), as in timm's script
         self.clipped = list(model_parameters(self.model, exclude_head=self.clip_mode == "agc"))
+        if self.trainable is not self.model:
+            student = {id(parameter) for parameter in self.model.parameters()}
+            self.clipped += [p for p in self.trainable.parameters() if id(p) not in student]
+
+    def train(self) -> None:
+        """Put the model into training mode, except its frozen layers."""
+        training_mode(self.trainable, self.forward)
 
     def step(
         self, micro_batches: Sequence[Batch], epoch: int, step: int, stop_asked: bool, on_nonfinite: OnNonFinite
@@ -98,8 +114,12 @@ class Stepper:
             wait = isinstance(forward, nn.parallel.DistributedDataParallel) and number < len(batches) - 1
             with forward.no_sync() if wait else nullcontext():  # type: ignore[operator]
                 with self.precision.autocast():
-                    output = forward(batch.images)
-                    loss = self.loss(output, batch.targets)
+                    if self.task is None:
+                        output = forward(batch.images)
+                        loss = self.loss(output, batch.targets)
+                    else:
+                        result = self.task(batch.images, batch.targets)
+                        output, loss = result["output"], result["loss"]
                 self.scaler.scale(loss / len(batches)).backward()
             losses.append(loss.detach().float())
             labels = batch.targets if batch.targets.dim() == 1 else batch.targets.argmax(1)
@@ -152,10 +172,17 @@ class Stepper:
         """Gather what the next steps depend on, beside the weights."""
         return {
             "optimizer": self.optimizer.state_dict(),
-            "parameters": parameter_names(self.optimizer, self.model),
+            "parameters": parameter_names(self.optimizer, self.trainable),
             "scaler": self.scaler.state_dict(),
             "updates": self.updates,
+            **({} if self.task is None else {"teacher": self.teacher, "projection": self._projection()}),
         }
+
+    def _projection(self) -> dict[str, Tensor]:
+        """Return what is trained beside the model: the projection of its features, if there is one."""
+        mine = {id(tensor) for tensor in self.model.state_dict(keep_vars=True).values()}
+        state = self.trainable.state_dict(keep_vars=True)
+        return {name: tensor.detach() for name, tensor in state.items() if id(tensor) not in mine}
 
     def load_state_dict(self, state: dict[str, Any], names: list[list[str]]) -> bool:
         """Put back what `state_dict` gathered; return whether the optimizer groups the parameters as then.
@@ -168,18 +195,27 @@ class Stepper:
         Raises:
             ValueError: the optimizer's state does not fit.
         """
-        same = names == parameter_names(self.optimizer, self.model)
-        saved = state["optimizer"] if same else _regrouped(state["optimizer"], names, self.optimizer, self.model)
+        same = names == parameter_names(self.optimizer, self.trainable)
+        saved = state["optimizer"] if same else _regrouped(state["optimizer"], names, self.optimizer, self.trainable)
         self.optimizer.load_state_dict(saved)
         if state["scaler"]:  # empty where the run was not in fp16
             self.scaler.load_state_dict(state["scaler"])
         self.updates = state["updates"]
+        if self.task is not None:
+            if state.get("teacher") not in (None, self.teacher):
+                log.warning("The teacher's weights are others than when the state was saved.")
+            saved = state.get("projection") or {}
+            for name, tensor in self._projection().items():
+                if name in saved:
+                    tensor.copy_(saved[name])
+                else:
+                    log.warning("The state has no %s, which begins anew.", name)
         return same
 
 
 def parameter_names(optimizer: torch.optim.Optimizer, model: nn.Module) -> list[list[str]]:
     """Name the parameters of each group of an optimizer, in its order."""
-    name_of = {id(parameter): name for name, parameter in model.named_parameters()}
+    name_of = {id(parameter): parameter_name(name) for name, parameter in model.named_parameters()}
     return [[name_of[id(parameter)] for parameter in group["params"]] for group in optimizer.param_groups]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import os
+import sys
 import time
 import timeit
 from argparse import Namespace
@@ -28,7 +29,8 @@ from .build import Parts, build_model, build_parts, data_config, name_model, ope
 from .data_facts import facts_of
 from .distributed import StoppedError, World, close_world, init_world
 from .evaluate import Evaluation, evaluate, peak_memory_mb
-from .flags import NO_LONGER, given_flags, parse_with_config, say_no_longer, train_parser
+from .finetune import head_group
+from .flags import NO_LONGER, fit_decay, given_flags, parse_with_config, say_no_longer, train_parser
 from .nonfinite import report_nonfinite
 from .precision import precision_from
 from .progress import Progress
@@ -53,6 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         args = parse_with_config(train_parser(), argv, recipes.folder_of("recipe") / "digits.yaml")
         given = given_flags(train_parser, argv)
         say_no_longer(NO_LONGER, {name for name in given if getattr(args, name)})  # args.yaml names those not used too
+        fit_decay(args, given)
         world = init_world(args.device)
         try:
             if args.data_dir is None and not args.dataset:
@@ -129,6 +132,9 @@ class RunOptions(FolderOptions):
     batch_size: int
     grad_accum_steps: int
     start_epoch: int | None
+    stop_epoch: int | None
+    early_stop: int | None
+    val_interval: int
     no_resume_opt: bool
     accept_changed_data: bool
     mixup_off_epoch: int
@@ -150,6 +156,7 @@ class Trainer:
 
     def __init__(self, parts: Parts, options: RunOptions, record: dict[str, Any], world: World):
         self.parts, self.options, self.record, self.world = parts, options, record, world
+        self._head_group = head_group(parts.stepper.optimizer, parts.model)
         self.standing = Standing(options.start_epoch or 0)
         if self.standing.epoch:
             enter_schedule(parts, self.standing)
@@ -184,7 +191,7 @@ class Trainer:
     def dry_run(self) -> None:
         """Run two steps and one evaluation batch, then log memory and the time that the whole run would take."""
         parts, loader = self.parts, self.parts.train_loader
-        parts.stepper.forward.train()
+        parts.stepper.train()
         batches = self._on_device(loader.batches(0))
         seconds = 0.0
         for step in range(min(2, loader.steps_per_epoch)):
@@ -242,23 +249,38 @@ class Trainer:
 
     def fit(self) -> None:
         """Train to the last epoch."""
-        standing, num_epochs = self.standing, self.parts.num_epochs
+        standing, num_epochs = self.standing, min(self.parts.num_epochs, self.options.stop_epoch or sys.maxsize)
         with stop_signals() as asked:
-            while standing.epoch < num_epochs:
+            while standing.epoch < num_epochs and not self._is_stalled():
                 self._train_epoch(asked)
-                try:
-                    results = self._evaluate(asked)
-                except StoppedError:
-                    self._save()
-                    self._stop()
+                results: dict[str, float] = {}
+                is_last = standing.epoch + 1 == num_epochs
+                if is_last or (standing.epoch + 1) % self.options.val_interval == 0:
+                    try:
+                        results = self._evaluate(asked)
+                    except StoppedError:
+                        self._save()
+                        self._stop()
                 self._end_epoch(results)
-                if any(self.world.gather(asked())) and standing.epoch < num_epochs:
+                if any(self.world.gather(asked())) and standing.epoch < num_epochs and not self._is_stalled():
                     self._stop()
+        is_stalled = self._is_stalled()
         if self.folder is not None and (kept := self.folder.on_disk(standing.kept)):
-            folder = self.folder
-            best = min(kept, key=lambda epoch: (folder.rank(kept[epoch]), epoch))
-            metric = self.options.eval_metric
-            log.info("Best %s %.4g at epoch %d; everything is in %s.", metric, kept[best], best, folder.path)
+            best, metric = self.folder.best(kept), self.options.eval_metric
+            if is_stalled:
+                log.info("No better %s for %d epochs: stopped by --early-stop.", metric, standing.epoch - 1 - best)
+            elif standing.epoch < self.parts.num_epochs:
+                log.info("Stopped by --stop-epoch %d; --auto-resume with a later one goes on.", num_epochs)
+            log.info("Best %s %.4g at epoch %d; everything is in %s.", metric, kept[best], best, self.folder.path)
+
+    def _is_stalled(self) -> bool:
+        """Return whether the epochs since the best one are as many as --early-stop allows."""
+        patience, kept, is_stalled = self.options.early_stop, self.standing.kept, False
+        if patience is not None:
+            if self.folder is not None and kept:  # only the main process judges
+                is_stalled = self.standing.epoch - 1 - self.folder.best(kept) >= patience
+            is_stalled = self.world.broadcast(is_stalled)
+        return is_stalled
 
     def _train_epoch(self, asked: Callable[[], bool]) -> None:
         """Run the steps of an epoch that are still to be done."""
@@ -266,7 +288,7 @@ class Trainer:
         epoch = standing.epoch
         if stepper.mixup is not None and options.mixup_off_epoch and epoch >= options.mixup_off_epoch:
             stepper.mixup.mixup_enabled = False
-        stepper.forward.train()
+        stepper.train()
         if standing.step == 0:
             standing.totals = EpochTotals()
         progress = Progress(
@@ -307,8 +329,8 @@ class Trainer:
             distribute_bn(self.parts.model, self.world.size, options.dist_bn == "reduce")
 
     def _rate(self) -> float:
-        """Return the learning rate of the next step."""
-        rate: float = self.parts.stepper.optimizer.param_groups[0]["lr"]
+        """Return the learning rate of the next step: the classifier's, where layers differ."""
+        rate: float = self.parts.stepper.optimizer.param_groups[self._head_group]["lr"]
         return rate
 
     def _on_device(self, stream: Iterator[Batch]) -> Iterator[Batch]:
@@ -342,10 +364,14 @@ class Trainer:
         )
 
     def _end_epoch(self, results: dict[str, float]) -> None:
-        """Record an epoch, and save the state that the next one begins with."""
+        """Record an epoch, and save the state that the next one begins with.
+
+        Args:
+            results: of its evaluation; empty where there was none (--val-interval).
+        """
         standing = self.standing
         totals, finished = standing.totals, standing.epoch
-        metric = results[metric_name(self.parts, self.record)]
+        metric = results[metric_name(self.parts, self.record)] if results else None
         self._gather_bad_images()
         row: dict[str, Any] = {
             "epoch": finished,
@@ -362,7 +388,8 @@ class Trainer:
         }
         log.info("%s", "  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()))
         standing.epoch, standing.step = finished + 1, 0
-        standing.results[finished] = results
+        if results:
+            standing.results[finished] = results
         self.parts.scheduler.step(standing.epoch, metric)
 
         def write() -> None:
@@ -373,7 +400,8 @@ class Trainer:
                 write_bad_images(self.path, standing.bad_images)
             self.run_log.epoch(row)
             self.folder.save(self._state(metric))
-            standing.kept = self.folder.keep_epoch(finished, metric, standing.kept)
+            if metric is not None:
+                standing.kept = self.folder.keep_epoch(finished, metric, standing.kept)
             standing.results = {epoch: standing.results[epoch] for epoch in standing.kept if epoch in standing.results}
 
         self.world.on_main(write)

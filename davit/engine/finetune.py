@@ -1,0 +1,147 @@
+"""Train a part of a model: freeze the rest, and give its head a learning rate of its own."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from timm.models import group_parameters
+from timm.optim import param_groups_layer_decay, param_groups_weight_decay
+from torch import nn
+
+log = logging.getLogger(__name__)
+
+
+def classifier_parameters(model: nn.Module) -> list[str]:
+    """Name the parameters of a model's classifier; none where it has none."""
+    classifier = model.get_classifier() if hasattr(model, "get_classifier") else None  # type: ignore[operator]
+    found = classifier if isinstance(classifier, tuple | list) else (classifier,)
+    own = {id(parameter) for module in found if isinstance(module, nn.Module) for parameter in module.parameters()}
+    return [name for name, parameter in model.named_parameters() if id(parameter) in own]
+
+
+def freeze(model: nn.Module, what: int | str) -> None:
+    """Freeze the first stages of a model, or all of it but the classifier; `training_mode` then leaves them in eval.
+
+    Args:
+        what: "all", or the number of stages: 0 freezes the stem alone, k the stem and the first k stages. In a model
+            without stages, such as a ViT, the blocks are counted.
+
+    Raises:
+        ValueError: the model has no such stages, or no classifier; or nothing would be left to train.
+    """
+    parameters = dict(model.named_parameters())
+    if what == "all":
+        kept = set(classifier_parameters(model))
+        if not kept:
+            raise ValueError(f"--freeze all: {type(model).__name__} has no classifier that could be trained.")
+        frozen = [name for name in parameters if name not in kept]
+    else:
+        frozen = _first_stages(model, int(what))
+    for name in frozen:
+        parameters[name].requires_grad_(False)
+    count = sum(parameters[name].numel() for name in frozen)
+    log.info(
+        "--freeze %s: %.2f of %.2f M parameters keep their values, and their layers are in eval mode.",
+        *(what, count / 1e6, sum(parameter.numel() for parameter in parameters.values()) / 1e6),
+    )
+
+
+def _first_stages(model: nn.Module, count: int) -> list[str]:
+    if not hasattr(model, "group_matcher"):
+        raise ValueError(f"--freeze {count}: {type(model).__name__} does not name its stages; --freeze all may do.")
+    groups = group_parameters(model, model.group_matcher(coarse=True))  # type: ignore[operator]
+    stages = len(groups) - 2  # beside the stem, and the head or its norm
+    if count > stages:
+        raise ValueError(
+            f"--freeze {count}: {type(model).__name__} has {stages} stages or blocks; give 0 (the stem) to {stages}, "
+            "or all (everything but the classifier)."
+        )
+    return [name for group in range(count + 1) for name in groups[group]]
+
+
+def training_mode(model: nn.Module, forward: nn.Module | None = None) -> None:
+    """Put a model into training mode, except the modules whose parameters are all frozen.
+
+    So batch norms in frozen layers keep their statistics, and frozen blocks have no drop path.
+
+    Args:
+        forward: the same model as it is wrapped for the forward pass.
+    """
+    model.train()
+    if forward is not None:
+        forward.train()
+    for module in model.modules():
+        parameters = list(module.parameters())
+        if parameters and not any(parameter.requires_grad for parameter in parameters):
+            module.eval()
+
+
+def parameter_groups(
+    model: nn.Module,
+    *,
+    weight_decay: float,
+    layer_decay: float | None,
+    layer_decay_min_scale: float,
+    head_scale: float,
+) -> list[dict[str, Any]]:
+    """Group parameters as timm's optimizers do, with the classifier's in groups of their own.
+
+    Args:
+        layer_decay: factor on the rate for each layer towards the input; None for none.
+        layer_decay_min_scale: the least that these factors come to.
+        head_scale: factor on the classifier's rate.
+    """
+    never = model.no_weight_decay() if hasattr(model, "no_weight_decay") else set()  # type: ignore[operator]
+    if layer_decay is None:
+        groups = param_groups_weight_decay(model, weight_decay, no_weight_decay_list=never)
+    else:
+        groups = param_groups_layer_decay(
+            model, weight_decay, never, layer_decay=layer_decay, min_scale=layer_decay_min_scale
+        )
+    parameters = dict(model.named_parameters())
+    head = {id(parameters[name]) for name in classifier_parameters(model)}
+    if not head:
+        raise ValueError(f"--head-lr-scale {head_scale:g}: {type(model).__name__} has no classifier.")
+    split: list[dict[str, Any]] = []
+    for group in groups:
+        rest = [parameter for parameter in group["params"] if id(parameter) not in head]
+        own = [parameter for parameter in group["params"] if id(parameter) in head]
+        if rest:
+            split.append({**group, "params": rest})
+        if own:
+            split.append({**group, "params": own, "lr_scale": head_scale * group.get("lr_scale", 1.0)})
+    return split
+
+
+def head_group(optimizer: torch.optim.Optimizer, model: nn.Module) -> int:
+    """Return the index of the group that holds the classifier's first parameter, 0 where no group does."""
+    names: Sequence[str] = classifier_parameters(model)[:1]
+    parameters = dict(model.named_parameters())
+    for number, group in enumerate(optimizer.param_groups):
+        if any(parameter is parameters[name] for name in names for parameter in group["params"]):
+            return number
+    return 0
+
+
+def scale_head(model: nn.Module, scale: float | None, bias: float | None) -> None:
+    """Multiply a classifier's weights and biases, or set its biases, as timm's flags of these names do.
+
+    Raises:
+        ValueError: the model has no linear classifier.
+    """
+    classifier = model.get_classifier() if hasattr(model, "get_classifier") else None  # type: ignore[operator]
+    if not isinstance(getattr(classifier, "weight", None), nn.Parameter):
+        raise ValueError(
+            f"--head-init-scale and --head-init-bias: {type(model).__name__} has no classifier with a weight."
+        )
+    with torch.no_grad():
+        if scale is not None:
+            for parameter in classifier.parameters():  # type: ignore[union-attr]
+                parameter.mul_(scale)
+        if bias is not None:
+            if getattr(classifier, "bias", None) is None:
+                raise ValueError(f"--head-init-bias {bias:g}: the classifier of {type(model).__name__} has no biases.")
+            classifier.bias.fill_(bias)  # type: ignore[union-attr]

@@ -1,0 +1,206 @@
+"""Fine-tuning: frozen layers, the classifier's own rate, early stop, a schedule in parts."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+from davit.engine.finetune import classifier_parameters, freeze, head_group, parameter_groups, training_mode
+from davit.engine.flags import train_parser
+from davit.engine.run_folder import read_state
+from tests.engine.runs import SHORT, run_here, small_model, summary, weights_hash
+
+
+class NormedNet(nn.Module):
+    """Two stages with batch norms and dropout, as timm's models name them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+        self.stages = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.5)) for _ in "ab"
+        )
+        self.head = nn.Linear(4, 3)
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, str]:
+        return {"stem": r"^stem", "blocks": r"^stages\.(\d+)"}
+
+    def get_classifier(self) -> nn.Module:
+        return self.head
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        for stage in self.stages:
+            x = stage(x)
+        return self.head(x.mean((2, 3)))
+
+
+def train_steps(model: nn.Module, steps: int = 3) -> None:
+    """A few steps of SGD on noise."""
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    training_mode(model)
+    for _ in range(steps):
+        model(torch.randn(4, 3, 16, 16)).square().sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+@pytest.mark.parametrize(
+    ("what", "frozen"),
+    [(0, ["stem"]), (1, ["stem", "stages.0"]), (2, ["stem", "stages.0", "stages.1"]), ("all", ["stem", "stages"])],
+)
+def test_what_is_frozen_keeps_every_bit_and_the_rest_learns(what: Any, frozen: list[str]) -> None:
+    torch.manual_seed(0)
+    model = NormedNet()
+    freeze(model, what)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    train_steps(model)
+    for name, tensor in model.state_dict().items():
+        is_same = torch.equal(tensor, before[name])
+        assert is_same == any(name.startswith(f"{part}.") for part in frozen), name
+    modes = {name: module.training for name, module in model.named_modules() if name}
+    assert not any(modes[name] for name in modes for part in frozen if name.startswith(f"{part}."))
+    assert modes["head"]
+
+
+@pytest.mark.parametrize("accelerate", [True, False])
+@pytest.mark.parametrize(("what", "trained"), [(0, 1.0), (1, 0.5), ("all", 0.0)])
+def test_a_davit_with_frozen_stages(what: Any, trained: float, accelerate: bool) -> None:
+    model = small_model(drop_path_rate=0.5, accelerate=accelerate)
+    freeze(model, what)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    train_steps(model)
+    changed = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
+    learns = {"head"} if what == "all" else {"head", "norms", "main_blocks.1", "patch_embeds.1"}
+    learns |= {"main_blocks.0"} if what == 0 else set()
+    assert changed == {name for name in before if any(name.startswith(f"{part}.") for part in learns)}
+    assert sum(block.training for block in model.main_blocks) / 2 == trained
+
+
+@pytest.mark.parametrize("name", ["resnet18", "vit_tiny_patch16_224", "convnext_atto", "swin_tiny_patch4_window7_224"])
+def test_other_models_have_stages_or_blocks_too(name: str) -> None:
+    model = timm.create_model(name, num_classes=3)
+    freeze(model, 1)
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    assert frozen and not frozen & set(classifier_parameters(model))
+    freeze(model, "all")
+    left = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    assert left == classifier_parameters(model)
+
+
+def test_stages_that_are_not_there() -> None:
+    for model, what in [(small_model(), 3), (nn.Sequential(nn.Linear(2, 2)), "all"), (nn.Linear(2, 2), 0)]:
+        with pytest.raises(ValueError):
+            freeze(model, what)
+        assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("layer_decay", [None, 0.5])
+def test_the_classifier_has_a_rate_of_its_own(layer_decay: float | None) -> None:
+    model = small_model()
+    options: dict[str, Any] = {"weight_decay": 0.1, "layer_decay": layer_decay, "layer_decay_min_scale": 0.3}
+    groups = parameter_groups(model, **options, head_scale=10)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    scales = {names[id(p)]: group.get("lr_scale", 1.0) for group in groups for p in group["params"]}
+    assert scales.keys() == set(names.values())
+    assert scales["head.weight"] == scales["head.bias"] == 10
+    decays = {names[id(p)]: group["weight_decay"] for group in groups for p in group["params"]}
+    assert decays["head.weight"] == 0.1 and decays["head.bias"] == 0
+    rest = {scale for name, scale in scales.items() if not name.startswith("head.")}
+    assert rest == ({1.0} if layer_decay is None else {0.5, 0.3})
+    found = groups[head_group(torch.optim.SGD(groups, lr=1), model)]["params"]
+    assert {names[id(parameter)] for parameter in found} <= {"head.weight", "head.bias"}
+
+
+@pytest.mark.parametrize("words", ["--freeze 1 --head-lr-scale 5", "--freeze all --model-ema"])
+def test_a_run_that_freezes_resumes_to_the_bit(pictures: Path, tmp_path: Path, words: str) -> None:
+    flags = [*SHORT, *words.split(), "--epochs", "3"]
+    run_here(pictures, *flags, "--experiment", "whole", cwd=tmp_path)
+    run_here(pictures, *flags, "--stop-epoch", "2", cwd=tmp_path)
+    assert len(summary(tmp_path / "runs/a")) == 2
+    run_here(pictures, *flags, "--auto-resume", cwd=tmp_path)
+    parts = [tmp_path / "runs" / name / "last.pth.tar" for name in ("whole", "a")]
+    assert weights_hash(parts[0]) == weights_hash(parts[1])
+    head = [float(row["lr"]) for row in summary(tmp_path / "runs/a")]
+    if "head" in words:  # the rate that is written is the classifier's
+        assert head[0] == pytest.approx(5 * train_parser().parse_args([]).warmup_lr)
+
+
+def test_other_frozen_layers_after_a_resume(pictures: Path, tmp_path: Path) -> None:
+    run_here(pictures, *SHORT, "--freeze", "all", "--epochs", "1", cwd=tmp_path)
+    first = read_state(tmp_path / "runs/a/last.pth.tar")
+    run_here(pictures, *SHORT, "--freeze", "0", "--auto-resume", cwd=tmp_path)
+    last = read_state(tmp_path / "runs/a/last.pth.tar")
+    assert sum(map(len, first["parameters"])) == 2 < sum(map(len, last["parameters"]))
+    stem = "patch_embeds.0.proj.weight"
+    assert torch.equal(first["state_dict"][stem], last["state_dict"][stem])
+
+
+def test_early_stop_counts_epochs_since_the_best(pictures: Path, tmp_path: Path) -> None:
+    # nothing is learnt, so that every epoch is as good as the first
+    flags = [*SHORT, "--lr", "0", "--warmup-lr", "0", "--min-lr", "0", "--epochs", "9"]
+    run_here(pictures, *flags, "--early-stop", "2", cwd=tmp_path)
+    assert len(summary(tmp_path / "runs/a")) == 3
+    run_here(pictures, *flags, "--early-stop", "2", "--auto-resume", cwd=tmp_path)
+    assert len(summary(tmp_path / "runs/a")) == 3
+    run_here(pictures, *flags, "--early-stop", "4", "--auto-resume", cwd=tmp_path)
+    assert len(summary(tmp_path / "runs/a")) == 5
+
+
+def test_the_classifiers_first_values(pictures: Path, tmp_path: Path) -> None:
+    still = ["--lr", "0", "--warmup-lr", "0", "--min-lr", "0", "--weight-decay", "0", "--epochs", "1"]
+    heads = {}
+    for name, words in {"plain": [], "scaled": ["--head-init-scale", "0.5", "--head-init-bias", "-3"]}.items():
+        run_here(pictures, *SHORT, *still, *words, "--experiment", name, cwd=tmp_path)
+        heads[name] = read_state(tmp_path / "runs" / name / "last.pth.tar")["state_dict"]
+    assert torch.equal(0.5 * heads["plain"]["head.weight"], heads["scaled"]["head.weight"])
+    assert heads["scaled"]["head.bias"].eq(-3).all() and heads["plain"]["head.bias"].eq(0).all()
+
+
+@pytest.mark.parametrize(
+    "words", ["--freeze -1", "--freeze 1.5", "--freeze some", "--freeze 7", "--opt-kwargs nothing=1"]
+)
+def test_mistakes_end_with_status_2(pictures: Path, tmp_path: Path, words: str) -> None:
+    run_here(pictures, *SHORT, *words.split(), cwd=tmp_path, status=2)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_options_reach_the_optimizer(pictures: Path, tmp_path: Path) -> None:
+    run_here(pictures, *SHORT, "--opt", "sgd", "--opt-kwargs", "nesterov=false", "--epochs", "1", cwd=tmp_path)
+    groups = read_state(tmp_path / "runs/a/last.pth.tar")["optimizer"]["param_groups"]
+    assert {group["nesterov"] for group in groups} == {False}
+
+
+def test_evaluation_after_every_third_epoch_and_the_last(pictures: Path, tmp_path: Path) -> None:
+    flags = [*SHORT, "--epochs", "5", "--val-interval", "3"]
+    run_here(pictures, *flags, cwd=tmp_path, curves=True)
+    assert [bool(row["eval_top1"]) for row in summary(tmp_path / "runs/a")] == [False, False, True, False, True]
+    assert sorted(file.name for file in (tmp_path / "runs/a").glob("checkpoint-*")) == [
+        "checkpoint-2.pth.tar",
+        "checkpoint-4.pth.tar",
+    ]
+    run_here(pictures, *flags, "--experiment", "b", "--stop-epoch", "1", cwd=tmp_path)
+    run_here(pictures, *flags, "--experiment", "b", "--auto-resume", cwd=tmp_path)
+    hashes = {weights_hash(tmp_path / "runs" / name / "last.pth.tar") for name in "ab"}
+    assert len(hashes) == 1
+    run_here(pictures, *flags, "--sched", "plateau", "--experiment", "c", cwd=tmp_path, status=2)
+
+
+@pytest.mark.parametrize(("words", "decay"), [("", 0.2), ("--decay-epochs 2", 2.0)])
+def test_wsd_decays_within_any_number_of_epochs(pictures: Path, tmp_path: Path, words: str, decay: float) -> None:
+    run_here(pictures, *SHORT, "--sched", "wsd", "--epochs", "12", *words.split(), cwd=tmp_path)
+    rates = [float(row["lr"]) for row in summary(tmp_path / "runs/a")]
+    assert rates[-1] < rates[1] == max(rates)
+    assert read_state(tmp_path / "runs/a/last.pth.tar")["args"]["decay_epochs"] == decay
+
+
+def test_a_single_class_is_refused(pictures: Path, tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        first = sorted((pictures / split).iterdir())[0]
+        (tmp_path / "one" / split).mkdir(parents=True)
+        (tmp_path / "one" / split / first.name).symlink_to(first)
+    run_here(tmp_path / "one", *SHORT, cwd=tmp_path, status=2)
+    run_here(tmp_path / "one", *SHORT, "--num-classes", "2", cwd=tmp_path, status=2)
