@@ -293,7 +293,7 @@ NUMBERS: dict[str, Limits] = {
     "sample": _count(1, _INTERVAL),
     "score_thr": _SHARE,
     "k": _count(1, MOST_CLASSES),
-    "temperature": Limits(0.001, 100),
+    "vote_temperature": Limits(0.001, 100),
     "count": _count(1, 1000),
     "port": _count(0, 65_535),
     "max_megabytes": _count(1, 4096),

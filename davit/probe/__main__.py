@@ -22,10 +22,10 @@ from ..data import DataError
 from ..data.folder import names_of_split
 from ..engine.build import Data, open_data, usable_workers
 from ..engine.distributed import World, device_named
-from ..engine.records import wilson
 from ..engine.features import Features, extract_features
 from ..engine.load_model import LoadedModel, ModelOptions, load_model
 from ..engine.precision import Precision, precision_from
+from ..engine.records import wilson
 from ..engine.validate import Request, Row, best_first, write_results
 from ..files import write_csv
 from ..pretrained import PretrainedError
@@ -175,7 +175,7 @@ def _classifier(
 ) -> Callable[..., Fitted]:
     args = job.args
     if method == "knn":
-        temperature = args.temperature if args.vote == "weighted" else None
+        temperature = args.vote_temperature if args.vote == "weighted" else None
         return partial(nearest_neighbours, k=args.k, temperature=temperature)
     if method == "logistic":
         return regression

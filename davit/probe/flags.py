@@ -53,7 +53,7 @@ def probe_parser() -> argparse.ArgumentParser:
     add("--methods", nargs="+", choices=METHODS, default=["knn", "logistic"], help="default: knn logistic")
     add("--k", **number("k"), help="nearest neighbours; default: the number that is best on the training pictures")
     add("--vote", choices=VOTES, default="uniform", help="weighted: exp(cosine / temperature), as DINO does")
-    add("--temperature", **number("temperature"), default=TEMPERATURE, help="of the weighted vote")
+    add("--vote-temperature", **number("vote_temperature"), default=TEMPERATURE, help="of the weighted vote")
     add("--epochs", **number("epochs"), default=20, help="of the linear layer")
     add("--lr", **number("lr"), default=0.01, help="of the linear layer")
     add("--scale", **number("scale"), default=[0.35, 1.0], metavar=("MIN", "MAX"), help="of its random crop")
