@@ -284,6 +284,15 @@ class DavitBackbone(BackboneMixin, DavitPreTrainedModel):
         )
         self._accelerated()
 
+    def _refuse(self, stages: Any) -> None:
+        raise ValueError(
+            f"the stages of a built backbone are fixed, to {self.out_features}: build it anew for {stages} "
+            "(DavitConfig, or from_pretrained(..., out_indices=...))."
+        )
+
+    out_features = property(BackboneMixin.out_features.fget, _refuse)
+    out_indices = property(BackboneMixin.out_indices.fget, _refuse)
+
     @can_return_tuple
     @filter_output_hidden_states
     def forward(self, pixel_values: Tensor, output_attentions: bool | None = None, **kwargs: Any) -> BackboneOutput:

@@ -165,6 +165,14 @@ def test_hidden_states_are_the_maps_of_all_stages() -> None:
         model(images, output_attentions=True)
 
 
+def test_the_stages_of_a_built_backbone_are_fixed() -> None:
+    model = backbone(out_indices=(1,))
+    with pytest.raises(ValueError, match="stage2"):
+        model.out_indices = [3]
+    with pytest.raises(ValueError, match="stage2"):
+        model.out_features = ["stage4"]
+
+
 def test_kernels_compute_it_unless_they_are_not_wanted() -> None:
     images = torch.randn(1, 3, 64, 64)
     fast = AutoBackbone.from_config(DavitConfig(variant="DaViT_nano")).eval()
@@ -333,6 +341,29 @@ def test_a_shortened_pyramid_of_other_bands(tmp_path: Path) -> None:
         DavitBackbone.from_davit(tmp_path / "pyramid.pth", variant="DaViT_tiny")
     with pytest.raises(ValueError, match="window_size"):
         DavitBackbone.from_davit(tmp_path / "pyramid.pth", window_sise=5)
+
+
+def test_florence_2s_tower_becomes_a_backbone(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    numbers = {"depths": [1, 1, 1, 1], "num_heads": [1, 2, 2, 4]}
+    tower = transformers.models.florence2.modeling_florence2.Florence2VisionBackbone(
+        transformers.models.florence2.Florence2VisionConfig(
+            embed_dim=[16, 32, 32, 64], num_groups=numbers["num_heads"], window_size=4, **numbers
+        )
+    ).eval()
+    weights = {f"model.vision_tower.{name}": tensor for name, tensor in tower.state_dict().items()}
+    ours = {"embed_dims": [16, 32, 32, 64], "window_size": 4, "overlapped_patch": True, **numbers}
+    with pytest.raises(CheckpointError):
+        DavitBackbone.from_davit(weights, **ours)
+    model = DavitBackbone.from_davit(weights, attention_types=["spatial", "channel_qk"], **ours)
+    model.save_pretrained(tmp_path)
+    loaded = DavitBackbone.from_pretrained(tmp_path)
+    images = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        theirs = tower(images)[0]
+        found = loaded(images, output_hidden_states=True).hidden_states[-1]
+    assert same_weights(model, loaded)
+    torch.testing.assert_close(found, theirs, atol=1e-5, rtol=1e-5)
 
 
 def test_a_checkpoint_of_no_variant_needs_its_numbers(tmp_path: Path) -> None:
