@@ -21,7 +21,7 @@ from davit.checkpoint import CheckpointError, read_checkpoint, read_contents, un
 from davit.engine.run_folder import FORMAT, read_any
 from tests.checkpoint.conftest import built, same, under, weights_of
 
-WEIGHTS = weights_of()
+WEIGHTS = dict(weights_of())  # without the notes of a model's own state dict
 
 
 def error_of(path, **options) -> str:
@@ -59,7 +59,7 @@ def test_weights_are_found_in_any_wrapping(saved, wrapper, name):
 
 @pytest.mark.parametrize("plain, entry", [("state_dict", "state_dict_ema"), ("model", "model_ema")])
 def test_ema_weights_are_preferred_unless_asked_otherwise(saved, entry, plain):
-    averaged = weights_of(seed=2)
+    averaged = dict(weights_of(seed=2))
     path = saved({plain: WEIGHTS, entry: averaged, "metric": 81.5})
     contents, _ = read_contents(path)  # read once, for both
     for ema, expected in (("auto", averaged), ("always", averaged), ("never", WEIGHTS)):
@@ -395,7 +395,7 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch, name):
 
 
 def test_a_foreign_file_is_resumed_from_as_weights_average_and_epoch(saved):
-    averaged = weights_of(seed=2)
+    averaged = dict(weights_of(seed=2))
     read = read_any(saved({"model": WEIGHTS, "model_ema": averaged, "epoch": 4, "args": argparse.Namespace(lr=1)}))
     assert read["epoch"] == 4 and same(read["state_dict"], WEIGHTS) and same(read["state_dict_ema"], averaged)
     read = read_any(saved({"state_dict": WEIGHTS}))  # of no trainer at all

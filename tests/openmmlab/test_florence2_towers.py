@@ -69,7 +69,7 @@ def with_tower(file: Path, pretrained: Path, numbers: Any) -> Any:
         cfg.model.decode_head.in_channels = widths
         cfg.model.auxiliary_head.in_channels = widths[cfg.model.auxiliary_head.in_index]
         for head in (cfg.model.decode_head, cfg.model.auxiliary_head):
-            head.norm_cfg = {"type": "BN"}
+            head.norm_cfg, head.channels = {"type": "BN"}, 32
     model = build(cfg)
     model.init_weights()
     return model.train()
@@ -100,8 +100,8 @@ def test_one_training_step(kind: str, tmp_path: Path) -> None:
         data = demo_mm_inputs(2, image_shapes=[(3, 96, 128)] * 2, num_items=[3, 3], with_mask=True)
     else:
         model = with_tower(SEG / "upernet_davit_512x512_160k_ade20k.py", pretrained, numbers)
-        sample = SegDataSample(metainfo={"img_shape": (128, 128), "ori_shape": (128, 128)})
-        sample.gt_sem_seg = PixelData(data=torch.randint(0, 150, (1, 128, 128)))
-        pictures = [torch.randint(0, 255, (3, 128, 128), dtype=torch.uint8) for _ in range(2)]
+        sample = SegDataSample(metainfo={"img_shape": (64, 64), "ori_shape": (64, 64)})
+        sample.gt_sem_seg = PixelData(data=torch.randint(0, 150, (1, 64, 64)))
+        pictures = [torch.randint(0, 255, (3, 64, 64), dtype=torch.uint8) for _ in range(2)]
         data = {"inputs": pictures, "data_samples": [sample, sample.clone()]}
     step(model, data)
