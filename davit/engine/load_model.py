@@ -126,6 +126,7 @@ class LoadedModel:
         config: how pictures are prepared, as timm's `resolve_data_config` says it.
         decoding: how files are decoded for it.
         temperature: what logits are divided by before they become probabilities.
+        file: of the checkpoint; None for published weights.
     """
 
     name: str
@@ -137,6 +138,7 @@ class LoadedModel:
     decoding: Decoding
     is_pooled: bool
     temperature: float
+    file: Path | None
 
     @property
     def class_names(self) -> list[str] | None:
@@ -187,7 +189,8 @@ def load_model(name: str | None, file: Path | None, options: ModelOptions, devic
         classifier = _scripted(classifier)
     decoding = Decoding.asked_for(bands, vars(options), trained)
     temperature = temperature_for(options.temperature, file, model)
-    return LoadedModel(name, model, classifier, checkpoint, weights, config, decoding, window is not None, temperature)
+    is_pooled = window is not None
+    return LoadedModel(name, model, classifier, checkpoint, weights, config, decoding, is_pooled, temperature, file)
 
 
 def _noted(checkpoint: Checkpoint, options: ModelOptions) -> dict[str, Any]:
