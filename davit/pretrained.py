@@ -165,16 +165,19 @@ def folder_of(source: str | Path | None) -> Path | None:
 
 
 def read_source(source: str | Path, ema: str = "auto", cache_dir: str | Path | None = None) -> Checkpoint:
+    """Read the weights of a source, as `read_resolved` does; errors also as `resolve`."""
+    return read_resolved(resolve(source, cache_dir), ema)
+
+
+def read_resolved(found: ResolvedSource, ema: str = "auto") -> Checkpoint:
     """Read the weights of a source, and put what its config.json says into the checkpoint's metadata.
 
     The metadata then has ``args`` (model, model_kwargs, num_classes, how pictures are prepared) and ``class_names``,
     as a checkpoint of a training has.
 
     Raises:
-        ValueError, PretrainedError: as `resolve`; `CheckpointError` also as `read_checkpoint`, and where config and
-            weights contradict each other.
+        CheckpointError: as `read_checkpoint`, and where config and weights contradict each other.
     """
-    found = resolve(source, cache_dir)
     checkpoint = read_checkpoint(found.file, ema)
     if found.config is not None:
         checkpoint.origin = found.origin

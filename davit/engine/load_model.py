@@ -23,7 +23,7 @@ from ..checkpoint.names import structure_of
 from ..data import Decoding, eval_transform
 from ..data.dataset import Transform
 from ..limits import MOST_NOTED, NUMBERS, check_model_kwargs, check_numbers, short
-from ..pretrained import DESCRIPTIONS_ENTRY, PretrainedError, check_architecture, read_source
+from ..pretrained import DESCRIPTIONS_ENTRY, PretrainedError, check_architecture, read_resolved, resolve
 from ..registry import create_model
 from ..variants import VARIANTS
 from .calibration import temperature_for
@@ -127,6 +127,7 @@ class LoadedModel:
         decoding: how files are decoded for it.
         kwargs: what the model was built with beside its name.
         temperature: what logits are divided by before they become probabilities.
+        file: of the checkpoint; None for published weights.
     """
 
     name: str
@@ -139,6 +140,7 @@ class LoadedModel:
     is_pooled: bool
     kwargs: Mapping[str, Any]
     temperature: float
+    file: Path | None
 
     @property
     def class_names(self) -> list[str] | None:
@@ -180,7 +182,8 @@ def load_model(
         ValueError: the checkpoint, the model and the options do not fit one another.
         PretrainedError: weights of the hub could not be fetched.
     """
-    checkpoint = None if file is None else read_source(file, options.ema)
+    found = None if file is None else resolve(file)
+    checkpoint = None if found is None else read_resolved(found, options.ema)
     trained = {} if checkpoint is None else _noted(checkpoint, options)
     if name is None and checkpoint is not None:
         name = _name_of(checkpoint, trained)
@@ -207,9 +210,21 @@ def load_model(
     if options.torchscript:
         classifier = _scripted(classifier)
     decoding = Decoding.asked_for(bands, vars(options), trained)
-    temperature = temperature_for(options.temperature, Path(checkpoint.origin) if checkpoint else None, model)
-    is_pooled = window is not None
-    return LoadedModel(name, model, classifier, checkpoint, weights, config, decoding, is_pooled, kwargs, temperature)
+    location = found.file if found is not None else None
+    temperature = temperature_for(options.temperature, location, model)
+    return LoadedModel(
+        name=name,
+        model=model,
+        classifier=classifier,
+        checkpoint=checkpoint,
+        weights=weights,
+        config=config,
+        decoding=decoding,
+        is_pooled=window is not None,
+        kwargs=kwargs,
+        temperature=temperature,
+        file=location,
+    )
 
 
 def _noted(checkpoint: Checkpoint, options: ModelOptions) -> dict[str, Any]:

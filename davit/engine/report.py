@@ -62,30 +62,30 @@ class Report:
     calibrated: Outcomes | None = None
 
 
-def prepare_folder(folder: Path, overwrite: bool) -> None:
-    """Make the folder of a report; what an earlier one left there is removed if `overwrite`, which is said.
-
-    Raises:
-        ValueError: it is a file, or holds an earlier report that may not be replaced.
-    """
+def check_folder(folder: Path, overwrite: bool) -> None:
+    """Raise `ValueError` where a report cannot be written: to a file, or over an earlier one without `overwrite`."""
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"--report {folder} is a file; name a folder.")
-    old = [folder / name for name in (*FILES, *PICTURES) if (folder / name).exists()]
-    old += sorted(folder.glob(SHEETS))
-    if old and not overwrite:
+    if not overwrite and (old := _earlier(folder)):
         raise ValueError(
             f"--report {folder} holds an earlier report ({some(file.name for file in old)}); name another folder, or "
             "give --overwrite to replace it."
         )
-    if old:
+
+
+def _earlier(folder: Path) -> list[Path]:
+    """List the files of an earlier report."""
+    named = [folder / name for name in (*FILES, *PICTURES) if (folder / name).exists()]
+    return [*named, *sorted(folder.glob(SHEETS))]
+
+
+def write_report(folder: Path, report: Report) -> None:
+    """Write a report's tables and drawings, each in one step, in place of an earlier one, which is said."""
+    if old := _earlier(folder):
         log.warning("%s: the %d files of an earlier report are replaced", as_line(folder), len(old))
     for file in old:
         file.unlink()
     folder.mkdir(parents=True, exist_ok=True)
-
-
-def write_report(folder: Path, report: Report) -> None:
-    """Write a report's tables and drawings, each in one step. The folder is ready by `prepare_folder`."""
     outcomes = report.outcomes.only(report.outcomes.scored)
     matrix = confusion(outcomes, len(report.names))
     classes = per_class(outcomes, report.names, report.competing, matrix)

@@ -38,7 +38,7 @@ from .labels import Labels, display_names, labels_by_name, labels_for, model_cla
 from .load_model import LoadedModel, ModelOptions, load_model
 from .precision import Precision, precision_from
 from .records import Outcomes, Records
-from .report import Report, prepare_folder, write_report
+from .report import Report, check_folder, write_report
 from .slices import Slices, accuracy_by_slice, log_slices, read_slices
 
 log = logging.getLogger(__name__)
@@ -124,7 +124,7 @@ def _validate(args: argparse.Namespace, given: set[str], world: World) -> list[R
         reports = _report_folders(args.report, requests, is_single)
         if world.is_main:
             for folder in reports.values():
-                prepare_folder(folder, args.overwrite)
+                check_folder(folder, args.overwrite)
     precision = precision_from(options, world.device, world.everywhere)
     precision.say()
     dataset, place = _open_dataset(args, world)
@@ -288,7 +288,7 @@ def _evaluate(request: Request, job: _Job) -> Row:
         log.info("top-1 %.3f %% where all %d classes compete", result.top1_of_all, num_classes)
     _log_circumstances(result, world)
     outcomes = records.gather(world)
-    trust, calibrated = _calibration(request, loaded, records, outcomes, job)
+    trust, calibrated = _calibration(loaded, records, outcomes, job)
     slices = accuracy_by_slice(job.slices, outcomes) if job.slices else []
     log_slices(slices)
     counts = ("loss", "count", "scored", "correct1", "correct5", "skipped", "nonfinite")
@@ -353,9 +353,7 @@ def _name_empty_classes(dataset: PictureDataset) -> None:
         log.warning("%d of %d classes have no picture here: %s", len(empty), len(dataset.class_to_idx), some(empty))
 
 
-def _calibration(
-    request: Request, loaded: LoadedModel, records: Records, outcomes: Outcomes, job: _Job
-) -> tuple[Row, Outcomes | None]:
+def _calibration(loaded: LoadedModel, records: Records, outcomes: Outcomes, job: _Job) -> tuple[Row, Outcomes | None]:
     """Measure how far probabilities can be trusted, and fit or apply a temperature.
 
     Returns:
@@ -370,14 +368,14 @@ def _calibration(
     if part:
         temperature, pictures, before, after = calibration.fit(records, part, job.world)
         fitted = Fitted(temperature, part, pictures, before, after, job.place, calibration.fingerprint(loaded.model))
-        row |= _say_fitted(request, fitted, job.world)
+        row |= _say_fitted(loaded.file, fitted, job.world)
     calibrated = calibration.records_at(records, temperature, job.world)
     now = Calibration.of(calibrated)
     log.info("at temperature %g: NLL %.5g, ECE %.2f %%", temperature, now.nll, 100 * now.ece)
     return {**row, "temperature": temperature, "nll_calibrated": now.nll, "ece_calibrated": now.ece}, calibrated
 
 
-def _say_fitted(request: Request, fitted: Fitted, world: World) -> Row:
+def _say_fitted(file: Path | None, fitted: Fitted, world: World) -> Row:
     """Keep a temperature beside its checkpoint, say what it was fitted on and how it fares, and return the columns."""
     held, after = fitted.held, fitted.held_calibrated
     what = "every second picture" if fitted.part == "half" else "all pictures"
@@ -392,11 +390,10 @@ def _say_fitted(request: Request, fitted: Fitted, world: World) -> Row:
     if fitted.temperature in (calibration.LEAST, calibration.MOST):
         log.warning("the temperature is at its limit: the answers are all right, or no better than chance")
     with in_step(world):
-        if request.checkpoint is None:
+        if file is None:
             log.info("published weights have no folder for it: give predict.py --temperature %g", fitted.temperature)
         elif world.is_main:
-            file = calibration.write_fitted(request.checkpoint, fitted)
-            log.info("written to %s: predict.py finds it there", as_line(file))
+            log.info("written to %s: predict.py finds it there", as_line(calibration.write_fitted(file, fitted)))
     return {
         "fitted_on": fitted.pictures,
         "held": held.count,

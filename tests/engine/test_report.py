@@ -11,7 +11,7 @@ from PIL import Image
 
 from davit.data import PictureDataset, eval_transform, open_dataset
 from davit.engine.records import Outcomes
-from davit.engine.report import Report, confusion, per_class, prepare_folder, worst_of, write_report
+from davit.engine.report import Report, check_folder, confusion, per_class, worst_of, write_report
 from davit.engine.report_figures import draw_confusion
 
 
@@ -97,20 +97,25 @@ def test_more_classes_than_a_matrix_is_written_of(dataset: PictureDataset, tmp_p
     ]
 
 
-def test_an_earlier_report_is_replaced_only_if_asked_for(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_earlier_report_is_replaced_only_if_asked_for(
+    dataset: PictureDataset, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     folder = tmp_path / "a/b"
-    prepare_folder(folder, overwrite=False)
+    check_folder(folder, overwrite=False)
+    folder.mkdir(parents=True)
     (folder / "mine.txt").write_text("x")
-    prepare_folder(folder, overwrite=False)
-    for name in ("per_class.csv", "worst_12.png"):
+    check_folder(folder, overwrite=False)
+    for name in ("slices.csv", "worst_12.png"):
         (folder / name).write_text("old")
     with pytest.raises(ValueError, match="--overwrite"):
-        prepare_folder(folder, overwrite=False)
+        check_folder(folder, overwrite=False)
+    check_folder(folder, overwrite=True)
     assert (folder / "worst_12.png").exists()
-    prepare_folder(folder, overwrite=True)
-    assert [file.name for file in folder.iterdir()] == ["mine.txt"] and "2 files" in caplog.text
+    write_report(folder, report_on(dataset, [0] * 13, ["blue", "green", "red"]))
+    assert not (folder / "worst_12.png").exists() and not (folder / "slices.csv").exists()
+    assert (folder / "mine.txt").read_text() == "x" and "2 files" in caplog.text
     with pytest.raises(ValueError, match="is a file"):
-        prepare_folder(folder / "mine.txt", overwrite=True)
+        check_folder(folder / "mine.txt", overwrite=True)
 
 
 @pytest.mark.parametrize("count", [1, 2, 10, 21, 201])

@@ -403,8 +403,8 @@ def odd(pictures: Path, tmp_path: Path) -> Path:
     return root
 
 
-def run_two(words: list[str], folder: Path) -> list[tuple[int, str, str]]:
-    """Exit status, output and errors of validate.py in two processes, forked: 10 s faster than by torchrun."""
+def run_two(words: list[str], folder: Path, main: Callable[[list[str]], int] = main) -> list[tuple[int, str, str]]:
+    """Exit status, output and errors of a command in two processes, forked: 10 s faster than by torchrun."""
     port = free_port()
 
     def process(rank: int) -> None:

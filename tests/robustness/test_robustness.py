@@ -18,6 +18,7 @@ from davit.robustness.corruptions import CORRUPTIONS, SEVERITIES
 from davit.robustness.published import ALEXNET, TIMM, mean_corruption_error, published
 from davit.robustness.sets import synsets, synsets_of
 from davit.robustness.table import corruption_rows, mean_row
+from tests.engine.test_validate_cli import run_two
 from tests.robustness.planted import READ, draw, logits_of, plant, save_model
 
 V2 = "imagenetv2-matched-frequency-format-val"
@@ -290,3 +291,27 @@ def test_a_root_without_anything_says_what_is_looked_for(go: Any, tmp_path: Path
     )
     status, _, _, said = go(tmp_path / "m.pth", tmp_path / "root")
     assert status == 2 and "imagenet-a" in said
+
+
+def test_two_processes_find_what_one_does(go: Any, tmp_path: Path) -> None:
+    model = save_model(tmp_path / "m.pth", 5, class_names=list("abcde"))
+    plant(tmp_path / "root/val", model, draw(17), 9, lambda i: "abcde"[i])
+    (tmp_path / "root/val/a/bad.png").write_bytes(b"not a picture")
+    words = [
+        str(tmp_path / "m.pth"),
+        str(tmp_path / "root"),
+        "--corruptions",
+        "glass_blur",
+        "fog",
+        "--severities",
+        "2",
+        "5",
+    ]
+    words.append("--skip-bad-images")
+    _, one, _, said = go(*words)
+    assert "bad.png" in said and rows_of(one)["val"]["count"] == 17
+    two = tmp_path / "two.json"
+    runs = run_two([*words, "--results-file", str(two), "-b", "3"], tmp_path, main)
+    assert [status for status, _, _ in runs] == [0, 0], runs
+    assert json.loads(two.read_text())["results"] == one["results"]
+    assert "glass blur" in runs[0][1] and runs[1][1:] == ("", "")
