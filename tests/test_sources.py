@@ -503,3 +503,21 @@ def test_a_loader_of_the_models_own(monkeypatch, weights, never_published):  # n
     assert asked == [str(weights["file"])]
     monkeypatch.undo()
     assert _bias(pretrained_cfg=cfg) == 0  # without one, all that we can read is read
+
+
+def test_a_detectors_folder_gives_the_detector(tmp_path, monkeypatch):
+    predictor = pytest.importorskip("davit.openmmlab.predictor")
+    asked = []
+    monkeypatch.setattr(predictor, "Predictor", lambda *args, **kwargs: asked.append((args, kwargs)) or "it")
+    (tmp_path / "epoch_1.pth").write_bytes(b"x")
+    with pytest.raises(CheckpointError):  # without a config it may be anyone's
+        davit.load(tmp_path)
+    (tmp_path / "config.py").write_text("")
+    assert davit.load(tmp_path, device="cpu", score_threshold=0.5) == "it"
+    files = (tmp_path / "config.py", tmp_path / "epoch_1.pth")
+    assert asked == [(files, {"device": "cpu", "score_threshold": 0.5})]
+    with pytest.raises(ValueError, match="img_size"):
+        davit.load(tmp_path, img_size=64)
+    (tmp_path / "other.py").write_text("")
+    with pytest.raises(CheckpointError, match=r"config\.py, other\.py"):
+        davit.load(tmp_path)
