@@ -43,9 +43,11 @@ from timm.models import adapt_input_conv
 from torch import nn
 
 from .checkpoint import (
+    ADAPTER_CONFIG,
     Checkpoint,
     CheckpointError,
     LoadReport,
+    holds_one_checkpoint,
     load_checkpoint,
     read_checkpoint,
     sha256_of,
@@ -188,14 +190,17 @@ def read_resolved(found: ResolvedSource, ema: str = "auto") -> Checkpoint:
 
 def holds_one_model(folder: Path) -> bool:
     """Tell whether a folder is one model in timm's format or in several files, rather than one of checkpoints."""
-    return any((folder / name).is_file() for name in (CONFIG, *_INDEXES))
+    return (folder / CONFIG).is_file() or holds_one_checkpoint(folder)
 
 
 def _resolve_folder(folder: Path) -> ResolvedSource:
     """Find the weights of a folder: in timm's format, in several files, or of a training run."""
     origin = str(folder)
     config = _read_config(folder / CONFIG) if (folder / CONFIG).is_file() else None
-    if config is not None or any((folder / name).is_file() for name in (*_WEIGHTS, *_INDEXES)):
+    has_weights = any((folder / name).is_file() for name in _WEIGHTS)
+    if holds_one_checkpoint(folder) and (not has_weights or (folder / ADAPTER_CONFIG).is_file()):
+        return ResolvedSource(folder, config, origin)  # in several files, which `read_checkpoint` puts together
+    if config is not None or has_weights:
         return ResolvedSource(_weights_in(folder), config, origin)
     best = next((folder / name for name in BEST_OF_A_RUN if (folder / name).is_file()), None) or best_of_mm(folder)
     if best is not None:
@@ -219,8 +224,6 @@ def _weights_in(folder: Path) -> Path:
     for name in _WEIGHTS:
         if (folder / name).is_file():
             return folder / name
-    if any((folder / name).is_file() for name in _INDEXES):
-        return folder
     files = sorted(
         _checkpoints_in(folder), key=lambda file: [file.name.endswith(suffix) for suffix in _SUFFIXES][::-1]
     )

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..commands import run_cli
+from ..commands import command_name, run_cli
 from ..data import PictureDataset
 from ..engine.build import usable_workers
 from ..engine.distributed import device_named
@@ -137,7 +137,7 @@ def _show_neighbours(
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m davit.embed",
+        prog=command_name("python -m davit.embed"),
         usage="%(prog)s CHECKPOINT|MODEL FOLDER OUT.npz|OUT.parquet [flags]",
         description="Write the features of pictures to a file, a row a picture, with the names of the files in order.",
         parents=[running_flags(), picture_flags(workers=2)],

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..commands import run_cli
+from ..commands import command_name, run_cli
 from ..engine.flags import export_flags, given_flags
 from ..engine.load_model import ModelOptions
 from ..text import without_controls
@@ -60,7 +60,7 @@ def _text(value: str) -> str:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m davit.hub",
+        prog=command_name("python -m davit.hub"),
         description=__doc__,
         epilog=f"Exit status: 0 done, 2 a mistake in the flags or the checkpoint, no login or no network, {DIFFERENT} "
         "the exported model computes something else, and nothing was written.",

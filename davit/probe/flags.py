@@ -7,6 +7,7 @@ from pathlib import Path
 
 import timm
 
+from ..commands import command_name
 from ..engine.flags import RESULT_FORMATS, data_flags, picture_flags, running_flags
 from ..engine.validate import Request
 from ..limits import number
@@ -23,7 +24,7 @@ _ELSEWHERE = ("hf-hub:", "local-dir:")
 def probe_parser() -> argparse.ArgumentParser:
     """Make the parser of the probe."""
     parser = argparse.ArgumentParser(
-        prog="python -m davit.probe",
+        prog=command_name("python -m davit.probe"),
         usage="%(prog)s CHECKPOINT|MODEL [...] DATA [flags]",
         parents=[data_flags(), running_flags(), picture_flags(workers=2)],
         description="Measure what the features of frozen models are worth: classify the validation pictures by them, "

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import timm
 
-from ..commands import with_flags
+from ..commands import command_name, with_flags
 from ..data import DataError, PictureDataset, open_dataset
 from ..engine.build import open_once
 from ..engine.distributed import World, close_world, in_step, init_world
@@ -365,7 +365,7 @@ def _evaluate_variant(job: _Run, variant: Variant, folder: Path) -> None:
 def parser() -> argparse.ArgumentParser:
     """Make the parser of the command."""
     made = argparse.ArgumentParser(
-        prog="python -m davit.robustness",
+        prog=command_name("python -m davit.robustness"),
         usage="%(prog)s CHECKPOINT ROOT [flags]",
         parents=[model_flags(checkpoint=False), picture_flags()],
         description="Evaluate a classifier on ImageNet's variants, as far as their folders are in ROOT, and on the "
