@@ -12,6 +12,7 @@
 On the command line: ``python -m davit.checkpoint inspect FILE`` and ``... convert SRC DST --to LAYOUT``.
 """
 
+from .adapters import CONFIG as ADAPTER_CONFIG
 from .convert import ConversionReport, convert_state_dict, convert_with_report
 from .folders import holds_one_checkpoint
 from .load import LoadReport, load_checkpoint
@@ -19,6 +20,7 @@ from .names import LAYOUTS, CheckpointError, detect_layout
 from .read import Checkpoint, read_checkpoint, read_contents, sha256_of, unwrap, write_checkpoint
 
 __all__ = [
+    "ADAPTER_CONFIG",
     "LAYOUTS",
     "Checkpoint",
     "CheckpointError",
