@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 from davit.data import open_dataset
+from davit.engine.labels import Labels, real_labels
 from davit.engine.records import Outcomes, interval_of_shares, wilson
 from davit.robustness.__main__ import main
 from davit.robustness.corrupted import CorruptedDataset, spread
@@ -315,3 +317,49 @@ def test_two_processes_find_what_one_does(go: Any, tmp_path: Path) -> None:
     assert [status for status, _, _ in runs] == [0, 0], runs
     assert json.loads(two.read_text())["results"] == one["results"]
     assert "glass blur" in runs[0][1] and runs[1][1:] == ("", "")
+
+
+def test_real_labels_that_do_not_fit_are_a_row_and_timms_copy_is_taken_where_there_are_none(
+    go: Any, imagenet: tuple[Path, Path], tmp_path: Path
+) -> None:
+    model, root = imagenet
+    (tmp_path / "root").mkdir()
+    (tmp_path / "root/val").symlink_to(root / "val")
+    status, found, _, said = go(model, tmp_path / "root", "--leave-out", "c")
+    row = rows_of(found)["real"]
+    known = real_labels("timm", open_dataset(tmp_path / "root", "val"), Labels()).real
+    assert status == 0 and row["count"] == sum(bool(classes) for classes in known) and "timm" in said
+
+    (tmp_path / "root/real.json").write_text("[[1], [2]]")  # of two pictures
+    status, found, _, said = go(model, tmp_path / "root", "--leave-out", "c")
+    assert status == 1 and "ILSVRC2012_val_" in rows_of(found)["real"]["failed"]
+    assert rows_of(found)["val"]["correct"] == 24
+    assert go(model, tmp_path / "root", "--sets", "real")[0] == 2
+
+
+def test_validation_pictures_of_classes_that_the_model_lacks(go: Any, tmp_path: Path) -> None:
+    model = save_model(tmp_path / "m.pth", 5, class_names=list("abcde"))
+    plant(tmp_path / "root/val", model, draw(9), 4, lambda i: "abcde"[i])
+    draw(1)[0].save(tmp_path / "root/val/a/also.png")
+    (tmp_path / "root/val/z").mkdir()
+    draw(1)[0].save(tmp_path / "root/val/z/x.png")
+    status, _, _, said = go(tmp_path / "m.pth", tmp_path / "root")
+    assert status == 2 and "z" in said
+    other = save_model(tmp_path / "n.pth", 5, class_names=list("ABCDE"))  # other names, as many: in their order
+    plant(tmp_path / "other/val", other, draw(40), 25, lambda i: f"{i} kind")
+    assert len(list((tmp_path / "other/val").iterdir())) == 5
+    status, found, _, said = go(tmp_path / "n.pth", tmp_path / "other", "--leave-out", "c")
+    assert status == 0 and rows_of(found)["val"]["correct"] == 25 and "0 kind" in said
+
+
+def test_a_broken_picture_stops_its_set_and_no_other(go: Any, imagenet: tuple[Path, Path], tmp_path: Path) -> None:
+    model, root = imagenet
+    shutil.copytree(root / "imagenet-r", tmp_path / "root/imagenet-r")
+    (tmp_path / "root/sketch").symlink_to(root / "sketch")
+    broken = next((tmp_path / "root/imagenet-r").glob("*/*.png"))
+    broken.write_bytes(b"not a picture")
+    status, found, _, _ = go(model, tmp_path / "root")
+    assert status == 1 and broken.name in rows_of(found)["r"]["failed"]
+    assert rows_of(found)["sketch"]["correct"] == 3
+    status, found, _, said = go(model, tmp_path / "root", "--skip-bad-images")
+    assert status == 0 and rows_of(found)["r"]["count"] == 24 and broken.name in said
