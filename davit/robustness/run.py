@@ -28,6 +28,7 @@ from ..engine.records import Array, Outcomes, Records
 from ..engine.validate import evaluate_within_memory, numbered_as_trained, write_results
 from ..files import write_atomically, write_bytes
 from ..limits import number
+from ..pretrained import split_source
 from ..text import as_line, did_you_mean, encodable, some, without_nan
 from .corrupted import CorruptedDataset, spread
 from .corruptions import CORRUPTIONS, SEVERITIES, SIDE
@@ -185,16 +186,16 @@ def _check(args: argparse.Namespace, root: Path) -> None:
             raise ValueError(f"{flag} {file}: no file can be written there; check the folder.")
 
 
-def _model_asked_for(args: argparse.Namespace, given: set[str]) -> tuple[str | None, Path | None]:
-    """Return the model's name and file: CHECKPOINT is a file, or the name of a model with published weights."""
+def _model_asked_for(args: argparse.Namespace, given: set[str]) -> tuple[str | None, str | None]:
+    """Return the model's name and source: CHECKPOINT is a source of weights, or a model with published ones."""
     source, name = args.checkpoint, args.model if "model" in given else None
-    if Path(source).exists() or not timm.is_model(source):
-        if not Path(source).exists():
-            raise ValueError(
-                f"{source} is neither a file nor a model of timm's: {did_you_mean(source, timm.list_models())}"
-                "give the file of a checkpoint, or the name of a model with published weights."
-            )
-        return name, Path(source)
+    if split_source(source)[0] is not None or Path(source).exists():
+        return name, source
+    if not timm.is_model(source):
+        raise ValueError(
+            f"{source} is neither a file nor a model of timm's: {did_you_mean(source, timm.list_models())}"
+            "give the file or folder of a checkpoint, hf-hub:OWNER/NAME, or the name of a model with published weights."
+        )
     if name is not None and name != source:
         raise ValueError(f"{source} names a model with published weights, and --model {name} another; leave one out.")
     return source, None
