@@ -194,7 +194,7 @@ def _model_asked_for(args: argparse.Namespace, given: set[str]) -> tuple[str | N
     if not timm.is_model(source):
         raise ValueError(
             f"{source} is neither a file nor a model of timm's: {did_you_mean(source, timm.list_models())}"
-            "give the file or folder of a checkpoint, hf-hub:OWNER/NAME, or the name of a model with published weights."
+            "give a file or folder of a checkpoint, hf-hub:OWNER/NAME, or the name of a model with published weights."
         )
     if name is not None and name != source:
         raise ValueError(f"{source} names a model with published weights, and --model {name} another; leave one out.")
