@@ -222,6 +222,8 @@ NUMBERS: dict[str, Limits] = {
     "layer_decay": Limits(0.001, 1),
     "layer_decay_min_scale": _SHARE,
     "head_lr_scale": Limits(1e-6, 1e6),
+    "lora": _count(1, 4096),
+    "lora_alpha": Limits(0.001, 1e6),
     "distill_weight": Limits(0, 1e6),
     "task_weight": Limits(0, 1e6),
     "distill_temperature": Limits(0.01, 1000),

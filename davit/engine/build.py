@@ -44,7 +44,7 @@ from ..text import some
 from .distill import build_task, trained_by
 from .distributed import World, in_step, is_out_of_memory
 from .evaluate import eval_mode
-from .finetune import freeze, parameter_groups, scale_head
+from .finetune import add_lora, freeze, parameter_groups, scale_head
 from .load_model import bands_asked_for, picture_config
 from .precision import Precision, precision_from
 from .steps import Stepper
@@ -187,7 +187,12 @@ def build_model(args: Namespace, num_classes: int, class_names: Sequence[str] = 
         model = convert_splitbn_model(model, args.aug_splits)
     if args.head_init_scale is not None or args.head_init_bias is not None:
         scale_head(model, args.head_init_scale, args.head_init_bias)
-    if args.freeze is not None:
+    if args.lora is not None:
+        if args.freeze is not None or args.torchscript:
+            other = "--torchscript" if args.torchscript else f"--freeze {args.freeze}"
+            raise ValueError(f"--lora {args.lora} trains adapters and the classifier alone: leave out {other}.")
+        model.adapter_config = add_lora(model, args.lora, args.lora_alpha)  # type: ignore[assignment]
+    elif args.freeze is not None:
         freeze(model, args.freeze)
     return model
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from timm.models import group_parameters
 from timm.optim import param_groups_layer_decay, param_groups_weight_decay
-from torch import nn
+from torch import Tensor, nn
+
+from ..checkpoint import Checkpoint
+from ..text import install_extra
+from .run_log import plain
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +64,54 @@ def _first_stages(model: nn.Module, count: int) -> list[str]:
             "or all (everything but the classifier)."
         )
     return [name for group in range(count + 1) for name in groups[group]]
+
+
+def add_lora(model: nn.Module, rank: int, alpha: float | None) -> dict[str, Any]:
+    """Add low-rank adapters to the linear layers of a model, by peft, and freeze all else but the classifier.
+
+    Hu et al., "LoRA" (ICLR 2022).
+
+    Args:
+        alpha: the adapters' outputs are multiplied by alpha / rank; None for twice the rank.
+
+    Returns:
+        The configuration, as adapter_config.json has it.
+
+    Raises:
+        ValueError: peft is not installed, or the model has no linear layer beside its classifier.
+    """
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except ImportError as error:
+        raise ValueError(f"--lora {rank} needs peft ({error}): {install_extra('lora')}") from error
+    parameters = classifier_parameters(model)
+    kept = {name.rpartition(".")[0] for name in parameters}
+    layers = [name for name, one in model.named_modules() if type(one) is nn.Linear and name not in kept]
+    if not layers:
+        raise ValueError(f"--lora {rank}: {type(model).__name__} has no linear layers that could be adapted.")
+    config = LoraConfig(r=rank, lora_alpha=alpha or 2 * rank, target_modules=layers)  # type: ignore[arg-type]
+    inject_adapter_in_model(config, model)
+    for name, parameter in model.named_parameters():
+        if name in parameters:
+            parameter.requires_grad_(True)
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    log.info(
+        "--lora %d: %d layers have adapters; with the classifier %.3f M parameters are trained.",
+        *(rank, len(layers), trained / 1e6),
+    )
+    saved = {**config.to_dict(), "target_modules": sorted(layers), "modules_to_save": sorted(kept - {""})}
+    return {name: plain(value) for name, value in saved.items() if isinstance(value, str | int | float | list | None)}
+
+
+def split_adapters(checkpoint: Checkpoint, config: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return the tensors of a LoRA run's checkpoint that ``adapter_model.safetensors`` of peft has, by its names."""
+    kept = tuple(f"{name}." for name in config["modules_to_save"])
+    tensors = checkpoint.unmerged or {}
+    return {
+        f"base_model.model.{name.replace('.default.', '.')}": tensor
+        for name, tensor in tensors.items()
+        if ".lora_" in name or name.startswith(kept)
+    }
 
 
 def training_mode(model: nn.Module, forward: nn.Module | None = None) -> None:

@@ -227,6 +227,13 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     add("--distill-weight", **number("distill_weight"), default=1.0, help="factor on the loss against the teacher")
     add("--task-weight", **number("task_weight"), default=1.0, help="factor on the loss against the labels")
     add("--distill-temperature", **number("distill_temperature"), default=1.0, help="divisor of both models' logits")
+    add(
+        "--lora",
+        **number("lora"),
+        metavar="R",
+        help="train only the classifier and adapters of rank R (LoRA)",
+    )
+    add("--lora-alpha", **number("lora_alpha"), help="factor on the adapters, times R; default: 2 R")
     add("--head-init-scale", **number("head_init_scale"), help="factor on the classifier's first weights")
     add("--head-init-bias", **number("head_init_bias"), help="the classifier's first biases")
     _add_shared(add)

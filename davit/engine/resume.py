@@ -114,6 +114,7 @@ def state_of(
         "kept": standing.kept,
         "results": standing.results,
         "bad_images": standing.bad_images,
+        **({"adapter_config": parts.model.adapter_config} if hasattr(parts.model, "adapter_config") else {}),
         "args": {**flags, **plain(pictures)},
         "precision": parts.precision.name,
         "class_names": parts.data.class_names,

@@ -5,8 +5,10 @@ In the run's folder:
     previous.pth.tar      the one before, for the case that the newest is damaged
     checkpoint-N.pth.tar  the state at the end of epoch N, for the best --checkpoint-hist epochs
     model_best.pth.tar    the best of them
+    merged.safetensors    with --lora: the weights of the best epoch with its adapters merged, once the run is done
+    adapter               the adapters alone, in peft's format
     checkpoint-N.aside.pth.tar  one whose metric cannot be compared with those of today
-The last three are hard links, where the file system has them, so keeping an epoch costs no second write. Which is
+The epochs' are hard links, where the file system has them, so keeping an epoch costs no second write. Which is
 newest follows from these names, never from the clock.
 """
 
@@ -14,6 +16,7 @@ from __future__ import annotations
 
 import fcntl
 import itertools
+import json
 import logging
 import math
 import os
@@ -28,22 +31,31 @@ from typing import IO, Any
 
 import torch
 
-from ..checkpoint import CheckpointError, read_contents, unwrap
-from ..files import write_atomically
+from ..checkpoint import (
+    ADAPTER_CONFIG,
+    CheckpointError,
+    read_checkpoint,
+    read_contents,
+    unwrap,
+    write_checkpoint,
+)
+from ..files import write_atomically, write_bytes
 from ..text import some
 from .distributed import World
+from .finetune import split_adapters
 from .state_check import check_types
 
 log = logging.getLogger(__name__)
 
 FORMAT = 1
 LAST, PREVIOUS, BEST = "last.pth.tar", "previous.pth.tar", "model_best.pth.tar"
+MERGED, ADAPTERS = "merged.safetensors", "adapter"
 _EPOCH_FILE = re.compile(r"checkpoint-(\d+)\.pth\.tar")
 # what a run writes into its folder, and so what --overwrite removes from it
 _OF_A_RUN = (
     *(LAST, PREVIOUS, BEST, "checkpoint-*.pth.tar", "*.aside.pth.tar", "*.pth.tar.damaged", ".*.partial"),
     *("options.yaml", "summary*.csv", "summary.json", "curves.png", "bad_images.csv", "tensorboard", "wandb*"),
-    *("nonfinite-*.pt", "train-batch-*.jpg"),
+    *("nonfinite-*.pt", "train-batch-*.jpg", MERGED, ADAPTERS),
 )
 _LOCK = ".lock"
 _STAMP = "%Y%m%d-%H%M%S"
@@ -273,6 +285,20 @@ class RunFolder:
         if left and (best not in left or not best_file.exists()):
             self._link(self.path / _epoch_file(self._best_first(left)[0]), BEST)
         return left
+
+    def write_adapters(self, config: dict[str, Any]) -> None:
+        """Write the best epoch's weights with its adapters merged, and the adapters alone in peft's format.
+
+        Args:
+            config: of the adapters, as `add_lora` returns it.
+        """
+        checkpoint = read_checkpoint(self.path / BEST)
+        write_checkpoint(self.path / MERGED, checkpoint.state_dict, {}, force=True)
+        folder = self.path / ADAPTERS
+        folder.mkdir(exist_ok=True)
+        write_bytes(folder / ADAPTER_CONFIG, json.dumps(config, indent=2).encode())
+        write_checkpoint(folder / "adapter_model.safetensors", split_adapters(checkpoint, config), {}, force=True)
+        log.info("The merged weights are in %s, the adapters alone in %s.", MERGED, ADAPTERS)
 
     def judge_anew(self, kept: dict[int, float], aside: Collection[int]) -> dict[int, float]:
         """Make the best of `kept` the best one, after its metrics have changed; return those whose files are there.

@@ -271,6 +271,9 @@ class Trainer:
                 log.info("No better %s for %d epochs: stopped by --early-stop.", metric, standing.epoch - 1 - best)
             elif standing.epoch < self.parts.num_epochs:
                 log.info("Stopped by --stop-epoch %d; --auto-resume with a later one goes on.", num_epochs)
+            adapters: Any = getattr(self.parts.model, "adapter_config", None)
+            if adapters is not None:
+                self.folder.write_adapters(adapters)
             log.info("Best %s %.4g at epoch %d; everything is in %s.", metric, kept[best], best, self.folder.path)
 
     def _is_stalled(self) -> bool:

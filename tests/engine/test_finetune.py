@@ -6,8 +6,10 @@ from typing import Any
 import pytest
 import timm
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
+import davit
 from davit.engine.finetune import classifier_parameters, freeze, head_group, parameter_groups, training_mode
 from davit.engine.flags import train_parser
 from davit.engine.run_folder import read_state
@@ -204,3 +206,41 @@ def test_a_single_class_is_refused(pictures: Path, tmp_path: Path) -> None:
         (tmp_path / "one" / split / first.name).symlink_to(first)
     run_here(tmp_path / "one", *SHORT, cwd=tmp_path, status=2)
     run_here(tmp_path / "one", *SHORT, "--num-classes", "2", cwd=tmp_path, status=2)
+
+
+def test_adapters_train_merge_and_resume(pictures: Path, tmp_path: Path) -> None:
+    first = tmp_path / "start.pth"
+    torch.save(small_model().state_dict(), first)
+    flags = [*SHORT, "--lora", "2", "--epochs", "3", "--model-ema", "--initial-checkpoint", str(first)]
+    run_here(pictures, *flags, "--experiment", "whole", cwd=tmp_path)
+    run_here(pictures, *flags, "--stop-epoch", "1", cwd=tmp_path)
+    run_here(pictures, *flags, "--auto-resume", cwd=tmp_path)
+    runs = tmp_path / "runs"
+    assert weights_hash(runs / "whole/last.pth.tar") == weights_hash(runs / "a/last.pth.tar")
+
+    raw = read_state(runs / "a/model_best.pth.tar")["state_dict_ema"]
+    merged = load_file(runs / "a/merged.safetensors")
+    start = small_model().state_dict()
+    assert merged.keys() == start.keys()
+    adapted = {name.removesuffix(".lora_A.default.weight") for name in raw if ".lora_A." in name}
+    assert len(adapted) == 16  # four linear layers of each of four blocks
+    for name, tensor in merged.items():
+        layer = name.rpartition(".")[0]
+        if name.endswith(".weight") and layer in adapted:
+            product = raw[f"{layer}.lora_B.default.weight"] @ raw[f"{layer}.lora_A.default.weight"]
+            assert torch.allclose(tensor, start[name] + 2 * product, atol=1e-6)  # alpha is twice the rank
+        elif not name.startswith("head."):
+            assert torch.equal(tensor, start[name]), name
+    assert not torch.equal(merged["head.weight"], start["head.weight"])
+
+    peft = pytest.importorskip("peft")
+    base = peft.PeftModel.from_pretrained(small_model(accelerate=False), runs / "a/adapter")
+    for name, tensor in base.merge_and_unload().state_dict().items():
+        assert torch.allclose(tensor, merged[name], atol=1e-6), name
+
+    pixels = torch.randn(2, 3, 16, 16)
+    plain = small_model().eval()
+    plain.load_state_dict(merged)
+    loaded = davit.load(runs / "a/model_best.pth.tar", device="cpu")
+    assert torch.allclose(loaded.model(pixels), plain(pixels), atol=1e-5)
+    run_here(pictures, *flags, "--freeze", "1", "--experiment", "b", cwd=tmp_path, status=2)
