@@ -34,7 +34,7 @@ _TINY = "--img-size 32 --epochs 1 --warmup-epochs 0 --cooldown-epochs 0 --batch-
 NOT_RUN = {
     r"^(make|pip|pytest|python -m pytest|source) ": "sets a place up, or runs tests",
     r"--pretrained|--model 'DaViT_\*'|robustness DaViT_tiny": "fetches published weights",
-    r"^davit ": "the same mains as the scripts'; tests/test_packaging.py and tests/test_cli.py run it",
+    r"^davit ": "the same mains as the scripts'; tests/test_packaging.py and tests/test_davit_command.py run it",
     r"davit\.app": "serves until it is ended; tests/app/test_page_in_a_browser.py runs it",
     r"tools/launch\.sh": "for two machines; tests/distributed/test_two_machines.py has them",
     r"davit\.engine\.nonfinite": "needs the batch of a failed step; tests/engine/test_nonfinite.py has one",

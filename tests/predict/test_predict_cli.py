@@ -207,7 +207,7 @@ import runpy, sys, davit
 loaded = {part for part in ("data", "engine", "predict") if f"davit.{part}" in sys.modules}
 assert not loaded and "load" in dir(davit) and not hasattr(davit, "lode"), loaded
 from davit import load
-assert load is davit.load is davit.predict.load
+assert load is davit.load is davit.loading.load
 runpy.run_path(sys.argv.pop(1), run_name="__main__")
 """
 
