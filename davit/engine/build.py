@@ -96,7 +96,7 @@ def build_parts(args: Namespace, model: nn.Module, data: Data, config: dict[str,
     loss = build_loss(args, mixup).to(world.device)
     task = build_task(args, model, loss, data.class_names, config)
     trainable = trained_by(task, model)
-    forward, optimizer = wrap_for_training(args, trainable, config, world), build_optimizer(args, trainable)
+    forward, optimizer = wrap_for_training(args, trainable, config, world), build_optimizer(args, trainable, model)
     clipping = (args.clip_grad, args.clip_mode)
     stepper = Stepper(model, forward, loss, optimizer, precision, world, mixup, ema, args.seed, *clipping, task=task)
     scheduler, num_epochs = build_schedule(args, optimizer, train_loader.steps_per_epoch)
@@ -323,18 +323,25 @@ def build_loss(args: Namespace, mixup: Mixup | None) -> nn.Module:
     return LabelSmoothingCrossEntropy(args.smoothing) if args.smoothing else nn.CrossEntropyLoss()
 
 
-def build_optimizer(args: Namespace, model: nn.Module) -> torch.optim.Optimizer:
-    """Build timm's optimizer of that name; raises `ValueError` for a name it does not know."""
+def build_optimizer(args: Namespace, model: nn.Module, student: nn.Module | None = None) -> torch.optim.Optimizer:
+    """Build timm's optimizer of that name; raises `ValueError` for a name it does not know.
+
+    Args:
+        model: whose parameters are trained.
+        student: the classifier inside `model`, where that holds more; layers and the head are the student's.
+    """
     if args.opt_betas and len(args.opt_betas) not in (2, 3):
         raise ValueError(f"--opt-betas {' '.join(map(str, args.opt_betas))}: 2 or 3 numbers are needed.")
     kwargs = {**optimizer_kwargs(args), **args.opt_kwargs}
-    if args.head_lr_scale != 1:
+    is_wrapped = student is not None and student is not model  # and hides layers and head from timm
+    if args.head_lr_scale != 1 or (is_wrapped and args.layer_decay is not None):
         kwargs["param_group_fn"] = partial(
             parameter_groups,
             weight_decay=args.weight_decay,
             layer_decay=args.layer_decay,
             layer_decay_min_scale=args.layer_decay_min_scale,
             head_scale=args.head_lr_scale,
+            student=student,
         )
     try:
         return create_optimizer_v2(model, **kwargs)

@@ -138,14 +138,31 @@ def parameter_groups(
     layer_decay: float | None,
     layer_decay_min_scale: float,
     head_scale: float,
+    student: nn.Module | None = None,
 ) -> list[dict[str, Any]]:
     """Group parameters as timm's optimizers do, with the classifier's in groups of their own.
 
     Args:
+        student: the classifier inside `model`, where that holds more, such as a projection of its features to those
+            of a teacher; that has the plain rate.
         layer_decay: factor on the rate for each layer towards the input; None for none.
         layer_decay_min_scale: the least that these factors come to.
         head_scale: factor on the classifier's rate.
     """
+    if student is not None and student is not model:
+        groups = parameter_groups(
+            student,
+            weight_decay=weight_decay,
+            layer_decay=layer_decay,
+            layer_decay_min_scale=layer_decay_min_scale,
+            head_scale=head_scale,
+        )
+        students = {id(parameter) for parameter in student.parameters()}
+        beside = nn.Module()
+        for name, parameter in model.named_parameters():
+            if id(parameter) not in students:
+                beside.register_parameter(name.replace(".", "_"), parameter)
+        return [*groups, *param_groups_weight_decay(beside, weight_decay)]
     never = model.no_weight_decay() if hasattr(model, "no_weight_decay") else set()  # type: ignore[operator]
     if layer_decay is None:
         groups = param_groups_weight_decay(model, weight_decay, no_weight_decay_list=never)
@@ -155,7 +172,7 @@ def parameter_groups(
         )
     parameters = dict(model.named_parameters())
     head = {id(parameters[name]) for name in classifier_parameters(model)}
-    if not head:
+    if not head and head_scale != 1:
         raise ValueError(f"--head-lr-scale {head_scale:g}: {type(model).__name__} has no classifier.")
     split: list[dict[str, Any]] = []
     for group in groups:

@@ -80,13 +80,21 @@ def test_a_teacher_of_another_shape_of_output() -> None:
     assert not any(parameter.requires_grad for parameter in teacher.parameters())
 
 
-@pytest.mark.parametrize("how", ["logits", "features"])
-def test_a_run_with_a_teacher_resumes_to_the_bit(pictures: Path, tmp_path: Path, how: str) -> None:
+@pytest.mark.parametrize(
+    ("how", "more"),
+    [
+        ("logits", ""),
+        ("features", ""),
+        ("features", "--head-lr-scale 4 --layer-decay 0.75"),
+        ("features", "--layer-decay 0.75"),
+    ],
+)
+def test_a_run_with_a_teacher_resumes_to_the_bit(pictures: Path, tmp_path: Path, how: str, more: str) -> None:
     # other widths, so that features need a projection
     wider: dict[str, Any] = {"embed_dims": [8, 24], "num_heads": [1, 3]} if how == "features" else {}
     file = teacher_file(tmp_path, img_size=24, **wider)
     before = file.read_bytes()
-    words = [*SHORT, "--teacher", str(file), "--distill", how, "--epochs", "3", "--model-ema"]
+    words = [*SHORT, "--teacher", str(file), "--distill", how, "--epochs", "3", "--model-ema", *more.split()]
     run_here(pictures, *words, "--experiment", "whole", cwd=tmp_path)
     run_here(pictures, *words, "--stop-epoch", "1", cwd=tmp_path)
     done = run_here(pictures, *words, "--auto-resume", cwd=tmp_path)

@@ -117,6 +117,19 @@ def test_the_classifier_has_a_rate_of_its_own(layer_decay: float | None) -> None
     assert {names[id(parameter)] for parameter in found} <= {"head.weight", "head.bias"}
 
 
+def test_layers_and_head_of_a_student_beside_a_projection() -> None:
+    whole = nn.ModuleDict({"student": small_model(), "projection": nn.Linear(3, 4)})
+    student, projection = whole["student"], whole["projection"]
+    options: dict[str, Any] = {"weight_decay": 0.1, "layer_decay": 0.5, "layer_decay_min_scale": 0.3, "head_scale": 10}
+    groups = parameter_groups(whole, **options, student=student)
+    facts = {id(p): (g.get("lr_scale", 1.0), g["weight_decay"]) for g in groups for p in g["params"]}
+    assert sum(len(group["params"]) for group in groups) == len(facts) == len(list(whole.parameters()))
+    alone = parameter_groups(student, **options)
+    for group in alone:
+        assert all(facts[id(p)] == (group["lr_scale"], group["weight_decay"]) for p in group["params"])
+    assert facts[id(projection.weight)] == (1, 0.1) and facts[id(projection.bias)] == (1, 0)
+
+
 @pytest.mark.parametrize("words", ["--freeze 1 --head-lr-scale 5", "--freeze all --model-ema"])
 def test_a_run_that_freezes_resumes_to_the_bit(pictures: Path, tmp_path: Path, words: str) -> None:
     flags = [*SHORT, *words.split(), "--epochs", "3"]
