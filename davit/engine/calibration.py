@@ -271,6 +271,12 @@ def write_fitted(checkpoint: Path, fitted: Fitted) -> Path:
     return file
 
 
+def copy_fitted(checkpoint: Path, other: Path) -> None:
+    """Write the temperature of a checkpoint beside another name of the same file too, where predict.py may look."""
+    write_bytes(file_beside(other), file_beside(checkpoint).read_bytes())
+    log.info("its temperature is written to %s too", as_line(file_beside(other)))
+
+
 def temperature_for(asked: float | None, checkpoint: Path | None, model: nn.Module) -> float:
     """Decide by which temperature logits are divided: the one asked for, else that beside the checkpoint, else 1.
 

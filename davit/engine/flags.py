@@ -544,11 +544,15 @@ def model_asked_for(args: argparse.Namespace, given: Collection[str]) -> str | N
         given: as `given_flags` finds them; the default of --model is the original's and no wish.
 
     Raises:
-        ValueError: both --pretrained and --checkpoint say which weights to take.
+        ValueError: both --pretrained and --checkpoint say which weights to take, or nothing says it.
     """
     if args.pretrained and args.checkpoint:
         raise ValueError(f"--pretrained and --checkpoint {args.checkpoint} exclude each other; give one of them.")
-    return args.model if "model" in given or not args.checkpoint else None
+    if "model" in given:
+        return str(args.model)
+    if not args.checkpoint:  # a model that nobody named would be fetched, and its answers taken for those of one's own
+        raise ValueError("no model is named: give --checkpoint FILE, or --model NAME for published weights.")
+    return None
 
 
 def say_no_longer(answers: Mapping[str, str], given: Collection[str]) -> None:
@@ -584,7 +588,7 @@ def model_flags(num_classes: int | None = None, *, checkpoint: bool = True) -> a
         "--model",
         "-m",
         default="dpn92",
-        help="a DaViT variant or any model of timm's; default: the checkpoint's own, else the original's %(default)s",
+        help="a DaViT variant or any model of timm's; default: the checkpoint's own",
     )
     if checkpoint:
         add("--checkpoint", default="", metavar="FILE", help="weights of any known layout; without: published ones")

@@ -138,6 +138,10 @@ def _validate(args: argparse.Namespace, given: set[str], world: World) -> list[R
         try:
             if row := identity and done.get(identity):  # the best of a run is a second name of one of its epochs
                 log.info("%s is the same file as %s", request.checkpoint, row["checkpoint"])
+                if args.fit_temperature and request.checkpoint:
+                    with in_step(world):
+                        if world.is_main:
+                            calibration.copy_fitted(Path(str(row["checkpoint"])), request.checkpoint)
                 row = {**row, "checkpoint": str(request.checkpoint)}
             else:
                 row = _evaluate(request, job)

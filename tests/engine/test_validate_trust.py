@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -163,6 +164,16 @@ def test_several_models_have_a_report_each(go: Any, sure: Path) -> None:
     assert status == 0 and len(rows) == 2
     assert {path.name for path in (sure / "r").iterdir()} == {"a.pth", "b.pth"}
     assert all(calibration.file_beside(sure / "all" / name).is_file() for name in ("a.pth", "b.pth"))
+
+
+def test_a_temperature_is_kept_beside_each_name_of_a_file(go: Any, sure: Path) -> None:
+    (sure / "run").mkdir()
+    (sure / "run/checkpoint-1.pth").write_bytes((sure / "m.pth").read_bytes())
+    os.link(sure / "run/checkpoint-1.pth", sure / "run/model_best.pth")
+    status, rows, _ = go(sure, "--checkpoint", sure / "run", "--fit-temperature")
+    assert status == 0 and len(rows) == 2
+    files = [calibration.file_beside(sure / "run" / name) for name in ("checkpoint-1.pth", "model_best.pth")]
+    assert files[0].read_bytes() == files[1].read_bytes()
 
 
 @pytest.mark.parametrize(

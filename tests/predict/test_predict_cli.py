@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from davit.engine.flags import given_flags
 from davit.predict import Failure, Predictor
+from davit.predict.flags import load_asked_for, predict_parser
 from davit.predict.report import write_results
 from davit.predict.result import bar
 from davit.text import original
@@ -224,3 +226,11 @@ def test_as_a_process_and_a_reader_that_leaves(checkpoint: Path, folder: Path, r
         err = process.stderr.read().decode()
     assert process.returncode == 0, err
     assert "Traceback" not in err and "Broken" not in err
+
+
+@pytest.mark.parametrize("words", [[], ["--pretrained"], ["--checkpoint", ""]])
+def test_no_model_is_taken_that_nobody_named(words: list[str], tmp_path: Path) -> None:
+    flags = predict_parser()
+    argv = [str(tmp_path), *words]
+    with pytest.raises(ValueError):
+        load_asked_for(flags.parse_args(argv), given_flags(predict_parser, argv), {})
