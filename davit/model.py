@@ -566,8 +566,8 @@ def _require_noted_attention(
     if noted and ours and noted.isdisjoint(ours):
         error_msgs.append(
             f"the weights are for the channel attention {min(noted)!r}, and the model has {min(ours)!r}, which "
-            "computes something else with them: build the model with their attention_types, or, if you only start a training "
-            "from them, use davit.checkpoint.load_checkpoint with allow_different_function=True."
+            "computes something else with them: build the model with their attention_types, or, if you only start a "
+            "training from them, use davit.checkpoint.load_checkpoint with allow_different_function=True."
         )
 
 
