@@ -15,7 +15,7 @@ Maps are (B, H, W, C) in memory throughout, which linear layers, LayerNorms and 
 convolutions read without a copy. Only the inputs and outputs of the models are NCHW.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -371,6 +371,7 @@ class DualAttentionStages(nn.Module):
             for stage, dim in enumerate(embed_dims)
         ]
         self.register_state_dict_post_hook(_note_attentions)
+        self.register_load_state_dict_pre_hook(_require_noted_attention)
 
     @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:
@@ -545,6 +546,29 @@ def _note_attentions(
     classes = (WindowAttention, ChannelAttention, ChannelAttentionQK)
     here = {type(module) for module in stages.modules()}
     local_metadata["attentions"] = [kind for kind, cls in zip(ATTENTION_TYPES, classes, strict=True) if cls in here]
+
+
+def _require_noted_attention(
+    stages: nn.Module,
+    state_dict: Mapping[str, Any],
+    prefix: str,
+    local_metadata: Mapping[str, Any],
+    strict: bool,
+    missing_keys: list[str],
+    unexpected_keys: list[str],
+    error_msgs: list[str],
+) -> None:
+    """Refuse weights that were noted to be for the other channel attention (`_note_attentions`)."""
+    noted = {*local_metadata.get("attentions", ())} - {"spatial"}
+    here: dict[str, Any] = {}
+    _note_attentions(stages, {}, prefix, here)
+    ours = {*here["attentions"]} - {"spatial"}
+    if noted and ours and noted.isdisjoint(ours):
+        error_msgs.append(
+            f"the weights are for the channel attention {min(noted)!r}, and the model has {min(ours)!r}, which "
+            "computes something else with them: build the model with their attention_types, or, if you only start a "
+            "training from them, use davit.checkpoint.load_checkpoint with allow_different_function=True."
+        )
 
 
 def init_weights(module: nn.Module, weight_init: str) -> None:

@@ -53,10 +53,10 @@ from .checkpoint import (
     sha256_of,
     unwrap,
 )
-from .checkpoint.names import DAVIT_FUNCTION, FLORENCE2_FUNCTION
-from .checkpoint.read import FUNCTION_ENTRY
+from .checkpoint.function import said_beside, said_by_config
+from .checkpoint.read import CONFIG, FUNCTION_ENTRY
 from .commands import USER_ERROR
-from .counterparts import TIMM_DAVITS, our_counterpart
+from .counterparts import our_counterpart
 from .files import read_small
 from .limits import short
 from .text import as_line, nearest, some
@@ -64,7 +64,6 @@ from .text import as_line, nearest, some
 _logger = logging.getLogger(__name__)
 
 FOLDER_VARIABLE = "DAVIT_WEIGHTS_DIR"
-CONFIG = "config.json"
 ARCHITECTURE_ENTRY = "architecture"  # in a checkpoint's metadata: the one that its config.json names
 DESCRIPTIONS_ENTRY = "class_descriptions"  # likewise: what its classes' names mean, by name
 BEST_OF_A_RUN = ("model_best.pth.tar", "last.pth.tar", "previous.pth.tar")  # the first that is there
@@ -183,6 +182,7 @@ def read_resolved(found: ResolvedSource, ema: str = "auto") -> Checkpoint:
     checkpoint = read_checkpoint(found.file, ema)
     if found.config is not None:
         checkpoint.origin = found.origin
+        _check_function(checkpoint, found.config)
         checkpoint.metadata.update(_noted(found.config, found.origin))
         _check_classes(checkpoint, found.config)
     return checkpoint
@@ -198,7 +198,8 @@ def _resolve_folder(folder: Path) -> ResolvedSource:
     origin = str(folder)
     config = _read_config(folder / CONFIG) if (folder / CONFIG).is_file() else None
     has_weights = any((folder / name).is_file() for name in _WEIGHTS)
-    if holds_one_checkpoint(folder) and (not has_weights or (folder / ADAPTER_CONFIG).is_file()):
+    is_several = any((folder / name).is_file() for name in (ADAPTER_CONFIG, *_INDEXES))
+    if holds_one_checkpoint(folder) and (is_several or not has_weights):
         return ResolvedSource(folder, config, origin)  # in several files, which `read_checkpoint` puts together
     if config is not None or has_weights:
         return ResolvedSource(_weights_in(folder), config, origin)
@@ -353,9 +354,8 @@ def _noted(config: Mapping[str, Any], origin: str) -> dict[str, Any]:
     if names := _label_names(config):
         noted["class_names"] = names
         noted[DESCRIPTIONS_ENTRY] = _said(config, "label_descriptions") or {}
-    if architecture in TIMM_DAVITS:  # the names of such weights need not tell
-        is_fl = {**TIMM_DAVITS[architecture], **model_args}["channel_attn_v2"]
-        noted[FUNCTION_ENTRY] = FLORENCE2_FUNCTION if is_fl else DAVIT_FUNCTION
+    if function := said_by_config(config):  # the names of such weights need not tell
+        noted[FUNCTION_ENTRY] = function
     return noted
 
 
@@ -365,8 +365,22 @@ def _label_names(config: Mapping[str, Any]) -> list[str]:
     if isinstance(names, dict):  # number to name, where some have none
         numbered = {int(key): str(value) for key, value in names.items() if re.fullmatch(r"\d{1,9}", str(key))}
         count = int(_said(config, "num_classes") or 0) or 1 + max(numbered, default=-1)
+        if unused := [key for key in names if not re.fullmatch(r"\d{1,9}", str(key)) or int(key) >= count]:
+            _logger.warning(
+                "label_names has %s beside the numbers of classes (0 to %d): not used; write number: name.",
+                *(some(map(short, unused), 3), count - 1),
+            )
         names = [numbered.get(index, f"class {index}") for index in range(count)] if numbered else []
     return list(map(str, names)) if isinstance(names, list) else []
+
+
+def _check_function(checkpoint: Checkpoint, config: Mapping[str, Any]) -> None:
+    said, noted = said_by_config(config), said_beside(checkpoint.metadata)
+    if said and noted and said != noted:
+        raise CheckpointError(
+            f"{checkpoint.origin} has the channel attention {said!r} by its {CONFIG}, and its weights are for "
+            f"{noted!r}: they do not belong together; correct the architecture there, or give the weights' file alone."
+        )
 
 
 def _check_classes(checkpoint: Checkpoint, config: Mapping[str, Any]) -> None:
@@ -621,7 +635,7 @@ def _weights_of(cfg: Mapping[str, Any], cache_dir: str | Path | None) -> tuple[A
         folder = Path(str(cfg.get("file") or ""))
         if not cfg.get("file") or not folder.is_dir():
             raise CheckpointError(f"local-dir:{cfg.get('file') or ''}: there is no such folder; check the path.")
-        return _weights_in(folder), True
+        return _resolve_folder(folder).file, True
     if cfg.get("state_dict"):
         return cfg["state_dict"], False
     if cfg.get("file"):

@@ -3,6 +3,7 @@
 timm's own port is called ``davit_tiny`` and so on; both can be registered side by side.
 """
 
+import logging
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from typing import Any
@@ -26,6 +27,8 @@ from .pretrained import (
 )
 from .text import nearest
 from .variants import FLORENCE2, VARIANTS, Variant
+
+_logger = logging.getLogger(__name__)
 
 _OF_FLORENCE2 = {
     "crop_pct": 1.0,  # its processor squashes the whole picture to the input size
@@ -104,6 +107,13 @@ def _configured(name: str, kwargs: Mapping[str, Any]) -> dict[str, Any]:
     cfg = vars(resolve_pretrained_cfg(name, kwargs.get("pretrained_cfg"), overlay))
     if overlay.get("url") and not overlay.get("hf_hub_id"):  # the caller's address, before the default's repository
         cfg = {**cfg, "hf_hub_id": None}
+    unread = [name for name in ("file", "state_dict", "url") if overlay.get(name)]
+    if unread and cfg.get("source") and "source" not in overlay:
+        _logger.warning(
+            "pretrained_cfg_overlay names weights (%s) that are not read: timm's source=%r comes first; overlay "
+            "source='' too, or use checkpoint_path=FILE.",
+            *(", ".join(unread), cfg["source"]),
+        )
     return cfg
 
 

@@ -333,6 +333,40 @@ def test_shapes_that_only_florence2s_variants_have_tell_too() -> None:
     ]
 
 
+def test_shapes_that_only_florence2s_variants_have_are_not_taken_for_davits() -> None:
+    """The same file in a DaViT that has the shapes, and in timm's names, which do not tell either."""
+    model = davit.create_model("DaViT_base", overlapped_patch=True, num_classes=0, accelerate=False)
+    silent = {name: torch.zeros(tensor.shape) for name, tensor in model.state_dict().items()}
+    for weights in (silent, dict(convert_state_dict(silent, "timm"))):
+        with pytest.raises(CheckpointError):
+            load_checkpoint(model, weights)
+        assert load_checkpoint(model, weights, allow_different_function=True).share == 1.0
+    assert load_checkpoint(model, model.state_dict()).complete  # says that it is DaViT's
+
+
+def test_unnamed_blocks_of_timm_do_not_tell(small: DaViT) -> None:
+    weights = dict(convert_state_dict({**other_of(small).state_dict()}, "timm"))
+    assert not any("_block" in name for name in weights)
+    assert load_checkpoint(other_of(small), weights).complete
+    with pytest.raises(CheckpointError):
+        load_checkpoint(small, weights)
+
+
+def test_a_models_own_loading_refuses_what_is_noted_to_be_the_others(small: DaViT) -> None:
+    """`load_state_dict` of torch, also around and inside other modules."""
+    for wrap in (nn.Identity, lambda one: nn.ModuleDict({"backbone": one}), accelerate):
+        right, wrong = (other_of(small, attention_types=kinds) for kinds in (FLORENCE2, ("spatial", "channel")))
+        holder = [one if wrap is nn.Identity else wrap(one) for one in (right, wrong)]
+        holder[0].load_state_dict(holder[0].state_dict())
+        with pytest.raises(RuntimeError, match="channel_qk"):
+            holder[1].load_state_dict(holder[0].state_dict())
+        with pytest.raises(RuntimeError, match="channel_qk"):
+            holder[0].load_state_dict(holder[1].state_dict())
+        holder[1].load_state_dict({**holder[0].state_dict()})  # nothing is noted
+    spatial = other_of(small, attention_types=("spatial", "spatial"))
+    spatial.load_state_dict(other_of(small).state_dict())
+
+
 def test_published_dimensions_and_entries() -> None:
     for size, timms in (("base", "davit_base_fl"), ("large", "davit_huge_fl")):
         with torch.device("meta"):

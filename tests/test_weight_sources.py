@@ -21,7 +21,7 @@ from huggingface_hub.errors import (
 
 import davit
 import davit.pretrained
-from davit.checkpoint import CheckpointError
+from davit.checkpoint import CheckpointError, load_checkpoint, read_checkpoint
 from davit.engine import run_folder
 from davit.hub.export import ExportOptions, export
 from davit.pretrained import PretrainedError, hub_file, read_source, resolve, split_source
@@ -114,6 +114,98 @@ def test_folders_that_timm_writes(tmp_path, never_published, safe):  # noqa: F81
         assert same(again, ours) and again.main_blocks[0][0][0].attn.window_size == 3
 
 
+QK = {"attention_types": ["spatial", "channel_qk"]}
+
+
+@pytest.mark.parametrize("form", ["ours", "transformers", "detector", "timm", "timm_named"])
+def test_a_config_says_whose_function_the_weights_are(tmp_path, never_published, form):  # noqa: F811
+    """Safetensors have no notes, and the names of these weights do not tell, or tell another function."""
+    folder, numbers = tmp_path / "theirs", {"embed_dims": (32, 64, 128, 160), "num_heads": (1, 2, 4, 5)}
+    timms = {**numbers, "depths": (1, 1, 1, 1), "window_size": 4}
+    if form == "ours":
+        model = randomise(timm.create_model("DaViT_nano", num_classes=3, **QK), 1)
+        timm.models.save_for_hf(model, folder, model_args=QK, safe_serialization=True)
+        assert same(timm.create_model(f"local-dir:{folder}", pretrained=True), model)
+        with pytest.raises(CheckpointError):
+            timm.create_model(f"local-dir:{folder}", pretrained=True, attention_types=["spatial", "channel"])
+        overlay = {"file": str(folder / "model.safetensors")}
+        with pytest.raises(CheckpointError):
+            timm.create_model("DaViT_nano", num_classes=3, pretrained=True, pretrained_cfg_overlay=overlay)
+        assert same(davit.load(folder).model, model)
+    elif form.startswith("timm"):
+        args = {**timms, "channel_attn_v2": True, "named_blocks": form == "timm_named"}
+        model = randomise(timm.create_model("davit_base", num_classes=3, **args), 1)
+        timm.models.save_for_hf(model, folder, model_args=args, safe_serialization=True)
+        assert hashes(davit.load(folder).model) == hashes(model)
+    else:
+        pytest.importorskip("transformers")
+        from transformers import DetrConfig, DetrForObjectDetection
+
+        from davit.transformers import DavitBackbone, DavitConfig
+
+        config = DavitConfig(variant="DaViT_nano", **QK)
+        if form == "transformers":
+            DavitBackbone(config).save_pretrained(folder)
+        else:
+            small = dict.fromkeys(("d_model", "encoder_ffn_dim", "decoder_ffn_dim"), 8)
+            small |= dict.fromkeys(("encoder_layers", "decoder_layers"), 1)
+            heads = {"encoder_attention_heads": 1, "decoder_attention_heads": 1}
+            DetrForObjectDetection(DetrConfig(backbone_config=config, **small, **heads)).save_pretrained(folder)
+    right, wrong = (davit.create_model("DaViT_nano", num_classes=3, **kwargs) for kwargs in (QK, {}))
+    before = hashes(wrong)
+    for source in (folder, folder / "model.safetensors"):
+        assert read_source(source).function == read_checkpoint(source).function == "florence2"
+        assert load_checkpoint(right, source).share > 0.99
+        with pytest.raises(CheckpointError):
+            load_checkpoint(wrong, source)
+    assert hashes(wrong) == before
+
+
+def test_a_config_of_the_other_function_is_not_believed(exported, tmp_path):  # noqa: F811
+    folder, _ = exported(**QK)
+    config = json.loads((folder / "config.json").read_text())
+    config["model_args"]["channel_attn_v2"] = False
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError):
+        davit.load(folder)
+
+
+def test_shards_and_a_whole_file_are_read_alike_by_every_way_in(trained, tmp_path, caplog):  # noqa: F811
+    (first, model), (_, other) = trained(folder="a"), trained(folder="b")
+    randomise(other, 8)
+    folder = export(first, tmp_path / "out", ExportOptions(architecture="davit")).folder
+    whole = safetensors.torch.load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    weight_map = {}
+    for number in range(2):
+        part = dict(list(whole.items())[number::2])
+        weight_map |= dict.fromkeys(part, file := f"model-{number + 1:05}-of-00002.safetensors")
+        safetensors.torch.save_file(part, folder / file)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+
+    def read_everyway() -> list[torch.nn.Module]:
+        loaded = davit.create_model("DaViT_nano", num_classes=len(NAMES))
+        load_checkpoint(loaded, folder)
+        return [loaded, timm.create_model(f"local-dir:{folder}", pretrained=True), davit.load(folder).model]
+
+    assert all(hashes(one) == hashes(model) for one in read_everyway())
+    assert not [record for record in caplog.records if "index" in record.message]
+    safetensors.torch.save_file(other.state_dict(), folder / "model.safetensors")  # all libraries look for this first
+    assert all(hashes(one) == hashes(other) for one in read_everyway())
+    assert [record for record in caplog.records if "index" in record.message]
+
+
+def test_an_overlay_that_is_not_read_is_said(exported, caplog):  # noqa: F811
+    folder, model = exported("DaViT_nano", ExportOptions(architecture="davit"))
+    overlay = {"state_dict": randomise(davit.create_model("DaViT_nano", num_classes=len(NAMES)), 5).state_dict()}
+    ways = [({}, 0), (overlay, 1), ({**overlay, "source": ""}, 0)]
+    for given, warnings in ways:
+        caplog.clear()
+        read = timm.create_model(f"local-dir:{folder}", pretrained=True, pretrained_cfg_overlay=given)
+        assert (hashes(read) == hashes(model)) == ("source" not in given)
+        assert len([one for one in caplog.records if one.name == "davit.registry"]) == warnings
+
+
 def test_a_timm_model_that_ours_cannot_express_stays_timms(tmp_path, never_published):  # noqa: F811
     model = randomise(timm.create_model("davit_tiny", num_classes=3, head_norm_first=True, **SMALL), 1)
     timm.models.save_for_hf(model, tmp_path / "theirs", safe_serialization=True)
@@ -138,13 +230,16 @@ def test_folders_of_transformers(tmp_path, exported, never_published):  # noqa: 
         (["a", "b", 3], ("a", "b", "3")),
         ([], ("class 0", "class 1", "class 2")),
         ({"x": "?"}, ("class 0", "class 1", "class 2")),
+        ({"2": "c", "0": "a", "9": "?"}, ("a", "class 1", "c")),
     ],
 )
-def test_class_names_of_a_config(exported, names, described):  # noqa: F811
+def test_class_names_of_a_config(exported, caplog, names, described):  # noqa: F811
     folder, _ = exported(num_classes=3)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "label_names": names}))
     assert davit.load(folder).class_names == described
+    said = [one for one in caplog.records if one.name == "davit.pretrained" and "?" not in one.message]
+    assert bool(said) == (isinstance(names, dict) and "?" in names.values())
 
 
 def test_an_old_config_without_parts(exported, never_published):  # noqa: F811

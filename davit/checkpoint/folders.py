@@ -4,6 +4,7 @@ Nothing outside the folder is read, and no file that no index or known name lead
 """
 
 import json
+import logging
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +18,8 @@ from ..text import as_line, some
 from . import adapters
 from .kinds import SUFFIXES, read_file
 from .names import CheckpointError
+
+_logger = logging.getLogger(__name__)
 
 INDEX_SUFFIX = ".index.json"
 # in the order in which they are preferred
@@ -46,7 +49,7 @@ def read_folder(
     index = index or next((name for name in sorted(names) if name.endswith(INDEX_SUFFIX)), None)
     if adapters.CONFIG in names:
         return _read_adapters(folder, names, foreign)
-    if index is not None:
+    if index is not None and not _is_whole_beside(folder, index, names):
         return read_shards(folder / index, foreign)
     if ".metadata" in names and (folder / ".metadata").is_file():
         raise CheckpointError(
@@ -80,6 +83,15 @@ def holds_one_checkpoint(folder: Path) -> bool:
         or any(name.endswith(INDEX_SUFFIX) or _OF_DEEPSPEED.fullmatch(name) for name in names)
         or ("latest" in names and _tagged(folder) is not None)
     )
+
+
+def _is_whole_beside(folder: Path, index: str, names: set[str]) -> bool:
+    """Tell whether the weights that an index names also lie in one file, which all readers take first; say so."""
+    whole = index.removesuffix(INDEX_SUFFIX)
+    if whole not in names:
+        return False
+    _logger.warning("%s has its weights in %s and in the files of %s: taking %s", folder, whole, index, whole)
+    return True
 
 
 def _names_in(folder: Path) -> set[str]:
@@ -251,7 +263,7 @@ def _read_adapters(folder: Path, names: set[str], foreign: bool) -> tuple[Any, d
     files: tuple[Path, ...] = ()
     contents: Any = {}
     header: dict[str, Any] = {}
-    if index is not None:
+    if index is not None and not _is_whole_beside(folder, index, names):
         contents, header, files = read_shards(folder / index, foreign)
     elif base is not None:
         contents, header = read_file(folder / base, foreign)

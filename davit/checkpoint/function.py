@@ -3,7 +3,7 @@
 DaViT's and Florence-2's have the same parameters and compute something else with them (`davit.model`). The names of
 timm's ``davit_*_fl`` and of Florence-2 say which it is. Ours do not, so a state dict of `davit.model` notes its
 attentions in its `_metadata`, which torch.save keeps; a file without that has an entry (`FUNCTION_ENTRY`), or names
-the model that was trained.
+the model that was trained, or has a config.json of timm's or of transformers' beside it.
 """
 
 from collections import OrderedDict
@@ -13,9 +13,10 @@ from typing import Any
 import timm.models.davit
 from torch import Tensor, nn
 
+from ..counterparts import TIMM_DAVITS
 from ..model import ChannelAttention, ChannelAttentionQK
 from ..variants import FLORENCE2, VARIANTS
-from .names import DAVIT_FUNCTION, FLORENCE2_FUNCTION, Recognised, structure_of
+from .names import DAVIT_FUNCTION, FLORENCE2_FUNCTION, SPELLINGS, Recognised, structure_of
 
 FUNCTION_ENTRY = "channel_attention"  # of a file whose names hide whose function it is
 MIXED = f"{DAVIT_FUNCTION}+{FLORENCE2_FUNCTION}"  # of an edited model that has both
@@ -28,7 +29,7 @@ _OF_MODULE: dict[type[nn.Module], str] = {
     timm.models.davit.ChannelAttention: DAVIT_FUNCTION,
     timm.models.davit.ChannelAttentionV2: FLORENCE2_FUNCTION,
 }
-_LIKE_OURS = ("davit", "pyramid")  # layouts whose names do not tell
+_DO_NOT_TELL = (SPELLINGS["davit"], SPELLINGS["timm"])  # names that both functions' weights may have
 _TEXTS = {
     DAVIT_FUNCTION: "DaViT's channel attention (softmax of k^T v, scaled by channels^-0.5, applied to q)",
     FLORENCE2_FUNCTION: "Florence-2's channel attention (softmax of q^T k, scaled by positions^-0.5, applied to v)",
@@ -77,11 +78,34 @@ def said_beside(metadata: Mapping[str, Any]) -> str | None:
     args = args if isinstance(args, Mapping) else {}
     kwargs = args.get("model_kwargs")
     if isinstance(kwargs, Mapping) and (kinds := kwargs.get("attention_types")) is not None:
-        return _joined(_OF_KIND.get(str(kind)) for kind in kinds) if isinstance(kinds, list | tuple) else None
+        return _of_kinds(kinds)
     for name in (args.get("model"), metadata.get("arch")):
         if isinstance(name, str) and name in VARIANTS:
-            return FLORENCE2_FUNCTION if VARIANTS[name].attention_types == FLORENCE2 else DAVIT_FUNCTION
+            return _of_kinds(VARIANTS[name].attention_types)
     return None
+
+
+def said_by_config(config: Mapping[str, Any]) -> str | None:
+    """Read which channel attention a model has from its config.json; None if it is not of a DaViT.
+
+    That is timm's description of a model (`architecture`, `model_args`), or one of `davit.transformers`, also as the
+    backbone of a detector.
+    """
+    args = config.get("model_args")
+    args = args if isinstance(args, Mapping) else {}
+    name = config.get("architecture")
+    if isinstance(name, str) and name in VARIANTS:
+        return _of_kinds(args.get("attention_types", VARIANTS[name].attention_types))
+    if isinstance(name, str) and name in TIMM_DAVITS:
+        return FLORENCE2_FUNCTION if {**TIMM_DAVITS[name], **args}["channel_attn_v2"] else DAVIT_FUNCTION
+    if config.get("model_type") == "davit":
+        return _of_kinds(config.get("attention_types") or ("channel",))
+    inner = config.get("backbone_config")
+    return said_by_config(inner) if isinstance(inner, Mapping) and "backbone_config" not in inner else None
+
+
+def _of_kinds(kinds: object) -> str | None:
+    return _joined(_OF_KIND.get(str(kind)) for kind in kinds) if isinstance(kinds, list | tuple) else None
 
 
 def likely_function(found: Recognised, tensors: Mapping[str, Tensor]) -> str:
@@ -89,7 +113,7 @@ def likely_function(found: Recognised, tensors: Mapping[str, Tensor]) -> str:
 
     Shapes tell only if all variants that have them are Florence-2's.
     """
-    if found.layout in _LIKE_OURS:
+    if found.spelling in _DO_NOT_TELL:
         variants = structure_of(found, tensors).variants()
         if variants and all(VARIANTS[name].attention_types == FLORENCE2 for name in variants):
             return FLORENCE2_FUNCTION
@@ -104,11 +128,15 @@ def why_another(stated: str | None, likely: str, theirs: Recognised, ours: str, 
         likely: what its names and shapes let expect (`likely_function`).
         ours: the function of the model.
     """
-    silent = stated is None and theirs.layout in _LIKE_OURS
+    silent = stated is None and theirs.spelling in _DO_NOT_TELL
     function = stated or likely
-    if function == ours or (silent and ours == DAVIT_FUNCTION):
+    if function == ours:
         return None
-    if silent:
+    if silent and likely == FLORENCE2_FUNCTION:
+        holds = (
+            f"{origin} does not say for which channel attention its weights were trained; its shapes are Florence-2's"
+        )
+    elif silent:
         holds = f"{origin} does not say for which channel attention its weights were trained, and may be DaViT's"
     else:
         holds = f"{origin} holds weights for {_TEXTS[function]}"

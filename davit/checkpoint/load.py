@@ -212,8 +212,9 @@ class _DavitPairing:
         self._their_slots = {one.slot for one in self.theirs if isinstance(one, Key)}
         self._our_slots = {one.slot for one in self.ours if isinstance(one, Key)}
         self._last_stage = max(key.stage for key in ours.names)
-        # all that a wrapper holds is the model
-        is_wrapped = theirs.prefix.rstrip(".").split(".")[-1] in WRAPPERS and not is_one_of_two
+        # all that a wrapper holds is the model, unless that has a place in something larger
+        around = theirs.prefix.split(".")[:-1]
+        is_wrapped = bool(around) and set(around) <= set(WRAPPERS) and not is_one_of_two
         self._why_outside = None if is_wrapped else f"not under {theirs.prefix!r}, so not the DaViT's"
 
     def head_of(self, one: Identity) -> str | None:

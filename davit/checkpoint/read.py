@@ -4,6 +4,7 @@ kinds.py reads a file, folders.py a folder of several, unwrap.py finds the weigh
 """
 
 import hashlib
+import json
 import logging
 from collections import Counter
 from collections.abc import Mapping
@@ -14,10 +15,10 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from ..files import write_atomically
+from ..files import read_small, write_atomically
 from .adapters import WEIGHTS as ADAPTERS
 from .folders import INDEX_SUFFIX, SINGLES, read_adapter_config, read_folder, read_shards
-from .function import FUNCTION_ENTRY, noted_in
+from .function import FUNCTION_ENTRY, noted_in, said_beside, said_by_config
 from .kinds import read_file, why_a_part
 from .names import CheckpointError
 from .unwrap import Checkpoint, unwrap
@@ -37,6 +38,8 @@ __all__ = [
     "write_checkpoint",
 ]
 
+CONFIG = "config.json"
+_MOST_CONFIG = 64 << 20  # bytes; the names of a million classes
 WRITTEN = (".safetensors", ".pth", ".pth.tar", ".pt", ".bin")
 
 Source: TypeAlias = str | Path | Checkpoint | Mapping[str, Any]
@@ -70,6 +73,9 @@ def read_checkpoint(path: str | Path, ema: str = "auto") -> Checkpoint:
         is_split="adapters" in header,
     )
     checkpoint.metadata.update(header)
+    if checkpoint.davits and said_beside(checkpoint.metadata) is None:
+        said = said_by_config(_config_in(folder))
+        checkpoint.metadata.update({FUNCTION_ENTRY: said} if said else {})
     if path.name in SINGLES and any((path.parent / name).is_file() for name in ADAPTERS):
         _logger.warning("%s: the adapters beside it are not merged; give the folder, %s, to merge them", path, folder)
     _logger.info(
@@ -81,6 +87,15 @@ def read_checkpoint(path: str | Path, ema: str = "auto") -> Checkpoint:
         "".join(f"; {note}" for note in checkpoint.notes),
     )
     return checkpoint
+
+
+def _config_in(folder: Path) -> dict[str, Any]:
+    """Read the config.json of a folder; empty where there is none that can be read: only what it says is asked."""
+    try:
+        config = json.loads(read_small(folder / CONFIG, _MOST_CONFIG))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return config if isinstance(config, dict) else {}
 
 
 def open_source(source: Source, ema: str = "auto") -> Checkpoint:

@@ -351,13 +351,27 @@ def _check_destination(folder: Path, force: bool) -> None:
 
 
 def _put_in_place(partial: Path, folder: Path) -> None:
-    """Give the finished folder its name; in a folder that is there its files are replaced one by one."""
+    """Give the finished folder its name; in a folder that is there its files are replaced, all or none."""
     if not folder.exists():
         partial.chmod(0o777 & ~_umask())  # a temporary folder is closed to others
         partial.rename(folder)
         return
-    for file in FILES:
-        os.replace(partial / file, folder / file)  # noqa: PTH105 (Path.replace says less)
+    # New weights beside the earlier names would be a wrong order of classes: so config.json goes first and comes last,
+    # and an error puts the earlier files back.
+    order, earlier = (CONFIG, WEIGHTS, CARD), partial / "earlier"
+    earlier.mkdir()
+    try:
+        for file in order:
+            if (folder / file).exists():
+                os.replace(folder / file, earlier / file)  # noqa: PTH105 (Path.replace says less)
+        for file in reversed(order):
+            os.replace(partial / file, folder / file)  # noqa: PTH105
+    except BaseException:
+        (folder / CONFIG).unlink(missing_ok=True)
+        for file in reversed(order):
+            if (earlier / file).exists():
+                os.replace(earlier / file, folder / file)  # noqa: PTH105
+        raise
 
 
 def _umask() -> int:

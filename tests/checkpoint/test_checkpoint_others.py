@@ -360,7 +360,13 @@ def detector(backbone: nn.Module, seed: int) -> Any:
     return model
 
 
-@pytest.mark.parametrize("place", ["backbone.", "module.backbone.", "backbone.timm_model.", "detector.backbone.body."])
+@pytest.mark.parametrize(
+    "place",
+    [
+        *("backbone.", "module.backbone.", "backbone.timm_model.", "detector.backbone.body."),
+        *("backbone._orig_mod.", "module.backbone._fsdp_wrapped_module."),
+    ],
+)
 @pytest.mark.parametrize("layout", ["timm", "davit", "mmpretrain"])
 def test_the_backbone_comes_out_of_a_detector_and_the_rest_is_said(saved: Any, place: str, layout: str) -> None:
     trunk = {name.removeprefix("backbone."): tensor for name, tensor in convert_state_dict(OWN, layout).items()}

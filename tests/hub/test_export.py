@@ -226,6 +226,30 @@ def test_a_folder_that_exists_is_refused(exported, trained, tmp_path):
     assert export(path, tmp_path / "empty").files.keys() == set(FILES)
 
 
+@pytest.mark.parametrize("failing", FILES)
+def test_a_replacement_that_fails_leaves_the_earlier_export(trained, tmp_path, monkeypatch, failing):
+    """New weights beside earlier names of classes would be a wrong order."""
+    (first, _), (second, _) = trained(folder="a"), trained(folder="b", num_classes=2)
+    folder = export(first, tmp_path / "out").folder
+    before = {name: (folder / name).read_bytes() for name in FILES}
+    replace, times = os.replace, []
+
+    def fail_once(source, target):
+        if Path(target) == folder / failing and not times:
+            times.append(1)
+            raise OSError(28, "No space left on device")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", fail_once)
+    with pytest.raises(OSError, match="No space"):
+        export(second, folder, ExportOptions(), force=True)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert export(second, folder, force=True).folder == folder
+    assert len(json.loads((folder / "config.json").read_text())["label_names"]) == 2
+    assert sorted(path.name for path in folder.iterdir()) == sorted(FILES)
+    assert not list(tmp_path.glob(".out*"))
+
+
 def test_what_computes_something_else_is_not_written(trained, tmp_path, monkeypatch):
     path, _ = trained()
     created = timm.create_model
