@@ -111,7 +111,8 @@ def digest_of(task: TrainingTask) -> str:
     """Return a hash of a teacher's weights."""
     digest = hashlib.sha256()
     for name, tensor in task.teacher.model.state_dict().items():
-        digest.update(name.encode() + tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        flat = tensor.detach().cpu().contiguous().flatten()  # a count of a batch norm has no dimension
+        digest.update(name.encode() + flat.view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 

@@ -19,8 +19,9 @@ log = logging.getLogger(__name__)
 
 
 def classifier_parameters(model: nn.Module) -> list[str]:
-    """Name the parameters of a model's classifier; none where it has none."""
-    classifier = model.get_classifier() if hasattr(model, "get_classifier") else None  # type: ignore[operator]
+    """Name the parameters of a model's classifier, or of that of a student in timm's module for its features."""
+    student = getattr(model, "student", model)
+    classifier = student.get_classifier() if hasattr(student, "get_classifier") else None  # type: ignore[operator]
     found = classifier if isinstance(classifier, tuple | list) else (classifier,)
     own = {id(parameter) for module in found if isinstance(module, nn.Module) for parameter in module.parameters()}
     return [name for name, parameter in model.named_parameters() if id(parameter) in own]

@@ -326,8 +326,8 @@ def _arguments(
         kwargs["global_pool"] = pool
     if checkpoint is not None and (num_classes := options.num_classes or _num_classes(checkpoint, trained)):
         kwargs["num_classes"] = num_classes
-    elif checkpoint is not None and not needs_head:
-        kwargs.setdefault("num_classes", _outputs(name, checkpoint))
+    elif checkpoint is not None and ((outputs := _outputs(name, checkpoint)) or not needs_head):
+        kwargs.setdefault("num_classes", outputs)
     if bands != 3:
         kwargs["in_chans"] = bands
     return kwargs

@@ -277,9 +277,12 @@ class Trainer:
             log.info("Best %s %.4g at epoch %d; everything is in %s.", metric, kept[best], best, self.folder.path)
 
     def _is_stalled(self) -> bool:
-        """Return whether the epochs since the best one are as many as --early-stop allows."""
+        """Return whether the epochs since the best one are as many as --early-stop allows.
+
+        Only an evaluation can tell, so a run stops behind one.
+        """
         patience, kept, is_stalled = self.options.early_stop, self.standing.kept, False
-        if patience is not None:
+        if patience is not None and self.standing.epoch % self.options.val_interval == 0:
             if self.folder is not None and kept:  # only the main process judges
                 is_stalled = self.standing.epoch - 1 - self.folder.best(kept) >= patience
             is_stalled = self.world.broadcast(is_stalled)

@@ -5,12 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from davit.engine.build import build_loss
-from davit.engine.distill import SizedTeacher, build_task
+from davit.engine.build import build_loss, build_optimizer
+from davit.engine.distill import SizedTeacher, build_task, trained_by
 from davit.engine.flags import train_parser
 from davit.engine.run_folder import read_state
 from tests.engine.runs import SHORT, run_here, small_model, weights_hash
@@ -139,3 +140,31 @@ def test_teachers_that_do_not_fit(pictures: Path, tmp_path: Path, words: str, op
     run_here(pictures, *SHORT, "--teacher", "no_such_model", cwd=tmp_path, status=2)
     run_here(pictures, *SHORT, "--distill", "logits", cwd=tmp_path, status=2)
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("words", ["", "--distill features --head-lr-scale 5 --layer-decay 0.5"])
+def test_a_teacher_of_timm_with_batch_norms(pictures: Path, tmp_path: Path, words: str) -> None:
+    """Its counts of batches have no dimension, and its file notes nothing but its tensors."""
+    torch.manual_seed(1)
+    file = tmp_path / "teacher.pth"
+    torch.save(
+        {"arch": "test_resnet", "state_dict": timm.create_model("test_resnet", num_classes=3).state_dict()}, file
+    )
+    flags = [*SHORT, "--teacher", str(file), *words.split()]
+    run_here(pictures, *flags, "--experiment", "whole", cwd=tmp_path)
+    run_here(pictures, *flags, "--stop-epoch", "1", cwd=tmp_path)
+    run_here(pictures, *flags, "--auto-resume", cwd=tmp_path)
+    whole, parted = (tmp_path / "runs" / name / "last.pth.tar" for name in ("whole", "a"))
+    assert weights_hash(whole) == weights_hash(parted)
+
+
+def test_the_classifier_of_a_student_has_its_rate_beside_a_projection(tmp_path: Path) -> None:
+    file = teacher_file(tmp_path, embed_dims=(8, 24), num_heads=(1, 3))
+    args = flags("--teacher", str(file), "--distill", "features", "--head-lr-scale", "5")
+    student = small_model()
+    task = build_task(args, student, nn.CrossEntropyLoss(), NAMES, CONFIG)
+    optimizer = build_optimizer(args, trained_by(task, student))
+    scale = {id(p): group.get("lr_scale", 1.0) for group in optimizer.param_groups for p in group["params"]}
+    scales = {name: scale[id(p)] for name, p in trained_by(task, student).named_parameters()}
+    assert {name for name, found in scales.items() if found == 5.0} == {"student.head.weight", "student.head.bias"}
+    assert scales["projection.weight"] == 1.0

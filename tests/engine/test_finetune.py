@@ -165,6 +165,12 @@ def test_early_stop_counts_epochs_since_the_best(pictures: Path, tmp_path: Path)
     assert len(summary(tmp_path / "runs/a")) == 5
 
 
+def test_early_stop_waits_for_an_evaluation(pictures: Path, tmp_path: Path) -> None:
+    flags = [*SHORT, "--lr", "0", "--warmup-lr", "0", "--min-lr", "0", "--epochs", "9", "--val-interval", "3"]
+    run_here(pictures, *flags, "--early-stop", "1", cwd=tmp_path)
+    assert [bool(row["eval_top1"]) for row in summary(tmp_path / "runs/a")] == [False, False, True] * 2
+
+
 def test_the_classifiers_first_values(pictures: Path, tmp_path: Path) -> None:
     still = ["--lr", "0", "--warmup-lr", "0", "--min-lr", "0", "--weight-decay", "0", "--epochs", "1"]
     heads = {}
