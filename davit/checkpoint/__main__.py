@@ -22,6 +22,7 @@ from .names import (
     CheckpointError,
     Recognised,
     Structure,
+    lacking,
     recognise,
     structure_of,
 )
@@ -101,7 +102,8 @@ def _convert(options: argparse.Namespace) -> None:
     by_name = likely_function(recognise(converted), converted)
     metadata = {} if function == by_name else {FUNCTION_ENTRY: function}
     write_checkpoint(options.destination, converted, metadata, options.force)
-    sys.stdout.write(f"{options.source} -> {options.destination}\n{report}\n")
+    taken = " (the EMA weights)" * checkpoint.ema
+    sys.stdout.write(f"{options.source}{taken} -> {options.destination}\n{report}\n")
 
 
 def _inspect(options: argparse.Namespace) -> None:
@@ -126,6 +128,8 @@ def _inspect(options: argparse.Namespace) -> None:
     for title, names in (("that no other DaViT has", added), (f"not under {found.prefix!r}", found.outside)):
         if names:
             lines.append(f"{len(names)} tensors {title}: {', '.join(names[:4])}{', ...' if len(names) > 4 else ''}")
+    if gone := lacking(found):
+        lines.append(f"WARNING: {len(gone)} tensors are lacking that the rest calls for: {some(gone)}")
     if bad := [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]:
         lines.append(f"WARNING: NaN or infinite values in {len(bad)} tensors: {', '.join(bad[:4])}")
     lines += ["", "beside the weights"] if checkpoint.metadata or checkpoint.skipped else []

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from ..text import some
 from .function import likely_function, noted_in, with_note
 from .names import (
     FLORENCE2_FUNCTION,
@@ -13,6 +14,7 @@ from .names import (
     SPELLINGS,
     CheckpointError,
     Recognised,
+    lacking,
     recognise,
     structure_of,
     summarise,
@@ -112,6 +114,8 @@ def convert_with_report(
         report.notes.append("the result has no classifier" + ("" if "head.norm" in slots else " and no final norm"))
     if to == "pyramid" and "level" not in slots:
         report.notes.append("the result has no norms of the levels, which only a backbone has")
+    if gone := lacking(found):
+        report.notes.append(f"{origin} lacks {len(gone)} tensors that the rest of it calls for: {some(gone)}")
     report.notes += [note for note in {spelling.note, found.spelling.note} if note and spelling is not found.spelling]
     if spelling is SPELLINGS["davit"] or function != spelling.function:
         converted = with_note(converted, function)

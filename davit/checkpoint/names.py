@@ -543,6 +543,30 @@ def structure_of(found: Recognised, tensors: Mapping[str, Tensor]) -> Structure:
     )
 
 
+def lacking(found: Recognised) -> list[str]:
+    """Name the tensors that a DaViT with these has too: what other stages, pairs and blocks have in their places."""
+    keys = list(found.names)
+    stages = range(1 + max(key.stage for key in keys))
+    embeds = {(key.slot.partition(".")[2], key.param) for key in keys if key.slot in EMBED_SLOTS}
+    expected = [
+        Key(f"{'down' if stage else 'stem'}.{layer}", stage, 0, 0, param)
+        for stage in stages
+        for layer, param in sorted(embeds)
+    ]
+    inner = [key for key in keys if key.slot not in (*EMBED_SLOTS, *TAIL_SLOTS)]
+    of_a_block = sorted({(key.block, key.slot, key.param) for key in inner})
+    for stage in stages:
+        pairs = 1 + max((key.pair for key in inner if key.stage == stage), default=0)
+        expected += [
+            Key(slot, stage, pair, block, param) for pair in range(pairs) for block, slot, param in of_a_block
+        ]
+    return [
+        found.prefix + found.spelling.render(key).removeprefix(found.spelling.prefix)
+        for key in expected
+        if key not in found.names
+    ]
+
+
 def summarise(reasons: Mapping[str, str], every: bool = False) -> list[str]:
     """Write one phrase for each reason: how many tensors, their names, the reason.
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from davit import VARIANTS, DaViT, create_model
 from davit.checkpoint import LAYOUTS, CheckpointError, convert_state_dict, convert_with_report, detect_layout
-from davit.checkpoint.names import SPELLINGS, find, recognise, structure_of
+from davit.checkpoint.names import SPELLINGS, find, lacking, recognise, structure_of
 from tests.checkpoint.conftest import built, same, under, weights_of
 
 
@@ -53,6 +53,21 @@ def test_any_davit_goes_to_any_layout_and_back(weights, parts, there):
     structure = structure_of(recognise(once), once)
     assert structure == structure_of(recognise(weights), weights)
     assert structure.num_classes == (len(weights["head.weight"]) if "head.weight" in weights else None)
+
+
+@settings(deadline=None, max_examples=25, derandomize=True)
+@given(weights=davits(), layout=st.sampled_from(LAYOUTS))
+def test_a_whole_davit_lacks_nothing(weights, layout):
+    assert lacking(recognise(under("model.", convert_state_dict(weights, layout)))) == []
+
+
+def test_a_tensor_that_is_gone_is_named():
+    weights = dict(weights_of("davit"))
+    notes = len(convert_with_report(weights, "timm")[1].notes)
+    for gone in ("patch_embeds.1.proj.bias", "main_blocks.0.0.1.mlp.fc1.weight", "main_blocks.1.0.0.norm1.bias"):
+        rest = {name: tensor for name, tensor in weights.items() if name != gone}
+        assert lacking(recognise(rest)) == [gone]
+        assert len(convert_with_report(rest, "timm")[1].notes) == notes + 1
 
 
 def test_a_classifier_loses_its_head_as_a_pyramid_and_says_so(caplog):
