@@ -154,8 +154,9 @@ static void window_attention_backward(const T *grad, const T *qkv, const T *bias
 
 // --- channel attention: a map of q, k and v (B, N, 3 C) gives a map (B, N, C) ---
 
-// Where the three maps of a channel attention begin in a row of q, k and v. With A = softmax(scale * a^T b), the result
-// is x times the transpose of A. In DaViT's function a, b, x are k, v, q; in Florence-2's (`qk`) they are q, k, v.
+// Where the three maps of a channel attention begin in a row of q, k and v. With A = softmax(scale * a^T b), the
+// result is x times the transpose of A. In DaViT's function a, b, x are k, v, q; in Florence-2's (`qk`) they are q, k,
+// v.
 struct Roles {
     size a, b, x;
     Roles(size C, bool qk) : a(qk ? 0 : C), b(qk ? C : 2 * C), x(qk ? 2 * C : 0) {}

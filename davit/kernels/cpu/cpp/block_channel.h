@@ -93,9 +93,9 @@ static void channel_pass_by_keys(const T *x, const Encoding &encoding, const Nor
 // --- channel attention from the Gram matrix ---
 //
 // With G = y^T y over the positions y of an image's normed map, a^T b is Wa G Wb^T (for a, b and x see `Roles`). The
-// layer of x, the attention A and the projection together are one matrix for all positions, Wproj A Wx. A position then
-// costs 1.5 C C multiply-adds in place of 4 C C + 2 C D, and q, k and v are not computed. The biases need the sum of y,
-// kept as the last row of G.
+// layer of x, the attention A and the projection together are one matrix for all positions, Wproj A Wx. A position
+// then costs 1.5 C C multiply-adds in place of 4 C C + 2 C D, and q, k and v are not computed. The biases need the sum
+// of y, kept as the last row of G.
 
 constexpr size GRAM_ROWS = 224; // positions at a time
 
