@@ -28,6 +28,7 @@ from .config import (
     datasets_of,
     evaluators_of,
     load_config,
+    options_named,
     set_classes,
     use_test_flags,
     use_train_flags,
@@ -178,12 +179,17 @@ def slurm_environment(environment: Mapping[str, str]) -> dict[str, str]:
     return {**{name: environment[slurms] for name, slurms in names.items()}, **master}
 
 
+def _runner(args: Namespace, cfg: Config) -> DaViTRunner:
+    with options_named(args):
+        return DaViTRunner.from_cfg(cfg)
+
+
 def _train(args: Namespace, cfg: Config) -> None:
     use_train_flags(cfg, args)
     splits = ("train",) if args.no_validate else ("train", "val")
     _settle_classes(args, cfg, splits[0], cfg.load_from)
     _check_data(args, cfg, splits)
-    DaViTRunner.from_cfg(cfg).train()
+    _runner(args, cfg).train()
 
 
 def _test(args: Namespace, cfg: Config) -> None:
@@ -196,7 +202,7 @@ def _test(args: Namespace, cfg: Config) -> None:
     _settle_classes(args, cfg, "test", args.checkpoint)
     _check_data(args, cfg, ("test",), labelled=not args.format_only)
     use_test_flags(cfg, args)
-    DaViTRunner.from_cfg(cfg).test()
+    _runner(args, cfg).test()
 
 
 def _settle_classes(args: Namespace, cfg: Config, split: str, checkpoint: str | None) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 from mmengine.config import Config, ConfigDict, DictAction
 
 from .. import recipes
+from ..limits import short
 from ..pretrained import PUBLISHED, resolve
 from .bands import follow_bands
 from .box_layouts import use_box_layout
@@ -114,6 +116,20 @@ def load_config(args: Namespace) -> Config:
         if (cfg.get(name) or {}).get("num_workers") == 0:
             cfg[name].persistent_workers = False  # PyTorch refuses persistent workers where there are none
     return cfg
+
+
+@contextmanager
+def options_named(args: Namespace) -> Iterator[None]:
+    """Make one error of a value of --cfg-options that a part, which is built meanwhile, does not take."""
+    try:
+        yield
+    except (TypeError, KeyError, AttributeError, AssertionError) as error:
+        if not args.cfg_options:  # a fault of the config's own code, which shows where it lies
+            raise
+        values = ", ".join(f"{name}={short(value)}" for name, value in args.cfg_options.items())
+        raise ValueError(
+            f"--cfg-options {values}: a part of {args.config} does not take this ({type(error).__name__}: {error})."
+        ) from error
 
 
 def _for_testing_too(cfg: Config, options: dict[str, Any]) -> dict[str, Any]:

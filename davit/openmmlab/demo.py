@@ -14,7 +14,7 @@ from ..files import write_bytes
 from ..limits import number
 from ..predict.pictures import distinct_names, find_pictures
 from ..text import as_line, some
-from .config import add_config_argument, add_override_arguments, load_config
+from .config import add_config_argument, add_override_arguments, load_config, options_named
 from .predictor import Predictor
 
 log = logging.getLogger(__name__)
@@ -41,7 +41,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _work(args: Namespace) -> None:
     files = _pictures(args.picture)
-    predictor = Predictor(load_config(args), args.checkpoint, args.score_thr, args.device)
+    cfg = load_config(args)
+    with options_named(args):
+        predictor = Predictor(cfg, args.checkpoint, args.score_thr, args.device)
     folder = Path(args.out_dir)
     folder.mkdir(parents=True, exist_ok=True)
     names = distinct_names(files)

@@ -139,6 +139,8 @@ def test_a_detector_starts_one_of_other_classes(
         (["--resume", "a.pth", "--load-from", "b.pth"], ["--resume", "--load-from"]),
         (["--launcher", "pytorch"], ["RANK"]),
         (["--launcher", "slurm"], ["SLURM_PROCID"]),
+        (["--cfg-options", "default_hooks.logger.interval=1.5"], ["default_hooks.logger.interval"]),
+        (["--cfg-options", "model.backbone.variant=[]"], ["model.backbone.variant"]),
         (["--gpus", "2", "--data-root", "nowhere"], ["nowhere", "--gpus", "tools/dist_train.sh"]),  # of older tools
     ],
 )
