@@ -69,7 +69,7 @@ def results(model: nn.Module, image: Tensor) -> list[Tensor]:
     """The last map, and gradients of the picture and of the first and last layers that attend among channels."""
     image = image.clone().requires_grad_()
     found = last_map(model.train(), image)
-    grad = torch.linspace(-1, 1, found.numel()).reshape(found.shape)
+    grad = torch.linspace(-1, 1, found.numel(), dtype=found.dtype).reshape(found.shape)
     qkv = [p for name, p in model.named_parameters() if name.endswith("qkv.weight")]
     return [found.detach(), *torch.autograd.grad(found, [image, qkv[1], qkv[-1]], grad)]
 
@@ -90,12 +90,12 @@ def compare(name: str, sizes: Any, size: tuple[int, int], batch: int = 1, gradie
     image = torch.randn(batch, 3, *size)
     run = results if gradients else lambda one, image: [last_map(one.eval(), image)]
     with torch.set_grad_enabled(gradients):
-        expected = run(tower, image)
+        expected = run(tower.double(), image.double())  # so that the error is ours alone
         for one in (plain(model), accelerate(model)):
             for found, right in zip(run(one, image), expected, strict=True):
                 assert apart(found, right) < 1e-5
     with torch.no_grad():
-        assert apart(last_map(accelerate(model).eval(), image), last_map(tower.eval(), image)) < 1e-5
+        assert apart(last_map(accelerate(model).eval(), image), last_map(tower.eval(), image.double())) < 1e-5
 
 
 @pytest.mark.parametrize("name", TOWERS)
