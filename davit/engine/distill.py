@@ -91,6 +91,11 @@ def build_task(
     teacher = SizedTeacher(loaded.model, (height, width), order)
     _check(args.teacher, how, loaded, model, len(class_names), config)
     options = {} if how == "features" else {"temperature": args.distill_temperature}
+    if how == "features" and args.distill_temperature != 1:
+        log.warning(
+            "--distill-temperature %g does nothing with --distill features; it is for logits and token.",
+            args.distill_temperature,
+        )
     weights = {"distill_loss_weight": args.distill_weight, "task_loss_weight": args.task_weight}
     wrapped = DistillationTeacher(teacher, device=device)
     task = TASKS[how](model, wrapped, loss, **weights, **options, device=device, verbose=False)

@@ -562,6 +562,26 @@ def say_no_longer(answers: Mapping[str, str], given: Collection[str]) -> None:
             log.warning("--%s: %s.", name.replace("_", "-"), instead)
 
 
+#: Flags of train.py that only do something beside another one.
+_NEEDED = {
+    "lora_alpha": "lora",
+    "torchcompile_mode": "torchcompile",
+    "distill_weight": "teacher",
+    "task_weight": "teacher",
+    "distill_temperature": "teacher",
+    "layer_decay_min_scale": "layer_decay",
+}
+
+
+def say_unused(args: argparse.Namespace) -> None:
+    """Log one line for each flag whose value does nothing because the flag that it goes with is not given."""
+    parser = train_parser()
+    for name, needed in _NEEDED.items():
+        if getattr(args, name) != parser.get_default(name) and not getattr(args, needed):
+            flag, other = (f"--{one.replace('_', '-')}" for one in (name, needed))
+            log.warning("%s %s does nothing without %s; give both, or leave it out.", flag, getattr(args, name), other)
+
+
 # ---- the flags of validate.py ----
 
 RESULT_FORMATS = ("csv", "json")

@@ -30,7 +30,7 @@ from .data_facts import facts_of
 from .distributed import StoppedError, World, close_world, init_world
 from .evaluate import Evaluation, evaluate, peak_memory_mb
 from .finetune import head_group
-from .flags import NO_LONGER, fit_decay, given_flags, parse_with_config, say_no_longer, train_parser
+from .flags import NO_LONGER, fit_decay, given_flags, parse_with_config, say_no_longer, say_unused, train_parser
 from .nonfinite import report_nonfinite
 from .precision import precision_from
 from .progress import Progress
@@ -55,6 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         args = parse_with_config(train_parser(), argv, recipes.folder_of("recipe") / "digits.yaml")
         given = given_flags(train_parser, argv)
         say_no_longer(NO_LONGER, {name for name in given if getattr(args, name)})  # args.yaml names those not used too
+        say_unused(args)
         fit_decay(args, given)
         world = init_world(args.device)
         try:

@@ -11,7 +11,7 @@ from torch import nn
 
 import davit
 from davit.engine.finetune import classifier_parameters, freeze, head_group, parameter_groups, training_mode
-from davit.engine.flags import train_parser
+from davit.engine.flags import say_unused, train_parser
 from davit.engine.run_folder import read_state
 from tests.engine.runs import SHORT, run_here, small_model, summary, weights_hash
 
@@ -187,6 +187,21 @@ def test_the_classifiers_first_values(pictures: Path, tmp_path: Path) -> None:
 def test_mistakes_end_with_status_2(pictures: Path, tmp_path: Path, words: str) -> None:
     run_here(pictures, *SHORT, *words.split(), cwd=tmp_path, status=2)
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "count"),
+    [
+        ("--lora-alpha 4 --torchcompile-mode default --distill-temperature 2 --layer-decay-min-scale 0.1", 4),
+        ("--lora-alpha 4 --lora 2 --layer-decay 0.5 --layer-decay-min-scale 0.1 --distill-weight 1", 0),
+        ("--task-weight 0.5 --teacher some_model", 0),
+    ],
+)
+def test_flags_without_the_one_that_they_go_with_are_named(
+    words: str, count: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    say_unused(train_parser().parse_args(["DIR", *words.split()]))
+    assert [record.levelname for record in caplog.records] == ["WARNING"] * count
 
 
 def test_options_reach_the_optimizer(pictures: Path, tmp_path: Path) -> None:
