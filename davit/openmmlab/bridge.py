@@ -12,15 +12,22 @@ from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 from typing import Any
 
-from . import ops
+from . import deformable, ops
 
 log = logging.getLogger(__name__)
 
 EXTENSION = "mmcv._ext"
-SERVED = (
-    *("nms", "softnms", "roi_align_forward", "roi_align_backward", "roi_pool_forward", "roi_pool_backward"),
-    *("sigmoid_focal_loss_forward", "sigmoid_focal_loss_backward"),
-)
+_MODULE_OF = {
+    **dict.fromkeys(("nms", "softnms", "roi_align_forward", "roi_align_backward"), ops),
+    **dict.fromkeys(("roi_pool_forward", "roi_pool_backward"), ops),
+    **dict.fromkeys(("sigmoid_focal_loss_forward", "sigmoid_focal_loss_backward"), ops),
+    **dict.fromkeys(("ms_deform_attn_forward", "ms_deform_attn_backward"), deformable),
+    **dict.fromkeys(
+        ("deform_conv_forward", "deform_conv_backward_input", "deform_conv_backward_parameters"), deformable
+    ),
+    **dict.fromkeys(("modulated_deform_conv_forward", "modulated_deform_conv_backward"), deformable),
+}
+SERVED = tuple(_MODULE_OF)
 
 
 class _Bridge(ModuleType):
@@ -70,8 +77,8 @@ def install_bridge() -> str:
             log.warning("mmcv's compiled operators do not load (%s); torchvision's are used.", error)
     module = _Bridge(EXTENSION, "mmcv's operators from torchvision (davit.openmmlab.bridge).")
     module.__spec__ = ModuleSpec(EXTENSION, loader=None, origin=__file__)  # mmengine asks find_spec for it
-    for name in SERVED:
-        setattr(module, name, getattr(ops, name))
+    for name, source in _MODULE_OF.items():
+        setattr(module, name, getattr(source, name))
     for name in ("get_compiler_version", "get_compiling_cuda_version"):
         setattr(module, name, lambda: "none (torchvision)")
     sys.modules[EXTENSION] = module

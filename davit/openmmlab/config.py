@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator
@@ -16,9 +17,12 @@ from mmengine.config import Config, ConfigDict, DictAction
 from .. import recipes
 from ..limits import short
 from ..pretrained import PUBLISHED, resolve
+from ..text import did_you_mean, install_extra
+from ..variants import VARIANTS
 from .bands import follow_bands
 from .box_layouts import use_box_layout
 from .mask_layouts import use_mask_layout
+from .swap import swap_backbone
 
 log = logging.getLogger(__name__)
 
@@ -29,13 +33,13 @@ _METRIC_KEYS = {"mmdet": "metric", "mmseg": "iou_metrics"}
 
 
 def read_config(path: str | Path) -> Config:
-    """Read a config: a file, or the name of one of ours.
+    """Read a config: a file, the name of one of ours, or "mmdet::NAME" and "mmseg::NAME" of those installed.
 
     Raises:
         ValueError: it is not there (the nearest names are offered), or cannot be run.
     """
     try:
-        file = recipes.find(path, "mmdet", "mmseg")
+        file = _installed(str(path)) or recipes.find(path, "mmdet", "mmseg")
     except ValueError as error:
         raise ValueError(f"the config {error}") from None
     try:
@@ -52,11 +56,34 @@ def _path_of_any_base(base: str, file: str) -> tuple[str, str | None]:
     """Find what ``_base_`` names: "davit::NAME" is a config of ours, which belongs to no library's scope."""
     if base.startswith(_OURS):
         return str(recipes.find(base.removeprefix(_OURS), "mmdet", "mmseg")), None
+    if installed := _installed(base):
+        return str(installed), base.partition("::")[0]
     found: tuple[str, str | None] = _path_of_base(base, file)
     return found
 
 
-Config._get_cfg_path = staticmethod(_path_of_any_base)  # mmengine looks only into the packages of its own list
+# mmengine looks only into distributions of its own list, which does not have the maintained mmsegmentation's name
+Config._get_cfg_path = staticmethod(_path_of_any_base)
+
+
+def _installed(name: str) -> Path | None:
+    """Return the file of "mmdet::NAME" or "mmseg::NAME"; None for anything else.
+
+    Raises:
+        ValueError: the library has no such config, or is not there.
+    """
+    scope, _, wanted = name.partition("::")
+    if scope not in METRICS or not wanted:
+        return None
+    found = importlib.util.find_spec(scope)
+    if found is None or not found.origin:
+        raise ValueError(f"{name}: {scope} is not installed. {install_extra('openmmlab')}")
+    folder = Path(found.origin).parent / ".mim" / "configs"
+    file = folder / (wanted if wanted.endswith(".py") else wanted + ".py")
+    if file.is_file() and file.resolve().is_relative_to(folder.resolve()):
+        return file
+    there = [one.relative_to(folder).as_posix() for one in folder.glob("*/*.py")]
+    raise ValueError(f"{name} is not there: {did_you_mean(wanted, there, limit=3)}the configs are in {folder}.")
 
 
 # ---- the flags that all tools have ----
@@ -65,7 +92,12 @@ Config._get_cfg_path = staticmethod(_path_of_any_base)  # mmengine looks only in
 def add_config_argument(parser: ArgumentParser, **options: Any) -> None:
     """Add the config, or configs, that a tool works on."""
     ours = ", ".join(recipes.names_of("mmdet", "mmseg"))
-    parser.add_argument("config", metavar="CONFIG", help=f"a config file, or one of {ours}", **options)
+    parser.add_argument(
+        "config",
+        metavar="CONFIG",
+        help=f"a config file; mmdet::NAME or mmseg::NAME of those libraries' own; or one of {ours}",
+        **options,
+    )
 
 
 def add_override_arguments(parser: ArgumentParser) -> None:
@@ -78,6 +110,11 @@ def add_override_arguments(parser: ArgumentParser) -> None:
         default={},
         metavar="KEY=VALUE",
         help="values of the config to replace, as model.pretrained=FILE or train_dataloader.batch_size=4",
+    )
+    parser.add_argument(
+        "--backbone",
+        metavar="VARIANT",
+        help=f"put this DaViT in the place of the config's backbone: {', '.join(VARIANTS)}",
     )
     parser.add_argument("--data-root", metavar="DIR", help="the folder of the data set, in place of the config's")
     parser.add_argument(
@@ -97,6 +134,8 @@ def load_config(args: Namespace) -> Config:
     cfg = read_config(args.config)
     options = _for_testing_too(cfg, args.cfg_options)
     data_root = options.pop("data_root", None) or args.data_root
+    if args.backbone and isinstance(cfg.get("model"), dict):  # before the options, which may refine it
+        swap_backbone(cfg, args.backbone)
     try:
         cfg.merge_from_dict(options)
     except (KeyError, TypeError, AssertionError, IndexError) as error:

@@ -1,4 +1,4 @@
-"""Compute mmcv's operators by torchvision: those of `mmcv._ext` that RetinaNet, Mask R-CNN and UPerNet need.
+"""Compute mmcv's operators on boxes by torchvision: suppression, pooling, the focal loss.
 
 The functions have the names, arguments and results that mmcv's Python side expects of its extension: several
 fill tensors that they are given. They run wherever torchvision's operators run, forward and backward. Half
@@ -17,6 +17,11 @@ from torch import Tensor
 
 _ROIS_AT_ONCE = 64  # bounds the memory of max-pooled RoIAlign
 MAX_POOL, AVG_POOL = 0, 1  # mmcv's codes
+
+
+def wide(tensor: Tensor) -> Tensor:
+    """Convert to at least float32: bfloat16 cannot represent a coordinate of 1333."""
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
 def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Tensor:
@@ -92,22 +97,25 @@ def roi_align_forward(
 ) -> None:
     """Fill ``output`` (RoIs, C, height, width) with pooled RoIs.
 
-    With max pooling, ``argmax_y`` and ``argmax_x`` get the row and column, among the samples of its cell, of each
-    maximum (mmcv has their coordinates there); only `roi_align_backward` reads them.
+    A RoI whose second corner lies before its first has no extent that way; where the extent says how many samples
+    there are, its mean is 0. A RoI that is not finite gives NaN. With max pooling, ``argmax_y`` and ``argmax_x`` get
+    the row and column, among the samples of its cell, of each maximum (mmcv has their coordinates there); only
+    `roi_align_backward` reads them.
     """
     size = (aligned_height, aligned_width)
+    rois, lost = _usable(wide(rois), sampling_ratio)
     if pool_mode == AVG_POOL:
-        output.copy_(
-            torchvision.ops.roi_align(_wide(image), _wide(rois), size, spatial_scale, sampling_ratio, aligned)
-        )
+        output.copy_(torchvision.ops.roi_align(wide(image), rois, size, spatial_scale, sampling_ratio, aligned))
+        output[lost] = torch.nan
         return
     for chosen, (rows, columns) in _sample_counts(rois, size, spatial_scale, sampling_ratio, aligned):
         samples = (aligned_height * rows, aligned_width * columns)
-        values = torchvision.ops.roi_align(_wide(image), _wide(rois[chosen]), samples, spatial_scale, 1, aligned)
+        values = torchvision.ops.roi_align(wide(image), rois[chosen], samples, spatial_scale, 1, aligned)
         maxima, places = torch.nn.functional.max_pool2d(values, (rows, columns), return_indices=True)
         output[chosen] = maxima.to(output.dtype)
         argmax_y[chosen] = (places // samples[1] % rows).to(argmax_y.dtype)
         argmax_x[chosen] = (places % samples[1] % columns).to(argmax_x.dtype)
+    output[lost] = torch.nan
 
 
 def roi_align_backward(
@@ -125,7 +133,7 @@ def roi_align_backward(
 ) -> None:
     """Fill ``grad_input``, the gradient of the image."""
     size, backward = (aligned_height, aligned_width), torch.ops.torchvision._roi_align_backward
-    grad_output, rois, shape = _wide(grad_output), _wide(rois), grad_input.shape
+    grad_output, (rois, _), shape = wide(grad_output), _usable(wide(rois), sampling_ratio), grad_input.shape
     if pool_mode == AVG_POOL:
         grad_input.copy_(backward(grad_output, rois, spatial_scale, *size, *shape, sampling_ratio, aligned))
         return
@@ -155,9 +163,7 @@ def roi_pool_forward(
     RoIs are rounded to whole cells, as in Fast R-CNN and torchvision; mmcv's own operator, which is for CUDA only,
     keeps their fractions.
     """
-    pooled, where = torch.ops.torchvision.roi_pool(
-        _wide(image), _wide(rois), spatial_scale, pooled_height, pooled_width
-    )
+    pooled, where = torch.ops.torchvision.roi_pool(wide(image), wide(rois), spatial_scale, pooled_height, pooled_width)
     output.copy_(pooled)
     argmax.copy_(where)
 
@@ -174,7 +180,7 @@ def roi_pool_backward(
     """Fill ``grad_input``, the gradient of the image."""
     grid = (pooled_height, pooled_width)
     grad = torch.ops.torchvision._roi_pool_backward(
-        _wide(grad_output), _wide(rois), argmax, spatial_scale, *grid, *grad_input.shape
+        wide(grad_output), wide(rois), argmax, spatial_scale, *grid, *grad_input.shape
     )
     grad_input.copy_(grad)
 
@@ -188,7 +194,7 @@ def sigmoid_focal_loss_forward(
         target: (N,) class of each row; the number of classes stands for background.
         weight: (classes,) factor of each row by its class, background 1; empty for none.
     """
-    output.copy_(_focal_loss(_wide(logits), target, weight, gamma, alpha))
+    output.copy_(_focal_loss(wide(logits), target, weight, gamma, alpha))
 
 
 def sigmoid_focal_loss_backward(
@@ -196,7 +202,7 @@ def sigmoid_focal_loss_backward(
 ) -> None:
     """Fill ``grad_input`` with the derivative of each loss by its logit."""
     with torch.enable_grad():
-        leaf = _wide(logits.detach()).requires_grad_()
+        leaf = wide(logits.detach()).requires_grad_()
         loss = _focal_loss(leaf, target, weight, gamma, alpha).sum()
     (grad,) = torch.autograd.grad(loss, leaf)
     grad_input.copy_(grad)
@@ -211,9 +217,17 @@ def _focal_loss(logits: Tensor, target: Tensor, weight: Tensor, gamma: float, al
     return loss
 
 
-def _wide(tensor: Tensor) -> Tensor:
-    """Convert to at least float32: bfloat16 cannot represent a coordinate of 1333."""
-    return tensor if tensor.dtype == torch.float64 else tensor.float()
+def _usable(rois: Tensor, sampling_ratio: int) -> tuple[Tensor, Tensor]:
+    """Return RoIs that torchvision can pool, and which (bool) were not finite.
+
+    It would ask for a negative number of samples, and end the process. Regressed boxes are such at times.
+    """
+    lost = ~rois.isfinite().all(1)
+    rois = rois.masked_fill(lost[:, None], 0.0)
+    if sampling_ratio > 0:  # the number of samples is given
+        return rois, lost
+    picture, first, second = rois.split((1, 2, 2), 1)
+    return torch.cat([picture, first, torch.maximum(first, second)], 1), lost
 
 
 def _sample_counts(
@@ -223,7 +237,7 @@ def _sample_counts(
 
     Where ``sampling_ratio`` is 0 there are about as many samples as the cell has pixels of the map.
     """
-    box = _wide(rois)[:, 1:] * spatial_scale - (0.5 if aligned else 0.0)
+    box = rois[:, 1:] * spatial_scale - (0.5 if aligned else 0.0)
     extent = box[:, 2:] - box[:, :2]
     if not aligned:
         extent = extent.clamp(min=1.0)

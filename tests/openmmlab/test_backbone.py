@@ -80,7 +80,8 @@ def test_what_reads_the_backbone_has_its_widths(folder: Path) -> None:
         model = config(file).model
         numbers = VARIANTS[model.backbone.variant].model_kwargs()["embed_dims"]
         widths = [numbers[level] for level in model.backbone.get("out_indices", (0, 1, 2, 3))]
-        assert list((model.get("neck") or model.decode_head).in_channels) == widths, file
+        reader = model.get("neck") or model.get("panoptic_head") or model.decode_head
+        assert list(reader.in_channels) == widths, file
         if "auxiliary_head" in model:
             assert model.auxiliary_head.in_channels == widths[model.auxiliary_head.in_index], file
 

@@ -47,8 +47,8 @@ def test_an_operator_that_is_not_served_says_so() -> None:
     module = sys.modules[bridge.EXTENSION]
     if ops_status() == "compiled":
         pytest.skip("mmcv has its operators")
-    with pytest.raises(NotImplementedError, match=r"'deform_conv_forward'.*compiled mmcv"):
-        module.deform_conv_forward(1, groups=2)
+    with pytest.raises(NotImplementedError, match=r"'carafe_forward'.*compiled mmcv"):
+        module.carafe_forward(1, groups=2)
     assert module.__spec__ is not None and not hasattr(module, "__wrapped__")
     assert "torchvision" in module.get_compiler_version()
 
@@ -209,3 +209,123 @@ def test_focal_loss(weighted: bool) -> None:
     assert torch.allclose(*grads, atol=1e-10)
     half = mmcv_ops.sigmoid_focal_loss(logits.detach().half(), target, 2.0, 0.25, None, "sum")
     assert half.dtype == torch.float16
+
+
+@pytest.mark.parametrize("mode", ["avg", "max"])
+@pytest.mark.parametrize("aligned", [True, False])
+@pytest.mark.parametrize("ratio", [0, 2])
+def test_roi_align_of_boxes_that_are_none(mode: str, aligned: bool, ratio: int) -> None:
+    """Boxes that are turned round or not finite change nothing for the others, and end no process."""
+    image = torch.randn(1, 3, 20, 20, dtype=torch.float64, requires_grad=True)
+    good = torch.tensor([[0.0, 1, 1, 30, 30], [0.0, 4, 8, 12, 20]], dtype=torch.float64)
+    turned = torch.tensor([[0.0, 10, 10, 30, 5], [0.0, 30, 3, 10, 9], [0.0, 9, 9, 2, 2]], dtype=torch.float64)
+    lost = torch.tensor([[0.0, torch.nan, 1, 5, 5], [0.0, 1, 1, torch.inf, 5]], dtype=torch.float64)
+    layer = mmcv_ops.RoIAlign((3, 4), 0.5, ratio, mode, aligned)
+    alone, found = layer(image, good), layer(image, torch.cat([turned, good, lost]))
+    assert torch.equal(found[3:5], alone)
+    assert found[5:].isnan().all() and found[:3].isfinite().all()
+    if mode == "avg" and ratio == 0 and aligned:
+        assert not found[:3].any()  # no sample lies in a box without an extent
+    gradient = torch.randn_like(alone)
+    (expected,) = torch.autograd.grad(alone, image, gradient)
+    padded = torch.zeros_like(found)
+    padded[3:5] = gradient
+    assert torch.equal(torch.autograd.grad(found, image, padded)[0], expected)
+
+
+@pytest.mark.parametrize("levels", [[(5, 7), (3, 4), (1, 1)], [(6, 6)]])
+def test_deformable_attention(levels: list[tuple[int, int]]) -> None:
+    """The operator that mmcv calls on CUDA equals mmcv's formula for CPUs, and its gradient is right."""
+    from mmcv.ops.multi_scale_deform_attn import MultiScaleDeformableAttnFunction, multi_scale_deformable_attn_pytorch
+
+    draw = torch.Generator().manual_seed(0)
+    shapes = torch.tensor(levels)
+    starts = torch.cat([shapes.new_zeros(1), shapes.prod(1).cumsum(0)[:-1]])
+    value = torch.randn(2, int(shapes.prod(1).sum()), 3, 4, dtype=torch.float64, generator=draw)
+    places = torch.rand(2, 5, 3, len(levels), 2, 2, dtype=torch.float64, generator=draw) * 1.4 - 0.2  # some outside
+    weights = torch.rand(2, 5, 3, len(levels), 2, dtype=torch.float64, generator=draw)
+    tensors = [one.requires_grad_() for one in (value, places, weights)]
+
+    def ours(value: Tensor, places: Tensor, weights: Tensor) -> Tensor:
+        return MultiScaleDeformableAttnFunction.apply(value, shapes, starts, places, weights, 64)
+
+    found, theirs = ours(*tensors), multi_scale_deformable_attn_pytorch(value, shapes, places, weights)
+    assert torch.allclose(found, theirs, rtol=0, atol=1e-10)
+    gradient = torch.randn(found.shape, dtype=torch.float64, generator=draw)
+    for mine, other in zip(*(torch.autograd.grad(out, tensors, gradient) for out in (found, theirs)), strict=True):
+        assert torch.allclose(mine, other, rtol=0, atol=1e-10)
+    assert torch.autograd.gradcheck(ours, tensors)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_deformable_attention_in_half_precision(dtype: torch.dtype) -> None:
+    """It is computed wide and rounded once, as are its gradients."""
+    from mmcv.ops.multi_scale_deform_attn import MultiScaleDeformableAttnFunction as Attention
+
+    shapes, starts = torch.tensor([[4, 6]]), torch.tensor([0])
+    given = [torch.rand(1, 24, 2, 8), torch.rand(1, 3, 2, 1, 4, 2), torch.rand(1, 3, 2, 1, 4)]
+    half = [one.to(dtype).requires_grad_() for one in given]
+    wide = [one.detach().float().requires_grad_() for one in half]
+    found, expected = (Attention.apply(one[0], shapes, starts, *one[1:], 64) for one in (half, wide))
+    assert found.dtype == dtype and torch.equal(found, expected.to(dtype))
+    for out in (found, expected):
+        out.sum().backward()
+    for narrow, full in zip(half, wide, strict=True):
+        assert narrow.grad is not None and torch.equal(narrow.grad, full.grad.to(dtype))
+
+
+@pytest.mark.parametrize("modulated", [False, True])
+@pytest.mark.parametrize(
+    "numbers",
+    [
+        {"stride": 1, "padding": 1},
+        {"stride": (2, 1), "padding": (0, 2), "dilation": (1, 2), "groups": 2, "deform_groups": 2},
+    ],
+    ids=["plain", "groups"],
+)
+def test_deformable_convolution(modulated: bool, numbers: dict) -> None:
+    """Both kinds equal torchvision's, with all gradients."""
+    draw = torch.Generator().manual_seed(0)
+    kind = mmcv_ops.ModulatedDeformConv2d if modulated else mmcv_ops.DeformConv2d
+    layer = kind(4, 6, (3, 3), bias=modulated, **numbers).double()
+    steps = {name: numbers[name] for name in ("stride", "padding", "dilation") if name in numbers}
+    image = torch.randn(3, 4, 9, 8, dtype=torch.float64, generator=draw, requires_grad=True)
+    with torch.no_grad():
+        size = torch.nn.functional.conv2d(image, layer.weight, groups=numbers.get("groups", 1), **steps).shape[-2:]
+    samples = 9 * numbers.get("deform_groups", 1)
+    offset = torch.randn(3, 2 * samples, *size, dtype=torch.float64, generator=draw, requires_grad=True)
+    mask = torch.rand(3, samples, *size, dtype=torch.float64, generator=draw, requires_grad=True)
+    extra, tensors = (
+        ([mask], [image, offset, mask, *layer.parameters()])
+        if modulated
+        else ([], [image, offset, *layer.parameters()])
+    )
+    found = layer(image, offset, *extra)
+    bias = layer.bias if modulated else None
+    theirs = torchvision.ops.deform_conv2d(
+        image, offset, layer.weight, bias, **steps, mask=mask if modulated else None
+    )
+    assert torch.allclose(found, theirs, rtol=0, atol=1e-12)
+    gradient = torch.randn(found.shape, dtype=torch.float64, generator=draw)
+    for mine, other in zip(*(torch.autograd.grad(out, tensors, gradient) for out in (found, theirs)), strict=True):
+        assert torch.allclose(mine, other, rtol=0, atol=1e-12)
+    half = kind(4, 6, 3, padding=1).bfloat16()
+    narrow = [torch.rand(1, 4, 5, 5), torch.rand(1, 18, 5, 5), *([torch.rand(1, 9, 5, 5)] if modulated else [])]
+    assert half(*(one.bfloat16() for one in narrow)).dtype == torch.bfloat16
+
+
+def test_offsets_of_a_larger_map() -> None:
+    """A picture's numbers are read one after another, as mmcv's kernel does, on which DyHead's weights rely."""
+    layer = mmcv_ops.ModulatedDeformConv2d(2, 3, 3, padding=1).double()
+    image = torch.randn(2, 2, 4, 4, dtype=torch.float64)
+    offset = torch.randn(2, 18, 8, 8, dtype=torch.float64, requires_grad=True)
+    mask = torch.rand(2, 9, 8, 8, dtype=torch.float64, requires_grad=True)
+    found = layer(image, offset, mask)
+    read = [one.detach().reshape(2, -1)[:, : one.shape[1] * 16].reshape(2, -1, 4, 4) for one in (offset, mask)]
+    assert torch.equal(found, layer(image, *read))
+    found.sum().backward()
+    for tensor in (offset, mask):
+        unread = tensor.grad.reshape(2, -1)[:, tensor.shape[1] * 16 :]
+        assert not unread.any() and tensor.grad.any()
+    with pytest.raises(ValueError):
+        layer(image, offset[..., :3, :3].contiguous(), mask[..., :3, :3].contiguous())

@@ -93,4 +93,4 @@ def test_a_config_is_read_by_mmengine_alone(file: Path) -> None:
     cfg = config(file)  # which mmengine's Config has read
     assert cfg.model.type == "EncoderDecoder"
     assert cfg.custom_imports["imports"][0] == "davit.openmmlab"
-    assert "# Command:" in file.read_text().split("_base_")[0]
+    assert "# Command:" in file.read_text().split("\n_base_")[0]
