@@ -1,13 +1,44 @@
 #!/usr/bin/env python3
-"""Compare the bridge's operators with those of a compiled mmcv: ``python tools/compare_ops.py [--device cuda]``."""
+"""Compare the bridge's operators with those of a compiled mmcv: ``python tools/compare_ops.py [--device cuda]``.
 
+``--list`` prints the table of README.md instead: which operators of mmcv are served, by what, and which are refused.
+"""
+
+import ast
 import sys
 from argparse import ArgumentParser
+from importlib.util import find_spec
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from davit.openmmlab import ops, ops_status
+from davit.openmmlab import bridge, ops, ops_status
+
+BY = {  # what computes an operator that is served
+    **dict.fromkeys(("nms", "roi_align", "roi_pool", "sigmoid_focal_loss", "deform_conv"), "torchvision"),
+    **{"softnms": "PyTorch", "ms_deform_attn": "PyTorch's grid_sample", "modulated_deform_conv": "torchvision"},
+}
+
+
+def operators() -> list[str]:
+    """Name the operators that mmcv's Python side asks its extension for, as its sources say."""
+    found = find_spec("mmcv")
+    names: set[str] = set()
+    for file in Path(found.origin).parent.glob("ops/*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "load_ext":
+                names |= set(ast.literal_eval(node.args[1]))
+    return sorted(names)
+
+
+def table() -> str:
+    """Write the operators that are served, and by what."""
+    rows = []
+    for stem, library in BY.items():
+        names = ", ".join(f"`{name}`" for name in bridge.SERVED if name.startswith(stem))
+        rows.append(f"| {names} | {library} |")
+    return "\n".join(["| operator of mmcv | computed by |", "|---|---|", *rows])
 
 
 def pooled(kind: str, functions: tuple, image: Tensor, rois: Tensor, words: dict) -> tuple[Tensor, Tensor]:
@@ -22,9 +53,15 @@ def pooled(kind: str, functions: tuple, image: Tensor, rois: Tensor, words: dict
 
 
 def main() -> int:
-    parser = ArgumentParser(description=__doc__)
+    parser = ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    device = parser.parse_args().device
+    parser.add_argument("--list", action="store_true", help="print which operators are served, and stop")
+    args = parser.parse_args()
+    if args.list:
+        print(table())
+        print(f"Refused by name: {', '.join(name for name in operators() if name not in bridge.SERVED)}.")
+        return 0
+    device = args.device
     if ops_status() != "compiled":
         print(f"mmcv's operators are {ops_status()} here: there is nothing to compare with.")
         return 2

@@ -10,6 +10,7 @@ import pytest
 pytest.importorskip("mmdet")
 import davit.openmmlab  # noqa: F401
 from davit.commands import OK, USER_ERROR
+from davit.openmmlab import bridge
 from davit.openmmlab.cli import train_main
 from davit.openmmlab.config import read_config
 from davit.openmmlab.flops import main as flops_main
@@ -121,6 +122,15 @@ def test_the_tools_take_it(capsys: pytest.CaptureFixture[str]) -> None:
     )
     assert "backbone" in capsys.readouterr().out
     assert train_main(["mmdet::retinanet/retinanet_r50_fpn_1x_coco", "--backbone", "resnet"]) == USER_ERROR
+
+
+def test_the_readme_lists_the_operators() -> None:
+    sys.path.insert(0, str(REPOSITORY / "mmdet/tools"))
+    import compare_ops
+
+    assert compare_ops.table() in (REPOSITORY / "mmdet/README.md").read_text()
+    assert set(bridge.SERVED) < set(compare_ops.operators()) | {"nms", "softnms"}
+    assert all(any(name.startswith(stem) for stem in compare_ops.BY) for name in bridge.SERVED)
 
 
 @pytest.mark.long
