@@ -34,6 +34,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -195,17 +196,30 @@ def attack(
     total = sum(KINDS[name][0] for name in kinds)
     work = [(name, max(1, round(number * KINDS[name][0] / total)), seed, lab, say) for name in kinds]
     tallies: dict[str, Tally] = {}
-    with multiprocessing.get_context("fork").Pool(jobs, maxtasksperchild=1) as pool:
-        for name, tally in pool.imap_unordered(_attack_one, work):
-            tallies[name] = tally
-            yield {name: tallies[name] for name in KINDS if name in tallies}
+    fork = multiprocessing.get_context("fork")
+    running: dict[Connection, multiprocessing.Process] = {}
+    try:
+        while work or running:
+            while work and len(running) < jobs:
+                told, tell = fork.Pipe(duplex=False)
+                process = fork.Process(target=_attack_one, args=(tell, *work.pop(0)))
+                process.start()
+                tell.close()
+                running[told] = process
+            for told in wait(list(running)):
+                name, tally = told.recv()  # EOFError where a kind itself is at fault
+                tallies[name] = tally
+                running.pop(told).join()
+                yield {name: tallies[name] for name in KINDS if name in tallies}
+    finally:
+        for process in running.values():
+            process.terminate()
 
 
-def _attack_one(work: tuple[str, int, int, Path, bool]) -> tuple[str, Tally]:
-    """Run trials of one kind, in a process that ends with them."""
+def _attack_one(tell: Connection, name: str, count: int, seed: int, lab: Path, say: bool) -> None:
+    """Run trials of one kind, in a process of its own, and send their tally."""
     from .trials import predict_good
 
-    name, count, seed, lab, say = work
     tally, scratch = Tally(), lab.parent / f"scratch-{name.replace(' ', '-')}"
     if name in _PREPARE:
         _PREPARE[name](lab)
@@ -222,7 +236,7 @@ def _attack_one(work: tuple[str, int, int, Path, bool]) -> tuple[str, Tally]:
                 sys.stderr.write(f"FAILED {tally.failed[-1]}\n")
     if say:
         sys.stderr.write(f"{name}: {tally.held} held, {len(tally.failed)} failed, {tally.seconds:.0f} s\n")
-    return name, tally
+    tell.send((name, tally))
 
 
 def table(tallies: dict[str, Tally]) -> str:

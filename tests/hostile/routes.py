@@ -127,9 +127,10 @@ def ask(port: int, request: bytes, seconds: float = 100) -> tuple[int | None, by
     return (int(first[1]) if len(first) > 1 and first[1].isdigit() else None), answer
 
 
-def _import_page(_: Path) -> None:
+def _import_page(lab: Path) -> None:
     import davit.app.page
 
+    os.environ["GRADIO_TEMP_DIR"] = str(lab.parent / "scratch-routes" / "uploads")  # Gradio reads it here, once
     davit.app.page.gradio()
 
 
