@@ -37,6 +37,8 @@ from datetime import datetime, timezone
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 
+import torch
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 CANARY = "canary"  # the file that code within a trial's input would write
 PATIENCE = 10
@@ -275,7 +277,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="hostile-") as folder:
         for tallies in attack(options.n, options.seed, kinds, Path(folder), say=True, jobs=options.jobs):
             if options.results is not None:  # after each kind, for a night that is cut short
-                _write(options.results, tallies, f"-n {options.n} --seed {options.seed}", commit)
+                _write(options.results, tallies, f"-n {options.n} --seed {options.seed} --jobs {options.jobs}", commit)
     sys.stdout.write(table(tallies) + "\n")
     return 1 if any(tally.failed for tally in tallies.values()) else 0
 
@@ -285,12 +287,12 @@ def _write(file: Path, tallies: dict[str, Tally], words: str, commit: str) -> No
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(
         "# Hostile trials\n\n"
-        f"`python -m tests.hostile.attack {words}`\n\n"
-        f"{datetime.now(timezone.utc):%Y-%m-%d}; {platform.machine()}, Python {platform.python_version()}, "
-        f"davit at {commit}. Each trial is a process of its own with a limit on time and memory. It fails if it "
-        "hangs, ends by a signal or with a traceback, has a wrong exit status, takes too much memory, blames a "
-        "file of the user's for a flag, runs code that a file holds, or breaks what its kind promises: a run that "
-        "was killed, whose disk was full or whose states were damaged ends as one that nothing disturbed.\n\n"
+        f"`python -m tests.hostile.attack {words}`, on {datetime.now(timezone.utc):%Y-%m-%d}; {platform.machine()}, "
+        f"{os.cpu_count()} cores, Python {platform.python_version()}, torch {torch.__version__}, davit at {commit}.\n\n"
+        "Each trial is a process of its own with a limit on time and memory; a trial of routes is 25 requests. It "
+        "fails if it hangs, ends by a signal or with a traceback, has a wrong exit status, takes too much memory, "
+        "blames a file of the user's for a flag, runs code that a file holds, or breaks what its kind promises: a run "
+        "that was killed, whose disk was full or whose states were damaged ends as one that nothing disturbed.\n\n"
         f"{table(tallies)}\n" + (f"\nFailed:\n\n{listed}" if listed else ""),
         encoding="utf-8",
     )
