@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 
 LOADERS = ("train_dataloader", "val_dataloader", "test_dataloader")
 METRICS = {"mmdet": ("bbox", "segm", "proposal", "proposal_fast"), "mmseg": ("mIoU", "mDice", "mFscore")}
+_LONGEST = 500  # characters of another library's error, which may hold the whole config
 _METRIC_TYPES = {"mmdet": "CocoMetric", "mmseg": "IoUMetric"}
 _METRIC_KEYS = {"mmdet": "metric", "mmseg": "iou_metrics"}
 
@@ -97,6 +98,10 @@ def load_config(args: Namespace) -> Config:
         ValueError: the file is missing or broken, or a value has no effect.
     """
     cfg = read_config(args.config)
+    if nameless := [name for name in args.cfg_options if not all(name.split("."))]:
+        raise ValueError(
+            f"--cfg-options {nameless[0]}=...: name a value of the config, as in train_cfg.max_epochs=12."
+        )
     options = _for_testing_too(cfg, args.cfg_options)
     data_root = options.pop("data_root", None) or args.data_root
     before = deepcopy(cfg._cfg_dict)
@@ -145,7 +150,8 @@ def faults_named(args: Namespace, *, building: bool = False) -> Iterator[None]:
         subject = (
             f"--cfg-options {values}: {args.config} fails with this" if values else f"{args.config} cannot be run"
         )
-        raise ValueError(f"{subject}: {type(error).__name__}: {error} (DAVIT_TRACEBACK=1 shows where).") from error
+        said = str(error).partition("\n")[0][:_LONGEST]
+        raise ValueError(f"{subject}: {type(error).__name__}: {said} (DAVIT_TRACEBACK=1 shows where).") from error
 
 
 def _for_testing_too(cfg: Config, options: dict[str, Any]) -> dict[str, Any]:

@@ -287,8 +287,8 @@ def _write(file: Path, tallies: dict[str, Tally], words: str, commit: str) -> No
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(
         "# Hostile trials\n\n"
-        f"`python -m tests.hostile.attack {words}`, on {datetime.now(timezone.utc):%Y-%m-%d}; {platform.machine()}, "
-        f"{os.cpu_count()} cores, Python {platform.python_version()}, torch {torch.__version__}, davit at {commit}.\n\n"
+        f"`python -m tests.hostile.attack {words}`, {datetime.now(timezone.utc):%Y-%m-%d}; {platform.machine()}, "
+        f"{os.cpu_count()} cores, Python {platform.python_version()}, torch {torch.__version__}; at {commit}.\n\n"
         "Each trial is a process of its own with a limit on time and memory; a trial of routes is 25 requests. It "
         "fails if it hangs, ends by a signal or with a traceback, has a wrong exit status, takes too much memory, "
         "blames a file of the user's for a flag, runs code that a file holds, or breaks what its kind promises: a run "
