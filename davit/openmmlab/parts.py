@@ -7,6 +7,7 @@ would fail later, anywhere in mmengine, with an error that does not say where th
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from os import PathLike
 from typing import Any
 
 from ..limits import short
@@ -95,14 +96,14 @@ def _unlike_dataset(part: Any, path: str) -> Iterator[tuple[str, Any, str]]:
                 yield from _unlike_dataset(inner, f"{path}.datasets.{index}")
     else:
         for key in ("data_root", "ann_file"):
-            if part.get(key) is not None and not isinstance(part[key], str):
+            if part.get(key) is not None and not isinstance(part[key], str | PathLike):
                 yield f"{path}.{key}", part[key], "a path"
         for key in ("data_prefix", "metainfo", "filter_cfg", "backend_args"):
             if part.get(key) is not None and not isinstance(part[key], dict):
                 yield f"{path}.{key}", part[key], _PART
         prefix = part.get("data_prefix") or {}
         for key, value in prefix.items() if isinstance(prefix, dict) else ():
-            if value is not None and not isinstance(value, str):
+            if value is not None and not isinstance(value, str | PathLike):
                 yield f"{path}.data_prefix.{key}", value, "a path"
         if "pipeline" in part and not _holds(part["pipeline"], _LIST):
             yield f"{path}.pipeline", part["pipeline"], _LIST
