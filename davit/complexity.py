@@ -19,11 +19,12 @@ import torch
 from timm.utils import unwrap_model
 from torch import nn
 
-from .commands import command_name
+from .commands import command_name, exit_status
 from .limits import number
 from .model import DualAttentionBlock, DualAttentionStages, WindowAttention
 from .pyramid import DaViTPyramid
 from .registry import create_model
+from .text import without_controls
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # importing it uses what torch is about to remove
@@ -162,9 +163,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         model = create_model(options.model, **arguments_of_model)
         own_input = model.pretrained_cfg["input_size"]  # type: ignore[index]
         result = complexity(model, options.input or own_input, options.model)  # type: ignore[arg-type]
-    except ValueError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
+    except Exception as error:
+        status = exit_status(error)
+        if status is None:  # a fault of this program
+            raise
+        sys.stderr.write(without_controls(f"error: {error}\n"))
+        return status
     sys.stdout.write((result.to_json() if options.format == "json" else result.to_table()) + "\n")
     return 0
 

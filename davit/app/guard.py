@@ -15,6 +15,7 @@ import socket
 from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
 
+from h11 import LocalProtocolError
 from starlette.datastructures import Headers, QueryParams
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
@@ -118,6 +119,8 @@ class Guard:
         if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
             return
+        if scope["type"] == "http":
+            send = _unless_closed(send)
         refusal = self._refusal(scope)
         if refusal is not None:
             if scope["type"] == "websocket":
@@ -204,6 +207,16 @@ class Guard:
             yield True
         finally:
             self._arriving -= 1
+
+
+def _unless_closed(send: Send) -> Send:
+    """Send an answer, unless the server has closed the connection meanwhile, for bytes that are no further request."""
+
+    async def sent(message: Message) -> None:
+        with contextlib.suppress(LocalProtocolError):
+            await send(message)
+
+    return sent
 
 
 class _TooLargeError(Exception):

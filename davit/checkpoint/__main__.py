@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options.run(options)
     except CheckpointError as error:
-        sys.stderr.write(f"error: {error}\n")
+        sys.stderr.write(without_controls(f"error: {error}\n"))
         return 2
     except (MemoryError, RuntimeError) as error:  # a crafted file may claim tensors of any size
         file = getattr(options, "file", None) or options.source
@@ -103,7 +103,7 @@ def _convert(options: argparse.Namespace) -> None:
     metadata = {} if function == by_name else {FUNCTION_ENTRY: function}
     write_checkpoint(options.destination, converted, metadata, options.force)
     taken = " (the EMA weights)" * checkpoint.ema
-    sys.stdout.write(f"{options.source}{taken} -> {options.destination}\n{report}\n")
+    sys.stdout.write(without_controls(f"{options.source}{taken} -> {options.destination}\n{report}\n"))
 
 
 def _inspect(options: argparse.Namespace) -> None:

@@ -6,6 +6,7 @@ from argparse import ArgumentParser
 from collections.abc import Sequence
 
 from ..commands import command_name, run_cli
+from ..text import without_controls
 from . import digits, scenes, write_digits, write_scenes
 
 _SETS = {"digits": (write_digits, tuple(digits.FORMS)), "scenes": (write_scenes, scenes.FORMS)}
@@ -28,7 +29,7 @@ def _main(arguments: Sequence[str] | None) -> None:
     write, forms = _SETS[args.name]
     if args.form and args.form not in forms:
         parser.error(f"--as {args.form} is not one of {', '.join(forms)}, which {args.name} have")
-    sys.stdout.write(f"{write(args.folder, args.form or forms[0])}\n")
+    sys.stdout.write(without_controls(f"{write(args.folder, args.form or forms[0])}\n"))
 
 
 if __name__ == "__main__":

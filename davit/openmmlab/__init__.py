@@ -10,6 +10,7 @@ torchvision. Configs import it by ``custom_imports``; the tools import it first 
     resizing.py        no picture becomes larger than davit.data allows
     bands.py           pictures of other than three bands
     config.py          configs, and what flags and old names change in them
+    parts.py           whether a config's parts are parts
     datasets.py        checks before a run starts, by masks.py and davit/data/coco.py
     mask_layouts.py    where pictures, masks and polygons lie below --data-root
     regions.py         polygons and masks of COCO's form as a label for every pixel

@@ -27,8 +27,8 @@ from .config import (
     annotation_file_of,
     datasets_of,
     evaluators_of,
+    faults_named,
     load_config,
-    options_named,
     set_classes,
     use_test_flags,
     use_train_flags,
@@ -128,6 +128,10 @@ def _add_run_arguments(parser: ArgumentParser) -> None:
 def _run(parser: ArgumentParser, argv: Sequence[str] | None, work: Callable[[Namespace, Config], None]) -> int:
     def main() -> None:
         args = parser.parse_args(argv)
+        with faults_named(args):
+            run(args)
+
+    def run(args: Namespace) -> None:
         cfg = load_config(args)
         init_default_scope(cfg.default_scope)
         cfg.work_dir = args.work_dir or cfg.get("work_dir") or str(Path("work_dirs") / Path(args.config).stem)
@@ -180,7 +184,7 @@ def slurm_environment(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def _runner(args: Namespace, cfg: Config) -> DaViTRunner:
-    with options_named(args):
+    with faults_named(args, building=True):
         return DaViTRunner.from_cfg(cfg)
 
 

@@ -15,6 +15,7 @@ import torch
 from mmengine.config import Config, ConfigDict, DictAction
 
 from .. import recipes
+from ..commands import exit_status
 from ..limits import short
 from ..pretrained import PUBLISHED, resolve
 from ..text import did_you_mean, install_extra
@@ -22,12 +23,14 @@ from ..variants import VARIANTS
 from .bands import follow_bands
 from .box_layouts import use_box_layout
 from .mask_layouts import use_mask_layout
+from .parts import check_parts
 from .swap import swap_backbone
 
 log = logging.getLogger(__name__)
 
 LOADERS = ("train_dataloader", "val_dataloader", "test_dataloader")
 METRICS = {"mmdet": ("bbox", "segm", "proposal", "proposal_fast"), "mmseg": ("mIoU", "mDice", "mFscore")}
+_LONGEST = 500  # characters of another library's error, which may hold the whole config
 _METRIC_TYPES = {"mmdet": "CocoMetric", "mmseg": "IoUMetric"}
 _METRIC_KEYS = {"mmdet": "metric", "mmseg": "iou_metrics"}
 
@@ -132,10 +135,15 @@ def load_config(args: Namespace) -> Config:
         ValueError: the file is missing or broken, or a value has no effect.
     """
     cfg = read_config(args.config)
+    if nameless := [name for name in args.cfg_options if not all(name.split("."))]:
+        raise ValueError(
+            f"--cfg-options {nameless[0]}=...: name a value of the config, as in train_cfg.max_epochs=12."
+        )
     options = _for_testing_too(cfg, args.cfg_options)
     data_root = options.pop("data_root", None) or args.data_root
     if args.backbone and isinstance(cfg.get("model"), dict):  # before the options, which may refine it
         swap_backbone(cfg, args.backbone)
+    before = deepcopy(cfg._cfg_dict)
     try:
         cfg.merge_from_dict(options)
     except (KeyError, TypeError, AssertionError, IndexError) as error:
@@ -145,6 +153,7 @@ def load_config(args: Namespace) -> Config:
             f"{args.config} is no config of a detector or segmentor: it needs a `model`, and a `default_scope` that "
             f"is {' or '.join(_METRIC_KEYS)}."
         )
+    check_parts(cfg._cfg_dict, args.config, before, options)
     if data_root:
         use_data_root(cfg, Path(data_root))
         _use_layout(cfg, args, Path(data_root), options)
@@ -158,17 +167,30 @@ def load_config(args: Namespace) -> Config:
 
 
 @contextmanager
-def options_named(args: Namespace) -> Iterator[None]:
-    """Make one error of a value of --cfg-options that a part, which is built meanwhile, does not take."""
+def faults_named(args: Namespace, *, building: bool = False) -> Iterator[None]:
+    """Make a user's error of whatever a value of --cfg-options leads to, and, while building, a config's.
+
+    An error that has an exit status passes, and so does what is the machine's: memory, disks, other processes. While
+    nothing is built, and without options, an error is a fault of the program, and passes too.
+
+    Args:
+        building: parts of the config are built meanwhile, whose errors tell of the config.
+
+    Raises:
+        ValueError: names the options and values, or the config. DAVIT_TRACEBACK=1 shows where the error arose.
+    """
     try:
         yield
-    except (TypeError, KeyError, AttributeError, AssertionError) as error:
-        if not args.cfg_options:  # a fault of the config's own code, which shows where it lies
+    except Exception as error:
+        machines = isinstance(error, OSError | torch.OutOfMemoryError | torch.distributed.DistError)
+        if exit_status(error) is not None or machines or not (args.cfg_options or building):
             raise
         values = ", ".join(f"{name}={short(value)}" for name, value in args.cfg_options.items())
-        raise ValueError(
-            f"--cfg-options {values}: a part of {args.config} does not take this ({type(error).__name__}: {error})."
-        ) from error
+        subject = (
+            f"--cfg-options {values}: {args.config} fails with this" if values else f"{args.config} cannot be run"
+        )
+        said = str(error).partition("\n")[0][:_LONGEST]
+        raise ValueError(f"{subject}: {type(error).__name__}: {said} (DAVIT_TRACEBACK=1 shows where).") from error
 
 
 def _for_testing_too(cfg: Config, options: dict[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from ..files import write_bytes
 from ..limits import number
 from ..predict.pictures import distinct_names, find_pictures
 from ..text import as_line, some
-from .config import add_config_argument, add_override_arguments, load_config, options_named
+from .config import add_config_argument, add_override_arguments, faults_named, load_config
 from .predictor import Predictor
 
 log = logging.getLogger(__name__)
@@ -36,13 +36,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N")
     add_override_arguments(parser)
     logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
-    return run_cli(lambda: _work(parser.parse_args(argv)))
+
+    def work() -> None:
+        args = parser.parse_args(argv)
+        with faults_named(args):
+            _work(args)
+
+    return run_cli(work)
 
 
 def _work(args: Namespace) -> None:
     files = _pictures(args.picture)
     cfg = load_config(args)
-    with options_named(args):
+    with faults_named(args, building=True):
         predictor = Predictor(cfg, args.checkpoint, args.score_thr, args.device)
     folder = Path(args.out_dir)
     folder.mkdir(parents=True, exist_ok=True)

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from ..commands import command_name, run_cli
 from ..complexity import count_flops
 from ..limits import number
-from .config import add_config_argument, add_override_arguments, load_config, options_named
+from .config import add_config_argument, add_override_arguments, faults_named, load_config
 
 PROPOSALS, MASKS = 1000, 100
 SIZES = {"mmdet": (800, 1280), "mmseg": (512, 2048)}  # height, width of the published tables
@@ -112,8 +112,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         size = (args.shape[0], args.shape[-1]) if args.shape else None
         for config in args.config:
             args.config = config
-            cfg = load_config(args)
-            with options_named(args):
+            with faults_named(args):
+                cfg = load_config(args)
+            with faults_named(args, building=True):
                 found = cost_of(cfg, Path(config).stem, size)
             shares = ", ".join(f"{name} {flops / 1e9:.1f}" for name, flops in found.shares.items())
             sys.stdout.write(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import itertools
 import json
 import random
 import shutil
@@ -22,7 +24,7 @@ from davit.data import digits, scenes
 from davit.doctor import __main__ as doctor
 from davit.visualize import __main__ as visualize
 
-from .attack import REPOSITORY, Trial, kind
+from .attack import REPOSITORY, Trial, kind, once
 from .trials import _damaged, _png, _saved, _strip
 
 _TEXTS = (
@@ -250,8 +252,8 @@ _VALUES += ("dict(type='x')", "__import__('os').system('touch canary')", "{'a':1
 
 def _openmmlab_files(lab: Path) -> tuple[Path, Path]:
     """Write data and configs for both; return their folders below the lab."""
-    root = lab / "openmmlab"
-    if not root.exists():
+
+    def write(root: Path) -> None:
         with mock.patch.object(scenes, "COUNTS", {"train": 2, "val": 2}):
             scenes.write_scenes(root / "scenes")
         (root / "detector.py").write_text(_DETECTOR)
@@ -264,13 +266,15 @@ def _openmmlab_files(lab: Path) -> tuple[Path, Path]:
                 for index in range(2):
                     shape = (48, 64, 3) if part == "images" else (48, 64)
                     Image.fromarray(drawn.integers(0, most, shape, dtype=np.uint8)).save(folder / f"{index}.png")
+
+    root = once(lab / "openmmlab", write)
     return root / "scenes", root / "masks"
 
 
 def _weights(lab: Path, config: Path) -> Path:
     """Save random weights of a config's model, once a lab."""
-    file = config.with_suffix(".pth")
-    if not file.exists():
+
+    def write(folder: Path) -> None:
         import torch
         from mmengine.registry import MODELS, init_default_scope
 
@@ -281,10 +285,18 @@ def _weights(lab: Path, config: Path) -> Path:
         cfg.model.pop("pretrained", None)
         cfg.model.backbone.init_cfg = None
         torch.manual_seed(0)
-        scratch = file.with_name(f"{file.name}.partial")
-        torch.save({"state_dict": MODELS.build(cfg.model).state_dict()}, scratch)
-        scratch.rename(file)
-    return file
+        torch.save({"state_dict": MODELS.build(cfg.model).state_dict()}, folder / "weights.pth")
+
+    return once(lab / f"weights-{config.stem}", write) / "weights.pth"
+
+
+def _import_openmmlab(_: Path) -> None:
+    """Import what the tools of mmdet/ and mmseg/ import when they look up the parts of a config."""
+    from davit.openmmlab import cli, demo, flops  # noqa: F401
+
+    for library, part in itertools.product(("mmdet", "mmseg"), ("datasets", "engine", "evaluation", "models")):
+        importlib.import_module(f"{library}.{part}")
+        importlib.import_module(f"{library}.visualization")
 
 
 def _openmmlab(rng: random.Random, lab: Path) -> tuple[list[str], Work]:
@@ -376,7 +388,7 @@ def commands(rng: random.Random, lab: Path) -> Iterator[Trial]:
         yield _trial(draw, lab, seed, (0, 1, 2), 800)
 
 
-@kind("openmmlab", 0.015)
+@kind("openmmlab", 0.015, _import_openmmlab)
 def openmmlab(rng: random.Random, lab: Path) -> Iterator[Trial]:
     """Run the tools of mmdet/ and mmseg/ with odd flags, options of configs, configs, checkpoints and pictures."""
     while True:

@@ -32,6 +32,8 @@ from davit.engine.steps import Stepper
 from davit.engine.train import main as train
 from tests.processes import free_port
 
+from .attack import once
+
 STEPS, EPOCHS = 8, 3  # steps of an epoch
 CLASSES = ("a", "b")
 FOLDER = Path("runs/a")
@@ -63,15 +65,16 @@ class Setting:
 
 def write_data(lab: Path) -> Path:
     """Write the pictures that these runs train on, and return their folder."""
-    root = lab / "of-runs"
-    if not root.exists():
+
+    def write(root: Path) -> None:
         drawn = np.random.default_rng(1)
         for split, count in (("train", STEPS * 4), ("val", 4)):
             for name, index in itertools.product(CLASSES, range(count)):
                 file = root / split / name / f"{index:02d}.png"
                 file.parent.mkdir(parents=True, exist_ok=True)
                 Image.fromarray(drawn.integers(0, 255, (20, 24, 3), dtype=np.uint8)).save(file)
-    return root
+
+    return once(lab / "of-runs", write)
 
 
 def live(
@@ -181,14 +184,12 @@ def _counted(tell: int | None, inside: Callable[[int], object] | None) -> Iterat
 
 def reference(lab: Path, setting: Setting) -> dict[str, str]:
     """Return what a run that nothing disturbed ends with; it is trained once a lab, into `reference_folder`."""
-    folder = reference_folder(lab, setting)
-    if not folder.exists():
-        scratch = folder.with_name(f"{folder.name}-{os.getpid()}")
-        scratch.mkdir()
+
+    def write(scratch: Path) -> None:
         trained = _elsewhere(scratch, lambda: live([str(write_data(lab)), *setting.words()], setting, Path("o.txt")))
         assert trained == [0] * setting.processes, (scratch / "o.txt").read_text()
-        scratch.rename(folder)
-    return fingerprint(folder / FOLDER)
+
+    return fingerprint(once(reference_folder(lab, setting), write) / FOLDER)
 
 
 def reference_folder(lab: Path, setting: Setting) -> Path:
@@ -199,10 +200,8 @@ def reference_folder(lab: Path, setting: Setting) -> Path:
 def begun(lab: Path, setting: Setting, steps: int, number: int) -> Path:
     """Return the folder of a run that a signal ended right after so many steps, to be copied; made once a lab."""
     folder = lab / f"begun-{setting.processes}-{'hard' if setting.hard else 'plain'}-{steps}-{int(number)}"
-    if not folder.exists():
-        scratch = folder.with_name(f"{folder.name}-{os.getpid()}")
-        scratch.mkdir()
 
+    def write(scratch: Path) -> None:
         def inside(done: int) -> None:
             if done == steps:
                 os.kill(os.getpid(), number)
@@ -211,8 +210,8 @@ def begun(lab: Path, setting: Setting, steps: int, number: int) -> Path:
         ended = _elsewhere(scratch, lambda: live(words, setting, Path("o.txt"), inside=inside))
         expected = 75 if number == signal.SIGTERM else -number
         assert ended == [expected] * setting.processes, (ended, (scratch / "o.txt").read_text())
-        scratch.rename(folder)
-    return folder / FOLDER
+
+    return once(folder, write) / FOLDER
 
 
 def _elsewhere(folder: Path, work: Callable[[], list[int]]) -> list[int]:

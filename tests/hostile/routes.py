@@ -112,7 +112,7 @@ def _request(rng: random.Random, port: int) -> tuple[bytes, bool]:
     return text.encode("latin-1", "replace") + body, foreign
 
 
-def ask(port: int, request: bytes, seconds: float = 20) -> tuple[int | None, bytes]:
+def ask(port: int, request: bytes, seconds: float = 100) -> tuple[int | None, bytes]:
     """Send bytes; return the status and the answer's beginning, None where the server closes without an answer."""
     with socket.create_connection(("127.0.0.1", port), timeout=seconds) as connection:
         with contextlib.suppress(OSError):  # it has refused already
@@ -127,7 +127,14 @@ def ask(port: int, request: bytes, seconds: float = 20) -> tuple[int | None, byt
     return (int(first[1]) if len(first) > 1 and first[1].isdigit() else None), answer
 
 
-@kind("routes", 0.015)
+def _import_page(lab: Path) -> None:
+    import davit.app.page
+
+    os.environ["GRADIO_TEMP_DIR"] = str(lab.parent / "scratch-routes" / "uploads")  # Gradio reads it here, once
+    davit.app.page.gradio()
+
+
+@kind("routes", 0.015, _import_page)
 def routes(rng: random.Random, lab: Path) -> Iterator[Trial]:
     """Send the page 25 odd requests: none is answered by 5xx, none of a foreign address by 2xx, and it stays up."""
     while True:

@@ -57,7 +57,7 @@ def _leave() -> int:
 )
 def test_each_way_of_failing_is_seen(work: Callable[[], int | None], why: str | None, tmp_path: Path) -> None:
     base = attempt(Trial("nothing", lambda: 0, megabytes=100_000), tmp_path / "scratch")[3]
-    trial = Trial("t", work, hides=("damaged",), seconds=3, megabytes=400)
+    trial = Trial("t", work, hides=("damaged",), seconds=1, megabytes=400)
     failure = attempt(trial, tmp_path / "scratch", base)[0]
     assert failure is None if why is None else why in str(failure)
     if why == "":

@@ -141,6 +141,13 @@ def test_a_detector_starts_one_of_other_classes(
         (["--launcher", "slurm"], ["SLURM_PROCID"]),
         (["--cfg-options", "default_hooks.logger.interval=1.5"], ["default_hooks.logger.interval"]),
         (["--cfg-options", "model.backbone.variant=[]"], ["model.backbone.variant"]),
+        (["--cfg-options", "train_dataloader=x"], ["train_dataloader='x'"]),
+        (["--cfg-options", "train_dataloader.dataset.pipeline=[]"], ["train_dataloader.dataset.pipeline"]),
+        (["--cfg-options", "train_dataloader.dataset.pipeline.1.with_box=1"], ["train_dataloader.dataset.pipeline.1"]),
+        (["--cfg-options", "model.rpn_head.anchor_generator.scales=[0.5,[]]"], ["model.rpn_head.anchor_generator"]),
+        (["--cfg-options", "work_dir=3"], ["work_dir=3"]),
+        (["--cfg-options", "default_scope=[]"], ["default_scope"]),
+        (["--cfg-options", "=3"], ["--cfg-options"]),
         (["--gpus", "2", "--data-root", "nowhere"], ["nowhere", "--gpus", "tools/dist_train.sh"]),  # of older tools
     ],
 )
@@ -151,6 +158,36 @@ def test_mistakes_of_training(
         monkeypatch.delenv(name, raising=False)
     said = go(train, detector, "--data-root", few_scenes, *words, status=2)
     assert all(word in said for word in expected)
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("train_dataloader = 'x'", "train_dataloader"),
+        ("param_scheduler = 3", "param_scheduler"),
+        ("default_hooks = dict(logger=1)", "default_hooks.logger"),
+        ("train_dataloader = dict(dataset=dict(pipeline=[3]))", "train_dataloader.dataset.pipeline"),
+        ("model = dict(backbone=dict(variant=[]))", "faulty.py"),
+        ("optim_wrapper = dict(optimizer=dict(type='Nothing'))", "faulty.py"),
+    ],
+)
+def test_mistakes_in_a_config_of_the_users(go: Go, detector: Path, few_scenes: Path, line: str, expected: str) -> None:
+    Path("faulty.py").write_text(f"_base_ = {str(detector)!r}\n{line}\n")
+    said = go(train, "faulty.py", "--data-root", few_scenes, "--no-validate", status=2)
+    assert expected in said
+
+
+def test_a_fault_of_the_program_is_no_fault_of_the_config() -> None:
+    args = Namespace(config="a.py", cfg_options={})
+    with pytest.raises(AttributeError), config.faults_named(args):
+        raise AttributeError("of ours")
+    args.cfg_options = {"a.b": 3}
+    for passes in (OSError(errno.EIO, "input/output error"), torch.OutOfMemoryError("of a GPU")):
+        with pytest.raises(type(passes)), config.faults_named(args):
+            raise passes
+    with pytest.raises(ValueError, match=r"a\.b=3") as found, config.faults_named(args):
+        raise ZeroDivisionError("x" * 10_000)
+    assert len(str(found.value)) < 1000 and isinstance(found.value.__cause__, ZeroDivisionError)
 
 
 def test_mistakes_of_evaluation(go: Go, detector: Path, few_scenes: Path, trained: Path) -> None:
