@@ -4,7 +4,8 @@ Importing this package registers ``DaViT`` in mmengine's root registry, puts our
 mmcv's, takes a mean for each of any number of bands and, where mmcv has no compiled operators, serves them from
 torchvision. Configs import it by ``custom_imports``; the tools import it first of all.
 
-    bridge.py, ops.py  mmcv._ext where it is missing
+    bridge.py          mmcv._ext where it is missing, by ops.py and deformable.py
+    swap.py            DaViT in the place of another backbone
     backbone.py        DaViTPyramid with the arguments of configs
     loading.py         LoadImageFromFile, by the decoder of davit.data
     resizing.py        no picture becomes larger than davit.data allows
