@@ -1,7 +1,7 @@
 """train.py whose memory holds so many pictures: MOST=PICTURES for each process, RUN_OUT=STEP,RANK for one error there.
 
-Both raise `torch.OutOfMemoryError` in the forward pass of the bare model, or in the backward pass with IN=backward. What
-was trained on is written to SEEN: a line a step, with the positions of this process's pictures.
+Both raise `torch.OutOfMemoryError` in the forward pass of the bare model, or in the backward pass with IN=backward.
+What was trained on is written to SEEN: a line a step, with the positions of this process's pictures, and their size.
 """
 
 import json
@@ -18,7 +18,7 @@ from davit.engine.steps import Stepper
 from davit.engine.train import main
 
 most = int(os.environ.get("MOST", "1000000"))
-bad_step, bad_rank = (int(part) for part in os.environ.get("RUN_OUT", "-1,0").split(","))
+bad_step, bad_rank = (int(part) for part in os.environ.get("RUN_OUT", "-9,0").split(","))
 where, seen = os.environ.get("IN", "forward"), os.environ.get("SEEN")
 rank = int(os.environ.get("RANK", "0"))
 forward, step = DaViT.forward, Stepper.step
@@ -56,8 +56,9 @@ def noted(self: Stepper, batches: Any, epoch: int, number: int, *rest: Any) -> A
     result = step(self, batches, epoch, number, *rest)
     if seen:
         positions = [batch.indices.tolist() for batch in batches]
+        sizes = sorted({batch.images.shape[-1] for batch in batches})
         with Path(f"{seen}-{rank}.jsonl").open("a") as stream:
-            stream.write(json.dumps([epoch, number, positions]) + "\n")
+            stream.write(json.dumps([epoch, number, positions, sizes]) + "\n")
     return result
 
 

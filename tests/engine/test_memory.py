@@ -55,7 +55,7 @@ def samples(cwd: Path, processes: int = 1) -> dict[tuple[int, int], list[int]]:
     found: dict[tuple[int, int], list[int]] = {}
     for rank in range(processes):
         for line in (cwd / f"seen-{rank}.jsonl").read_text().splitlines():
-            epoch, step, positions = json.loads(line)
+            epoch, step, positions, _ = json.loads(line)
             found.setdefault((epoch, step), []).extend(position for micro in positions for position in micro)
     return {key: sorted(positions) for key, positions in found.items()}
 
@@ -372,9 +372,6 @@ def test_synchronised_batch_norms_do_not_repeat_a_step() -> None:
     parts.has_sync_bn = True
     with pytest.raises(ValueError, match="--sync-bn"):
         parts.step([batch(4)], 0, 0, False, lambda *_: AssertionError())
-
-
-SEVEN = [*RANDOM, "--epochs", "6", "--global-batch", "24", "--batch-size", "8"]  # 6 pictures of the last step are left
 
 
 @pytest.mark.parametrize("where", ["forward", "backward"])
