@@ -158,7 +158,8 @@ class DataParallel(nn.parallel.DistributedDataParallel):
         ids = [device.index] if device.type == "cuda" else None
         super().__init__(module, device_ids=ids, gradient_as_bucket_view=True)
         self.averaged = _Averaged()
-        self.register_comm_hook(self.averaged, _average)
+        # torch compares annotations by type, and ours are text
+        self.register_comm_hook(self.averaged, lambda averaged, bucket: _average(averaged, bucket))
 
     def finish(self) -> None:
         """Take part in what the others average of this step and this process has not."""
