@@ -201,6 +201,7 @@ NUMBERS: dict[str, Limits] = {
     "input_size": Limits(1, 2**20, whole=True, nargs=3, fits=_is_picture),
     "input": Limits(1, 2**20, whole=True, nargs=3, fits=_is_picture),
     "shape": Limits(1, MOST_SIDE, whole=True, nargs="+", fits=_one_or_two),
+    "size_multiple": _count(1, 1024),
     "in_chans": _count(1, 4096),
     "bit_depth": _count(1, 32),
     "percentiles": Limits(0, 100, nargs=2, fits=_rising),
@@ -231,6 +232,7 @@ NUMBERS: dict[str, Limits] = {
     "head_init_bias": Limits(-1e6, 1e6),
     "clip_grad": Limits(1e-8, 1e12),
     "grad_accum_steps": _count(1, 65_536),
+    "global_batch": _count(1, 2**26),
     # schedule; timm draws noise until it is below the limit, so that must not be far below the deviation
     "lr": _RATE,
     "warmup_lr": _RATE,
@@ -247,6 +249,7 @@ NUMBERS: dict[str, Limits] = {
     "start_epoch": _EPOCHS,
     "stop_epoch": _count(1, 1_000_000),
     "val_interval": _count(1, 1_000_000),
+    "keep_epochs": _count(1, 1_000_000),
     "early_stop": _count(1, 1_000_000),
     "decay_epochs": Limits(0.01, 1_000_000),
     "decay_milestones": Limits(0, 1_000_000, whole=True, nargs="+", fits=_rising),

@@ -81,9 +81,10 @@ def _is_number(value: object) -> bool:
 def test_every_numeric_flag_has_both_its_ends(command: str) -> None:
     for action in _all_actions(parser_of(command)):
         if not isinstance(action.type, Limits):
-            assert action.type in (None, Path) or action.type.__name__ in ("backend", "frozen_part"), action  # type: ignore[union-attr]
+            own = ("backend", "frozen_part", "micro_batch", "sizes", "epochs")
+            assert action.type in (None, Path) or action.type.__name__ in own, action  # type: ignore[union-attr]
             default = action.default
-            assert not _is_number(default) or action.nargs == 0, action
+            assert not _is_number(default) or action.nargs == 0 or action.type.__name__ in own, action  # type: ignore[union-attr]
             assert not (isinstance(default, list) and any(map(_is_number, default))), action
             continue
         name = "numpy_seed" if command.startswith("mm") and action.dest == "seed" else action.dest

@@ -9,6 +9,7 @@ from .errors import BadImageError, DataError, LoaderError
 from .loader import Batch, EvalLoader, TrainLoader
 from .sampler import EpochSampler
 from .scenes import write_scenes
+from .sizes import SizeSchedule, round_to
 from .transforms import eval_transform, train_transform
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "PictureDataset",
     "Sample",
     "SeededDataset",
+    "SizeSchedule",
     "TrainLoader",
     "check_classes",
     "check_labels",
@@ -31,6 +33,7 @@ __all__ = [
     "load_rgb",
     "open_dataset",
     "prefetch",
+    "round_to",
     "save_images",
     "to_device",
     "train_transform",

@@ -18,8 +18,9 @@ from .layouts import of_another_task
 from .samples import UnfitPictureError
 from .source import ClassMap, Renumbered, Source
 
-# (epoch, index, repeat): `repeat` counts the occurrences of one picture in one epoch, 0 for the first.
-Key = tuple[int, int, int]
+# (epoch, index, repeat): `repeat` counts the occurrences of one picture in one epoch, 0 for the first. Behind them
+# may be the side of the picture in pixels, where that changes in the course of a training (`SizeSchedule`).
+Key = tuple[int, ...]
 Transform = Callable[[Any], Tensor]  # of a decoded picture, `Pixels`
 
 
@@ -27,7 +28,8 @@ class PictureDataset(Dataset[tuple[Any, int]]):
     """The pictures of one split: item i is (transform(decoded picture), class index).
 
     `transform` and `decoding` may be set at any time before a loader's first batch; without a transform an item's
-    picture is that of `load_picture`. Decoding and transform meet in `__getitem__` and nowhere else.
+    picture is that of `load_picture`. `transforms` are those for other sizes, by the side in pixels. Decoding and
+    transform meet in `sized` and nowhere else.
     """
 
     def __init__(
@@ -36,6 +38,7 @@ class PictureDataset(Dataset[tuple[Any, int]]):
         """Wrap a source; `mapped`: a class map says its class indices."""
         self.source = source
         self.transform = transform
+        self.transforms: dict[int, Transform] = {}
         self.decoding = decoding
         self.has_class_map = mapped
         self.mapped = mapped or getattr(source, "is_indexed", False)  # they may leave classes out
@@ -74,13 +77,18 @@ class PictureDataset(Dataset[tuple[Any, int]]):
             return load_picture(stored, self.source.path(index), reduction, self.decoding), target
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
-        if isinstance(self.transform, CropFirst):
-            crop = PendingCrop(self.transform)
+        return self.sized(index)
+
+    def sized(self, index: int, size: int | None = None) -> tuple[Any, int]:
+        """Return the item with a picture of another size than that of `transform`."""
+        transform = self.transform if size is None else self.transforms[size]
+        if isinstance(transform, CropFirst):
+            crop = PendingCrop(transform)
             image, target = self.read(index, crop.reduction)
             return crop.finish(image), target
-        image, target = self.read(index, getattr(self.transform, "check", None))
+        image, target = self.read(index, getattr(transform, "check", None))
         try:
-            return (self.transform(image) if self.transform is not None else image), target
+            return (transform(image) if transform is not None else image), target
         except UnfitPictureError as error:  # an array, whose size is known only when it is read
             raise BadImageError.of(self.source.path(index), str(error)) from error
 
@@ -133,9 +141,10 @@ class Sample(NamedTuple):
 
 
 class SeededDataset(Dataset[Sample]):
-    """Make training samples by key: the item depends on (seed, epoch, index, repeat) and on nothing else.
+    """Make training samples by key: the item depends on the seed and the key and on nothing else.
 
-    Not on the worker, the process, or what was read before. With `skip_bad_images` a picture that cannot
+    Not on the worker, the process, or what was read before. The size in a key is no part of the seed, so the crop of a
+    picture is the same at each size. With `skip_bad_images` a picture that cannot
     be read is replaced by the next good one of the data set, augmented under the key that was asked for;
     otherwise its `BadImageError` is raised.
     """
@@ -149,13 +158,13 @@ class SeededDataset(Dataset[Sample]):
         return len(self.dataset)
 
     def __getitem__(self, key: Key) -> Sample:
-        epoch, index, repeat = key
+        epoch, index, repeat, *size = key
         bad: list[tuple[str, str]] = []
         for position in range(index, index + len(self)):
             position %= len(self)
             with seeded(self.seed, epoch, index, repeat):
                 try:
-                    image, target = self.dataset[position]
+                    image, target = self.dataset.sized(position, *size) if size else self.dataset[position]
                 except BadImageError as error:
                     if not self.skip_bad_images:
                         raise

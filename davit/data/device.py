@@ -11,25 +11,37 @@ from torchvision.utils import save_image
 from .loader import Batch
 
 
-def to_device(batch: Batch, device: torch.device, *, channels_last: bool = False) -> Batch:
-    """Copy images and targets to `device`, asynchronously from pinned memory; positions stay where they are."""
+def to_device(
+    batch: Batch, device: torch.device, *, channels_last: bool = False, dtype: torch.dtype | None = None
+) -> Batch:
+    """Copy images and targets to `device`, asynchronously from pinned memory; positions stay where they are.
+
+    Args:
+        dtype: of the images; None leaves it.
+    """
     layout = torch.channels_last if channels_last else torch.contiguous_format
+    images = batch.images.to(device, non_blocking=True, memory_format=layout)
     return batch._replace(
-        images=batch.images.to(device, non_blocking=True, memory_format=layout),
+        images=images if dtype is None else images.to(dtype),
         targets=batch.targets.to(device, non_blocking=True),
     )
 
 
-def prefetch(batches: Iterable[Batch], device: torch.device, *, channels_last: bool = False) -> Iterator[Batch]:
-    """Yield `batches` on `device`; on CUDA the next is copied on its own stream while the last is worked on."""
+def prefetch(
+    batches: Iterable[Batch], device: torch.device, *, channels_last: bool = False, dtype: torch.dtype | None = None
+) -> Iterator[Batch]:
+    """Yield `batches` as `to_device` gives them; on CUDA the next is copied while the last is worked on.
+
+    That happens on a stream of its own.
+    """
     if device.type != "cuda":
-        yield from (to_device(batch, device, channels_last=channels_last) for batch in batches)
+        yield from (to_device(batch, device, channels_last=channels_last, dtype=dtype) for batch in batches)
         return
     copying = torch.cuda.Stream(device)
     ready: Batch | None = None
     for batch in batches:
         with torch.cuda.stream(copying):
-            following = to_device(batch, device, channels_last=channels_last)
+            following = to_device(batch, device, channels_last=channels_last, dtype=dtype)
         if ready is not None:
             yield ready
         computing = torch.cuda.current_stream(device)

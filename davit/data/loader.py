@@ -137,6 +137,11 @@ class _Loader:
         if hasattr(self, "_loader"):  # else __init__ refused its arguments
             self.close()
 
+    @property
+    def waiting(self) -> int:
+        """Return how many batches workers hold ready."""
+        return self._loader.num_workers * (self._loader.prefetch_factor or 0)
+
     def close(self) -> None:
         """End the workers, killing those that do not end by themselves. A later pass starts new ones."""
         if os.getpid() != self._owner:
@@ -252,16 +257,20 @@ class EvalLoader(_Loader):
         skip_bad_images: bool = False,
         timeout: float = 0,
     ) -> None:
-        require(batch_size >= 1, "batch_size", batch_size, "a number of 1 or more")
         require_rank(rank, world_size)
         self.num_samples = len(dataset)
-        self.batch_size = batch_size
         self._mine = range(rank, len(dataset), world_size)
-        self.num_batches = -(-len(self._mine) // batch_size)
+        self.split(batch_size)
         self._dataset = dataset
         self._skip_bad_images = skip_bad_images
         read = partial(_read_pictures, dataset, skip_bad_images)
         super().__init__(read, workers=workers, pin_memory=pin_memory, timeout=timeout)
+
+    def split(self, batch_size: int) -> None:
+        """Read batches of another size from the next pass on."""
+        require(batch_size >= 1, "batch_size", batch_size, "a number of 1 or more")
+        self.batch_size = batch_size
+        self.num_batches = -(-len(self._mine) // batch_size)
 
     def batches(self) -> Iterator[Batch]:
         """Yield this rank's pictures in order. Raises `DataError` if the whole data set has no readable picture."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -27,6 +27,7 @@ class EpochSampler:
     with different augmentations, and a micro-batch's rows are dealt to the ranks in turn, so that the three
     meet different ranks; it ends after as many samples as there are pictures (as timm's RepeatAugSampler).
     `drop_last` leaves the last, incomplete step out; otherwise it is filled up from the start of the order.
+    `size_of` (None: no size) says the side of the pictures of (epoch, step), which then is a part of each key.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class EpochSampler:
         require(epoch_repeats >= 0, "epoch_repeats", epoch_repeats, "0 (one pass) or a positive number of passes")
         self.num_pictures, self.seed, self.repeated_aug = num_pictures, seed, repeated_aug
         self.batch_size, self.rank, self.world_size = batch_size, rank, world_size
+        self.size_of: Callable[[int, int], int] | None = None
         self.global_batch = batch_size * world_size * grad_accum_steps
         rounded = num_pictures // _ROUND * _ROUND
         self._pass_length = rounded if repeated_aug and rounded else num_pictures
@@ -75,19 +77,35 @@ class EpochSampler:
         wraps, row = row // self._length, row % self._length  # wraps > 0: filled up as drop_last is off
         return torch.cat(indices)[row], torch.cat(repeats)[row] + wraps * len(indices) * copies
 
+    def split(self, batch_size: int) -> None:
+        """Deal each step in micro-batches of another size from now on; the steps keep their samples."""
+        share = self.global_batch // self.world_size
+        require(share % batch_size == 0, "batch_size", batch_size, f"a divisor of a process's share, {share}")
+        self.batch_size = batch_size
+
+    @property
+    def grad_accum_steps(self) -> int:
+        """Return the number of micro-batches of a step in each process."""
+        return self.global_batch // (self.batch_size * self.world_size)
+
     def micro_batches(self, epoch: int, start_step: int = 0) -> Iterator[list[Key]]:
         """Yield the keys of this rank's micro-batches, from optimizer step `start_step` on."""
         if not 0 <= start_step <= self.steps_per_epoch:
             raise ValueError(f"step {start_step} is not in an epoch of {self.steps_per_epoch} steps")
         rows = self.batch_size * self.world_size  # of a micro-batch over all ranks
-        begin = start_step * self.global_batch // rows
+        accumulate, size_of = self.grad_accum_steps, self.size_of
+        begin = start_step * accumulate
         mine = slice(self.rank * self.batch_size, (self.rank + 1) * self.batch_size)
         if self.repeated_aug:
             mine = slice(self.rank, rows, self.world_size)
         index, repeat = (part.view(-1, rows)[begin:, mine] for part in self.order(epoch))
+
+        def size(number: int) -> tuple[int, ...]:
+            return () if size_of is None else (size_of(epoch, number // accumulate),)
+
         return (
-            [(epoch, i, r) for i, r in zip(indices.tolist(), repeats.tolist(), strict=True)]
-            for indices, repeats in zip(index, repeat, strict=True)
+            [(epoch, i, r, *size(number)) for i, r in zip(indices.tolist(), repeats.tolist(), strict=True)]
+            for number, (indices, repeats) in enumerate(zip(index, repeat, strict=True), start=begin)
         )
 
 

@@ -29,12 +29,14 @@ from ..data import (
     EpochSampler,
     EvalLoader,
     PictureDataset,
+    SizeSchedule,
     TrainLoader,
     check_classes,
     check_labels,
     eval_transform,
     in_other_order,
     open_dataset,
+    round_to,
     train_transform,
 )
 from ..limits import short
@@ -42,9 +44,10 @@ from ..pretrained import PretrainedError, noted_in, read_source, split_source
 from ..registry import create_model
 from ..text import some
 from .distill import build_task, trained_by
-from .distributed import World, in_step, is_out_of_memory
+from .distributed import DataParallel, World, in_step, is_out_of_memory
 from .evaluate import eval_mode
 from .finetune import add_lora, freeze, parameter_groups, scale_head
+from .flags import listed
 from .load_model import bands_asked_for, picture_config
 from .precision import Precision, precision_from
 from .steps import Stepper
@@ -70,8 +73,9 @@ class Parts:
 
     Attributes:
         config: how pictures are prepared, as `data_config` returns it.
-        ema: the moving average of the weights, if one is kept.
+        ema: the moving average of the weights, if one is kept; in float32 whatever the weights' dtype.
         num_epochs: with the cool-down.
+        sizes: of the training pictures, where they grow.
     """
 
     model: nn.Module
@@ -84,23 +88,35 @@ class Parts:
     stepper: Stepper
     scheduler: Scheduler
     num_epochs: int
+    sizes: SizeSchedule | None = None
 
 
 def build_parts(args: Namespace, model: nn.Module, data: Data, config: dict[str, Any], world: World) -> Parts:
-    """Build what a run needs beside its model and data; the model is on its device."""
+    """Build what a run needs beside its model and data; the model is on its device and gets its dtype here."""
     precision = precision_from(args, world.device, world.everywhere)
+    model.to(precision.weights)
     train_loader, val_loader = build_loaders(args, data, world)
+    schedule = size_schedule(args, train_loader.steps_per_epoch)
+    if schedule is not None:
+        require_sizes(args, model, config, schedule.all_sizes)
+        train_loader.sampler.size_of = schedule.at
     mixup = build_mixup(args, data.num_classes)
     ema_device = "cpu" if args.model_ema_force_cpu else None
     ema = ModelEmaV3(model, args.model_ema_decay, device=ema_device) if args.model_ema else None
+    if ema is not None:
+        ema.module.float()  # bfloat16 would round away what a step adds
     loss = build_loss(args, mixup).to(world.device)
     task = build_task(args, model, loss, data.class_names, config)
+    if task is not None:
+        task.to(precision.weights)
     trainable = trained_by(task, model)
-    forward, optimizer = wrap_for_training(args, trainable, config, world), build_optimizer(args, trainable, model)
+    forward = wrap_for_training(args, trainable, config, world, precision.weights, schedule)
+    optimizer = build_optimizer(args, trainable, model)
     clipping = (args.clip_grad, args.clip_mode)
     stepper = Stepper(model, forward, loss, optimizer, precision, world, mixup, ema, args.seed, *clipping, task=task)
     scheduler, num_epochs = build_schedule(args, optimizer, train_loader.steps_per_epoch)
-    return Parts(model, data, config, precision, train_loader, val_loader, ema, stepper, scheduler, num_epochs)
+    loaders = (train_loader, val_loader)
+    return Parts(model, data, config, precision, *loaders, ema, stepper, scheduler, num_epochs, schedule)
 
 
 def open_data(args: Namespace, world: World) -> Data:
@@ -243,6 +259,63 @@ def data_config(args: Namespace, model: nn.Module) -> dict[str, Any]:
         ) from error
 
 
+def settle_sizes(args: Namespace, model: nn.Module) -> None:
+    """Take the last of several sizes (--img-size 128,224) for evaluation, and for all that asks for one size.
+
+    Afterwards ``args.sizes`` lists them, rounded as `SizeSchedule` needs them; it is empty where they do not change.
+    """
+    given, args.sizes = listed(args.img_size), []
+    if len(given) < 2:
+        return
+    if args.input_size:
+        shape = " ".join(map(str, args.input_size))
+        raise ValueError(f"--img-size {args.img_size} and --input-size {shape} both say sizes; give one of them.")
+    if args.size_multiple is None:
+        args.size_multiple = stride_of(model)
+    args.size_schedule = args.size_schedule or "linear"
+    args.sizes = list(round_to(args.size_multiple, given))
+    if args.sizes != given:
+        log.info(
+            "--img-size %s: rounded to %s, as multiples of %d (--size-multiple).",
+            *(args.img_size, ",".join(map(str, args.sizes)), args.size_multiple),
+        )
+    args.img_size = args.sizes[-1]
+
+
+def stride_of(model: nn.Module) -> int:
+    """Return by how much a model's last map is smaller than its picture; 32 for one that does not tell."""
+    stages: Any = getattr(model, "feature_info", None)
+    found = [stage["reduction"] for stage in stages or () if isinstance(stage, dict) and "reduction" in stage]
+    return int(max(found, default=32))
+
+
+def size_schedule(args: Namespace, steps_per_epoch: int) -> SizeSchedule | None:
+    """Build the schedule of the training pictures' sizes; None where there is one size."""
+    if len(getattr(args, "sizes", ())) < 2:
+        return None
+    return SizeSchedule(tuple(args.sizes), args.size_schedule, args.size_multiple, args.epochs, steps_per_epoch)
+
+
+def require_sizes(args: Namespace, model: nn.Module, config: dict[str, Any], sizes: Sequence[int]) -> None:
+    """Raise `ValueError` for sizes that a model does not take, before hours of training lead there."""
+    like = next(model.parameters())
+    for size in sizes:
+        image = torch.zeros(1, config["input_size"][0], size, size, device=like.device, dtype=like.dtype)
+        try:
+            with eval_mode(model), torch.no_grad():
+                model(image)
+        except Exception as error:  # models refuse a size by errors of any type
+            if is_out_of_memory(error):
+                raise
+            text = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            raise ValueError(
+                f"{args.model} does not take pictures of {size} px, which --size-schedule {args.size_schedule} leads "
+                f"to ({text}). A model with a table of positions has one size: give one --img-size, a --size-multiple "
+                "that it can divide, or let it resample the table where it can (--model-kwargs dynamic_img_size=true "
+                "for timm's ViTs, strict_img_size=false for its Swins)."
+            ) from error
+
+
 def set_transforms(args: Namespace, data: Data, config: dict[str, Any]) -> None:
     """Give both splits the decoding and the transforms that the flags ask for."""
     decoding = Decoding.asked_for(config["input_size"][0], vars(args))
@@ -255,6 +328,10 @@ def set_transforms(args: Namespace, data: Data, config: dict[str, Any]) -> None:
     flags = {name: getattr(args, name) for name in (*crop_and_colour, *erasing)}
     interpolation = args.train_interpolation or "bicubic"
     data.train.transform = train_transform(**both, **flags, train_interpolation=interpolation)
+    if (schedule := size_schedule(args, 1)) is not None:
+        for size in schedule.all_sizes:
+            smaller = {**both, "img_size": (config["input_size"][0], size, size)}
+            data.train.transforms[size] = train_transform(**smaller, **flags, train_interpolation=interpolation)
     crop = {name: config[name] for name in ("crop_pct", "crop_mode", "interpolation")}
     data.val.transform = eval_transform(**both, **crop)
 
@@ -287,9 +364,14 @@ def build_loaders(args: Namespace, data: Data, world: World) -> tuple[TrainLoade
     return train, EvalLoader(data.val, batch_size=batch_size, rank=world.rank, world_size=world.size, **common)
 
 
+def mixes(args: Namespace) -> bool:
+    """Return whether the flags ask for mixup or cutmix, which pair the pictures of a micro-batch."""
+    return bool(args.mixup > 0 or args.cutmix > 0 or args.cutmix_minmax)
+
+
 def build_mixup(args: Namespace, num_classes: int) -> Mixup | None:
     """Build mixup and cutmix as the flags ask for, or None."""
-    if not (args.mixup > 0 or args.cutmix > 0 or args.cutmix_minmax):
+    if not mixes(args):
         return None
     if args.aug_splits > 0:
         raise ValueError("--aug-splits cannot be combined with mixup: pass --mixup 0 --cutmix 0.")
@@ -393,14 +475,26 @@ def _say_length(args: Namespace, num_epochs: int, has_schedule: bool) -> None:
         log.info("%s", length)
 
 
-def wrap_for_training(args: Namespace, model: nn.Module, config: dict[str, Any], world: World) -> nn.Module:
+def wrap_for_training(
+    args: Namespace,
+    model: nn.Module,
+    config: dict[str, Any],
+    world: World,
+    dtype: torch.dtype = torch.float32,
+    schedule: SizeSchedule | None = None,
+) -> nn.Module:
     """Wrap the model as the forward pass runs it: compiled as the flags ask for, data-parallel in a job.
+
+    Args:
+        dtype: of the pictures as the model gets them.
+        schedule: of their sizes, for each of which there is one compiled graph.
 
     Raises:
         ValueError: data-parallel training would wait for parameters that get no gradient; they are named.
     """
     if world.is_distributed:
-        unused = unused_parameters(model, torch.randn(2, *config["input_size"], device=world.device))
+        image = torch.randn(2, *config["input_size"], device=world.device, dtype=dtype)
+        unused = unused_parameters(model, image)
         if unused:
             raise ValueError(
                 f"{len(unused)} parameters of {args.model} get no gradient, and data-parallel training would wait for "
@@ -415,11 +509,14 @@ def wrap_for_training(args: Namespace, model: nn.Module, config: dict[str, Any],
         forward = torch.jit.script(forward)
     if args.torchcompile:
         mode = args.torchcompile_mode
-        forward = torch.compile(forward, backend=args.torchcompile, mode=mode)  # type: ignore[assignment]
-    if world.is_distributed:
-        ids = [world.device.index] if world.device.type == "cuda" else None
-        forward = nn.parallel.DistributedDataParallel(forward, device_ids=ids, gradient_as_bucket_view=True)
-    return forward
+        dynamic = None
+        if schedule is not None:
+            dynamic, number = False, len(schedule.all_sizes)
+            limit = max(torch._dynamo.config.recompile_limit, 2 * number)  # evaluation has its own
+            torch._dynamo.config.recompile_limit = limit
+            log.info("torch.compile makes a graph for each of up to %d sizes of pictures, when it comes.", number)
+        forward = torch.compile(forward, backend=args.torchcompile, mode=mode, dynamic=dynamic)  # type: ignore[assignment]
+    return DataParallel(forward, world.device) if world.is_distributed else forward
 
 
 def unused_parameters(model: nn.Module, image: Tensor) -> list[str]:

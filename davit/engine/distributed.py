@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from ..commands import exit_status
@@ -129,6 +129,10 @@ class StoppedError(Exception):
     """The work was told to stop; raised on every process."""
 
 
+class StarvedError(MemoryError):
+    """Memory did not suffice for a step, here or in another process; raised on every process, nothing was changed."""
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Return whether an error says that memory, the accelerator's or the machine's, did not suffice."""
     if isinstance(error, PeerError):
@@ -137,8 +141,46 @@ def is_out_of_memory(error: BaseException) -> bool:
         return True
     text = str(error).lower()
     on_cpu = "defaultcpuallocator" in text and ("not enough memory" in text or "can't allocate" in text)
+    on_cpu = on_cpu or "bad_alloc" in text  # of libraries below PyTorch
     on_cuda = "cuda error: out of memory" in text or "cublas_status_alloc_failed" in text
     return isinstance(error, RuntimeError) and (on_cpu or on_cuda)
+
+
+class DataParallel(nn.parallel.DistributedDataParallel):
+    """Average gradients over the processes, also where one of them fails in the midst of its backward pass.
+
+    The others would wait for ever for the gradients of the one that failed. So each counts what it has averaged of a
+    step, and one that fails takes part in the rest with zeros (`finish`). The gradients are worthless then; all
+    processes have to tell one another, and to wrap their models anew.
+    """
+
+    def __init__(self, module: nn.Module, device: torch.device) -> None:
+        ids = [device.index] if device.type == "cuda" else None
+        super().__init__(module, device_ids=ids, gradient_as_bucket_view=True)
+        self.averaged = _Averaged()
+        # torch compares annotations by type, and ours are text
+        self.register_comm_hook(self.averaged, lambda averaged, bucket: _average(averaged, bucket))
+
+    def finish(self) -> None:
+        """Take part in what the others average of this step and this process has not."""
+        buckets = self.reducer._get_zeros_like_grad_buckets()  # as DistributedDataParallel.join does
+        for work in [self.reducer._run_comm_hook(bucket) for bucket in buckets[self.averaged.count :]]:
+            work.wait()
+
+
+class _Averaged:
+    """Count the buckets of gradients of a step whose averaging has begun."""
+
+    count = 0
+
+
+def _average(averaged: _Averaged, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+    """Average a bucket to the same bits as without a hook: by the factor first, then the sum."""
+    averaged.count += 1
+    gradients = bucket.buffer().mul_(1 / dist.get_world_size())
+    work: Any = dist.all_reduce(gradients, async_op=True)
+    averaging: torch.futures.Future[Tensor] = work.get_future().then(lambda future: future.value()[0])
+    return averaging
 
 
 @contextmanager

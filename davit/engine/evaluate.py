@@ -118,7 +118,9 @@ def evaluate(
     cuda = [world.device] if world.device.type == "cuda" else []
     with in_step(world), eval_mode(model), torch.random.fork_rng(devices=cuda), torch.inference_mode():
         started = time.perf_counter()
-        stream = scores.timed(prefetch(batches, world.device, channels_last=channels_last))
+        like = next(model.parameters(), None)
+        dtype = None if like is None else like.dtype
+        stream = scores.timed(prefetch(batches, world.device, channels_last=channels_last, dtype=dtype))
         for number, batch in enumerate(_paced(stream, world.device), start=1):
             if stop():
                 raise StoppedError

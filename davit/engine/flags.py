@@ -20,7 +20,7 @@ from typing import Any
 import yaml
 
 from .. import recipes
-from ..choices import AMP_DTYPES, BUNDLED_REAL, EMA_CHOICES, FITTED_ON
+from ..choices import AMP_DTYPES, BUNDLED_REAL, EMA_CHOICES, FITTED_ON, MODEL_DTYPES, SIZE_SCHEDULES
 from ..commands import command_name
 from ..files import read_small
 from ..limits import MOST_YAML, NUMBERS, check_model_kwargs, number, read_yaml, short
@@ -40,6 +40,7 @@ NO_LONGER = {
 }
 
 
+_MOST_LISTED = 1000
 COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 
 
@@ -52,6 +53,45 @@ def frozen_part(text: str) -> int | str:
         return int(limits(text))
     except argparse.ArgumentTypeError:
         raise argparse.ArgumentTypeError(f"{short(text)} is neither 'all' nor {limits}") from None
+
+
+def micro_batch(text: str) -> int | str:
+    """Read --batch-size of train.py, as an argparse type."""
+    if text == "auto":
+        return text
+    limits = NUMBERS["batch_size"]
+    try:
+        return int(limits(text))
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(f"{short(text)} is neither 'auto' nor {limits}") from None
+
+
+def _rising(text: str, name: str) -> list[int]:
+    limits = NUMBERS[name]
+    try:
+        numbers = [int(limits(part.strip())) for part in text.split(",")]
+    except argparse.ArgumentTypeError:
+        few = f"{limits}, or several with commas between them"
+        raise argparse.ArgumentTypeError(f"{short(text)} is not {few}") from None
+    if numbers != sorted(set(numbers)) or len(numbers) > _MOST_LISTED:
+        raise argparse.ArgumentTypeError(f"{short(text)} must be at most {_MOST_LISTED} numbers, each above the last")
+    return numbers
+
+
+def sizes(text: str) -> int | str:
+    """Read --img-size of train.py, as an argparse type: one number, or several as the same text."""
+    numbers = _rising(text, "img_size")
+    return numbers[0] if len(numbers) == 1 else ",".join(map(str, numbers))
+
+
+def epochs(text: str) -> str:
+    """Read numbers of epochs with commas between them, as an argparse type."""
+    return ",".join(map(str, _rising(text, "keep_epochs")))
+
+
+def listed(numbers: int | str | None) -> list[int]:
+    """Return the numbers that such a flag holds."""
+    return [] if numbers is None else [int(part) for part in str(numbers).split(",")]
 
 
 def backend(text: str) -> str:
@@ -125,6 +165,11 @@ def _add_running(add: Callable[..., Any]) -> None:
     """Add what train.py and validate.py call alike: how a model runs."""
     add("--torchcompile", nargs="?", const="inductor", type=backend, metavar="BACKEND", help="torch.compile the model")
     add("--torchcompile-mode", choices=COMPILE_MODES, help="mode of torch.compile, which --torchcompile asks for")
+    add(
+        "--model-dtype",
+        choices=MODEL_DTYPES,
+        help="dtype of weights and pictures, without mixed precision; default: float32",
+    )
     add("--torchscript", action="store_true", help="torch.jit.script the model")
     add("--channels-last", action="store_true", help="channels-last memory format")
     add("--native-amp", action="store_true", help="the same as --amp")
@@ -153,9 +198,18 @@ def _add_splits(add: Callable[..., Any]) -> None:
     add("--val-split", default="validation", help="name of the validation split (val is found too)")
 
 
-def _add_decoding(add: Callable[..., Any]) -> None:
-    """Add what all commands call alike: the size and bands of pictures, and the range of values of over 8 bits."""
-    add("--img-size", **number("img_size"), help="side in pixels; default: the checkpoint's, else the model's")
+def _add_decoding(add: Callable[..., Any], *, has_schedule: bool = False) -> None:
+    """Add what all commands call alike: the size and bands of pictures, and the range of values of over 8 bits.
+
+    Args:
+        has_schedule: there may be several sizes.
+    """
+    default = "side in pixels; default: the checkpoint's, else the model's"
+    if has_schedule:
+        several = "; several, as 128,160,224: of training pictures, which grow to the last (--size-schedule)"
+        add("--img-size", type=sizes, metavar="N", help=f"{default}{several}")
+    else:
+        add("--img-size", **number("img_size"), help=default)
     add("--input-size", **number("input_size"), metavar=("C", "H", "W"), help="bands, height and width, instead")
     add("--in-chans", **number("in_chans"), metavar="C", help="bands of the pictures; default: 3, red, green and blue")
     add(
@@ -182,12 +236,31 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
     )
     _add_dataset(add)
     _add_splits(add)
-    _add_decoding(add)
+    _add_decoding(add, has_schedule=True)
+    add(
+        "--size-schedule",
+        choices=SIZE_SCHEDULES,
+        help="how pictures grow over --epochs: evenly (default), or in as many equal parts as there are sizes",
+    )
+    add("--size-multiple", **number("size_multiple"), metavar="N", help="sizes are rounded to it; default: the stride")
     add("--crop-pct", **number("crop_pct"), help="share of the side that the evaluation crop keeps")
     add("--mean", **number("mean"), help="mean of each band, 0 to 1; default: the model's, else 0.5")
     add("--std", **number("std"), help="standard deviation of each band; default: likewise")
     add("--interpolation", default="", help="resampling in evaluation; default: the model's")
-    add("-b", "--batch-size", **number("batch_size"), default=64, help="pictures for each process and micro-batch")
+    add(
+        "-b",
+        "--batch-size",
+        type=micro_batch,
+        default=64,
+        metavar="N|auto",
+        help="pictures for each process and micro-batch; auto: as many of --global-batch as memory holds",
+    )
+    add(
+        "--global-batch",
+        **number("global_batch"),
+        metavar="N",
+        help="pictures of a step over all processes; --grad-accum-steps follows from it",
+    )
     multiplier = "evaluation batch over the training one"
     add(
         "-vb",
@@ -368,6 +441,12 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         **number("recovery_interval"),
         default=0,
         help="steps between two saved states; 0: each epoch",
+    )
+    add(
+        "--keep-epochs",
+        type=epochs,
+        metavar="N,N",
+        help="keep the state after so many epochs for good, as milestone-N.pth.tar",
     )
     add("--checkpoint-hist", **number("checkpoint_hist"), default=10, help="checkpoints kept, the best ones")
     add("--output", default="", metavar="DIR", help="folder for runs; default: output/train")
@@ -571,6 +650,7 @@ _NEEDED = {
     "distill_temperature": "teacher",
     "layer_decay_min_scale": "layer_decay",
 }
+_NEED_SIZES = ("size_schedule", "size_multiple")
 
 
 def say_unused(args: argparse.Namespace) -> None:
@@ -580,6 +660,10 @@ def say_unused(args: argparse.Namespace) -> None:
         if getattr(args, name) != parser.get_default(name) and not getattr(args, needed):
             flag, other = (f"--{one.replace('_', '-')}" for one in (name, needed))
             log.warning("%s %s does nothing without %s; give both, or leave it out.", flag, getattr(args, name), other)
+    for name in _NEED_SIZES:
+        if getattr(args, name) is not None and len(listed(args.img_size)) < 2:
+            flag = f"--{name.replace('_', '-')} {getattr(args, name)}"
+            log.warning("%s does nothing with one size; give several, as --img-size 128,224, or leave it out.", flag)
 
 
 # ---- the flags of validate.py ----

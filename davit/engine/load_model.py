@@ -28,6 +28,7 @@ from ..registry import create_model
 from ..variants import VARIANTS
 from .calibration import temperature_for
 from .distributed import is_out_of_memory
+from .precision import precision_from
 
 log = logging.getLogger(__name__)
 
@@ -69,6 +70,7 @@ class ModelOptions:
         torchcompile: compile by torch.compile, with this backend.
         temperature: what logits are divided by before they become probabilities; None takes that which
             validate.py --fit-temperature left beside the checkpoint, if any.
+        model_dtype: float32, bfloat16 or float16, of the weights and of the pictures that the model gets.
         amp: mixed precision, in `amp_dtype` where it is given; `native_amp` and `apex_amp` are its older names.
     """
 
@@ -96,6 +98,7 @@ class ModelOptions:
     native_amp: bool = False
     apex_amp: bool = False
     amp_dtype: str | None = None
+    model_dtype: str | None = None
 
     def __post_init__(self) -> None:
         check_numbers(vars(self))
@@ -195,7 +198,7 @@ def load_model(
     weights = "published"
     if checkpoint is not None:
         weights = "EMA" if load_checkpoint(model, checkpoint, head="require").ema else "plain"
-    model = model.to(device).eval()
+    model = model.to(device, precision_from(options, device).weights).eval()
     if options.channels_last:
         model = model.to(memory_format=torch.channels_last)
     config, trained_size = _preprocessing(options, trained, model, bands)
@@ -473,9 +476,10 @@ def pooling_window(
         return None
     shape: tuple[int, ...] = ()
     if hasattr(model, "forward_features") and hasattr(model, "forward_head"):
-        device = next(model.parameters()).device
+        like = next(model.parameters())
+        image = torch.zeros(1, bands, *trained, device=like.device, dtype=like.dtype)
         with torch.inference_mode():
-            shape = tuple(model.forward_features(torch.zeros(1, bands, *trained, device=device)).shape)
+            shape = tuple(model.forward_features(image).shape)
     if len(shape) != 4 or shape[1] != model.num_features:
         raise ValueError(
             "test-time pooling needs a model whose head gets a map (batch, channels, rows, columns) of "

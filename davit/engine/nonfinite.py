@@ -231,7 +231,7 @@ def _model_of(checkpoint: Path, device: torch.device) -> tuple[nn.Module, Autoca
     load_checkpoint(model, read, head="require")
     precision = precision_from(args, device)
     precision.say()
-    return model.to(device), precision.autocast
+    return model.to(device, precision.weights), precision.autocast
 
 
 # ---- the first non-finite value ----

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from ..choices import AMP_DTYPES
+from ..choices import AMP_DTYPES, MODEL_DTYPES
 
 log = logging.getLogger(__name__)
 
@@ -27,15 +27,17 @@ _WITHOUT = ("AVX512_CORE", "AVX512_CORE_VNNI")  # values of ONEDNN_MAX_CPU_ISA w
 
 @dataclass(frozen=True)
 class Precision:
-    """Mixed precision in ``dtype``, or plain fp32 where it is None.
+    """Mixed precision in ``dtype``, or none where it is None: then all is computed in the dtype of the weights.
 
     Attributes:
+        weights: of the model, and of the pictures that it gets.
         remark: why it is not what the flags ask for, or what it costs; "" where there is nothing to say.
     """
 
     device_type: str
     dtype: torch.dtype | None = None
     remark: str = ""
+    weights: torch.dtype = torch.float32
 
     def autocast(self) -> AbstractContextManager[object]:
         """Return the context that a forward pass runs in."""
@@ -45,7 +47,9 @@ class Precision:
 
     @property
     def name(self) -> str:
-        """float32, bfloat16 or float16, as it is recorded."""
+        """float32, bfloat16 or float16, as it is recorded; with " weights" behind it where these have that dtype."""
+        if self.weights != torch.float32:
+            return f"{self.weights} weights".removeprefix("torch.")
         return str(self.dtype or torch.float32).removeprefix("torch.")
 
     @property
@@ -67,7 +71,8 @@ class Precision:
         """
         words = [self.remark] if self.remark else []
         if before is not None and before != self.name:
-            keep = "no --amp" if before == "float32" else f"--amp-dtype {before}"
+            dtype, _, of_weights = before.partition(" ")
+            keep = "no --amp" if before == "float32" else f"--{'model' if of_weights else 'amp'}-dtype {dtype}"
             words.insert(0, f"Precision was {before} and is {self.name} from here on ({keep} keeps it).")
         if words:
             log.warning("%s", " ".join(words))
@@ -79,12 +84,26 @@ def precision_from(options: Any, device: torch.device, agree: Callable[[bool], b
     On a processor without instructions for bfloat16 it is float32, unless `amp_dtype` names bfloat16.
 
     Args:
-        options: flags or `ModelOptions`, of which amp, its older names native_amp and apex_amp, and amp_dtype count.
+        options: flags or `ModelOptions`, of which amp, its older names native_amp and apex_amp, amp_dtype and
+            model_dtype count.
         agree: whether something that holds for this process holds for all (`World.everywhere`): processes on
             several machines must not differ in precision.
     """
-    amp_dtype = options.amp_dtype
-    if not (options.amp or options.native_amp or options.apex_amp or amp_dtype):
+    amp_dtype, model_dtype = options.amp_dtype, getattr(options, "model_dtype", None)
+    is_mixed = options.amp or options.native_amp or options.apex_amp or amp_dtype
+    if model_dtype not in (None, "float32"):
+        if model_dtype not in MODEL_DTYPES:
+            raise ValueError(f"`model_dtype={model_dtype}` is unknown; choose from {', '.join(MODEL_DTYPES)}.")
+        if is_mixed:
+            raise ValueError(
+                f"`model_dtype={model_dtype}` gives the weights this dtype, and mixed precision (amp, amp_dtype) "
+                "keeps them in float32: leave one of them out."
+            )
+        weights = getattr(torch, model_dtype)
+        is_emulated = device.type == "cpu" and weights == torch.bfloat16 and not agree(has_bfloat16())
+        remark = f"model_dtype {model_dtype}: {_why_slow()}." if is_emulated else ""
+        return Precision(device.type, None, remark, weights)
+    if not is_mixed:
         return Precision(device.type)
     name = amp_dtype or ("fp16" if device.type == "cuda" else "bf16")
     if name not in DTYPES:
@@ -92,14 +111,17 @@ def precision_from(options: Any, device: torch.device, agree: Callable[[bool], b
     dtype = DTYPES[name]
     if device.type != "cpu" or dtype != torch.bfloat16 or agree(has_bfloat16()):
         return Precision(device.type, dtype)
-    if has_bfloat16():
-        why = "a machine of this job has no instructions for bfloat16 and is many times slower in it"
-    else:
-        times = f"{bfloat16_cost():.0f} times as long as in float32"
-        why = f"this processor has no instructions for bfloat16, and products of matrices take {times}"
+    why = _why_slow()
     if amp_dtype:
         return Precision(device.type, dtype, f"amp_dtype {name}: {why}. With amp alone it would be float32.")
     return Precision(device.type, None, f"amp: float32, since {why}. amp_dtype bfloat16 insists.")
+
+
+def _why_slow() -> str:
+    if has_bfloat16():
+        return "a machine of this job has no instructions for bfloat16 and is many times slower in it"
+    times = f"{bfloat16_cost():.0f} times as long as in float32"
+    return f"this processor has no instructions for bfloat16, and products of matrices take {times}"
 
 
 @cache

@@ -29,6 +29,7 @@ _MAY_DIFFER = {
     *("stop_epoch", "early_stop", "val_interval", "torchcompile_mode"),
     *("auto_resume", "no_resume_opt", "dry_run", "accept_changed_data"),
     *("workers", "pin_mem", "log_interval", "recovery_interval", "checkpoint_hist", "save_images", "device"),
+    *("keep_epochs", "global_batch"),
     *("log_tensorboard", "log_wandb", "local_rank", "validation_batch_size_multiplier"),
     *("input_size", "mean", "std", "crop_pct", "crop_mode", "interpolation", "num_classes"),
     # what comes of them depends on the machine, is recorded as the state's precision and compared on its own
@@ -92,6 +93,8 @@ def state_of(
     """
     scheduler, plateau = parts.scheduler, {}
     pictures = {"num_classes": parts.data.num_classes, **{name: parts.config[name] for name in _PREPARATION}}
+    if parts.sizes is not None:
+        pictures["img_size"] = parts.sizes.sizes[-1]
     if isinstance(scheduler, PlateauLRScheduler):  # what it remembers of earlier metrics, which timm leaves out
         memory = {"rule": scheduler.lr_scheduler.state_dict(), "restore_lr": scheduler.restore_lr}
         plateau = {"plateau": plain(memory)}
@@ -105,6 +108,9 @@ def state_of(
         "metric": metric,
         "metric_name": metric_name(parts, flags),
         "global_batch": parts.train_loader.global_batch,
+        "micro_batch": parts.train_loader.sampler.batch_size,
+        "eval_batch": parts.val_loader.batch_size,
+        **({} if parts.sizes is None else {"sizes": flags["img_size"]}),
         "state_dict": parts.model.state_dict(),
         **({"state_dict_ema": parts.ema.module.state_dict()} if parts.ema else {}),
         **parts.stepper.state_dict(),
@@ -254,7 +260,8 @@ def enter_schedule(parts: Parts, standing: Standing) -> None:
 def _restore_optimizer(parts: Parts, standing: Standing, state: dict[str, Any], flags: dict[str, Any]) -> None:
     """Put back the optimizer's moments, and the schedule: the saved one, or anew if its flags changed."""
     optimizer, scheduler = parts.stepper.optimizer, parts.scheduler
-    changed = _changed(flags, state["args"])
+    sizes = {"img_size": state["sizes"]} if "sizes" in state else {}
+    changed = _changed(flags, {**state["args"], **sizes})
     if "opt" in changed:
         raise ValueError(
             f"the state was saved with --opt {state['args']['opt']}, whose moments --opt {flags['opt']} cannot "

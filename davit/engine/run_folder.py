@@ -5,6 +5,7 @@ In the run's folder:
     previous.pth.tar      the one before, for the case that the newest is damaged
     checkpoint-N.pth.tar  the state at the end of epoch N, for the best --checkpoint-hist epochs
     model_best.pth.tar    the best of them
+    milestone-N.pth.tar   the state after N epochs, for each N of --keep-epochs; nothing but --overwrite removes it
     merged.safetensors    with --lora: the weights of the best epoch with its adapters merged, once the run is done
     adapter               the adapters alone, in peft's format
     checkpoint-N.aside.pth.tar  one whose metric cannot be compared with those of today
@@ -43,6 +44,7 @@ from ..files import write_atomically, write_bytes
 from ..text import some
 from .distributed import World
 from .finetune import split_adapters
+from .flags import listed
 from .state_check import check_types
 
 log = logging.getLogger(__name__)
@@ -51,9 +53,19 @@ FORMAT = 1
 LAST, PREVIOUS, BEST = "last.pth.tar", "previous.pth.tar", "model_best.pth.tar"
 MERGED, ADAPTERS = "merged.safetensors", "adapter"
 _EPOCH_FILE = re.compile(r"checkpoint-(\d+)\.pth\.tar")
+_MILESTONE = re.compile(r"milestone-(\d+)\.pth\.tar")  # timm's name and count: of the epochs done
 # what a run writes into its folder, and so what --overwrite removes from it
 _OF_A_RUN = (
-    *(LAST, PREVIOUS, BEST, "checkpoint-*.pth.tar", "*.aside.pth.tar", "*.pth.tar.damaged", ".*.partial"),
+    *(
+        LAST,
+        PREVIOUS,
+        BEST,
+        "checkpoint-*.pth.tar",
+        "milestone-*.pth.tar",
+        "*.aside.pth.tar",
+        "*.pth.tar.damaged",
+        ".*.partial",
+    ),
     *("options.yaml", "summary*.csv", "summary.json", "curves.png", "bad_images.csv", "tensorboard", "wandb*"),
     *("nonfinite-*.pt", "train-batch-*.jpg", MERGED, ADAPTERS),
 )
@@ -147,9 +159,10 @@ def _lock(path: Path) -> IO[str]:
 
 def _age(file: Path) -> tuple[int, int, str]:
     """Give the key that sorts states from the newest to the oldest."""
-    match = _EPOCH_FILE.fullmatch(file.name)
-    place = 2 if match else {LAST: 0, PREVIOUS: 1, BEST: 4}.get(file.name, 3)
-    return place, -int(match[1]) if match else 0, file.name
+    match, milestone = _EPOCH_FILE.fullmatch(file.name), _MILESTONE.fullmatch(file.name)
+    if match or milestone:
+        return 2, -(int(match[1]) + 1 if match else int(milestone[1])), file.name  # type: ignore[index]
+    return {LAST: 0, PREVIOUS: 1, BEST: 4}.get(file.name, 3), 0, file.name
 
 
 def judged_by(state: Mapping[str, Any]) -> str | None:
@@ -167,14 +180,18 @@ class RunFolder:
         path: created where it does not exist.
         keep: how many of the best epochs to keep.
         higher_is_better: the order of the metric.
+        milestones: numbers of epochs after which the state is kept for good.
 
     Raises:
         FolderTakenError: another run holds the folder now.
     """
 
-    def __init__(self, path: Path, keep: int = 10, higher_is_better: bool = True):
+    def __init__(
+        self, path: Path, keep: int = 10, higher_is_better: bool = True, milestones: Collection[int] = ()
+    ) -> None:
         self.path = path
         self.keep = keep
+        self.milestones = set(milestones)
         self.sign = 1.0 if higher_is_better else -1.0
         path.mkdir(parents=True, exist_ok=True)
         self._lock = _lock(path / _LOCK)
@@ -272,6 +289,11 @@ class RunFolder:
                 file.unlink()
         return {e: kept[e] for e in best}
 
+    def keep_milestone(self, epochs: int) -> None:
+        """Keep the last state, which is that after so many epochs, for good if it was asked for; safe to repeat."""
+        if epochs in self.milestones:
+            self._link(self.path / LAST, f"milestone-{epochs}.pth.tar")
+
     def on_disk(self, kept: dict[int, float]) -> dict[int, float]:
         """Return the kept epochs whose files are there; of the best one either of its two names will do."""
         if not kept:
@@ -344,8 +366,10 @@ class RunFolder:
             last.replace(self.path / f"{LAST}.damaged")
         if not last.exists():
             self._link(file, LAST)
-        is_ended = state.get("format") == FORMAT and state.get("step") == 0 and state.get("metric") is not None
-        if is_ended:  # it may have been killed between saving and keeping
+        is_between = state.get("format") == FORMAT and state.get("step") == 0
+        if is_between and not (self.path / f"milestone-{state['epoch']}.pth.tar").exists():
+            self.keep_milestone(state["epoch"])  # it may have been killed between saving and keeping
+        if is_between and state.get("metric") is not None:  # it may have been killed between saving and keeping
             sign, name = self.sign, judged_by(state)
             if name is not None:  # the state's own metric, which the flags may no longer be of
                 self.sign = -1.0 if name.endswith("loss") else 1.0
@@ -386,6 +410,7 @@ class FolderOptions:
     resume: str
     auto_resume: bool
     checkpoint_hist: int
+    keep_epochs: str | None
     eval_metric: str
 
 
@@ -416,7 +441,8 @@ def open_folder(options: FolderOptions, size: int, world: World) -> Opened:
     """
     opened = world.recall(_FOLDER)
     path = Path(opened) if opened is not None else run_path(options, size)
-    folder = RunFolder(path, options.checkpoint_hist, higher_is_better=options.eval_metric != "loss")
+    higher_is_better, milestones = options.eval_metric != "loss", listed(options.keep_epochs)
+    folder = RunFolder(path, options.checkpoint_hist, higher_is_better, milestones)
     try:
         state = folder.go_on() if options.auto_resume or opened is not None else None
         is_own = state is not None

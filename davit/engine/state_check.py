@@ -74,11 +74,11 @@ _RESULTS = _table(_is_text, _is_number)
 _ENTRIES: dict[str, tuple[str, Check]] = {
     **dict.fromkeys(("epoch", "step", "updates"), ("a whole number of 0 or more", _is_whole)),
     **dict.fromkeys(
-        ("global_batch", "steps_per_epoch", "num_epochs"),
+        ("global_batch", "steps_per_epoch", "num_epochs", "micro_batch", "eval_batch"),
         ("a whole number of 1 or more", lambda value: _is_whole(value) and value > 0),
     ),
     **dict.fromkeys(("state_dict", "state_dict_ema"), ("tensors by name", _table(_is_text, _is_any))),
-    **dict.fromkeys(("arch", "precision", "metric_name"), ("a text", _is_text)),
+    **dict.fromkeys(("arch", "precision", "metric_name", "sizes"), ("a text", _is_text)),
     **dict.fromkeys(("scheduler", "plateau", "scaler", "args"), ("values by name", _table(_is_text, _is_any))),
     "metric": ("a number", _or_none(_is_number)),
     "optimizer": ("the state of an optimizer", _is_optimizer),

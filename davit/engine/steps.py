@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -21,7 +22,7 @@ from ..data import Batch
 from ..seeding import seed_everything
 from ..text import some
 from .distill import digest_of, parameter_name, trained_by
-from .distributed import World
+from .distributed import DataParallel, StarvedError, World, is_out_of_memory
 from .finetune import training_mode
 from .precision import Precision
 
@@ -78,18 +79,29 @@ class Stepper:
     task: TrainingTask | None = None
 
     def __post_init__(self) -> None:
-        self.scaler = torch.amp.GradScaler(self.world.device.type, enabled=self.precision.needs_scaler)
+        self.scaler = self._new_scaler()
         self.overflows = 0  # steps in a row that were skipped
         self.trainable = trained_by(self.task, self.model)
+        self.use(self.forward)
         if self.task is not None:
-            self.task.trainable_module = self.forward
             self.teacher = digest_of(self.task)
+        synchronised = any(isinstance(module, nn.SyncBatchNorm) for module in self.trainable.modules())
+        self.has_sync_bn = synchronised and self.world.size > 1
         self.parameters = [p for p in self.trainable.parameters() if p.requires_grad]
         # adaptive clipping leaves the head alone (Brock et al. 2021), as in timm's script
         self.clipped = list(model_parameters(self.model, exclude_head=self.clip_mode == "agc"))
         if self.trainable is not self.model:
             student = {id(parameter) for parameter in self.model.parameters()}
             self.clipped += [p for p in self.trainable.parameters() if id(p) not in student]
+
+    def _new_scaler(self) -> torch.amp.GradScaler:
+        return torch.amp.GradScaler(self.world.device.type, enabled=self.precision.needs_scaler)
+
+    def use(self, forward: nn.Module) -> None:
+        """Take another wrapping of the same model for the forward pass."""
+        self.forward = forward
+        if self.task is not None:
+            self.task.trainable_module = forward
 
     def train(self) -> None:
         """Put the model into training mode, except its frozen layers."""
@@ -105,31 +117,57 @@ class Stepper:
 
         Raises:
             Exception: that of `on_nonfinite`, for a loss or gradient that is not finite.
+            StarvedError: memory did not suffice for it, in some process. Weights, buffers, moments and scale are those
+                from before the step, so that it can be repeated in smaller micro-batches.
         """
         seed_everything(self.seed, epoch, step, self.world.rank)
-        losses, hits = [], []
-        batches = [self._mixed(batch) for batch in micro_batches]
-        for number, batch in enumerate(batches):
-            forward = self.forward
-            wait = isinstance(forward, nn.parallel.DistributedDataParallel) and number < len(batches) - 1
-            with forward.no_sync() if wait else nullcontext():  # type: ignore[operator]
-                with self.precision.autocast():
-                    if self.task is None:
-                        output = forward(batch.images)
-                        loss = self.loss(output, batch.targets)
-                    else:
-                        result = self.task(batch.images, batch.targets)
-                        output, loss = result["output"], result["loss"]
-                self.scaler.scale(loss / len(batches)).backward()
-            losses.append(loss.detach().float())
-            labels = batch.targets if batch.targets.dim() == 1 else batch.targets.argmax(1)
-            hits.append((output.detach().argmax(1) == labels).float().mean())
-        self.scaler.unscale_(self.optimizer)
-        norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
-        # one exchange and one wait a step: mean loss and accuracy, and whether anyone is to stop
-        mine = torch.stack([torch.stack(losses).mean(), torch.stack(hits).mean(), norm.new_tensor(stop_asked)])
-        total, hit, stops = self.world.sum(mine.double()).tolist()
+        kept = [buffer.clone() for buffer in self.trainable.buffers()]
+        if isinstance(self.forward, DataParallel):
+            self.forward.averaged.count = 0
+        reason = ""
+        try:
+            batches, losses, hits = self.gradients(micro_batches)
+            self.scaler.unscale_(self.optimizer)
+            norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
+            mine = torch.stack([torch.stack(losses).mean(), torch.stack(hits).mean(), norm.new_tensor(stop_asked)])
+            mine = torch.cat([mine.double(), mine.new_zeros(1, dtype=torch.float64)])
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            if self.has_sync_bn:  # the others wait in a batch norm, where nothing can be made up for
+                raise ValueError(
+                    f"memory ran out in a job with --sync-bn ({reason_of(error)}), which cannot repeat the step: "
+                    "lower --batch-size."
+                ) from error
+            reason = reason_of(error)
+        if reason:  # the error is gone by here, and with it what it held
+            batches, losses, hits = [], [], []
+            self._clear()
+            if isinstance(self.forward, DataParallel):
+                self.forward.finish()
+            mine = torch.tensor([0, 0, 0, 1], dtype=torch.float64, device=self.world.device)
+        # one exchange and one wait a step: mean loss and accuracy, whether anyone is to stop, or lacks memory
+        total, hit, stops, starved = self.world.sum(mine).tolist()
+        if starved:
+            batches, losses, hits = [], [], []
+            self._take_back(kept)
+            raise StarvedError(reason or "in another process")
         skipped = self._is_overflow(losses, norm, total, batches, on_nonfinite)
+        try:
+            self._update(skipped)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            raise ValueError(  # some weights may have changed: no step to repeat
+                f"memory does not suffice for the optimizer ({reason_of(error)}): lower --batch-size, or take another "
+                "--opt."
+            ) from error
+        size = self.world.size
+        samples = sum(len(batch.indices) for batch in batches) * size
+        return StepResult(total / size, 100 * hit / size, float(norm), samples, skipped, stops > 0)
+
+    def _update(self, skipped: bool) -> None:
+        """Change the weights by their gradients, and their average."""
         if self.clip_grad is not None and not skipped:
             dispatch_clip_grad(self.clipped, self.clip_grad, self.clip_mode)
         self.scaler.step(self.optimizer)
@@ -139,9 +177,57 @@ class Stepper:
             self.updates += 1
             if self.ema is not None:
                 self.ema.update(self.model, step=self.updates)
-        size = self.world.size
-        samples = sum(len(batch.indices) for batch in batches) * size
-        return StepResult(total / size, 100 * hit / size, float(norm), samples, skipped, stops > 0)
+
+    def gradients(self, micro_batches: Sequence[Batch]) -> tuple[list[Batch], list[Tensor], list[Tensor]]:
+        """Add up the gradients of micro-batches; return them as they were mixed, their losses and their accuracies."""
+        losses, hits = [], []
+        batches = [self._mixed(batch) for batch in micro_batches]
+        for number, batch in enumerate(batches):
+            forward = self.forward
+            wait = isinstance(forward, nn.parallel.DistributedDataParallel) and number < len(batches) - 1
+            with forward.no_sync() if wait else nullcontext():  # type: ignore[operator]
+                with self.precision.autocast():
+                    if self.task is None:
+                        output = forward(batch.images)
+                        if self.precision.weights != torch.float32:
+                            output = output.float()  # 16 bits are too few for the loss
+                        loss = self.loss(output, batch.targets)
+                    else:
+                        result = self.task(batch.images, batch.targets)
+                        output, loss = result["output"], result["loss"]
+                self.scaler.scale(loss / len(batches)).backward()
+            losses.append(loss.detach().float())
+            labels = batch.targets if batch.targets.dim() == 1 else batch.targets.argmax(1)
+            hits.append((output.detach().argmax(1) == labels).float().mean())
+        return batches, losses, hits
+
+    def _clear(self) -> None:
+        """Let the gradients go, and what a step that failed has left in memory."""
+        for parameter in self.parameters:
+            parameter.grad = None
+        gc.collect()
+        if self.world.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _take_back(self, kept: list[Tensor]) -> None:
+        """Undo what a step that is not finished has changed.
+
+        Args:
+            kept: the buffers, such as batch norm's statistics, from before.
+        """
+        self._clear()
+        for buffer, value in zip(self.trainable.buffers(), kept, strict=True):
+            buffer.copy_(value)
+        scaler = self._new_scaler()  # which has unscaled nothing yet
+        if self.scaler.is_enabled():
+            scaler.load_state_dict(self.scaler.state_dict())
+        self.scaler = scaler
+        if isinstance(self.forward, DataParallel):  # a backward pass that broke off leaves it waiting for the rest
+            bare = self.forward.module
+            self.use(bare)
+            gc.collect()  # its hooks on the parameters end with it
+            self.use(DataParallel(bare, self.world.device))
+        self.train()
 
     def _mixed(self, batch: Batch) -> Batch:
         if self.mixup is None:
@@ -211,6 +297,11 @@ class Stepper:
                 else:
                     log.warning("The state has no %s, which begins anew.", name)
         return same
+
+
+def reason_of(error: BaseException) -> str:
+    """Return the first line of an error's message, or its type where it has none."""
+    return str(error).partition("\n")[0] or type(error).__name__
 
 
 def parameter_names(optimizer: torch.optim.Optimizer, model: nn.Module) -> list[list[str]]:

@@ -9,8 +9,8 @@ import sys
 import time
 import timeit
 from argparse import Namespace
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -25,19 +25,31 @@ from .. import recipes
 from ..commands import Interrupted, run_cli, stop_signals
 from ..data import Batch, prefetch, save_images, write_digits
 from ..seeding import seed_everything
-from .build import Parts, build_model, build_parts, data_config, name_model, open_data, set_transforms
+from .build import (
+    Parts,
+    build_model,
+    build_optimizer,
+    build_parts,
+    data_config,
+    mixes,
+    name_model,
+    open_data,
+    set_transforms,
+    settle_sizes,
+)
 from .data_facts import facts_of
-from .distributed import StoppedError, World, close_world, init_world
+from .distributed import StarvedError, StoppedError, World, close_world, init_world, is_out_of_memory
 from .evaluate import Evaluation, evaluate, peak_memory_mb
 from .finetune import head_group
 from .flags import NO_LONGER, fit_decay, given_flags, parse_with_config, say_no_longer, say_unused, train_parser
+from .memory import AUTO, Trial, divisors, noted_batch, settle_batch, smaller, within_memory
 from .nonfinite import report_nonfinite
 from .precision import precision_from
 from .progress import Progress
 from .resume import Standing, enter_schedule, metric_name, restore, state_of
-from .run_folder import FolderOptions, Opened, RunFolder, open_folder
+from .run_folder import FORMAT, FolderOptions, Opened, RunFolder, open_folder
 from .run_log import RunLog, check_loggers, plain, write_args, write_bad_images
-from .steps import EpochTotals, OnNonFinite
+from .steps import EpochTotals, OnNonFinite, StepResult, reason_of
 
 log = logging.getLogger(__name__)
 
@@ -78,9 +90,13 @@ def run(args: Namespace, world: World) -> None:
         NonFiniteError: a loss or gradient was NaN or infinite.
     """
     name_model(args)
+    if args.throughput and args.batch_size == AUTO:
+        raise ValueError("--throughput needs a number of pictures: give --batch-size N.")
+    is_auto = settle_batch(args, world.size, even=mixes(args))
     data = open_data(args, world)
     seed_everything(args.seed)  # the same initial weights in every process
     model = build_model(args, data.num_classes, data.class_names)
+    settle_sizes(args, model)
     config = data_config(args, model)
     set_transforms(args, data, config)
     model.to(world.device)
@@ -94,11 +110,14 @@ def run(args: Namespace, world: World) -> None:
     parts = build_parts(args, model, data, config, world)
     # the flags of the precision as they came out on this machine; and to accept other data is for one start alone
     record = plain({**vars(args), **parts.precision.flags, "accept_changed_data": False})
+    if sizes := record.pop("sizes"):
+        record["img_size"] = ",".join(map(str, sizes))
     options = RunOptions(**{flag.name: getattr(args, flag.name) for flag in fields(RunOptions)})
-    trainer = Trainer(parts, options, record, world)
+    trainer = Trainer(parts, options, record, world, is_auto=is_auto)
     try:
         if args.dry_run:
             parts.precision.say()
+            trainer.settle_batch(None)
             trainer.dry_run()
         else:
             trainer.prepare_folder()
@@ -110,9 +129,10 @@ def run(args: Namespace, world: World) -> None:
 def measure_throughput(args: Namespace, model: nn.Module, config: dict[str, Any], world: World) -> None:
     """Log images/s of the forward pass on random pictures, the median of 30 batches after 10."""
     model.eval()
-    images = torch.randn(args.batch_size, *config["input_size"], device=world.device)
     precision = precision_from(args, world.device, world.everywhere)
     precision.say()
+    model.to(precision.weights)
+    images = torch.randn(args.batch_size, *config["input_size"], device=world.device, dtype=precision.weights)
 
     def forward() -> None:
         model(images)
@@ -132,6 +152,8 @@ class RunOptions(FolderOptions):
     lr: float
     batch_size: int
     grad_accum_steps: int
+    validation_batch_size_multiplier: int
+    aug_splits: int
     start_epoch: int | None
     stop_epoch: int | None
     early_stop: int | None
@@ -153,10 +175,16 @@ class Trainer:
 
     Args:
         record: every flag's value, for the run's folder and its states.
+        is_auto: the micro-batch is to be found by trying (--batch-size auto).
     """
 
-    def __init__(self, parts: Parts, options: RunOptions, record: dict[str, Any], world: World):
+    def __init__(
+        self, parts: Parts, options: RunOptions, record: dict[str, Any], world: World, *, is_auto: bool = False
+    ):
         self.parts, self.options, self.record, self.world = parts, options, record, world
+        self.is_auto = is_auto
+        share = parts.train_loader.global_batch // world.size
+        self.micro_batches = divisors(share, even=parts.stepper.mixup is not None)  # those that a step can be dealt in
         self._head_group = head_group(parts.stepper.optimizer, parts.model)
         self.standing = Standing(options.start_epoch or 0)
         if self.standing.epoch:
@@ -165,41 +193,126 @@ class Trainer:
         self.facts: dict[str, dict[str, Any]] = {}  # of the data, noted once the folder is open
         self.folder: RunFolder | None = None
         self.run_log: RunLog | None = None
-        self._announce()
+        self._size = 0  # of the training pictures so far, where it changes
 
     # ---- before a month of GPUs is spent ----
 
     def _announce(self) -> None:
         """Say what is about to be trained: model, data, global batch, rate and steps."""
         parts, options, loader = self.parts, self.options, self.parts.train_loader
+        sampler, sizes = loader.sampler, parts.sizes
         log.info(
             "%s, %.2f M parameters, %d classes, %s px; %d training and %d validation pictures.",
             options.model,
             sum(p.numel() for p in parts.model.parameters()) / 1e6,
             parts.data.num_classes,
-            "x".join(str(n) for n in parts.config["input_size"][1:]),
+            "x".join(str(n) for n in parts.config["input_size"][1:]) if sizes is None else sizes,
             len(parts.data.train),
             len(parts.data.val),
         )
         log.info(
             "Global batch %d = %d pictures x %d processes x %d micro-batches; learning rate %g for it; %d epochs of "
             "%d steps = %d steps; %s on %s.",
-            *(loader.global_batch, options.batch_size, self.world.size, options.grad_accum_steps, options.lr),
+            *(loader.global_batch, sampler.batch_size, self.world.size, sampler.grad_accum_steps, options.lr),
             *(parts.num_epochs, loader.steps_per_epoch, parts.num_epochs * loader.steps_per_epoch),
             *(parts.precision.name, self.world.device),
+        )
+
+    def settle_batch(self, state: dict[str, Any] | None) -> None:
+        """Decide how a step is dealt in micro-batches: as a state has it, by trying, or as the flags say; and say it.
+
+        Args:
+            state: that the run goes on from, if any.
+        """
+        sampler = self.parts.train_loader.sampler
+        flags = {**self.record, "input_size": plain(self.parts.config["input_size"])}
+        noted = None
+        if state is not None and state.get("format") == FORMAT:
+            noted = noted_batch(state, flags, self.micro_batches, self.is_auto)
+        if noted is not None:
+            assert state is not None
+            asked = state["args"]["batch_size"]
+            if noted != asked:
+                log.warning(
+                    "Memory had brought micro-batches of %d pictures to %d: the run goes on with these. Another "
+                    "--batch-size takes effect.",
+                    *(asked, noted),
+                )
+            self._deal(noted)
+            multiplier = self.options.validation_batch_size_multiplier
+            if state["args"].get("validation_batch_size_multiplier") == multiplier:
+                self.parts.val_loader.split(state.get("eval_batch", self.parts.val_loader.batch_size))
+        elif self.is_auto:
+            asked = self._largest_batch()
+            self._deal(asked)
+        else:
+            asked = self.options.batch_size
+        # what this run was begun with, in numbers, from which a resume starts
+        sampler_then = self.parts.train_loader.global_batch // (asked * self.world.size)
+        self.options = replace(self.options, batch_size=asked, grad_accum_steps=sampler_then)
+        self.record |= {"batch_size": asked, "grad_accum_steps": sampler_then}
+        if self.is_auto:
+            log.info(
+                "--batch-size auto: %d pictures at once and %d micro-batches a step (--batch-size %d "
+                "--grad-accum-steps %d).",
+                *(sampler.batch_size, sampler.grad_accum_steps) * 2,
+            )
+        self._announce()
+
+    def _largest_batch(self) -> int:
+        """Find the largest micro-batch that memory holds in every process, at the largest size of the pictures."""
+        parts, options = self.parts, self.options
+        if parts.stepper.has_sync_bn:
+            raise ValueError("--batch-size auto cannot try sizes with --sync-bn: give a number.")
+        trial = Trial(
+            parts.stepper,
+            build_optimizer(Namespace(**self.record), parts.stepper.trainable, parts.model),
+            shape=parts.config["input_size"],
+            share=parts.train_loader.global_batch // self.world.size,
+            splits=max(1, options.aug_splits),
+            channels_last=options.channels_last,
+            waiting=parts.train_loader.waiting,
+        )
+        size = trial.largest(self.micro_batches)
+        if trial.reason:
+            log.info("More than %d pictures at once do not fit: %s.", size, trial.reason)
+        return size
+
+    def _deal(self, size: int) -> None:
+        """Deal steps in micro-batches of another size from now on, and evaluate in batches that fit it."""
+        self.parts.train_loader.sampler.split(size)
+        self.parts.val_loader.split(size * self.options.validation_batch_size_multiplier)
+
+    def _halve(self, error: Exception) -> None:
+        """Deal steps in smaller micro-batches, as memory did not suffice; the samples of each step stay."""
+        sampler = self.parts.train_loader.sampler
+        size = smaller(sampler.batch_size, self.micro_batches)
+        if size is None:
+            raise ValueError(
+                f"memory does not suffice for a micro-batch of {sampler.batch_size} pictures ({reason_of(error)}), "
+                "and none is smaller: take smaller pictures (--img-size), --grad-checkpointing, --amp or a smaller "
+                "model."
+            ) from error
+        before = sampler.batch_size
+        self._deal(size)
+        log.warning(
+            "Memory ran out (%s): from this step on %d micro-batches of %d pictures in place of %d. The step is "
+            "repeated with the same samples.",
+            *(reason_of(error), sampler.grad_accum_steps, size, before),
         )
 
     def dry_run(self) -> None:
         """Run two steps and one evaluation batch, then log memory and the time that the whole run would take."""
         parts, loader = self.parts, self.parts.train_loader
         parts.stepper.train()
-        batches = self._on_device(loader.batches(0))
+        epoch = 0 if parts.sizes is None else parts.sizes.epochs  # with pictures of the last size
+        steps = self._steps(epoch, 0, lambda: False)
         seconds = 0.0
-        for step in range(min(2, loader.steps_per_epoch)):
+        for _ in range(min(2, loader.steps_per_epoch)):
             begun = time.perf_counter()
-            micro_batches = list(islice(batches, self.options.grad_accum_steps))
-            parts.stepper.step(micro_batches, 0, step, False, self._on_nonfinite(step))
+            next(steps)
             seconds = time.perf_counter() - begun
+        steps.close()
         begun = time.perf_counter()
         self._evaluate_one(parts.model, limit_batches=1)
         evaluation = (time.perf_counter() - begun) * max(1, parts.val_loader.num_batches)
@@ -229,6 +342,7 @@ class Trainer:
         self.path, state, is_own = self.world.broadcast_state(found)
         self.parts.precision.say(before=None if state is None else state.get("precision"))
         self.facts = facts_of(self.parts.data, self.world)
+        self.settle_batch(state)
         if state is not None:
             accepted = self.options.accept_changed_data
             self.standing = restore(self.parts, state, self.record, self.facts, is_own, accepted)
@@ -306,14 +420,10 @@ class Trainer:
             start=standing.step,
             enabled=self.world.is_main,
         )
-        batches = self._on_device(loader.batches(epoch, standing.step))
         with progress:
-            for step in range(standing.step, loader.steps_per_epoch):
-                begun = time.perf_counter()
-                micro_batches = list(islice(batches, options.grad_accum_steps))
-                waited = time.perf_counter() - begun
-                result = stepper.step(micro_batches, epoch, step, asked(), self._on_nonfinite(step))
-                standing.step = done = step + 1
+            begun = time.perf_counter()
+            for result, waited, micro_batches in self._steps(epoch, standing.step, asked):
+                standing.step = done = standing.step + 1
                 self.parts.scheduler.step_update(epoch * loader.steps_per_epoch + done, metric=result.loss)
                 standing.totals.add(result, waited, time.perf_counter() - begun)
                 progress.update(
@@ -332,8 +442,43 @@ class Trainer:
                         self._save()
                     if result.stop_asked:
                         self._stop()
+                begun = time.perf_counter()
         if self.world.is_distributed and options.dist_bn:
             distribute_bn(self.parts.model, self.world.size, options.dist_bn == "reduce")
+
+    def _steps(
+        self, epoch: int, start: int, asked: Callable[[], bool]
+    ) -> Generator[tuple[StepResult, float, list[Batch]]]:
+        """Run the steps of an epoch from one on; yield what each did, the seconds it waited for data, and its batches.
+
+        A step for which memory does not suffice is repeated in smaller micro-batches, and so are those behind it.
+        """
+        loader, stepper = self.parts.train_loader, self.parts.stepper
+        batches = self._on_device(loader.batches(epoch, start))
+        for step in range(start, loader.steps_per_epoch):
+            self._say_size(epoch, step)
+            waited = 0.0
+            while True:
+                begun = time.perf_counter()
+                micro_batches = list(islice(batches, loader.sampler.grad_accum_steps))
+                waited += time.perf_counter() - begun
+                try:
+                    result = stepper.step(micro_batches, epoch, step, asked(), self._on_nonfinite(step))
+                    break
+                except Exception as error:
+                    if not is_out_of_memory(error) or (self.world.size > 1 and not isinstance(error, StarvedError)):
+                        raise
+                    micro_batches = []
+                    self._halve(error)
+                batches = self._on_device(loader.batches(epoch, step))
+            yield result, waited, micro_batches
+
+    def _say_size(self, epoch: int, step: int) -> None:
+        """Log the size of the training pictures where it changes."""
+        sizes = self.parts.sizes
+        if sizes is not None and (size := sizes.at(epoch, step)) != self._size:
+            log.info("Epoch %d, step %d: training pictures of %d px.", epoch, step, size)
+            self._size = size
 
     def _rate(self) -> float:
         """Return the learning rate of the next step: the classifier's, where layers differ."""
@@ -342,7 +487,8 @@ class Trainer:
 
     def _on_device(self, stream: Iterator[Batch]) -> Iterator[Batch]:
         """Move batches of a loader to where the model gets them."""
-        return prefetch(stream, self.world.device, channels_last=self.options.channels_last)
+        layout, dtype = self.options.channels_last, self.parts.precision.weights
+        return prefetch(stream, self.world.device, channels_last=layout, dtype=dtype)
 
     def _evaluate(self, asked: Callable[[], bool]) -> dict[str, float]:
         """Measure the weights, and their average where there is one; `StoppedError` if told to stop meanwhile."""
@@ -360,15 +506,18 @@ class Trainer:
     def _evaluate_one(
         self, model: nn.Module, limit_batches: int | None = None, stop: Callable[[], bool] = lambda: False
     ) -> Evaluation:
-        return evaluate(
+        loader = self.parts.val_loader
+        work = partial(
+            evaluate,
             model,
-            self.parts.val_loader,
+            loader,
             world=self.world,
             autocast=self.parts.precision.autocast,
             channels_last=self.options.channels_last,
             limit_batches=limit_batches,
             stop=stop,
         )
+        return within_memory(loader, work)
 
     def _end_epoch(self, results: dict[str, float]) -> None:
         """Record an epoch, and save the state that the next one begins with.
@@ -377,7 +526,7 @@ class Trainer:
             results: of its evaluation; empty where there was none (--val-interval).
         """
         standing = self.standing
-        totals, finished = standing.totals, standing.epoch
+        totals, finished, sizes = standing.totals, standing.epoch, self.parts.sizes
         metric = results[metric_name(self.parts, self.record)] if results else None
         self._gather_bad_images()
         row: dict[str, Any] = {
@@ -385,6 +534,7 @@ class Trainer:
             "train_loss": totals.loss,
             "train_top1": totals.top1,
             **results,
+            **({} if sizes is None else {"img_size": sizes.at(finished, self.parts.train_loader.steps_per_epoch - 1)}),
             "lr": self._rate(),
             "grad_norm": totals.grad_norm,
             "bad_images": len(standing.bad_images),
@@ -407,6 +557,7 @@ class Trainer:
                 write_bad_images(self.path, standing.bad_images)
             self.run_log.epoch(row)
             self.folder.save(self._state(metric))
+            self.folder.keep_milestone(standing.epoch)
             if metric is not None:
                 standing.kept = self.folder.keep_epoch(finished, metric, standing.kept)
             standing.results = {epoch: standing.results[epoch] for epoch in standing.kept if epoch in standing.results}

@@ -159,7 +159,7 @@ class Predictor:
         """Compute (N, num_classes) in float32 on the CPU; halves of the batch in turn where memory is short."""
         try:
             with torch.inference_mode(), self._precision.autocast():
-                logits_NK = self._classifier(images_NCHW)
+                logits_NK = self._classifier(images_NCHW.to(self._precision.weights))
         except Exception as error:
             if len(images_NCHW) == 1 or not is_out_of_memory(error):
                 raise
