@@ -1,9 +1,12 @@
 """Fine-tune on few pictures, with configs/finetune.yaml and with the default flags of train.py, on several seeds.
 
-    python benchmarks/finetuning.py CHECKPOINT IMAGENETTE_DIR --epochs 10
+    python benchmarks/finetuning.py CHECKPOINT IMAGENETTE_DIR --epochs 3 10
 
 CHECKPOINT is that of configs/imagenette_64.yaml. Of five classes each seed draws 100 training pictures; all validation
-pictures of these classes count. Prints one line a run and writes a table with --results FILE.
+pictures of these classes count. Prints one line a run and writes a table with --results FILE, which is written after
+each run and taken up again. Recipes are to be chosen with other classes and seeds than those that are reported:
+
+    python benchmarks/finetuning.py CHECKPOINT IMAGENETTE_DIR --classes 5 --first-seed 100 --recipe TRIED.yaml ...
 """
 
 import argparse
@@ -14,9 +17,11 @@ import random
 import statistics
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from davit.checkpoint import read_checkpoint
 from davit.engine.train import main as train
+from davit.files import write_atomically
 
 CLASSES, PICTURES = 5, 100
 CONFIG = Path(__file__).resolve().parents[1] / "configs" / "finetune.yaml"
@@ -28,34 +33,51 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--epochs", type=int, nargs="+", default=[10])
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--flags", nargs=argparse.REMAINDER, default=[], help="in addition, for the recipe")
+    parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--classes", type=int, default=0, help="number of the first of the five classes")
+    parser.add_argument("--recipe", type=Path, nargs="+", default=[CONFIG], help="compared with the default flags")
+    parser.add_argument("--no-default", action="store_true", help="try recipes alone")
     parser.add_argument("--results", type=Path)
     options = parser.parse_args()
     noted = read_checkpoint(options.checkpoint).metadata["args"]
     model = ["--model", noted["model"], "--img-size", str(noted["img_size"]), "--initial-checkpoint"]
     kwargs = [f"{key}={value}".replace(" ", "") for key, value in noted["model_kwargs"].items()]
-    common = [*model, str(options.checkpoint.absolute()), "--workers", "1", "--model-kwargs", *kwargs]
-    ways = {"default": [], "finetune": ["-c", str(CONFIG), *options.flags]}  # the defaults add a cool-down
-    rows = []
-    for epochs, seed in itertools.product(options.epochs, range(options.seeds)):
+    common = [*model, str(options.checkpoint.absolute()), "--workers", "1", "--val-interval", "1000"]
+    common += ["--model-kwargs", *kwargs]  # evaluated after the last epoch alone
+    ways = {"default": [], **{file.stem: ["-c", str(file)] for file in options.recipe}}  # defaults add a cool-down
+    if options.no_default:
+        del ways["default"]
+    rows: list[dict[str, Any]] = []
+    if options.results and options.results.exists():
+        rows = json.loads(options.results.read_text())
+    seeds = range(options.first_seed, options.first_seed + options.seeds)
+    for epochs, seed in itertools.product(options.epochs, seeds):
         with tempfile.TemporaryDirectory() as folder:
-            few_pictures(options.data, Path(folder) / "data", seed)
+            few_pictures(options.data, Path(folder) / "data", seed, options.classes)
             for way, flags in ways.items():
+                facts = {"epochs": epochs, "classes": options.classes, "seed": seed, "flags": way}
+                if any(row.items() >= facts.items() for row in rows):
+                    continue
                 length = ["--epochs", str(epochs), "--seed", str(seed), "--output", folder, "--experiment", way]
-                top1 = run([f"{folder}/data", *flags, *common, *length])
-                rows.append({"epochs": epochs, "seed": seed, "flags": way, "top1": top1})
+                rows.append({**facts, "top1": run([f"{folder}/data", *flags, *common, *length])})
                 print(rows[-1], flush=True)
+                if options.results:
+                    text = json.dumps(rows, indent=1) + "\n"
+                    write_atomically(options.results, lambda stream, text=text: stream.write(text.encode()))
     for epochs, way in itertools.product(options.epochs, ways):
-        found = [row["top1"] for row in rows if (row["epochs"], row["flags"]) == (epochs, way)]
+        of_way = {row["seed"]: row["top1"] for row in rows if (row["epochs"], row["flags"]) == (epochs, way)}
+        found = [of_way[seed] for seed in seeds]
         print(f"--epochs {epochs}, {way}: mean {statistics.mean(found):.2f} %, {found}")
-    if options.results:
-        options.results.write_text(json.dumps(rows, indent=1) + "\n")
 
 
-def few_pictures(source: Path, folder: Path, seed: int) -> None:
-    """Link the first classes of a data set, with a drawn part of their training pictures."""
+def few_pictures(source: Path, folder: Path, seed: int, first: int = 0) -> None:
+    """Link five classes of a data set, with a drawn part of their training pictures.
+
+    Args:
+        first: number of the first of the classes, by name.
+    """
     for split in ("train", "val"):
-        for label in sorted(one.name for one in (source / split).iterdir())[:CLASSES]:
+        for label in sorted(one.name for one in (source / split).iterdir())[first : first + CLASSES]:
             files = sorted((source / split / label).iterdir())
             if split == "train":
                 files = random.Random(f"{seed} {label}").sample(files, PICTURES)

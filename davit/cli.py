@@ -70,7 +70,7 @@ COMMANDS: dict[str, Command | Group] = {
     "checkpoint": Command("checkpoint.__main__:main", "look into a checkpoint, or convert one"),
     "hub": Command("hub.__main__:main", "write a model in timm's format, or upload it"),
     "complexity": Command("complexity:main", "count parameters and FLOPs, part by part"),
-    "data": Command("data.__main__:main", "write an embedded data set"),
+    "data": Command("data.__main__:main", "part a folder into train and val, measure its bands, write a sample set"),
     "det": Group("detectors, by MMDetection: train, test, demo, flops", _openmmlab("detector")),
     "seg": Group("segmentors, by MMSegmentation: train, test, demo, flops", _openmmlab("segmentor")),
 }

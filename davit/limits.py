@@ -215,6 +215,9 @@ NUMBERS: dict[str, Limits] = {
     "workers": _count(0, 1024),
     "local_rank": _count(-1, 65_535),
     "num_gpu": _count(0, 65_535),
+    # parts of a data set
+    "val": _SHARE,
+    "test": _SHARE,
     # optimizer
     "opt_eps": _SHARE,
     "opt_betas": Limits(0, 1, nargs="+", fits=_two_or_three),

@@ -1,35 +1,145 @@
-"""Write an embedded data set: ``python -m davit.data digits|scenes [FOLDER] [--as FORM]``."""
+"""Prepare data: write an embedded set, part a folder into train and val, measure the bands of pictures.
+
+``python -m davit.data digits|scenes [FOLDER] [--as FORM]``, ``... split FOLDER OUT``, ``... stats DATASET_DIR``.
+"""
 
 import logging
+import os
 import sys
-from argparse import ArgumentParser
+from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 from ..commands import command_name, run_cli
-from ..text import without_controls
-from . import digits, scenes, write_digits, write_scenes
+from ..files import write_bytes
+from ..limits import number
+from ..text import as_line, without_controls
+from . import Decoding, digits, open_dataset, scenes, write_digits, write_scenes
+from .split import split_pictures
+from .statistics import measure_bands
+
+log = logging.getLogger(__name__)
 
 _SETS = {"digits": (write_digits, tuple(digits.FORMS)), "scenes": (write_scenes, scenes.FORMS)}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Write the set that the command line names, and print its folder; return the exit status."""
+    """Do what the command line says; return the exit status."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     return run_cli(lambda: _main(arguments))
 
 
 def _main(arguments: Sequence[str] | None) -> None:
+    args = _parser().parse_args(arguments)
+    args.run(args)
+
+
+def _parser() -> ArgumentParser:
     prog = command_name("python -m davit.data")
-    parser = ArgumentParser(prog=prog, description="Write an embedded data set, unless it is there.")
-    parser.add_argument("name", choices=_SETS, help="digits: classes; scenes: detection and segmentation")
-    parser.add_argument("folder", nargs="?", help="where to (default: data/NAME)")
-    listed = "; ".join(f"of {name} {', '.join(forms)}" for name, (_, forms) in _SETS.items())
-    parser.add_argument("--as", dest="form", metavar="FORM", help=f"{listed}; default: the first")
-    args = parser.parse_args(arguments)
-    write, forms = _SETS[args.name]
-    if args.form and args.form not in forms:
-        parser.error(f"--as {args.form} is not one of {', '.join(forms)}, which {args.name} have")
-    sys.stdout.write(without_controls(f"{write(args.folder, args.form or forms[0])}\n"))
+    parser = ArgumentParser(prog=prog, description="Write an embedded data set, or prepare one of your own.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for name, (_, forms) in _SETS.items():
+        of = "classes of pictures" if name == "digits" else "pictures for detection and segmentation"
+        one = commands.add_parser(name, help=f"write an embedded set of {of}, unless it is there")
+        one.add_argument("folder", nargs="?", help=f"where to (default: data/{name})")
+        one.add_argument("--as", dest="form", default=forms[0], choices=forms, help="default: %(default)s")
+        one.set_defaults(run=_write, name=name)
+    _add_split(commands.add_parser("split", help="part a folder of class folders, or a csv, into train/ and val/"))
+    _add_stats(commands.add_parser("stats", help="measure mean and deviation of the bands, for --mean and --std"))
+    return parser
+
+
+def _add_keys(add: Any) -> None:
+    add("--input-key", metavar="NAME", help="column, or ending in a shard, of the pictures")
+    add("--target-key", metavar="NAME", help="column, or ending or JSON field in a shard, of the classes")
+
+
+def _add_split(parser: ArgumentParser) -> None:
+    parser.description = (
+        "Write OUT/train and OUT/val, with a folder for each class and a link to each picture. Each class is parted "
+        "by itself, and files of the same content go together."
+    )
+    add = parser.add_argument
+    add("folder", metavar="FOLDER", help="one folder a class; or a csv of files and labels")
+    add("out", metavar="OUT", help="a new folder")
+    add("--val", **number("val"), default=0.2, help="share of the pictures of each class (default %(default)s)")
+    add("--test", **number("test"), default=0.0, help="share for a third part, OUT/test (default: none)")
+    add("--seed", **number("seed"), default=0, help="which ones are drawn (default %(default)s)")
+    add("--copy", action="store_true", help="copy the pictures; default: symbolic links to them")
+    add(
+        "--group-pattern",
+        metavar="REGEX",
+        help="keep pictures together for whose path below FOLDER this finds the same text: 'patient[0-9]+'",
+    )
+    add("--group-key", metavar="NAME", help="the same by a column of the csv")
+    _add_keys(add)
+    parser.set_defaults(run=_split)
+
+
+def _add_stats(parser: ArgumentParser) -> None:
+    parser.description = (
+        "Measure the bands of pictures as training decodes them, before they are cropped and normalised; print the "
+        "flags of train.py."
+    )
+    add = parser.add_argument
+    add("data_dir", metavar="DATASET_DIR", help="data folder, table, shard or pattern, as train.py takes it")
+    add("--split", default="train", help="which is measured (default %(default)s); '.' is all that lies there")
+    add("--dataset", "-d", default="", help="'' for what DATASET_DIR holds; or as train.py's flag")
+    add("--class-map", metavar="FILE", help="class names and their indices")
+    _add_keys(add)
+    add("--in-chans", **number("in_chans"), default=3, metavar="C", help="bands (default 3: red, green and blue)")
+    add("--bit-depth", **number("bit_depth"), metavar="N", help="divide values of more than 8 bits by 2^N - 1")
+    add(
+        "--percentiles", **number("percentiles"), metavar=("LOW", "HIGH"), help="or stretch each picture between these"
+    )
+    add("--limit", **number("limit"), metavar="N", help="measure N pictures, drawn by --seed; default: all")
+    add("--seed", **number("seed"), default=0, help="which ones are drawn (default %(default)s)")
+    add("-j", "--workers", **number("workers"), help="loader processes; default: as many as there are cores")
+    add("--json", action="store_true", help="print the recipe as JSON rather than the flags")
+    add("--output", type=Path, metavar="FILE", help="write a recipe that `-c FILE` takes: YAML, or JSON by its suffix")
+    parser.set_defaults(run=_stats)
+
+
+def _write(args: Namespace) -> None:
+    write, _ = _SETS[args.name]
+    sys.stdout.write(without_controls(f"{write(args.folder, args.form)}\n"))
+
+
+def _split(args: Namespace) -> None:
+    names = ("val", "test", "seed", "copy", "group_pattern", "group_key", "input_key", "target_key")
+    found = split_pictures(args.folder, args.out, **{name: getattr(args, name) for name in names})
+    for line in str(found).splitlines():
+        log.info("%s", line)
+    if found.groups:
+        log.info("%s groups of pictures were kept together.", f"{found.groups:,}")
+    if found.alike:
+        log.warning("%d files have the content of another one, and went where that is.", found.alike)
+    if found.lonely:
+        log.warning(
+            "%d classes have one picture or group, which is for training: %s",
+            *(len(found.lonely), ", ".join(map(as_line, found.lonely[:8]))),
+        )
+    sys.stdout.write(f"{args.out}\n")
+
+
+def _stats(args: Namespace) -> None:
+    decoding = Decoding.asked_for(args.in_chans, vars(args))
+    names = ("class_map", "input_key", "target_key")
+    dataset = open_dataset(
+        args.data_dir, args.split, dataset=args.dataset, **{name: getattr(args, name) for name in names}
+    )
+    cores = len(os.sched_getaffinity(0))
+    workers = cores if args.workers is None else min(args.workers, cores)
+    found = measure_bands(dataset, decoding, limit=args.limit, seed=args.seed, workers=workers)
+    for line in str(found).splitlines():
+        log.info("%s", line)
+    if args.output is not None:
+        about = f"Measured by `davit data stats` on split {args.split} of {as_line(args.data_dir)}."
+        text = found.json() if args.output.suffix.lower() == ".json" else found.yaml(about)
+        write_bytes(args.output, text.encode())
+        log.info("%s is a recipe for train.py -c.", args.output)
+    sys.stdout.write(found.json() if args.json else f"{found.flags()}\n")
 
 
 if __name__ == "__main__":

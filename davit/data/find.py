@@ -27,7 +27,8 @@ _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 _ELSEWHERE = re.compile(r"(^|/)(pipe:|[a-z][a-z0-9+.-]+:/)")  # as a path, which has lost a slash of s3://
 _MOST_FILES = 1_000_000
-_BESIDE_TABLE = ("images", "pictures", "imgs")  # folders in which a csv's files may lie
+# words of names of folders in which a csv's files may lie, beside those of its split: images, train_images, jpg
+_BESIDE_TABLE = {"images", "image", "imgs", "img", "pictures", "photos", "jpg", "jpeg", "jpegs", "png", "data"}
 
 
 @dataclass(frozen=True)
@@ -89,13 +90,14 @@ def open_source(
     if found.kind == "wds":
         return ShardSource(found.files, class_map=class_map, split_required=found.split_required, **inner)
     folders = [first.parent, *([Path(root)] if root is not None else [])]
-    beside = {name.lower() for name in (*names_of_split(split), *_BESIDE_TABLE)}
+    told = [split, *(sorted(_words(first.stem) & SPLITS) or SPLITS)] if split == "." else [split]
+    beside = {name.lower() for one in told for name in names_of_split(one)} | _BESIDE_TABLE
     folders += [
         folder / name
         for folder in folders
         if folder.is_dir()
         for name in list_folder(folder).folders
-        if name.lower() in beside
+        if name.lower() in beside or set(re.split(r"[^a-z]+", name.lower())) <= beside
     ]
     return CsvSource(first, class_map=class_map, folders=folders, split_required=found.split_required, **inner)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from pathlib import Path
+from shlex import quote
 
 from ..text import some
 from .errors import DataError
@@ -60,13 +61,21 @@ def find_split(root: str | Path, split: str) -> Path:
     if any(list_folder(root / name).pictures for name in here.folders[:20]):
         raise DataError(
             f"{root} has no split {split!r}: its own folders ({some(here.folders)}) hold pictures and look like "
-            f"classes. Move them into {root}/train and {root}/val, or name the split '.' to use the folder itself"
+            f"classes. `{_parting(root)}` makes a folder with train/ and val/ of links to them; the split '.' is the "
+            "folder itself"
         )
     there = f"the folders {some(here.folders)}" if here.folders else f"no folders, {len(here.pictures)} pictures"
     tried = " or ".join(f"{name}/" for name in names_of_split(split))
     inner = [root / name for name in here.folders[:20] if split_folder(root / name, split) is not None]
     hint = f". {some(inner, 3)} has it: give that folder" if inner else ""
+    if not hint and split_folder(root, "train") is not None and "val" in names_of_split(split):
+        hint = f". `{_parting(root)}` takes a part of the training pictures for it"
     raise DataError(f"{root} has no split {split!r} ({tried}); it holds {there}{hint}")
+
+
+def _parting(root: Path) -> str:
+    """Write the command that parts a folder."""
+    return f"davit data split {quote(str(root))} {quote(f'{root}-split')} --val 0.2"
 
 
 class FolderSource(Files):

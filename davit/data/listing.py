@@ -300,14 +300,16 @@ class Located:
 
 
 _SEPARATORS, _UNICODE, _CASE = "separators of another platform", "another Unicode form", "a suffix in another case"
+_WITHOUT = "no suffix"
 
 
 def locate(folder: str | Path, names: Iterable[str]) -> Located:
     r"""Find files by the names that a list or an annotation file gives them, below a folder or absolute.
 
     A name is taken as it stands, else with / for \ (as Windows writes), else in another Unicode form (macOS writes
-    e and an accent where others write é), else with its suffix in another case. Each folder is listed once, which is
-    quick for a hundred thousand names. A name for which several files fit is missing.
+    e and an accent where others write é), else with its suffix in another case, else, where it has no suffix of a
+    picture, with one. Each folder is listed once, which is quick for a hundred thousand names. A name for which
+    several files fit is missing.
     """
     tree = _Tree(os.fspath(folder))
     found: dict[str, str] = {}
@@ -340,6 +342,7 @@ class _Tree:
         self._names: dict[str, frozenset[str]] = {}
         self._alike: dict[str, dict[str, list[str]]] = {}
         self._folded: dict[str, dict[str, str]] = {}
+        self._stems: dict[str, dict[str, list[str]]] = {}
 
     def has(self, name: str) -> bool:
         folder, _, base = name.rpartition("/")
@@ -369,7 +372,8 @@ class _Tree:
             (chosen,) = options
             if chosen != part:
                 same_letters = _normal(chosen) == _normal(part)
-                differs.append(_UNICODE if same_letters else _CASE)
+                lacks_suffix = chosen.startswith(f"{part}.")
+                differs.append(_UNICODE if same_letters else _WITHOUT if lacks_suffix else _CASE)
             here += chosen if is_file else f"{chosen}/"
         return here, " and ".join(dict.fromkeys(differs))
 
@@ -385,7 +389,19 @@ class _Tree:
             alike = self._alike[folder] = groups
         near = sorted(alike.get(_alike(part), ()))
         same = [name for name in near if _normal(name) == _normal(part)]
-        return same or (near if is_file else [])
+        return same or ((near or self._with_suffix(folder, part)) if is_file else [])
+
+    def _with_suffix(self, folder: str, part: str) -> list[str]:
+        """List the pictures of a folder that are called so beside their suffix; none for a name that has one."""
+        if suffix_of(part) in SUFFIXES:
+            return []
+        stems = self._stems.get(folder)
+        if stems is None:
+            stems = self._stems[folder] = defaultdict(list)
+            for name in sorted(self._list(folder)):
+                if (suffix := suffix_of(name)) in SUFFIXES:
+                    stems[name[: -len(suffix)]].append(name)
+        return stems.get(part, [])
 
     def _nothing(self, folder: str, part: str, is_file: bool) -> str:
         if not is_file:

@@ -30,11 +30,11 @@ _SEPARATOR = re.compile(r"sep=(.)", re.IGNORECASE)
 _FORMAT = 1  # of a table's pictures in the cache
 PICTURES = (
     *("path", "image", "file", "filename", "file_name", "filepath", "file_path", "image_path", "image_name", "img"),
-    *("img_path", "picture", "images", "image_id", "jpg", "png", "bytes", "image_bytes", "id"),
+    *("img_path", "picture", "images", "image_id", "id_code", "jpg", "png", "bytes", "image_bytes", "id"),
 )
 LABELS = (
     *("label", "labels", "class", "class_name", "cls", "target", "category", "class_id", "label_id", "fine_label"),
-    *("label_name", "breed", "species", "y"),
+    *("label_name", "breed", "species", "diagnosis", "y"),
 )
 _ROWS_AT_ONCE = 64
 
@@ -66,7 +66,11 @@ class CsvSource(Files):
         Raises:
             DataError: the table cannot be read, a row lacks its path or label, or no file is there.
         """
-        rows = _read_rows(Path(file), input_key, target_key, split, split_required)
+
+        def is_there(name: str) -> bool:
+            return any(locate(folder, [name]).found for folder in (*folders, Path(file).parent))
+
+        rows = _read_rows(Path(file), input_key, target_key, split, split_required, is_there)
         paths, labels = [path for path, _ in rows], [label for _, label in rows]
         self.folder = next((folder for folder in folders if locate(folder, paths[:1]).found), Path(file).parent)
         paths = _existing(Path(file), self.folder, paths)
@@ -77,14 +81,19 @@ class CsvSource(Files):
 
 
 def _read_rows(
-    file: Path, input_key: str | None, target_key: str | None, split: str, split_required: bool
+    file: Path,
+    input_key: str | None,
+    target_key: str | None,
+    split: str,
+    split_required: bool,
+    is_there: Callable[[str], bool],
 ) -> list[tuple[str, str]]:
-    """Read the (path, label) of each row of the split."""
+    """Read the (path, label) of each row of the split; `is_there` tells whether a cell names a file."""
     delimiter, table = read_cells(file)
     if not table:
         raise DataError(f"{file} is empty: a row for each picture is needed, path,label")
     columns = [cell.strip() for cell in table[0][1]]
-    if _is_header(columns, table, input_key, target_key):
+    if _is_header(columns, table, input_key, target_key, is_there):
         del table[0]
         picture = _column(file, columns, "input_key", input_key, PICTURES)
         label = _column(file, columns, "target_key", target_key, LABELS, but=picture)
@@ -144,13 +153,31 @@ def _delimiter(file: Path, first: str) -> str:
     return "\t" if file.suffix.lower() == ".tsv" else max(",;\t", key=first.count)
 
 
+def read_column(file: Path, name: str) -> list[str]:
+    """Read a named column of a csv, a value for each row.
+
+    Raises:
+        DataError: the table cannot be read, or its first row does not name this column.
+    """
+    _, table = read_cells(file)
+    columns = [cell.strip() for cell in table[0][1]] if table else []
+    at = _column(file, columns, "group_key", name, ())
+    return [row[at].strip() if at < len(row) else "" for _, row in table[1:]]
+
+
 def _is_header(
-    columns: Sequence[str], table: Sequence[tuple[int, Sequence[str]]], input_key: str | None, target_key: str | None
+    columns: Sequence[str],
+    table: Sequence[tuple[int, Sequence[str]]],
+    input_key: str | None,
+    target_key: str | None,
+    is_there: Callable[[str], bool],
 ) -> bool:
     """Tell whether the first row names the columns: by their usual names, or as no cell of it names a picture."""
     if {input_key, target_key}.intersection(columns) or {*PICTURES, *LABELS}.intersection(map(str.lower, columns)):
         return True
     names_picture = [any(suffix_of(cell) in readable_suffixes() for cell in row) for _, row in table[:2]]
+    if not any(names_picture):  # names without a suffix
+        names_picture = [any(is_there(cell.strip()) for cell in row if cell.strip()) for _, row in table[:2]]
     return names_picture == [False, True]
 
 

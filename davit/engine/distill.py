@@ -23,7 +23,8 @@ from torch import Tensor, nn
 
 from ..data import in_other_order
 from ..text import some
-from .load_model import LoadedModel, ModelOptions, load_model
+from .load_model import ModelOptions, load_model
+from .teachers import Teacher, named_for_transformers, open_transformers
 
 log = logging.getLogger(__name__)
 
@@ -86,10 +87,10 @@ def build_task(
         return None
     how, device = args.distill or "logits", next(model.parameters()).device
     loaded = _load(args.teacher, device)
+    _check(args.teacher, how, loaded, model, len(class_names), config)
     height, width = loaded.config["input_size"][-2:]
     order = None if how == "features" else _order(args.teacher, loaded, class_names)
     teacher = SizedTeacher(loaded.model, (height, width), order)
-    _check(args.teacher, how, loaded, model, len(class_names), config)
     options = {} if how == "features" else {"temperature": args.distill_temperature}
     if how == "features" and args.distill_temperature != 1:
         log.warning(
@@ -134,23 +135,36 @@ def parameter_name(name: str) -> str:
     return name.removeprefix("student.")
 
 
-def _load(teacher: str, device: torch.device) -> LoadedModel:
+def _load(teacher: str, device: torch.device) -> Teacher:
     is_name = timm.is_model(teacher.partition(".")[0]) and not Path(teacher).exists()
     try:
-        return load_model(teacher if is_name else None, None if is_name else Path(teacher), ModelOptions(), device)
+        if not is_name and (name := named_for_transformers(teacher)) is not None:
+            return open_transformers(name, device)
+        loaded = load_model(teacher if is_name else None, None if is_name else Path(teacher), ModelOptions(), device)
     except ValueError as error:
         raise ValueError(f"--teacher {teacher}: {error}") from error
+    num_classes = getattr(loaded.model, "num_classes", 0)
+    return Teacher(loaded.name, loaded.model, loaded.config, loaded.class_names, num_classes)
 
 
-def _order(name: str, loaded: LoadedModel, class_names: Sequence[str]) -> list[int] | None:
-    """Find the teacher's index of each class of the data, where both have the same names in different orders."""
+def _order(name: str, loaded: Teacher, class_names: Sequence[str]) -> list[int] | None:
+    """Find the teacher's index of each class of the data, where both have the same names in different orders.
+
+    Names that differ in case, or by spaces, hyphens and underscores, are the same.
+    """
     theirs = loaded.class_names
     if theirs is None or list(theirs) == list(class_names):
         return None
+    plain, ours = (["".join(filter(str.isalnum, one)).casefold() for one in names] for names in (theirs, class_names))
     if in_other_order(theirs, class_names):
+        plain, ours = list(theirs), list(class_names)
+    if len(set(ours)) == len(ours) and sorted(plain) == sorted(ours):
+        order = [plain.index(one) for one in ours]
+        if order == list(range(len(order))):
+            return None
         log.info("--teacher %s has the same classes in another order; they are matched by name.", name)
-        return [theirs.index(one) for one in class_names]
-    unknown = [one for one in class_names if one not in theirs]
+        return order
+    unknown = [one for one, spelled in zip(class_names, ours, strict=True) if spelled not in plain]
     log.warning(
         "--teacher %s knows no %s, by name; its classes are taken in the order of their indices.",
         *(name, some(unknown)),
@@ -159,9 +173,9 @@ def _order(name: str, loaded: LoadedModel, class_names: Sequence[str]) -> list[i
 
 
 def _check(
-    name: str, how: str, loaded: LoadedModel, model: nn.Module, num_classes: int, config: Mapping[str, Any]
+    name: str, how: str, loaded: Teacher, model: nn.Module, num_classes: int, config: Mapping[str, Any]
 ) -> None:
-    theirs = getattr(loaded.model, "num_classes", 0)
+    theirs = loaded.num_classes
     if how != "features" and theirs != num_classes:
         raise ValueError(
             f"--teacher {name} tells {theirs} classes apart, and the data have {num_classes}: give a teacher that was "

@@ -295,7 +295,13 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
         metavar="N|all",
         help="train neither the stem nor the first N stages (0: the stem alone), or nothing but the classifier",
     )
-    add("--teacher", default="", metavar="NAME|FILE", help="distil this model: one of timm's, or a checkpoint")
+    add(
+        "--teacher",
+        default="",
+        metavar="NAME|FILE",
+        help="distil this model: one of timm's, a checkpoint, or transformers:NAME, a model of that library (or its "
+        "folder)",
+    )
     add("--distill", choices=("logits", "features", "token"), help="what of the --teacher is learnt; default: logits")
     add("--distill-weight", **number("distill_weight"), default=1.0, help="factor on the loss against the teacher")
     add("--task-weight", **number("task_weight"), default=1.0, help="factor on the loss against the labels")

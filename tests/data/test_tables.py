@@ -65,6 +65,25 @@ def test_where_relative_paths_begin(folder: str, pictures: Pictures) -> None:
     assert dataset.read(1)[1] == 1
 
 
+@pytest.mark.parametrize("header", ["id_code,diagnosis\n", "what,which\n", ""])
+@pytest.mark.parametrize("folder", ["train_images", "images", "train", "."])
+def test_names_without_a_suffix(header: str, folder: str, pictures: Pictures) -> None:
+    root = pictures(f"{folder}/0a1b2c.png", f"{folder}/IMG.1234.png", f"{folder}/2.v2.png")
+    (root / "train.csv").write_text(f"{header}0a1b2c,low\nIMG.1234,high\n2.v2,low\n")
+    (root / "val.csv").write_text("id_code,diagnosis\n0a1b2c,low\n")
+    dataset = open_dataset(root, "train", dataset="csv")
+    assert dataset.filenames() == ["IMG.1234.png", "2.v2.png", "0a1b2c.png"]
+    assert dataset.class_names == ["high", "low"]
+    assert [dataset.read(index)[1] for index in range(3)] == [0, 1, 1]
+
+
+def test_a_name_without_suffix_for_which_two_files_fit(pictures: Pictures, caplog: pytest.LogCaptureFixture) -> None:
+    root = pictures("1.png", "1.jpg", "2.png", "3.png")
+    (root / "train.csv").write_text("path,label\n1,a\n2,b\n3,a\n")
+    assert "1.jpg" in {*open_dataset(root, "train").filenames(), *caplog.text.replace(",", " ").split()}
+    assert "1 of 3" in caplog.text
+
+
 def test_unicode_forms_are_put_right(pictures: Pictures) -> None:
     root = pictures("caf\u00e9/1.png", "u\u0308/2.png")
     (root / "train.csv").write_text("cafe\u0301/1.png,a\n\u00fc/2.png,b\n")
