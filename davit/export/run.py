@@ -1,0 +1,106 @@
+"""Export a model: make the program, write it, compare it with PyTorch, and give it its name."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import shutil
+import tempfile
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import IO
+
+from ..files import write_atomically
+from ..runtimes import Metadata
+from ..text import install_extra
+from .check import check
+from .classifiers import classifier_program
+from .options import FORMATS, ExportOptions
+from .program import Program, Save
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written.
+
+    Attributes:
+        files: name to size in bytes.
+        seconds: that the export took, its check included.
+    """
+
+    path: Path
+    metadata: Metadata
+    files: dict[str, int]
+    seconds: float
+
+
+def export(source: str | Path | None, out: str | Path, options: ExportOptions | None = None) -> Exported:
+    """Export a classifier's checkpoint, its features or its pyramid to a runtime's format.
+
+    Args:
+        source: any that `davit.pretrained.resolve` takes; None for the published weights of `options.model`.
+        out: the file to write; its suffix says the format.
+
+    Raises:
+        ValueError: source, options and file do not fit one another.
+        DifferentError: the program computes something else in its runtime; nothing was written.
+        OSError: the file cannot be written.
+    """
+    options, out = options or ExportOptions(), Path(out)
+    check_destination(out, options)
+    return write_program(classifier_program(source, options), out, options)
+
+
+def check_destination(out: Path, options: ExportOptions) -> str:
+    """Return the format of an export, or raise a ValueError if its file cannot be written as it is asked for."""
+    name = options.format_for(out)
+    if not out.parent.is_dir():
+        raise ValueError(f"{out} cannot be written: the folder {out.parent} does not exist; create it first.")
+    if (out.exists() or out.is_symlink()) and not options.overwrite:
+        raise ValueError(f"{out} exists and is not replaced; give another name, or `overwrite=True`.")
+    return name
+
+
+def write_program(program: Program, out: Path, options: ExportOptions) -> Exported:
+    """Write a program in the format of `out`'s suffix, checked before it gets its name (errors as in `export`)."""
+    start = time.perf_counter()
+    to = check_destination(out, options)
+    form = FORMATS[to]
+    try:
+        module = importlib.import_module(f".{form.module}", __package__)
+    except ModuleNotFoundError as error:
+        if (error.name or "davit").partition(".")[0] == "davit" or not form.extra:
+            raise
+        raise ValueError(
+            f"`to={to}` needs {(error.name or '').partition('.')[0]}, which is not installed: "
+            f"{install_extra(form.extra)}"
+        ) from error
+    program = module.prepared(program, options).described(format=to)
+    save: Save = module.build(program, options)
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", suffix=".partial", dir=out.parent) as folder:
+        partial = Path(folder) / out.name
+        metadata = program.metadata
+        if form.runs_here and options.check:
+            save(metadata, partial)
+            metadata = replace(metadata, tolerance=program.tolerance, differences=check(program, partial))
+        else:
+            reason = "no runtime of this machine runs it" if not form.runs_here else "it was asked for unchecked"
+            metadata = replace(metadata, unchecked=reason)
+            log.warning("%s is not compared with PyTorch: %s.", out.name, reason)
+        save(metadata, partial)
+        files = _put_in_place(partial, out)
+    return Exported(out, metadata, files, time.perf_counter() - start)
+
+
+def _put_in_place(partial: Path, out: Path) -> dict[str, int]:
+    """Give what was written its name."""
+
+    def copy(stream: IO[bytes]) -> None:
+        with partial.open("rb") as source:
+            shutil.copyfileobj(source, stream, 1 << 22)
+
+    write_atomically(out, copy)
+    return {out.name: out.stat().st_size}
