@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import redirect_stderr
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 
 import coremltools
-import torch
 
 from ..runtimes import KEY, Metadata
 from .options import ExportOptions
@@ -23,7 +24,7 @@ def prepared(program: Program, options: ExportOptions) -> Program:
 def build(program: Program, options: ExportOptions) -> Save:
     """Translate a program, and return what writes it."""
     precision = coremltools.precision.FLOAT16 if options.fp16 else coremltools.precision.FLOAT32
-    with quiet():
+    with quiet(), redirect_stderr(StringIO()):  # its progress
         model = coremltools.convert(
             traced(program).run_decompositions({}),
             outputs=[coremltools.TensorType(name=name) for name in program.metadata.output_names],

@@ -39,6 +39,7 @@ FORMATS = {
 }
 PREPROCESS = ("none", "uint8")
 LAYOUTS = ("NCHW", "NHWC")
+OPSETS = (20, 21, 22, 23)  # of ONNX; 20 is the first with an exact GELU
 MOST_SIDE = 16384  # pixels that an export of free sizes states
 
 

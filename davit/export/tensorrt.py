@@ -24,8 +24,8 @@ def prepared(program: Program, options: ExportOptions) -> Program:
     """
     if shutil.which("trtexec") is None:
         raise ValueError(
-            "`to=tensorrt` needs trtexec of TensorRT, which is not on the PATH, and an NVIDIA GPU; install TensorRT, or "
-            "export to .onnx here and build the engine there: trtexec --onnx=FILE.onnx --saveEngine=FILE.engine."
+            "`to=tensorrt` needs trtexec of TensorRT, which is not on the PATH, and an NVIDIA GPU; install TensorRT, "
+            "or export to .onnx here and build the engine there: trtexec --onnx=FILE.onnx --saveEngine=FILE.engine."
         )
     least = max(32, program.least)
     axes = axes_of(program, options, least, _MOST_SIDE, max(_MOST_BATCH, options.batch))

@@ -21,6 +21,7 @@ PROVEN_LEAST = 33  # pixels: below, torch.export cannot prove that the last stag
 MOST_BATCH = 65536
 _EXAMPLE = (2, 224, 192)
 HALF_TOLERANCE = 1e-2
+_LOGGERS = ("onnxscript", "onnx_ir", "torch.onnx", "torch.export", "torch.fx", "coremltools", "executorch")
 
 
 class _Wrapped(nn.Module):
@@ -114,20 +115,21 @@ def traced(program: Program) -> ExportedProgram:
     with torch.no_grad(), quiet():
         if size is not None:
             return export(program.module, (image,))
-        try:
-            return export(program.module, (image,), dynamic_shapes=(free,))
-        except Exception as error:  # torch's errors of this have no common type
-            text = " ".join(str(error).split())
-            raise ValueError(
-                f"{program.metadata.model} cannot be exported with free sizes ({text[:300]}); `fixed=True` exports it "
-                "for one size (--img-size) and batch."
-            ) from error
+        for strict in (False, True):  # torch 2.11 proves free sizes in the strict mode alone
+            try:
+                return export(program.module, (image,), dynamic_shapes=(free,), strict=strict)
+            except Exception as error:  # torch's errors of this have no common type
+                reason = " ".join(str(error).split())[:300]
+    raise ValueError(
+        f"{program.metadata.model} cannot be exported with free sizes ({reason}); `fixed=True` exports it for one "
+        "size (--img-size) and batch."
+    )
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
     """Leave out what torch.export and the exporters say of their own deprecations and progress."""
-    loggers = [logging.getLogger(name) for name in ("onnxscript", "onnx_ir", "torch.onnx", "torch.export", "torch.fx")]
+    loggers = [logging.getLogger(name) for name in _LOGGERS]
     before = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)

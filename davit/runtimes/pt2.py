@@ -37,9 +37,13 @@ _TARGETS = re.compile(
     r"|torch\.sym_(int|float|max|min|not|ite|sum)"
 )
 _FUNCTIONS = frozenset(
-    "Symbol Integer Float Rational Add Mul Min Max Mod PythonMod FloorDiv CleanDiv CeilToInt FloorToInt TruncToInt "
-    "ToFloat IntTrueDiv FloatTrueDiv Eq Ne Equality Unequality Lt Le Gt Ge StrictLessThan LessThan StrictGreaterThan "
-    "GreaterThan And Or Not Piecewise Identity".split()
+    (
+        *("Symbol", "Integer", "Float", "Rational", "Add", "Mul", "Min"),
+        *("Max", "Mod", "PythonMod", "FloorDiv", "CleanDiv", "CeilToInt", "FloorToInt"),
+        *("TruncToInt", "ToFloat", "IntTrueDiv", "FloatTrueDiv", "Eq", "Ne", "Equality"),
+        *("Unequality", "Lt", "Le", "Gt", "Ge", "StrictLessThan", "LessThan"),
+        *("StrictGreaterThan", "GreaterThan", "And", "Or", "Not", "Piecewise", "Identity"),
+    )
 )
 _SYMBOL = re.compile(r"[a-z]+\d+")
 _NODES = (
@@ -84,9 +88,9 @@ def open_program(path: Path, threads: int) -> Pt2Model:
         raise ExportedError(f"{path} is not opened: {error}.") from error
     if text is None:
         raise ExportedError(
-            f"{path} is a program of torch.export without davit's metadata: nothing says how its pictures are prepared "
-            "and what its outputs mean. Export its checkpoint by `python -m davit.export CHECKPOINT OUT.pt2`; or run "
-            "it by torch.export.load, if you trust it: that can run code of the file."
+            f"{path} is a program of torch.export without davit's metadata: nothing says how its pictures are "
+            "prepared and what its outputs mean. Write it by `python -m davit.export CHECKPOINT OUT.pt2`, "
+            "or run it by torch.export.load if you trust it: that can run code of the file."
         )
     try:
         metadata = Metadata.from_json(text)
