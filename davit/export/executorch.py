@@ -23,16 +23,15 @@ def prepared(program: Program, options: ExportOptions) -> Program:
 
 
 def build(program: Program, options: ExportOptions) -> Save:
-    """Trace a program, and return what lowers and writes it."""
-    found = traced(program)
+    """Trace and lower a program, and return what writes it."""
+    with quiet():
+        edge = to_edge_transform_and_lower(traced(program), partitioner=[XnnpackPartitioner()])
 
     def save(metadata: Metadata, path: Path) -> None:
-        with quiet():
-            # the metadata are a method of the program that returns a constant
-            edge = to_edge_transform_and_lower(
-                found, partitioner=[XnnpackPartitioner()], constant_methods={KEY: metadata.to_json()}
-            )
-            with path.open("wb") as stream:
-                edge.to_executorch().write_to_file(stream)
+        # The metadata are a method of the program that returns a constant. They are written twice, without and with
+        # what the check found, and lowering takes most of the time: so the methods are set on what is lowered.
+        edge._config_methods = {KEY: metadata.to_json()}
+        with quiet(), path.open("wb") as stream:
+            edge.to_executorch().write_to_file(stream)
 
     return save
