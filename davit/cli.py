@@ -68,6 +68,11 @@ COMMANDS: dict[str, Command | Group] = {
     "app": Command("app.__main__:main", "serve a page on which one drops pictures"),
     "doctor": Command("doctor.__main__:main", "say what a machine, a data folder or a config lacks"),
     "checkpoint": Command("checkpoint.__main__:main", "look into a checkpoint, or convert one"),
+    "export": Command(
+        "export.__main__:main",
+        "write a model for another runtime: ONNX, OpenVINO, ExecuTorch ...",
+        parser="export.flags:export_parser",
+    ),
     "hub": Command("hub.__main__:main", "write a model in timm's format, or upload it"),
     "complexity": Command("complexity:main", "count parameters and FLOPs, part by part"),
     "data": Command("data.__main__:main", "part a folder into train and val, measure its bands, write a sample set"),

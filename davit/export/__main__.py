@@ -1,0 +1,53 @@
+"""Export a model to another runtime: ``python -m davit.export CHECKPOINT OUT``."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Sequence
+
+from ..commands import run_cli
+from ..engine.flags import given_flags
+from ..engine.load_model import ModelOptions
+from ..text import without_controls
+from .flags import export_parser
+from .options import ExportOptions
+from .run import export
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Export; return exit status 0, 2 for a mistake, 3 where the export computes something else."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    return run_cli(lambda: _main(arguments))
+
+
+def _main(arguments: Sequence[str] | None) -> None:
+    args, given = export_parser().parse_args(arguments), given_flags(export_parser, arguments)
+    if args.pretrained and (args.checkpoint or not args.model):
+        raise ValueError("`pretrained=True` is for the published weights of `model=NAME`, without a CHECKPOINT.")
+    if not (args.pretrained or args.checkpoint):
+        raise ValueError("give a CHECKPOINT and OUT, or `model=NAME`, `pretrained=True` and OUT.")
+    names = ModelOptions.__dataclass_fields__
+    options = ExportOptions(
+        to=args.to,
+        task="features" if args.features else "pyramid" if args.pyramid else "classification",
+        model=args.model or None,
+        model_options={name: value for name, value in vars(args).items() if name in given and name in names},
+        preprocess="uint8" if args.preprocess else "none",
+        layout=args.layout,
+        fp16=args.fp16,
+        fixed=args.fixed,
+        batch=args.batch,
+        opset=int(args.opset),
+        check=not args.no_check,
+        tolerance=args.tolerance,
+        class_map=args.class_map or None,
+        licence=args.license,
+        overwrite=args.overwrite,
+    )
+    exported = export(args.checkpoint, args.out, options)
+    sys.stdout.write(without_controls(f"{args.checkpoint or args.model} -> {exported.path}\n{exported}\n"))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,177 @@
+"""Export a model: make the program, write it, compare it with PyTorch, and give it its name."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import resource
+import shutil
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import IO
+
+from ..files import write_atomically
+from ..runtimes import Metadata
+from ..text import install_extra
+from .check import check, fitting_sizes
+from .classifiers import classifier_program
+from .options import FORMATS, OPSETS, ExportOptions
+from .program import Program, Save
+from .tracing import wrapped
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written.
+
+    Attributes:
+        files: name to size in bytes.
+        seconds: that the export took, its check included.
+        memory: the most bytes that the process had in memory until now.
+    """
+
+    path: Path
+    metadata: Metadata
+    files: dict[str, int]
+    seconds: float
+    memory: int
+
+    def __str__(self) -> str:
+        sizes = ", ".join(f"{name} ({size / 1e6:.2f} MB)" for name, size in self.files.items())
+        found = [one["difference"] for one in self.metadata.differences]
+        checked = (
+            f"differs from PyTorch by at most {max(found):.2g} of the largest value, at {len(found)} sizes"
+            if found
+            else f"not compared with PyTorch: {self.metadata.unchecked}"
+        )
+        takes = self.metadata
+        axes = ", ".join(
+            f"{axis} {least}{'' if least == most else ' or more' if most is None else f' to {most}'}"
+            for axis, (least, most) in takes.axes.items()
+        )
+        return (
+            f"{takes.model}, {takes.task}, {takes.precision}: {sizes}; {checked}.\n"
+            f"It takes {takes.bands} bands in {takes.layout}, "
+            f"{'uint8' if takes.preprocess == 'uint8' else 'normalised float32'}: {axes}. Resize and crop outside "
+            f"({takes.crop_mode}, {takes.crop_pct:g}, {takes.interpolation}).\n"
+            f"It took {self.seconds:.0f} s, and {self.memory / 1e9:.2f} GB of memory at most."
+        )
+
+
+def export(source: str | Path | None, out: str | Path, options: ExportOptions | None = None) -> Exported:
+    """Export a classifier's checkpoint, its features or its pyramid to a runtime's format.
+
+    Args:
+        source: any that `davit.pretrained.resolve` takes; None for the published weights of `options.model`.
+        out: the file to write; its suffix says the format.
+
+    Raises:
+        ValueError: source, options and file do not fit one another.
+        DifferentError: the program computes something else in its runtime; nothing was written.
+        OSError: the file cannot be written.
+    """
+    options, out = options or ExportOptions(), Path(out)
+    check_destination(out, options)
+    return write_program(classifier_program(source, options), out, options)
+
+
+def check_destination(out: Path, options: ExportOptions) -> str:
+    """Return the format of an export, or raise a ValueError if its file cannot be written as it is asked for."""
+    name = options.format_for(out)
+    if not out.parent.is_dir():
+        raise ValueError(f"{out} cannot be written: the folder {out.parent} does not exist; create it first.")
+    if (out.exists() or out.is_symlink()) and not options.overwrite:
+        raise ValueError(f"{out} exists and is not replaced; give another name, or `overwrite=True`.")
+    return name
+
+
+def write_program(program: Program, out: Path, options: ExportOptions) -> Exported:
+    """Write a program in the format of `out`'s suffix, checked before it gets its name (errors as in `export`)."""
+    start = time.perf_counter()
+    to = check_destination(out, options)
+    form = FORMATS[to]
+    try:
+        module = importlib.import_module(f".{form.module}", __package__)
+    except ModuleNotFoundError as error:
+        if (error.name or "davit").partition(".")[0] == "davit" or not form.extra:
+            raise
+        raise ValueError(
+            f"`to={to}` needs {(error.name or '').partition('.')[0]}, which is not installed: "
+            f"{install_extra(form.extra)}"
+        ) from error
+    _warn_of_unused(options, to)
+    program = module.prepared(wrapped(program, options, to), options).described(format=to)
+    program = replace(program, sizes=fitting_sizes(program))
+    save: Save = module.build(program, options)
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", suffix=".partial", dir=out.parent) as folder:
+        partial = Path(folder) / out.name
+        metadata = program.metadata
+        if form.runs_here and options.check:
+            save(metadata, partial)
+            metadata = replace(metadata, tolerance=program.tolerance, differences=check(program, partial))
+        else:
+            reason = "no runtime of this machine runs it" if not form.runs_here else "it was asked for unchecked"
+            metadata = replace(metadata, unchecked=reason)
+            log.warning("%s is not compared with PyTorch: %s.", out.name, reason)
+        save(metadata, partial)
+        files = _put_in_place(partial, out)
+    return Exported(out, metadata, files, time.perf_counter() - start, peak_memory())
+
+
+def _warn_of_unused(options: ExportOptions, to: str) -> None:
+    if options.batch != 1 and FORMATS[to].is_dynamic and not options.fixed:
+        log.warning("--batch %d does nothing without --fixed: %s takes any number of pictures.", options.batch, to)
+    if options.opset != OPSETS[0] and to not in ("onnx", "openvino", "tensorrt"):
+        log.warning("--opset %d does nothing for %s.", options.opset, to)
+    if options.class_map and options.task != "classification":
+        log.warning("--class-map does nothing for %s.", options.task)
+
+
+def peak_memory() -> int:
+    """Return the most bytes that this process has had in memory."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _put_in_place(partial: Path, out: Path) -> dict[str, int]:
+    """Give what was written its name: what lies beside the file first, and the file itself last.
+
+    A file that is there, whose companions are replaced, is taken away before: half of an old export would be read
+    with half of a new one.
+    """
+    beside = sorted(path for path in partial.parent.iterdir() if path.name != partial.name)
+    if beside or out.is_dir():
+        _remove(out)
+    for path in [*beside, partial]:
+        _move(path, out.with_name(path.name))
+    return {path.name: size_of(out.with_name(path.name)) for path in [partial, *beside]}
+
+
+def _move(partial: Path, out: Path) -> None:
+    if partial.is_dir():
+        partial.rename(out)
+        return
+
+    def copy(stream: IO[bytes]) -> None:
+        with partial.open("rb") as source:
+            shutil.copyfileobj(source, stream, 1 << 22)
+
+    write_atomically(out, copy)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def size_of(path: Path) -> int:
+    """Return the bytes of a file, or of all in a folder."""
+    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    return sum(file.stat().st_size for file in files)
