@@ -44,8 +44,8 @@ def swap_backbone(cfg: Config, variant: str) -> None:
         holder = inner
     old = holder.backbone
     levels, widths = _levels(old, cfg)
-    if unread := _unread(holder, len(levels)):
-        levels, widths = levels[unread:], widths[unread:]
+    read = _read_of(holder, len(levels))
+    levels, widths = [levels[place] for place in read], [widths[place] for place in read]
     new = ConfigDict(type="DaViT", variant=variant)
     if old.get("type") == "DaViT":
         new.update({name: old[name] for name in _KEPT if name in old})
@@ -99,18 +99,34 @@ def _levels(backbone: ConfigDict, cfg: Config) -> tuple[list[int], list[int]]:
     return levels, widths
 
 
-def _unread(detector: ConfigDict, count: int) -> int:
-    """Let the neck read all levels that it is given, and return how many of the first it read nothing from.
+def _read_of(model: ConfigDict, count: int) -> list[int]:
+    """Return which of the backbone's maps are read, and let what reads them count those alone.
 
-    A norm of such a level would get no gradient.
+    The norm of a map that nobody reads would get no gradient, which data parallelism refuses.
     """
-    neck = detector.get("neck")
+    neck = model.get("neck")
     first = neck[0] if isinstance(neck, list | tuple) else neck
-    start = int((first or {}).get("start_level", 0))
-    if not 0 < start < count or len(first.get("in_channels") or ()) != count:
-        return 0
-    first["start_level"], first["in_channels"] = 0, list(first["in_channels"])[start:]
-    return start
+    if first:
+        start = int(first.get("start_level", 0))
+        if not 0 < start < count or len(first.get("in_channels") or ()) != count:
+            return list(range(count))
+        first["start_level"], first["in_channels"] = 0, list(first["in_channels"])[start:]
+        return list(range(start, count))
+    heads = [head for _, head in _dictionaries(model, skip=("backbone",)) if "in_index" in head]
+    if not heads:
+        return list(range(count))
+    read = {place % count for head in heads for place in _places(head)}
+    read |= {0 for head in heads if "c1_in_channels" in head}
+    new = {place: number for number, place in enumerate(sorted(read))}
+    for head in heads:
+        places = [new[place % count] for place in _places(head)]
+        head["in_index"] = places if isinstance(head["in_index"], list | tuple) else places[0]
+    return sorted(read)
+
+
+def _places(head: ConfigDict) -> list[int]:
+    index = head["in_index"]
+    return list(index) if isinstance(index, list | tuple) else [index]
 
 
 def _fit(part: Any, old: dict[int, int], widths: Sequence[int], skip: tuple[str, ...] = ()) -> list[str]:
@@ -129,12 +145,15 @@ def _fit(part: Any, old: dict[int, int], widths: Sequence[int], skip: tuple[str,
             if run is not None:
                 holder["in_channels"] = [widths[level] for level in levels[run : run + len(value)]]
         elif isinstance(value, int) and isinstance(index := holder.get("in_index"), int):
-            if value == list(old.values())[index]:
+            if value == list(old.values())[index]:  # of the maps that are read
                 holder["in_channels"] = widths[levels[index]]
         elif isinstance(value, int) and len(old) == 1 and value == next(iter(old.values())):
             holder["in_channels"] = widths[levels[0]]
         if value is not None and holder["in_channels"] != value:
             done.append(f"{path}in_channels={holder['in_channels']}")
+        if holder.get("c1_in_channels") == next(iter(old.values())):  # DeepLabV3+ reads the first map too
+            holder["c1_in_channels"] = widths[levels[0]]
+            done.append(f"{path}c1_in_channels={widths[levels[0]]}")
     return done
 
 

@@ -67,8 +67,16 @@ def test_heads_that_read_one_of_several_maps(caplog: pytest.LogCaptureFixture) -
     with caplog.at_level(logging.WARNING):
         cfg = swapped("mmseg::pspnet/pspnet_r50-d8_4xb4-160k_ade20k-512x512.py")
     assert cfg.model.decode_head.in_channels == NANO[3] and cfg.model.auxiliary_head.in_channels == NANO[2]
+    assert cfg.model.backbone.out_indices == [2, 3]  # nothing reads the others
+    assert (cfg.model.decode_head.in_index, cfg.model.auxiliary_head.in_index) == (1, 0)
     assert "pretrained" not in cfg.model  # of the ResNet
     assert any("[4, 8, 8, 8]" in record.getMessage() for record in caplog.records)
+
+
+def test_a_head_that_reads_the_first_map_too() -> None:
+    cfg = swapped("mmseg::deeplabv3plus/deeplabv3plus_r50-d8_4xb4-160k_ade20k-512x512.py")
+    assert cfg.model.decode_head.in_channels == NANO[3] and cfg.model.decode_head.c1_in_channels == NANO[0]
+    assert cfg.model.backbone.out_indices == [0, 2, 3] and cfg.model.decode_head.in_index == 2
 
 
 def test_another_size_of_a_config_of_ours() -> None:
