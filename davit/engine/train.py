@@ -110,7 +110,7 @@ def run(args: Namespace, world: World) -> None:
     parts = build_parts(args, model, data, config, world)
     # the flags of the precision as they came out on this machine; and to accept other data is for one start alone
     record = plain({**vars(args), **parts.precision.flags, "accept_changed_data": False})
-    if sizes := record.pop("sizes"):
+    if len(sizes := record.pop("sizes")) > 1:
         record["img_size"] = ",".join(map(str, sizes))
     options = RunOptions(**{flag.name: getattr(args, flag.name) for flag in fields(RunOptions)})
     trainer = Trainer(parts, options, record, world, is_auto=is_auto)
