@@ -102,8 +102,8 @@ def split_pictures(
     parts = _assign(labels, together, shares, seed)
     if lacking := sorted(set(labels) - {label for label, part in zip(labels, parts, strict=True) if part == "val"}):
         raise DataError(
-            f"{place}: {len(lacking)} classes have one picture or group, which cannot be trained on and evaluated: "
-            f"{some(lacking)}; add pictures, or remove them"
+            f"{place}: too few pictures (or groups of them) to train on some and evaluate on others in "
+            f"{len(lacking)} of the classes, {some(lacking)}: add pictures, or remove the class"
         )
     staged = out.with_name(f".{out.name}.{uuid.uuid4().hex[:12]}.partial")
     try:
@@ -210,7 +210,8 @@ def _assign(labels: Sequence[str], together: Sequence[str], shares: Mapping[str,
     """Put each unit of pictures that stay together into a split.
 
     Units come in an order that the seed draws. One goes to the split that still lacks pictures of its classes, if it
-    brings that nearer to the share asked for; what none lacks is for training.
+    brings that nearer to the share asked for; what none lacks is for training. Then each class that a split has
+    none of gives it the smallest unit that training can do without.
     """
     sizes: dict[str, Counter[str]] = defaultdict(Counter)
     for label, key in zip(labels, together, strict=True):
@@ -241,6 +242,17 @@ def _assign(labels: Sequence[str], together: Sequence[str], shares: Mapping[str,
             if part_of[key] != "train":
                 lacking[part_of[key]][label] -= count
                 left[label] -= 1
+    for split, lacks in lacking.items():  # a class whose units hold much of another one
+        present = {label for key, counts in sizes.items() if part_of[key] == split for label in counts}
+        for label in totals:
+            if lacks[label] > 0 and label not in present:
+                here = [key for key, counts in sizes.items() if label in counts and part_of[key] == "train"]
+                free = [key for key in here if all(left[one] > 1 for one in sizes[key])]
+                if free:
+                    moved = min(free, key=lambda key: sum(sizes[key].values()))
+                    part_of[moved] = split
+                    for one in sizes[moved]:
+                        left[one] -= 1
     return [part_of[key] for key in together]
 
 
