@@ -115,11 +115,6 @@ def _split(args: Namespace) -> None:
         log.info("%s groups of pictures were kept together.", f"{found.groups:,}")
     if found.alike:
         log.warning("%d files have the content of another one, and went where that is.", found.alike)
-    if found.lonely:
-        log.warning(
-            "%d classes have one picture or group, which is for training: %s",
-            *(len(found.lonely), ", ".join(map(as_line, found.lonely[:8]))),
-        )
     sys.stdout.write(f"{args.out}\n")
 
 

@@ -33,13 +33,11 @@ class Parting:
         counts: of each split, the pictures of each class, by name.
         groups: how many groups of pictures were kept together; 0 where none were asked for.
         alike: files with the content of another one, which went where that one is.
-        lonely: classes of one picture or group, which is in training alone.
     """
 
     counts: Mapping[str, Mapping[str, int]]
     groups: int
     alike: int
-    lonely: tuple[str, ...]
 
     def __str__(self) -> str:
         """Write a line for each split."""
@@ -84,7 +82,7 @@ def split_pictures(
         input_key, target_key: columns of the csv, where their names do not tell.
 
     Raises:
-        DataError: the pictures cannot be found, or `out` is in use; the message says what is there.
+        DataError: the pictures cannot be found, a class has one alone, or `out` is in use.
     """
     require(0 < val < 1, "val", val, "a share between 0 and 1")
     require(
@@ -101,7 +99,12 @@ def split_pictures(
     labels, groups = [labels[index] for index in there], groups and [groups[index] for index in there]
     together, alike = _keys(files, names, groups)
     shares = {"val": val, **({"test": test} if test else {})}
-    parts, lonely = _assign(labels, together, shares, seed)
+    parts = _assign(labels, together, shares, seed)
+    if lacking := sorted(set(labels) - {label for label, part in zip(labels, parts, strict=True) if part == "val"}):
+        raise DataError(
+            f"{place}: too few pictures (or groups of them) to train on some and evaluate on others in "
+            f"{len(lacking)} of the classes, {some(lacking)}: add pictures, or remove the class"
+        )
     staged = out.with_name(f".{out.name}.{uuid.uuid4().hex[:12]}.partial")
     try:
         for file, target in zip(files, _targets(names, labels, parts), strict=True):
@@ -119,7 +122,7 @@ def split_pictures(
         raise
     found = Counter(zip(parts, labels, strict=True))
     counts = {split: {label: found[split, label] for label in dict.fromkeys(labels)} for split in ("train", *shares)}
-    return Parting(counts, len(set(groups)) if groups else 0, alike, tuple(lonely))
+    return Parting(counts, len(set(groups)) if groups else 0, alike)
 
 
 def _listed(place: Path, input_key: str | None, target_key: str | None) -> tuple[Files, list[str]]:
@@ -203,13 +206,12 @@ def _keys(files: Sequence[str], names: Sequence[str], groups: Sequence[str] | No
     return [root(f"n{name}") for name in names], alike
 
 
-def _assign(
-    labels: Sequence[str], together: Sequence[str], shares: Mapping[str, float], seed: int
-) -> tuple[list[str], list[str]]:
-    """Put each unit of pictures that stay together into a split; also return the classes of one such unit.
+def _assign(labels: Sequence[str], together: Sequence[str], shares: Mapping[str, float], seed: int) -> list[str]:
+    """Put each unit of pictures that stay together into a split.
 
     Units come in an order that the seed draws. One goes to the split that still lacks pictures of its classes, if it
-    brings that nearer to the share asked for; what none lacks is for training.
+    brings that nearer to the share asked for; what none lacks is for training. Then each class that a split has
+    none of gives it the smallest unit that training can do without.
     """
     sizes: dict[str, Counter[str]] = defaultdict(Counter)
     for label, key in zip(labels, together, strict=True):
@@ -240,8 +242,18 @@ def _assign(
             if part_of[key] != "train":
                 lacking[part_of[key]][label] -= count
                 left[label] -= 1
-    lonely = [label for label in totals if units_of[label] == 1]
-    return [part_of[key] for key in together], lonely
+    for split, lacks in lacking.items():  # a class whose units hold much of another one
+        present = {label for key, counts in sizes.items() if part_of[key] == split for label in counts}
+        for label in totals:
+            if lacks[label] > 0 and label not in present:
+                here = [key for key, counts in sizes.items() if label in counts and part_of[key] == "train"]
+                free = [key for key in here if all(left[one] > 1 for one in sizes[key])]
+                if free:
+                    moved = min(free, key=lambda key: sum(sizes[key].values()))
+                    part_of[moved] = split
+                    for one in sizes[moved]:
+                        left[one] -= 1
+    return [part_of[key] for key in together]
 
 
 def _drawn(seed: int, key: str) -> bytes:

@@ -18,12 +18,17 @@ from .run_log import plain
 log = logging.getLogger(__name__)
 
 
-def classifier_parameters(model: nn.Module) -> list[str]:
-    """Name the parameters of a model's classifier, or of that of a student in timm's module for its features."""
+def classifiers(model: nn.Module) -> list[nn.Module]:
+    """List a model's classifiers, of which some have two, or those of a student in timm's module for its features."""
     student = getattr(model, "student", model)
-    classifier = student.get_classifier() if hasattr(student, "get_classifier") else None  # type: ignore[operator]
-    found = classifier if isinstance(classifier, tuple | list) else (classifier,)
-    own = {id(parameter) for module in found if isinstance(module, nn.Module) for parameter in module.parameters()}
+    found = student.get_classifier() if hasattr(student, "get_classifier") else None  # type: ignore[operator]
+    several = found if isinstance(found, tuple | list) else (found,)
+    return [module for module in several if isinstance(module, nn.Module)]
+
+
+def classifier_parameters(model: nn.Module) -> list[str]:
+    """Name the parameters of a model's classifiers."""
+    own = {id(parameter) for module in classifiers(model) for parameter in module.parameters()}
     return [name for name, parameter in model.named_parameters() if id(parameter) in own]
 
 
@@ -202,16 +207,19 @@ def scale_head(model: nn.Module, scale: float | None, bias: float | None) -> Non
     Raises:
         ValueError: the model has no linear classifier.
     """
-    classifier = model.get_classifier() if hasattr(model, "get_classifier") else None  # type: ignore[operator]
-    if not isinstance(getattr(classifier, "weight", None), nn.Parameter):
+    linear = [one for one in classifiers(model) if isinstance(getattr(one, "weight", None), nn.Parameter)]
+    if not linear:
         raise ValueError(
             f"--head-init-scale and --head-init-bias: {type(model).__name__} has no classifier with a weight."
         )
     with torch.no_grad():
-        if scale is not None:
-            for parameter in classifier.parameters():  # type: ignore[union-attr]
-                parameter.mul_(scale)
-        if bias is not None:
-            if getattr(classifier, "bias", None) is None:
-                raise ValueError(f"--head-init-bias {bias:g}: the classifier of {type(model).__name__} has no biases.")
-            classifier.bias.fill_(bias)  # type: ignore[union-attr]
+        for classifier in linear:
+            if scale is not None:
+                for parameter in classifier.parameters():
+                    parameter.mul_(scale)
+            if bias is not None:
+                if not isinstance(classifier.bias, nn.Parameter):
+                    raise ValueError(
+                        f"--head-init-bias {bias:g}: a classifier of {type(model).__name__} has no biases."
+                    )
+                classifier.bias.fill_(bias)

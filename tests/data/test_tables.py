@@ -72,7 +72,7 @@ def test_names_without_a_suffix(header: str, folder: str, pictures: Pictures) ->
     (root / "train.csv").write_text(f"{header}0a1b2c,low\nIMG.1234,high\n2.v2,low\n")
     (root / "val.csv").write_text("id_code,diagnosis\n0a1b2c,low\n")
     dataset = open_dataset(root, "train", dataset="csv")
-    assert dataset.filenames() == ["IMG.1234.png", "2.v2.png", "0a1b2c.png"]
+    assert dataset.filenames() == ["IMG.1234.png", "0a1b2c.png", "2.v2.png"]
     assert dataset.class_names == ["high", "low"]
     assert [dataset.read(index)[1] for index in range(3)] == [0, 1, 1]
 
