@@ -495,7 +495,8 @@ def _is_unfinished(folder: Path) -> bool:
     A state that cannot be read counts as unfinished: whoever opens the folder says what is wrong with it.
     """
     state = _glance(min(folder.glob("*.pth.tar"), key=_age))
-    num_epochs = state.get("num_epochs", state.get("args", {}).get("epochs"))
+    flags = state.get("args")
+    num_epochs = state.get("num_epochs", flags.get("epochs") if isinstance(flags, dict) else None)
     return not (isinstance(num_epochs, int) and isinstance(state.get("epoch"), int) and state["epoch"] >= num_epochs)
 
 
