@@ -16,7 +16,7 @@ from ..checkpoint import CheckpointError, load_checkpoint
 from ..text import some
 from .build import Parts, build_optimizer
 from .data_facts import compare_classes, compare_files, compare_pairs, name_replaced
-from .run_folder import FORMAT, judged_by
+from .run_folder import FORMAT, has_our_format, judged_by
 from .run_log import plain
 from .state_check import are_alike, check_whole
 from .steps import EpochTotals, parameter_names
@@ -161,7 +161,7 @@ def restore(
         CheckpointError: the state is not whole, or its values are not of the types that they have to be.
         ValueError: the data, the model or the flags do not fit the state.
     """
-    is_ours = state.get("format") == FORMAT
+    is_ours = has_our_format(state)
     changed: set[str] = set()
     if is_ours:
         check_whole(state)

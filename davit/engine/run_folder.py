@@ -75,6 +75,12 @@ _STAMPED = re.compile(r"(\d{8}-\d{6})-.+")  # the folder of a run without a name
 _FOLDER = "davit/folder"  # the key under which a job remembers its folder over restarts
 
 
+def has_our_format(state: dict[str, Any]) -> bool:
+    """Tell whether a state says that this trainer wrote it; what is there instead may be of any type."""
+    said = state.get("format")
+    return isinstance(said, int) and said == FORMAT
+
+
 def read_state(path: Path) -> dict[str, Any]:
     """Read a whole training state; every byte is checked, and nothing in it can run code.
 
@@ -84,7 +90,7 @@ def read_state(path: Path) -> dict[str, Any]:
     state, _ = read_contents(path, foreign=False)
     if not isinstance(state, dict) or "state_dict" not in state:
         raise CheckpointError(f"{path} holds no training state.")
-    if state.get("format") == FORMAT:
+    if has_our_format(state):
         check_types(state, path)
     return state
 
@@ -115,7 +121,7 @@ def newest_whole(
 def read_any(path: Path) -> dict[str, Any]:
     """Read a state of ours, or another trainer's checkpoint: weights, their average if it has one, and epoch."""
     contents, header = read_contents(path)
-    if isinstance(contents, dict) and contents.get("format") == FORMAT:
+    if isinstance(contents, dict) and has_our_format(contents):
         check_types(contents, path)
         return contents
     checkpoint, averaged = unwrap(contents, str(path), ema="never"), unwrap(contents, str(path))
@@ -299,7 +305,7 @@ class RunFolder:
         if not kept:
             return kept
         best, best_file = self._best_first(kept)[0], self.path / BEST
-        if not (self.path / _epoch_file(best)).exists() and _glance(best_file).get("epoch") == best + 1:
+        if not (self.path / _epoch_file(best)).exists() and _says(best_file, best + 1):
             self._link(best_file, _epoch_file(best))
         left = {epoch: metric for epoch, metric in kept.items() if (self.path / _epoch_file(epoch)).exists()}
         if gone := sorted({*kept} - {*left}):
@@ -366,10 +372,10 @@ class RunFolder:
             last.replace(self.path / f"{LAST}.damaged")
         if not last.exists():
             self._link(file, LAST)
-        is_between = state.get("format") == FORMAT and state.get("step") == 0
+        is_between = has_our_format(state) and state.get("step") == 0
         if is_between and not (self.path / f"milestone-{state['epoch']}.pth.tar").exists():
             self.keep_milestone(state["epoch"])  # it may have been killed between saving and keeping
-        if is_between and state.get("metric") is not None:  # it may have been killed between saving and keeping
+        if is_between and state.get("metric") is not None:  # the same
             sign, name = self.sign, judged_by(state)
             if name is not None:  # the state's own metric, which the flags may no longer be of
                 self.sign = -1.0 if name.endswith("loss") else 1.0
@@ -515,8 +521,14 @@ def _is_unfinished(folder: Path) -> bool:
     A state that cannot be read counts as unfinished: whoever opens the folder says what is wrong with it.
     """
     state = _glance(min(folder.glob("*.pth.tar"), key=_age))
-    num_epochs = state.get("num_epochs", state.get("args", {}).get("epochs"))
+    flags = state.get("args")
+    num_epochs = state.get("num_epochs", flags.get("epochs") if isinstance(flags, dict) else None)
     return not (isinstance(num_epochs, int) and isinstance(state.get("epoch"), int) and state["epoch"] >= num_epochs)
+
+
+def _says(file: Path, epoch: int) -> bool:
+    said = _glance(file).get("epoch")
+    return isinstance(said, int) and said == epoch
 
 
 def _glance(file: Path) -> dict[str, Any]:

@@ -146,14 +146,14 @@ def load_config(args: Namespace) -> Config:
     before = deepcopy(cfg._cfg_dict)
     try:
         cfg.merge_from_dict(options)
-    except (KeyError, TypeError, AssertionError, IndexError) as error:
-        raise ValueError(f"--cfg-options {options}: does not fit {args.config}: {error}") from error
-    if not isinstance(cfg.get("model"), dict) or cfg.get("default_scope") not in _METRIC_KEYS:
+    except (KeyError, TypeError, AttributeError, AssertionError, IndexError) as error:
+        raise ValueError(f"--cfg-options {_listed(options)}: does not fit {args.config}: {error}") from error
+    check_parts(cfg._cfg_dict, args.config, before, options)
+    if "model" not in cfg or cfg.get("default_scope") not in tuple(_METRIC_KEYS):
         raise ValueError(
             f"{args.config} is no config of a detector or segmentor: it needs a `model`, and a `default_scope` that "
             f"is {' or '.join(_METRIC_KEYS)}."
         )
-    check_parts(cfg._cfg_dict, args.config, before, options)
     if data_root:
         use_data_root(cfg, Path(data_root))
         _use_layout(cfg, args, Path(data_root), options)
@@ -185,12 +185,15 @@ def faults_named(args: Namespace, *, building: bool = False) -> Iterator[None]:
         machines = isinstance(error, OSError | torch.OutOfMemoryError | torch.distributed.DistError)
         if exit_status(error) is not None or machines or not (args.cfg_options or building):
             raise
-        values = ", ".join(f"{name}={short(value)}" for name, value in args.cfg_options.items())
-        subject = (
-            f"--cfg-options {values}: {args.config} fails with this" if values else f"{args.config} cannot be run"
-        )
+        subject = f"{args.config} cannot be run"
+        if args.cfg_options:
+            subject = f"--cfg-options {_listed(args.cfg_options)}: {args.config} fails with this"
         said = str(error).partition("\n")[0][:_LONGEST]
         raise ValueError(f"{subject}: {type(error).__name__}: {said} (DAVIT_TRACEBACK=1 shows where).") from error
+
+
+def _listed(options: dict[str, Any]) -> str:
+    return ", ".join(f"{name}={short(value)}" for name, value in options.items())
 
 
 def _for_testing_too(cfg: Config, options: dict[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from davit.checkpoint import CheckpointError
-from davit.engine.run_folder import LAST, read_any, read_state
+from davit.engine.run_folder import LAST, has_our_format, read_any, read_state
 from tests.engine.runs import SHORT, Train, run_here
 
 RUN = [*SHORT, "--epochs", "1"]
@@ -39,6 +39,12 @@ def test_a_wrong_type_is_named(tmp_path: Path, state: dict[str, Any], name: str,
         with pytest.raises(CheckpointError) as refused:
             read(tmp_path / "x.pth.tar")
         assert f"its {name} is" in str(refused.value)
+
+
+def test_a_format_of_another_type_is_not_ours() -> None:
+    for value in [*WRONG, torch.zeros(2), torch.zeros(0), float("nan")]:
+        assert has_our_format({"format": value}) == (value is True)  # which is 1
+    assert has_our_format({"format": 1}) and not has_our_format({})
 
 
 @pytest.mark.parametrize("values", [1, pytest.param(len(WRONG), marks=pytest.mark.long)])
