@@ -190,7 +190,7 @@ def _page(rows: list[tuple[str, ...]]) -> str:
         "",
         f"`python benchmarks/openmmlab_zoo.py --out benchmarks/results/openmmlab_zoo.md`, {date.today()}, {versions},",
         f"mmcv without compiled operators. {VARIANT} in place of the backbone, one training step on two pictures of",
-        f"{SIDE} px and one prediction, on the CPU. *Gradient* is of the backbone's parameters, *found* are objects or",
+        f"{SIDE} px and one prediction. *Gradient* is of the backbone's parameters, *found* are objects or",
         "the size of the map of labels, of a model that was not trained.",
         "",
         "| config | runs | loss | gradient | found, or the reason |",
