@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from ..checkpoint import Checkpoint, load_checkpoint
 from ..checkpoint.names import structure_of
+from ..choices import MULTILABEL, TASKS
 from ..data import Decoding, eval_transform
 from ..data.dataset import Transform
 from ..limits import MOST_NOTED, NUMBERS, check_model_kwargs, check_numbers, short
@@ -28,6 +29,7 @@ from ..registry import create_model
 from ..variants import VARIANTS
 from .calibration import temperature_for
 from .distributed import is_out_of_memory
+from .thresholds import thresholds_for
 
 log = logging.getLogger(__name__)
 
@@ -69,6 +71,9 @@ class ModelOptions:
         torchcompile: compile by torch.compile, with this backend.
         temperature: what logits are divided by before they become probabilities; None takes that which
             validate.py --fit-temperature left beside the checkpoint, if any.
+        task: "multilabel" for a probability of each class by itself.
+        threshold: from which probability on a class of several is named; None takes those that validate.py
+            --fit-threshold left beside the checkpoint, else 0.5.
         amp: mixed precision, in `amp_dtype` where it is given; `native_amp` and `apex_amp` are its older names.
     """
 
@@ -92,6 +97,8 @@ class ModelOptions:
     torchscript: bool = False
     torchcompile: str | None = None
     temperature: float | None = None
+    task: str | None = None
+    threshold: float | None = None
     amp: bool = False
     native_amp: bool = False
     apex_amp: bool = False
@@ -99,6 +106,8 @@ class ModelOptions:
 
     def __post_init__(self) -> None:
         check_numbers(vars(self))
+        if self.task not in (None, *TASKS):
+            raise ValueError(f"`task={self.task}` is unknown; take one of {', '.join(TASKS)}.")
         check_model_kwargs(self.model_kwargs)
         Decoding.asked_for(bands_asked_for(vars(self)) or 3, vars(self))
         for one, other in (("test_time_pool", "no_test_pool"), ("torchscript", "torchcompile")):
@@ -128,6 +137,7 @@ class LoadedModel:
         kwargs: what the model was built with beside its name.
         temperature: what logits are divided by before they become probabilities.
         file: of the checkpoint; None for published weights.
+        thresholds: (K,) from which probability on each of several classes is named; None for one class a picture.
     """
 
     name: str
@@ -141,6 +151,12 @@ class LoadedModel:
     kwargs: Mapping[str, Any]
     temperature: float
     file: Path | None
+    thresholds: Tensor | None = None
+
+    @property
+    def is_multilabel(self) -> bool:
+        """Whether each class has a probability by itself."""
+        return self.thresholds is not None
 
     @property
     def class_names(self) -> list[str] | None:
@@ -211,8 +227,19 @@ def load_model(
         classifier = _scripted(classifier)
     decoding = Decoding.asked_for(bands, vars(options), trained)
     location = found.file if found is not None else None
-    temperature = temperature_for(options.temperature, location, model)
-    return LoadedModel(
+    is_multilabel = (options.task or trained.get("task")) == MULTILABEL
+    if options.threshold is not None and not is_multilabel:
+        raise ValueError(
+            f"`threshold={options.threshold:g}` is for pictures with several labels, and this model tells one class: "
+            f"leave it out, or give `task={MULTILABEL}`."
+        )
+    if is_multilabel and options.temperature not in (None, 1):
+        raise ValueError(
+            f"`temperature={options.temperature:g}` is for one class a picture; of several labels `threshold=...` "
+            "says from which probability on they count."
+        )
+    temperature = 1.0 if is_multilabel else temperature_for(options.temperature, location, model)
+    loaded = LoadedModel(
         name=name,
         model=model,
         classifier=classifier,
@@ -225,6 +252,9 @@ def load_model(
         temperature=temperature,
         file=location,
     )
+    if not is_multilabel:
+        return loaded
+    return replace(loaded, thresholds=thresholds_for(options.threshold, location, model, loaded.class_names))
 
 
 def _noted(checkpoint: Checkpoint, options: ModelOptions) -> dict[str, Any]:

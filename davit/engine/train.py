@@ -30,7 +30,16 @@ from .data_facts import facts_of
 from .distributed import StoppedError, World, close_world, init_world
 from .evaluate import Evaluation, evaluate, peak_memory_mb
 from .finetune import head_group
-from .flags import NO_LONGER, fit_decay, given_flags, parse_with_config, say_no_longer, say_unused, train_parser
+from .flags import (
+    NO_LONGER,
+    fit_decay,
+    fit_metric,
+    given_flags,
+    parse_with_config,
+    say_no_longer,
+    say_unused,
+    train_parser,
+)
 from .nonfinite import report_nonfinite
 from .precision import precision_from
 from .progress import Progress
@@ -57,6 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         say_no_longer(NO_LONGER, {name for name in given if getattr(args, name)})  # args.yaml names those not used too
         say_unused(args)
         fit_decay(args, given)
+        fit_metric(args, given)
         world = init_world(args.device)
         try:
             if args.data_dir is None and not args.dataset:
@@ -354,7 +364,7 @@ class Trainer:
                 if device != self.world.device:
                     model = copy.deepcopy(model).to(self.world.device)
                 found = self._evaluate_one(model, stop=asked)
-                results |= {f"{prefix}_loss": found.loss, f"{prefix}_top1": found.top1, f"{prefix}_top5": found.top5}
+                results |= {f"{prefix}_{name}": value for name, value in found.figures().items()}
         return results
 
     def _evaluate_one(
