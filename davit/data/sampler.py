@@ -95,6 +95,8 @@ class EpochSampler:
         shuffled = torch.randperm(self.num_pictures, generator=generator)
         if self._weights is None:
             return shuffled
+        # those of one weight, which is most often one class, beside one another: so their share is met best
+        shuffled = shuffled[self._weights[shuffled].argsort(stable=True)]
         expected = self._weights[shuffled] * (self.num_pictures / self._weights.sum())
         begin = torch.rand((), generator=generator, dtype=torch.float64)
         ends = (expected.cumsum(0) - begin).ceil().long().clamp(0, self.num_pictures)

@@ -23,7 +23,7 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from ..checkpoint import load_checkpoint
-from ..choices import EVAL_METRICS, MULTILABEL, MULTILABEL_METRICS
+from ..choices import CLASSIFICATION, EVAL_METRICS, MULTILABEL, MULTILABEL_METRICS
 from ..data import (
     Decoding,
     EpochSampler,
@@ -114,9 +114,10 @@ def build_parts(args: Namespace, model: nn.Module, data: Data, config: dict[str,
 def open_data(args: Namespace, world: World) -> Data:
     """Open both splits of the data set and check that they agree. One process may download, before the others."""
     options = {name: getattr(args, name) or None for name in ("class_map", "input_key", "target_key")}
-    is_multilabel = args.task == MULTILABEL
+    task = getattr(args, "task", CLASSIFICATION)  # other commands than train.py know one class a picture
+    is_multilabel = task == MULTILABEL
     splits = [
-        open_once(world, args.data_dir, split, args.dataset_download, dataset=args.dataset, task=args.task, **options)
+        open_once(world, args.data_dir, split, args.dataset_download, dataset=args.dataset, task=task, **options)
         for split in (args.train_split, args.val_split)
     ]
     train, val = splits

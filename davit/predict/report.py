@@ -23,8 +23,7 @@ def write_results(
 
     csv has a row a picture: file, index_1, name_1, probability_1, index_2, ..., error. Without `topk`, for pictures of
     several classes: path, labels and probabilities between semicolons, error; train.py reads that as data. A table's
-    bars are of ASCII
-    where the stream cannot take others.
+    bars are of ASCII where the stream cannot take others.
 
     Names may hold anything. In a table they are written by `davit.text.as_line`; in csv by `as_utf8`, or by `as_line`
     where the stream is a terminal; `davit.text.original` gives the file's name back. A json string is the name itself.
