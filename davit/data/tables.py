@@ -143,6 +143,8 @@ def _read_rows(
     between = SEPARATOR if delimiter != SEPARATOR else ","
     for line, cells in filled:
         lacks = len(cells) <= picture or not cells[picture] or "\0" in cells[picture]
+        if not lacks and not several and (len(cells) < 2 or not cells[label]):
+            _refuse_several(file, [(row[picture], row[label]) for _, row in filled if len(row) > max(picture, label)])
         if lacks or (not several and (len(cells) < 2 or not cells[label])):
             raise DataError(f"{file}, line {line}: {delimiter.join(cells)!r} lacks a path or a label")
         if class_columns:

@@ -319,7 +319,7 @@ def test_no_label_at_all_has_no_measure() -> None:
 @pytest.mark.parametrize("part", ["all", "class"])
 @pytest.mark.parametrize("decimals", [0, 1, 5])
 def test_no_threshold_has_a_better_f1(part: str, decimals: int) -> None:
-    found = answers(decimals=decimals, seed=decimals)
+    found = answers(200, decimals=decimals, seed=decimals)
     best = measure(found, torch.from_numpy(fit_thresholds(found, part))).f1
     probabilities = found.probabilities()
     cuts = [0.0, *np.unique(probabilities)]
