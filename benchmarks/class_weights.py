@@ -125,8 +125,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for task in args.tasks:
             data = Path(temporary) / task.replace(" ", "_")
             (write_single if task == "one digit" else write_double)(data)
-            for setting in args.settings:
-                for seed in args.seeds:
+            for seed in args.seeds:
+                for setting in args.settings:
                     words = [*TASKS[task], *SETTINGS[setting], "--seed", str(seed), "--epochs", str(args.epochs)]
                     found = recalls(data, words, Path(temporary) / f"{task}-{setting}-{seed}".replace(" ", "_"))
                     rows.append({"task": task, "setting": setting, "seed": seed, **found})
