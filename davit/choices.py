@@ -8,3 +8,11 @@ FORMATS = ("table", "csv", "json", "jsonl")  # of predictions
 TOPK_IDS = "topk_ids.csv"  # the file of predictions that the original wrote
 FITTED_ON = ("all", "half")  # of the pictures, a temperature
 BUNDLED_REAL = "timm"  # the ReaL labels that timm carries, in place of a file
+CLASSIFICATION, MULTILABEL = "classification", "multilabel"
+TASKS = (CLASSIFICATION, MULTILABEL)  # one class a picture, or any number of them
+THRESHOLDS = ("all", "class")  # one threshold for all classes, or one for each
+# timm's names, "asymmetric" being a second one of "asl"
+LOSSES = ("auto", "ce", "bce", "asl", "asymmetric", "poly", "jsd", "twoway", "zlpr", "db")
+EVAL_METRICS = ("top1", "top5", "loss")
+MULTILABEL_METRICS = ("map", "micro_map", "macro_f1", "micro_f1", "loss")
+SAMPLERS = ("shuffled", "balanced")  # the order of training samples

@@ -261,6 +261,9 @@ NUMBERS: dict[str, Limits] = {
     "warmup_epochs": _EPOCHS,
     "cooldown_epochs": _EPOCHS,
     "patience_epochs": _EPOCHS,
+    # several labels a picture, and the losses
+    "threshold": Limits(1e-6, 1 - 1e-6),
+    "bce_target_thresh": _SHARE,
     # parts of a model
     "freeze": _count(0, 1000),
     # augmentation

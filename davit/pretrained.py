@@ -55,6 +55,7 @@ from .checkpoint import (
 )
 from .checkpoint.function import said_beside, said_by_config
 from .checkpoint.read import CONFIG, FUNCTION_ENTRY
+from .choices import MULTILABEL
 from .commands import USER_ERROR
 from .counterparts import our_counterpart
 from .files import read_small
@@ -347,6 +348,8 @@ def _noted(config: Mapping[str, Any], origin: str) -> dict[str, Any]:
         **{key: _said(config, key) for key in _PICTURES},
         "input_size": size,
     }
+    if _said(config, "task") == MULTILABEL:
+        args["task"] = MULTILABEL
     noted: dict[str, Any] = {
         ARCHITECTURE_ENTRY: architecture,
         "args": {key: value for key, value in args.items() if value is not None},

@@ -49,6 +49,7 @@ SMALLER = {
     r"torch\.distributed\.launch": f"{_TINY} --experiment launched",
     r"torchrun .*train\.py": f"{_TINY} --dry-run",
     r"--dry-run|--throughput": _TINY,
+    r"--experiment many": f"{_TINY} --overwrite",
     r"train\.py .*--output OUTPUT_DIR": f"{_TINY} --experiment trained",
     r"train\.py .*--resume ": f"{_TINY} --epochs 41",
     r"train\.py": _TINY,
@@ -110,10 +111,19 @@ def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]
                 write_tar(folder / "SHARDS" / f"{split}-{number:06d}.tar", members)
             rows = [f"{split}/{file.parent.name}/{file.name},{file.parent.name}\n" for file in files]
             (folder / "DATASET_DIR" / f"{split}.csv").write_text("path,label\n" + "".join(rows))
+        labelled = ["path,labels"]
+        for split, count in (("train", 8), ("val", 6)):
+            for number in range(count):
+                picture(folder / "MULTI_DIR" / split / f"{number}.png", number)
+                labelled.append(f"{split}/{number}.png,{';'.join(CLASSES[: number % 4])}")
+        (folder / "MULTI_DIR" / "labels.csv").write_text("\n".join(labelled))
         (folder / "classes.txt").write_text("\n".join(CLASSES))
         (folder / "slices.csv").write_text("path,camera,light\nval/1/0.png,old,day\nval/1/1.png,new,\n")
         for name in ("FOLDER/a.png", "FOLDER/b.jpg", "PICTURE", "one.jpg", "two.png"):
             picture(folder / name, 3)
+        many = folder / "output" / "train" / "many" / "model_best.pth.tar"
+        many.parent.mkdir(parents=True)
+        torch.save({**entries, "args": {**args, "task": "multilabel"}}, many)
         for name in CHECKPOINTS:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).symlink_to(state)

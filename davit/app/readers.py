@@ -51,7 +51,9 @@ class ClassifierReader:
         seen = look(self._predictor, picture)
         stream = io.BytesIO()
         render(self._predictor, seen).savefig(stream, format="png")
-        scores = {guess.name: guess.probability for guess in seen.prediction.guesses}
+        # of several classes those that reach their threshold, or else the nearest
+        guesses = seen.prediction.guesses or (seen.prediction.first,)
+        scores = {guess.name: guess.probability for guess in guesses}
         return Answer(scores, evidence_image(seen), f"evidence for {seen.prediction.name}", Image.open(stream))
 
 

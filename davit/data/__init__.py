@@ -1,13 +1,13 @@
 """Load batches of pictures from folders, tables, shards and named data sets, resumable at any step."""
 
-from .classes import check_classes, check_labels, in_other_order
+from .classes import check_classes, check_labels, in_other_order, labels_numbered
 from .dataset import PictureDataset, Sample, SeededDataset, open_dataset
 from .decode import Decoding, load_picture, load_rgb
 from .device import prefetch, save_images, to_device
 from .digits import write_digits
 from .errors import BadImageError, DataError, LoaderError
 from .loader import Batch, EvalLoader, TrainLoader
-from .sampler import EpochSampler
+from .sampler import EpochSampler, balanced_weights
 from .scenes import write_scenes
 from .sizes import SizeSchedule, round_to
 from .transforms import eval_transform, train_transform
@@ -25,10 +25,12 @@ __all__ = [
     "SeededDataset",
     "SizeSchedule",
     "TrainLoader",
+    "balanced_weights",
     "check_classes",
     "check_labels",
     "eval_transform",
     "in_other_order",
+    "labels_numbered",
     "load_picture",
     "load_rgb",
     "open_dataset",

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from ..choices import MULTILABEL
 from ..text import some
 from .errors import DataError
 from .source import NO_CLASS
@@ -44,6 +45,24 @@ def check_classes(
             )
 
 
+def labels_numbered(dataset: PictureDataset, names: Sequence[str], said_by: str) -> PictureDataset:
+    """Number the labels of a data set of several labels as `names` are; it need not have all of them.
+
+    Args:
+        said_by: who knows these names, for the message.
+
+    Raises:
+        DataError: a label is none of them.
+    """
+    known = {*names}
+    if unknown := [name for name in dataset.class_to_idx if name not in known]:
+        raise DataError(
+            f"the data has the labels {some(unknown)}, which {said_by} does not know ({some(names)}): correct them, "
+            "or `class_map=FILE` with a name a line says which classes there are"
+        )
+    return dataset if dataset.class_names == list(names) else dataset.numbered(names)
+
+
 def check_labels(train: PictureDataset, val: PictureDataset) -> None:
     """Look for labels that teach nothing, once `check_classes` has found that the splits fit.
 
@@ -54,11 +73,12 @@ def check_labels(train: PictureDataset, val: PictureDataset) -> None:
         DataError: all training pictures are of one class.
     """
     ours, theirs = _occurring(train), _occurring(val)
-    if len(train.class_to_idx if ours is None else ours) == 1:
+    if train.label_sets is None and len(train.class_to_idx if ours is None else ours) == 1:
         name = some(train.class_to_idx if ours is None else [train.class_names[index] for index in ours])
         raise DataError(
             f"every training picture is of the class {name!r}: a classifier of one class is always right and learns "
-            "nothing. Add a class of what is not it, such as background or other"
+            f"nothing. Add a class of what is not it, such as background or other; or give --task {MULTILABEL}, where "
+            "pictures may have no label"
         )
     if ours is None or theirs is None:
         return
@@ -89,5 +109,7 @@ def in_other_order(trained: Sequence[str] | None, names: Sequence[str]) -> str:
 
 def _occurring(dataset: PictureDataset) -> set[int] | None:
     """List the class indices that have pictures; None where the source does not tell."""
+    if dataset.label_sets is not None:
+        return {*dataset.label_sets.flat.tolist()}
     targets = dataset.source.targets()
     return None if targets is None else {*targets} - {NO_CLASS}

@@ -1,31 +1,40 @@
 """Open a split as an indexed data set, and make each training sample a function of its key."""
 
 import io
+import logging
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from ..choices import CLASSIFICATION, MULTILABEL
 from ..seeding import seeded
 from .crop_first import CropFirst, PendingCrop
 from .decode import RGB, Decoding, Pixels, Reduction, load_picture
 from .errors import BadImageError, DataError
 from .find import open_source
+from .label_sets import LabelSets
 from .layouts import of_another_task
 from .samples import UnfitPictureError
-from .source import ClassMap, Renumbered, Source
+from .source import NO_CLASS, ClassMap, Renumbered, Source
+
+log = logging.getLogger(__name__)
 
 # (epoch, index, repeat): `repeat` counts the occurrences of one picture in one epoch, 0 for the first. Behind them
 # may be the side of the picture in pixels, where that changes in the course of a training (`SizeSchedule`).
 Key = tuple[int, ...]
 Transform = Callable[[Any], Tensor]  # of a decoded picture, `Pixels`
+Target = int | np.ndarray[Any, Any]  # a class index, or a row of several labels
 
 
-class PictureDataset(Dataset[tuple[Any, int]]):
+class PictureDataset(Dataset[tuple[Any, Target]]):
     """The pictures of one split: item i is (transform(decoded picture), class index).
+
+    Where a picture may have several labels, the class index is a row instead, (width,) float32 of 1 and 0.
 
     `transform` and `decoding` may be set at any time before a loader's first batch; without a transform an item's
     picture is that of `load_picture`. `transforms` are those for other sizes, by the side in pixels. Decoding and
@@ -42,6 +51,8 @@ class PictureDataset(Dataset[tuple[Any, int]]):
         self.decoding = decoding
         self.has_class_map = mapped
         self.mapped = mapped or getattr(source, "is_indexed", False)  # they may leave classes out
+        self.label_sets: LabelSets | None = getattr(source, "label_sets", None)
+        self.width = max(source.class_to_idx.values(), default=-1) + 1  # classes of a row of several labels
 
     @property
     def class_to_idx(self) -> dict[str, int]:
@@ -59,6 +70,16 @@ class PictureDataset(Dataset[tuple[Any, int]]):
         source = Renumbered(self.source, {name: index for index, name in enumerate(names)})
         return PictureDataset(source, self.transform, decoding=self.decoding, mapped=self.mapped)
 
+    def counts(self) -> np.ndarray[Any, Any] | None:
+        """Count the pictures of each class index, (classes,) int64; None where the source does not tell."""
+        if self.label_sets is not None:
+            return self.label_sets.counts(self.width)
+        targets = self.source.targets()
+        if targets is None:
+            return None
+        found = np.asarray(targets, dtype=np.int64)
+        return np.bincount(found[found != NO_CLASS], minlength=self.width)
+
     def __len__(self) -> int:
         return len(self.source)
 
@@ -70,16 +91,17 @@ class PictureDataset(Dataset[tuple[Any, int]]):
         """List the files of all pictures, in order of their positions."""
         return self.source.names()
 
-    def read(self, index: int, reduction: Reduction | None = None) -> tuple[Pixels, int]:
-        """Decode a picture and return it with its class index; `reduction` as in `load_picture`."""
-        stored, target = self.source.open(index)
+    def read(self, index: int, reduction: Reduction | None = None) -> tuple[Pixels, Target]:
+        """Decode a picture and return it with its class index or row; `reduction` as in `load_picture`."""
+        stored, only = self.source.open(index)
+        target: Target = only if self.label_sets is None else self.label_sets.row(index, self.width)
         with stored if isinstance(stored, io.IOBase) else nullcontext():
             return load_picture(stored, self.source.path(index), reduction, self.decoding), target
 
-    def __getitem__(self, index: int) -> tuple[Any, int]:
+    def __getitem__(self, index: int) -> tuple[Any, Target]:
         return self.sized(index)
 
-    def sized(self, index: int, size: int | None = None) -> tuple[Any, int]:
+    def sized(self, index: int, size: int | None = None) -> tuple[Any, Target]:
         """Return the item with a picture of another size than that of `transform`."""
         transform = self.transform if size is None else self.transforms[size]
         if isinstance(transform, CropFirst):
@@ -101,6 +123,7 @@ def open_dataset(
     class_map: ClassMap = None,
     dataset_download: bool = False,
     transform: Transform | None = None,
+    task: str = CLASSIFICATION,
     **options: Any,
 ) -> "PictureDataset":
     """Open the pictures of `split`, as an indexed data set.
@@ -113,6 +136,7 @@ def open_dataset(
             after a slash; or a data set as timm names it (torch/NAME, hfds/NAME).
         class_map: a dict or file of class names and their indices, in place of the data's own.
         dataset_download: let a named data set fetch itself.
+        task: "multilabel" for pictures with any number of labels, as tables and shards hold them.
         options: input_key and target_key, which name the columns or endings of pictures and labels, and options of
             named data sets.
 
@@ -122,20 +146,34 @@ def open_dataset(
     options = {key: value for key, value in options.items() if value is not None}
     try:
         source = open_source(
-            root, split, dataset=dataset, class_map=class_map, dataset_download=dataset_download, **options
+            root, split, dataset=dataset, class_map=class_map, dataset_download=dataset_download, task=task, **options
         )
     except DataError as fault:
         raise DataError(f"{fault}{of_another_task(root)}") from fault
     if len(source) == 0:
         raise DataError(f"the data set {dataset or root} has no pictures in split {split!r}")
-    return PictureDataset(source, transform, mapped=bool(class_map))
+    found = PictureDataset(source, transform, mapped=bool(class_map))
+    if task == MULTILABEL:
+        _say_labels(found, dataset or str(root), split)
+    return found
+
+
+def _say_labels(dataset: PictureDataset, place: str, split: str) -> None:
+    """Say how many labels the pictures have, and how many have none."""
+    sets = dataset.label_sets
+    assert sets is not None
+    log.info(
+        "%s, split %s: %d pictures with %d labels of %d classes (%.2f a picture), %d of them without any label.",
+        *(place, split, len(sets), len(sets.flat), len(dataset.class_to_idx), len(sets.flat) / len(sets)),
+        sets.without,
+    )
 
 
 class Sample(NamedTuple):
-    """A transformed picture, its class, its position in the data set, and the bad files met on the way."""
+    """A transformed picture, its class or row, its position in the data set, and the bad files met on the way."""
 
     image: Tensor
-    target: int
+    target: Target
     position: int
     bad: tuple[tuple[str, str], ...] = ()
 

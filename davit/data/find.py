@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..choices import CLASSIFICATION, MULTILABEL
 from ..text import some
 from .errors import DataError
 from .folder import SPLITS, FolderSource, find_split, names_of_split, split_folder
@@ -55,16 +56,23 @@ def open_source(
     dataset_download: bool = False,
     input_key: str | None = None,
     target_key: str | None = None,
+    task: str = CLASSIFICATION,
     **options: Any,
 ) -> Source:
     """Open the pictures of a split, wherever they come from; the arguments are those of `open_dataset`."""
     keys = {key: value for key, value in (("input_key", input_key), ("target_key", target_key)) if value is not None}
+    several = task == MULTILABEL
     prefix, slash, rest = dataset.partition("/")
     kind = _KINDS.get(prefix.lower())
     is_local_table = prefix.lower() == "hfds" and Path(rest).is_dir() and _tables_below(Path(rest))
     if is_local_table:
         kind = "parquet"
     elif kind is None and slash:
+        if several:
+            raise DataError(
+                f"`task={MULTILABEL}` does not read `dataset={dataset}`: write its pictures and labels as a csv "
+                "(path,labels) or as Parquet, and give that"
+            )
         return NamedSource(dataset, root, split, class_map=class_map, download=dataset_download, **keys, **options)
     elif kind is None and dataset.lower() not in ("", *_FOLDER_NAMES):
         raise DataError(
@@ -76,7 +84,12 @@ def open_source(
     if root is None and not rest:
         raise DataError("no data folder: give one with train/ and val/, one folder a class, or with tables or shards")
     place = Path(rest) if is_local_table or root is None else Path(root, rest)
-    found = find(place, split, kind)
+    found = find(place, split, kind, in_folders=not several)
+    if several and found.kind == "folder":
+        raise DataError(
+            f"{place}: `task={MULTILABEL}` needs a table of labels, and there are folders alone: put labels.csv "
+            "(path,labels; with ; between the labels of a picture) beside train/ and val/, or train.csv and val.csv"
+        )
     if dataset_download or options or (keys and found.kind == "folder"):
         asked = some(["dataset_download"] * dataset_download + sorted({**keys, **options}))
         where = "an image folder" if found.kind == "folder" else str(place)
@@ -85,8 +98,8 @@ def open_source(
     if found.kind == "folder":
         return FolderSource(first, class_map)
     if found.kind == "parquet":
-        return TableSource(found.files, class_map, **keys)
-    inner = {**keys, "split": split}
+        return TableSource(found.files, class_map, several=several, **keys)
+    inner: dict[str, Any] = {**keys, "split": split, "several": several}
     if found.kind == "wds":
         return ShardSource(found.files, class_map=class_map, split_required=found.split_required, **inner)
     folders = [first.parent, *([Path(root)] if root is not None else [])]
@@ -102,13 +115,14 @@ def open_source(
     return CsvSource(first, class_map=class_map, folders=folders, split_required=found.split_required, **inner)
 
 
-def find(place: Path, split: str, kind: str | None = None) -> Found:
+def find(place: Path, split: str, kind: str | None = None, in_folders: bool = True) -> Found:
     """Find the folder, tables or shards of a split.
 
     Args:
         place: a folder, a file, or a pattern of files: * and ? as a shell has them, {train,val}, {000000..000008}.
         split: a name, with its synonyms; "." for all of `place`; or a file or pattern below it.
         kind: of `Found`; None finds out. A folder for the split is preferred to files beside it.
+        in_folders: folders below that of the split are taken for classes.
 
     Raises:
         DataError: there is no such split, or more than one kind; the message says what is there.
@@ -123,7 +137,7 @@ def find(place: Path, split: str, kind: str | None = None) -> Found:
         below = place / split
         if _is_pattern(split) or (_kind(below) and below.is_file()):
             return _of_one_kind(below, expand(str(below)), kind)
-        if (found := _in_folder(place, split, kind)) is not None:
+        if (found := _in_folder(place, split, kind, in_folders)) is not None:
             return found
         if kind is not None:  # asked for
             raise DataError(f"{place} has no files of split {split!r} that end in {_suffixes(kind)}")
@@ -196,19 +210,19 @@ def _tables_below(folder: Path) -> bool:
     return any(any(folder.glob(f"{below}*{suffix}")) for below in ("", "*/") for suffix in (".parquet", ".arrow"))
 
 
-def _in_folder(root: Path, split: str, kind: str | None) -> Found | None:
+def _in_folder(root: Path, split: str, kind: str | None, in_folders: bool) -> Found | None:
     """Find tables or shards in a data folder: in the split's own, else beside it; None where class folders are."""
     own = [root] if split == "." else [root / name for name in names_of_split(split) if (root / name).is_dir()]
     if not own and (alike := split_folder(root, split)) is not None:
         own = [alike]
     for folder in own:
-        if kind is None and _has_folders(folder):
+        if kind is None and in_folders and _has_folders(folder):
             return None  # classes
         if files := _files_in(folder, kind):
             return _of_one_kind(folder, files, kind)
     files = _files_in(root, kind) or _files_in(root / "data", kind)  # data/: as datasets' own are laid out
     is_named = any(_words(file.stem).intersection(names_of_split(split)) for file in files)
-    if not files or split == "." or (kind is None and not is_named and _classes_beside(root)):
+    if not files or split == "." or (kind is None and in_folders and not is_named and _classes_beside(root)):
         return None
     return _choose(root, files, split, kind)
 

@@ -15,6 +15,7 @@ from multiprocessing.connection import wait
 from multiprocessing.queues import Queue
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate, get_worker_info
@@ -36,7 +37,7 @@ class Batch(NamedTuple):
 
     images: (N, 3, H, W) float32, normalised; with S augmentation splits (S*N, 3, H, W), all of split 0
         first, as timm's JSD loss expects, and the targets repeated likewise.
-    targets: (N,) or (S*N,) int64 class indices.
+    targets: (N,) or (S*N,) int64 class indices; (N, K) or (S*N, K) float32 of 0 and 1 for several labels a picture.
     indices: (N,) int64 positions in the data set.
     bad: (file, reason) of the pictures that could not be read.
     """
@@ -92,10 +93,13 @@ def collate(samples: list[Sample]) -> Batch:
     """Stack samples to a batch, in shared memory when a worker does it; no samples give empty tensors."""
     bad = tuple(dict.fromkeys(entry for sample in samples for entry in sample.bad))
     images = default_collate([sample.image for sample in samples]) if samples else torch.empty(0)
-    targets = torch.tensor([sample.target for sample in samples], dtype=torch.int64)
+    if samples and isinstance(samples[0].target, np.ndarray):
+        targets = torch.from_numpy(np.stack([sample.target for sample in samples]))
+    else:
+        targets = torch.tensor([sample.target for sample in samples], dtype=torch.int64)
     indices = torch.tensor([sample.position for sample in samples], dtype=torch.int64)
     if images.dim() == 5:  # (N, S, C, H, W) -> (S*N, C, H, W)
-        targets = targets.repeat(images.shape[1])
+        targets = targets.repeat(images.shape[1], *(1,) * (targets.dim() - 1))
         images = images.transpose(0, 1).flatten(0, 1)
     return Batch(images, targets, indices, bad)
 
@@ -259,6 +263,7 @@ class EvalLoader(_Loader):
     ) -> None:
         require_rank(rank, world_size)
         self.num_samples = len(dataset)
+        self.num_labels = dataset.width if dataset.label_sets is not None else 0  # of a row; 0: one class a picture
         self._mine = range(rank, len(dataset), world_size)
         self.split(batch_size)
         self._dataset = dataset

@@ -64,17 +64,18 @@ class RangeSource(Listed):
         keep: Sequence[int] | None = None,
         indices: bool = True,
         class_names: Sequence[str] = (),
+        several: bool = False,
     ) -> None:
         """Take the pictures of all parts, or those whose places among them are in `keep`.
 
         Args:
             labels: of the pictures of all parts.
-            place, class_map, indices, class_names: as `Listed` has them.
+            place, class_map, indices, class_names, several: as `Listed` has them.
         """
         names = [name for part in parts for name in part.names]
         kept = range(len(names)) if keep is None else keep
         listed = ([names[at] for at in kept], [labels[at] for at in kept])
-        super().__init__(place, *listed, class_map, indices=indices, class_names=class_names)
+        super().__init__(place, *listed, class_map, indices=indices, class_names=class_names, several=several)
         self._files = [(part.file, part.stored_in, part.stamp) for part in parts]
         places = np.asarray(kept, dtype=np.int64)[self.order]
         counts = [len(part.starts) for part in parts]

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..seeding import derive_seeds
-from .dataset import Key
+from .dataset import Key, PictureDataset
 from .errors import DataError, require
+from .source import NO_CLASS
 
 _REPEATS = 3  # repeated augmentation (Hoffer et al. 2020; Berman et al. 2019) shows each picture three times
 _ROUND = 256  # ... and keeps as many samples as the data has pictures, rounded down to this
@@ -26,6 +29,8 @@ class EpochSampler:
     ends within a pass; 0 is one pass. With `repeated_aug` a pass shows each picture three times in a row,
     with different augmentations, and a micro-batch's rows are dealt to the ranks in turn, so that the three
     meet different ranks; it ends after as many samples as there are pictures (as timm's RepeatAugSampler).
+    With `weights`, one for each picture, a pass shows a picture as often as its share of their sum says, on average:
+    for an expected 2.3 times it is there twice or three times. What is not whole is drawn (systematic sampling).
     `drop_last` leaves the last, incomplete step out; otherwise it is filled up from the start of the order.
     `size_of` (None: no size) says the side of the pictures of (epoch, step), which then is a part of each key.
     """
@@ -42,11 +47,17 @@ class EpochSampler:
         epoch_repeats: float = 0,
         repeated_aug: bool = False,
         drop_last: bool = True,
+        weights: Sequence[float] | np.ndarray[Any, Any] | None = None,
     ) -> None:
         require(batch_size >= 1, "batch_size", batch_size, "a number of 1 or more")
         require(grad_accum_steps >= 1, "grad_accum_steps", grad_accum_steps, "a number of 1 or more")
         require_rank(rank, world_size)
         require(epoch_repeats >= 0, "epoch_repeats", epoch_repeats, "0 (one pass) or a positive number of passes")
+        self._weights = None if weights is None else torch.as_tensor(weights, dtype=torch.float64)
+        if self._weights is not None and repeated_aug:
+            raise ValueError(
+                "`sampler=balanced` and `repeated_aug=True` both say how often a picture is seen: give one."
+            )
         self.num_pictures, self.seed, self.repeated_aug = num_pictures, seed, repeated_aug
         self.batch_size, self.rank, self.world_size = batch_size, rank, world_size
         self.size_of: Callable[[int, int], int] | None = None
@@ -69,13 +80,32 @@ class EpochSampler:
         indices, repeats = [], []
         for number in range(-(-self._length // self._pass_length)):
             generator = torch.Generator().manual_seed(derive_seeds(self.seed, epoch, number)[0])
-            shuffled = torch.randperm(self.num_pictures, generator=generator)
+            shuffled = self._drawn(generator)
             indices.append(shuffled.repeat_interleave(copies)[: self._pass_length])
             numbered = torch.arange(number * copies, (number + 1) * copies).repeat(self.num_pictures)
             repeats.append(numbered[: self._pass_length])
+        if self._weights is not None:
+            repeats = [_occurrences(torch.cat(indices))]
         row = torch.arange(self.steps_per_epoch * self.global_batch)
         wraps, row = row // self._length, row % self._length  # wraps > 0: filled up as drop_last is off
-        return torch.cat(indices)[row], torch.cat(repeats)[row] + wraps * len(indices) * copies
+        index, repeat = torch.cat(indices), torch.cat(repeats)
+        further = len(indices) * copies if self._weights is None else int(repeat.max()) + 1
+        return index[row], repeat[row] + wraps * further
+
+    def _drawn(self, generator: torch.Generator) -> Tensor:
+        """Draw the pictures of a pass: each once, or as the weights say."""
+        shuffled = torch.randperm(self.num_pictures, generator=generator)
+        if self._weights is None:
+            return shuffled
+        # those of one weight, which is most often one class, beside one another: so their share is met best
+        shuffled = shuffled[self._weights[shuffled].argsort(stable=True)]
+        expected = self._weights[shuffled] * (self.num_pictures / self._weights.sum())
+        begin = torch.rand((), generator=generator, dtype=torch.float64)
+        ends = (expected.cumsum(0) - begin).ceil().long().clamp(0, self.num_pictures)
+        ends[-1] = self.num_pictures  # but for rounding
+        times = torch.diff(ends, prepend=ends.new_zeros(1))
+        chosen = shuffled.repeat_interleave(times)
+        return chosen[torch.randperm(len(chosen), generator=generator)]
 
     def split(self, batch_size: int) -> None:
         """Deal each step in micro-batches of another size from now on; the steps keep their samples."""
@@ -107,6 +137,44 @@ class EpochSampler:
             [(epoch, i, r, *size(number)) for i, r in zip(indices.tolist(), repeats.tolist(), strict=True)]
             for number, (indices, repeats) in enumerate(zip(index, repeat, strict=True), start=begin)
         )
+
+
+def balanced_weights(dataset: PictureDataset) -> np.ndarray[Any, Any]:
+    """Return a weight for each picture, (N,) float64, by which each class is seen equally often.
+
+    It is one over the number of pictures of its class; of several labels that of the rarest counts (as in the repeat
+    factor sampling of LVIS, Gupta et al. 2019), and pictures without any label are a class of their own.
+
+    Raises:
+        DataError: the data set does not tell its classes.
+    """
+    sets, counts = dataset.label_sets, dataset.counts()
+    if counts is None:
+        raise DataError(
+            "`sampler=balanced` needs to know the class of each picture, which this data set does not tell"
+        )
+    if sets is None:
+        targets = np.asarray(dataset.source.targets())
+        known = targets != NO_CLASS
+        weights = np.full(len(targets), 1 / max(1, counts.max()))
+        weights[known] = 1 / counts[targets[known]]
+        return weights
+    weights = np.zeros(len(sets))
+    np.maximum.at(weights, np.repeat(np.arange(len(sets)), sets.sizes), 1 / counts[sets.flat])
+    return np.where(sets.sizes > 0, weights, 1 / max(1, sets.without))
+
+
+def _occurrences(index: Tensor) -> Tensor:
+    """Number the occurrences of each value: 0 for its first, 1 for its second."""
+    order = index.argsort(stable=True)
+    ordered = index[order]
+    begins = torch.ones_like(ordered, dtype=torch.bool)
+    begins[1:] = ordered[1:] != ordered[:-1]
+    place = torch.arange(len(index))
+    first = torch.where(begins, place, 0).cummax(0).values
+    numbers = torch.empty_like(index)
+    numbers[order] = place - first
+    return numbers
 
 
 def require_rank(rank: int, world_size: int) -> None:

@@ -11,6 +11,7 @@ import io
 import json
 import logging
 import os
+import re
 import tarfile
 import time
 from collections import Counter
@@ -23,14 +24,17 @@ from typing import Any
 
 import numpy as np
 
+from ..choices import MULTILABEL
 from ..files import cache_file
 from ..text import some
 from .errors import DataError
 from .folder import SPLITS, names_of_split
+from .label_sets import SEPARATOR, joined
 from .listing import HEAD, is_hidden, kind_without_suffix, readable_suffixes, suffix_of
 from .listing import left_out as said_left_out
 from .ranges import Ranges, RangeSource, load_ranges, save_ranges, stamp_of
 from .source import ClassMap, Texts
+from .tables import SEVERAL
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +65,7 @@ class ShardSource(RangeSource):
         input_key: str | None = None,
         target_key: str | None = None,
         split_required: bool = False,
+        several: bool = False,
     ) -> None:
         """Index the shards, or take their kept indices.
 
@@ -69,11 +74,12 @@ class ShardSource(RangeSource):
             split_required: it is an error if they do not.
             input_key: endings of the members that are the pictures ("jpg", "input.png;input.jpg").
             target_key: ending of the members, or field of the .json members, that is the class.
+            several: a label is a list in a .json member, or a text with semicolons or lines.
 
         Raises:
             DataError: a shard is no plain tar file, or the pictures have no class.
         """
-        indices = index_shards([str(shard) for shard in shards], input_key, target_key)
+        indices = index_shards([str(shard) for shard in shards], input_key, target_key, several)
         place = f"{shards[0]} and {len(shards) - 1} more shards" if len(shards) > 1 else str(shards[0])
         parts = [index.ranges for index in indices]
         names = [name for part in parts for name in part.names]
@@ -90,9 +96,11 @@ class ShardSource(RangeSource):
             left_out["pictures without a label"] += len(keep) - len(labelled)
             keep = labelled
         else:
+            if several:
+                raise DataError(f"{place}: no picture has a KEY.json or KEY.cls beside it, with its labels")
             labels = _folders_as_labels(place, parts, names, keep)
         _say(place, indices, left_out)
-        super().__init__(place, parts, labels, class_map, keep=keep, indices=has_labels)
+        super().__init__(place, parts, labels, class_map, keep=keep, indices=has_labels, several=several)
 
 
 @dataclass
@@ -110,7 +118,7 @@ class ShardIndex:
 
 
 def index_shards(
-    shards: Sequence[str], input_key: str | None = None, target_key: str | None = None
+    shards: Sequence[str], input_key: str | None = None, target_key: str | None = None, several: bool = False
 ) -> list[ShardIndex]:
     """Return the index of each shard: the kept one, or made anew where the shard has changed or is new.
 
@@ -122,14 +130,15 @@ def index_shards(
     unkept: list[str] = []
 
     def index(shard: str) -> ShardIndex:
-        keys = (os.path.abspath(shard), stamp_of(shard), input_key, target_key, sorted(readable_suffixes()))  # noqa: PTH100
+        keys: tuple[object, ...] = (os.path.abspath(shard), stamp_of(shard), input_key, target_key)  # noqa: PTH100
+        keys += (sorted(readable_suffixes()), *((MULTILABEL,) if several else ()))
         kept: Path | None = None
         with suppress(OSError):  # a home that cannot be written
             kept = cache_file("shards", _FORMAT, *keys)
         if kept is not None and (found := load_ranges(kept, shard)) is not None:
             return ShardIndex(found[0], found[1]["left_out"], found[1]["fault"])
         made.append(shard)
-        index = _make(shard, input_key, target_key)
+        index = _make(shard, input_key, target_key, several)
         if kept is not None:
             with suppress(OSError):
                 save_ranges(kept, index.ranges, {"left_out": index.left_out, "fault": index.fault})
@@ -151,7 +160,7 @@ def index_shards(
 # --- one shard ---
 
 
-def _make(shard: str, input_key: str | None, target_key: str | None) -> ShardIndex:
+def _make(shard: str, input_key: str | None, target_key: str | None, several: bool = False) -> ShardIndex:
     """Walk over the headers of a shard, and read its labels."""
     stamp = stamp_of(shard)
     left_out: Counter[str] = Counter()
@@ -165,7 +174,7 @@ def _make(shard: str, input_key: str | None, target_key: str | None) -> ShardInd
             last = _suffix(name).lower()
             both = (_split_key(name)[1], last[1:])
             if ending := next((ending for ending in both if ending in endings), ""):
-                label = _label_in(_read_small(raw.fileno(), start, size), ending, target_key)
+                label = _label_in(_read_small(raw.fileno(), start, size), ending, target_key, several)
                 if label is None:
                     left_out[last] += 1
                 else:
@@ -325,20 +334,29 @@ def _read_small(descriptor: int, start: int, size: int) -> bytes:
     return data if len(data) == size else b""
 
 
-def _label_in(data: bytes, ending: str, target_key: str | None) -> str | None:
-    """Read the class in a label's bytes; None where there is none."""
+def _label_in(data: bytes, ending: str, target_key: str | None, several: bool = False) -> str | None:
+    """Read the class in a label's bytes, or the classes, joined; None where there is none."""
     try:
         text = data.decode("utf-8-sig")
         if ending != "json":
             value: Any = text
         else:
             fields = json.loads(text)
-            names = (target_key,) if target_key else FIELDS
+            names = (target_key,) if target_key else (*FIELDS, *(("labels", *SEVERAL) if several else ()))
             value = (
                 next((fields[name] for name in names if name in fields), None) if isinstance(fields, dict) else None
             )
     except (ValueError, TypeError, RecursionError):
         return None
+    if not several:
+        return _as_label(value)
+    many = re.split(rf"[{SEPARATOR}\r\n]", value) if isinstance(value, str) else value
+    many = many if isinstance(many, list) else [many]
+    labels = [_as_label(one) for one in many if not isinstance(one, str) or one.strip()]
+    return None if None in labels else joined(filter(None, labels))
+
+
+def _as_label(value: Any) -> str | None:
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, str | int):

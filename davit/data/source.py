@@ -19,6 +19,7 @@ from ..limits import MOST_CLASSES, short
 from ..text import as_line, some
 from .decode import Stored
 from .errors import DataError
+from .label_sets import LabelSets, taken_apart
 from .listing import natural_key
 
 log = logging.getLogger(__name__)
@@ -50,7 +51,10 @@ class Source(Protocol):
         """Name a picture for errors and lists of bad ones."""
 
     def targets(self) -> Sequence[int] | None:
-        """List the class indices of all pictures; None where only opening the pictures would tell."""
+        """List the class indices of all pictures; None where only opening the pictures would tell.
+
+        Also None where a picture may have several: then the source has `label_sets`.
+        """
 
     def open(self, index: int) -> tuple[Stored, int]:
         """Return a picture as it is stored, and its class index; decoding is the data set's work."""
@@ -110,9 +114,12 @@ class Listed:
     The order is the natural one of CLASS/NAME, as a folder of the same pictures has it, whatever the order of the list
     and however the pictures are spread over files. Subclasses say how a picture is opened.
 
+    Pictures that may have several labels are in the order of their names alone.
+
     Attributes:
         order: for each position, the place in the list that it was made from.
         is_indexed: the class indices are the labels themselves, or stand in the data beside the classes' names.
+        label_sets: the classes of each position, where a picture may have several; else None.
     """
 
     def __init__(
@@ -124,6 +131,7 @@ class Listed:
         *,
         indices: bool = True,
         class_names: Sequence[str] = (),
+        several: bool = False,
     ) -> None:
         """Number the classes, leave out what a class map does not name, and sort.
 
@@ -133,18 +141,27 @@ class Listed:
             class_map: names and their indices, which replace those of the data, or a file of them.
             indices: labels that are all whole numbers are class indices, not names.
             class_names: the names of the indices 0, 1, ..., where the data tell them.
+            several: each text of `labels` is made of all labels of a picture, by `label_sets.joined`.
 
         Raises:
-            DataError: the labels cannot be numbered, or none is in the class map.
+            DataError: the labels cannot be numbered, or none is in the class map; one that is not, where there are
+                several.
         """
         if not names:
             raise DataError(f"{place} lists no pictures")
-        distinct = {label for label in labels if label is not None}
+        self.label_sets: LabelSets | None = None
+        sets = [taken_apart(label) for label in labels] if several else []
+        distinct = {label for one in sets for label in one} or {label for label in labels if label and not several}
         if (longest := max(map(len, itertools.chain(distinct, names)), default=0)) > _LONGEST:
             raise DataError(f"{place}: a name or a label has {longest} characters, so it is none")
         folder = Path(place) if Path(place).is_dir() else Path(place).parent
         mapping = read_class_map(class_map, folder) if class_map else None
+        if several and not distinct and not class_names and mapping is None:
+            raise DataError(f"{place}: none of its {len(names)} pictures has a label, so there is no class")
         self.class_to_idx, index_of, self.is_indexed = _number(place, distinct, mapping, indices, class_names)
+        if several:
+            self._keep_several(place, names, sets, index_of, class_map)
+            return
         numbered = [NO_CLASS if label is None else index_of.get(label, None) for label in labels]
         if left_out := sorted(distinct.difference(index_of), key=natural_key):
             log.warning("%s: classes not in the class map are left out: %s", place, some(left_out))
@@ -157,6 +174,27 @@ class Listed:
         self._names = Texts(names[at] for at in kept)
         self._targets = np.array([numbered[at] for at in kept], dtype=np.int64)
 
+    def _keep_several(
+        self,
+        place: str | Path,
+        names: Sequence[str],
+        sets: Sequence[Sequence[str]],
+        index_of: Mapping[str, int],
+        class_map: ClassMap,
+    ) -> None:
+        """Keep pictures with any number of labels, by the order of their names."""
+        for name, labels in zip(names, sets, strict=True):
+            if unknown := [label for label in labels if label not in index_of]:
+                raise DataError(
+                    f"{place}: {name} has the labels {some(unknown)}, which the class map {as_line(class_map)} does "
+                    "not name: add them there, or take them out of the labels"
+                )
+        kept = sorted(range(len(names)), key=lambda at: natural_key(names[at]))
+        self.order = np.array(kept, dtype=np.int64)
+        self._names = Texts(names[at] for at in kept)
+        self._targets = np.full(len(kept), NO_CLASS, dtype=np.int64)
+        self.label_sets = LabelSets([index_of[label] for label in sets[at]] for at in kept)
+
     def __len__(self) -> int:
         return len(self.order)
 
@@ -166,8 +204,8 @@ class Listed:
     def names(self) -> list[str]:
         return list(self._names)
 
-    def targets(self) -> list[int]:
-        return self._targets.tolist()
+    def targets(self) -> list[int] | None:
+        return None if self.label_sets is not None else self._targets.tolist()
 
     def target(self, index: int) -> int:
         """Return the class index of a picture."""
@@ -193,6 +231,8 @@ class Renumbered:
         self.source = source
         self.class_to_idx = class_to_idx
         self._new = {index: class_to_idx[name] for name, index in source.class_to_idx.items()}
+        sets: LabelSets | None = getattr(source, "label_sets", None)
+        self.label_sets = None if sets is None else sets.renumbered(self._new)
 
     def __len__(self) -> int:
         return len(self.source)

@@ -10,19 +10,21 @@ import os
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ..choices import MULTILABEL
 from ..files import cache_file, write_atomically
 from ..text import install_extra, some
 from .errors import DataError
-from .folder import names_of_split
+from .folder import SPLITS, names_of_split
+from .label_sets import SEPARATOR, joined, taken_apart
 from .listing import locate, readable_suffixes, suffix_of
 from .ranges import FILE_OF_ITS_OWN, Ranges, RangeSource, load_ranges, save_ranges, stamp_of
-from .source import ClassMap, Files, Texts
+from .source import ClassMap, Files, Texts, read_class_map
 
 log = logging.getLogger(__name__)
 
@@ -36,14 +38,20 @@ LABELS = (
     *("label", "labels", "class", "class_name", "cls", "target", "category", "class_id", "label_id", "fine_label"),
     *("label_name", "breed", "species", "diagnosis", "y"),
 )
+SEVERAL = ("tags", "classes", "categories", "targets", "attributes")  # columns of several labels
 _ROWS_AT_ONCE = 64
+_ON, _OFF = ("1", "1.0", "true"), ("0", "0.0", "false", "")  # of a column for each class
 
 
 class CsvSource(Files):
     """Read the pictures that a csv lists with their classes, by name or by index.
 
     Relative paths are below the csv's folder, or another of `folders`: the first that has the first file. A first row
-    of column names is recognised. Of a table with a column "split" the rows of the split are taken.
+    of column names is recognised. Of a table with a column "split" the rows of the split are taken; else, where that
+    is needed, those whose files lie in the split's folder.
+
+    With `several` a picture has any number of labels: in one cell, between semicolons, or in a column for each class
+    that holds 0 or 1. An empty cell is no label. Rows of one picture are put together.
     """
 
     def __init__(
@@ -56,6 +64,7 @@ class CsvSource(Files):
         input_key: str | None = None,
         target_key: str | None = None,
         split_required: bool = False,
+        several: bool = False,
     ) -> None:
         """Read the table, and look which of its files are there.
 
@@ -66,18 +75,25 @@ class CsvSource(Files):
         Raises:
             DataError: the table cannot be read, a row lacks its path or label, or no file is there.
         """
-
-        def is_there(name: str) -> bool:
-            return any(locate(folder, [name]).found for folder in (*folders, Path(file).parent))
-
-        rows = _read_rows(Path(file), input_key, target_key, split, split_required, is_there)
+        rows, class_names = _read_rows(
+            Path(file), input_key, target_key, split, split_required, several=several, folders=folders
+        )
+        if several:
+            rows = _put_together(Path(file), rows)
+            rows, class_names = _of_class_map(Path(file), rows, class_names, class_map)
+        else:
+            _refuse_several(Path(file), rows)
         paths, labels = [path for path, _ in rows], [label for _, label in rows]
         self.folder = next((folder for folder in folders if locate(folder, paths[:1]).found), Path(file).parent)
         paths = _existing(Path(file), self.folder, paths)
         _check_repeats(
             Path(file), [(os.path.normpath(path), label) for path, label in zip(paths, labels, strict=True)]
         )
-        super().__init__(str(file), paths, labels, class_map)
+        super().__init__(str(file), paths, labels, class_map, class_names=class_names, several=several)
+
+
+class SeveralLabelsError(DataError):
+    """A table whose pictures have several labels each, where one is wanted."""
 
 
 def _read_rows(
@@ -86,39 +102,165 @@ def _read_rows(
     target_key: str | None,
     split: str,
     split_required: bool,
-    is_there: Callable[[str], bool],
-) -> list[tuple[str, str]]:
-    """Read the (path, label) of each row of the split; `is_there` tells whether a cell names a file."""
+    *,
+    several: bool,
+    folders: Sequence[Path],
+) -> tuple[list[tuple[str, str]], list[str]]:
+    """Read the (path, label) of each row of the split, and the names of the classes where columns name them.
+
+    With `several` the label is that of `label_sets.joined`; with a column for each class, its labels are their places.
+    """
     delimiter, table = read_cells(file)
     if not table:
         raise DataError(f"{file} is empty: a row for each picture is needed, path,label")
     columns = [cell.strip() for cell in table[0][1]]
+    class_columns: list[int] = []
+    part: int | None = None
+
+    def is_there(name: str) -> bool:
+        return any(locate(folder, [name]).found for folder in (*folders, file.parent))
+
     if _is_header(columns, table, input_key, target_key, is_there):
         del table[0]
         picture = _column(file, columns, "input_key", input_key, PICTURES)
-        label = _column(file, columns, "target_key", target_key, LABELS, but=picture)
-        part = next((at for at, name in enumerate(columns) if name.lower() == "split"), None)
+        part = next((at for at, name in enumerate(columns) if name.lower() == "split" and at != picture), None)
+        filled = [(line, [cell.strip() for cell in row] + [""] * (len(columns) - len(row))) for line, row in table]
+        usual = {*LABELS, *SEVERAL}.intersection(map(str.lower, columns))
+        if several and not target_key and not usual:
+            class_columns = _class_columns(file, columns, filled, {picture, part})
+        if class_columns:
+            label = class_columns[0]
+        else:
+            names = (*LABELS, *SEVERAL) if several else LABELS
+            label = _column(file, columns, "target_key", target_key, names, but=picture)
     else:
+        filled = [(line, [cell.strip() for cell in row]) for line, row in table]
         picture = next((at for at, cell in enumerate(columns) if suffix_of(cell) in readable_suffixes()), 0)
-        label, part = 1 - min(picture, 1), None
+        label = 1 - min(picture, 1)
     if part is None and split_required:
-        raise DataError(
-            f"{file}: neither its name nor a column split tells which rows are of split {split!r}: give one file a "
-            f"split, such as {split}.csv, or name the split '.' to take all"
-        )
+        filled = _rows_of_folder(file, filled, picture, split, folders)
     wanted = None if part is None or split == "." else names_of_split(split)
-    filled = [(line, [cell.strip() for cell in row] + [""] * (len(columns) - len(row))) for line, row in table]
     if wanted and part is not None:
         of_split = [(line, cells) for line, cells in filled if cells[part].lower() in wanted]
         filled = of_split if of_split or split_required else filled
     rows: list[tuple[str, str]] = []
+    between = SEPARATOR if delimiter != SEPARATOR else ","
     for line, cells in filled:
-        if len(cells) < 2 or not cells[picture] or not cells[label] or "\0" in cells[picture]:
+        lacks = len(cells) <= picture or not cells[picture] or "\0" in cells[picture]
+        if not lacks and not several and (len(cells) < 2 or not cells[label]):
+            _refuse_several(file, [(row[picture], row[label]) for _, row in filled if len(row) > max(picture, label)])
+        if lacks or (not several and (len(cells) < 2 or not cells[label])):
             raise DataError(f"{file}, line {line}: {delimiter.join(cells)!r} lacks a path or a label")
-        rows.append((cells[picture], cells[label]))
+        if class_columns:
+            on = [str(place) for place, at in enumerate(class_columns) if cells[at].lower() in _ON]
+            rows.append((cells[picture], joined(on)))
+        elif several:
+            cell = cells[label] if label < len(cells) else ""
+            rows.append((cells[picture], joined(filter(None, (one.strip() for one in cell.split(between))))))
+        else:
+            rows.append((cells[picture], cells[label]))
     if not rows:
         raise DataError(f"{file} has no rows of split {split!r}" if table else f"{file} lists no picture")
-    return rows
+    return rows, [columns[at] for at in class_columns]
+
+
+def _class_columns(
+    file: Path, columns: Sequence[str], rows: Sequence[tuple[int, Sequence[str]]], others: Collection[int | None]
+) -> list[int]:
+    """Find the columns that hold 0 or 1 alone, each named as a class; what else is there is said.
+
+    Raises:
+        DataError: a column of 0 and 1 also holds -1, which may mean several things, or a name is there twice.
+    """
+    found, unused = [], []
+    for at, name in enumerate(columns):
+        if at in others or not name:
+            continue
+        held = {cells[at].lower() for _, cells in rows}
+        if held <= {*_ON, *_OFF}:
+            found.append(at)
+        elif held <= {*_ON, *_OFF, "-1", "-1.0"}:
+            raise DataError(
+                f"{file}: the column {name!r} holds -1 beside 0 and 1: write 1 where the class is there, 0 or nothing "
+                "where it is not, and leave out rows of which it is not known"
+            )
+        else:
+            unused.append(name)
+    names = [columns[at] for at in found]
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise DataError(f"{file}: several columns are called {some(twice)}: each class has one")
+    if found:
+        log.info("%s: a column for each of %d classes: %s.", file, len(found), some(names))
+    if found and unused:
+        log.warning("%s: columns that hold other than 0 and 1 are no classes and not used: %s", file, some(unused))
+    return found
+
+
+def _rows_of_folder(
+    file: Path, rows: list[tuple[int, list[str]]], picture: int, split: str, folders: Sequence[Path]
+) -> list[tuple[int, list[str]]]:
+    """Take the rows whose files lie in the split's folder: as their paths begin, else as the files are there.
+
+    Raises:
+        DataError: nothing tells the split.
+    """
+    wanted = {name.lower() for name in names_of_split(split)}
+
+    def beginning(cells: Sequence[str]) -> str:
+        return cells[picture].replace("\\", "/").removeprefix("./").partition("/")[0].lower()
+
+    if {beginning(cells) for _, cells in rows} & SPLITS:
+        return [(line, cells) for line, cells in rows if beginning(cells) in wanted]
+    paths = [cells[picture] for _, cells in rows]
+    for folder in folders:
+        if folder.name.lower() in wanted and (found := locate(folder, paths).found):
+            return [(line, cells) for line, cells in rows if cells[picture] in found]
+    raise DataError(
+        f"{file}: neither its name, nor a column split, nor the folders of its files tell which rows are of split "
+        f"{split!r}: give one file a split, such as {split}.csv, or name the split '.' to take all"
+    )
+
+
+def _put_together(file: Path, rows: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Give each picture the labels of all its rows."""
+    labels: dict[str, list[str]] = {}
+    for path, label in rows:
+        labels.setdefault(path, []).extend(taken_apart(label))
+    if repeated := len(rows) - len(labels):
+        log.info("%s: %d rows are of pictures that others list too; their labels are put together.", file, repeated)
+    return [(path, joined(found)) for path, found in labels.items()]
+
+
+def _of_class_map(
+    file: Path, rows: list[tuple[str, str]], class_names: list[str], class_map: ClassMap
+) -> tuple[list[tuple[str, str]], list[str]]:
+    """Leave out the columns of classes that a class map does not name, which is said."""
+    if not class_names or not class_map:
+        return rows, class_names
+    known = read_class_map(class_map, file.parent)
+    if left_out := [name for name in class_names if name not in known]:
+        log.warning("%s: columns not in the class map are left out: %s", file, some(left_out))
+    kept = {str(place) for place, name in enumerate(class_names) if name in known}
+    return [(path, joined(one for one in taken_apart(label) if one in kept)) for path, label in rows], class_names
+
+
+def _refuse_several(file: Path, rows: Sequence[tuple[str, str]]) -> None:
+    """Refuse labels with semicolons that are made of others, and warn of such that may be names.
+
+    Raises:
+        SeveralLabelsError: parts of these labels occur in others.
+    """
+    several = {label for _, label in rows if SEPARATOR in label}
+    if not several:
+        return
+    parts = Counter(part.strip() for label in {label for _, label in rows} for part in label.split(SEPARATOR))
+    shared = [part for part, count in parts.items() if count > 1 and part]
+    text = f"{file}: {len(several)} labels hold {SEPARATOR!r}, such as {min(several)!r}"
+    if shared:
+        raise SeveralLabelsError(
+            f"{text}, so pictures have several labels: `task={MULTILABEL}` reads them (--task of train.py)"
+        )
+    log.warning("%s: taken for names of classes; --task %s takes each for several labels", text, MULTILABEL)
 
 
 def read_cells(file: Path) -> tuple[str, list[tuple[int, list[str]]]]:
@@ -150,7 +292,13 @@ def read_cells(file: Path) -> tuple[str, list[tuple[int, list[str]]]]:
 
 
 def _delimiter(file: Path, first: str) -> str:
-    return "\t" if file.suffix.lower() == ".tsv" else max(",;\t", key=first.count)
+    if file.suffix.lower() == ".tsv":
+        return "\t"
+    begin = re.match(r"[^,;\t]*", first)
+    path = begin[0] if begin else ""
+    if first[len(path) : len(path) + 1] in {",", ";", "\t"} and suffix_of(path.strip()) in readable_suffixes():
+        return first[len(path)]  # a,b;c is a path and two labels
+    return max(",;\t", key=first.count)
 
 
 def read_column(file: Path, name: str) -> list[str]:
@@ -200,7 +348,8 @@ def _column(
         return found[0]
     if len(columns) == 2:
         return 0 if but is None else 1 - but
-    raise DataError(f"{file} has the columns {some(columns)}: say which one by `{flag}=NAME`")
+    hint = f"; columns of 0 and 1 for each class are read with `task={MULTILABEL}`" if flag == "target_key" else ""
+    raise DataError(f"{file} has the columns {some(columns)}: say which one by `{flag}=NAME`{hint}")
 
 
 def _check_repeats(file: Path, rows: Sequence[tuple[str, str]]) -> None:
@@ -252,37 +401,40 @@ class TableSource(RangeSource):
         *,
         input_key: str | None = None,
         target_key: str | None = None,
+        several: bool = False,
     ) -> None:
         """Index the files, or take their kept indices.
 
         Args:
             input_key, target_key: the columns of the pictures and of the labels, where their names do not tell.
+            several: the labels are lists, or texts with semicolons.
 
         Raises:
             DataError: pyarrow is not installed, a file is damaged, or its columns are others.
         """
-        tables = [_table(str(file), input_key, target_key) for file in files]
+        tables = [_table(str(file), input_key, target_key, several) for file in files]
         parts, class_names = [part for part, _ in tables], tables[0][1]
         if differing := [part.file for part, names in tables if names != class_names]:
             raise DataError(f"{files[0]} and {differing[0]} name other classes: use files of one data set")
         place = f"{files[0]} and {len(files) - 1} more files" if len(files) > 1 else str(files[0])
         labels = [label for part in parts for label in part.labels]
-        super().__init__(place, parts, labels, class_map, class_names=class_names)
+        super().__init__(place, parts, labels, class_map, class_names=class_names, several=several)
 
 
-def _table(file: str, input_key: str | None, target_key: str | None) -> tuple[Ranges, list[str]]:
+def _table(file: str, input_key: str | None, target_key: str | None, several: bool) -> tuple[Ranges, list[str]]:
     """Return the pictures of one file and the names of its classes, kept or made anew."""
     stamp = stamp_of(file)
     remedy = "set DAVIT_CACHE_DIR to a folder for it"
+    keys = (input_key, target_key, *((MULTILABEL,) if several else ()))
     try:
-        kept = cache_file("tables", _FORMAT, os.path.abspath(file), stamp, input_key, target_key)  # noqa: PTH100
+        kept = cache_file("tables", _FORMAT, os.path.abspath(file), stamp, *keys)  # noqa: PTH100
     except OSError as error:
         raise DataError(f"{file}: its index cannot be kept ({error}); {remedy}") from error
     try:
         if (found := load_ranges(kept, file)) is None:
             begun = time.monotonic()
             copy = kept.with_suffix(".pictures")
-            ranges, class_names = _make(file, stamp, copy, input_key, target_key)
+            ranges, class_names = _make(file, stamp, copy, input_key, target_key, several)
             save_ranges(kept, ranges, {"class_names": class_names})
             size = f"{ranges.stamp[0] / 1e6:.1f} MB copied to {copy}" if ranges.stored_in != file else "read in place"
             seconds = time.monotonic() - begun
@@ -294,7 +446,7 @@ def _table(file: str, input_key: str | None, target_key: str | None) -> tuple[Ra
 
 
 def _make(
-    file: str, stamp: tuple[int, int], copy: Path, input_key: str | None, target_key: str | None
+    file: str, stamp: tuple[int, int], copy: Path, input_key: str | None, target_key: str | None, several: bool
 ) -> tuple[Ranges, list[str]]:
     try:
         import pyarrow
@@ -317,11 +469,11 @@ def _make(
         label = _label_column(file, schema, features, target_key, picture)
         if batches is None:
             batches = table.iter_batches(batch_size=_ROWS_AT_ONCE, columns=[picture, label])
-        rows = _Rows(file, (picture, label))
+        rows = _Rows(file, (picture, label), several)
         ranges = _copied(rows, batches, copy) if whole is None else _in_place(rows, batches, whole, stamp)
     except pyarrow.ArrowException as error:
         raise DataError(f"{file} cannot be read: {error}") from error
-    return ranges, [str(name) for name in features.get(label, {}).get("names") or []]
+    return ranges, [str(name) for name in _of_each(features.get(label, {})).get("names") or []]
 
 
 def _arrow_reader(pyarrow: Any, mapped: Any) -> Any:
@@ -344,6 +496,12 @@ def _features(schema: Any) -> dict[str, dict[str, Any]]:
     return {name: about for name, about in features.items() if isinstance(about, dict)}
 
 
+def _of_each(feature: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return what `datasets` notes of one label, where a row has a list of them."""
+    inner = feature.get("feature")
+    return inner if isinstance(inner, dict) else feature
+
+
 def _picture_column(file: str, schema: Any, features: Mapping[str, Mapping[str, Any]], asked: str | None) -> str:
     if not asked:
         images = [name for name in schema.names if features.get(name, {}).get("_type") == "Image"]
@@ -358,10 +516,14 @@ def _picture_column(file: str, schema: Any, features: Mapping[str, Mapping[str, 
 def _label_column(
     file: str, schema: Any, features: Mapping[str, Mapping[str, Any]], asked: str | None, picture: str
 ) -> str:
-    names = [name for name in schema.names if features.get(name, {}).get("_type") == "ClassLabel"]
+    names = [name for name in schema.names if _of_each(features.get(name, {})).get("_type") == "ClassLabel"]
     if not asked and len(names) == 1:
         return str(names[0])
-    return str(schema.names[_column(file, schema.names, "target_key", asked, LABELS, schema.names.index(picture))])
+    return str(
+        schema.names[
+            _column(file, schema.names, "target_key", asked, (*LABELS, *SEVERAL), schema.names.index(picture))
+        ]
+    )
 
 
 class _Rows:
@@ -369,10 +531,11 @@ class _Rows:
 
     Args:
         columns: of the pictures and of the labels.
+        several: a label is a list, or a text with semicolons.
     """
 
-    def __init__(self, file: str, columns: tuple[str, str]) -> None:
-        self.file, self.columns = file, columns
+    def __init__(self, file: str, columns: tuple[str, str], several: bool = False) -> None:
+        self.file, self.columns, self.several = file, columns, several
         self.names: list[str] = []
         self.labels: list[str] = []
         self.starts: list[int] = []
@@ -408,6 +571,18 @@ class _Rows:
         return Ranges(self.file, stored_in, stamp, Texts(self.names), Texts(self.labels), starts, sizes)
 
     def _label(self, row: int, value: Any) -> str:
+        if self.several:
+            many = value.split(SEPARATOR) if isinstance(value, str) else value
+            many = [] if many is None else many if isinstance(many, list) else [many]
+            return joined(self._one(row, one) for one in many if not isinstance(one, str) or one.strip())
+        if isinstance(value, list):
+            raise SeveralLabelsError(
+                f"{self.file}, row {row}: its label {value!r} is a list: `task={MULTILABEL}` reads several (--task of "
+                "train.py)"
+            )
+        return self._one(row, value)
+
+    def _one(self, row: int, value: Any) -> str:
         if isinstance(value, float) and value.is_integer():
             value = int(value)
         if isinstance(value, bool) or not isinstance(value, str | int) or not str(value).strip():

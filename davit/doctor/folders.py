@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from ..data import BadImageError, DataError, PictureDataset, check_classes, open_dataset
+from ..choices import MULTILABEL
+from ..data import BadImageError, DataError, PictureDataset, check_classes, labels_numbered, open_dataset
 from ..data.class_lists import ClassList, find_class_list
 from ..data.classes import check_labels
 from ..data.coco import examine, read_annotations
@@ -27,6 +28,7 @@ from ..data.layouts import Layout, Split, find_layout
 from ..data.listing import left_out, list_pictures
 from ..data.masks import IGNORED, Coding, as_trained, check_pairs, count_labels, judge_labels
 from ..data.pairs import pair_masks
+from ..data.tables import SeveralLabelsError
 from ..data.yolo import coco_of
 from ..engine.flags import train_parser
 from ..text import some
@@ -83,10 +85,12 @@ class Counted:
     Attributes:
         pictures: to train on; None if they were not counted.
         has_masks: every object to train on has polygons or a mask; None if they were not read.
+        several: pictures have several labels.
     """
 
     pictures: int | None = None
     has_masks: bool | None = None
+    several: bool = False
 
 
 def _command(layout: Layout, root: Path, counted: Counted) -> str:
@@ -94,7 +98,8 @@ def _command(layout: Layout, root: Path, counted: Counted) -> str:
     place = shlex.quote(str(root))
     unchecked = "" if "val" in layout.splits or "test" in layout.splits else " --no-validate"
     if layout.task == "classification":
-        return f"python train.py {place} --model DaViT_tiny{_batch_size(layout, counted.pictures)}"
+        task = f" --task {MULTILABEL}" if counted.several else ""
+        return f"python train.py {place} --model DaViT_tiny{task}{_batch_size(layout, counted.pictures)}"
     if layout.task == "detection":
         config = "davit_maskrcnn_1x_coco" if _has_masks(layout, counted.has_masks) else "davit_retinanet_1x_coco"
         return f"python mmdet/tools/train.py mmdet/configs/{config}.py --data-root {place}{unchecked}"
@@ -129,7 +134,7 @@ def _classes(layout: Layout, limit: int | None, counted: Counted) -> Iterator[Fi
     for split in ("train", "validation"):
         try:
             with _warnings() as messages:
-                splits[split] = open_dataset(layout.chosen_by or layout.root, split)
+                splits[split] = _opened(layout, split, counted)
         except DataError as fault:
             yield error(split, str(fault), _MISSING)
             continue
@@ -139,6 +144,8 @@ def _classes(layout: Layout, limit: int | None, counted: Counted) -> Iterator[Fi
         counted.pictures = len(splits["train"])
     if len(splits) == 2:
         try:
+            if (names := splits["train"].class_names) and splits["train"].label_sets is not None:
+                splits["validation"] = labels_numbered(splits["validation"], names, "the training data")
             check_classes(splits["train"], splits["validation"])
             with _warnings() as messages:
                 check_labels(splits["train"], splits["validation"])
@@ -156,24 +163,50 @@ def _classes(layout: Layout, limit: int | None, counted: Counted) -> Iterator[Fi
         yield from _readable(split, [_reader(dataset, index) for index in range(len(dataset))], limit)
 
 
+def _opened(layout: Layout, split: str, counted: Counted) -> PictureDataset:
+    """Open a split; where pictures have several labels, with all of them."""
+    place = layout.chosen_by or layout.root
+    if counted.several:
+        return open_dataset(place, split, task=MULTILABEL)
+    try:
+        return open_dataset(place, split)
+    except DataError as fault:
+        cause: BaseException | None = fault
+        while cause is not None and not isinstance(cause, SeveralLabelsError):
+            cause = cause.__cause__
+        if cause is None:
+            raise
+        counted.several = True
+        return open_dataset(place, split, task=MULTILABEL)
+
+
 def _reader(dataset: PictureDataset, index: int) -> _READ:
     return lambda: dataset.read(index)
 
 
 def _counts(split: str, dataset: PictureDataset) -> Iterator[Finding]:
-    targets = dataset.source.targets()
-    if targets is None:
+    counts, sets = dataset.counts(), dataset.label_sets
+    if counts is None:
         yield ok(split, f"{len(dataset)} pictures")
         return
-    count = Counter(targets)
     names = {index: name for name, index in dataset.class_to_idx.items()}
-    smallest, largest = min(count, key=count.__getitem__), max(count, key=count.__getitem__)
-    text = f"{len(dataset)} pictures in {len(count)} classes, {count[smallest]} to {count[largest]} a class"
-    if count[largest] > _UNBALANCED * count[smallest]:
-        remedy = "accuracy will say little about the small ones: add pictures to them, or look at each class"
-        yield warning(split, f"{text} ({names[smallest]} has least, {names[largest]} most)", remedy)
+    held = sorted((int(counts[index]), index) for index in names if counts[index])
+    smallest, largest = held[0], held[-1]
+    text = f"{len(dataset)} pictures in {len(held)} classes, {smallest[0]} to {largest[0]} a class"
+    if sets is not None:
+        text += f"; {len(sets.flat) / len(sets):.3g} labels a picture, {sets.without} pictures without any"
+    ratio = largest[0] / smallest[0]
+    if ratio > _UNBALANCED:
+        least = some((f"{names[index]} {count}" for count, index in held if count * _UNBALANCED < largest[0]), 5)
+        text += f": {ratio:.3g} times as many of {names[largest[1]]} as of {names[smallest[1]]}; smallest: {least}"
+        remedy = (
+            "--class-weights auto or --sampler balanced; accuracy says little of the small classes, so look at each"
+        )
+        if split != "train":
+            remedy = "accuracy will say little about the small ones: add pictures to them, or look at each class"
+        yield warning(split, text, remedy)
     else:
-        yield ok(split, text)
+        yield ok(split, f"{text} (1 to {ratio:.3g})" if ratio > 1 else text)
 
 
 @contextmanager

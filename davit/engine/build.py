@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from timm.data import Mixup
 from timm.layers import convert_splitbn_model
-from timm.loss import JsdCrossEntropy, LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from timm.optim import create_optimizer_v2, optimizer_kwargs
 from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
@@ -24,6 +23,7 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from ..checkpoint import load_checkpoint
+from ..choices import CLASSIFICATION, EVAL_METRICS, MULTILABEL, MULTILABEL_METRICS
 from ..data import (
     Decoding,
     EpochSampler,
@@ -31,10 +31,12 @@ from ..data import (
     PictureDataset,
     SizeSchedule,
     TrainLoader,
+    balanced_weights,
     check_classes,
     check_labels,
     eval_transform,
     in_other_order,
+    labels_numbered,
     open_dataset,
     round_to,
     train_transform,
@@ -49,6 +51,7 @@ from .evaluate import eval_mode
 from .finetune import add_lora, freeze, parameter_groups, scale_head
 from .flags import listed
 from .load_model import bands_asked_for, picture_config
+from .losses import build_loss
 from .precision import Precision, precision_from
 from .steps import Stepper
 
@@ -100,12 +103,13 @@ def build_parts(args: Namespace, model: nn.Module, data: Data, config: dict[str,
     if schedule is not None:
         require_sizes(args, model, config, schedule.all_sizes)
         train_loader.sampler.size_of = schedule.at
+    check_task(args)
     mixup = build_mixup(args, data.num_classes)
     ema_device = "cpu" if args.model_ema_force_cpu else None
     ema = ModelEmaV3(model, args.model_ema_decay, device=ema_device) if args.model_ema else None
     if ema is not None:
         ema.module.float()  # bfloat16 would round away what a step adds
-    loss = build_loss(args, mixup).to(world.device)
+    loss = build_loss(args, mixup, data.train).to(world.device)
     task = build_task(args, model, loss, data.class_names, config)
     if task is not None:
         task.to(precision.weights)
@@ -113,7 +117,11 @@ def build_parts(args: Namespace, model: nn.Module, data: Data, config: dict[str,
     forward = wrap_for_training(args, trainable, config, world, precision.weights, schedule)
     optimizer = build_optimizer(args, trainable, model)
     clipping = (args.clip_grad, args.clip_mode)
-    stepper = Stepper(model, forward, loss, optimizer, precision, world, mixup, ema, args.seed, *clipping, task=task)
+    stepper = Stepper(
+        *(model, forward, loss, optimizer, precision, world, mixup, ema, args.seed, *clipping),
+        task=task,
+        multilabel=args.task == MULTILABEL,
+    )
     scheduler, num_epochs = build_schedule(args, optimizer, train_loader.steps_per_epoch)
     loaders = (train_loader, val_loader)
     return Parts(model, data, config, precision, *loaders, ema, stepper, scheduler, num_epochs, schedule)
@@ -122,23 +130,45 @@ def build_parts(args: Namespace, model: nn.Module, data: Data, config: dict[str,
 def open_data(args: Namespace, world: World) -> Data:
     """Open both splits of the data set and check that they agree. One process may download, before the others."""
     options = {name: getattr(args, name) or None for name in ("class_map", "input_key", "target_key")}
+    task = getattr(args, "task", CLASSIFICATION)  # other commands than train.py know one class a picture
+    is_multilabel = task == MULTILABEL
     splits = [
-        open_once(world, args.data_dir, split, args.dataset_download, dataset=args.dataset, **options)
+        open_once(world, args.data_dir, split, args.dataset_download, dataset=args.dataset, task=task, **options)
         for split in (args.train_split, args.val_split)
     ]
     train, val = splits
+    if is_multilabel:
+        val = labels_numbered(val, train.class_names, "the training data")
     found = max(train.class_to_idx.values()) + 1 if train.class_to_idx else None
     num_classes = args.num_classes if args.num_classes is not None else found
     if num_classes is None:
         raise ValueError(f"the data set {args.dataset!r} does not tell its classes: pass --num-classes N.")
-    if 1 in (found, num_classes):
+    if 1 in (found, num_classes) and not is_multilabel:
         raise ValueError(
             f"there is one class ({', '.join(train.class_names[:1]) or '0'}), so every answer would be right: add a "
-            "class of pictures that do not show it (a background)."
+            f"class of pictures that do not show it (a background), or give --task {MULTILABEL}, where a picture may "
+            "have no label."
         )
     check_classes(train, val, num_classes)
     check_labels(train, val)
+    if is_multilabel:
+        train.width = val.width = num_classes
     return Data(train, val, train.class_names, num_classes)
+
+
+def check_task(args: Namespace) -> None:
+    """Raise `ValueError` for flags that do not go with --task."""
+    is_multilabel = args.task == MULTILABEL
+    metrics = MULTILABEL_METRICS if is_multilabel else EVAL_METRICS
+    if args.eval_metric not in metrics:
+        raise ValueError(
+            f"--eval-metric {args.eval_metric} does not go with --task {args.task}; take one of {', '.join(metrics)}."
+        )
+    if is_multilabel and args.teacher:
+        raise ValueError(
+            f"--teacher with --task {MULTILABEL}: timm's distillation compares probabilities that add up to 1, and "
+            "those of several labels do not; leave one out."
+        )
 
 
 def open_once(
@@ -358,6 +388,7 @@ def build_loaders(args: Namespace, data: Data, world: World) -> tuple[TrainLoade
         seed=args.seed,
         epoch_repeats=args.epoch_repeats,
         repeated_aug=args.repeated_aug,
+        weights=balanced_weights(data.train) if args.sampler == "balanced" else None,
     )
     train = TrainLoader(data.train, sampler, **common)
     batch_size = args.batch_size * args.validation_batch_size_multiplier
@@ -389,20 +420,8 @@ def build_mixup(args: Namespace, num_classes: int) -> Mixup | None:
         mode=args.mixup_mode,
         label_smoothing=args.smoothing,
         num_classes=num_classes,
+        multi_label=args.task == MULTILABEL,
     )
-
-
-def build_loss(args: Namespace, mixup: Mixup | None) -> nn.Module:
-    """Build the training loss that fits the augmentation."""
-    if args.smoothing >= 1:
-        raise ValueError(f"--smoothing {args.smoothing:g} leaves nothing of the labels: take less than 1.")
-    if args.jsd:
-        if args.aug_splits < 2:
-            raise ValueError("--jsd needs --aug-splits of 2 or more.")
-        return JsdCrossEntropy(num_splits=args.aug_splits, smoothing=args.smoothing)
-    if mixup is not None:
-        return SoftTargetCrossEntropy()
-    return LabelSmoothingCrossEntropy(args.smoothing) if args.smoothing else nn.CrossEntropyLoss()
 
 
 def build_optimizer(args: Namespace, model: nn.Module, student: nn.Module | None = None) -> torch.optim.Optimizer:

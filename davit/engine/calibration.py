@@ -253,11 +253,16 @@ def require_writable(checkpoint: Path | None) -> None:
     """Raise `ValueError` where no file can be written beside a checkpoint; None is for published weights."""
     if checkpoint is None:
         return
+    writable_beside("--fit-temperature", checkpoint, file_beside(checkpoint))
+
+
+def writable_beside(flag: str, checkpoint: Path, file: Path) -> None:
+    """Raise `ValueError` where the file that a flag writes beside a checkpoint cannot be written."""
     folder = checkpoint.absolute().parent
     if not os.access(folder, os.W_OK | os.X_OK):
         raise ValueError(
-            f"--fit-temperature writes {file_beside(checkpoint).name} beside the checkpoint, and none can be written "
-            f"in {folder}: copy the checkpoint to a folder of yours."
+            f"{flag} writes {file.name} beside the checkpoint, and none can be written in {folder}: copy the "
+            "checkpoint to a folder of yours."
         )
 
 

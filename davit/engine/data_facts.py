@@ -55,7 +55,8 @@ def facts_of(data: Data, world: World) -> dict[str, dict[str, Any]]:
 
 
 def _list_of(dataset: PictureDataset) -> dict[str, Any]:
-    targets = dataset.source.targets()
+    sets = dataset.label_sets
+    targets = dataset.source.targets() if sets is None else [*sets.flat.tolist(), *sets.ends.tolist()]
     if targets is None:  # its names may cost as much as its pictures
         return {"pictures": len(dataset), "classes": None, "files": None}
     classes = hashlib.blake2b(np.asarray(targets, dtype="<i8").tobytes(), digest_size=16)
@@ -84,6 +85,7 @@ def _content(dataset: PictureDataset, position: int) -> list[Any]:
     target = 0
     try:
         stored, target = dataset.source.open(position)
+        target = 0 if dataset.label_sets is not None else target  # several: the list of classes tells them
         if isinstance(stored, Image.Image | np.ndarray):  # opened by a library
             stored = io.BytesIO(stored.tobytes())
         elif isinstance(stored, str | Path):

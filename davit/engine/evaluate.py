@@ -18,7 +18,9 @@ from torch import Tensor, nn
 from ..data import Batch, DataError, EvalLoader, prefetch
 from .distributed import StoppedError, World, in_step
 from .labels import Labels
+from .multilabel import AnswerRecords, Measures, measure
 from .records import Records, wilson
+from .thresholds import DEFAULT
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +45,8 @@ class Evaluation:
         data_wait: share of the time spent waiting for pictures, 0 to 1, mean of the processes.
         peak_memory_mb: the largest of any process, as by `peak_memory_mb`.
         bad_images: file -> reason of the pictures skipped.
+        measures: of pictures with several labels; else None. Then the loss is the mean binary cross-entropy, and a
+            picture is right where the first class is one of its labels.
     """
 
     count: int
@@ -57,6 +61,13 @@ class Evaluation:
     peak_memory_mb: float
     bad_images: Mapping[str, str] = field(default_factory=dict)
     correct1_of_all: int | None = None
+    measures: Measures | None = None
+
+    def figures(self) -> dict[str, float]:
+        """Return the loss and what else a training judges an epoch by, by name; accuracies in percent."""
+        if self.measures is not None:
+            return {"loss": self.loss, **self.measures.percent()}
+        return {"loss": self.loss, "top1": self.top1, "top5": self.top5}
 
     @property
     def top1(self) -> float:
@@ -93,6 +104,8 @@ def evaluate(
     log_freq: int = 0,
     stop: Callable[[], bool] = lambda: False,
     records: Records | None = None,
+    answers: AnswerRecords | None = None,
+    thresholds: Tensor | None = None,
 ) -> Evaluation:
     """Measure accuracy and loss of `model` (on `world.device`) over the loader's data set, the same on every rank.
 
@@ -105,6 +118,8 @@ def evaluate(
         log_freq: batches between two lines of the log.
         stop: asked before each batch whether to end, by `StoppedError` on every rank.
         records: filled with what each picture of this rank got; what is in there is dropped.
+        answers: the same for pictures with several labels.
+        thresholds: (K,) of the probabilities of several labels; 0.5 where None.
 
     Raises:
         BadImageError, DataError, LoaderError: as the loader does. An error on one rank stops all: the others
@@ -112,7 +127,13 @@ def evaluate(
         MiscountError: not every picture was seen exactly once.
     """
     loader.bad_images.clear()
-    scores = _Scores(labels or Labels(), loader.num_samples, world.device, records)
+    scores: _Scores
+    if loader.num_labels:
+        scores = _LabelScores(
+            loader.num_samples, world.device, answers or AnswerRecords(loader.num_labels), thresholds
+        )
+    else:
+        scores = _Scores(labels or Labels(), loader.num_samples, world.device, records)
     num_classes = getattr(model, "num_classes", None) if labels is None else None
     batches = _with_known_classes(islice(loader.batches(), limit_batches), num_classes)
     cuda = [world.device] if world.device.type == "cuda" else []
@@ -214,6 +235,10 @@ class _Scores:
                 finite=finite_N,
             )
 
+    def measures(self, world: World) -> Measures | None:
+        """Measure what is only known of all pictures together."""
+        return None
+
     def timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """Pass the batches on, and add up the time spent waiting for them."""
         while True:
@@ -223,6 +248,35 @@ class _Scores:
             if batch is None:
                 return
             yield batch
+
+
+class _LabelScores(_Scores):
+    """Add up the scores of one rank's batches of pictures with several labels, and keep their answers."""
+
+    def __init__(
+        self, num_samples: int, device: torch.device, answers: AnswerRecords, thresholds: Tensor | None
+    ) -> None:
+        super().__init__(Labels(), num_samples, device, None)
+        answers.clear()
+        self.answers = answers
+        self.thresholds = torch.full((answers.num_labels,), DEFAULT) if thresholds is None else thresholds
+
+    def add(self, logits_NC: Tensor, batch: Batch) -> None:
+        """Score one batch, which is on the device, and keep its answers."""
+        logits_NK, targets_NK = logits_NC.float(), batch.targets
+        finite_N = logits_NK.isfinite().all(1)
+        first_NK = logits_NK.argsort(dim=1, descending=True, stable=True)[:, :5]
+        right_NK = (targets_NK.gather(1, first_NK) > 0.5) & finite_N[:, None]
+        scored, right1, right5 = torch.ones_like(finite_N).sum(), right_NK[:, 0].sum(), right_NK.any(1).sum()
+        self.counts += torch.stack([right1, right5, scored, (~finite_N).sum(), right1])
+        self.loss += F.binary_cross_entropy_with_logits(logits_NK, targets_NK, reduction="none").double().mean(1).sum()
+        self.count += len(batch.indices)
+        self.seen.index_add_(0, batch.indices, torch.ones_like(batch.indices, dtype=torch.int32))
+        self.answers.add(batch.indices, logits_NK, targets_NK)
+
+    def measures(self, world: World) -> Measures:
+        """Measure the answers of all ranks."""
+        return measure(self.answers.gather(world), self.thresholds)
 
 
 def _reduce(scores: _Scores, loader: EvalLoader, world: World, is_whole: bool) -> Evaluation:
@@ -253,13 +307,14 @@ def _reduce(scores: _Scores, loader: EvalLoader, world: World, is_whole: bool) -
         peak_memory_mb=max(peaks),
         bad_images=bad_images,
         correct1_of_all=counts[4] if scores.is_of_some else None,
+        measures=scores.measures(world),
     )
 
 
 def _with_known_classes(batches: Iterable[Batch], num_classes: int | None) -> Iterator[Batch]:
     """Check the classes of batches on the CPU; on CUDA an index out of range would break the whole process."""
     for batch in batches:
-        if num_classes is not None and int(batch.targets.max()) >= num_classes:
+        if batch.targets.dim() == 1 and num_classes is not None and int(batch.targets.max()) >= num_classes:
             raise DataError(
                 f"the data has class {int(batch.targets.max())} and the model the classes 0 to "
                 f"{num_classes - 1}: give `num_classes=...`, or `class_map=FILE`"

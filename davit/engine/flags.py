@@ -20,7 +20,22 @@ from typing import Any
 import yaml
 
 from .. import recipes
-from ..choices import AMP_DTYPES, BUNDLED_REAL, EMA_CHOICES, FITTED_ON, MODEL_DTYPES, SIZE_SCHEDULES
+from ..choices import (
+    AMP_DTYPES,
+    BUNDLED_REAL,
+    CLASSIFICATION,
+    EMA_CHOICES,
+    EVAL_METRICS,
+    FITTED_ON,
+    LOSSES,
+    MODEL_DTYPES,
+    MULTILABEL,
+    MULTILABEL_METRICS,
+    SAMPLERS,
+    SIZE_SCHEDULES,
+    TASKS,
+    THRESHOLDS,
+)
 from ..commands import command_name
 from ..files import read_small
 from ..limits import MOST_YAML, NUMBERS, check_model_kwargs, number, read_yaml, short
@@ -234,6 +249,14 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="data folder, table, shard or pattern; without one: handwritten digits",
     )
+    add(
+        "--task",
+        default=CLASSIFICATION,
+        choices=TASKS,
+        help="multilabel: a picture has any number of labels, as a csv with path,labels (; between them) or columns "
+        "of 0 and 1 has them (default %(default)s)",
+    )
+    add("--sampler", default=SAMPLERS[0], choices=SAMPLERS, help="balanced: each class is seen equally often")
     _add_dataset(add)
     _add_splits(add)
     _add_decoding(add, has_schedule=True)
@@ -393,7 +416,7 @@ def _add_augmentation(parser: argparse.ArgumentParser) -> None:
     add("--color-jitter", **number("color_jitter"), default=0.4, help="strength, where no --aa replaces it")
     add("--aa", default="rand-m9-mstd0.5-inc1", help="AutoAugment policy, or none")
     add("--aug-splits", **number("aug_splits"), default=0, help="augmented copies in a batch, for --jsd")
-    add("--jsd", action="store_true", help="Jensen-Shannon divergence between the splits")
+    add("--jsd", "--jsd-loss", action="store_true", help="Jensen-Shannon divergence between the splits: --loss jsd")
     add("--train-interpolation", default="bicubic", help="resampling in training; random mixes")
     add("--repeated-aug", action="store_true", help="three augmentations of a picture in an epoch")
     add("--reprob", **number("reprob"), default=0.25, help="probability of random erasing")
@@ -417,7 +440,32 @@ def _add_augmentation(parser: argparse.ArgumentParser) -> None:
     )
     add("--mixup-mode", default="batch", choices=("batch", "pair", "elem"), help="what shares a mixing ratio")
     add("--mixup-off-epoch", **number("mixup_off_epoch"), default=0, help="epoch from which neither is used; 0: never")
-    add("--smoothing", **number("smoothing"), default=0.1, help="label smoothing")
+    add("--smoothing", **number("smoothing"), default=0.1, help="label smoothing; of several labels each towards 0.5")
+    add(
+        "--loss",
+        default="auto",
+        choices=LOSSES,
+        help="timm's loss; auto: ce, with several labels bce; asl (asymmetric) and poly are for both, jsd for one "
+        "class, twoway, zlpr and db for several labels",
+    )
+    add("--bce-loss", action="store_true", help="the same as --loss bce")
+    add("--bce-sum", action="store_true", help="with bce: the sum over the classes, not their mean")
+    add("--bce-target-thresh", **number("bce_target_thresh"), help="with bce: targets above it are 1, others 0")
+    add(
+        "--loss-kwargs",
+        nargs="+",
+        default={},
+        action=KeyValues,
+        metavar="KEY=VALUE",
+        help="to timm's create_classification_loss, such as asl_gamma_neg=2",
+    )
+    add(
+        "--class-weights",
+        default="",
+        metavar="auto|METHOD|FILE",
+        help="weigh rare classes more in the loss: auto, timm's neg_pos, inv_freq or effective_num, or a csv with "
+        "class,weight",
+    )
     add("--tta", **number("tta"), default=0, help=argparse.SUPPRESS)
 
 
@@ -462,7 +510,12 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     add("--no-resume-opt", action="store_true", help="with --resume: weights and epoch alone")
     add("--auto-resume", action="store_true", help="go on from the newest whole state in the run's folder")
     add("--accept-changed-data", action="store_true", help="go on, now, though classes or files are not the state's")
-    add("--eval-metric", default="top1", choices=("top1", "top5", "loss"), help="what the best is judged by")
+    add(
+        "--eval-metric",
+        default="top1",
+        choices=tuple(dict.fromkeys((*EVAL_METRICS, *MULTILABEL_METRICS))),
+        help="what the best is judged by; default: top1, with several labels map",
+    )
     add("--log-tensorboard", action="store_true", help="write TensorBoard events")
     add("--log-wandb", action="store_true", help="log to Weights & Biases")
     add("--throughput", action="store_true", help="measure images/s of the model and stop")
@@ -622,6 +675,12 @@ def fit_decay(args: argparse.Namespace, given: Collection[str]) -> None:
         args.decay_epochs = 0.2
 
 
+def fit_metric(args: argparse.Namespace, given: Collection[str]) -> None:
+    """Judge epochs by mAP where a picture has several labels, unless --eval-metric is given."""
+    if args.task == MULTILABEL and "eval_metric" not in given:
+        args.eval_metric = "map"
+
+
 def model_asked_for(args: argparse.Namespace, given: Collection[str]) -> str | None:
     """Return the model that `model_flags` ask for; None leaves it to the checkpoint.
 
@@ -703,6 +762,14 @@ def model_flags(num_classes: int | None = None, *, checkpoint: bool = True) -> a
     if checkpoint:
         add("--checkpoint", default="", metavar="FILE", help="weights of any known layout; without: published ones")
         add("--pretrained", action="store_true", help="published weights (what no --checkpoint means too)")
+        add("--task", choices=TASKS, help="default: the checkpoint's; multilabel has a probability for each class")
+        add(
+            "--threshold",
+            **number("threshold"),
+            metavar="P",
+            help="with several labels: name the classes from this probability on; default: what validate.py "
+            "--fit-threshold left beside the checkpoint, else 0.5",
+        )
         add(
             "--temperature",
             **number("temperature"),
@@ -837,5 +904,13 @@ def validate_parser() -> argparse.ArgumentParser:
         choices=FITTED_ON,
         help="fit the temperature that makes probabilities agree with the data, which the training must not have "
         "seen: on all of it (default), or on half, and tested on the other half; kept beside the checkpoint",
+    )
+    add(
+        "--fit-threshold",
+        nargs="?",
+        const=THRESHOLDS[0],
+        choices=THRESHOLDS,
+        help="with several labels: fit the threshold of best macro F1 on this data, which the training must not have "
+        "seen: one for all classes (default), or one for each class; kept beside the checkpoint",
     )
     return parser

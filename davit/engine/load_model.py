@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from ..checkpoint import Checkpoint, load_checkpoint
 from ..checkpoint.names import structure_of
+from ..choices import MULTILABEL, TASKS
 from ..data import Decoding, eval_transform
 from ..data.dataset import Transform
 from ..limits import MOST_NOTED, NUMBERS, check_model_kwargs, check_numbers, short
@@ -29,6 +30,7 @@ from ..variants import VARIANTS
 from .calibration import temperature_for
 from .distributed import is_out_of_memory
 from .precision import precision_from
+from .thresholds import thresholds_for
 
 log = logging.getLogger(__name__)
 
@@ -71,6 +73,9 @@ class ModelOptions:
         temperature: what logits are divided by before they become probabilities; None takes that which
             validate.py --fit-temperature left beside the checkpoint, if any.
         model_dtype: float32, bfloat16 or float16, of the weights and of the pictures that the model gets.
+        task: "multilabel" for a probability of each class by itself.
+        threshold: from which probability on a class of several is named; None takes those that validate.py
+            --fit-threshold left beside the checkpoint, else 0.5.
         amp: mixed precision, in `amp_dtype` where it is given; `native_amp` and `apex_amp` are its older names.
     """
 
@@ -94,6 +99,8 @@ class ModelOptions:
     torchscript: bool = False
     torchcompile: str | None = None
     temperature: float | None = None
+    task: str | None = None
+    threshold: float | None = None
     amp: bool = False
     native_amp: bool = False
     apex_amp: bool = False
@@ -102,6 +109,8 @@ class ModelOptions:
 
     def __post_init__(self) -> None:
         check_numbers(vars(self))
+        if self.task not in (None, *TASKS):
+            raise ValueError(f"`task={self.task}` is unknown; take one of {', '.join(TASKS)}.")
         check_model_kwargs(self.model_kwargs)
         Decoding.asked_for(bands_asked_for(vars(self)) or 3, vars(self))
         for one, other in (("test_time_pool", "no_test_pool"), ("torchscript", "torchcompile")):
@@ -131,6 +140,7 @@ class LoadedModel:
         kwargs: what the model was built with beside its name.
         temperature: what logits are divided by before they become probabilities.
         file: of the checkpoint; None for published weights.
+        thresholds: (K,) from which probability on each of several classes is named; None for one class a picture.
     """
 
     name: str
@@ -144,6 +154,12 @@ class LoadedModel:
     kwargs: Mapping[str, Any]
     temperature: float
     file: Path | None
+    thresholds: Tensor | None = None
+
+    @property
+    def is_multilabel(self) -> bool:
+        """Whether each class has a probability by itself."""
+        return self.thresholds is not None
 
     @property
     def class_names(self) -> list[str] | None:
@@ -214,8 +230,19 @@ def load_model(
         classifier = _scripted(classifier)
     decoding = Decoding.asked_for(bands, vars(options), trained)
     location = found.file if found is not None else None
-    temperature = temperature_for(options.temperature, location, model)
-    return LoadedModel(
+    is_multilabel = (options.task or trained.get("task")) == MULTILABEL
+    if options.threshold is not None and not is_multilabel:
+        raise ValueError(
+            f"`threshold={options.threshold:g}` is for pictures with several labels, and this model tells one class: "
+            f"leave it out, or give `task={MULTILABEL}`."
+        )
+    if is_multilabel and options.temperature not in (None, 1):
+        raise ValueError(
+            f"`temperature={options.temperature:g}` is for one class a picture; of several labels `threshold=...` "
+            "says from which probability on they count."
+        )
+    temperature = 1.0 if is_multilabel else temperature_for(options.temperature, location, model)
+    loaded = LoadedModel(
         name=name,
         model=model,
         classifier=classifier,
@@ -228,6 +255,9 @@ def load_model(
         temperature=temperature,
         file=location,
     )
+    if not is_multilabel:
+        return loaded
+    return replace(loaded, thresholds=thresholds_for(options.threshold, location, model, loaded.class_names))
 
 
 def _noted(checkpoint: Checkpoint, options: ModelOptions) -> dict[str, Any]:

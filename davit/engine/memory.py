@@ -168,6 +168,7 @@ class Trial:
         share: pictures of a step in this process.
         splits: augmented copies of each picture in a batch, or 1.
         waiting: batches that workers hold ready.
+        num_labels: values in a row of labels, where a picture may have several; else 0.
     """
 
     stepper: Stepper
@@ -177,6 +178,7 @@ class Trial:
     splits: int = 1
     channels_last: bool = False
     waiting: int = 0
+    num_labels: int = 0
 
     def __post_init__(self) -> None:
         self.device = self.stepper.world.device
@@ -252,10 +254,15 @@ class Trial:
             images = torch.empty(count * self.splits, *self.shape, device=self.device, dtype=self.dtype)
             return images.to(memory_format=layout)
 
+        def labels(count: int) -> torch.Tensor:
+            if self.num_labels:
+                return torch.zeros(count, self.num_labels, device=self.device)
+            return torch.zeros(count, dtype=torch.int64, device=self.device)
+
         batches = [
             Batch(
                 pictures(size).normal_(),
-                torch.zeros(size * self.splits, dtype=torch.int64, device=self.device),
+                labels(size * self.splits),
                 torch.arange(size),
             )
             for _ in range(min(2, accumulate))

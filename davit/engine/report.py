@@ -33,7 +33,7 @@ FILES = (
     "worst.csv",
     "slices.csv",
 )
-PICTURES = ("confusion.png", "reliability.png")
+PICTURES = ("confusion.png", "reliability.png", "curves.png")
 SHEETS = "worst_*.png"
 
 _MOST_COLUMNS = 2000  # of a matrix; one of more classes is written as pairs
@@ -66,14 +66,14 @@ def check_folder(folder: Path, overwrite: bool) -> None:
     """Raise `ValueError` where a report cannot be written: to a file, or over an earlier one without `overwrite`."""
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"--report {folder} is a file; name a folder.")
-    if not overwrite and (old := _earlier(folder)):
+    if not overwrite and (old := earlier(folder)):
         raise ValueError(
             f"--report {folder} holds an earlier report ({some(file.name for file in old)}); name another folder, or "
             "give --overwrite to replace it."
         )
 
 
-def _earlier(folder: Path) -> list[Path]:
+def earlier(folder: Path) -> list[Path]:
     """List the files of an earlier report."""
     named = [folder / name for name in (*FILES, *PICTURES) if (folder / name).exists()]
     return [*named, *sorted(folder.glob(SHEETS))]
@@ -81,7 +81,7 @@ def _earlier(folder: Path) -> list[Path]:
 
 def write_report(folder: Path, report: Report) -> None:
     """Write a report's tables and drawings, each in one step, in place of an earlier one, which is said."""
-    if old := _earlier(folder):
+    if old := earlier(folder):
         log.warning("%s: the %d files of an earlier report are replaced", as_line(folder), len(old))
     for file in old:
         file.unlink()
@@ -90,7 +90,7 @@ def write_report(folder: Path, report: Report) -> None:
     matrix = confusion(outcomes, len(report.names))
     classes = per_class(outcomes, report.names, report.competing, matrix)
     write_bytes(folder / "summary.json", f"{json.dumps(without_nan(dict(report.row)), indent=2)}\n".encode())
-    write_csv(folder / "per_class.csv", [{key: _cell(value) for key, value in row.items()} for row in classes])
+    write_csv(folder / "per_class.csv", [{key: cell(value) for key, value in row.items()} for row in classes])
     _write_confusion(folder / "confusion.csv", matrix, report)
     write_csv(folder / "pictures.csv", [_picture_row(report, outcomes, at) for at in range(len(outcomes))])
     if report.slices:
@@ -104,7 +104,7 @@ def write_report(folder: Path, report: Report) -> None:
     write_csv(
         folder / "reliability.csv",
         [
-            {"probabilities": title, **{k: _cell(v) for k, v in vars(one).items()}}
+            {"probabilities": title, **{k: cell(v) for k, v in vars(one).items()}}
             for title in bins
             for one in bins[title]
         ],
@@ -185,8 +185,8 @@ def _picture_row(report: Report, outcomes: Outcomes, at: int) -> dict[str, Any]:
         "class": report.names[int(outcomes.target[at])],
         "predicted": report.names[predicted] if predicted >= 0 else _NOT_FINITE,
         "right": int(outcomes.right[at]),
-        "probability": _cell(float(outcomes.confidence[at])),
-        "probability_of_class": _cell(float(np.exp(-outcomes.loss[at]))),
+        "probability": cell(float(outcomes.confidence[at])),
+        "probability_of_class": cell(float(np.exp(-outcomes.loss[at]))),
     }
 
 
@@ -241,7 +241,7 @@ def _tile(report: Report, outcomes: Outcomes, place: int, said: Mapping[str, Any
     return Tile(shown, said["predicted"], predicted, float(outcomes.confidence[place]), bool(outcomes.right[place]))
 
 
-def _cell(value: Any) -> Any:
+def cell(value: Any) -> Any:
     """Write a number for a csv: six digits, and nothing for NaN."""
     if isinstance(value, float):
         return "" if math.isnan(value) else f"{value:.6g}"

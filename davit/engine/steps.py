@@ -62,6 +62,7 @@ class Stepper:
         clip_grad, clip_mode: as timm's `dispatch_clip_grad` takes them; None: no clipping.
         updates: steps that changed the weights.
         task: computes loss and outputs with a teacher; None for the loss alone.
+        multilabel: a target is a row of several labels; then a sample counts as right where its first class is one.
     """
 
     model: nn.Module
@@ -77,6 +78,7 @@ class Stepper:
     clip_mode: str = "norm"
     updates: int = 0
     task: TrainingTask | None = None
+    multilabel: bool = False
 
     def __post_init__(self) -> None:
         self.scaler = self._new_scaler()
@@ -197,8 +199,12 @@ class Stepper:
                         output, loss = result["output"], result["loss"]
                 self.scaler.scale(loss / len(batches)).backward()
             losses.append(loss.detach().float())
-            labels = batch.targets if batch.targets.dim() == 1 else batch.targets.argmax(1)
-            hits.append((output.detach().argmax(1) == labels).float().mean())
+            first = output.detach().argmax(1)
+            if self.multilabel:
+                right = batch.targets.gather(1, first[:, None])[:, 0] >= 0.5
+            else:
+                right = first == (batch.targets if batch.targets.dim() == 1 else batch.targets.argmax(1))
+            hits.append(right.float().mean())
         return batches, losses, hits
 
     def _clear(self) -> None:

@@ -41,7 +41,16 @@ from .data_facts import facts_of
 from .distributed import StarvedError, StoppedError, World, close_world, init_world, is_out_of_memory
 from .evaluate import Evaluation, evaluate, peak_memory_mb
 from .finetune import head_group
-from .flags import NO_LONGER, fit_decay, given_flags, parse_with_config, say_no_longer, say_unused, train_parser
+from .flags import (
+    NO_LONGER,
+    fit_decay,
+    fit_metric,
+    given_flags,
+    parse_with_config,
+    say_no_longer,
+    say_unused,
+    train_parser,
+)
 from .memory import AUTO, Trial, divisors, noted_batch, settle_batch, smaller, within_memory
 from .nonfinite import report_nonfinite
 from .precision import precision_from
@@ -69,6 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         say_no_longer(NO_LONGER, {name for name in given if getattr(args, name)})  # args.yaml names those not used too
         say_unused(args)
         fit_decay(args, given)
+        fit_metric(args, given)
         world = init_world(args.device)
         try:
             if args.data_dir is None and not args.dataset:
@@ -272,6 +282,7 @@ class Trainer:
             splits=max(1, options.aug_splits),
             channels_last=options.channels_last,
             waiting=parts.train_loader.waiting,
+            num_labels=parts.data.num_classes if parts.stepper.multilabel else 0,
         )
         size = trial.largest(self.micro_batches)
         if trial.reason:
@@ -500,7 +511,7 @@ class Trainer:
                 if device != self.world.device:
                     model = copy.deepcopy(model).to(self.world.device)
                 found = self._evaluate_one(model, stop=asked)
-                results |= {f"{prefix}_loss": found.loss, f"{prefix}_top1": found.top1, f"{prefix}_top5": found.top5}
+                results |= {f"{prefix}_{name}": value for name, value in found.figures().items()}
         return results
 
     def _evaluate_one(

@@ -14,14 +14,16 @@ from typing import Any
 
 import timm
 import torch
+from torch import Tensor
 
+from ..choices import CLASSIFICATION, MULTILABEL
 from ..commands import run_cli, with_flags
-from ..data import EvalLoader, PictureDataset, check_classes, in_other_order, write_digits
+from ..data import EvalLoader, PictureDataset, check_classes, in_other_order, labels_numbered, write_digits
 from ..data.listing import natural_key
 from ..files import write_bytes, write_csv
 from ..pretrained import PretrainedError, holds_one_model
 from ..text import as_line, some, without_nan
-from . import calibration
+from . import calibration, thresholds
 from .build import open_once, usable_workers
 from .calibration import Calibration, Fitted
 from .distributed import World, close_world, in_step, init_world, is_out_of_memory
@@ -34,8 +36,10 @@ from .flags import (
     say_no_longer,
     validate_parser,
 )
+from .label_report import LabelReport, write_label_report
 from .labels import Labels, display_names, labels_by_name, labels_for, model_classes, real_labels
 from .load_model import LoadedModel, ModelOptions, load_model
+from .multilabel import AnswerRecords, Answers, Measures, as_row, fit_thresholds, measure, named
 from .precision import Precision, precision_from
 from .records import Outcomes, Records
 from .report import Report, check_folder, write_report
@@ -76,7 +80,7 @@ class _Job:
     """The things that all evaluations of a run share.
 
     Attributes:
-        place: the data, for what is fitted on it.
+        data: the split, for a task.
         reports: the folder of each checkpoint's or model's report.
     """
 
@@ -84,10 +88,44 @@ class _Job:
     options: ModelOptions
     world: World
     precision: Precision
+    data: _Data
+    reports: dict[Request, Path]
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """A split; `place` is for what is fitted on it."""
+
     dataset: PictureDataset
     place: str
     slices: Slices | None
-    reports: dict[Request, Path]
+
+
+class _Data:
+    """Open the split when the first model says for which task it is.
+
+    Attributes:
+        error: why it could not be opened, which every model would meet.
+    """
+
+    def __init__(self, args: argparse.Namespace, world: World) -> None:
+        self._args, self._world = args, world
+        self._opened: dict[str, _Opened] = {}
+        self.error: Exception | None = None
+
+    def of(self, task: str) -> _Opened:
+        """Return the split with one class a picture, or with several; all processes ask together."""
+        if task not in self._opened:
+            args, world = self._args, self._world
+            try:
+                dataset, place = _open_dataset(args, world, task)
+                with in_step(world):
+                    slices = read_slices(args.slices, dataset, args.data) if args.slices else None
+            except Exception as error:
+                self.error = error
+                raise
+            self._opened[task] = _Opened(dataset, place, slices)
+        return self._opened[task]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -121,16 +159,20 @@ def _validate(args: argparse.Namespace, given: set[str], world: World) -> list[R
             options = replace(options, temperature=1.0)  # raw logits, whatever was fitted before
             for request in requests:
                 calibration.require_writable(request.checkpoint)
+        if args.fit_threshold:
+            options = replace(options, threshold=thresholds.DEFAULT)  # whatever was fitted before
+            for request in requests:
+                thresholds.require_writable(request.checkpoint)
         reports = _report_folders(args.report, requests, is_single)
         if world.is_main:
             for folder in reports.values():
                 check_folder(folder, args.overwrite)
     precision = precision_from(options, world.device, world.everywhere)
     precision.say()
-    dataset, place = _open_dataset(args, world)
-    with in_step(world):
-        slices = read_slices(args.slices, dataset, args.data) if args.slices else None
-    job = _Job(args, options, world, precision, dataset, place, slices, reports)
+    data = _Data(args, world)
+    if args.task != MULTILABEL and not args.checkpoint:
+        data.of(CLASSIFICATION)
+    job = _Job(args, options, world, precision, data, reports)
     rows: list[Row] = []
     done: dict[tuple[int, int], Row] = {}
     for request in requests:
@@ -142,13 +184,17 @@ def _validate(args: argparse.Namespace, given: set[str], world: World) -> list[R
                     with in_step(world):
                         if world.is_main:
                             calibration.copy_fitted(Path(str(row["checkpoint"])), request.checkpoint)
+                if args.fit_threshold and request.checkpoint:
+                    with in_step(world):
+                        if world.is_main:
+                            thresholds.copy_thresholds(Path(str(row["checkpoint"])), request.checkpoint)
                 row = {**row, "checkpoint": str(request.checkpoint)}
             else:
                 row = _evaluate(request, job)
         except MiscountError:
             raise
         except Exception as error:
-            if is_single:
+            if is_single or error is data.error:
                 raise
             is_fault = not isinstance(error, ValueError | PretrainedError)
             text = with_flags(str(error))
@@ -178,6 +224,12 @@ def _check_flags(args: argparse.Namespace) -> None:
             raise ValueError(f"--results-file {file}: no file can be written there; check the folder.")
     if args.overwrite and not args.report:
         raise ValueError("--overwrite is for the report that --report DIR writes; give that too, or leave it out.")
+    if args.fit_threshold and args.threshold is not None:
+        raise ValueError(f"--fit-threshold finds what --threshold {args.threshold:g} gives; give one of them.")
+    if args.fit_temperature and args.fit_threshold:
+        raise ValueError(
+            "--fit-temperature is for one class a picture and --fit-threshold for several labels; give one of them."
+        )
     if args.fit_temperature and args.temperature is not None:
         raise ValueError(
             f"--fit-temperature finds the temperature that --temperature {args.temperature:g} gives; give one of them."
@@ -246,7 +298,7 @@ def _model_names(model: str) -> list[str] | None:
     return names
 
 
-def _open_dataset(args: argparse.Namespace, world: World) -> tuple[PictureDataset, str]:
+def _open_dataset(args: argparse.Namespace, world: World, task: str) -> tuple[PictureDataset, str]:
     """Open the split, or that of the handwritten digits where no data is named, and say where it lies.
 
     One process may download.
@@ -257,7 +309,7 @@ def _open_dataset(args: argparse.Namespace, world: World) -> tuple[PictureDatase
             root = write_digits()
             log.info("no data folder given: evaluating on handwritten digits (%s)", root)
     options = {name: getattr(args, name) or None for name in ("class_map", "input_key", "target_key")}
-    dataset = open_once(world, root, args.split, args.dataset_download, dataset=args.dataset, **options)
+    dataset = open_once(world, root, args.split, args.dataset_download, dataset=args.dataset, task=task, **options)
     return dataset, f"{args.dataset or root}, split {args.split}"
 
 
@@ -265,9 +317,18 @@ def _evaluate(request: Request, job: _Job) -> Row:
     args, world = job.args, job.world
     with in_step(world):
         loaded = load_model(request.model, request.checkpoint, job.options, world.device)
+    if loaded.is_multilabel:
+        return evaluate_labels(request, loaded, job)
+    opened = job.data.of(CLASSIFICATION)
+    with in_step(world):
+        if args.fit_threshold:
+            raise ValueError(
+                "--fit-threshold is for pictures with several labels, and this model tells one class: "
+                "--fit-temperature makes its probabilities agree with the data."
+            )
         num_classes = loaded.model.num_classes
         names = model_classes(loaded.class_names, num_classes)
-        dataset, labels = _labelled(loaded, names, job)
+        dataset, labels = _labelled(loaded, names, opened.dataset, args)
         if args.fit_temperature and labels is not None:
             raise ValueError(
                 f"--fit-temperature needs all {num_classes} classes of the model to compete, as in predict.py; the "
@@ -293,7 +354,7 @@ def _evaluate(request: Request, job: _Job) -> Row:
     _log_circumstances(result, world)
     outcomes = records.gather(world)
     trust, calibrated = _calibration(loaded, records, outcomes, job)
-    slices = accuracy_by_slice(job.slices, outcomes) if job.slices else []
+    slices = accuracy_by_slice(opened.slices, outcomes) if opened.slices else []
     log_slices(slices)
     counts = ("loss", "count", "scored", "correct1", "correct5", "skipped", "nonfinite")
     row = {
@@ -331,18 +392,140 @@ def _evaluate(request: Request, job: _Job) -> Row:
     return row
 
 
-def _labelled(loaded: LoadedModel, names: Sequence[str] | None, job: _Job) -> tuple[PictureDataset, Labels | None]:
+def evaluate_labels(request: Request, loaded: LoadedModel, job: _Job) -> Row:
+    """Evaluate a model of several labels a picture, and return its row."""
+    args, world, num_classes = job.args, job.world, loaded.model.num_classes
+    with in_step(world):
+        _check_labels_flags(args)
+    opened = job.data.of(MULTILABEL)
+    with in_step(world):
+        dataset = opened.dataset
+        names = model_classes(loaded.class_names, num_classes) or [f"class {index}" for index in range(num_classes)]
+        if loaded.class_names is not None and not dataset.has_class_map:
+            dataset = labels_numbered(dataset, names, "the checkpoint")
+        check_classes(None, dataset, num_classes)
+        dataset.width = num_classes
+        dataset.transform, dataset.decoding = loaded.transform(), loaded.decoding
+    assert loaded.thresholds is not None
+    config, params = loaded.config, sum(parameter.numel() for parameter in loaded.model.parameters()) / 1e6
+    log.info(
+        "%s, %s weights: %.2f M parameters, %d classes, several a picture, %d pictures at %dx%d%s",
+        *(loaded.name, loaded.weights, params, num_classes, len(dataset), *config["input_size"][-2:]),
+        ", test-time pooling" if loaded.is_pooled else "",
+    )
+    answers = AnswerRecords(num_classes)
+    result, batch_size = evaluate_within_memory(
+        loaded, dataset, None, None, args, world, job.precision, answers=answers
+    )
+    found, measures, cuts = answers.gather(world), result.measures, loaded.thresholds
+    assert measures is not None
+    row: Row = {"model": loaded.name, "checkpoint": str(request.checkpoint or ""), "weights": loaded.weights}
+    if args.fit_threshold:
+        cuts, fitted = _fit_thresholds(found, names, args.fit_threshold, opened.place, loaded, world)
+        measures = measure(found, cuts)
+        row |= fitted
+    _say_measures(loaded.name, result, measures, names)
+    _log_circumstances(result, world)
+    span = [float(cuts.min()), float(cuts.max())]
+    row |= {
+        **as_row(measures),
+        **{name: getattr(result, name) for name in ("loss", "count", "skipped", "nonfinite")},
+        **({"threshold": span[0]} if span[0] == span[1] else {"threshold_low": span[0], "threshold_high": span[1]}),
+        "param_count": round(params, 2),
+        "img_size": config["input_size"][-1],
+        **{name: config[name] for name in ("crop_pct", "crop_mode", "interpolation")},
+        "test_time_pool": loaded.is_pooled,
+        "precision": job.precision.name,
+        "batch_size": batch_size,
+        "processes": world.size,
+        "images_per_second": round(result.images_per_second, 2),
+        "data_wait": round(result.data_wait, 4),
+        "peak_memory_mb": round(result.peak_memory_mb, 1),
+    }
+    with in_step(world):
+        if world.is_main and request in job.reports:
+            write_label_report(job.reports[request], LabelReport(found, measures, dataset, names, cuts.numpy(), row))
+    return row
+
+
+def _check_labels_flags(args: argparse.Namespace) -> None:
+    """Raise `ValueError` for flags that are for one class a picture."""
+    for name, why in (
+        ("fit_temperature", "--fit-threshold says from which probability on a class counts"),
+        ("real_labels", "ImageNet's ReaL labels are for its one class a picture"),
+        ("valid_labels", "classes of several labels do not compete"),
+        ("slices", "accuracy by a column is not measured for several labels; evaluate the parts as csv files"),
+    ):
+        if getattr(args, name):
+            raise ValueError(
+                f"--{name.replace('_', '-')} {getattr(args, name)} is for one class a picture, and this model tells "
+                f"several: {why}."
+            )
+
+
+def _fit_thresholds(
+    found: Answers, names: Sequence[str], part: str, place: str, loaded: LoadedModel, world: World
+) -> tuple[Tensor, Row]:
+    """Fit thresholds, test each half of the data at those of the other half, keep them, and return the columns."""
+    usable = found.only(found.finite)
+    cuts = torch.from_numpy(fit_thresholds(usable, part))
+    before, after = 0.0, 0.0
+    halves = [usable.only(usable.index % 2 == rest) for rest in (0, 1)]
+    tested = all(len(half) and half.targets.any() for half in halves)
+    for one, other in (halves, halves[::-1]) if tested else ():
+        usual = torch.full((len(names),), thresholds.DEFAULT)
+        before += 50 * measure(other, usual).macro_f1
+        after += 50 * measure(other, torch.from_numpy(fit_thresholds(one, part))).macro_f1
+    if not tested:
+        before = after = math.nan
+    span = f"{cuts.min():.4g}" if cuts.min() == cuts.max() else f"{cuts.min():.4g} to {cuts.max():.4g}"
+    what = "for all classes" if part == "all" else "for each class"
+    log.info("threshold %s %s, fitted on %s (%d pictures)", span, what, place, len(usable))
+    log.info("macro F1 on the half that it was not fitted on: %.2f %% at 0.5, %.2f %% with it", before, after)
+    if after < before:
+        log.warning("the thresholds make these worse: there are too few pictures%s", ", try all" * (part == "class"))
+    fitted = thresholds.FittedThresholds(
+        named(cuts.numpy(), names), part, len(usable), before, after, place, calibration.fingerprint(loaded.model)
+    )
+    with in_step(world):
+        if loaded.file is None:
+            log.info("published weights have no folder for it: give predict.py --threshold P")
+        elif world.is_main:
+            file = thresholds.write_thresholds(loaded.file, fitted)
+            log.info("written to %s: predict.py finds it there", as_line(file))
+    return cuts, {"fitted_on": len(usable), "held_macro_f1": before, "held_macro_f1_fitted": after}
+
+
+def _say_measures(name: str, result: Evaluation, measures: Measures, names: Sequence[str]) -> None:
+    figures = measures.percent()
+    log.info(
+        "%s: mAP %.3f %%, micro AP %.3f %%, F1 macro %.3f %%, micro %.3f %%, loss %.5g, %d pictures, %d of them "
+        "without labels, %d all right",
+        *(name, figures["map"], figures["micro_map"], figures["macro_f1"], figures["micro_f1"], result.loss),
+        *(result.count, measures.without, measures.exact),
+    )
+    if len(absent := measures.absent):
+        share = 1 - len(absent) / len(names)
+        log.warning(
+            "%d of %d classes have no picture here and are left out of mAP and macro F1: %s (counted as 0, as "
+            "scikit-learn does, mAP is %.3f %%)",
+            *(len(absent), len(names), some(names[index] for index in absent), figures["map"] * share),
+        )
+
+
+def _labelled(
+    loaded: LoadedModel, names: Sequence[str] | None, dataset: PictureDataset, args: argparse.Namespace
+) -> tuple[PictureDataset, Labels | None]:
     """Number the data's classes as the model does, and say which classes compete and what is right.
 
     Args:
         names: of the model's classes, where they are known.
     """
-    args, num_classes = job.args, loaded.model.num_classes
-    if not args.valid_labels and (labels := labels_by_name(job.dataset, names)) is not None:
-        dataset = job.dataset
+    num_classes = loaded.model.num_classes
+    if not args.valid_labels and (labels := labels_by_name(dataset, names)) is not None:
         return dataset, real_labels(args.real_labels, dataset, labels) if args.real_labels else labels
-    check_classes(None, job.dataset, None if args.valid_labels else num_classes)
-    dataset = numbered_as_trained(loaded.class_names, job.dataset)
+    check_classes(None, dataset, None if args.valid_labels else num_classes)
+    dataset = numbered_as_trained(loaded.class_names, dataset)
     _name_empty_classes(dataset)
     return dataset, labels_for(dataset, num_classes, args.valid_labels, args.real_labels)
 
@@ -371,7 +554,8 @@ def _calibration(loaded: LoadedModel, records: Records, outcomes: Outcomes, job:
         return row, None
     if part:
         temperature, pictures, before, after = calibration.fit(records, part, job.world)
-        fitted = Fitted(temperature, part, pictures, before, after, job.place, calibration.fingerprint(loaded.model))
+        place = job.data.of(CLASSIFICATION).place
+        fitted = Fitted(temperature, part, pictures, before, after, place, calibration.fingerprint(loaded.model))
         row |= _say_fitted(loaded.file, fitted, job.world)
     calibrated = calibration.records_at(records, temperature, job.world)
     now = Calibration.of(calibrated)
@@ -434,10 +618,11 @@ def evaluate_within_memory(
     loaded: LoadedModel,
     dataset: PictureDataset,
     labels: Labels | None,
-    records: Records,
+    records: Records | None,
     args: argparse.Namespace,
     world: World,
     precision: Precision,
+    answers: AnswerRecords | None = None,
 ) -> tuple[Evaluation, int]:
     """Evaluate, and return the batch size that memory sufficed for: it is halved for a new start while it does not.
 
@@ -466,6 +651,8 @@ def evaluate_within_memory(
                 channels_last=args.channels_last,
                 log_freq=args.log_freq,
                 records=records,
+                answers=answers,
+                thresholds=loaded.thresholds,
             )
             return result, batch_size
         except Exception as error:
@@ -502,10 +689,10 @@ def _log_circumstances(result: Evaluation, world: World) -> None:
 
 
 def best_first(rows: Sequence[Row]) -> list[Row]:
-    """Sort by falling top1, then the rows without a number, then those with an error."""
+    """Sort by falling top1 (of several labels by mAP), then the rows without a number, then those with an error."""
 
     def rank(row: Row) -> tuple[bool, float]:
-        top1 = row.get("top1", math.nan)
+        top1 = row["top1"] if "top1" in row else row.get("map", math.nan)
         return "error" in row, math.inf if math.isnan(top1) else -top1
 
     return sorted(rows, key=rank)

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from ..checkpoint import CheckpointError, convert_with_report, write_checkpoint
 from ..checkpoint.names import FLORENCE2_FUNCTION
 from ..checkpoint.read import FUNCTION_ENTRY
+from ..choices import MULTILABEL
 from ..counterparts import TIMM_DAVITS, NoCounterpartError, timm_counterpart
 from ..engine.load_model import LoadedModel, ModelOptions, load_model
 from ..files import write_bytes
@@ -266,6 +267,7 @@ def _config(loaded: LoadedModel, form: _Form, options: ExportOptions) -> dict[st
         "num_features": int(loaded.model.num_features),
         "global_pool": loaded.kwargs.get("global_pool", "avg"),
         **({"label_names": names} if names else {}),
+        **({"task": MULTILABEL} if loaded.is_multilabel else {}),
         **({"label_descriptions": descriptions} if descriptions else {}),
         **({"model_args": form.model_args} if form.model_args else {}),
         "pretrained_cfg": pretrained_cfg,

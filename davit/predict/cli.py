@@ -42,7 +42,7 @@ def _main(argv: Sequence[str] | None) -> list[Failure]:
         raise ValueError(f"--output_dir {folder} is a file; name a folder.")
     pictures = find_pictures(args.data, sys.stdin.buffer.read() if "-" in args.data else None)
     predictor = load_asked_for(args, given, NO_LONGER)
-    topk = min(args.topk, len(predictor.class_names))
+    topk = min(args.topk, len(predictor.class_names)) if predictor.thresholds is None or "topk" in given else None
     results = predictor.predict_each(pictures, topk, batch_size=args.batch_size, workers=usable_workers(args.workers))
     predictions: list[Prediction] = []
     failures: list[Failure] = []
@@ -61,7 +61,10 @@ def _main(argv: Sequence[str] | None) -> list[Failure]:
 
     # a bar and a table on one terminal would run into each other: the table waits
     stream = io.StringIO() if is_many and sys.stdout.isatty() and sys.stderr.isatty() else sys.stdout
-    write_results(watched(), args.format, stream, topk, width=shutil.get_terminal_size().columns)
+    is_multilabel = predictor.thresholds is not None
+    write_results(
+        watched(), args.format, stream, topk if not is_multilabel else None, width=shutil.get_terminal_size().columns
+    )
     if isinstance(stream, io.StringIO):
         sys.stdout.write(encodable(stream.getvalue(), sys.stdout.encoding))
         sys.stdout.flush()

@@ -47,7 +47,13 @@ def predict_parser() -> argparse.ArgumentParser:
         "line or separated by NUL, on standard input",
     )
     add("--format", choices=FORMATS, default="table", help="how to print; default: %(default)s")
-    add("--topk", **number("topk"), default=5, help="classes to name for each picture (default %(default)s)")
+    add(
+        "--topk",
+        **number("topk"),
+        default=5,
+        help="classes to name for each picture (default %(default)s); of several labels at most so many of those that "
+        "reach --threshold (default: all of them)",
+    )
     add("--class-map", default="", metavar="FILE|DIR", help="class names, one a line, or a data folder that has them")
     add(
         "--output_dir",

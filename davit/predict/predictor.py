@@ -19,6 +19,8 @@ from .names import class_names
 from .pictures import Picture, PictureSource
 from .result import Failure, Guess, Prediction
 
+DEFAULT_TOPK = 5  # classes that are named, where a picture has one
+
 
 class Predictor:
     """A model ready to classify; `load` makes one.
@@ -31,6 +33,8 @@ class Predictor:
         decoding: how files are decoded: their bands, and the range of values of more than 8 bits.
         transform: decoded picture -> (C, H, W), as `config` says.
         temperature: what logits are divided by before they become probabilities; 1 unless one was fitted or asked for.
+        thresholds: (num_classes,) from which probability on each of several classes is named; None where a picture has
+            one class.
     """
 
     def __init__(self, loaded: LoadedModel, names: Sequence[str], device: torch.device, precision: Precision) -> None:
@@ -41,6 +45,7 @@ class Predictor:
         self.decoding = loaded.decoding
         self.transform = loaded.transform()
         self.temperature = loaded.temperature
+        self.thresholds = loaded.thresholds
         self.device = device
         self._classifier = loaded.classifier
         self._precision = precision
@@ -50,18 +55,21 @@ class Predictor:
         return f"Predictor({self.name}, {len(self.class_names)} classes, {height}x{width}, {self.device})"
 
     @overload
-    def predict(self, pictures: Picture, topk: int = 5) -> Prediction: ...
+    def predict(self, pictures: Picture, topk: int | None = None) -> Prediction: ...
 
     @overload
-    def predict(self, pictures: list[Any] | tuple[Any, ...], topk: int = 5) -> list[Prediction]: ...
+    def predict(self, pictures: list[Any] | tuple[Any, ...], topk: int | None = None) -> list[Prediction]: ...
 
-    def predict(self, pictures: Picture | list[Any] | tuple[Any, ...], topk: int = 5) -> Prediction | list[Prediction]:
+    def predict(
+        self, pictures: Picture | list[Any] | tuple[Any, ...], topk: int | None = None
+    ) -> Prediction | list[Prediction]:
         """Classify one picture, or each of a list.
 
         Args:
             pictures: a path, a picture of Pillow's, the bytes of a file, an array (H, W[, 3 or 4]) of uint8, or a
                 list of such. For a model of C bands an array is (H, W, C) of any type.
-            topk: how many classes to name; all where there are fewer.
+            topk: how many classes to name at most; 5 where None. Of several classes a picture those that reach their
+                threshold, all of them where None.
 
         Raises:
             ValueError: a picture cannot be read (`BadImageError` for a file), or its outputs are not finite.
@@ -117,7 +125,7 @@ class Predictor:
             )
 
     def predict_each(
-        self, pictures: Sequence[Picture], topk: int = 5, *, batch_size: int = 32, workers: int = 0
+        self, pictures: Sequence[Picture], topk: int | None = None, *, batch_size: int = 32, workers: int = 0
     ) -> Iterator[Prediction | Failure]:
         """Classify pictures in order, as they are asked for; one that cannot be read gives a `Failure`.
 
@@ -164,17 +172,26 @@ class Predictor:
             if len(images_NCHW) == 1 or not is_out_of_memory(error):
                 raise
         else:
+            if self.thresholds is not None:
+                return logits_NK.float().sigmoid().cpu().clone()
             return (logits_NK.float() / self.temperature).softmax(dim=1).cpu().clone()
         return torch.cat([self._probabilities(half) for half in images_NCHW.chunk(2)])
 
-    def _result(self, file: str, probabilities_K: Tensor, topk: int) -> Prediction | Failure:
-        if topk < 1:
+    def _result(self, file: str, probabilities_K: Tensor, topk: int | None) -> Prediction | Failure:
+        if topk is not None and topk < 1:
             raise ValueError(f"topk={topk} is not a number of 1 or more.")
         if not torch.isfinite(probabilities_K).all():
             return Failure(file, "the model's outputs are not finite (are its weights damaged?)")
-        order = probabilities_K.argsort(descending=True, stable=True)[:topk].tolist()
-        guesses = tuple(Guess(index, self.class_names[index], probabilities_K[index].item()) for index in order)
-        return Prediction(file, guesses, probabilities_K)
+        order = probabilities_K.argsort(descending=True, stable=True)
+
+        def guess(index: int) -> Guess:
+            return Guess(index, self.class_names[index], probabilities_K[index].item())
+
+        if self.thresholds is None:
+            named = order[: DEFAULT_TOPK if topk is None else topk]
+        else:
+            named = order[(probabilities_K >= self.thresholds)[order]][:topk]
+        return Prediction(file, tuple(map(guess, named.tolist())), probabilities_K, guess(int(order[0])))
 
 
 def load(

@@ -10,18 +10,20 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from ..choices import TOPK_IDS
+from ..data.label_sets import SEPARATOR
 from ..files import write_bytes
 from ..text import as_line, as_utf8, encodable, fits
 from .result import EIGHTHS, Failure, Prediction, as_table
 
 
 def write_results(
-    results: Iterable[Prediction | Failure], form: str, stream: TextIO, topk: int, width: int = 80
+    results: Iterable[Prediction | Failure], form: str, stream: TextIO, topk: int | None, width: int = 80
 ) -> None:
     """Write results in a format of `FORMATS`, each as soon as it is known; json, which is one list, at the end.
 
-    csv has a row a picture: file, index_1, name_1, probability_1, index_2, ..., error. A table's bars are of ASCII
-    where the stream cannot take others.
+    csv has a row a picture: file, index_1, name_1, probability_1, index_2, ..., error. Without `topk`, for pictures of
+    several classes: path, labels and probabilities between semicolons, error; train.py reads that as data. A table's
+    bars are of ASCII where the stream cannot take others.
 
     Names may hold anything. In a table they are written by `davit.text.as_line`; in csv by `as_utf8`, or by `as_line`
     where the stream is a terminal; `davit.text.original` gives the file's name back. A json string is the name itself.
@@ -29,12 +31,16 @@ def write_results(
     if form == "json":
         stream.write(json.dumps([as_object(result) for result in results], indent=2) + "\n")
     elif form == "csv":
-        columns = [f"{what}_{rank}" for rank in range(1, topk + 1) for what in ("index", "name", "probability")]
-        rows = csv.DictWriter(stream, ["file", *columns, "error"], restval="", lineterminator="\n")
+        if topk is None:
+            header = ["path", "labels", "probabilities", "error"]
+        else:
+            columns = [f"{what}_{rank}" for rank in range(1, topk + 1) for what in ("index", "name", "probability")]
+            header = ["file", *columns, "error"]
+        rows = csv.DictWriter(stream, header, restval="", lineterminator="\n")
         rows.writeheader()
         write = as_line if stream.isatty() else as_utf8
         for result in results:
-            row = _as_row(result)
+            row = _as_row(result) if topk is not None else _as_labels(result)
             rows.writerow({key: encodable(write(value), stream.encoding) for key, value in row.items()})
     else:
         is_plain = not fits(EIGHTHS, getattr(stream, "encoding", None) or "ascii")
@@ -59,6 +65,14 @@ def _as_row(result: Prediction | Failure) -> dict[str, Any]:
         row[f"name_{rank}"] = guess.name
         row[f"probability_{rank}"] = f"{guess.probability:.6g}"
     return row
+
+
+def _as_labels(result: Prediction | Failure) -> dict[str, Any]:
+    if isinstance(result, Failure):
+        return {"path": result.file, "error": result.reason}
+    labels = SEPARATOR.join(guess.name for guess in result.guesses)
+    probabilities = SEPARATOR.join(f"{guess.probability:.6g}" for guess in result.guesses)
+    return {"path": result.file, "labels": labels, "probabilities": probabilities}
 
 
 def as_object(result: Prediction | Failure) -> dict[str, Any]:

@@ -15,7 +15,10 @@ _LEAST_NAME = 12
 
 @dataclass(frozen=True)
 class Guess:
-    """One class, and the probability that the model gives it, 0 to 1: its softmax at the predictor's temperature."""
+    """One class, and the probability that the model gives it, 0 to 1: its softmax at the predictor's temperature.
+
+    Of several classes a picture it is the sigmoid.
+    """
 
     index: int
     name: str
@@ -28,28 +31,32 @@ class Prediction:
 
     Attributes:
         file: the path, or which of the pictures given.
-        guesses: the most probable classes, the first first; equal ones by their index.
-        probabilities: (num_classes,) float32 on the CPU, of all classes.
+        guesses: the most probable classes, the first first; equal ones by their index. Of several classes a picture
+            those that reach their threshold: also none.
+        probabilities: (num_classes,) float32 on the CPU, of all classes; of several each by itself, else they add up
+            to 1.
+        first: the most probable class, whether it is among the guesses or not.
     """
 
     file: str
     guesses: tuple[Guess, ...]
     probabilities: Tensor = field(repr=False, compare=False)
+    first: Guess
 
     @property
     def index(self) -> int:
         """The most probable class."""
-        return self.guesses[0].index
+        return self.first.index
 
     @property
     def name(self) -> str:
         """The most probable class in words."""
-        return self.guesses[0].name
+        return self.first.name
 
     @property
     def probability(self) -> float:
         """The probability of the most probable class."""
-        return self.guesses[0].probability
+        return self.first.probability
 
     def __str__(self) -> str:
         return as_table(self)
@@ -70,6 +77,10 @@ def as_table(prediction: Prediction, width: int = 80, plain: bool = False) -> st
     """
     file, names = as_line(prediction.file), [as_line(guess.name) for guess in prediction.guesses]
     shares = [guess.probability for guess in prediction.guesses]
+    if not names:
+        first = prediction.first
+        most = f"the most probable is {as_line(first.name)}, {first.probability:.2%}"
+        return f"{file}\n  no class reaches its threshold; {most}"
     if len(names) == 1:
         return f"{shares[0]:7.2%}  {bar(shares[0], 10, plain)}  {names[0]}  {file}"
     length = max(4, min(_BAR, width - 13 - max(_LEAST_NAME, *map(len, names))))

@@ -40,7 +40,7 @@ class CorruptedDataset(PictureDataset):
     def __len__(self) -> int:
         return len(self.positions) * len(self.severities)
 
-    def __getitem__(self, index: int) -> tuple[Any, int]:
+    def __getitem__(self, index: int) -> tuple[Any, Any]:
         place, at = divmod(index, len(self.positions))
         position = self.positions[at]
         image, target = self.read(position, getattr(self.transform, "check", None))

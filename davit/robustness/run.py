@@ -142,6 +142,11 @@ def _run(args: argparse.Namespace, given: set[str], world: World) -> list[Row]:
     with in_step(world):
         name, file = _model_asked_for(args, given)
         loaded = load_model(name, file, options, world.device)
+        if loaded.is_multilabel:
+            raise ValueError(
+                "ImageNet's variants have one class a picture, and this model tells several; `davit validate` "
+                "measures it on data of its own."
+            )
     job = _Run(args, world, loaded, precision, model_classes(loaded.class_names, loaded.model.num_classes))
     with in_step(world):
         folders = find_variants(root)

@@ -62,8 +62,8 @@ def look(predictor: Predictor, picture: Picture, class_index: int | None = None)
     """
     prediction = predictor.predict(picture)  # which refuses what is too large
     image_CHW = predictor.transform(open_picture(picture, predictor.decoding))
-    others = [guess.index for guess in prediction.guesses if guess.index != class_index]
-    classes = ([class_index] if class_index is not None else []) + others
+    named = [guess.index for guess in prediction.guesses] or [prediction.index]
+    classes = ([class_index] if class_index is not None else []) + [one for one in named if one != class_index]
     image_1CHW = image_CHW[None].to(predictor.device)
     evidence = class_evidence(predictor.model, image_1CHW, classes[:_EVIDENCES])
     attention = attention_of(predictor.model, image_1CHW) if isinstance(predictor.model, DaViT) else None

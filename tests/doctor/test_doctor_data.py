@@ -91,6 +91,31 @@ def test_files_outside_of_classes_and_imbalance(folder: Path, caplog: pytest.Log
     assert caplog.records == []  # it is a finding instead
 
 
+def test_how_unbalanced_a_folder_is(folder: Path) -> None:
+    for number in range(2, 66):
+        picture(folder / "train" / "bee" / f"{number}.png", number)
+    ((level, subject, text),) = faults(examine(folder))
+    assert (level, subject) == ("warning", "train")
+    assert "2 to 66 a class" in text and "33 times" in text and "ant 2" in text
+    assert any("--class-weights auto" in finding.remedy for finding in examine(folder))
+
+
+def test_several_labels_are_counted(tmp_path: Path) -> None:
+    rows = ["path,labels"]
+    for split in ("train", "val"):
+        for number in range(24):
+            picture(tmp_path / split / f"{number}.png", number)
+            labels = ["ant"] if number else ["ant", "bee"]
+            rows.append(f"{split}/{number}.png,{';'.join(labels if number < 22 else [])}")
+    rows = [row.replace("ant;bee", "ant") if row.startswith("val") else row for row in rows]
+    (tmp_path / "labels.csv").write_text("\n".join(rows))
+    findings = examine(tmp_path)
+    (train,) = [finding for finding in findings if finding.subject == "train" and "labels a picture" in finding.text]
+    assert "1 to 22 a class" in train.text and "2 pictures without any" in train.text
+    assert any("bee" in text and "val" in text for _, subject, text in faults(findings) if subject == "classes")
+    assert "--task multilabel" in findings[-1].text
+
+
 def test_unreadable_files_are_named(folder: Path) -> None:
     (folder / "train" / "ant" / "0.png").write_bytes(b"")
     (folder / "val" / "bee" / "0.png").write_bytes(b"text")

@@ -6,6 +6,7 @@ import os
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
 import safetensors
 import safetensors.torch
@@ -338,3 +339,17 @@ print(by_timm, sum(guesses[0]["label"] == file.parent.name for guesses, file in 
         [PYTHON, "-c", script], check=True, cwd=tmp_path, env={**os.environ, "PYTHONPATH": ""}, stdout=subprocess.PIPE
     )
     assert run.stdout.decode().split() == [str(right)] * 2 and right > 180
+
+
+def test_an_export_of_several_labels_says_so(trained, tmp_path):
+    file, _ = trained()
+    state = torch.load(file, weights_only=True)
+    state["args"]["task"] = "multilabel"
+    torch.save(state, file)
+    export(file, tmp_path / "out", ExportOptions())
+    ours, theirs = davit.load(file), davit.load(tmp_path / "out")
+    assert theirs.thresholds.tolist() == [0.5] * len(NAMES)
+    picture = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+    one, two = (model.predict(picture).probabilities for model in (ours, theirs))
+    assert torch.allclose(one, two, atol=1e-5)
+    assert one.sum().item() != pytest.approx(1, abs=1e-3)
