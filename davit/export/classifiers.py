@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import platform
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,7 @@ from .. import __version__
 from ..checkpoint.read import sha256_of
 from ..engine.load_model import LoadedModel, ModelOptions, load_model
 from ..kernels import plain
-from ..model import DaViT
 from ..predict.names import class_names
-from ..pyramid import DaViTPyramid
 from ..runtimes import Metadata
 from .options import ExportOptions
 from .program import Program, Size

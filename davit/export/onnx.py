@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from contextlib import redirect_stdout
-from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from torch.export import Dim, export
 from ..runtimes import KEY, Metadata
 from .options import MOST_SIDE, ExportOptions
 from .program import Program, Save
+from .suppression import onnx_translations
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +55,7 @@ def build(program: Program, options: ExportOptions) -> Save:
             input_names=[INPUT],
             output_names=list(program.metadata.output_names),
             opset_version=options.opset,
+            custom_translation_table=onnx_translations(),
         )
     model = found.model_proto
 
