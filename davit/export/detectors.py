@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from .suppression import NONE, suppress
 
+_BOX_HEADS = ("BBoxHead", "ConvFCBBoxHead", "Shared2FCBBoxHead", "Shared4Conv1FCBBoxHead")
 _OUTSIDE = -1  # the label of a row without an object
 
 
@@ -255,7 +256,7 @@ class BoxHead(nn.Module):
         )
         if head.custom_cls_channels or head.custom_activation:
             raise ValueError(
-                f"a bbox_head with {type(head.loss_cls).__name__} has scores of its own: no export has them."
+                f"{type(head.loss_cls).__name__} gives a bbox_head scores of its own, which no export has."
             )
         if not (head.with_cls and head.with_reg):
             raise ValueError("a bbox_head without classes or without boxes (with_cls, with_reg) cannot be exported.")
@@ -388,8 +389,8 @@ def detector_graph(detector: Any, images: Normalised, *, raw: bool = False) -> t
     two_stages = hasattr(detector, "roi_head")
     if raw and two_stages:
         raise ValueError(
-            f"--raw: the second stage of {type(detector).__name__} reads what suppression leaves of the first, so there "
-            "are no raw outputs; RetinaNet has them."
+            f"`raw=True`: the second stage of {type(detector).__name__} reads what suppression leaves of the first, so "
+            "there are no raw outputs; RetinaNet has them."
         )
     found = ("boxes", "scores") if raw else ("boxes", "scores", "labels")
     if two_stages and detector.roi_head.with_mask:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import logging
+import importlib
 import platform
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .. import __version__
 from ..checkpoint.read import sha256_of
 from ..kernels import plain
 from ..pretrained import best_of_mm, folder_of
@@ -21,8 +21,7 @@ from .detectors import Normalised, detector_graph
 from .options import ExportOptions
 from .program import Outputs, Program, Size, largest_relative
 from .segmentors import segmentor_graph
-
-log = logging.getLogger(__name__)
+from .suppression import onnx_translations
 
 #: Of boxes, scores and masks, by their size; and the share of objects, or of pixels, that may differ by more.
 TOLERANCE = 1e-3
@@ -67,6 +66,10 @@ def openmmlab_program(config: str | Path, checkpoint: Path, options: ExportOptio
     predictor = Predictor(config, checkpoint, device="cpu")
     model: Any = plain(predictor.model).float().eval()
     is_segmentor = predictor.cfg.default_scope == "mmseg"
+    if options.fp16 and not is_segmentor:
+        raise ValueError(
+            "`fp16=True`: float16 has no room for the places of boxes; a detector is exported in float32."
+        )
     images, mean, std = _preparation(model.data_preprocessor, predictor.bands, is_segmentor)
     write = segmentor_graph if is_segmentor else detector_graph
     module, names = write(model, images, raw=options.raw)
@@ -102,7 +105,7 @@ def openmmlab_program(config: str | Path, checkpoint: Path, options: ExportOptio
         licence=options.licence,
         checkpoint=checkpoint.name,
         sha256=sha256_of(checkpoint),
-        davit=__version__,
+        davit=importlib.import_module("davit").__version__,
         versions={"python": platform.python_version(), "torch": torch.__version__},
         extra=facts,
     )
@@ -114,7 +117,8 @@ def openmmlab_program(config: str | Path, checkpoint: Path, options: ExportOptio
         SIZES,
         TOLERANCE,
         compare=compare,
-        images=blots(predictor.bands),
+        images=blots(predictor.bands, options.preprocess == "uint8"),
+        onnx_translations=onnx_translations(),
     )
 
 
@@ -164,9 +168,10 @@ def _resize_rule(steps: list[dict[str, Any]]) -> dict[str, Any] | None:
             continue
         usual = step.get("interpolation", "bilinear") == "bilinear" and step.get("backend", "cv2") == "cv2"
         if kind != "Resize" or rule is not None or not usual:
+            words = ", ".join(f"{name}={value!r}" for name, value in step.items() if name != "type")
             raise ValueError(
-                f"the test pipeline has {kind}({', '.join(f'{name}={value!r}' for name, value in step.items() if name != 'type')}), and an "
-                f"export knows one Resize with bilinear interpolation by cv2, {', '.join((*_LEFT_OUT, *_PACKED))}."
+                f"the test pipeline has {kind}({words}), and an export knows one Resize with bilinear interpolation by "
+                f"cv2, {', '.join((*_LEFT_OUT, *_PACKED))}."
             )
         scale, factor = step.get("scale"), step.get("scale_factor")
         scale = [scale, scale] if isinstance(scale, int) else scale
@@ -179,18 +184,16 @@ def _resize_rule(steps: list[dict[str, Any]]) -> dict[str, Any] | None:
     return rule
 
 
-def blots(bands: int) -> Any:
+def blots(bands: int, as_bytes: bool) -> Callable[[Size, torch.Generator], Tensor]:
     """Return what draws pictures for the check: coloured blots with sharp and soft edges, that heads react to."""
 
     def draw(size: Size, generator: torch.Generator) -> Tensor:
         batch, height, width = size
         coarse = torch.randn(batch, bands, -(-height // 24) + 1, -(-width // 24) + 1, generator=generator)
         soft = F.interpolate(coarse, (height, width), mode="bilinear", align_corners=False)
-        return (
-            soft
-            + F.interpolate(coarse.flip(2).sign(), (height, width))
-            + 0.2 * torch.randn(batch, bands, height, width, generator=generator)
-        )
+        sharp = F.interpolate(coarse.flip(2).sign(), (height, width))
+        drawn = soft + sharp + 0.2 * torch.randn(batch, bands, height, width, generator=generator)
+        return drawn.mul(50).add(120).round().clamp(0, 255).to(torch.uint8) if as_bytes else drawn
 
     return draw
 

@@ -1,7 +1,7 @@
 """Write a built segmentor of MMSegmentation as one module from pictures to a class for every pixel.
 
-The backbone, the neck and the decode head are taken as they are. Pooling to a fixed number of cells, which ONNX has for
-fixed sizes alone, becomes two products with matrices that are computed from the map's size.
+The backbone, the neck and the decode head are taken as they are. Pooling to a fixed number of cells, which ONNX has
+for fixed sizes alone, becomes two products with matrices that are computed from the map's size.
 """
 
 from __future__ import annotations
@@ -31,11 +31,9 @@ class CellMeans(nn.Module):
 
 def _cells(length: int, cells: int, like: Tensor) -> Tensor:
     """Return (cells, length): the share that each position has in the mean of each cell; cells may overlap by one."""
-    place = torch.arange(length, device=like.device)
-    first = torch.stack([torch.full_like(place[:1], cell * length // cells) for cell in range(cells)])
-    last = torch.stack(
-        [torch.full_like(place[:1], ((cell + 1) * length + cells - 1) // cells) for cell in range(cells)]
-    )
+    place, one = torch.arange(length, device=like.device), torch.ones(1, dtype=torch.int64, device=like.device)
+    first = torch.stack([one * (cell * length // cells) for cell in range(cells)])
+    last = torch.stack([one * (((cell + 1) * length + cells - 1) // cells) for cell in range(cells)])
     return ((place >= first) & (place < last)).to(like.dtype) / (last - first).to(like.dtype)
 
 
@@ -85,8 +83,8 @@ def segmentor_graph(segmentor: Any, images: Normalised, *, raw: bool = False) ->
     mode = segmentor.test_cfg.get("mode", "whole")
     if mode != "whole":
         raise ValueError(
-            f"model.test_cfg.mode={mode!r} cuts a picture into several, and an export computes it as a whole: pass "
-            "--cfg-options model.test_cfg.mode=whole if that is what you want."
+            f"model.test_cfg.mode={mode!r} cuts a picture into several, and an export computes it as a whole: set it to "
+            "'whole' in the config if that is what you want."
         )
     head = type(segmentor.decode_head)
     if not {"predict", "predict_by_feat"}.isdisjoint(_own_methods(head)):

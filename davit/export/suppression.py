@@ -58,6 +58,6 @@ def _suppress_in_onnx(boxes: Any, scores: Any, iou_threshold: float, limit: int)
     return op.ScatterND(left, places, op.GatherND(scores, places))
 
 
-def onnx_translations() -> dict[Callable[..., Any], Callable[..., Any]]:
+def onnx_translations() -> dict[Any, Callable[..., Any]]:
     """Return what ``torch.onnx.export(custom_translation_table=...)`` needs for the operators of this module."""
     return {torch.ops.davit.suppress.default: _suppress_in_onnx}

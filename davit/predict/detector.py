@@ -81,18 +81,11 @@ class ExportedDetector:
         except UnfitPictureError as error:
             message = f"{name}: {error}. Resize it, or leave it out."
             raise BadImageError(message, file=name, reason=str(error)) from error
-        outputs = dict(
-            zip(
-                self.model.output_names,
-                self.model(self._prepared(resize_bilinear(pixels, width, height))),
-                strict=True,
-            )
-        )
-        outputs = {key: value[0] for key, value in outputs.items()}
+        computed = self.model(self._prepared(resize_bilinear(pixels, width, height)))
+        outputs = {name: one[0] for name, one in zip(self.model.output_names, computed, strict=True)}
         if self.metadata.task == "segmentation":
-            return Segmentation(
-                shown, self._labels(outputs, (height, width), before[::-1]), self.classes, self._facts.palette
-            )
+            labels = self._labels(outputs, (height, width), before[::-1])
+            return Segmentation(shown, labels, self.classes, self._facts.palette)
         return self._detections(outputs, shown, before, (width, height))
 
     def _decoded(self, stored: Stored, name: str) -> tuple[NDArray[Any], NDArray[np.uint8]]:
