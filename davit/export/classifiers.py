@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from ..checkpoint import load_checkpoint, sha256_of
 from ..engine.load_model import LoadedModel, ModelOptions, load_model
 from ..kernels import plain
+from ..model import DaViT
 from ..predict.names import class_names
+from ..pyramid import DaViTPyramid
 from ..runtimes import Metadata
 from ..variants import VARIANTS
 from .options import ExportOptions

@@ -389,8 +389,8 @@ def detector_graph(detector: Any, images: Normalised, *, raw: bool = False) -> t
     two_stages = hasattr(detector, "roi_head")
     if raw and two_stages:
         raise ValueError(
-            f"`raw=True`: the second stage of {type(detector).__name__} reads what suppression leaves of the first, so "
-            "there are no raw outputs; RetinaNet has them."
+            f"`raw=True`: the second stage of {type(detector).__name__} reads what suppression leaves of the first, "
+            "so there are no raw outputs; RetinaNet has them."
         )
     found = ("boxes", "scores") if raw else ("boxes", "scores", "labels")
     if two_stages and detector.roi_head.with_mask:

@@ -68,7 +68,7 @@ def openmmlab_program(config: str | Path, checkpoint: Path, options: ExportOptio
     is_segmentor = predictor.cfg.default_scope == "mmseg"
     if options.fp16 and not is_segmentor:
         raise ValueError(
-            "`fp16=True`: float16 has no room for the places of boxes; a detector is exported in float32."
+            "`fp16=True`: float16 has no room for places of boxes; a detector is exported in float32."
         )
     images, mean, std = _preparation(model.data_preprocessor, predictor.bands, is_segmentor)
     write = segmentor_graph if is_segmentor else detector_graph
@@ -170,8 +170,8 @@ def _resize_rule(steps: list[dict[str, Any]]) -> dict[str, Any] | None:
         if kind != "Resize" or rule is not None or not usual:
             words = ", ".join(f"{name}={value!r}" for name, value in step.items() if name != "type")
             raise ValueError(
-                f"the test pipeline has {kind}({words}), and an export knows one Resize with bilinear interpolation by "
-                f"cv2, {', '.join((*_LEFT_OUT, *_PACKED))}."
+                f"the test pipeline has {kind}({words}), and an export knows one bilinear Resize by cv2, "
+                f"{', '.join((*_LEFT_OUT, *_PACKED))}."
             )
         scale, factor = step.get("scale"), step.get("scale_factor")
         scale = [scale, scale] if isinstance(scale, int) else scale
@@ -211,7 +211,7 @@ def detections_differ(found: Outputs, wanted: Outputs) -> float:
     """Return by how much detections differ: boxes by the longest side, scores and masks as they are.
 
     Each object is compared with the one of the other list that is most like it, whatever their order, as objects of
-    equal scores may change places. One object in a hundred may have no counterpart, if its score is close to the limit.
+    equal scores may change places. One object in a hundred may have no counterpart: its score may be close to the limit.
     """
     worst = 0.0
     for picture in range(wanted[0].shape[0]):

@@ -83,8 +83,8 @@ def segmentor_graph(segmentor: Any, images: Normalised, *, raw: bool = False) ->
     mode = segmentor.test_cfg.get("mode", "whole")
     if mode != "whole":
         raise ValueError(
-            f"model.test_cfg.mode={mode!r} cuts a picture into several, and an export computes it as a whole: set it to "
-            "'whole' in the config if that is what you want."
+            f"model.test_cfg.mode={mode!r} cuts a picture into several, and an export computes it as a whole: set it "
+            "to 'whole' in the config if that is what you want."
         )
     head = type(segmentor.decode_head)
     if not {"predict", "predict_by_feat"}.isdisjoint(_own_methods(head)):
