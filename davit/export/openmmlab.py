@@ -67,9 +67,7 @@ def openmmlab_program(config: str | Path, checkpoint: Path, options: ExportOptio
     model: Any = plain(predictor.model).float().eval()
     is_segmentor = predictor.cfg.default_scope == "mmseg"
     if options.fp16 and not is_segmentor:
-        raise ValueError(
-            "`fp16=True`: float16 has no room for places of boxes; a detector is exported in float32."
-        )
+        raise ValueError("`fp16=True`: float16 has no room for places of boxes; a detector is exported in float32.")
     images, mean, std = _preparation(model.data_preprocessor, predictor.bands, is_segmentor)
     write = segmentor_graph if is_segmentor else detector_graph
     module, names = write(model, images, raw=options.raw)
@@ -118,6 +116,7 @@ def openmmlab_program(config: str | Path, checkpoint: Path, options: ExportOptio
         TOLERANCE,
         compare=compare,
         images=blots(predictor.bands, options.preprocess == "uint8"),
+        is_proven=False,
         onnx_translations=onnx_translations(),
     )
 
@@ -211,7 +210,7 @@ def detections_differ(found: Outputs, wanted: Outputs) -> float:
     """Return by how much detections differ: boxes by the longest side, scores and masks as they are.
 
     Each object is compared with the one of the other list that is most like it, whatever their order, as objects of
-    equal scores may change places. One object in a hundred may have no counterpart: its score may be close to the limit.
+    equal scores may change places. One object in a hundred may have no counterpart, with a score close to the limit.
     """
     worst = 0.0
     for picture in range(wanted[0].shape[0]):

@@ -114,6 +114,11 @@ def traced(program: Program) -> ExportedProgram:
         if size is not None:
             return export(program.module, (image,))
         try:
+            if not program.is_proven:
+                axes = dict.fromkeys(free, Dim.DYNAMIC)
+                return export(
+                    program.module, (image,), dynamic_shapes=(axes,), prefer_deferred_runtime_asserts_over_guards=True
+                )
             return export(program.module, (image,), dynamic_shapes=(free,))
         except Exception as error:  # torch's errors of this have no common type
             text = " ".join(str(error).split())
