@@ -201,6 +201,7 @@ NUMBERS: dict[str, Limits] = {
     "input_size": Limits(1, 2**20, whole=True, nargs=3, fits=_is_picture),
     "input": Limits(1, 2**20, whole=True, nargs=3, fits=_is_picture),
     "shape": Limits(1, MOST_SIDE, whole=True, nargs="+", fits=_one_or_two),
+    "tolerance": Limits(1e-9, 1.0),
     "in_chans": _count(1, 4096),
     "bit_depth": _count(1, 32),
     "percentiles": Limits(0, 100, nargs=2, fits=_rising),

@@ -35,6 +35,7 @@ COMMANDS = {
     "embed": ("davit.embed.__main__", "main"),
     "checkpoint": ("davit.checkpoint.__main__", "main"),
     "robustness": ("davit.robustness.__main__", "main"),
+    "export": ("davit.export.__main__", "main"),
     "nonfinite": ("davit.engine.nonfinite", "main"),
     "mm train": ("davit.openmmlab.cli", "train_main"),
     "mm test": ("davit.openmmlab.cli", "test_main"),

@@ -116,8 +116,9 @@ def _other_kind(start: bytes, suffix: str = "") -> str:
         )
     if suffix == ".onnx" or (start[:1] == b"\x08" and start[2:3] in (b"\x12", b"\x3a", b"\x1a")):
         return (
-            "is an ONNX model: a graph whose weights have lost their names; load the model that it was exported from, "
-            f"and save its weights: {_TORCH_SAVE}."
+            "is an ONNX model: a program, whose weights are not read as a checkpoint's; run one of `davit.export` by "
+            "davit.runtimes.open_exported, and for weights give the checkpoint that it was exported from "
+            f"({_TORCH_SAVE})."
         )
     if start.startswith(b"\x89HDF"):
         return (
@@ -169,7 +170,8 @@ def _check_zip(path: Path) -> None:
     ):
         if member in members:
             raise CheckpointError(
-                f"{path} is a program saved by {kind}, not only weights, so it is not opened here; if you trust it, "
+                f"{path} is a program saved by {kind}, not only weights, so it is not opened here (one of "
+                "`davit.export` by davit.runtimes.open_exported); if you trust it, "
                 f"save its weights: torch.save({weights}, 'weights.pth')."
             )
     if "data.pkl" not in members:

@@ -23,6 +23,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _main(arguments: Sequence[str] | None) -> None:
     args, given = export_parser().parse_args(arguments), given_flags(export_parser, arguments)
+    if args.pretrained and (args.checkpoint or not args.model):
+        raise ValueError("`pretrained=True` is for the published weights of `model=NAME`, without a CHECKPOINT.")
+    if not (args.pretrained or args.checkpoint):
+        raise ValueError("give a CHECKPOINT and OUT, or `model=NAME`, `pretrained=True` and OUT.")
     names = ModelOptions.__dataclass_fields__
     options = ExportOptions(
         to=args.to,
@@ -34,10 +38,17 @@ def _main(arguments: Sequence[str] | None) -> None:
         preprocess="uint8" if args.preprocess else "none",
         layout=args.layout,
         fp16=args.fp16,
+        fixed=args.fixed,
+        batch=args.batch,
+        opset=int(args.opset),
+        check=not args.no_check,
+        tolerance=args.tolerance,
+        class_map=args.class_map or None,
+        licence=args.license,
         overwrite=args.overwrite,
     )
     exported = export(args.checkpoint, args.out, options)
-    sys.stdout.write(without_controls(f"{args.checkpoint or args.model} -> {exported.path}\n{exported.files}\n"))
+    sys.stdout.write(without_controls(f"{args.checkpoint or args.model} -> {exported.path}\n{exported}\n"))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,8 @@ import argparse
 
 from ..commands import command_name
 from ..engine.flags import export_flags
-from .options import FORMATS, LAYOUTS
+from ..limits import number
+from .options import FORMATS, LAYOUTS, OPSETS
 
 
 def export_parser() -> argparse.ArgumentParser:
@@ -25,12 +26,26 @@ def export_parser() -> argparse.ArgumentParser:
     add = parser.add_argument_group("export").add_argument
     add("--to", choices=list(FORMATS), help="the format (default: by OUT's suffix)")
     add("--pretrained", action="store_true", help="the published weights of --model, in place of a CHECKPOINT")
-    add("--features", action="store_true", help="what the model hands to its last layer, in place of logits")
-    add("--pyramid", action="store_true", help="the four maps of a backbone, c2 to c5, in place of logits")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument(
+        "--features", action="store_true", help="what the model hands to its last layer, in place of logits"
+    )
+    what.add_argument(
+        "--pyramid", action="store_true", help="the four maps of a backbone, c2 to c5, in place of logits"
+    )
     add("--config", metavar="FILE", help="of a detector or segmentor (MMDetection, MMSegmentation): its config")
     add("--raw", action="store_true", help="boxes and scores before suppression; of a segmentor logits, not labels")
     add("--preprocess", action="store_true", help="normalise in the program: it takes uint8, RGB for three bands")
     add("--layout", choices=LAYOUTS, default="NCHW", help="of the program's input (default %(default)s)")
     add("--fp16", action="store_true", help="weights and computation in float16; inputs and outputs stay float32")
+    add("--fixed", action="store_true", help="for one size (--img-size) and batch; .pte and .mlpackage always are")
+    add("--batch", **number("batch_size"), default=1, help="pictures of a program for one size (default %(default)s)")
+    add("--opset", choices=[str(one) for one in OPSETS], default=str(OPSETS[0]), help="of ONNX (default %(default)s)")
+    add(
+        "--tolerance", **number("tolerance"), help="largest difference from PyTorch, of the largest value of an output"
+    )
+    add("--no-check", action="store_true", help="do not compare with PyTorch; the file says that it was not checked")
+    add("--class-map", default="", metavar="FILE|DIR", help="class names, one a line, or a data folder that has them")
+    add("--license", default="", metavar="ID", help="of the weights, such as mit; default: the model's")
     add("--overwrite", action="store_true", help="replace a file that is there")
     return parser

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from contextlib import nullcontext, redirect_stdout
 from io import StringIO
 from pathlib import Path
@@ -17,8 +16,6 @@ from .onnx_windows import TRANSLATIONS, exact_windows
 from .options import ExportOptions
 from .program import Program, Save
 from .tracing import axes_of, fixed_size, quiet, traced
-
-log = logging.getLogger(__name__)
 
 INPUT = "images"
 _MOST_INSIDE = 2_000_000_000  # bytes of weights that a file of ONNX (protobuf) holds; more lie beside it
@@ -59,6 +56,7 @@ def write(model: onnx.ModelProto, path: Path) -> None:
 def translated(program: Program, opset: int) -> onnx.ModelProto:
     """Translate a program to an ONNX model without metadata, its axes named."""
     is_fixed = fixed_size(program) is not None
+    translations: dict[Any, Any] = {**TRANSLATIONS, **program.onnx_translations}
     with nullcontext() if is_fixed else exact_windows():
         graph = traced(program)
     with redirect_stdout(StringIO()), quiet():  # its progress
@@ -71,7 +69,7 @@ def translated(program: Program, opset: int) -> onnx.ModelProto:
             input_names=[INPUT],
             output_names=list(program.metadata.output_names),
             opset_version=opset,
-            custom_translation_table={**TRANSLATIONS, **program.onnx_translations},
+            custom_translation_table=translations,
         )
     model: onnx.ModelProto = found.model_proto
     _strip(model)

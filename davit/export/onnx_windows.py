@@ -98,7 +98,7 @@ def _onnx_unpartition(x_MNC: Any, like_BHWC: Any, window: int) -> Any:
     return op.Slice(x, _ints(0, 0), size, _ints(1, 2))
 
 
-TRANSLATIONS = {
+TRANSLATIONS: dict[Any, Any] = {
     torch.ops.davit_export.partition.default: _onnx_partition,
     torch.ops.davit_export.unpartition.default: _onnx_unpartition,
 }

@@ -26,6 +26,7 @@ from .suppression import onnx_translations
 #: Of boxes, scores and masks, by their size; and the share of objects, or of pixels, that may differ by more.
 TOLERANCE = 1e-3
 SIZES: tuple[Size, ...] = ((1, 128, 96), (2, 61, 131), (1, 224, 160))
+SUPPRESSING = ("onnx", "openvino", "tensorrt")  # formats whose operators have NonMaxSuppression
 _LEFT_OUT = ("LoadAnnotations", "LoadPanopticAnnotations")
 _PACKED = ("PackDetInputs", "PackSegInputs")
 
@@ -49,7 +50,7 @@ def of_openmmlab(source: str | Path | None, options: ExportOptions) -> tuple[str
     return configs[0], best
 
 
-def openmmlab_program(config: str | Path, checkpoint: Path, options: ExportOptions) -> Program:
+def openmmlab_program(config: str | Path, checkpoint: Path, options: ExportOptions, to: str = "onnx") -> Program:
     """Build a detector or segmentor and make its program.
 
     Raises:
@@ -66,6 +67,11 @@ def openmmlab_program(config: str | Path, checkpoint: Path, options: ExportOptio
     predictor = Predictor(config, checkpoint, device="cpu")
     model: Any = plain(predictor.model).float().eval()
     is_segmentor = predictor.cfg.default_scope == "mmseg"
+    if not (is_segmentor or options.raw) and to not in SUPPRESSING:
+        raise ValueError(
+            f"`to={to}` has no operator that suppresses overlapping boxes: choose from {', '.join(SUPPRESSING)}, or, for "
+            "RetinaNet, `raw=True`."
+        )
     if options.fp16 and not is_segmentor:
         raise ValueError("`fp16=True`: float16 has no room for places of boxes; a detector is exported in float32.")
     images, mean, std = _preparation(model.data_preprocessor, predictor.bands, is_segmentor)

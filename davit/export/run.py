@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 import logging
+import resource
 import shutil
+import sys
 import tempfile
 import time
 from dataclasses import dataclass, replace
@@ -17,7 +19,7 @@ from ..text import install_extra
 from .check import check, fitting_sizes
 from .classifiers import classifier_program
 from .openmmlab import of_openmmlab, openmmlab_program
-from .options import FORMATS, ExportOptions
+from .options import FORMATS, OPSETS, ExportOptions
 from .program import Program, Save
 from .tracing import wrapped
 
@@ -31,12 +33,35 @@ class Exported:
     Attributes:
         files: name to size in bytes.
         seconds: that the export took, its check included.
+        memory: the most bytes that the process had in memory until now.
     """
 
     path: Path
     metadata: Metadata
     files: dict[str, int]
     seconds: float
+    memory: int
+
+    def __str__(self) -> str:
+        sizes = ", ".join(f"{name} ({size / 1e6:.2f} MB)" for name, size in self.files.items())
+        found = [one["difference"] for one in self.metadata.differences]
+        checked = (
+            f"differs from PyTorch by at most {max(found):.2g} of the largest value, at {len(found)} sizes"
+            if found
+            else f"not compared with PyTorch: {self.metadata.unchecked}"
+        )
+        takes = self.metadata
+        axes = ", ".join(
+            f"{axis} {least}{'' if least == most else ' or more' if most is None else f' to {most}'}"
+            for axis, (least, most) in takes.axes.items()
+        )
+        return (
+            f"{takes.model}, {takes.task}, {takes.precision}: {sizes}; {checked}.\n"
+            f"It takes {takes.bands} bands in {takes.layout}, "
+            f"{'uint8' if takes.preprocess == 'uint8' else 'normalised float32'}: {axes}. Resize and crop outside "
+            f"({takes.crop_mode}, {takes.crop_pct:g}, {takes.interpolation}).\n"
+            f"It took {self.seconds:.0f} s, and {self.memory / 1e9:.2f} GB of memory at most."
+        )
 
 
 def export(source: str | Path | None, out: str | Path, options: ExportOptions | None = None) -> Exported:
@@ -53,14 +78,16 @@ def export(source: str | Path | None, out: str | Path, options: ExportOptions | 
     """
     options, out = options or ExportOptions(), Path(out)
     check_destination(out, options)
-    return write_program(program_of(source, options), out, options)
+    return write_program(program_of(source, options, out), out, options)
 
 
-def program_of(source: str | Path | None, options: ExportOptions) -> Program:
+def program_of(source: str | Path | None, options: ExportOptions, out: Path) -> Program:
     """Make the program of a checkpoint: of a detector or segmentor where there is a config, else of a classifier."""
     found = of_openmmlab(source, options)
     if found is not None:
-        return openmmlab_program(*found, options)
+        if options.task != "classification" or options.model:
+            raise ValueError("a detector or segmentor is what its config says: leave out the flags of a classifier.")
+        return openmmlab_program(*found, options, options.format_for(out))
     if options.raw:
         raise ValueError("`raw=True` is for detectors and segmentors, which are exported with a `config`.")
     return classifier_program(source, options)
@@ -90,7 +117,8 @@ def write_program(program: Program, out: Path, options: ExportOptions) -> Export
             f"`to={to}` needs {(error.name or '').partition('.')[0]}, which is not installed: "
             f"{install_extra(form.extra)}"
         ) from error
-    program = module.prepared(wrapped(program, options), options).described(format=to)
+    _warn_of_unused(options, to)
+    program = module.prepared(wrapped(program, options, to), options).described(format=to)
     program = replace(program, sizes=fitting_sizes(program))
     save: Save = module.build(program, options)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.", suffix=".partial", dir=out.parent) as folder:
@@ -105,7 +133,22 @@ def write_program(program: Program, out: Path, options: ExportOptions) -> Export
             log.warning("%s is not compared with PyTorch: %s.", out.name, reason)
         save(metadata, partial)
         files = _put_in_place(partial, out)
-    return Exported(out, metadata, files, time.perf_counter() - start)
+    return Exported(out, metadata, files, time.perf_counter() - start, peak_memory())
+
+
+def _warn_of_unused(options: ExportOptions, to: str) -> None:
+    if options.batch != 1 and FORMATS[to].is_dynamic and not options.fixed:
+        log.warning("--batch %d does nothing without --fixed: %s takes any number of pictures.", options.batch, to)
+    if options.opset != OPSETS[0] and to not in ("onnx", "openvino", "tensorrt"):
+        log.warning("--opset %d does nothing for %s.", options.opset, to)
+    if options.class_map and options.task != "classification":
+        log.warning("--class-map does nothing for %s.", options.task)
+
+
+def peak_memory() -> int:
+    """Return the most bytes that this process has had in memory."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def _put_in_place(partial: Path, out: Path) -> dict[str, int]:
