@@ -69,8 +69,8 @@ def openmmlab_program(config: str | Path, checkpoint: Path, options: ExportOptio
     is_segmentor = predictor.cfg.default_scope == "mmseg"
     if not (is_segmentor or options.raw) and to not in SUPPRESSING:
         raise ValueError(
-            f"`to={to}` has no operator that suppresses overlapping boxes: choose from {', '.join(SUPPRESSING)}, or, for "
-            "RetinaNet, `raw=True`."
+            f"`to={to}` has no operator that suppresses overlapping boxes: choose from {', '.join(SUPPRESSING)}, or "
+            "`raw=True` for RetinaNet."
         )
     if options.fp16 and not is_segmentor:
         raise ValueError("`fp16=True`: float16 has no room for places of boxes; a detector is exported in float32.")
