@@ -348,3 +348,46 @@ def test_the_command_writes_a_segmentor_of_any_size(segmentor_weights: Path, tmp
         one, other = opened.predict(picture), theirs.predict(picture)
         assert one.labels.shape == size[::-1]
         assert (one.labels != other.labels).mean() <= 1e-3
+
+
+def average_precision(predictor: Any, data: Path, kinds: tuple[str, ...]) -> list[float]:
+    """AP50 of each kind by COCO's evaluation, over the held-out scenes."""
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    truth = COCO(str(data / "annotations" / "instances_val2017.json"))
+    rows = []
+    for number, image in truth.imgs.items():
+        for one in predictor.predict(data / "val2017" / image["file_name"]).to_json()["objects"]:
+            x1, y1, x2, y2 = one["box"]
+            row = {"image_id": number, "category_id": int(one["class"]) + 1, "score": one["score"]}
+            rows.append({**row, "bbox": [x1, y1, x2 - x1, y2 - y1], "segmentation": one["mask"]})
+    found = []
+    for kind in kinds:
+        evaluation = COCOeval(truth, truth.loadRes(rows), kind)
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+        found.append(float(evaluation.stats[1]))
+    return found
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+def test_a_trained_detector_loses_no_precision(tmp_path: Path) -> None:
+    """Boxes and masks of an export are within 0.002 of the checkpoint's AP50 on held-out scenes."""
+    from davit.data import write_scenes
+    from davit.export.__main__ import main
+    from davit.openmmlab.cli import train_main
+
+    data, config_file = write_scenes(tmp_path / "scenes"), DET / "davit_nano_maskrcnn_digits.py"
+    words = [config_file, "--data-root", data, "--work-dir", tmp_path / "run", "--seed", "0", "--no-validate"]
+    assert train_main([*map(str, words), "--cfg-options", "train_cfg.max_epochs=1"]) == 0
+    assert main([str(tmp_path / "run"), str(tmp_path / "model.onnx")]) == 0
+    theirs = Predictor(config_file, tmp_path / "run" / "epoch_1.pth", 0.0, "cpu")
+    ours = ExportedDetector(tmp_path / "model.onnx", 0.0)
+    kinds = ("bbox", "segm")
+    wanted = average_precision(theirs, data, kinds)
+    assert min(wanted) > 0.01, "nothing was learned, so nothing is compared"
+    for one, other in zip(average_precision(ours, data, kinds), wanted, strict=True):
+        assert abs(one - other) <= 0.002
