@@ -7,7 +7,9 @@ from typing import Any
 
 from . import predict
 from .checkpoint import CheckpointError
+from .predict.detector import TASKS, ExportedDetector
 from .pretrained import best_of_mm, folder_of
+from .runtimes import is_exported, open_exported
 from .text import install_extra, some
 
 _OPTIONS = ("device", "score_threshold")  # of a detector or segmentor
@@ -35,17 +37,39 @@ def load(
             segmentor score_threshold alone.
 
     Returns:
-        A `davit.predict.Predictor`; for the folder of a detector or segmentor a `davit.openmmlab.predictor.Predictor`.
+        A `davit.predict.Predictor`; for the folder of a detector or segmentor a `davit.openmmlab.predictor.Predictor`,
+        and for an exported one a `davit.predict.detector.ExportedDetector`.
 
     Raises:
         ValueError: the checkpoint, the model and the options do not fit one another; an option is unknown.
         PretrainedError: weights of the hub could not be fetched.
     """
+    if checkpoint is not None and is_exported(checkpoint):
+        given = {"model": model, "names": names, "device": device, **options}
+        found = _exported(checkpoint, {name: one for name, one in given.items() if one is not None})
+        if found is not None:
+            return found
     folder = folder_of(checkpoint)
     if folder is not None and (best := best_of_mm(folder)) is not None and (configs := sorted(folder.glob("*.py"))):
         given = {"model": model, "names": names, "device": device, **options}
         return _load_detector(folder, best, configs, {name: one for name, one in given.items() if one is not None})
     return predict.load(checkpoint, model, device=device, names=names, **options)
+
+
+def _exported(file: str | Path, options: dict[str, Any]) -> Any:
+    """Open an exported detector or segmentor; None for other exports."""
+    opened = open_exported(file, threads=options.get("threads"))
+    if opened.metadata.task not in TASKS:
+        return None
+    device = options.pop("device", "auto")
+    if unknown := sorted(set(options).difference(("score_threshold", "threads"))):
+        raise ValueError(
+            f"{file} is an exported detector or segmentor: load() takes score_threshold and threads for it, not "
+            f"{', '.join(unknown)}."
+        )
+    if device not in ("auto", "cpu"):
+        raise ValueError(f"device={device!r}: an exported model runs on the CPU; leave device out.")
+    return ExportedDetector(opened, options.get("score_threshold", 0.3))
 
 
 def _load_detector(folder: Path, best: Path, configs: list[Path], options: dict[str, Any]) -> Any:

@@ -136,9 +136,9 @@ def _listed(place: Path, input_key: str | None, target_key: str | None) -> tuple
     if kind not in ("folder", "csv"):
         raise DataError(f"{place} holds {kind} files; a folder of class folders or a csv is parted")
     dataset = open_dataset(place, ".", input_key=input_key, target_key=target_key)
-    source, class_names = dataset.source, dataset.class_names
-    assert isinstance(source, Files)
-    return source, [class_names[target] for target in source.targets()]
+    source, class_names, targets = dataset.source, dataset.class_names, dataset.source.targets()
+    assert isinstance(source, Files) and targets is not None
+    return source, [class_names[target] for target in targets]
 
 
 def _check_out(place: Path, out: Path) -> None:

@@ -33,6 +33,8 @@ def export_parser() -> argparse.ArgumentParser:
     what.add_argument(
         "--pyramid", action="store_true", help="the four maps of a backbone, c2 to c5, in place of logits"
     )
+    add("--config", metavar="FILE", help="of a detector or segmentor (MMDetection, MMSegmentation): its config")
+    add("--raw", action="store_true", help="boxes and scores before suppression; of a segmentor logits, not labels")
     add("--preprocess", action="store_true", help="normalise in the program: it takes uint8, RGB for three bands")
     add("--layout", choices=LAYOUTS, default="NCHW", help="of the program's input (default %(default)s)")
     add("--fp16", action="store_true", help="weights and computation in float16; inputs and outputs stay float32")

@@ -53,6 +53,8 @@ class ExportOptions:
         model: the architecture; None leaves it to the checkpoint.
         model_options: how it is built and how pictures are prepared: the arguments of
             `davit.engine.load_model.ModelOptions`.
+        config: of a detector's or segmentor's checkpoint (MMDetection, MMSegmentation); a work folder has its own.
+        raw: of a detector, boxes and scores before suppression; of a segmentor, logits in place of labels.
         preprocess: "uint8" puts the normalisation into the program, which then takes bytes.
         layout: of the program's input, NCHW or NHWC.
         fp16: weights and computation in float16; inputs and outputs stay float32.
@@ -70,6 +72,8 @@ class ExportOptions:
     task: str = "classification"
     model: str | None = None
     model_options: Mapping[str, Any] = field(default_factory=dict)
+    config: str | None = None
+    raw: bool = False
     preprocess: str = "none"
     layout: str = "NCHW"
     fp16: bool = False

@@ -49,6 +49,8 @@ class Program:
         compare: outputs of the export, outputs of PyTorch -> difference.
         images: makes the input of the check from a size and a generator; None for random values.
         reference: what the export is compared with where that is not `module` itself.
+        is_proven: whether torch.export must prove that the graph holds for all sizes; False leaves it to the check, as
+            heads of many levels ask for more than it can prove.
         onnx_translations: what the module's own operators are in ONNX, for torch.onnx's `custom_translation_table`.
     """
 
@@ -63,6 +65,7 @@ class Program:
     compare: Callable[[Outputs, Outputs], float] = largest_relative
     images: Callable[[Size, torch.Generator], Tensor] | None = None
     reference: nn.Module | None = None
+    is_proven: bool = True
     onnx_translations: Mapping[Any, Any] = field(default_factory=dict)
 
     def draw(self, size: Size, generator: torch.Generator) -> Tensor:

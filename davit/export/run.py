@@ -18,6 +18,7 @@ from ..runtimes import Metadata
 from ..text import install_extra
 from .check import check, fitting_sizes
 from .classifiers import classifier_program
+from .openmmlab import of_openmmlab, openmmlab_program
 from .options import FORMATS, OPSETS, ExportOptions
 from .program import Program, Save
 from .tracing import wrapped
@@ -64,7 +65,7 @@ class Exported:
 
 
 def export(source: str | Path | None, out: str | Path, options: ExportOptions | None = None) -> Exported:
-    """Export a classifier's checkpoint, its features or its pyramid to a runtime's format.
+    """Export a checkpoint to a runtime's format: a classifier, its features or pyramid, a detector, a segmentor.
 
     Args:
         source: any that `davit.pretrained.resolve` takes; None for the published weights of `options.model`.
@@ -77,7 +78,19 @@ def export(source: str | Path | None, out: str | Path, options: ExportOptions | 
     """
     options, out = options or ExportOptions(), Path(out)
     check_destination(out, options)
-    return write_program(classifier_program(source, options), out, options)
+    return write_program(program_of(source, options, out), out, options)
+
+
+def program_of(source: str | Path | None, options: ExportOptions, out: Path) -> Program:
+    """Make the program of a checkpoint: of a detector or segmentor where there is a config, else of a classifier."""
+    found = of_openmmlab(source, options)
+    if found is not None:
+        if options.task != "classification" or options.model:
+            raise ValueError("a detector or segmentor is what its config says: leave out the flags of a classifier.")
+        return openmmlab_program(*found, options, options.format_for(out))
+    if options.raw:
+        raise ValueError("`raw=True` is for detectors and segmentors, which are exported with a `config`.")
+    return classifier_program(source, options)
 
 
 def check_destination(out: Path, options: ExportOptions) -> str:

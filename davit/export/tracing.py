@@ -115,6 +115,11 @@ def traced(program: Program) -> ExportedProgram:
     with torch.no_grad(), quiet():
         if size is not None:
             return export(program.module, (image,))
+        if not program.is_proven:
+            axes = dict.fromkeys(free, Dim.DYNAMIC)
+            return export(
+                program.module, (image,), dynamic_shapes=(axes,), prefer_deferred_runtime_asserts_over_guards=True
+            )
         for strict in (False, True):  # torch 2.11 proves free sizes in the strict mode alone
             try:
                 return export(program.module, (image,), dynamic_shapes=(free,), strict=strict)

@@ -12,7 +12,9 @@ from ..commands import command_name, run_cli
 from ..data import BadImageError
 from ..files import write_bytes
 from ..limits import number
+from ..predict.detector import ExportedDetector
 from ..predict.pictures import distinct_names, find_pictures
+from ..runtimes import is_exported
 from ..text import as_line, some
 from .config import add_config_argument, add_override_arguments, faults_named, load_config
 from .predictor import Predictor
@@ -28,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = ArgumentParser(prog=command_name(), description="Draw what a detector or segmentor finds.")
     parser.add_argument("picture", help="a picture, or a folder with all that is below it")
     add_config_argument(parser)
-    parser.add_argument("checkpoint")
+    parser.add_argument("checkpoint", help="its weights, or an export (python -m davit.export), which needs no config")
     parser.add_argument("--out-dir", default="outputs", metavar="DIR", help="drawn pictures and predictions.json")
     parser.add_argument(
         "--score-thr", "--pred-score-thr", **number("score_thr"), default=0.3, help="least score of a detection"
@@ -47,9 +49,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _work(args: Namespace) -> None:
     files = _pictures(args.picture)
-    cfg = load_config(args)
-    with faults_named(args, building=True):
-        predictor = Predictor(cfg, args.checkpoint, args.score_thr, args.device)
+    predictor: Predictor | ExportedDetector
+    if is_exported(args.checkpoint):
+        log.info("%s is exported, and says by itself what %s does; it runs on the CPU.", args.checkpoint, args.config)
+        predictor = ExportedDetector(args.checkpoint, args.score_thr)
+    else:
+        cfg = load_config(args)
+        with faults_named(args, building=True):
+            predictor = Predictor(cfg, args.checkpoint, args.score_thr, args.device)
     folder = Path(args.out_dir)
     folder.mkdir(parents=True, exist_ok=True)
     names = distinct_names(files)

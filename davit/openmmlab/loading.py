@@ -75,7 +75,7 @@ class LoadImageFromFile(mmcv.transforms.LoadImageFromFile):
             _say_backend(imdecode_backend)
         self.bands = bands or _BANDS[color_type]
         self.decoding = Decoding.asked_for(self.bands or 3, {"bit_depth": bit_depth, "percentiles": percentiles})
-        self._as_stored = color_type == "unchanged" and self.decoding == Decoding(self.decoding.bands)
+        self.as_stored = color_type == "unchanged" and self.decoding == Decoding(self.decoding.bands)
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any] | None:
         """Set ``img``, ``img_shape`` and ``ori_shape`` (height and width of the upright picture) by ``img_path``.
@@ -114,7 +114,7 @@ class LoadImageFromFile(mmcv.transforms.LoadImageFromFile):
         Raises:
             BadImageError: it cannot be read, or has another number of bands.
         """
-        if self._as_stored:
+        if self.as_stored:
             pixels = load_stored(stored, name, self.bands)
             if pixels.dtype not in _CV2_TYPES:
                 pixels = pixels.astype(np.uint8 if pixels.dtype == bool else np.float32)

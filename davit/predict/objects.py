@@ -1,0 +1,173 @@
+"""Hold what detectors and segmentors find in a picture, drawn or as plain values."""
+
+from __future__ import annotations
+
+import colorsys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageOps
+from torchvision.utils import draw_bounding_boxes
+
+from ..fonts import drawable, pillow_font
+
+_STRENGTH = 0.6  # of a segment's colour over the picture
+_MASK_STRENGTH = 0.5  # of an object's colour over the picture
+_NAMED = 12  # classes that the legend has room for
+_SIDE = 320  # pixels; smaller pictures are enlarged to this, so that names can be read
+_LONGEST = 4 * _SIDE  # pixels; none is enlarged beyond this
+
+
+@dataclass(frozen=True)
+class Detections:
+    """Objects of one picture, best first.
+
+    Attributes:
+        picture: (H, W, 3) RGB.
+        boxes: (N, 4), x1 y1 x2 y2 in pixels of the picture.
+        scores: (N,), 0 to 1.
+        labels: (N,), numbers of `classes`.
+        masks: (N, H, W), or None for a detector of boxes alone.
+    """
+
+    picture: NDArray[np.uint8] = field(repr=False)
+    boxes: NDArray[np.float32]
+    scores: NDArray[np.float32]
+    labels: NDArray[np.int64]
+    masks: NDArray[np.bool_] | None = field(repr=False)
+    classes: tuple[str, ...] = field(repr=False)
+
+    @classmethod
+    def of(
+        cls, picture: NDArray[np.uint8], instances: Any, score_threshold: float, classes: tuple[str, ...]
+    ) -> Detections:
+        """Take those of a detector's ``InstanceData`` whose score is not below a threshold."""
+        found = instances[instances.scores >= score_threshold]
+        masks = found.masks.cpu().numpy().astype(bool) if "masks" in found else None
+        boxes, scores, labels = (found[name].cpu().numpy() for name in ("bboxes", "scores", "labels"))
+        return cls(picture, boxes, scores, labels, masks, classes)
+
+    def draw(self) -> Image.Image:
+        """Draw boxes, names, scores and masks over the picture; a small one is enlarged."""
+        times = _enlargement(*self.picture.shape[:2])
+        picture = self.picture
+        colours = [colour_of(int(label)) for label in self.labels]
+        if len(self.boxes) and self.masks is not None:
+            picture = self._with_masks(colours)
+        canvas = torch.from_numpy(picture.repeat(times, 0).repeat(times, 1)).permute(2, 0, 1)
+        if len(self.boxes):
+            scored = zip(self.labels, self.scores, strict=True)
+            names = [f"{drawable(self.classes[label], int(label))} {score:.2f}" for label, score in scored]
+            canvas = draw_bounding_boxes(canvas, torch.from_numpy(times * self.boxes), colors=colours)
+        drawn = Image.fromarray(canvas.permute(1, 2, 0).numpy())
+        pen = ImageDraw.Draw(drawn)
+        for i in range(len(self.boxes)):
+            corner = (times * self.boxes[i, 0] + 2, times * self.boxes[i, 1] + 2)
+            font = pillow_font(names[i], 10)  # white in black is read on a mask of any colour
+            pen.text(corner, names[i], fill="white", font=font, stroke_width=1, stroke_fill="black")
+        return drawn
+
+    def _with_masks(self, colours: Sequence[tuple[int, int, int]]) -> NDArray[np.uint8]:
+        """Lay the masks over the picture; where several overlap, with the mean of their colours."""
+        assert self.masks is not None
+        counts = self.masks.sum(0)[..., None]
+        means = np.zeros(self.picture.shape)
+        for mask, colour in zip(self.masks, colours, strict=True):
+            means[mask] += colour
+        means /= np.maximum(counts, 1)
+        mixed = np.where(counts > 0, _MASK_STRENGTH * means + (1 - _MASK_STRENGTH) * self.picture, self.picture)
+        return mixed.round().astype(np.uint8)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values; masks as COCO's run-length encoding."""
+        from pycocotools import mask as coco_mask
+
+        objects: list[dict[str, Any]] = []
+        for i, (box, score, label) in enumerate(zip(self.boxes, self.scores, self.labels, strict=True)):
+            found = {"class": self.classes[label], "score": float(score), "box": [float(value) for value in box]}
+            if self.masks is not None:
+                encoded = coco_mask.encode(np.asfortranarray(self.masks[i]))
+                found["mask"] = {"size": encoded["size"], "counts": encoded["counts"].decode()}
+            objects.append(found)
+        return {"objects": objects}
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """The class of every pixel of one picture.
+
+    Attributes:
+        picture: (H, W, 3) RGB.
+        labels: (H, W), numbers of `classes`.
+        palette: a colour (R, G, B) for each class.
+    """
+
+    picture: NDArray[np.uint8] = field(repr=False)
+    labels: NDArray[np.int64]
+    classes: tuple[str, ...] = field(repr=False)
+    palette: tuple[tuple[int, int, int], ...] = field(repr=False)
+
+    def draw(self) -> Image.Image:
+        """Draw the colours of the classes over the picture, and their names below it."""
+        return draw_segments(self.picture, self.labels, self.classes, self.palette)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the share of the picture that each class has."""
+        present, counts = np.unique(self.labels, return_counts=True)
+        order = np.argsort(-counts, kind="stable")
+        return {"classes": {self.classes[present[i]]: float(counts[i] / self.labels.size) for i in order}}
+
+
+def colour_of(number: int) -> tuple[int, int, int]:
+    """Return colours that differ for neighbouring numbers: the golden ratio around the circle of hues."""
+    red, green, blue = colorsys.hsv_to_rgb(number * 0.61803398875 % 1, 0.85 if number % 2 else 0.6, 1.0)
+    return int(255 * red), int(255 * green), int(255 * blue)
+
+
+def _enlargement(height: int, width: int) -> int:
+    """Return how many times as large a picture is drawn; 1 except for small ones, as a long strip is not."""
+    return max(1, min(-(-_SIDE // min(height, width)), _LONGEST // max(height, width)))
+
+
+def draw_segments(image: Any, labels: Any, classes: Sequence[str], palette: Sequence[Sequence[int]]) -> Image.Image:
+    """Draw a picture with its segments coloured, and below it the names of the largest.
+
+    Args:
+        image: (H, W, 3) RGB, uint8.
+        labels: (H, W) integers; those that are no class leave the picture as it is.
+        palette: a colour (R, G, B) for each class.
+    """
+    labels = np.asarray(labels)
+    known = (labels >= 0) & (labels < len(classes))
+    colours = np.asarray(palette, dtype=float)[np.where(known, labels, 0)]
+    mixed = np.where(known[..., None], _STRENGTH * colours + (1 - _STRENGTH) * np.asarray(image), image)
+    drawn = Image.fromarray(mixed.round().astype(np.uint8))
+    drawn = ImageOps.scale(drawn, _enlargement(*labels.shape), Image.Resampling.NEAREST)
+    numbers, areas = np.unique(labels[known], return_counts=True)
+    largest = [int(number) for number in numbers[np.argsort(-areas)][:_NAMED]]
+    return _with_legend(drawn, [(drawable(classes[number], number), tuple(palette[number])) for number in largest])
+
+
+def _with_legend(drawn: Image.Image, entries: list[tuple[str, Any]]) -> Image.Image:
+    """Put names and colours below a picture, in as many lines as they need."""
+    fonts = {name: pillow_font(name, 13) for name, _ in entries}
+    line, gap = 20, 8
+    places: list[tuple[int, int]] = []
+    x, y = gap, drawn.height + 4
+    for name, _ in entries:
+        width = line + int(fonts[name].getlength(name)) + gap
+        if x > gap and x + width > drawn.width:
+            x, y = gap, y + line
+        places.append((x, y))
+        x += width
+    canvas = Image.new("RGB", (drawn.width, y + line if entries else drawn.height), "white")
+    canvas.paste(drawn)
+    pen = ImageDraw.Draw(canvas)
+    for (name, colour), (left, top) in zip(entries, places, strict=True):
+        pen.rectangle([left, top + 2, left + 13, top + 15], fill=colour, outline="black")
+        pen.text((left + line, top), name, fill="black", font=fonts[name])
+    return canvas
