@@ -72,8 +72,8 @@ class Predictor:
         source = PictureSource(several, self.decoding.bands)
         results = []
         for start, images_NCHW in self._batches(source):
-            for offset, row in enumerate(self._probabilities(images_NCHW)):
-                result = self._result(source.path(start + offset), row, topk)
+            for offset, row in enumerate(self.probabilities(images_NCHW)):
+                result = self.prediction(source.path(start + offset), row, topk)
                 if isinstance(result, Failure):
                     raise ValueError(f"{result.file}: {result.reason}.")
                 results.append(result)
@@ -97,7 +97,7 @@ class Predictor:
         source = PictureSource(several, self.decoding.bands)
         found: list[Tensor] = []
         for start, images_NCHW in self._batches(source):
-            found.append(embed_images(self.model, images_NCHW, self._precision))
+            found.append(self.features(images_NCHW))
             finite = torch.isfinite(found[-1]).all(1).tolist()
             if not all(finite):
                 raise ValueError(f"{source.path(start + finite.index(False))}: {NOT_FINITE}.")
@@ -146,16 +146,16 @@ class Predictor:
         done = 0
         try:
             for batch in prefetch(_readable(loader, source), self.device):
-                probabilities_NK = self._probabilities(batch.images)
+                probabilities_NK = self.probabilities(batch.images)
                 for index, row in zip(batch.indices.tolist(), probabilities_NK, strict=True):
                     yield from failures(done, index)
-                    yield self._result(source.path(index), row, topk)
+                    yield self.prediction(source.path(index), row, topk)
                     done = index + 1
             yield from failures(done, len(pictures))
         finally:
             loader.close()
 
-    def _probabilities(self, images_NCHW: Tensor) -> Tensor:
+    def probabilities(self, images_NCHW: Tensor) -> Tensor:
         """Compute (N, num_classes) in float32 on the CPU; halves of the batch in turn where memory is short."""
         try:
             with torch.inference_mode(), self._precision.autocast():
@@ -165,9 +165,14 @@ class Predictor:
                 raise
         else:
             return (logits_NK.float() / self.temperature).softmax(dim=1).cpu().clone()
-        return torch.cat([self._probabilities(half) for half in images_NCHW.chunk(2)])
+        return torch.cat([self.probabilities(half) for half in images_NCHW.chunk(2)])
 
-    def _result(self, file: str, probabilities_K: Tensor, topk: int) -> Prediction | Failure:
+    def features(self, images_NCHW: Tensor) -> Tensor:
+        """Compute (N, C) in float32 on the CPU, as `embed` does; halves of the batch in turn where memory is short."""
+        return embed_images(self.model, images_NCHW, self._precision)
+
+    def prediction(self, file: str, probabilities_K: Tensor, topk: int) -> Prediction | Failure:
+        """Name the most probable classes; a `Failure` where the probabilities are not finite."""
         if topk < 1:
             raise ValueError(f"topk={topk} is not a number of 1 or more.")
         if not torch.isfinite(probabilities_K).all():
