@@ -87,7 +87,7 @@ def open_port(host: str, port: int) -> socket.socket:
     """
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        return socket.create_server(address[:2], family=family)  # type: ignore[arg-type]
+        return socket.create_server(address[:2], family=family)
     except (OSError, OverflowError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise ValueError(f"{host}:{port} cannot be served ({reason}); --port 0 takes a free one.") from error
