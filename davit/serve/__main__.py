@@ -29,7 +29,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _main(arguments: Sequence[str] | None) -> None:
-    args, given = serve_parser().parse_args(arguments), given_flags(serve_parser, arguments)
+    args = serve_parser().parse_args(arguments)
+    given = set() if args.config else given_flags(serve_parser, arguments)  # that of a detector is no recipe
     try:
         from .server import serve, usable_processors
         from .service import Bounds, Service

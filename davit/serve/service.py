@@ -132,6 +132,7 @@ class Service:
             description="Send pictures, get JSON. Errors are a JSON object whose `detail` is a sentence.",
             docs_url=None,  # the usual pages fetch their scripts from others
             redoc_url=None,
+            redirect_slashes=False,
             lifespan=self._life,
             middleware=[Middleware(Gate, own=own, metrics=self.metrics)],
         )
