@@ -114,7 +114,7 @@ def serving(checkpoint: Path, name: str, threads: int) -> Iterator[Served]:
     """Start a service, wait until it is ready, and end it as a process manager does."""
     words = ["-m", "davit.serve", str(checkpoint), "--port", "0", "--threads", str(threads), *SERVICES[name]]
     root = str(Path(__file__).resolve().parents[1])
-    env = {**os.environ, "PYTHONPATH": root}
+    env = {"OMP_WAIT_POLICY": "passive", **os.environ, "PYTHONPATH": root}  # as the command `davit` has it
     with subprocess.Popen([sys.executable, *words], stderr=subprocess.PIPE, text=True, env=env) as process:
         said = ""
         while "ready after" not in said:
@@ -140,11 +140,9 @@ def measure(args: argparse.Namespace, checkpoint: Path) -> list[Served]:
         services = [stack.enter_context(serving(checkpoint, name, args.threads)) for name in SERVICES]
         for number in range(args.rounds + 1):
             for served in services:
-                if number == 0:  # a round that does not count: memory is taken and caches fill
-                    asyncio.run(load(served, pictures, args.clients, args.requests))
+                asyncio.run(load(served, pictures, args.clients, args.requests))
+                if number == 0:  # it does not count: memory is taken and caches fill
                     served.rates.clear(), served.seconds.clear()
-                else:
-                    asyncio.run(load(served, pictures, args.clients, args.requests))
                 served.memory.append(metrics(served.port)["process_resident_memory_bytes"])
             if number:
                 rates = ", ".join(f"{one.name} {one.rates[-1]:.1f}" for one in services)
@@ -219,7 +217,7 @@ def main() -> None:
     width, height = args.picture
     about = (
         f"{args.clients} clients at once, each with one picture ({width} x {height}, JPEG) at a time over a connection "
-        f"that it keeps; {args.rounds} rounds in which the services take turns, after one that does not count. "
+        f"that it keeps; {args.rounds} rounds by turns, after one that does not count. "
         f"{args.threads} threads of PyTorch; clients run on the same processors. The ratio is that of a round's "
         f"pictures/s to `{REFERENCE}`'s in the same round: plain PyTorch behind the same server, picture by picture. "
         f"`no batches` is ours with --max-batch 1. MiB are the resident memory of the service after the round that "

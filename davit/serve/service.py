@@ -282,22 +282,23 @@ class Service:
         self, kind: str, request: Request, files: Sequence[bytes], topk: int, begun: float
     ) -> list[_Outcome]:
         """Work on all pictures of a request at once, unless the client leaves or the time is over."""
-        tasks = [asyncio.create_task(self._outcome(kind, data, topk)) for data in files]
-        all_done: asyncio.Future[list[_Outcome]] = asyncio.gather(*tasks)
-        leaving: asyncio.Future[None] = asyncio.create_task(_disconnected(request))
+        work = asyncio.create_task(self._outcomes_of(kind, files, topk))
+        leaving = asyncio.create_task(_disconnected(request))
         try:
             left = max(0.0, begun + self.bounds.timeout - time.monotonic())
-            await asyncio.wait((all_done, leaving), timeout=left, return_when=asyncio.FIRST_COMPLETED)
-            if all_done.done():
-                return all_done.result()
+            await asyncio.wait((work, leaving), timeout=left, return_when=asyncio.FIRST_COMPLETED)
+            if work.done():
+                return work.result()
             if leaving.done():
                 raise ClientDisconnect
             raise Refusal(504, f"no answer within {self.bounds.timeout:g} s: try again, with fewer pictures", 1)
         finally:
             leaving.cancel()
-            if not all_done.done():
-                all_done.cancel()
-                await asyncio.gather(*tasks, return_exceptions=True)
+            work.cancel()
+            await asyncio.wait((work, leaving))
+
+    async def _outcomes_of(self, kind: str, files: Sequence[bytes], topk: int) -> list[_Outcome]:
+        return await asyncio.gather(*(self._outcome(kind, data, topk) for data in files))
 
     async def _outcome(self, kind: str, data: bytes, topk: int) -> _Outcome:
         begun = time.monotonic()

@@ -124,7 +124,7 @@ def running() -> Callable[..., AbstractContextManager[Running]]:
 
 @pytest.fixture(scope="session")
 def command(checkpoint: Path, repository: Path) -> Callable[..., AbstractContextManager[tuple[Any, int, list[str]]]]:
-    """``with command(*flags) as (process, port, lines)``: the command in a process of its own, once it is ready."""
+    """``with command(*flags) as (process, port, lines)``: the command in a process of its own, once it is ready; `lines` grow."""
 
     @contextmanager
     def serve(*flags: str, at: Path | None = None) -> Iterator[tuple[Any, int, list[str]]]:
@@ -140,9 +140,13 @@ def command(checkpoint: Path, repository: Path) -> Callable[..., AbstractContext
                 assert line, f"the service did not start: {lines}"
                 lines.append(line)
             (port,) = re.findall(r"http://127\.0\.0\.1:(\d+)", "".join(lines))
+            reading = threading.Thread(target=lambda: lines.extend(process.stderr), daemon=True)  # or the pipe fills
+            reading.start()
             try:
                 yield process, int(port), lines
             finally:
                 process.send_signal(signal.SIGTERM)
+                process.wait(60)
+                reading.join(10)
 
     return serve

@@ -29,6 +29,9 @@ def service(checkpoint: Path, running: Any) -> Iterator[Running]:
         yield service
 
 
+LOGS = ("asyncio", "uvicorn.error", "davit.serve.service")
+
+
 def is_well(service: Running) -> bool:
     """Whether a picture is answered and nothing is left of what came before."""
     return service.post(png()).status_code == 200 and service.is_idle()
@@ -273,7 +276,7 @@ def cut_off(port: int, number: int) -> None:
     connection.close()
 
 
-def test_hundreds_of_requests_cut_off(service: Running) -> None:
+def test_hundreds_of_requests_cut_off(service: Running, caplog: pytest.LogCaptureFixture) -> None:
     assert is_well(service)
     files = service.metric("process_open_fds")
     with ThreadPoolExecutor(8) as pool:
@@ -284,6 +287,9 @@ def test_hundreds_of_requests_cut_off(service: Running) -> None:
         time.sleep(0.1)
     assert service.metric("process_open_fds") <= files + 2
     assert service.metric("davit_held_bytes") == service.metric("davit_waiting_pictures") == 0
+    assert [
+        record for record in caplog.records if record.name in ("asyncio", "uvicorn.error", "davit.serve.service")
+    ] == []
 
 
 def test_headers_and_bodies_that_never_end(running: Any) -> None:

@@ -284,7 +284,7 @@ def test_a_full_queue_refuses_and_recovers(running: Any) -> None:
         assert service.is_idle()
 
 
-def test_a_request_that_takes_too_long(running: Any) -> None:
+def test_a_request_that_takes_too_long(running: Any, caplog: pytest.LogCaptureFixture) -> None:
     engine = Slow()
     with running(engine, timeout=0.3) as service:
         engine.go.clear()
@@ -293,6 +293,7 @@ def test_a_request_that_takes_too_long(running: Any) -> None:
         engine.go.set()
         assert service.post(b"xyz").json()["results"][0]["classes"] == {"length": 3}
         assert engine.ran[-2:] == [[1], [3]] and service.is_idle()
+    assert "ERROR" not in caplog.text
 
 
 def test_a_client_that_leaves_is_not_worked_for(running: Any) -> None:
