@@ -81,7 +81,7 @@ def test_its_metadata_are_true(wheel: Path) -> None:
     lines = text.partition("\n\n")[0].splitlines()
     assert "Name: davit-torch" in lines and f"Version: {davit.__version__}" in lines
     extras = {line.partition(": ")[2] for line in lines if line.startswith("Provides-Extra: ")}
-    assert extras >= {"openmmlab", "app", "export", "transformers", "parquet", "heif", "bands", "all"}
+    assert extras >= {"openmmlab", "app", "serve", "export", "transformers", "parquet", "heif", "bands", "all"}
     assert "davit = davit_command:main" in archive.read(about + "entry_points.txt").decode()
 
 

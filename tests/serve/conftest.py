@@ -124,7 +124,7 @@ def running() -> Callable[..., AbstractContextManager[Running]]:
 
 @pytest.fixture(scope="session")
 def command(checkpoint: Path, repository: Path) -> Callable[..., AbstractContextManager[tuple[Any, int, list[str]]]]:
-    """``with command(*flags) as (process, port, lines)``: the command in a process of its own, once it is ready; `lines` grow."""
+    """``with command(*flags) as (process, port, lines)``: the command in a process of its own, once it is ready."""
 
     @contextmanager
     def serve(*flags: str, at: Path | None = None) -> Iterator[tuple[Any, int, list[str]]]:
