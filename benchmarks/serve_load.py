@@ -216,8 +216,8 @@ def main() -> None:
         data[model] = {one.name: {**vars(one), "seconds": [round(s, 4) for s in one.seconds]} for one in services}
     width, height = args.picture
     about = (
-        f"{args.clients} clients at once, each with one picture ({width} x {height}, JPEG) at a time over a connection "
-        f"that it keeps; {args.rounds} rounds by turns, after one that does not count. "
+        f"{args.clients} clients at once, each with one picture ({width} x {height}, JPEG) at a time over a "
+        f"connection that it keeps; {args.rounds} rounds by turns, after one that does not count. "
         f"{args.threads} threads of PyTorch; clients run on the same processors. The ratio is that of a round's "
         f"pictures/s to `{REFERENCE}`'s in the same round: plain PyTorch behind the same server, picture by picture. "
         f"`no batches` is ours with --max-batch 1. MiB are the resident memory of the service after the round that "
