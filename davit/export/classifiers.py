@@ -74,7 +74,11 @@ def provenance(loaded: LoadedModel, options: ExportOptions) -> dict[str, Any]:
         "function": loaded.checkpoint.function if loaded.checkpoint is not None and loaded.checkpoint.davit else "",
         "davit": __version__,
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
-        "extra": {"weights": loaded.weights},
+        "extra": {
+            "weights": loaded.weights,
+            "parameters": loaded.parameter_count,
+            **({"labels": loaded.class_names} if loaded.class_names else {}),  # as the training's data calls them
+        },
     }
 
 
