@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from ..runtimes import open_exported
-from .program import Program
+from .program import Program, Size
+from .tracing import fixed_size
 
 log = logging.getLogger(__name__)
 
@@ -21,6 +22,15 @@ class DifferentError(RuntimeError):
     """The exported program computes something else than the model; nothing was written."""
 
     exit_status = DIFFERENT
+
+
+def fitting_sizes(program: Program) -> tuple[Size, ...]:
+    """Choose the sizes of the check: those that the program takes, with its smallest; its one size where it has one."""
+    if (fixed := fixed_size(program)) is not None:
+        return (fixed,)
+    least = program.metadata.axes["height"][0]
+    sizes = [size for size in program.sizes if min(size[1:]) >= least]
+    return (*sizes, (1, least, least + 8))
 
 
 def check(program: Program, path: Path) -> tuple[Mapping[str, Any], ...]:

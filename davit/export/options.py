@@ -53,7 +53,8 @@ class ExportOptions:
         preprocess: "uint8" puts the normalisation into the program, which then takes bytes.
         layout: of the program's input, NCHW or NHWC.
         fp16: weights and computation in float16; inputs and outputs stay float32.
-        batch: of a format for one size.
+        fixed: make the program for one size and batch; some formats do so in any case.
+        batch: of such a program.
         opset: of ONNX's operators.
         check: compare with PyTorch in the target's runtime; without it the file says that it was not checked.
         tolerance: largest difference, relative to the largest value of an output; None for that of the precision.
@@ -69,6 +70,7 @@ class ExportOptions:
     preprocess: str = "none"
     layout: str = "NCHW"
     fp16: bool = False
+    fixed: bool = False
     batch: int = 1
     opset: int = 20
     check: bool = True

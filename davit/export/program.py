@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -14,6 +14,7 @@ from ..runtimes import Metadata
 
 Size: TypeAlias = tuple[int, int, int]  # batch, height, width
 Outputs: TypeAlias = tuple[Tensor, ...]
+Axes: TypeAlias = Mapping[str, tuple[int, int | None]]
 Save: TypeAlias = Callable[[Metadata, Path], None]  # writes the program with these metadata
 
 
@@ -39,13 +40,16 @@ class Program:
             `metadata.layout` say, to a tuple with a tensor for each of the metadata's `output_names`.
         metadata: task, names, preparation of pictures; `format`, `axes` and what is measured are filled in by the
             export.
-        output_axes: of each output, axis -> name ("batch", "height" ...), for axes that are free.
-        least: smallest height and width of a program of free sizes.
+        output_axes: of each output, axis -> name ("batch", "height_4" ...), for axes that are free.
+        least: smallest height and width that the module takes.
+        traced_at: the size at which it is traced; None for one that suits classifiers.
         sizes: at which the export is compared with PyTorch.
         tolerance: largest of `compare`'s values that is accepted.
+        half_tolerance: likewise in float16; None for the usual one.
         compare: outputs of the export, outputs of PyTorch -> difference.
         images: makes the input of the check from a size and a generator; None for random values.
         reference: what the export is compared with where that is not `module` itself.
+        onnx_translations: what the module's own operators are in ONNX, for torch.onnx's `custom_translation_table`.
     """
 
     module: nn.Module
@@ -53,10 +57,13 @@ class Program:
     output_axes: Sequence[dict[int, str]]
     sizes: Sequence[Size]
     tolerance: float
-    least: int = 33
+    half_tolerance: float | None = None
+    least: int = 1
+    traced_at: Size | None = None
     compare: Callable[[Outputs, Outputs], float] = largest_relative
     images: Callable[[Size, torch.Generator], Tensor] | None = None
     reference: nn.Module | None = None
+    onnx_translations: Mapping[Any, Any] = field(default_factory=dict)
 
     def draw(self, size: Size, generator: torch.Generator) -> Tensor:
         """Draw an input (N, C, H, W) of the check."""

@@ -14,10 +14,11 @@ from typing import IO
 from ..files import write_atomically
 from ..runtimes import Metadata
 from ..text import install_extra
-from .check import check
+from .check import check, fitting_sizes
 from .classifiers import classifier_program
 from .options import FORMATS, ExportOptions
 from .program import Program, Save
+from .tracing import wrapped
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +79,8 @@ def write_program(program: Program, out: Path, options: ExportOptions) -> Export
             f"`to={to}` needs {(error.name or '').partition('.')[0]}, which is not installed: "
             f"{install_extra(form.extra)}"
         ) from error
-    program = module.prepared(program, options).described(format=to)
+    program = module.prepared(wrapped(program, options), options).described(format=to)
+    program = replace(program, sizes=fitting_sizes(program))
     save: Save = module.build(program, options)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.", suffix=".partial", dir=out.parent) as folder:
         partial = Path(folder) / out.name
@@ -96,11 +98,39 @@ def write_program(program: Program, out: Path, options: ExportOptions) -> Export
 
 
 def _put_in_place(partial: Path, out: Path) -> dict[str, int]:
-    """Give what was written its name."""
+    """Give what was written its name: what lies beside the file first, and the file itself last.
+
+    A file that is there, whose companions are replaced, is taken away before: half of an old export would be read
+    with half of a new one.
+    """
+    beside = sorted(path for path in partial.parent.iterdir() if path.name != partial.name)
+    if beside or out.is_dir():
+        _remove(out)
+    for path in [*beside, partial]:
+        _move(path, out.with_name(path.name))
+    return {path.name: size_of(out.with_name(path.name)) for path in [partial, *beside]}
+
+
+def _move(partial: Path, out: Path) -> None:
+    if partial.is_dir():
+        partial.rename(out)
+        return
 
     def copy(stream: IO[bytes]) -> None:
         with partial.open("rb") as source:
             shutil.copyfileobj(source, stream, 1 << 22)
 
     write_atomically(out, copy)
-    return {out.name: out.stat().st_size}
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def size_of(path: Path) -> int:
+    """Return the bytes of a file, or of all in a folder."""
+    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    return sum(file.stat().st_size for file in files)
