@@ -25,7 +25,7 @@ class DifferentError(RuntimeError):
 
 
 def fitting_sizes(program: Program) -> tuple[Size, ...]:
-    """Choose the sizes of the check: those that the program takes, with its smallest; its one size where it has one."""
+    """Choose the sizes of the check: those that the program takes, or its one."""
     if (fixed := fixed_size(program)) is not None:
         return (fixed,)
     least = program.metadata.axes["height"][0]

@@ -42,7 +42,7 @@ def classifier_program(source: str | Path | None, options: ExportOptions) -> Pro
         options.model, source or None, ModelOptions(**given), torch.device("cpu"),
         needs_head=options.task == "classification",
     )  # fmt: skip
-    model = plain(loaded.model).float().eval()
+    model = plain(loaded.model).float().eval().requires_grad_(False)
     module, names, axes = _outputs(model, loaded, options.task)
     size = tuple(int(side) for side in loaded.config["input_size"])
     metadata = Metadata(
@@ -150,7 +150,7 @@ def _pyramid(loaded: LoadedModel) -> DaViTPyramid:
             "The weights are a classifier's, which has no norms of the four maps: each is normalised to mean 0 and "
             "deviation 1 at every position, without weights, as at the start of a detector's training."
         )
-    return pyramid.eval()
+    return pyramid.eval().requires_grad_(False)
 
 
 def _class_names(loaded: LoadedModel, options: ExportOptions) -> tuple[str, ...] | None:

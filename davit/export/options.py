@@ -17,6 +17,7 @@ class Format:
         module: below `davit.export`, with `build(program, options) -> Save`.
         extra: of the package, which brings what writes and runs it; "" for PyTorch's own.
         is_dynamic: whether a program takes pictures of any size and number; else it is for one.
+        halves_itself: whether what writes it makes float16 of float32, rather than being given float16.
         runs_here: whether `davit.runtimes` runs it, so that an export is compared with PyTorch.
     """
 
@@ -25,15 +26,16 @@ class Format:
     extra: str
     is_dynamic: bool
     runs_here: bool
+    halves_itself: bool = False
 
 
 FORMATS = {
     "onnx": Format(".onnx", "onnx", "export", True, True),
     "pt2": Format(".pt2", "pt2", "", True, True),
-    "openvino": Format(".xml", "openvino", "openvino", True, True),
+    "openvino": Format(".xml", "openvino", "openvino", True, True, halves_itself=True),
     "executorch": Format(".pte", "executorch", "executorch", False, True),
-    "coreml": Format(".mlpackage", "coreml", "coreml", False, False),
-    "tensorrt": Format(".engine", "tensorrt", "tensorrt", True, False),
+    "coreml": Format(".mlpackage", "coreml", "coreml", False, False, halves_itself=True),
+    "tensorrt": Format(".engine", "tensorrt", "export", True, False),
 }
 PREPROCESS = ("none", "uint8")
 LAYOUTS = ("NCHW", "NHWC")

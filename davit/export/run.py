@@ -80,7 +80,7 @@ def write_program(program: Program, out: Path, options: ExportOptions) -> Export
             f"`to={to}` needs {(error.name or '').partition('.')[0]}, which is not installed: "
             f"{install_extra(form.extra)}"
         ) from error
-    program = module.prepared(wrapped(program, options), options).described(format=to)
+    program = module.prepared(wrapped(program, options, to), options).described(format=to)
     program = replace(program, sizes=fitting_sizes(program))
     save: Save = module.build(program, options)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.", suffix=".partial", dir=out.parent) as folder:

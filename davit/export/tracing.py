@@ -14,13 +14,13 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram, export
 
-from .options import MOST_SIDE, ExportOptions
+from .options import FORMATS, MOST_SIDE, ExportOptions
 from .program import Axes, Program
 
 PROVEN_LEAST = 33  # pixels: below, torch.export cannot prove that the last stages have more than one position
-_MOST_BATCH = 65536
+MOST_BATCH = 65536
 _EXAMPLE = (2, 224, 192)
-HALF_TOLERANCE = 2e-2
+HALF_TOLERANCE = 1e-2
 
 
 class _Wrapped(nn.Module):
@@ -48,7 +48,7 @@ class _Wrapped(nn.Module):
         return tuple(output.float() if output.is_floating_point() else output for output in outputs)
 
 
-def wrapped(program: Program, options: ExportOptions) -> Program:
+def wrapped(program: Program, options: ExportOptions, to: str) -> Program:
     """Put what `preprocess`, `layout` and `fp16` ask for around a program that takes normalised float32 NCHW.
 
     Raises:
@@ -60,18 +60,19 @@ def wrapped(program: Program, options: ExportOptions) -> Program:
             "leave it out, and normalise outside."
         )
     tolerance = options.tolerance or program.tolerance
-    if not (options.preprocess == "uint8" or options.layout == "NHWC" or options.fp16):
-        return replace(program, tolerance=tolerance)
-    module = _Wrapped(program.module, program, options).eval()
-    reference: nn.Module | None = None
     if options.fp16:
+        tolerance = options.tolerance or program.half_tolerance or HALF_TOLERANCE
+    program = replace(program, tolerance=tolerance)
+    program = program.described(precision="float16" if options.fp16 else "float32")
+    halves = options.fp16 and not FORMATS[to].halves_itself
+    if not (options.preprocess == "uint8" or options.layout == "NHWC" or halves):
+        return program
+    module, reference = _Wrapped(program.module, program, options).eval(), None
+    if halves:
         reference, module = module, _Wrapped(copy.deepcopy(program.module).half(), program, options).eval()
         module.is_half = True
-        tolerance = options.tolerance or program.half_tolerance or HALF_TOLERANCE
-    program = replace(program, module=module, reference=reference, tolerance=tolerance)
-    return program.described(
-        preprocess=options.preprocess, layout=options.layout, precision="float16" if options.fp16 else "float32"
-    )
+    program = replace(program, module=module, reference=reference)
+    return program.described(preprocess=options.preprocess, layout=options.layout)
 
 
 def _more_than_bytes(decoding: Any) -> str:
@@ -105,7 +106,7 @@ def traced(program: Program) -> ExportedProgram:
     height, width = (1, 2) if program.metadata.layout == "NHWC" else (2, 3)
     least = max(PROVEN_LEAST, program.least)
     free = {
-        0: Dim("batch", min=1, max=_MOST_BATCH),
+        0: Dim("batch", min=1, max=MOST_BATCH),
         height: Dim("height", min=least, max=MOST_SIDE),
         width: Dim("width", min=least, max=MOST_SIDE),
     }

@@ -65,7 +65,8 @@ class ExportedModel(ABC):
         metadata, name = self.metadata, self.path.name
         if images.dim() != 4 or images.shape[1] != metadata.bands:
             raise ValueError(
-                f"{name} takes pictures (N, {metadata.bands}, H, W), and the input has the shape {tuple(images.shape)}."
+                f"{name} takes pictures (N, {metadata.bands}, H, W), and the input has the shape "
+                f"{tuple(images.shape)}."
             )
         wanted = torch.uint8 if metadata.preprocess == "uint8" else torch.float32
         if images.dtype != wanted:
