@@ -69,6 +69,11 @@ COMMANDS: dict[str, Command | Group] = {
     "serve": Command("serve.__main__:main", "serve a model by HTTP", "serve", parser="serve.flags:serve_parser"),
     "doctor": Command("doctor.__main__:main", "say what a machine, a data folder or a config lacks"),
     "checkpoint": Command("checkpoint.__main__:main", "look into a checkpoint, or convert one"),
+    "export": Command(
+        "export.__main__:main",
+        "write a model for another runtime: ONNX, OpenVINO, ExecuTorch ...",
+        parser="export.flags:export_parser",
+    ),
     "hub": Command("hub.__main__:main", "write a model in timm's format, or upload it"),
     "complexity": Command("complexity:main", "count parameters and FLOPs, part by part"),
     "data": Command("data.__main__:main", "write an embedded data set"),

@@ -290,6 +290,8 @@ NUMBERS: dict[str, Limits] = {
     "log_freq": _count(0, _INTERVAL),
     "topk": _count(1, MOST_CLASSES),
     "temperature": Limits(0.001, 100),
+    "max_drop": Limits(-100, 100),
+    "calibration": _count(1, 100_000),
     "severities": Limits(1, 5, whole=True, nargs="+", fits=_rising),
     "limit": _count(1, _INTERVAL),
     "sample": _count(1, _INTERVAL),

@@ -31,6 +31,7 @@ class Predictor:
         decoding: how files are decoded: their bands, and the range of values of more than 8 bits.
         transform: decoded picture -> (C, H, W), as `config` says.
         temperature: what logits are divided by before they become probabilities; 1 unless one was fitted or asked for.
+        program: what computes `model`, where that is an exported one; else None.
     """
 
     def __init__(self, loaded: LoadedModel, names: Sequence[str], device: torch.device, precision: Precision) -> None:
@@ -42,6 +43,7 @@ class Predictor:
         self.transform = loaded.transform()
         self.temperature = loaded.temperature
         self.device = device
+        self.program = loaded.program
         self._classifier = loaded.classifier
         self._precision = precision
 
@@ -214,7 +216,7 @@ def load_with(
     where = device_named(device)
     precision = precision_from(options, where)
     precision.say()
-    loaded = load_model(model, checkpoint or None, options, where, needs_head=False)
+    loaded = load_model(model, checkpoint or None, options, where, needs_head=False, takes_exported=True)
     count = getattr(loaded.model, "num_classes", 0)
     named = class_names(count, noted=loaded.described_names, source=names) if count or names else ()
     return Predictor(loaded, named, where, precision)

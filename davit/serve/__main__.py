@@ -43,12 +43,14 @@ def _main(arguments: Sequence[str] | None) -> None:
     import torch
 
     processors = usable_processors()
+    threads = args.threads or min(processors, torch.get_num_threads())
     bounds = Bounds(
         **{name: getattr(args, name) for name in vars(args) if name.startswith("max_")},
         timeout=args.timeout,
-        threads=args.threads or min(processors, torch.get_num_threads()),
+        threads=threads,
         decoders=min(4, processors),
     )
+    torch.set_num_threads(threads)  # before the model is loaded: a runtime may take as many
     with open_port(args.host, args.port) as listener:  # before the model is loaded, which may take long
         port = int(listener.getsockname()[1])
         own = OwnAddresses(args.host, port, args.also_at)

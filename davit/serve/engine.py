@@ -112,7 +112,7 @@ class Classifier:
         if kind == "predict":
             return bool(self._predictor.class_names)
         try:
-            self._predictor.features(torch.zeros(1, *self._size, device=self._predictor.device))
+            self.run("embed", [self.sample()])
         except (ValueError, AttributeError, NotImplementedError):
             return False
         return True

@@ -109,6 +109,30 @@ def test_names_of_files_are_one_line(service: Running) -> None:
         assert result["file"].isprintable() and len(result["file"]) <= 250
 
 
+@pytest.mark.parametrize("words", [[], ["--preprocess"], ["--features"], ["--features", "--preprocess"]], ids=" ".join)
+def test_an_exported_model_is_served(
+    running: Any, predictor: Any, checkpoint: Path, tmp_path: Path, words: list[str]
+) -> None:
+    pytest.importorskip("onnxruntime", reason="needs ONNX Runtime: make setup")
+    pytest.importorskip("onnxscript", reason="needs onnxscript: make setup")
+    from davit.export.__main__ import main as export
+
+    assert export([str(checkpoint), str(tmp_path / "model.onnx"), "--to", "onnx", *words]) == 0
+    engine = Classifier(davit.load(tmp_path / "model.onnx"), 10**6)
+    assert engine.kinds == (("embed",) if "--features" in words else ("predict",))
+    pictures = [png(seed) for seed in range(3)]
+    with running(engine) as service:
+        if "--features" in words:
+            results = service.client.post("/embed", files=as_files(pictures)).json()["results"]
+            found = np.array([result["features"] for result in results])
+            assert np.allclose(found, predictor.embed(pictures).numpy(), rtol=1e-4, atol=1e-4)
+            return
+        results = service.client.post("/predict", files=as_files(pictures)).json()["results"]
+        for result, truth in zip(results, predictor.predict(pictures), strict=True):
+            assert result["classes"][0]["name"] == truth.name
+            assert result["classes"][0]["probability"] == pytest.approx(truth.probability, abs=1e-5)
+
+
 # --- health, metrics, pages ---
 
 

@@ -1,0 +1,56 @@
+"""Export a model to another runtime: ``python -m davit.export CHECKPOINT OUT``."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+
+from ..commands import run_cli
+from ..engine.flags import given_flags
+from ..engine.load_model import ModelOptions
+from ..text import without_controls
+from .flags import export_parser
+from .options import ExportOptions, Int8Options
+from .run import export
+
+log = logging.getLogger(__name__)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Export; return exit status 0, 2 for a mistake, 3 where the export computes something else."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    return run_cli(lambda: _main(arguments))
+
+
+def _main(arguments: Sequence[str] | None) -> None:
+    args, given = export_parser().parse_args(arguments), given_flags(export_parser, arguments)
+    names = ModelOptions.__dataclass_fields__
+    options = ExportOptions(
+        to=args.to,
+        task="features" if args.features else "pyramid" if args.pyramid else "classification",
+        model=args.model or None,
+        model_options={name: value for name, value in vars(args).items() if name in given and name in names},
+        preprocess="uint8" if args.preprocess else "none",
+        layout=args.layout,
+        fp16=args.fp16,
+        int8=_int8(args, given),
+        overwrite=args.overwrite,
+    )
+    exported = export(args.checkpoint, args.out, options)
+    sys.stdout.write(without_controls(f"{args.checkpoint or args.model} -> {exported.path}\n{exported.files}\n"))
+
+
+def _int8(args: argparse.Namespace, given: set[str]) -> Int8Options | None:
+    """Return how to quantize; None where it is not asked for."""
+    if args.int8 is None:
+        for name in ("max_drop", "calibration", "seed"):
+            if name in given:
+                log.warning("--%s is for --int8 DATA, and does nothing without it", name.replace("_", "-"))
+        return None
+    return Int8Options(args.int8, args.max_drop, args.calibration, args.seed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

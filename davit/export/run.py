@@ -1,0 +1,144 @@
+"""Export a model: make the program, write it, compare it with PyTorch, and give it its name."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import shutil
+import tempfile
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import IO
+
+from ..files import write_atomically
+from ..runtimes import Metadata
+from ..text import install_extra
+from .check import check, fitting_sizes
+from .classifiers import classifier_program
+from .options import FORMATS, ExportOptions
+from .program import Program, Save
+from .tracing import wrapped
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written.
+
+    Attributes:
+        files: name to size in bytes.
+        seconds: that the export took, its check included.
+    """
+
+    path: Path
+    metadata: Metadata
+    files: dict[str, int]
+    seconds: float
+
+
+def export(source: str | Path | None, out: str | Path, options: ExportOptions | None = None) -> Exported:
+    """Export a classifier's checkpoint, its features or its pyramid to a runtime's format.
+
+    Args:
+        source: any that `davit.pretrained.resolve` takes; None for the published weights of `options.model`.
+        out: the file to write; its suffix says the format.
+
+    Raises:
+        ValueError: source, options and file do not fit one another.
+        DifferentError: the program computes something else in its runtime; nothing was written.
+        davit.export.int8.DropError: int8 costs too much accuracy; nothing was written.
+        OSError: the file cannot be written.
+    """
+    options, out = options or ExportOptions(), Path(out)
+    check_destination(out, options)
+    return write_program(classifier_program(source, options), out, options)
+
+
+def check_destination(out: Path, options: ExportOptions) -> str:
+    """Return the format of an export, or raise a ValueError if its file cannot be written as it is asked for."""
+    name = options.format_for(out)
+    if not out.parent.is_dir():
+        raise ValueError(f"{out} cannot be written: the folder {out.parent} does not exist; create it first.")
+    if (out.exists() or out.is_symlink()) and not options.overwrite:
+        raise ValueError(f"{out} exists and is not replaced; give another name, or `overwrite=True`.")
+    return name
+
+
+def write_program(program: Program, out: Path, options: ExportOptions) -> Exported:
+    """Write a program in the format of `out`'s suffix, checked before it gets its name (errors as in `export`)."""
+    start = time.perf_counter()
+    to = check_destination(out, options)
+    form = FORMATS[to]
+    try:
+        module = importlib.import_module(f".{form.module}", __package__)
+    except ModuleNotFoundError as error:
+        if (error.name or "davit").partition(".")[0] == "davit" or not form.extra:
+            raise
+        raise ValueError(
+            f"`to={to}` needs {(error.name or '').partition('.')[0]}, which is not installed: "
+            f"{install_extra(form.extra)}"
+        ) from error
+    program = module.prepared(wrapped(program, options, to), options).described(format=to)
+    program = replace(program, sizes=fitting_sizes(program))
+    save: Save = module.build(program, options)
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", suffix=".partial", dir=out.parent) as folder:
+        partial = Path(folder) / out.name
+        metadata = program.metadata
+        if form.runs_here and options.check:
+            save(metadata, partial)
+            metadata = replace(metadata, tolerance=program.tolerance, differences=check(program, partial))
+        else:
+            reason = "no runtime of this machine runs it" if not form.runs_here else "it was asked for unchecked"
+            metadata = replace(metadata, unchecked=reason)
+            log.warning("%s is not compared with PyTorch: %s.", out.name, reason)
+        save(metadata, partial)
+        if options.int8 is not None:
+            from .int8 import quantize
+
+            small = Path(folder) / "int8" / out.name
+            small.parent.mkdir()
+            metadata = quantize(partial, small, options.int8)
+            partial = small
+        files = _put_in_place(partial, out)
+    return Exported(out, metadata, files, time.perf_counter() - start)
+
+
+def _put_in_place(partial: Path, out: Path) -> dict[str, int]:
+    """Give what was written its name: what lies beside the file first, and the file itself last.
+
+    A file that is there, whose companions are replaced, is taken away before: half of an old export would be read
+    with half of a new one.
+    """
+    beside = sorted(path for path in partial.parent.iterdir() if path.name != partial.name)
+    if beside or out.is_dir():
+        _remove(out)
+    for path in [*beside, partial]:
+        _move(path, out.with_name(path.name))
+    return {path.name: size_of(out.with_name(path.name)) for path in [partial, *beside]}
+
+
+def _move(partial: Path, out: Path) -> None:
+    if partial.is_dir():
+        partial.rename(out)
+        return
+
+    def copy(stream: IO[bytes]) -> None:
+        with partial.open("rb") as source:
+            shutil.copyfileobj(source, stream, 1 << 22)
+
+    write_atomically(out, copy)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def size_of(path: Path) -> int:
+    """Return the bytes of a file, or of all in a folder."""
+    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    return sum(file.stat().st_size for file in files)

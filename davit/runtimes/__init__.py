@@ -1,0 +1,17 @@
+"""Open and run exported models: ONNX Runtime, torch.export's programs, OpenVINO, ExecuTorch."""
+
+from .metadata import KEY, Metadata, MetadataError
+from .model import ExportedError, ExportedModel
+from .open import SUFFIXES, format_of, is_exported, open_exported
+
+__all__ = [
+    "KEY",
+    "SUFFIXES",
+    "ExportedError",
+    "ExportedModel",
+    "Metadata",
+    "MetadataError",
+    "format_of",
+    "is_exported",
+    "open_exported",
+]
