@@ -88,12 +88,12 @@ class _Server(uvicorn.Server):
 
 
 def most_connections() -> int:
-    """Decide how many connections may be open: half of the files that this process may have."""
+    """Decide how many connections may be open: of each some 64 KB wait to be read, and it is a file."""
     try:
         import resource
     except ImportError:  # Windows
         return 512
-    return min(4096, max(16, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2))
+    return min(1024, max(16, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2))
 
 
 def usable_processors() -> int:

@@ -150,10 +150,10 @@ def test_ten_thousand_requests_cut_off_leave_no_trace(command: Any) -> None:
             with ThreadPoolExecutor(16) as pool:
                 list(pool.map(lambda number: cut_off(port, number), range(first, last)))
 
-        cut(0, 1000)  # what Python and torch keep once
+        cut(0, 5000)  # memory is kept once it was used
         time.sleep(2)
         before = metrics()
-        cut(1000, 11_000)
+        cut(5000, 15_000)
         until = time.monotonic() + 60
         while ask(port) != 200 or metrics()["davit_held_bytes"]:  # the last are still being found gone
             assert time.monotonic() < until
@@ -162,6 +162,6 @@ def test_ten_thousand_requests_cut_off_leave_no_trace(command: Any) -> None:
         assert after["davit_waiting_pictures"] == after["davit_held_bytes"] == 0
         assert after["process_open_fds"] <= before["process_open_fds"] + 2
         grown = after["process_resident_memory_bytes"] - before["process_resident_memory_bytes"]
-        assert grown < 30e6, f"{grown / 1e6:.0f} MB"
+        assert grown < 50e6, f"{grown / 1e6:.0f} MB"
         assert process.poll() is None
     assert len(lines) < 10, lines
