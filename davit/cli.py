@@ -66,6 +66,7 @@ COMMANDS: dict[str, Command | Group] = {
     "robustness": Command("robustness.__main__:main", "evaluate on ImageNet's variants and on corrupted pictures"),
     "visualize": Command("visualize.__main__:main", "draw what a model looks at, or the curves of runs"),
     "app": Command("app.__main__:main", "serve a page on which one drops pictures"),
+    "serve": Command("serve.__main__:main", "serve a model by HTTP", "serve", parser="serve.flags:serve_parser"),
     "doctor": Command("doctor.__main__:main", "say what a machine, a data folder or a config lacks"),
     "checkpoint": Command("checkpoint.__main__:main", "look into a checkpoint, or convert one"),
     "export": Command(

@@ -300,6 +300,8 @@ NUMBERS: dict[str, Limits] = {
     "log_freq": _count(0, _INTERVAL),
     "topk": _count(1, MOST_CLASSES),
     "temperature": Limits(0.001, 100),
+    "max_drop": Limits(-100, 100),
+    "calibration": _count(1, 100_000),
     "severities": Limits(1, 5, whole=True, nargs="+", fits=_rising),
     "limit": _count(1, _INTERVAL),
     "sample": _count(1, _INTERVAL),
@@ -309,6 +311,14 @@ NUMBERS: dict[str, Limits] = {
     "count": _count(1, 1000),
     "port": _count(0, 65_535),
     "max_megabytes": _count(1, 4096),
+    # service; Pillow warns of pictures beyond 89 megapixels
+    "max_megapixels": Limits(0.001, 89),
+    "max_batch": _count(1, 1024),
+    "max_delay": Limits(0, 10_000),
+    "max_queue": _count(1, 100_000),
+    "max_files": _count(1, 1000),
+    "timeout": Limits(0.01, 3600),
+    "threads": _count(1, 1024),
 }
 
 # Of a model's constructor: how much a file or a flag may ask for. The rest of its numbers are finite and below 2^31.

@@ -36,6 +36,7 @@ NOT_RUN = {
     r"--pretrained|--model 'DaViT_\*'|robustness DaViT_tiny": "fetches published weights",
     r"^davit ": "the same mains as the scripts'; tests/test_packaging.py and tests/test_davit_command.py run it",
     r"davit\.app": "serves until it is ended; tests/app/test_page_in_a_browser.py runs it",
+    r"davit\.serve|^curl ": "serves until it is ended, and asks it; tests/serve does both",
     r"tools/launch\.sh": "for two machines; tests/distributed/test_two_machines.py has them",
     r"davit\.engine\.nonfinite": "needs the batch of a failed step; tests/engine/test_nonfinite.py has one",
     r"configs/davit_(small|base)_224\.yaml$": "as tiny's; tests/engine/test_train_cli.py reads every recipe",

@@ -31,6 +31,7 @@ COMMANDS = {
     "doctor": ("davit.doctor.__main__", "main"),
     "complexity": ("davit.complexity", "main"),
     "app": ("davit.app.__main__", "main"),
+    "serve": ("davit.serve.__main__", "main"),
     "probe": ("davit.probe.__main__", "main"),
     "embed": ("davit.embed.__main__", "main"),
     "checkpoint": ("davit.checkpoint.__main__", "main"),

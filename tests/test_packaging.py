@@ -84,6 +84,7 @@ def test_its_metadata_are_true(wheel: Path) -> None:
     assert extras >= {
         "openmmlab",
         "app",
+        "serve",
         "export",
         "openvino",
         "executorch",

@@ -1,18 +1,15 @@
 """Let the page answer none but its own visitors: by the address that they asked for, and by what they send.
 
-A browser that visits another site may be made to ask this machine: under a name of that site which suddenly means
-127.0.0.1 (DNS rebinding), or by a form sent across origins. So the address of each request must be one of the page's
-own, and so must the origin that a browser tells. What is uploaded is bounded by number and size, for all together.
+`davit.addresses` says which addresses are the page's own, and why. What is uploaded is bounded by number and size, for
+all together.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ipaddress
 import logging
 import re
-import socket
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Iterator
 from pathlib import Path
 
 from h11 import LocalProtocolError
@@ -20,6 +17,8 @@ from starlette.datastructures import Headers, QueryParams
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from ..addresses import READING, OwnAddresses
 
 log = logging.getLogger(__name__)
 
@@ -29,70 +28,13 @@ _FRAME = 64 * 1024  # bytes of an upload beside the file
 _QUESTION = 256 * 1024  # bytes of any other request
 _STARTING = 32  # uploads at once
 
-_AUTHORITY = re.compile(r"(\[[0-9a-f:.]+\]|[^\[\]:@/\s]+)(?::(\d{1,5}))?", re.IGNORECASE | re.ASCII)
-_ORIGIN = re.compile(r"(https?)://(.+)", re.IGNORECASE)
-_PORTS = {"http": 80, "https": 443}
-
 _UPLOAD = "/gradio_api/upload"
 _TAKEN = frozenset({_UPLOAD, "/gradio_api/queue/join", "/gradio_api/cancel", "/gradio_api/reset"})
-_READING = ("GET", "HEAD", "OPTIONS")
 _ANSWERS = "/gradio_api/queue/data"
 _HIDDEN = re.compile(
     r"/(monitoring|gradio_api/(api|call|custom_component|deep_link|dev|openapi|profiling|proxy=|run|stream|vibe))",
     re.IGNORECASE,
 )
-
-
-def is_loopback(host: str) -> bool:
-    """Return whether only this machine can reach a host."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host.lower() == "localhost"
-
-
-class OwnAddresses:
-    """Know by which addresses a page is asked for: this machine's own name for itself, and what it is served at.
-
-    Args:
-        host: at which the page is served; 0.0.0.0 and :: stand for the addresses and the name of this machine. Which
-            addresses these are is not looked up, as a site cannot take an address as it can take a name.
-        port: at which it is served.
-        more: other addresses, NAME or NAME:PORT, of a proxy or a tunnel.
-
-    Raises:
-        ValueError: `more` holds what is no address.
-    """
-
-    def __init__(self, host: str, port: int, more: Sequence[str] = ()) -> None:
-        self._host = _plain(host)
-        self._port = port
-        self._takes_any_number = self._host in ("0.0.0.0", "::")
-        self._names = {self._host}
-        if self._takes_any_number:
-            self._names |= {socket.gethostname().lower(), socket.getfqdn().lower()}
-        self._more = set()
-        for address in more:
-            match = _AUTHORITY.fullmatch(address)
-            if match is None:
-                raise ValueError(f"`also_at={address}` is no address: NAME or NAME:PORT, such as lab.example.org")
-            self._more.add((_plain(match[1]), int(match[2]) if match[2] else None))
-
-    def has(self, authority: str, default_port: int = 80) -> bool:
-        """Tell whether an address as browsers write it, NAME:PORT, is the page's own."""
-        match = _AUTHORITY.fullmatch(authority)
-        if match is None:
-            return False
-        name, port = _plain(match[1]), int(match[2] or default_port)
-        if (name, port) in self._more or (name, None) in self._more:
-            return True
-        own = is_loopback(name) or name in self._names or (self._takes_any_number and _is_number(name))
-        return own and port == self._port
-
-    def has_origin(self, origin: str) -> bool:
-        """Tell whether the value of an Origin header is the page's own; "null" is not."""
-        match = _ORIGIN.fullmatch(origin)
-        return match is not None and self.has(match[2], _PORTS[match[1].lower()])
 
 
 class Guard:
@@ -127,22 +69,20 @@ class Guard:
                 await send({"type": "websocket.close", "code": 1008})
             else:
                 await refusal(scope, receive, send)
-        elif scope["type"] == "http" and scope["method"] not in _READING:
+        elif scope["type"] == "http" and scope["method"] not in READING:
             await self._take(scope, receive, send)
         else:
             await self._app(scope, receive, send)
 
     def _refusal(self, scope: Scope) -> Response | None:
         headers = Headers(scope=scope)
-        hosts, origins = headers.getlist("host"), headers.getlist("origin")
-        if len(hosts) != 1 or not self._own.has(hosts[0]):
-            return PlainTextResponse("this is not the address of the page", 400)
-        if any(not self._own.has_origin(origin) for origin in origins):
-            return PlainTextResponse("another site may not ask this page", 403)
+        refusal = self._own.refusal(headers.getlist("host"), headers.getlist("origin"))
+        if refusal is not None:
+            return PlainTextResponse(refusal[1], refusal[0])
         if scope["type"] == "websocket":
             return None
         path = scope["path"].rstrip("/")
-        if scope["method"] in _READING:
+        if scope["method"] in READING:
             is_unknown = (
                 path == _ANSWERS and QueryParams(scope["query_string"]).get("session_hash") not in self._sessions
             )
@@ -256,15 +196,3 @@ async def malformed(_: Request, error: Exception) -> Response:
 
 def _too_large() -> Response:
     return PlainTextResponse("larger than the page takes", 413)
-
-
-def _plain(host: str) -> str:
-    return host.strip("[]").rstrip(".").lower()
-
-
-def _is_number(host: str) -> bool:
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return True

@@ -5,11 +5,11 @@ from __future__ import annotations
 import importlib
 import logging
 import os
-import socket
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..addresses import OwnAddresses, is_loopback, open_port
 from ..data import BadImageError
 from ..text import install_extra
 from .readers import Answer, Reader
@@ -93,9 +93,10 @@ def serve(
     gr = gradio()
     from starlette.middleware import Middleware  # comes with Gradio
 
-    from .guard import Guard, OwnAddresses, is_loopback, malformed, unknown
+    from .guard import Guard, malformed, unknown
 
-    port = _free_port(host, port)
+    with open_port(host, port) as free:
+        port = int(free.getsockname()[1])
     largest = max_megabytes * 1024 * 1024
     guard = Middleware(
         Guard,
@@ -133,15 +134,6 @@ def serve(
     if block:
         page.block_thread()
     return str(address)
-
-
-def _free_port(host: str, port: int) -> int:
-    try:
-        with socket.create_server((host, port)) as server:
-            return int(server.getsockname()[1])
-    except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise ValueError(f"{host}:{port} cannot be served ({reason}); --port 0 takes a free one.") from error
 
 
 def gradio() -> Any:

@@ -11,7 +11,7 @@ from PIL import Image
 
 from ..predict import Predictor
 from ..predict.pictures import Picture
-from ..visualize.figure import evidence_image, look, render
+from ..visualize.figure import evidence_image, look, render, seen_image
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,9 @@ class Answer:
     detail: Image.Image | None = None
 
 
+_EXPORTED = "what the model sees (an exported model: evidence and attention need its checkpoint)"
+
+
 class Reader(Protocol):
     """A model as the page knows it, under a title."""
 
@@ -41,13 +44,20 @@ class Reader(Protocol):
 
 
 class ClassifierReader:
-    """Asks a classifier: its classes, the evidence for the first, and the whole figure of `davit.visualize`."""
+    """Asks a classifier: its classes, the evidence for the first, and the whole figure of `davit.visualize`.
+
+    Of an exported model there are the classes alone, and a sentence says why.
+    """
 
     def __init__(self, predictor: Predictor) -> None:
         self.title = f"{predictor.name}, {len(predictor.class_names)} classes"
         self._predictor = predictor
 
     def answer(self, picture: Picture) -> Answer:
+        if self._predictor.program is not None:
+            found = self._predictor.predict(picture)
+            scores = {guess.name: guess.probability for guess in found.guesses}
+            return Answer(scores, seen_image(self._predictor, picture), _EXPORTED)
         seen = look(self._predictor, picture)
         stream = io.BytesIO()
         render(self._predictor, seen).savefig(stream, format="png")

@@ -51,7 +51,7 @@ def _main(arguments: Sequence[str] | None) -> list[str]:
     precision = precision_from(options, device)
     precision.say()
     name = args.model or request.model
-    loaded = load_model(name, request.checkpoint, options, device, needs_head=False)
+    loaded = load_model(name, request.checkpoint, options, device, needs_head=False, takes_exported=True)
     bad: dict[str, str] = {}
 
     def embed(pictures: Sequence[Any], label: str) -> tuple[list[str], Features]:

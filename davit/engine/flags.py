@@ -828,12 +828,18 @@ def _add_crop(add: Callable[..., Any]) -> None:
     add("--interpolation", default="", help="resampling; default: the checkpoint's, else the model's")
 
 
-def picture_flags(workers: int = 4) -> argparse.ArgumentParser:
-    """Make a parent of parsers: how pictures are prepared (`ModelOptions`) and read; `workers` is a default."""
+def picture_flags(workers: int | None = 4) -> argparse.ArgumentParser:
+    """Make a parent of parsers: how pictures are prepared (`ModelOptions`) and read.
+
+    Args:
+        workers: the default of --workers; None for a command that has no loader, and so no flags of one.
+    """
     parser = argparse.ArgumentParser(add_help=False)
     add = parser.add_argument_group("pictures").add_argument
     _add_decoding(add)
     _add_crop(add)
+    if workers is None:
+        return parser
     add(
         "-b", "--batch-size", **number("batch_size"), default=256, help="pictures at once; fewer where memory runs out"
     )

@@ -26,10 +26,13 @@ from ..data.dataset import Transform
 from ..limits import MOST_NOTED, NUMBERS, check_model_kwargs, check_numbers, short
 from ..pretrained import DESCRIPTIONS_ENTRY, PretrainedError, check_architecture, read_resolved, resolve
 from ..registry import create_model
+from ..runtimes import ExportedModel, is_exported
 from ..variants import VARIANTS
-from .calibration import temperature_for
+from .calibration import file_beside, temperature_for
 from .distributed import is_out_of_memory
+from .exported import as_bytes, open_network, require_applicable, say_device
 from .precision import precision_from
+from .thresholds import file_beside as thresholds_beside
 from .thresholds import thresholds_for
 
 log = logging.getLogger(__name__)
@@ -133,14 +136,15 @@ class LoadedModel:
     Attributes:
         model: on its device, in eval mode.
         classifier: the model as it is run: with test-time pooling where `is_pooled`, compiled where asked for.
-        checkpoint: what it was loaded from; None for published weights.
-        weights: "EMA" or "plain" of a checkpoint, else "published".
+        checkpoint: what it was loaded from; None for published weights and exports.
+        weights: "EMA" or "plain" of a checkpoint, else "published"; for an export those that it was made of.
         config: how pictures are prepared, as timm's `resolve_data_config` says it.
         decoding: how files are decoded for it.
         kwargs: what the model was built with beside its name.
         temperature: what logits are divided by before they become probabilities.
         file: of the checkpoint; None for published weights.
         thresholds: (K,) from which probability on each of several classes is named; None for one class a picture.
+        program: what computes `model`, where that is an exported one.
     """
 
     name: str
@@ -155,6 +159,7 @@ class LoadedModel:
     temperature: float
     file: Path | None
     thresholds: Tensor | None = None
+    program: ExportedModel | None = None
 
     @property
     def is_multilabel(self) -> bool:
@@ -162,14 +167,27 @@ class LoadedModel:
         return self.thresholds is not None
 
     @property
+    def parameter_count(self) -> int:
+        """The number of parameters; of an export, of the model that it was made of (0 where it does not say)."""
+        if self.program is not None:
+            return int(self.program.metadata.extra.get("parameters") or 0)
+        return sum(parameter.numel() for parameter in self.model.parameters())
+
+    @property
     def class_names(self) -> list[str] | None:
         """The names that the checkpoint's training, or its config.json, noted; None where they did not."""
+        if self.program is not None:
+            labels = self.program.metadata.extra.get("labels")
+            return list(map(str, labels)) if isinstance(labels, list) else None
         noted = self.checkpoint.metadata.get("class_names") if self.checkpoint is not None else None
         return noted if isinstance(noted, list) and all(isinstance(name, str) for name in noted) else None
 
     @property
     def described_names(self) -> list[str] | None:
         """The names for people to read: with the descriptions that a config.json has of them."""
+        if self.program is not None:
+            names = self.program.metadata.class_names
+            return None if names is None else list(names)
         noted = self.checkpoint.metadata.get(DESCRIPTIONS_ENTRY) if self.checkpoint is not None else None
         names, described = self.class_names, noted if isinstance(noted, dict) else {}
         return names and [
@@ -177,8 +195,13 @@ class LoadedModel:
         ]
 
     def transform(self) -> Transform:
-        """Build the transform that `config` describes: decoded picture -> normalised tensor."""
-        return eval_transform(img_size=self.config["input_size"], **{name: self.config[name] for name in _CROP})
+        """Build the transform that `config` describes: decoded picture -> normalised tensor.
+
+        An export that normalises pictures itself gets them as uint8.
+        """
+        transform = eval_transform(img_size=self.config["input_size"], **{name: self.config[name] for name in _CROP})
+        is_raw = self.program is not None and self.program.metadata.preprocess == "uint8"
+        return as_bytes(transform) if is_raw else transform
 
 
 def load_model(
@@ -188,6 +211,7 @@ def load_model(
     device: torch.device,
     *,
     needs_head: bool = True,
+    takes_exported: bool = False,
 ) -> LoadedModel:
     """Build a model and load its weights.
 
@@ -196,11 +220,19 @@ def load_model(
         file: the checkpoint, as a file, a folder or a repository of the hub (`davit.pretrained.resolve`); None for
             published weights of the model called `name`.
         needs_head: the classes are asked for; else a checkpoint without a classifier gives a model without one.
+        takes_exported: the outputs are all that is asked for, so that an exported model serves too.
 
     Raises:
         ValueError: the checkpoint, the model and the options do not fit one another.
         PretrainedError: weights of the hub could not be fetched.
     """
+    if file is not None and is_exported(file):
+        if not takes_exported:
+            raise ValueError(
+                f"{file} is an exported model, whose weights and layers cannot be reached: give the checkpoint that it "
+                "was made of."
+            )
+        return _load_exported(Path(file), name, options, device, needs_head)
     found = None if file is None else resolve(file)
     checkpoint = None if found is None else read_resolved(found, options.ema)
     trained = {} if checkpoint is None else _noted(checkpoint, options)
@@ -231,16 +263,7 @@ def load_model(
     decoding = Decoding.asked_for(bands, vars(options), trained)
     location = found.file if found is not None else None
     is_multilabel = (options.task or trained.get("task")) == MULTILABEL
-    if options.threshold is not None and not is_multilabel:
-        raise ValueError(
-            f"`threshold={options.threshold:g}` is for pictures with several labels, and this model tells one class: "
-            f"leave it out, or give `task={MULTILABEL}`."
-        )
-    if is_multilabel and options.temperature not in (None, 1):
-        raise ValueError(
-            f"`temperature={options.temperature:g}` is for one class a picture; of several labels `threshold=...` "
-            "says from which probability on they count."
-        )
+    _require_for_task(options, is_multilabel)
     temperature = 1.0 if is_multilabel else temperature_for(options.temperature, location, model)
     loaded = LoadedModel(
         name=name,
@@ -258,6 +281,84 @@ def load_model(
     if not is_multilabel:
         return loaded
     return replace(loaded, thresholds=thresholds_for(options.threshold, location, model, loaded.class_names))
+
+
+def _require_for_task(options: ModelOptions, is_multilabel: bool) -> None:
+    """Raise `ValueError` for options that are for the other task."""
+    if options.threshold is not None and not is_multilabel:
+        raise ValueError(
+            f"`threshold={options.threshold:g}` is for pictures with several labels, and this model tells one class: "
+            f"leave it out, or give `task={MULTILABEL}`."
+        )
+    if is_multilabel and options.temperature not in (None, 1):
+        raise ValueError(
+            f"`temperature={options.temperature:g}` is for one class a picture; of several labels `threshold=...` "
+            "says from which probability on they count."
+        )
+
+
+def _load_exported(
+    path: Path, name: str | None, options: ModelOptions, device: torch.device, needs_head: bool
+) -> LoadedModel:
+    """Open an exported model (errors as in `load_model`)."""
+    model = open_network(path, needs_head=needs_head)
+    program = model.program
+    require_applicable(path, options, name, program)
+    say_device(path, device)
+    metadata = program.metadata
+    asked_bands = bands_asked_for(vars(options))
+    if asked_bands not in (None, metadata.bands):
+        raise ValueError(f"{path} takes pictures of {metadata.bands} bands, not {asked_bands}.")
+    config = {"input_size": metadata.input_size, **{one: getattr(metadata, one) for one in _CROP}}
+    config.update({one: value for one in _CROP if (value := getattr(options, one))})
+    for one in ("mean", "std"):
+        values = tuple(config[one])
+        config[one] = values * metadata.bands if len(values) == 1 else values
+    size = tuple(options.input_size[1:]) if options.input_size else (options.img_size,) * 2 if options.img_size else ()
+    if size:
+        _require_size(program, size)
+        config["input_size"] = (metadata.bands, *size)
+    noted = metadata.extra.get("thresholds")
+    is_multilabel = isinstance(noted, list) and len(noted) == model.num_classes > 0
+    if options.task is not None and (options.task == MULTILABEL) != is_multilabel:
+        what = "several labels" if is_multilabel else "one class"
+        raise ValueError(
+            f"{path} was exported from a model that tells {what} a picture: leave `task={options.task}` out."
+        )
+    _require_for_task(options, is_multilabel)
+    temperature = 1.0 if is_multilabel else options.temperature
+    if temperature is None and not file_beside(path).is_file():
+        temperature = metadata.temperature
+    weights = str(metadata.extra.get("weights") or "exported")
+    loaded = LoadedModel(
+        name=metadata.model,
+        model=model.to(device).eval(),
+        classifier=model,
+        checkpoint=None,
+        weights=weights,
+        config=config,
+        decoding=Decoding.asked_for(metadata.bands, vars(options), metadata.decoding),
+        is_pooled=False,
+        kwargs={},
+        temperature=temperature_for(temperature, path, model),
+        file=path,
+        program=program,
+    )
+    if not is_multilabel:
+        return loaded
+    if options.threshold is None and not thresholds_beside(path).is_file():
+        return replace(loaded, thresholds=torch.tensor(noted, dtype=torch.float32))
+    return replace(loaded, thresholds=thresholds_for(options.threshold, path, model, loaded.class_names))
+
+
+def _require_size(program: ExportedModel, size: Sequence[int]) -> None:
+    for axis, side in zip(("height", "width"), size, strict=True):
+        least, most = program.metadata.axes.get(axis, (1, None))
+        if side < least or (most is not None and side > most):
+            raise ValueError(
+                f"{program.path} takes {program.describe_axes()}, and the {axis} would be {side}: leave `img_size` out, "
+                "or export the checkpoint for that size."
+            )
 
 
 def _noted(checkpoint: Checkpoint, options: ModelOptions) -> dict[str, Any]:

@@ -22,6 +22,8 @@ from ..data import EvalLoader, PictureDataset, check_classes, in_other_order, la
 from ..data.listing import natural_key
 from ..files import write_bytes, write_csv
 from ..pretrained import PretrainedError, holds_one_model
+from ..runtimes import SUFFIXES as EXPORTED_SUFFIXES
+from ..runtimes import is_exported
 from ..text import as_line, some, without_nan
 from . import calibration, thresholds
 from .build import open_once, usable_workers
@@ -270,10 +272,20 @@ def find_requests(model: str | None, checkpoint: str) -> tuple[list[Request], bo
     path = Path(checkpoint)
     if not path.is_dir() or holds_one_model(path):  # also of the hub, whose names are no paths
         return [Request(model, path)], True
-    files = [file for file in path.glob("[!.]*") if file.name.endswith(_SUFFIXES) and file.is_file()]
+    files = [file for file in path.glob("[!.]*") if _is_model(file)]
     if not files:
-        raise ValueError(f"the folder {path} holds no checkpoint ({', '.join(_SUFFIXES)}).")
+        known = (*_SUFFIXES, *EXPORTED_SUFFIXES.values())
+        raise ValueError(f"the folder {path} holds no checkpoint or exported model ({', '.join(known)}).")
     return [Request(model, file) for file in sorted(files, key=lambda file: natural_key(file.name))], False
+
+
+def _is_model(file: Path) -> bool:
+    """Tell whether a file of a folder is a checkpoint by its name, or an exported model."""
+    if not file.is_file():
+        return False
+    if file.name.endswith(tuple(EXPORTED_SUFFIXES.values())):
+        return is_exported(file)
+    return file.name.endswith(_SUFFIXES) and not (file.suffix == ".bin" and is_exported(file.with_suffix(".xml")))
 
 
 def _model_names(model: str) -> list[str] | None:
@@ -316,7 +328,7 @@ def _open_dataset(args: argparse.Namespace, world: World, task: str) -> tuple[Pi
 def _evaluate(request: Request, job: _Job) -> Row:
     args, world = job.args, job.world
     with in_step(world):
-        loaded = load_model(request.model, request.checkpoint, job.options, world.device)
+        loaded = load_model(request.model, request.checkpoint, job.options, world.device, takes_exported=True)
     if loaded.is_multilabel:
         return evaluate_labels(request, loaded, job)
     opened = job.data.of(CLASSIFICATION)
@@ -335,12 +347,12 @@ def _evaluate(request: Request, job: _Job) -> Row:
                 "data has some of them; --class-map FILE with the model's classes, a line each, lets all compete."
             )
         dataset.transform, dataset.decoding = loaded.transform(), loaded.decoding
-    config, params = loaded.config, sum(parameter.numel() for parameter in loaded.model.parameters()) / 1e6
+    config, params, program = loaded.config, loaded.parameter_count / 1e6, loaded.program
     log.info(
         "%s, %s weights: %.2f M parameters, %d classes, %d pictures at %dx%d, crop %.4g (%s), %s%s",
         *(loaded.name, loaded.weights, params, num_classes, len(dataset)),
         *(*config["input_size"][-2:], config["crop_pct"], config["crop_mode"], config["interpolation"]),
-        ", test-time pooling" if loaded.is_pooled else "",
+        ", test-time pooling" if loaded.is_pooled else f", run by {program.runtime}" if program else "",
     )
     records = Records(keep_logits=bool(args.fit_temperature) or loaded.temperature != 1)
     result, batch_size = evaluate_within_memory(loaded, dataset, labels, records, args, world, job.precision)
@@ -374,7 +386,8 @@ def _evaluate(request: Request, job: _Job) -> Row:
         "img_size": config["input_size"][-1],
         **{name: config[name] for name in ("crop_pct", "crop_mode", "interpolation")},
         "test_time_pool": loaded.is_pooled,
-        "precision": job.precision.name,
+        "precision": program.metadata.precision if program else job.precision.name,
+        **({"runtime": program.runtime} if program else {}),
         "batch_size": batch_size,
         "processes": world.size,
         "images_per_second": round(result.images_per_second, 2),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import logging
 import sys
 from collections.abc import Sequence
@@ -11,8 +12,10 @@ from ..engine.flags import given_flags
 from ..engine.load_model import ModelOptions
 from ..text import without_controls
 from .flags import export_parser
-from .options import ExportOptions
+from .options import ExportOptions, Int8Options
 from .run import export
+
+log = logging.getLogger(__name__)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -45,10 +48,21 @@ def _main(arguments: Sequence[str] | None) -> None:
         tolerance=args.tolerance,
         class_map=args.class_map or None,
         licence=args.license,
+        int8=_int8(args, given),
         overwrite=args.overwrite,
     )
     exported = export(args.checkpoint, args.out, options)
     sys.stdout.write(without_controls(f"{args.checkpoint or args.model} -> {exported.path}\n{exported}\n"))
+
+
+def _int8(args: argparse.Namespace, given: set[str]) -> Int8Options | None:
+    """Return how to quantize; None where it is not asked for."""
+    if args.int8 is None:
+        for name in ("max_drop", "calibration", "seed"):
+            if name in given:
+                log.warning("--%s is for --int8 DATA, and does nothing without it", name.replace("_", "-"))
+        return None
+    return Int8Options(args.int8, args.max_drop, args.calibration, args.seed)
 
 
 if __name__ == "__main__":

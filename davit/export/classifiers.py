@@ -45,6 +45,9 @@ def classifier_program(source: str | Path | None, options: ExportOptions) -> Pro
     model = plain(loaded.model).float().eval().requires_grad_(False)
     module, names, axes = _outputs(model, loaded, options.task)
     size = tuple(int(side) for side in loaded.config["input_size"])
+    facts = provenance(loaded, options)
+    if loaded.thresholds is not None and options.task == "classification":
+        facts["extra"]["thresholds"] = loaded.thresholds.tolist()  # each class has a probability by itself
     metadata = Metadata(
         task=options.task,
         model=loaded.name,
@@ -58,7 +61,7 @@ def classifier_program(source: str | Path | None, options: ExportOptions) -> Pro
         interpolation=str(loaded.config["interpolation"]),
         decoding=vars(loaded.decoding),
         temperature=loaded.temperature if options.task == "classification" else 1.0,
-        **provenance(loaded, options),
+        **facts,
     )
     sizes = ((2, size[1], size[2]), *SIZES)
     return Program(module, metadata, axes, sizes, TOLERANCE)
@@ -75,7 +78,11 @@ def provenance(loaded: LoadedModel, options: ExportOptions) -> dict[str, Any]:
         "function": loaded.checkpoint.function if loaded.checkpoint is not None and loaded.checkpoint.davit else "",
         "davit": importlib.import_module("davit").__version__,
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
-        "extra": {"weights": loaded.weights},
+        "extra": {
+            "weights": loaded.weights,
+            "parameters": loaded.parameter_count,
+            **({"labels": loaded.class_names} if loaded.class_names else {}),  # as the training's data calls them
+        },
     }
 
 

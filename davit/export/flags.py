@@ -18,7 +18,7 @@ def export_parser() -> argparse.ArgumentParser:
         description="Export a model to another runtime; the export is compared with PyTorch before it gets its name.",
         parents=[export_flags()],
         epilog="Exit status: 0 done, 2 a mistake in the flags or the checkpoint, 3 the export computes something else "
-        "than the model, and nothing was written.",
+        "than the model, or int8 costs too much accuracy, and nothing was written.",
     )
     add = parser.add_argument
     add("checkpoint", metavar="CHECKPOINT", nargs="?", help="a file, a run's folder, hf-hub:... or local-dir:...")
@@ -47,5 +47,15 @@ def export_parser() -> argparse.ArgumentParser:
     add("--no-check", action="store_true", help="do not compare with PyTorch; the file says that it was not checked")
     add("--class-map", default="", metavar="FILE|DIR", help="class names, one a line, or a data folder that has them")
     add("--license", default="", metavar="ID", help="of the weights, such as mit; default: the model's")
+    add("--int8", metavar="DATA", help="quantize to 8 bits; DATA, as train.py takes it, calibrates and decides")
+    add(
+        "--max-drop",
+        **number("max_drop"),
+        default=1.0,
+        metavar="POINTS",
+        help="of top-1 on its validation pictures that int8 may cost; more: nothing is written (default %(default)g)",
+    )
+    add("--calibration", **number("calibration"), default=128, metavar="N", help="training pictures (default 128)")
+    add("--seed", **number("seed"), default=42, help="which of them (default %(default)s)")
     add("--overwrite", action="store_true", help="replace a file that is there")
     return parser

@@ -44,6 +44,23 @@ MOST_SIDE = 16384  # pixels that an export of free sizes states
 
 
 @dataclass(frozen=True)
+class Int8Options:
+    """Say how an export is quantized.
+
+    Attributes:
+        data: a data set as train.py takes it: its training pictures calibrate, its validation pictures decide.
+        max_drop: the largest loss of top-1 accuracy in percentage points.
+        calibration: how many training pictures the ranges of activations are measured on.
+        seed: which ones.
+    """
+
+    data: str
+    max_drop: float = 1.0
+    calibration: int = 128
+    seed: int = 42
+
+
+@dataclass(frozen=True)
 class ExportOptions:
     """Say how a model is exported.
 
@@ -65,6 +82,7 @@ class ExportOptions:
         tolerance: largest difference, relative to the largest value of an output; None for that of the precision.
         class_map: a file or data folder with the class names, in place of the checkpoint's.
         licence: of the weights, in place of the model's.
+        int8: quantize the classifier after it was checked; None leaves it in float.
         overwrite: replace a file that is there.
     """
 
@@ -84,7 +102,13 @@ class ExportOptions:
     tolerance: float | None = None
     class_map: str | None = None
     licence: str = ""
+    int8: Int8Options | None = None
     overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        if self.int8 is not None and (self.fp16 or self.task != "classification"):
+            what = "`fp16=True`" if self.fp16 else f"{self.task}: its cost is measured in accuracy"
+            raise ValueError(f"int8 is for float32 classifiers, not for {what}.")
 
     def format_for(self, out: Path) -> str:
         """Choose the format by `to` and the file's suffix.

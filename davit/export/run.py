@@ -74,6 +74,7 @@ def export(source: str | Path | None, out: str | Path, options: ExportOptions | 
     Raises:
         ValueError: source, options and file do not fit one another.
         DifferentError: the program computes something else in its runtime; nothing was written.
+        davit.export.int8.DropError: int8 costs too much accuracy; nothing was written.
         OSError: the file cannot be written.
     """
     options, out = options or ExportOptions(), Path(out)
@@ -132,6 +133,13 @@ def write_program(program: Program, out: Path, options: ExportOptions) -> Export
             metadata = replace(metadata, unchecked=reason)
             log.warning("%s is not compared with PyTorch: %s.", out.name, reason)
         save(metadata, partial)
+        if options.int8 is not None:
+            from .int8 import quantize
+
+            small = Path(folder) / "int8" / out.name
+            small.parent.mkdir()
+            metadata = quantize(partial, small, options.int8)
+            partial = small
         files = _put_in_place(partial, out)
     return Exported(out, metadata, files, time.perf_counter() - start, peak_memory())
 

@@ -35,6 +35,7 @@ class Predictor:
         temperature: what logits are divided by before they become probabilities; 1 unless one was fitted or asked for.
         thresholds: (num_classes,) from which probability on each of several classes is named; None where a picture has
             one class.
+        program: what computes `model`, where that is an exported one; else None.
     """
 
     def __init__(self, loaded: LoadedModel, names: Sequence[str], device: torch.device, precision: Precision) -> None:
@@ -47,6 +48,7 @@ class Predictor:
         self.temperature = loaded.temperature
         self.thresholds = loaded.thresholds
         self.device = device
+        self.program = loaded.program
         self._classifier = loaded.classifier
         self._precision = precision
 
@@ -80,8 +82,8 @@ class Predictor:
         source = PictureSource(several, self.decoding.bands)
         results = []
         for start, images_NCHW in self._batches(source):
-            for offset, row in enumerate(self._probabilities(images_NCHW)):
-                result = self._result(source.path(start + offset), row, topk)
+            for offset, row in enumerate(self.probabilities(images_NCHW)):
+                result = self.prediction(source.path(start + offset), row, topk)
                 if isinstance(result, Failure):
                     raise ValueError(f"{result.file}: {result.reason}.")
                 results.append(result)
@@ -105,7 +107,7 @@ class Predictor:
         source = PictureSource(several, self.decoding.bands)
         found: list[Tensor] = []
         for start, images_NCHW in self._batches(source):
-            found.append(embed_images(self.model, images_NCHW, self._precision))
+            found.append(self.features(images_NCHW))
             finite = torch.isfinite(found[-1]).all(1).tolist()
             if not all(finite):
                 raise ValueError(f"{source.path(start + finite.index(False))}: {NOT_FINITE}.")
@@ -154,20 +156,22 @@ class Predictor:
         done = 0
         try:
             for batch in prefetch(_readable(loader, source), self.device):
-                probabilities_NK = self._probabilities(batch.images)
+                probabilities_NK = self.probabilities(batch.images)
                 for index, row in zip(batch.indices.tolist(), probabilities_NK, strict=True):
                     yield from failures(done, index)
-                    yield self._result(source.path(index), row, topk)
+                    yield self.prediction(source.path(index), row, topk)
                     done = index + 1
             yield from failures(done, len(pictures))
         finally:
             loader.close()
 
-    def _probabilities(self, images_NCHW: Tensor) -> Tensor:
+    def probabilities(self, images_NCHW: Tensor) -> Tensor:
         """Compute (N, num_classes) in float32 on the CPU; halves of the batch in turn where memory is short."""
         try:
             with torch.inference_mode(), self._precision.autocast():
-                logits_NK = self._classifier(images_NCHW.to(self._precision.weights))
+                if self.program is None:  # a program says by itself what it takes
+                    images_NCHW = images_NCHW.to(self._precision.weights)
+                logits_NK = self._classifier(images_NCHW)
         except Exception as error:
             if len(images_NCHW) == 1 or not is_out_of_memory(error):
                 raise
@@ -175,9 +179,18 @@ class Predictor:
             if self.thresholds is not None:
                 return logits_NK.float().sigmoid().cpu().clone()
             return (logits_NK.float() / self.temperature).softmax(dim=1).cpu().clone()
-        return torch.cat([self._probabilities(half) for half in images_NCHW.chunk(2)])
+        return torch.cat([self.probabilities(half) for half in images_NCHW.chunk(2)])
 
-    def _result(self, file: str, probabilities_K: Tensor, topk: int | None) -> Prediction | Failure:
+    def features(self, images_NCHW: Tensor) -> Tensor:
+        """Compute (N, C) in float32 on the CPU, as `embed` does; halves of the batch in turn where memory is short."""
+        return embed_images(self.model, images_NCHW, self._precision)
+
+    def prediction(self, file: str, probabilities_K: Tensor, topk: int | None) -> Prediction | Failure:
+        """Name the most probable classes; a `Failure` where the probabilities are not finite.
+
+        Args:
+            topk: how many; 5 where None, or of several classes a picture all that reach their threshold.
+        """
         if topk is not None and topk < 1:
             raise ValueError(f"topk={topk} is not a number of 1 or more.")
         if not torch.isfinite(probabilities_K).all():
@@ -226,7 +239,7 @@ def load_with(
     where = device_named(device)
     precision = precision_from(options, where)
     precision.say()
-    loaded = load_model(model, checkpoint or None, options, where, needs_head=False)
+    loaded = load_model(model, checkpoint or None, options, where, needs_head=False, takes_exported=True)
     count = getattr(loaded.model, "num_classes", 0)
     named = class_names(count, noted=loaded.described_names, source=names) if count or names else ()
     return Predictor(loaded, named, where, precision)

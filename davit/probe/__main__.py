@@ -112,8 +112,9 @@ def _require_writable(flag: str, name: str) -> None:
 def _probe(request: Request, job: _Job) -> list[Row]:
     """Load a model, compute its features once, and let each classifier answer."""
     args, data = job.args, job.data
-    loaded = load_model(request.model, request.checkpoint, job.options, job.world.device, needs_head=False)
-    parameters = sum(parameter.numel() for parameter in loaded.model.parameters()) / 1e6
+    where = job.world.device
+    loaded = load_model(request.model, request.checkpoint, job.options, where, needs_head=False, takes_exported=True)
+    parameters = loaded.parameter_count / 1e6
     log.info(
         "%s, %s weights: %.2f M parameters, %d training and %d validation pictures at %dx%d.",
         *(loaded.name, loaded.weights, parameters, len(data.train), len(data.val), *loaded.config["input_size"][-2:]),

@@ -141,7 +141,7 @@ def _run(args: argparse.Namespace, given: set[str], world: World) -> list[Row]:
     precision.say()
     with in_step(world):
         name, file = _model_asked_for(args, given)
-        loaded = load_model(name, file, options, world.device)
+        loaded = load_model(name, file, options, world.device, takes_exported=True)
         if loaded.is_multilabel:
             raise ValueError(
                 "ImageNet's variants have one class a picture, and this model tells several; `davit validate` "

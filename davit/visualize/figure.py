@@ -58,8 +58,13 @@ def look(predictor: Predictor, picture: Picture, class_index: int | None = None)
         class_index: the class whose evidence is asked for; the most probable where None.
 
     Raises:
-        ValueError: the picture cannot be read, or the class is unknown.
+        ValueError: the picture cannot be read, the class is unknown, or the model is an exported one.
     """
+    if predictor.program is not None:
+        raise ValueError(
+            f"{predictor.program.path} is an exported model, and what it looks at is inside of its program: draw it by "
+            "the checkpoint that it was made of."
+        )
     prediction = predictor.predict(picture)  # which refuses what is too large
     image_CHW = predictor.transform(open_picture(picture, predictor.decoding))
     named = [guess.index for guess in prediction.guesses] or [prediction.index]
@@ -69,11 +74,24 @@ def look(predictor: Predictor, picture: Picture, class_index: int | None = None)
     attention = attention_of(predictor.model, image_1CHW) if isinstance(predictor.model, DaViT) else None
     H, W = evidence[0].map_HW.shape
     row, column = divmod(int(evidence[0].map_HW.argmax()), W)
-    mean, std = (torch.tensor(predictor.config[name])[:, None, None] for name in ("mean", "std"))
-    seen_CHW = (image_CHW * std + mean).clamp(0, 1)
-    shown_HWC = (seen_CHW[:3] if len(seen_CHW) >= 3 else seen_CHW[[0, 0, 0]]).permute(1, 2, 0).numpy()
     marked = ((row + 0.5) / H, (column + 0.5) / W)
-    return Look(prediction, shown_HWC, len(seen_CHW), tuple(evidence), attention, marked)
+    return Look(prediction, _shown(predictor, image_CHW), len(image_CHW), tuple(evidence), attention, marked)
+
+
+def seen_image(predictor: Predictor, picture: Picture) -> Image.Image:
+    """Return what the model sees of a picture: its crop, of more or fewer bands than three the first as RGB."""
+    shown_HWC = _shown(predictor, predictor.transform(open_picture(picture, predictor.decoding)))
+    return Image.fromarray((255 * shown_HWC).round().astype("uint8"))
+
+
+def _shown(predictor: Predictor, image_CHW: Tensor) -> Any:
+    """Turn a prepared picture into (H, W, 3) of 0 to 1."""
+    if image_CHW.dtype == torch.uint8:  # of an exported model that normalises itself
+        seen_CHW = image_CHW / 255
+    else:
+        mean, std = (torch.tensor(predictor.config[name])[:, None, None] for name in ("mean", "std"))
+        seen_CHW = (image_CHW * std + mean).clamp(0, 1)
+    return (seen_CHW[:3] if len(seen_CHW) >= 3 else seen_CHW[[0, 0, 0]]).permute(1, 2, 0).numpy()
 
 
 def draw_picture(

@@ -16,8 +16,9 @@ import asyncio
 
 import httpx
 
+from davit.addresses import OwnAddresses
 from davit.app import ClassifierReader
-from davit.app.guard import KEPT_FILES, KEPT_OF_LARGEST, Guard, OwnAddresses, is_loopback, remove_oldest
+from davit.app.guard import KEPT_FILES, KEPT_OF_LARGEST, Guard, remove_oldest
 from davit.app.page import build_page, serve
 
 LARGEST = 1  # MB
@@ -51,61 +52,6 @@ def upload(page: httpx.Client, data: bytes = b"content", name: str = "a.png", **
 
 
 # --- whose ---
-
-
-def test_own_addresses() -> None:
-    own = OwnAddresses("192.0.2.7", 7860, ["Lab.example.org", "proxy:8080"])
-    for right in (
-        "127.0.0.1:7860",
-        "localhost:7860",
-        "[::1]:7860",
-        "127.9.9.9:7860",
-        "192.0.2.7:7860",
-        "LOCALHOST.:7860",
-    ):
-        assert own.has(right), right
-    assert own.has("lab.example.org") and own.has("lab.example.org:443") and own.has("proxy:8080")
-    others = (
-        "",
-        "127.0.0.1",
-        "127.0.0.1:80",
-        "192.0.2.8:7860",
-        "0.0.0.0:7860",
-        "evil:7860",
-        "localhost.evil:7860",
-        "proxy:1",
-    )
-    for wrong in (
-        *others,
-        "127.0.0.1:7860@evil",
-        "127.0.0.1:7860,evil",
-        "localhost:7860/",
-        "[::1",
-        "localhost:999999",
-    ):
-        assert not own.has(wrong), wrong
-    assert own.has_origin("http://localhost:7860") and own.has_origin("https://lab.example.org")
-    for wrong in (
-        "null",
-        "",
-        "http://localhost",
-        "http://localhost:1",
-        "file://",
-        "localhost:7860",
-        "ftp://localhost:7860",
-    ):
-        assert not own.has_origin(wrong), wrong
-    with pytest.raises(ValueError, match="also_at"):
-        OwnAddresses("localhost", 1, ["http://lab.example.org"])
-
-
-def test_a_page_for_the_network_is_asked_for_by_numbers_but_no_foreign_name() -> None:
-    for host in ("0.0.0.0", "::"):
-        own = OwnAddresses(host, 80)
-        assert own.has("192.0.2.7") and own.has("[2001:db8::1]") and own.has("localhost")
-        assert not own.has("evil.example.com") and not own.has("192.0.2.7:81")
-    assert OwnAddresses("box.lan", 80).has("BOX.lan") and not OwnAddresses("box.lan", 80).has("192.0.2.7")
-    assert is_loopback("localhost") and not is_loopback("localhost.example.org")
 
 
 @pytest.mark.parametrize(

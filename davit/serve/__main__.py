@@ -1,0 +1,111 @@
+"""Serve a model by HTTP."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..addresses import OwnAddresses, is_loopback, open_port
+from ..commands import run_cli
+from ..engine.flags import given_flags
+from ..text import install_extra
+from .flags import serve_parser
+
+if TYPE_CHECKING:
+    from .engine import Engine
+
+log = logging.getLogger(__name__)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Serve until a signal ends it; return exit status 0 then, and 2 for a mistake."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    return run_cli(lambda: _main(arguments))
+
+
+def _main(arguments: Sequence[str] | None) -> None:
+    args = serve_parser().parse_args(arguments)
+    given = set() if args.config else given_flags(serve_parser, arguments)  # that of a detector is no recipe
+    try:
+        from .server import serve, usable_processors
+        from .service import Bounds, Service
+    except ModuleNotFoundError as error:
+        if (error.name or "davit").startswith("davit"):
+            raise
+        raise ValueError(
+            f"the service needs {error.name}, which is not installed: {install_extra('serve')}"
+        ) from error
+    import torch
+
+    processors = usable_processors()
+    threads = args.threads or min(processors, torch.get_num_threads())
+    bounds = Bounds(
+        **{name: getattr(args, name) for name in vars(args) if name.startswith("max_")},
+        timeout=args.timeout,
+        threads=threads,
+        decoders=min(4, processors),
+    )
+    torch.set_num_threads(threads)  # before the model is loaded: a runtime may take as many
+    with open_port(args.host, args.port) as listener:  # before the model is loaded, which may take long
+        port = int(listener.getsockname()[1])
+        own = OwnAddresses(args.host, port, args.also_at)
+        service = Service(load_engine(args, given, bounds.most_pixels), bounds, own)
+        if not is_loopback(args.host):
+            log.warning("%s can be reached by other machines, and the service asks nobody for a password", args.host)
+        host = f"[{args.host}]" if ":" in args.host else args.host
+        log.info("%s is at http://%s:%d (Ctrl-C ends it)", service.engine.name, host, port)
+        serve(service, listener)
+    log.info("ended")
+
+
+def load_engine(args: argparse.Namespace, given: set[str], most_pixels: int) -> Engine:
+    """Load what a command line asks for.
+
+    Args:
+        given: the names of the flags that were given, as `given_flags` finds them.
+        most_pixels: of a picture.
+
+    Raises:
+        ValueError: no model is named, or the model and the flags do not fit one another.
+    """
+    from ..engine.load_model import ModelOptions
+    from ..loading import load
+    from ..predict import Predictor
+    from .engine import Classifier, Finder
+
+    if args.config:
+        name, loaded = Path(args.config).stem, _with_config(args)
+    else:
+        if not args.checkpoint and "model" not in given:
+            raise ValueError("no model is named: give MODEL, or --model NAME for published weights.")
+        known = {option.name for option in fields(ModelOptions)}
+        options = {name: value for name, value in vars(args).items() if name in given & known}
+        if args.score_thr is not None:
+            options["score_threshold"] = args.score_thr
+        model = args.model if "model" in given else None
+        loaded = load(args.checkpoint or None, model, device=args.device, names=args.class_map or None, **options)
+        name = Path(args.checkpoint).name or args.checkpoint
+    if isinstance(loaded, Predictor):
+        return Classifier(loaded, most_pixels)
+    task = "segmentation" if hasattr(loaded.model, "decode_head") else "detection"
+    return Finder(name, task, loaded, most_pixels)
+
+
+def _with_config(args: argparse.Namespace) -> Any:
+    if not args.checkpoint:
+        raise ValueError("--config needs MODEL, the checkpoint of the detector or segmentor.")
+    try:
+        from ..openmmlab.predictor import Predictor
+    except ImportError as error:
+        raise ValueError(f"--config needs OpenMMLab's packages ({error}): {install_extra('openmmlab')}") from error
+    threshold = 0.3 if args.score_thr is None else args.score_thr
+    return Predictor(args.config, args.checkpoint, threshold, device=args.device)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
