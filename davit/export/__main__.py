@@ -42,7 +42,7 @@ def _main(arguments: Sequence[str] | None) -> None:
         layout=args.layout,
         fp16=args.fp16,
         fixed=args.fixed,
-        batch=args.batch,
+        batch=args.batch_size,
         opset=int(args.opset),
         check=not args.no_check,
         tolerance=args.tolerance,

@@ -140,7 +140,8 @@ def _pyramid(loaded: LoadedModel) -> DaViTPyramid:
         raise ValueError(f"`pyramid=True` is for DaViT's variants ({', '.join(VARIANTS)}), not {loaded.name}.")
     of_classifiers = ("num_classes", "global_pool", "drop_rate", "accelerate")
     kwargs = {name: value for name, value in loaded.kwargs.items() if name not in of_classifiers}
-    pyramid = DaViTPyramid(**{**VARIANTS[loaded.name].model_kwargs(), **kwargs})
+    stages = tuple(range(loaded.model.num_stages))
+    pyramid = DaViTPyramid(**{**VARIANTS[loaded.name].model_kwargs(), **kwargs, "out_indices": stages})
     state = {name: value for name, value in plain(loaded.model).state_dict().items() if not name.startswith(_TAIL)}
     norms = {name for name in pyramid.state_dict() if name.startswith("norm")}
     if loaded.checkpoint is not None:

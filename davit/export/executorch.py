@@ -23,15 +23,15 @@ def prepared(program: Program, options: ExportOptions) -> Program:
 
 
 def build(program: Program, options: ExportOptions) -> Save:
-    """Trace and lower a program, and return what writes it."""
-    with quiet():
-        edge = to_edge_transform_and_lower(traced(program), partitioner=[XnnpackPartitioner()])
+    """Trace a program, and return what lowers and writes it."""
+    found = traced(program)
 
     def save(metadata: Metadata, path: Path) -> None:
-        # The metadata are a method of the program that returns a constant. They are written twice, without and with
-        # what the check found, and lowering takes most of the time: so the methods are set on what is lowered.
-        edge._config_methods = {KEY: metadata.to_json()}
+        # Lowered anew each time: `to_executorch` changes what it is called on, and fails at a second call. The
+        # metadata are a method of the program that returns a constant.
         with quiet(), path.open("wb") as stream:
+            methods = {KEY: metadata.to_json()}
+            edge = to_edge_transform_and_lower(found, partitioner=[XnnpackPartitioner()], constant_methods=methods)
             edge.to_executorch().write_to_file(stream)
 
     return save

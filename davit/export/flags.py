@@ -39,7 +39,12 @@ def export_parser() -> argparse.ArgumentParser:
     add("--layout", choices=LAYOUTS, default="NCHW", help="of the program's input (default %(default)s)")
     add("--fp16", action="store_true", help="weights and computation in float16; inputs and outputs stay float32")
     add("--fixed", action="store_true", help="for one size (--img-size) and batch; .pte and .mlpackage always are")
-    add("--batch", **number("batch_size"), default=1, help="pictures of a program for one size (default %(default)s)")
+    add(
+        "--batch-size",
+        **number("batch_size"),
+        default=1,
+        help="pictures of a program for one size (default %(default)s)",
+    )
     add("--opset", choices=[str(one) for one in OPSETS], default=str(OPSETS[0]), help="of ONNX (default %(default)s)")
     add(
         "--tolerance", **number("tolerance"), help="largest difference from PyTorch, of the largest value of an output"

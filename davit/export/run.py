@@ -146,7 +146,9 @@ def write_program(program: Program, out: Path, options: ExportOptions) -> Export
 
 def _warn_of_unused(options: ExportOptions, to: str) -> None:
     if options.batch != 1 and FORMATS[to].is_dynamic and not options.fixed:
-        log.warning("--batch %d does nothing without --fixed: %s takes any number of pictures.", options.batch, to)
+        log.warning(
+            "--batch-size %d does nothing without --fixed: %s takes any number of pictures.", options.batch, to
+        )
     if options.opset != OPSETS[0] and to not in ("onnx", "openvino", "tensorrt"):
         log.warning("--opset %d does nothing for %s.", options.opset, to)
     if options.class_map and options.task != "classification":
