@@ -29,7 +29,7 @@ from ..runtimes import ExportedModel, is_exported
 from ..variants import VARIANTS
 from .calibration import file_beside, temperature_for
 from .distributed import is_out_of_memory
-from .exported import ExportedNetwork, as_bytes, open_network, require_applicable, say_device
+from .exported import as_bytes, open_network, require_applicable, say_device
 
 log = logging.getLogger(__name__)
 

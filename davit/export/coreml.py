@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import coremltools
-import torch
 
 from ..runtimes import KEY, Metadata
 from .options import ExportOptions

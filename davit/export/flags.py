@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 
 from ..commands import command_name
-from ..limits import number
 from ..engine.flags import export_flags
+from ..limits import number
 from .options import FORMATS, LAYOUTS
 
 

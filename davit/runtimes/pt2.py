@@ -37,9 +37,43 @@ _TARGETS = re.compile(
     r"|torch\.sym_(int|float|max|min|not|ite|sum)"
 )
 _FUNCTIONS = frozenset(
-    "Symbol Integer Float Rational Add Mul Min Max Mod PythonMod FloorDiv CleanDiv CeilToInt FloorToInt TruncToInt "
-    "ToFloat IntTrueDiv FloatTrueDiv Eq Ne Equality Unequality Lt Le Gt Ge StrictLessThan LessThan StrictGreaterThan "
-    "GreaterThan And Or Not Piecewise Identity".split()
+    [
+        "Symbol",
+        "Integer",
+        "Float",
+        "Rational",
+        "Add",
+        "Mul",
+        "Min",
+        "Max",
+        "Mod",
+        "PythonMod",
+        "FloorDiv",
+        "CleanDiv",
+        "CeilToInt",
+        "FloorToInt",
+        "TruncToInt",
+        "ToFloat",
+        "IntTrueDiv",
+        "FloatTrueDiv",
+        "Eq",
+        "Ne",
+        "Equality",
+        "Unequality",
+        "Lt",
+        "Le",
+        "Gt",
+        "Ge",
+        "StrictLessThan",
+        "LessThan",
+        "StrictGreaterThan",
+        "GreaterThan",
+        "And",
+        "Or",
+        "Not",
+        "Piecewise",
+        "Identity",
+    ]
 )
 _SYMBOL = re.compile(r"[a-z]+\d+")
 _NODES = (
