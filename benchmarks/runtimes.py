@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Compare runtimes on this machine's CPU: PyTorch with our kernels, torch.compile, ONNX Runtime and OpenVINO, also int8.
+"""Compare runtimes on this machine's CPU: PyTorch with our kernels, torch.compile, ONNX Runtime, OpenVINO, also int8.
 
 python benchmarks/runtimes.py speed                         # DaViT_tiny at 224, batch 1 and 8, two threads
 python benchmarks/runtimes.py int8 CHECKPOINT DATA --name digits    # drop, size and p50 of each int8 export
@@ -188,16 +188,15 @@ def _table(kept: dict[str, list[dict[str, Any]]]) -> str:
         lines += [
             "## int8",
             "",
-            "| data | runtime | pictures | top-1 float | int8 | drop | MB float | int8 | p50 ms float | int8 | left in float |",
+            "| data | runtime | pictures | top-1 float | int8 | drop | MB float | int8 | p50 ms float | int8 | in float |",
             "|---|---|---|---|---|---|---|---|---|---|---|",
         ]
         for row in rows:
             left = ", ".join(name for name, group in row["groups"].items() if not group["int8"]) or "none"
-            lines.append(
-                f"| {row['data']} | {row['runtime']} | {row['pictures']} | {row['top1_float']:.2f} | {row['top1']:.2f} | "
-                f"{row['top1_float'] - row['top1']:+.2f} | {row['bytes_float'] / 1e6:.2f} | {row['bytes'] / 1e6:.2f} | "
-                f"{row['p50_ms_float']} | {row['p50_ms']} | {left} |"
-            )
+            cells = [row["data"], row["runtime"], row["pictures"]]
+            cells += [f"{row['top1_float']:.2f}", f"{row['top1']:.2f}", f"{row['top1_float'] - row['top1']:+.2f}"]
+            cells += [f"{row['bytes_float'] / 1e6:.2f}", f"{row['bytes'] / 1e6:.2f}"]
+            lines.append(f"| {' | '.join(map(str, [*cells, row['p50_ms_float'], row['p50_ms'], left]))} |")
         lines.append("")
     return "\n".join(lines)
 
