@@ -188,7 +188,7 @@ def _table(kept: dict[str, list[dict[str, Any]]]) -> str:
         lines += [
             "## int8",
             "",
-            "| data | runtime | pictures | top-1 float | int8 | drop | MB float | int8 | p50 ms float | int8 | in float |",
+            "| data | runtime | pictures | top-1 float | int8 | drop | MB | int8 | p50 ms | int8 | in float |",
             "|---|---|---|---|---|---|---|---|---|---|---|",
         ]
         for row in rows:
