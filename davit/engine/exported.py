@@ -134,8 +134,8 @@ def require_applicable(path: Path, options: Any, name: str | None, program: Expo
     if given:
         written = ", ".join(f"`{option}={_written(getattr(options, option))}`" for option in given)
         raise ValueError(
-            f"{path} is an exported model, whose weights and computation are fixed: {written} cannot be applied to it. "
-            "Leave it out, or give the checkpoint."
+            f"{path} is an exported model, whose weights and computation are fixed: {written} cannot be applied to "
+            "it. Leave it out, or give the checkpoint."
         )
     if name is not None and name != metadata.model:
         raise ValueError(f"{path} is an export of {metadata.model}, not of {name}; leave `model={name}` out.")

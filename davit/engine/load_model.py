@@ -229,8 +229,8 @@ def load_model(
     if file is not None and is_exported(file):
         if not takes_exported:
             raise ValueError(
-                f"{file} is an exported model, whose weights and layers cannot be reached: give the checkpoint that it "
-                "was made of."
+                f"{file} is an exported model, whose weights and layers cannot be reached: give the checkpoint that "
+                "it was made of."
             )
         return _load_exported(Path(file), name, options, device, needs_head)
     found = None if file is None else resolve(file)
@@ -356,8 +356,8 @@ def _require_size(program: ExportedModel, size: Sequence[int]) -> None:
         least, most = program.metadata.axes.get(axis, (1, None))
         if side < least or (most is not None and side > most):
             raise ValueError(
-                f"{program.path} takes {program.describe_axes()}, and the {axis} would be {side}: leave `img_size` out, "
-                "or export the checkpoint for that size."
+                f"{program.path} takes {program.describe_axes()}, and the {axis} would be {side}: leave "
+                "`img_size` out, or export the checkpoint for that size."
             )
 
 

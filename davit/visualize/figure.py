@@ -62,8 +62,8 @@ def look(predictor: Predictor, picture: Picture, class_index: int | None = None)
     """
     if predictor.program is not None:
         raise ValueError(
-            f"{predictor.program.path} is an exported model, and what it looks at is inside of its program: draw it by "
-            "the checkpoint that it was made of."
+            f"{predictor.program.path} is an exported model, and what it looks at is inside of its program: draw it "
+            "by the checkpoint that it was made of."
         )
     prediction = predictor.predict(picture)  # which refuses what is too large
     image_CHW = predictor.transform(open_picture(picture, predictor.decoding))

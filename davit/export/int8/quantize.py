@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import math
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ...engine.load_model import LoadedModel, ModelOptions, load_model
-from ...runtimes import Metadata, format_of
+from ...runtimes import ExportedError, Metadata, format_of
 from ...text import install_extra
 from ..options import Int8Options
 from .groups import Groups
@@ -91,7 +92,7 @@ def quantize(source: Path, out: Path, options: Int8Options) -> Metadata:
             "calibration": len(images),
             "seed": options.seed,
             "groups": {
-                name: {"operations": len(nodes), "int8": name in chosen, "error": errors.get(name)}
+                name: {"operations": len(nodes), "int8": name in chosen, "error": _finite(errors.get(name))}
                 for name, nodes in quantizer.groups.items()
             },
             **facts,
@@ -125,11 +126,18 @@ def _error(
     metadata: Metadata,
     work: Path,
 ) -> float:
-    """Return by how much int8 in the chosen groups changes the logits, relative to their norm."""
+    """Return by how much int8 in the chosen groups changes the logits, relative to their norm.
+
+    Infinity where the runtime does not take the program: OpenVINO has none for some operations by channel.
+    """
     assert loaded.file is not None
     trial = work / f"group{loaded.file.suffix}"
-    quantizer.write(chosen, trial, metadata)
-    changed = load_model(None, trial, ModelOptions(), torch.device("cpu"), takes_exported=True)
+    try:
+        quantizer.write(chosen, trial, metadata)
+        changed = load_model(None, trial, ModelOptions(), torch.device("cpu"), takes_exported=True)
+    except ExportedError as error:
+        log.debug("int8 of %s: %s", chosen, error)
+        return math.inf
     wanted, found = (torch.cat([one.classifier(part) for part in images.split(_BATCH)]) for one in (loaded, changed))
     return float(f"{float((found - wanted).norm() / wanted.norm()):.3g}")
 
@@ -140,6 +148,8 @@ def _say_choice(
     for name, nodes in groups.items():
         if name in chosen:
             reason = f"int8 (alone it changes the logits of {pictures} pictures by {100 * errors[name]:.2g} %)"
+        elif errors.get(name) == math.inf:
+            reason = "float: the runtime takes no such int8 operations"
         elif name in errors:
             reason = f"float: int8 changes the logits by {100 * errors[name]:.2g} %"
         else:
@@ -173,6 +183,10 @@ def _compare(
         "p50_ms": round(times[1], 3),
         "threads": before.program.threads,
     }
+
+
+def _finite(error: float | None) -> float | None:
+    return error if error is not None and math.isfinite(error) else None
 
 
 def _listed(errors: Mapping[str, float]) -> str:
