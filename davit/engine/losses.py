@@ -154,7 +154,7 @@ def class_weights(args: Namespace, loss: str, train: PictureDataset | None) -> t
     """Compute or read the weights of --class-weights; they are logged.
 
     auto is for several labels a picture the weight negatives / positives of a class's positives ("neg_pos"), but at
-    most 100, and for one class a picture that of Cui et al. 2019 ("effective_num"). Those of one class a picture have a
+    most 100, for one class a picture that of Cui et al. 2019 ("effective_num"). Those of one class a picture have a
     mean of 1 over the pictures.
 
     Returns:
