@@ -257,9 +257,7 @@ def _refuse_several(file: Path, rows: Sequence[tuple[str, str]]) -> None:
     shared = [part for part, count in parts.items() if count > 1 and part]
     text = f"{file}: {len(several)} labels hold {SEPARATOR!r}, such as {min(several)!r}"
     if shared:
-        raise SeveralLabelsError(
-            f"{text}, so pictures have several labels: `task={MULTILABEL}` reads them (--task of train.py)"
-        )
+        raise SeveralLabelsError(f"{text}, so pictures have several labels: `task={MULTILABEL}` reads them")
     log.warning("%s: taken for names of classes; --task %s takes each for several labels", text, MULTILABEL)
 
 
@@ -577,8 +575,7 @@ class _Rows:
             return joined(self._one(row, one) for one in many if not isinstance(one, str) or one.strip())
         if isinstance(value, list):
             raise SeveralLabelsError(
-                f"{self.file}, row {row}: its label {value!r} is a list: `task={MULTILABEL}` reads several (--task of "
-                "train.py)"
+                f"{self.file}, row {row}: its label {value!r} is a list: `task={MULTILABEL}` reads several"
             )
         return self._one(row, value)
 

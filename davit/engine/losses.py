@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 _MOST_BYTES = 1 << 26  # of a file of weights
 _MOST_WEIGHT = 1e6
-_AUTO = {True: ("neg_pos", 0.5), False: ("effective_num", 1.0)}  # by whether a picture has several labels: the power
+_AUTO = {True: ("neg_pos", 100.0), False: ("effective_num", None)}  # by whether there are several labels: the most
 _OURS = ("loss_type", "multi_label", "smoothing", "soft_targets", "class_weight", "class_counts", "num_samples")
 _NO_MIXING = "pass --mixup 0 --cutmix 0"
 
@@ -153,8 +153,9 @@ def _counts(train: PictureDataset | None, flag: str) -> tuple[list[int], int]:
 def class_weights(args: Namespace, loss: str, train: PictureDataset | None) -> tuple[str, Tensor]:
     """Compute or read the weights of --class-weights; they are logged.
 
-    auto is for several labels a picture the weight (negatives / positives)^0.5 of a class's positives ("neg_pos"), and
-    for one class a picture that of Cui et al. 2019 ("effective_num"), such that the mean over pictures is 1.
+    auto is for several labels a picture the weight negatives / positives of a class's positives ("neg_pos"), but at
+    most 100, for one class a picture that of Cui et al. 2019 ("effective_num"). Those of one class a picture have a
+    mean of 1 over the pictures.
 
     Returns:
         What timm calls them, "pos_weight" or "class_weight", and the weights (K,) float32.
@@ -172,16 +173,17 @@ def class_weights(args: Namespace, loss: str, train: PictureDataset | None) -> t
         weights = read_weights(Path(asked), train.class_names)
         _say(asked, kind, weights, train.class_names)
         return kind, weights
-    method, power = _AUTO[is_multilabel] if asked == "auto" else (asked, 1.0)
+    method, most = _AUTO[is_multilabel] if asked == "auto" else (asked, None)
     counts, pictures = _counts(train, f"--class-weights {asked}")
     assert train is not None
-    kind, weights = compute_class_weights(counts, pictures, method=method, power=power)
+    kind, weights = compute_class_weights(counts, pictures, method=method, max_weight=most)
     if loss == "ce" and kind == "pos_weight":
         raise ValueError(f"--class-weights {method} weighs yes against no, which --loss bce has and ce has not.")
     if not is_multilabel:
         number = torch.tensor(counts, dtype=torch.float64)
         weights = (weights / ((number * weights).sum() / number.sum())).float()
-    _say(f"{asked} ({method}{f', to the power {power:g}' if power != 1 else ''})", kind, weights, train.class_names)
+    said = f"{asked} ({method})" if asked == "auto" else asked
+    _say(said, kind, weights, train.class_names)
     return kind, weights
 
 

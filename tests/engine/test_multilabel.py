@@ -195,7 +195,7 @@ def test_weights_of_several_labels_are_timms(digits: Path) -> None:
     counts, logits, several = train.counts(), *targets(10)[:2]
     assert counts is not None
     expected = {
-        "auto": compute_class_weights(counts, len(train), "neg_pos", power=0.5),
+        "auto": compute_class_weights(counts, len(train), "neg_pos", max_weight=100),
         **{name: compute_class_weights(counts, len(train), name) for name in ("neg_pos", "inv_freq", "effective_num")},
     }
     for asked, (kind, weights) in expected.items():
