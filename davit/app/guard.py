@@ -6,6 +6,7 @@ all together.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import re
@@ -27,6 +28,7 @@ KEPT_OF_LARGEST = 16  # bytes of all of them, as a multiple of the largest uploa
 _FRAME = 64 * 1024  # bytes of an upload beside the file
 _QUESTION = 256 * 1024  # bytes of any other request
 _STARTING = 32  # uploads at once
+_PATIENCE = 30.0  # seconds for the next part of a body
 
 _UPLOAD = "/gradio_api/upload"
 _TAKEN = frozenset({_UPLOAD, "/gradio_api/queue/join", "/gradio_api/cancel", "/gradio_api/reset"})
@@ -104,11 +106,15 @@ class Guard:
         path = scope["path"].rstrip("/")
         limit = self._limit(path)
         read = 0
-        has_answered = False
+        has_answered = is_whole = False
 
         async def receive_bounded() -> Message:
-            nonlocal read
-            message = await receive()
+            nonlocal read, is_whole
+            try:
+                message = await asyncio.wait_for(receive(), None if is_whole else _PATIENCE)
+            except asyncio.TimeoutError:
+                raise _TooSlowError from None
+            is_whole = not message.get("more_body", False)
             read += len(message.get("body", b""))
             if read > limit:
                 raise _TooLargeError
@@ -133,6 +139,10 @@ class Guard:
             if has_answered:
                 raise
             await _too_large()(scope, receive, send)
+        except _TooSlowError:
+            if has_answered:
+                raise
+            await PlainTextResponse("the rest of the request did not come", 408)(scope, receive, send)
 
     @contextlib.contextmanager
     def _room(self) -> Iterator[bool]:
@@ -161,6 +171,10 @@ def _unless_closed(send: Send) -> Send:
 
 class _TooLargeError(Exception):
     """A body is longer than it may be."""
+
+
+class _TooSlowError(Exception):
+    """A body is not sent to its end."""
 
 
 def remove_oldest(folder: Path, files: int, size: int) -> None:
