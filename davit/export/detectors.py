@@ -11,7 +11,7 @@ h, w height and width of a level's map.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -348,7 +348,8 @@ class TwoStages(nn.Module):
         maps = self.neck(self.backbone(self.images(images)))
         regions, real = self.first.proposals(maps, size)
         every = []
-        for number, stage in enumerate(self.stages):
+        stages = cast("list[BoxHead]", list(self.stages))
+        for number, stage in enumerate(stages):
             logits, deltas = stage(maps, regions)
             every.append(logits)
             if number + 1 < len(self.stages):
@@ -379,6 +380,7 @@ def detector_graph(detector: Any, images: Normalised, *, raw: bool = False) -> t
     Raises:
         ValueError: a part of the detector is of a kind that this module does not write.
     """
+    found: tuple[str, ...]
     writers: dict[str, Callable[[], tuple[nn.Module, tuple[str, ...]]]] = {
         **dict.fromkeys(("RetinaNet", "SingleStageDetector"), lambda: (SingleStage(detector, images, raw), found)),
         **dict.fromkeys(

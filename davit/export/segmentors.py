@@ -108,5 +108,5 @@ def _with_cell_means(head: nn.Module) -> nn.Module:
     for module in list(head.modules()):
         for name, child in module.named_children():
             if isinstance(child, nn.AdaptiveAvgPool2d):
-                setattr(module, name, CellMeans(child.output_size))
+                setattr(module, name, CellMeans(child.output_size))  # type: ignore[arg-type]
     return head

@@ -77,7 +77,7 @@ class ExportedDetector:
         before = (pixels.shape[1], pixels.shape[0])
         width, height = self._facts.size(*before)
         try:
-            require_room(before, (width, height), asked=self._facts.asked or before)
+            require_room(before, (width, height), asked=self._facts.asked or before)  # type: ignore[arg-type]
         except UnfitPictureError as error:
             message = f"{name}: {error}. Resize it, or leave it out."
             raise BadImageError(message, file=name, reason=str(error)) from error
@@ -98,7 +98,7 @@ class ExportedDetector:
             if pixels.shape[2] == 3 and pixels.dtype == np.uint8:
                 return pixels, pixels
             if hasattr(stored, "seek"):
-                stored.seek(0)  # type: ignore[union-attr]
+                stored.seek(0)
             return pixels, np.asarray(as_shown(load_picture(stored, name, decoding=decoding)))
         found = load_picture(stored, name, decoding=decoding)
         pixels = np.asarray(found)

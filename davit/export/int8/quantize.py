@@ -60,6 +60,8 @@ def quantize(source: Path, out: Path, options: Int8Options) -> Metadata:
     if found not in _MODULES:
         raise ValueError(f"int8 is for {', '.join(_MODULES)}, not for {found or source}.")
     loaded = load_model(None, source, ModelOptions(), torch.device("cpu"), takes_exported=True)
+    if loaded.is_multilabel:
+        raise ValueError("int8 is decided by top-1, and this model tells several labels a picture: export it without.")
     dataset = validation_pictures(loaded, options.data)
     images = calibration_images(loaded, options.data, options.calibration, options.seed)
     assert loaded.program is not None
