@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
+from traceback import walk_tb
 from typing import Any
 
 import torch
@@ -168,7 +169,7 @@ def load_config(args: Namespace) -> Config:
 
 @contextmanager
 def faults_named(args: Namespace, *, building: bool = False) -> Iterator[None]:
-    """Make a user's error of whatever a value of --cfg-options leads to, and, while building, a config's.
+    """Make a user's error of whatever a value of --cfg-options leads to, and of a part that cannot be built.
 
     An error that has an exit status passes, and so does what is the machine's: memory, disks, other processes. While
     nothing is built, and without options, an error is a fault of the program, and passes too.
@@ -183,13 +184,19 @@ def faults_named(args: Namespace, *, building: bool = False) -> Iterator[None]:
         yield
     except Exception as error:
         machines = isinstance(error, OSError | torch.OutOfMemoryError | torch.distributed.DistError)
-        if exit_status(error) is not None or machines or not (args.cfg_options or building):
+        at_fault = args.cfg_options or building or _is_of_a_builder(error)
+        if exit_status(error) is not None or machines or not at_fault:
             raise
         subject = f"{args.config} cannot be run"
         if args.cfg_options:
             subject = f"--cfg-options {_listed(args.cfg_options)}: {args.config} fails with this"
         said = str(error).partition("\n")[0][:_LONGEST]
         raise ValueError(f"{subject}: {type(error).__name__}: {said} (DAVIT_TRACEBACK=1 shows where).") from error
+
+
+def _is_of_a_builder(error: Exception) -> bool:
+    """Tell whether an error arose while mmengine built a part of a config, as it builds optimizers after the start."""
+    return any(frame.f_code.co_name.startswith("build_") for frame, _ in walk_tb(error.__traceback__))
 
 
 def _listed(options: dict[str, Any]) -> str:
