@@ -17,7 +17,6 @@ import json
 import logging
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -120,7 +119,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--settings", nargs="+", choices=list(SETTINGS), default=["plain", "weights"])
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args(arguments)
-    begun, rows = time.time(), []
+    rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as temporary:
         for task in args.tasks:
             data = Path(temporary) / task.replace(" ", "_")
@@ -132,7 +131,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     rows.append({"task": task, "setting": setting, "seed": seed, **found})
                     logging.getLogger().handlers.clear()
                     sys.stderr.write(f"{rows[-1]}\n")
-    about = {"epochs": args.epochs, "torch": torch.__version__, "seconds": round(time.time() - begun)}
+    about = {"epochs": args.epochs, "torch": torch.__version__}
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "class_weights.json").write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n")
     (args.out / "class_weights.md").write_text(as_text(rows, about))
@@ -145,8 +144,8 @@ def as_text(rows: Sequence[dict[str, Any]], about: dict[str, Any]) -> str:
         "# Rare classes with and without --class-weights auto",
         "",
         "Made by `benchmarks/class_weights.py`: digits 0 to 4 are a twentieth as frequent in training; "
-        f"{about['epochs']} epochs, recall in percent on balanced validation pictures, PyTorch {about['torch']}, "
-        f"{about['seconds']} s in all on a CPU. Mean (each seed).",
+        f"{about['epochs']} epochs, recall in percent on balanced validation pictures, PyTorch {about['torch']} "
+        "on a CPU. Mean (each seed).",
         "",
         "| data | setting | recall of 0 to 4 | recall of 5 to 9 | top-1, or mAP |",
         "|---|---|---|---|---|",
