@@ -97,7 +97,7 @@ def as_bytes(transform: Any) -> Transform:
     for at, step in enumerate(transform.transforms):
         if isinstance(step, ToNormalizedTensor):
             transform.transforms[at] = ToBytes()
-            return transform  # type: ignore[no-any-return]
+            return transform
     raise AssertionError(transform)
 
 

@@ -166,8 +166,8 @@ class LoadedModel:
     def described_names(self) -> list[str] | None:
         """The names for people to read: with the descriptions that a config.json has of them."""
         if self.program is not None:
-            names = self.program.metadata.class_names
-            return None if names is None else list(names)
+            readable = self.program.metadata.class_names
+            return None if readable is None else list(readable)
         noted = self.checkpoint.metadata.get(DESCRIPTIONS_ENTRY) if self.checkpoint is not None else None
         names, described = self.class_names, noted if isinstance(noted, dict) else {}
         return names and [

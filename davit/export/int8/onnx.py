@@ -60,7 +60,7 @@ class Quantizer:
         onnx.save(model, str(out))
 
 
-class _Reader(CalibrationDataReader):  # type: ignore[misc]
+class _Reader(CalibrationDataReader):
     """Hand out the calibration pictures, as ONNX Runtime asks for them."""
 
     def __init__(self, name: str, batches: Sequence[Tensor]) -> None:

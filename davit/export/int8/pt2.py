@@ -72,7 +72,7 @@ class Quantizer:
         torch.export.save(program, str(out), extra_files={KEY: metadata.to_json()})
 
 
-class _Chosen(Annotator):  # type: ignore[misc]
+class _Chosen(Annotator):
     """Marks the inputs and the weight of chosen operations."""
 
     def __init__(self, names: set[str]) -> None:
