@@ -308,7 +308,8 @@ def _load_exported(
     metadata = program.metadata
     asked_bands = bands_asked_for(vars(options))
     if asked_bands not in (None, metadata.bands):
-        raise ValueError(f"{path} takes pictures of {metadata.bands} bands, not {asked_bands}.")
+        said = next(iter(_bands_said(vars(options))))
+        raise ValueError(f"{path} takes pictures of {metadata.bands} bands: {said} cannot be applied to it.")
     config = {"input_size": metadata.input_size, **{one: getattr(metadata, one) for one in _CROP}}
     config.update({one: value for one in _CROP if (value := getattr(options, one))})
     for one in ("mean", "std"):

@@ -65,6 +65,7 @@ def quantize(source: Path, out: Path, options: Int8Options) -> Metadata:
     dataset = validation_pictures(loaded, options.data)
     images = calibration_images(loaded, options.data, options.calibration, options.seed)
     assert loaded.program is not None
+    loaded.classifier(images[:1])  # a size that the program does not take is named before anything takes time
     metadata = replace(loaded.program.metadata, precision="int8")
     with tempfile.TemporaryDirectory(prefix="davit-int8-") as folder:
         work = Path(folder)
