@@ -27,7 +27,7 @@ SENSITIVE = 0.1  # relative error of the logits from which a group stays in floa
 TOO_LARGE = 3  # exit status
 _TIMES = 40  # runs that a median is of
 _BATCH = 8
-_MODULES = {"onnx": ("onnx", "export"), "openvino": ("openvino", "openvino"), "pt2": ("pt2", "export")}
+_MODULES = {"onnx": ("onnx", "export"), "openvino": ("openvino", "int8"), "pt2": ("pt2", "int8")}
 
 
 class DropError(RuntimeError):
