@@ -80,6 +80,8 @@ class CsvSource(Files):
         )
         if several:
             rows = _put_together(Path(file), rows)
+            if not class_names:
+                _warn_of_separators(Path(file), rows)
             rows, class_names = _of_class_map(Path(file), rows, class_names, class_map)
         else:
             _refuse_several(Path(file), rows)
@@ -229,6 +231,19 @@ def _put_together(file: Path, rows: Sequence[tuple[str, str]]) -> list[tuple[str
     if repeated := len(rows) - len(labels):
         log.info("%s: %d rows are of pictures that others list too; their labels are put together.", file, repeated)
     return [(path, joined(found)) for path, found in labels.items()]
+
+
+def _warn_of_separators(file: Path, rows: Sequence[tuple[str, str]]) -> None:
+    """Warn of labels that look like several with another sign between them: their parts are labels as well."""
+    known = {label for _, text in rows for label in taken_apart(text)}
+    for sign, said in (("|", "'|'"), (",", "','"), ("/", "'/'"), (" ", "spaces")):
+        made = [one for one in known if sign in one and known.issuperset(map(str.strip, one.split(sign)))]
+        if made:
+            log.warning(
+                "%s: %d labels hold %s between names that are labels too, such as %r: each is taken for one class; "
+                "where it is several, write %r between them, in a table whose columns have commas between them",
+                *(file, len(made), said, min(made), SEPARATOR),
+            )
 
 
 def _of_class_map(

@@ -41,7 +41,7 @@ from .flags import (
 from .label_report import LabelReport, write_label_report
 from .labels import Labels, display_names, labels_by_name, labels_for, model_classes, real_labels
 from .load_model import LoadedModel, ModelOptions, load_model
-from .multilabel import AnswerRecords, Answers, Measures, as_row, fit_thresholds, measure, named
+from .multilabel import LEAST_POSITIVES, AnswerRecords, Answers, Measures, as_row, fit_thresholds, measure, named
 from .precision import Precision, precision_from
 from .records import Outcomes, Records
 from .report import Report, check_folder, write_report
@@ -492,11 +492,14 @@ def _fit_thresholds(
     if not tested:
         before = after = math.nan
     span = f"{cuts.min():.4g}" if cuts.min() == cuts.max() else f"{cuts.min():.4g} to {cuts.max():.4g}"
-    what = "for all classes" if part == "all" else "for each class"
+    own = int((usable.targets.sum(0) >= LEAST_POSITIVES).sum()) if part == "class" else 0
+    what = f"for each class, {own} of {len(names)} with one of their own" if own else "for all classes"
     log.info("threshold %s %s, fitted on %s (%d pictures)", span, what, place, len(usable))
+    if part == "class" and not own:
+        log.warning("no class has %d pictures, as many as a threshold of its own needs", LEAST_POSITIVES)
     log.info("macro F1 on the half that it was not fitted on: %.2f %% at 0.5, %.2f %% with it", before, after)
     if after < before:
-        log.warning("the thresholds make these worse: there are too few pictures%s", ", try all" * (part == "class"))
+        log.warning("the thresholds make these worse: there are too few pictures%s", ", try all" * bool(own))
     fitted = thresholds.FittedThresholds(
         named(cuts.numpy(), names), part, len(usable), before, after, place, calibration.fingerprint(loaded.model)
     )

@@ -76,6 +76,21 @@ def test_a_table_of_any_writing(root: Path, text: str) -> None:
     assert found(open_dataset(root, "train", task="multilabel")) == LABELS
 
 
+@pytest.mark.parametrize("between", ["|", ", ", "/", " "])
+def test_another_sign_between_labels_is_warned_of(root: Path, between: str, caplog: pytest.LogCaptureFixture) -> None:
+    text = "path,labels\n" + "".join(f'train/{name},"{between.join(has)}"\n' for name, has in LABELS.items())
+    (root / "train.csv").write_text(f"{text}train/e.png,cat\n")
+    dataset = open_dataset(root, "train", task="multilabel")
+    assert f"cat{between}dog" in dataset.class_names
+    assert "write ';' between them" in caplog.text
+
+
+def test_names_that_hold_signs_are_not_warned_of(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (root / "train.csv").write_text('path,labels\ntrain/a.png,big cat;"big, old dog"\ntrain/b.png,cat\n')
+    open_dataset(root, "train", task="multilabel")
+    assert "between them" not in caplog.text
+
+
 def test_folders_of_pictures_beside_a_table_of_their_names(root: Path) -> None:
     (root / "train" / "b.png").rename(root / "train" / "e.png")
     text = "path,labels\n" + rows().replace("b.png", "e.png")

@@ -32,6 +32,8 @@ from torch import Tensor, nn
 
 import davit
 from davit.data import DataError, open_dataset
+from davit.engine import multilabel as multilabel_module
+from davit.engine import validate as validate_module
 from davit.engine.build import build_mixup, check_task
 from davit.engine.evaluate import evaluate
 from davit.engine.flags import fit_metric, train_parser
@@ -338,6 +340,18 @@ def test_a_rare_class_takes_the_threshold_of_all() -> None:
 
 
 # ---- whole runs ----
+
+
+def test_too_few_pictures_for_a_threshold_of_each_class_are_said(
+    trained: Path, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    checkpoint = tmp_path / "best.pth.tar"
+    checkpoint.write_bytes((trained / "model_best.pth.tar").read_bytes())
+    for module in (multilabel_module, validate_module):
+        monkeypatch.setattr(module, "LEAST_POSITIVES", 10**6)
+    assert validate([str(digits), "--checkpoint", str(checkpoint), "--workers", "0", "--fit-threshold", "class"]) == 0
+    assert "no class has 1000000 pictures" in caplog.text
+    assert "for all classes" in caplog.text
 
 
 def test_a_run_is_judged_by_map_and_its_checkpoint_knows_the_task(trained: Path, digits: Path) -> None:
