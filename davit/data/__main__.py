@@ -11,13 +11,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..choices import MULTILABEL
 from ..commands import command_name, run_cli
 from ..files import write_bytes
 from ..limits import number
 from ..text import as_line, without_controls
-from . import Decoding, digits, open_dataset, scenes, write_digits, write_scenes
+from . import DataError, Decoding, digits, open_dataset, scenes, write_digits, write_scenes
 from .split import split_pictures
 from .statistics import measure_bands
+from .tables import SeveralLabelsError
 
 log = logging.getLogger(__name__)
 
@@ -121,9 +123,14 @@ def _split(args: Namespace) -> None:
 def _stats(args: Namespace) -> None:
     decoding = Decoding.asked_for(args.in_chans, vars(args))
     names = ("class_map", "input_key", "target_key")
-    dataset = open_dataset(
-        args.data_dir, args.split, dataset=args.dataset, **{name: getattr(args, name) for name in names}
-    )
+    options = {"dataset": args.dataset, **{name: getattr(args, name) for name in names}}
+    try:
+        dataset = open_dataset(args.data_dir, args.split, **options)
+    except DataError as error:
+        if not isinstance(error, SeveralLabelsError) and not isinstance(error.__cause__, SeveralLabelsError):
+            raise
+        # the bands do not depend on labels
+        dataset = open_dataset(args.data_dir, args.split, task=MULTILABEL, **options)
     cores = len(os.sched_getaffinity(0))
     workers = cores if args.workers is None else min(args.workers, cores)
     found = measure_bands(dataset, decoding, limit=args.limit, seed=args.seed, workers=workers)

@@ -19,6 +19,7 @@ from davit.data import (
     labels_numbered,
     open_dataset,
 )
+from davit.data.__main__ import main as data_command
 from davit.data.label_sets import LabelSets, joined, taken_apart
 from davit.data.tables import SeveralLabelsError
 from tests.forms import write_tar
@@ -83,6 +84,11 @@ def test_another_sign_between_labels_is_warned_of(root: Path, between: str, capl
     dataset = open_dataset(root, "train", task="multilabel")
     assert f"cat{between}dog" in dataset.class_names
     assert "write ';' between them" in caplog.text
+
+
+def test_bands_of_pictures_with_several_labels_are_measured(root: Path) -> None:
+    (root / "train.csv").write_text("path,labels\ntrain/a.png,cat;dog\ntrain/c.png,cat\n")
+    assert data_command(["stats", str(root), "--in-chans", "1", "-j", "0"]) == 0
 
 
 def test_names_that_hold_signs_are_not_warned_of(root: Path, caplog: pytest.LogCaptureFixture) -> None:
