@@ -19,6 +19,7 @@ from ..data import Batch, DataError, EvalLoader, prefetch
 from .distributed import StoppedError, World, in_step
 from .labels import Labels
 from .multilabel import AnswerRecords, Measures, measure
+from .precision import dtype_of
 from .records import Records, wilson
 from .thresholds import DEFAULT
 
@@ -139,9 +140,7 @@ def evaluate(
     cuda = [world.device] if world.device.type == "cuda" else []
     with in_step(world), eval_mode(model), torch.random.fork_rng(devices=cuda), torch.inference_mode():
         started = time.perf_counter()
-        like = next(model.parameters(), None)
-        dtype = None if like is None else like.dtype
-        stream = scores.timed(prefetch(batches, world.device, channels_last=channels_last, dtype=dtype))
+        stream = scores.timed(prefetch(batches, world.device, channels_last=channels_last, dtype=dtype_of(model)))
         for number, batch in enumerate(_paced(stream, world.device), start=1):
             if stop():
                 raise StoppedError

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ..data import Batch, DataError, EvalLoader, PictureDataset, prefetch
 from .distributed import is_out_of_memory
-from .precision import Precision
+from .precision import Precision, dtype_of
 from .progress import Progress
 
 log = logging.getLogger(__name__)
@@ -80,10 +80,10 @@ def _takes_pre_logits(forward_head: Any) -> bool:
 
 
 def embed_images(model: nn.Module, images_BCHW: Tensor, precision: Precision) -> Tensor:
-    """Compute `pooled_features` in float32 on the CPU; halves of the batch in turn where memory is short."""
+    """Compute `pooled_features` as float32 on the CPU; halves of the batch in turn where memory is short."""
     try:
         with torch.inference_mode(), precision.autocast():
-            features_BC = pooled_features(model, images_BCHW)
+            features_BC = pooled_features(model, images_BCHW.to(dtype_of(model)))
     except Exception as error:
         if len(images_BCHW) == 1 or not is_out_of_memory(error):
             raise

@@ -13,6 +13,7 @@ from functools import cache
 from typing import Any
 
 import torch
+from torch import nn
 
 from ..choices import AMP_DTYPES, MODEL_DTYPES
 
@@ -115,6 +116,11 @@ def precision_from(options: Any, device: torch.device, agree: Callable[[bool], b
     if amp_dtype:
         return Precision(device.type, dtype, f"amp_dtype {name}: {why}. With amp alone it would be float32.")
     return Precision(device.type, None, f"amp: float32, since {why}. amp_dtype bfloat16 insists.")
+
+
+def dtype_of(model: nn.Module) -> torch.dtype | None:
+    """Return the dtype of a model's weights, in which it takes pictures; None where it has none, and takes any."""
+    return next((parameter.dtype for parameter in model.parameters()), None)
 
 
 def _why_slow() -> str:

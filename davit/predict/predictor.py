@@ -14,7 +14,7 @@ from ..data import Batch, DataError, EvalLoader, PictureDataset, prefetch
 from ..engine.distributed import device_named, is_out_of_memory
 from ..engine.features import CPU_BATCH, NOT_FINITE, WORKERS_FROM, embed_images
 from ..engine.load_model import LoadedModel, ModelOptions, load_model
-from ..engine.precision import Precision, precision_from
+from ..engine.precision import Precision, dtype_of, precision_from
 from .names import class_names
 from .pictures import Picture, PictureSource
 from .result import Failure, Guess, Prediction
@@ -169,9 +169,7 @@ class Predictor:
         """Compute (N, num_classes) in float32 on the CPU; halves of the batch in turn where memory is short."""
         try:
             with torch.inference_mode(), self._precision.autocast():
-                if self.program is None:  # a program says by itself what it takes
-                    images_NCHW = images_NCHW.to(self._precision.weights)
-                logits_NK = self._classifier(images_NCHW)
+                logits_NK = self._classifier(images_NCHW.to(dtype_of(self.model)))
         except Exception as error:
             if len(images_NCHW) == 1 or not is_out_of_memory(error):
                 raise

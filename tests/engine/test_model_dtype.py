@@ -74,8 +74,15 @@ def test_a_run_in_bfloat16_and_its_evaluation(
         result = json.loads(capsys.readouterr().out.partition("--result")[2])
         prefix = "eval" if ema == "never" else "ema"
         assert result["loss"] == pytest.approx(float(summary(folder)[-1][f"{prefix}_loss"]), rel=1e-3)
-    model = davit.load(folder / LAST, model_dtype="bfloat16")
-    assert model.predict(next(pictures.glob("val/*/*.png")), topk=1).probabilities.dtype == torch.float32
+    model, exact = (davit.load(folder / LAST, model_dtype=dtype) for dtype in ("bfloat16", "float32"))
+    files = sorted(pictures.glob("val/*/*.png"))
+    found, expected = model.embed(files), exact.embed(files)
+    assert (found.dtype, found.shape) == (torch.float32, expected.shape)
+    torch.testing.assert_close(found, expected, rtol=0.05, atol=0.05)
+    assert not torch.equal(found, expected)
+    for one, other in zip(model.predict(files), exact.predict(files), strict=True):
+        assert one.probabilities.dtype == torch.float32
+        torch.testing.assert_close(one.probabilities, other.probabilities, rtol=0.05, atol=0.02)
 
 
 def test_16_bits_beside_amp_are_refused(train: Train, pictures: Path) -> None:

@@ -31,6 +31,7 @@ from timm.loss import (
 from torch import Tensor, nn
 
 import davit
+from davit import DaViT
 from davit.data import DataError, open_dataset
 from davit.engine import multilabel as multilabel_module
 from davit.engine import validate as validate_module
@@ -522,6 +523,24 @@ def test_a_run_that_is_stopped_goes_on_bit_for_bit(digits: Path, tmp_path: Path)
     run_here(digits, *SAME, "--auto-resume", cwd=tmp_path / "parts")
     ends = [folder / "runs" / "a" / "last.pth.tar" for folder in (tmp_path / "whole", tmp_path / "parts")]
     assert weights_hash(ends[0]) == weights_hash(ends[1])
+
+
+def test_the_batch_that_memory_holds(digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Found by trying with rows of labels, mixed ones too: the run is that of the same numbers."""
+    forward, most = DaViT.forward, 6
+
+    def limited(self: DaViT, images: Tensor) -> Tensor:
+        if len(images) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(self, images)
+
+    monkeypatch.setattr(DaViT, "forward", limited)
+    words = [*MULTI, *SHORT, "--epochs", "1", "--mixup", "0.8", "--cutmix", "1", "--model-ema"]
+    found = run_here(digits, *words, "--batch-size", "auto", "--global-batch", "24", cwd=tmp_path)
+    assert "--batch-size 6 --grad-accum-steps 4" in found.stderr
+    auto = weights_hash(tmp_path / "runs/a/last.pth.tar")
+    run_here(digits, *words, "--batch-size", "6", "--grad-accum-steps", "4", "--overwrite", cwd=tmp_path)
+    assert weights_hash(tmp_path / "runs/a/last.pth.tar") == auto
 
 
 def test_other_labels_are_other_data(digits: Path, tmp_path: Path) -> None:
