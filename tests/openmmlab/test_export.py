@@ -320,10 +320,14 @@ def test_the_commands_config_is_the_detectors(detector: Path, monkeypatch: pytes
 
 @pytest.fixture(scope="session")
 def weights(tmp_path_factory: pytest.TempPathFactory, detectors: dict[str, Path]) -> dict[str, Path]:
-    """Random weights of each detector."""
+    """Random weights of each detector, with the names of its classes as training leaves them."""
     folder = tmp_path_factory.mktemp("weights")
     for name in detectors:
-        torch.save({"state_dict": lively(detectors[name]).state_dict()}, folder / f"{name}.pth")
+        model = lively(detectors[name])
+        head = model.bbox_head if name == "retinanet" else model.roi_head.bbox_head
+        count = (head[0] if isinstance(head, nn.ModuleList) else head).num_classes
+        meta = {"dataset_meta": {"classes": [f"class {number}" for number in range(count)]}}
+        torch.save({"state_dict": model.state_dict(), "meta": meta}, folder / f"{name}.pth")
     return {name: folder / f"{name}.pth" for name in detectors}
 
 
