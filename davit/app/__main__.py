@@ -34,8 +34,7 @@ def _main(arguments: Sequence[str] | None, block: bool) -> None:
     with tempfile.TemporaryDirectory(prefix="davit-app-") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder  # pictures that are dropped; gone when the page ends
         gradio()
-        # the --config of a detector is no recipe
-        reader = _reader(args, set() if args.config else given_flags(_parser, arguments))
+        reader = _reader(args, given_flags(_parser, arguments))
         where = {"folder": Path(folder), "also_at": args.also_at}
         serve(build_page(reader), args.host, args.port, args.max_megabytes, block, **where)
 

@@ -537,7 +537,8 @@ def parse_with_config(
             flag does not take.
     """
     args = parser.parse_args(argv)
-    config = getattr(args, "config", None)
+    # without -c, the --config of a command is that of a detector or segmentor
+    config = getattr(args, "config", None) if "-c" in parser._option_string_actions else None
     if config is None and default_config is not None and args.data_dir is None and not args.dataset:
         config = str(default_config)
     if config is not None:

@@ -19,7 +19,7 @@ from .program import Axes, Program
 
 PROVEN_LEAST = 33  # pixels: below, torch.export cannot prove that the last stages have more than one position
 MOST_BATCH = 65536
-_EXAMPLE = (2, 224, 192)
+EXAMPLE = (2, 224, 192)
 HALF_TOLERANCE = 1e-2
 _LOGGERS = ("onnxscript", "onnx_ir", "torch.onnx", "torch.export", "torch.fx", "coremltools", "executorch")
 
@@ -111,7 +111,7 @@ def traced(program: Program) -> ExportedProgram:
         height: Dim("height", min=least, max=MOST_SIDE),
         width: Dim("width", min=least, max=MOST_SIDE),
     }
-    image = program.example(size or program.traced_at or _EXAMPLE)
+    image = program.example(size or program.traced_at or EXAMPLE)
     with torch.no_grad(), quiet():
         if size is not None:
             return export(program.module, (image,))

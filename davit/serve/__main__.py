@@ -29,8 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _main(arguments: Sequence[str] | None) -> None:
-    args = serve_parser().parse_args(arguments)
-    given = set() if args.config else given_flags(serve_parser, arguments)  # that of a detector is no recipe
+    args, given = serve_parser().parse_args(arguments), given_flags(serve_parser, arguments)
     try:
         from .server import serve, usable_processors
         from .service import Bounds, Service

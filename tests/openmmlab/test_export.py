@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import cv2
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from davit.data.opencv import resize_bilinear
+from davit.export.__main__ import main as export_main
 from davit.export.detectors import Normalised, detector_graph
 from davit.export.openmmlab import detections_differ, of_openmmlab, openmmlab_program, segments_differ
 from davit.export.options import ExportOptions
@@ -300,15 +302,32 @@ def test_how_outputs_are_compared() -> None:
     assert segments_differ((other, logits), (map_labels, logits)) == pytest.approx(0.01)
 
 
+def test_the_commands_config_is_the_detectors(detector: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is no recipe of flags, as that of train.py is."""
+    asked: list[ExportOptions] = []
+
+    def export(source: str, out: str, options: ExportOptions) -> SimpleNamespace:
+        asked.append(options)
+        return SimpleNamespace(path=out)
+
+    monkeypatch.setattr("davit.export.__main__.export", export)
+    assert export_main(["epoch_2.pth", "model.onnx", "--config", str(detector), "--img-size", "64"]) == 0
+    assert asked[0].config == str(detector) and asked[0].model_options == {"img_size": 64}
+
+
 # -- the files themselves
 
 
 @pytest.fixture(scope="session")
 def weights(tmp_path_factory: pytest.TempPathFactory, detectors: dict[str, Path]) -> dict[str, Path]:
-    """Random weights of each detector."""
+    """Random weights of each detector, with the names of its classes as training leaves them."""
     folder = tmp_path_factory.mktemp("weights")
     for name in detectors:
-        torch.save({"state_dict": lively(detectors[name]).state_dict()}, folder / f"{name}.pth")
+        model = lively(detectors[name])
+        head = model.bbox_head if name == "retinanet" else model.roi_head.bbox_head
+        count = (head[0] if isinstance(head, nn.ModuleList) else head).num_classes
+        meta = {"dataset_meta": {"classes": [f"class {number}" for number in range(count)]}}
+        torch.save({"state_dict": model.state_dict(), "meta": meta}, folder / f"{name}.pth")
     return {name: folder / f"{name}.pth" for name in detectors}
 
 
@@ -318,10 +337,8 @@ def weights(tmp_path_factory: pytest.TempPathFactory, detectors: dict[str, Path]
 def test_the_command_writes_a_detector_of_any_size(
     detectors: dict[str, Path], weights: dict[str, Path], tmp_path: Path, kind: str
 ) -> None:
-    from davit.export.__main__ import main
-
     words = [weights[kind], tmp_path / "model.onnx", "--to", "onnx", "--config", detectors[kind]]
-    assert main([*map(str, words)]) == 0
+    assert export_main([*map(str, words)]) == 0
     assert [one.name for one in tmp_path.iterdir()] == ["model.onnx"]
     opened = load(tmp_path / "model.onnx", score_threshold=0.0)
     theirs = Predictor(detectors[kind], weights[kind], 0.0, "cpu")
@@ -337,10 +354,8 @@ def test_the_command_writes_a_detector_of_any_size(
 @pytest.mark.timeout(1800)
 def test_the_command_writes_a_segmentor_of_any_size(segmentor_weights: Path, tmp_path: Path) -> None:
     """Labels are equal on 99.9 % of the pixels."""
-    from davit.export.__main__ import main
-
     words = [segmentor_weights, tmp_path / "model.onnx", "--config", SEGMENTOR, "--preprocess"]
-    assert main([*map(str, words)]) == 0
+    assert export_main([*map(str, words)]) == 0
     opened, theirs = load(tmp_path / "model.onnx"), Predictor(SEGMENTOR, segmentor_weights, device="cpu")
     draws = np.random.default_rng(1)
     for size in ((33, 47), (101, 64), (129, 255), (64, 48), (300, 201)):
@@ -377,13 +392,12 @@ def average_precision(predictor: Any, data: Path, kinds: tuple[str, ...]) -> lis
 def test_a_trained_detector_loses_no_precision(tmp_path: Path) -> None:
     """Boxes and masks of an export are within 0.002 of the checkpoint's AP50 on held-out scenes."""
     from davit.data import write_scenes
-    from davit.export.__main__ import main
     from davit.openmmlab.cli import train_main
 
     data, config_file = write_scenes(tmp_path / "scenes"), DET / "davit_nano_maskrcnn_digits.py"
     words = [config_file, "--data-root", data, "--work-dir", tmp_path / "run", "--seed", "0", "--no-validate"]
     assert train_main([*map(str, words), "--cfg-options", "train_cfg.max_epochs=1"]) == 0
-    assert main([str(tmp_path / "run"), str(tmp_path / "model.onnx")]) == 0
+    assert export_main([str(tmp_path / "run"), str(tmp_path / "model.onnx")]) == 0
     theirs = Predictor(config_file, tmp_path / "run" / "epoch_1.pth", 0.0, "cpu")
     ours = ExportedDetector(tmp_path / "model.onnx", 0.0)
     kinds = ("bbox", "segm")

@@ -15,6 +15,8 @@ from torchao.quantization.pt2e.quantizer import QuantizationAnnotation, Quantiza
 from torchao.quantization.pt2e.quantizer import Quantizer as Annotator
 
 from ...runtimes import KEY, Metadata
+from ..pt2 import state_sizes
+from ..tracing import EXAMPLE, PROVEN_LEAST
 from .groups import HEAD, Groups, group_of
 
 TOOL = "torchao"
@@ -63,12 +65,18 @@ class Quantizer:
             for batch in self._batches:
                 model(batch)
             model = convert_pt2e(model)
-            example = self._batches[0].new_zeros(2, *self._batches[0].shape[1:])
-            program = torch.export.export(model, (example,), dynamic_shapes=_free(metadata))
+            free = _free(metadata)
+            example = self._batches[0][:2]
+            if free is not None:  # of a size for which free ones can be proven
+                batch, *sides = EXAMPLE
+                shape = (metadata.bands, *sides) if metadata.layout == "NCHW" else (*sides, metadata.bands)
+                example = example.new_zeros(batch, *shape)
+            program = torch.export.export(model, (example,), dynamic_shapes=free)
         for node in program.graph.nodes:
             for note in [note for note in node.meta if note not in ("val", "tensor_meta")]:
                 node.meta.pop(note)
         program.example_inputs = None
+        state_sizes(program, metadata)
         torch.export.save(program, str(out), extra_files={KEY: metadata.to_json()})
 
 
@@ -99,7 +107,8 @@ def _free(metadata: Metadata) -> Any:
     for place, name in enumerate(order):
         least, most = metadata.axes.get(name, (1, None)) if name else (1, 1)
         if name is not None and least != most:
-            axes[place] = torch.export.Dim(name, min=least, max=most)
+            proven = least if name == "batch" else max(least, PROVEN_LEAST)
+            axes[place] = torch.export.Dim(name, min=proven, max=most)
     return ((axes),) if axes else None
 
 
