@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..choices import EMA_CHOICES
-from ..commands import command_name
+from ..commands import command_name, exit_status
 from ..text import some, without_controls
 from .convert import convert_with_report
 from .function import FUNCTION_ENTRY, likely_function
@@ -31,7 +31,7 @@ from .unwrap import Checkpoint
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; return 0, or 2 with one paragraph on stderr."""
+    """Run a command; return 0, or the status of `davit.commands` with one paragraph on stderr."""
     options = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     try:
@@ -39,6 +39,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except CheckpointError as error:
         sys.stderr.write(without_controls(f"error: {error}\n"))
         return 2
+    except OSError as error:  # a path that cannot be, or a full disk
+        status = exit_status(error)
+        if status is None:
+            raise
+        sys.stderr.write(without_controls(f"error: {error}\n"))
+        return status
     except (MemoryError, RuntimeError) as error:  # a crafted file may claim tensors of any size
         file = getattr(options, "file", None) or options.source
         sys.stderr.write(f"error: {file} cannot be worked on here: {' '.join(str(error).split())[:300]}\n")

@@ -113,6 +113,8 @@ def test_florence2_stays_recognisable_under_any_name(saved, tmp_path, suffix):
         ["convert", "{good}", "{new}.pth", "--to", "timm", "--ema", "always"],
         ["inspect", "{other}"],
         ["inspect", "{bad}"],
+        ["convert", "9" * 400, "{new}.pth", "--to", "timm"],  # longer than a name may be
+        ["inspect", "9" * 400],
     ],
 )
 def test_mistakes_end_with_status_2_and_a_paragraph(saved, tmp_path, capsys, arguments):
