@@ -68,9 +68,9 @@ class Quantizer:
             free = _free(metadata)
             example = self._batches[0][:2]
             if free is not None:  # of a size for which free ones can be proven
-                batch, *sides = EXAMPLE
-                shape = (metadata.bands, *sides) if metadata.layout == "NCHW" else (*sides, metadata.bands)
-                example = example.new_zeros(batch, *shape)
+                count, *sides = EXAMPLE
+                shape = [metadata.bands, *sides] if metadata.layout == "NCHW" else [*sides, metadata.bands]
+                example = example.new_zeros((count, *shape))
             program = torch.export.export(model, (example,), dynamic_shapes=free)
         for node in program.graph.nodes:
             for note in [note for note in node.meta if note not in ("val", "tensor_meta")]:
