@@ -39,6 +39,15 @@ def _is_any(_: Any) -> bool:
     return True
 
 
+def _is_plain(value: Any) -> bool:
+    """Tell whether a value is one that a flag can have: compared with another, it gives true or false."""
+    if isinstance(value, Mapping):
+        return all(_is_text(key) and _is_plain(one) for key, one in value.items())
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, bool | int | float | str)
+
+
 def _is_epoch(value: Any) -> bool:
     return _is_whole(value) or (_is_text(value) and value.isdecimal())
 
@@ -79,7 +88,8 @@ _ENTRIES: dict[str, tuple[str, Check]] = {
     ),
     **dict.fromkeys(("state_dict", "state_dict_ema"), ("tensors by name", _table(_is_text, _is_any))),
     **dict.fromkeys(("arch", "precision", "metric_name", "sizes"), ("a text", _is_text)),
-    **dict.fromkeys(("scheduler", "plateau", "scaler", "args"), ("values by name", _table(_is_text, _is_any))),
+    **dict.fromkeys(("scheduler", "plateau", "scaler"), ("values by name", _table(_is_text, _is_any))),
+    "args": ("plain values by name", _table(_is_text, _is_plain)),
     "metric": ("a number", _or_none(_is_number)),
     "optimizer": ("the state of an optimizer", _is_optimizer),
     "parameters": ("lists of names", _list_of(_list_of(_is_text))),

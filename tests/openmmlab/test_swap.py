@@ -143,7 +143,7 @@ def test_the_readme_lists_the_operators() -> None:
 
 @pytest.mark.long
 def test_configs_of_the_libraries_train_and_predict() -> None:
-    """All that benchmarks/results/openmmlab_zoo.md says: finite loss, every gradient of the backbone, a prediction."""
+    """Finite loss, every gradient of the backbone, a prediction."""
     import openmmlab_zoo
 
     sys.argv = ["openmmlab_zoo.py"]
