@@ -25,7 +25,7 @@ ALL = sorted(file.stem for file in DET.glob("davit_*_coco.py"))
 
 
 def test_each_config_names_its_own_command() -> None:
-    assert len(ALL) == 15
+    assert len(ALL) == 28
     for name in ALL:
         assert f"configs/{name}.py 8" in (DET / f"{name}.py").read_text()
 
@@ -78,7 +78,8 @@ def test_the_written_table_is_of_these_configs() -> None:
     for name, (parameters, published) in TABLE.items():
         assert found[name][0] == f"{parameters:.2f}"
         assert found[name][1] == pytest.approx(published, rel=0.01)
-    assert set(ALL) <= set(found)
+    of_the_paper = {name for name in ALL if re.search("maskrcnn|retinanet", name) and "_fl_" not in name}
+    assert of_the_paper <= set(found)
 
 
 @pytest.mark.long
