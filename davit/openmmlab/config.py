@@ -142,10 +142,9 @@ def load_config(args: Namespace) -> Config:
         )
     options = _for_testing_too(cfg, args.cfg_options)
     data_root = options.pop("data_root", None) or args.data_root
-    if getattr(args, "backbone", None) and isinstance(
-        cfg.get("model"), dict
-    ):  # before the options, which may refine it
-        swap_backbone(cfg, args.backbone)
+    backbone = getattr(args, "backbone", None)  # before the options, which may refine it
+    if backbone and isinstance(cfg.get("model"), dict):
+        swap_backbone(cfg, backbone)
     before = deepcopy(cfg._cfg_dict)
     try:
         cfg.merge_from_dict(options)
