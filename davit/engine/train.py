@@ -56,7 +56,7 @@ from .nonfinite import report_nonfinite
 from .precision import precision_from
 from .progress import Progress
 from .resume import Standing, enter_schedule, metric_name, restore, state_of
-from .run_folder import FORMAT, FolderOptions, Opened, RunFolder, open_folder
+from .run_folder import FolderOptions, Opened, RunFolder, has_our_format, open_folder
 from .run_log import RunLog, check_loggers, plain, write_args, write_bad_images
 from .steps import EpochTotals, OnNonFinite, StepResult, reason_of
 
@@ -237,7 +237,7 @@ class Trainer:
         sampler = self.parts.train_loader.sampler
         flags = {**self.record, "input_size": plain(self.parts.config["input_size"])}
         noted = None
-        if state is not None and state.get("format") == FORMAT:
+        if state is not None and has_our_format(state):
             noted = noted_batch(state, flags, self.micro_batches, self.is_auto)
         if noted is not None:
             assert state is not None
@@ -258,9 +258,9 @@ class Trainer:
         else:
             asked = self.options.batch_size
         # what this run was begun with, in numbers, from which a resume starts
-        sampler_then = self.parts.train_loader.global_batch // (asked * self.world.size)
-        self.options = replace(self.options, batch_size=asked, grad_accum_steps=sampler_then)
-        self.record |= {"batch_size": asked, "grad_accum_steps": sampler_then}
+        accumulate = self.parts.train_loader.global_batch // (asked * self.world.size)
+        self.options = replace(self.options, batch_size=asked, grad_accum_steps=accumulate)
+        self.record |= {"batch_size": asked, "grad_accum_steps": accumulate}
         if self.is_auto:
             log.info(
                 "--batch-size auto: %d pictures at once and %d micro-batches a step (--batch-size %d "

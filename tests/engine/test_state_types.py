@@ -54,6 +54,12 @@ def test_a_format_of_another_type_is_not_ours() -> None:
     assert has_our_format({"format": 1}) and not has_our_format({})
 
 
+def test_a_run_from_a_state_of_no_known_format(train: Train, tmp_path: Path, state: dict[str, Any]) -> None:
+    torch.save({**state, "format": torch.zeros(2)}, tmp_path / "x.pth.tar")
+    result = train(*RUN, "--epochs", "1", "--overwrite", "--resume", str(tmp_path / "x.pth.tar"), status=None)
+    assert result.returncode in (0, 2) and "Traceback" not in result.stderr
+
+
 @pytest.mark.parametrize("values", [1, pytest.param(len(WRONG), marks=pytest.mark.long)])
 def test_any_wrong_value_anywhere_ends_with_a_sentence(
     train: Train, tmp_path: Path, state: dict[str, Any], values: int
