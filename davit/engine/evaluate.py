@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import resource
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -345,4 +346,5 @@ def peak_memory_mb(device: torch.device) -> float:
     """Return the peak memory in 10^6 bytes: on CUDA of tensors since its last reset, on a CPU of the whole process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e6
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak * (1 if sys.platform == "darwin" else 1024) / 1e6

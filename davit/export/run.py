@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import importlib
 import logging
-import resource
 import shutil
-import sys
 import tempfile
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO
 
+import torch
+
+from ..engine.evaluate import peak_memory_mb
 from ..files import write_atomically
 from ..runtimes import Metadata
 from ..text import install_extra
@@ -33,14 +34,14 @@ class Exported:
     Attributes:
         files: name to size in bytes.
         seconds: that the export took, its check included.
-        memory: the most bytes that the process had in memory until now.
+        memory: the most that the process had in memory until now, in 10^6 bytes.
     """
 
     path: Path
     metadata: Metadata
     files: dict[str, int]
     seconds: float
-    memory: int
+    memory: float
 
     def __str__(self) -> str:
         sizes = ", ".join(f"{name} ({size / 1e6:.2f} MB)" for name, size in self.files.items())
@@ -60,7 +61,7 @@ class Exported:
             f"It takes {takes.bands} bands in {takes.layout}, "
             f"{'uint8' if takes.preprocess == 'uint8' else 'normalised float32'}: {axes}. Resize and crop outside "
             f"({takes.crop_mode}, {takes.crop_pct:g}, {takes.interpolation}).\n"
-            f"It took {self.seconds:.0f} s, and {self.memory / 1e9:.2f} GB of memory at most."
+            f"It took {self.seconds:.0f} s, and {self.memory / 1e3:.2f} GB of memory at most."
         )
 
 
@@ -88,6 +89,11 @@ def program_of(source: str | Path | None, options: ExportOptions, out: Path) -> 
     if found is not None:
         if options.task != "classification" or options.model:
             raise ValueError("a detector or segmentor is what its config says: leave out the flags of a classifier.")
+        if unused := [*options.model_options, *(["class_map"] if options.class_map else [])]:
+            flags = ", ".join(f"--{name.replace('_', '-')}" for name in unused)
+            log.warning(
+                "%s: not used for a detector or segmentor, whose config says how pictures are prepared.", flags
+            )
         return openmmlab_program(*found, options, options.format_for(out))
     if options.raw:
         raise ValueError("`raw=True` is for detectors and segmentors, which are exported with a `config`.")
@@ -141,7 +147,7 @@ def write_program(program: Program, out: Path, options: ExportOptions) -> Export
             metadata = quantize(partial, small, options.int8)
             partial = small
         files = _put_in_place(partial, out)
-    return Exported(out, metadata, files, time.perf_counter() - start, peak_memory())
+    return Exported(out, metadata, files, time.perf_counter() - start, peak_memory_mb(torch.device("cpu")))
 
 
 def _warn_of_unused(options: ExportOptions, to: str) -> None:
@@ -153,12 +159,6 @@ def _warn_of_unused(options: ExportOptions, to: str) -> None:
         log.warning("--opset %d does nothing for %s.", options.opset, to)
     if options.class_map and options.task != "classification":
         log.warning("--class-map does nothing for %s.", options.task)
-
-
-def peak_memory() -> int:
-    """Return the most bytes that this process has had in memory."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def _put_in_place(partial: Path, out: Path) -> dict[str, int]:

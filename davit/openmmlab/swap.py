@@ -49,6 +49,12 @@ def swap_backbone(cfg: Config, variant: str) -> None:
     new = ConfigDict(type="DaViT", variant=variant)
     if old.get("type") == "DaViT":
         new.update({name: old[name] for name in _KEPT if name in old})
+        if left_out := [name for name in old if name not in (*_KEPT, "type", "variant", "out_indices")]:
+            log.warning(
+                "Arguments of the config's DaViT that %s does not take over: %s; --cfg-options "
+                "model.backbone.NAME=... gives them.",
+                *(variant, some(left_out)),
+            )
     if levels != [0, 1, 2, 3]:
         new["out_indices"] = levels
     all_widths = VARIANTS[variant].model_kwargs()["embed_dims"]

@@ -51,7 +51,7 @@ class Engine(Protocol):
         """Compute an output for each picture, in the model's thread."""
         ...
 
-    def answer(self, kind: str, output: Any, topk: int) -> Answer:
+    def answer(self, kind: str, output: Any, topk: int | None) -> Answer:
         """Put an output into plain values; `ValueError` where it is not finite."""
         ...
 
@@ -92,7 +92,7 @@ class Classifier:
         compute = self._predictor.probabilities if kind == "predict" else self._predictor.features
         return list(compute(images_NCHW))
 
-    def answer(self, kind: str, output: Tensor, topk: int) -> Answer:
+    def answer(self, kind: str, output: Tensor, topk: int | None) -> Answer:
         if kind == "embed":
             if not torch.isfinite(output).all():
                 raise ValueError(f"{NOT_FINITE}.")
@@ -150,7 +150,7 @@ class Finder:
     def run(self, kind: str, prepared: Sequence[bytes]) -> Sequence[Answer]:
         return [self._finder.predict(data).to_json() for data in prepared]
 
-    def answer(self, kind: str, output: Answer, topk: int) -> Answer:
+    def answer(self, kind: str, output: Answer, topk: int | None) -> Answer:
         return output
 
     def sample(self) -> bytes:

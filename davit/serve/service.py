@@ -34,6 +34,7 @@ from .schema import BODY, Embedded, Fault, Health, Predicted
 log = logging.getLogger(__name__)
 
 _HELD_OF_LARGEST = 16  # bytes of all requests, as a multiple of the largest
+_TOPK = "classes to name, 5 where it is not given; of several labels all above their threshold; also a field"
 _GONE = 499  # nginx's number for a client that has left; nobody reads it
 _HTML = {"content-security-policy": "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'"}
 
@@ -156,7 +157,7 @@ class Service:
             @app.post("/predict", responses={200: {"model": Predicted}, **faults}, openapi_extra=BODY)
             async def predict(
                 request: Request,
-                topk: int = Query(5, ge=1, le=int(NUMBERS["topk"].most), description="classes to name; also a field"),
+                topk: int | None = Query(None, ge=1, le=int(NUMBERS["topk"].most), description=_TOPK),
             ) -> Response:
                 """Say what is in pictures."""
                 return await self._answer("predict", request, topk)
@@ -166,7 +167,7 @@ class Service:
             @app.post("/embed", responses={200: {"model": Embedded}, **faults}, openapi_extra=BODY)
             async def embed(request: Request) -> Response:
                 """Give the features of pictures: what the model hands to its last layer."""
-                return await self._answer("embed", request, 1)
+                return await self._answer("embed", request, None)
 
         @app.get("/health", responses={200: {"model": Health}, 503: {"model": Health}})
         async def health() -> Response:
@@ -230,7 +231,7 @@ class Service:
 
     # ---- a request for pictures ----
 
-    async def _answer(self, kind: str, request: Request, topk: int) -> Response:
+    async def _answer(self, kind: str, request: Request, topk: int | None) -> Response:
         begun = time.monotonic()
         self._require_room(1)
         media = require_pictures(request.headers, self.bounds.largest)
@@ -279,7 +280,7 @@ class Service:
             raise Refusal(408, f"the request did not arrive within {self.bounds.receiving:g} s") from error
 
     async def _outcomes(
-        self, kind: str, request: Request, files: Sequence[bytes], topk: int, begun: float
+        self, kind: str, request: Request, files: Sequence[bytes], topk: int | None, begun: float
     ) -> list[_Outcome]:
         """Work on all pictures of a request at once, unless the client leaves or the time is over."""
         work = asyncio.create_task(self._outcomes_of(kind, files, topk))
@@ -297,10 +298,10 @@ class Service:
             work.cancel()
             await asyncio.wait((work, leaving))
 
-    async def _outcomes_of(self, kind: str, files: Sequence[bytes], topk: int) -> list[_Outcome]:
+    async def _outcomes_of(self, kind: str, files: Sequence[bytes], topk: int | None) -> list[_Outcome]:
         return await asyncio.gather(*(self._outcome(kind, data, topk) for data in files))
 
-    async def _outcome(self, kind: str, data: bytes, topk: int) -> _Outcome:
+    async def _outcome(self, kind: str, data: bytes, topk: int | None) -> _Outcome:
         begun = time.monotonic()
         self._coming += 1
         is_coming = True

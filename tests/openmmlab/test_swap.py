@@ -88,6 +88,15 @@ def test_another_size_of_a_config_of_ours() -> None:
     assert cfg.model.decode_head.in_channels == widths and cfg.model.auxiliary_head.in_channels == widths[2]
 
 
+def test_arguments_that_are_not_taken_over_are_named(caplog: pytest.LogCaptureFixture) -> None:
+    cfg = read_config("davit_maskrcnn_1x_coco")
+    cfg.model.backbone.window_size = 12
+    with caplog.at_level(logging.WARNING):
+        swap_backbone(cfg, "DaViT_nano")
+    assert "window_size" not in cfg.model.backbone and cfg.model.backbone.drop_path_rate == 0.1
+    assert any("window_size" in record.getMessage() for record in caplog.records)
+
+
 def test_weights_of_the_other_backbone_are_left_out(caplog: pytest.LogCaptureFixture) -> None:
     cfg = read_config("mmdet::atss/atss_r50_fpn_1x_coco.py")
     cfg.load_from = "https://elsewhere/detector.pth"

@@ -87,6 +87,24 @@ def test_topk(service: Running, topk: int, count: int) -> None:
         assert len(answer["results"][0]["classes"]) == count
 
 
+def test_of_several_labels_all_above_their_threshold_are_named(tmp_path: Path, running: Any) -> None:
+    """More than the five that a model of one class names."""
+    torch.manual_seed(0)
+    model = davit.create_model(
+        "DaViT_nano", num_classes=8, embed_dims=(8, 16), depths=(1, 1), num_heads=(1, 2), window_size=4
+    )
+    sizes = {"embed_dims": [8, 16], "depths": [1, 1], "num_heads": [1, 2], "window_size": 4}
+    noted = {"model": "DaViT_nano", "model_kwargs": sizes, "img_size": 32, "task": "multilabel"}
+    names = [f"class {index}" for index in range(8)]
+    torch.save({"state_dict": model.state_dict(), "args": noted, "class_names": names}, tmp_path / "m.pth")
+    several = davit.load(tmp_path / "m.pth", threshold=0.01)
+    with running(Classifier(several, 10**6)) as service:
+        (found,) = service.post(png()).json()["results"]
+        (first,) = service.post(png(), "/predict?topk=2").json()["results"]
+    assert [one["name"] for one in found["classes"]] == [one.name for one in several.predict(png()).guesses]
+    assert len(found["classes"]) == 8 and len(first["classes"]) == 2
+
+
 @pytest.mark.parametrize("topk", ["0", "-1", "1.5", "x", "", "1e9", "9" * 30, "nan"])
 def test_topk_that_makes_no_sense(service: Running, topk: str) -> None:
     by_query = service.post(png(), f"/predict?topk={topk}")
