@@ -268,9 +268,17 @@ def writable_beside(flag: str, checkpoint: Path, file: Path) -> None:
 
 def write_fitted(checkpoint: Path, fitted: Fitted) -> Path:
     """Write a temperature beside its checkpoint, in one step; an older one is replaced, which is said."""
-    file = file_beside(checkpoint)
+    return write_beside(file_beside(checkpoint), fitted, "the temperature")
+
+
+def write_beside(file: Path, fitted: Any, what: str) -> Path:
+    """Write a dataclass of what was fitted beside its checkpoint, in one step; that an older one is replaced is said.
+
+    Args:
+        what: it is, for the log.
+    """
     if file.exists():
-        log.warning("%s: the temperature of an earlier fit is replaced", as_line(file))
+        log.warning("%s: %s of an earlier fit is replaced", as_line(file), what)
     text = json.dumps(without_nan(asdict(fitted)), indent=2, allow_nan=False)
     write_bytes(file, f"{text}\n".encode())
     return file

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from ..files import read_small, write_bytes
 from ..limits import NUMBERS
-from ..text import as_line, some, without_nan
-from .calibration import fingerprint, writable_beside
+from ..text import as_line, some
+from .calibration import fingerprint, writable_beside, write_beside
 
 log = logging.getLogger(__name__)
 
@@ -62,12 +62,7 @@ def require_writable(checkpoint: Path | None) -> None:
 
 def write_thresholds(checkpoint: Path, fitted: FittedThresholds) -> Path:
     """Write thresholds beside their checkpoint, in one step; older ones are replaced, which is said."""
-    file = file_beside(checkpoint)
-    if file.exists():
-        log.warning("%s: the thresholds of an earlier fit are replaced", as_line(file))
-    text = json.dumps(without_nan(asdict(fitted)), indent=2, allow_nan=False)
-    write_bytes(file, f"{text}\n".encode())
-    return file
+    return write_beside(file_beside(checkpoint), fitted, "the threshold")
 
 
 def copy_thresholds(checkpoint: Path, other: Path) -> None:

@@ -347,12 +347,12 @@ def _evaluate(request: Request, job: _Job) -> Row:
                 "data has some of them; --class-map FILE with the model's classes, a line each, lets all compete."
             )
         dataset.transform, dataset.decoding = loaded.transform(), loaded.decoding
-    config, params, program = loaded.config, loaded.parameter_count / 1e6, loaded.program
+    config, params = loaded.config, loaded.parameter_count / 1e6
     log.info(
         "%s, %s weights: %.2f M parameters, %d classes, %d pictures at %dx%d, crop %.4g (%s), %s%s",
         *(loaded.name, loaded.weights, params, num_classes, len(dataset)),
         *(*config["input_size"][-2:], config["crop_pct"], config["crop_mode"], config["interpolation"]),
-        ", test-time pooling" if loaded.is_pooled else f", run by {program.runtime}" if program else "",
+        _how_run(loaded),
     )
     records = Records(keep_logits=bool(args.fit_temperature) or loaded.temperature != 1)
     result, batch_size = evaluate_within_memory(loaded, dataset, labels, records, args, world, job.precision)
@@ -382,17 +382,7 @@ def _evaluate(request: Request, job: _Job) -> Row:
         **({} if result.correct1_of_all is None else {"top1_of_all": result.top1_of_all}),
         **{name: getattr(result, name) for name in counts},
         **trust,
-        "param_count": round(params, 2),
-        "img_size": config["input_size"][-1],
-        **{name: config[name] for name in ("crop_pct", "crop_mode", "interpolation")},
-        "test_time_pool": loaded.is_pooled,
-        "precision": program.metadata.precision if program else job.precision.name,
-        **({"runtime": program.runtime} if program else {}),
-        "batch_size": batch_size,
-        "processes": world.size,
-        "images_per_second": round(result.images_per_second, 2),
-        "data_wait": round(result.data_wait, 4),
-        "peak_memory_mb": round(result.peak_memory_mb, 1),
+        **_circumstances(loaded, result, batch_size, job),
         **({"slices": slices} if slices else {}),
     }
     with in_step(world):
@@ -403,6 +393,31 @@ def _evaluate(request: Request, job: _Job) -> Row:
             report = Report(outcomes, dataset, shown, competing, normal, row, slices, calibrated)
             write_report(job.reports[request], report)
     return row
+
+
+def _circumstances(loaded: LoadedModel, result: Evaluation, batch_size: int, job: _Job) -> Row:
+    """Return the columns of a row that say how it was measured."""
+    config, program = loaded.config, loaded.program
+    return {
+        "param_count": round(loaded.parameter_count / 1e6, 2),
+        "img_size": config["input_size"][-1],
+        **{name: config[name] for name in ("crop_pct", "crop_mode", "interpolation")},
+        "test_time_pool": loaded.is_pooled,
+        "precision": program.metadata.precision if program else job.precision.name,
+        **({"runtime": program.runtime} if program else {}),
+        "batch_size": batch_size,
+        "processes": job.world.size,
+        "images_per_second": round(result.images_per_second, 2),
+        "data_wait": round(result.data_wait, 4),
+        "peak_memory_mb": round(result.peak_memory_mb, 1),
+    }
+
+
+def _how_run(loaded: LoadedModel) -> str:
+    """Say, as the end of a line, what is special about how a model is run."""
+    if loaded.is_pooled:
+        return ", test-time pooling"
+    return f", run by {loaded.program.runtime}" if loaded.program else ""
 
 
 def evaluate_labels(request: Request, loaded: LoadedModel, job: _Job) -> Row:
@@ -420,11 +435,11 @@ def evaluate_labels(request: Request, loaded: LoadedModel, job: _Job) -> Row:
         dataset.width = num_classes
         dataset.transform, dataset.decoding = loaded.transform(), loaded.decoding
     assert loaded.thresholds is not None
-    config, params = loaded.config, sum(parameter.numel() for parameter in loaded.model.parameters()) / 1e6
+    config, params = loaded.config, loaded.parameter_count / 1e6
     log.info(
         "%s, %s weights: %.2f M parameters, %d classes, several a picture, %d pictures at %dx%d%s",
         *(loaded.name, loaded.weights, params, num_classes, len(dataset), *config["input_size"][-2:]),
-        ", test-time pooling" if loaded.is_pooled else "",
+        _how_run(loaded),
     )
     answers = AnswerRecords(num_classes)
     result, batch_size = evaluate_within_memory(
@@ -444,16 +459,7 @@ def evaluate_labels(request: Request, loaded: LoadedModel, job: _Job) -> Row:
         **as_row(measures),
         **{name: getattr(result, name) for name in ("loss", "count", "skipped", "nonfinite")},
         **({"threshold": span[0]} if span[0] == span[1] else {"threshold_low": span[0], "threshold_high": span[1]}),
-        "param_count": round(params, 2),
-        "img_size": config["input_size"][-1],
-        **{name: config[name] for name in ("crop_pct", "crop_mode", "interpolation")},
-        "test_time_pool": loaded.is_pooled,
-        "precision": job.precision.name,
-        "batch_size": batch_size,
-        "processes": world.size,
-        "images_per_second": round(result.images_per_second, 2),
-        "data_wait": round(result.data_wait, 4),
-        "peak_memory_mb": round(result.peak_memory_mb, 1),
+        **_circumstances(loaded, result, batch_size, job),
     }
     with in_step(world):
         if world.is_main and request in job.reports:
