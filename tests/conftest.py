@@ -2,6 +2,7 @@
 
 import logging
 import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,21 @@ def _no_foreign_handlers() -> Iterator[None]:
     _drop_stream_handlers()
     yield
     _drop_stream_handlers()
+
+
+@pytest.fixture(autouse=True)
+def _a_process_alone() -> Iterator[None]:
+    """No test finds the place in a job that another left: mmengine and accelerate write it into the environment."""
+    _forget_the_job()
+    yield
+    _forget_the_job()
+
+
+def _forget_the_job() -> None:
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        os.environ.pop(name, None)
+    if state := sys.modules.get("accelerate.state"):  # holds the place for the whole process
+        state.AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def _drop_stream_handlers() -> None:

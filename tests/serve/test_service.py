@@ -328,11 +328,12 @@ def test_a_full_queue_refuses_and_recovers(running: Any) -> None:
 
 def test_a_request_that_takes_too_long(running: Any, caplog: pytest.LogCaptureFixture) -> None:
     engine = Slow()
-    with running(engine, timeout=0.3) as service:
+    with running(engine, timeout=1.5) as service:  # room for the last request on a loaded machine
         engine.go.clear()
         assert service.post().status_code == 504
         assert service.post().status_code == 504  # waits behind the first, and is then taken out
         engine.go.set()
+        assert service.is_idle()
         assert service.post(b"xyz").json()["results"][0]["classes"] == {"length": 3}
         assert engine.ran[-2:] == [[1], [3]] and service.is_idle()
     assert "ERROR" not in caplog.text
