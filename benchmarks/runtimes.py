@@ -4,8 +4,9 @@
 python benchmarks/runtimes.py speed                         # DaViT_tiny at 224, batch 1 and 8, two threads
 python benchmarks/runtimes.py int8 CHECKPOINT DATA --name digits    # drop, size and p50 of each int8 export
 
-Runs take turns, one of each runtime at a time, so that what else the machine does meets all of them; ratios are of
-medians over these turns. Each call adds its rows to benchmarks/results/runtimes.json and writes runtimes.md anew.
+Runs take turns, one of each runtime at a time in an order drawn anew, so that what else the machine does meets all of
+them; a pause lets the threads of the last one sleep. Ratios are of medians over these turns. Each call adds its rows
+to benchmarks/results/runtimes.json and writes runtimes.md anew.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import argparse
 import json
 import logging
 import platform
+import random
 import statistics
 import sys
 import tempfile
@@ -34,6 +36,7 @@ from davit.runtimes import open_exported
 
 RESULTS = Path(__file__).parent / "results"
 FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx_vnni", "amx_int8")
+PAUSE = 0.1  # seconds; threads of ONNX Runtime and OpenVINO spin for a while after a run
 FORMATS = {"onnx": "ONNX Runtime", "xml": "OpenVINO", "pt2": "torch.export"}
 
 log = logging.getLogger(__name__)
@@ -47,7 +50,7 @@ def main() -> int:
     speed.add_argument("--model", default="DaViT_tiny")
     speed.add_argument("--size", type=int, default=224)
     speed.add_argument("--batches", type=int, nargs="+", default=[1, 8])
-    speed.add_argument("--turns", type=int, default=15)
+    speed.add_argument("--turns", type=int, default=31)
     speed.add_argument("--threads", type=int, default=2)
     int8 = commands.add_parser("int8")
     int8.add_argument("checkpoint")
@@ -75,7 +78,8 @@ def _speed(args: argparse.Namespace) -> list[dict[str, Any]]:
         data = _noise(root / "data", args.size)
         runs: dict[str, Callable[[Tensor], object]] = {"PyTorch, our kernels": model}
         runs["PyTorch, plain modules"] = davit.plain(davit.create_model(args.model, num_classes=10).eval())
-        runs["torch.compile"] = torch.compile(davit.plain(davit.create_model(args.model, num_classes=10).eval()))
+        compiled = torch.compile(davit.plain(davit.create_model(args.model, num_classes=10).eval()), dynamic=False)
+        runs["torch.compile"] = compiled  # compiled for each batch by itself, in the turns that do not count
         for suffix in ("onnx", "xml"):
             path = export(root / "m.pth", root / f"float.{suffix}", ExportOptions(check=False)).path
             runs[f"{FORMATS[suffix]}, float32"] = open_exported(path, threads=args.threads)
@@ -88,8 +92,12 @@ def _speed(args: argparse.Namespace) -> list[dict[str, Any]]:
 def _timed(runs: dict[str, Callable[[Tensor], object]], batch: int, args: argparse.Namespace) -> list[dict[str, Any]]:
     images = torch.randn(batch, 3, args.size, args.size)
     taken: dict[str, list[float]] = {name: [] for name in runs}
+    order, draw = list(runs), random.Random(0)
     for turn in range(args.turns + 2):
-        for name, run in runs.items():
+        draw.shuffle(order)
+        for name in order:
+            run = runs[name]
+            time.sleep(PAUSE)
             started = time.perf_counter()
             with torch.inference_mode():
                 run(images)

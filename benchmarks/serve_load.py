@@ -194,7 +194,7 @@ def main() -> None:
     add("--models", nargs="+", default=["DaViT_tiny", "DaViT_nano"], help="with random weights; default: %(default)s")
     add("--img-size", type=int, nargs="+", default=[224, 64], help="of the models in turn (default %(default)s)")
     add("--clients", type=int, default=64)
-    add("--requests", type=int, nargs="+", default=[256, 2048], help="of a round, for each model")
+    add("--requests", type=int, nargs="+", default=[256, 1024], help="of a round, for each model")
     add("--rounds", type=int, default=5)
     add("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of PyTorch in each service")
     add("--picture", type=size, default=(500, 375), metavar="WxH", help="of the JPEGs (default 500x375)")
