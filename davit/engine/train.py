@@ -110,7 +110,9 @@ def run(args: Namespace, world: World, task: Task | None = None) -> None:
         return
     parts = build_parts(args, model, data, config, world, task)
     # the flags of the precision as they came out on this machine; and to accept other data is for one start alone
-    record = plain({**vars(args), **parts.precision.flags, "accept_changed_data": False})
+    asked = vars(args)
+    precision = {name: value for name, value in parts.precision.flags.items() if name in asked}
+    record = plain({**asked, **precision, "accept_changed_data": False})
     if len(sizes := record.pop("sizes")) > 1:
         record["img_size"] = ",".join(map(str, sizes))
     options = RunOptions(**{flag.name: getattr(args, flag.name) for flag in fields(RunOptions)})
