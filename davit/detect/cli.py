@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import sys
-from argparse import ArgumentParser, Namespace
+from argparse import Namespace
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ def train_main(argv: Sequence[str] | None = None) -> int:
     """Train by --head, else by a config of MMDetection; returns the exit status."""
     words = _words(argv)
     if any(word == _HEAD or word.startswith(f"{_HEAD}=") for word in words):
-        return _by_transformers(_train, words)
+        return _by_transformers(train, words)
     if words and (data := _data_in(words[0])):
         heads = " or ".join(f"{_HEAD} {head}" for head in HEADS)
         sys.stderr.write(
@@ -41,7 +41,7 @@ def test_main(argv: Sequence[str] | None = None) -> int:
     """Evaluate a detector of --head, else by a config of MMDetection; returns the exit status."""
     words = _words(argv)
     if any(map(is_detector, words)):
-        return _by_transformers(_test, words)
+        return _by_transformers(test, words)
     return _by_openmmlab("openmmlab.cli:test_main", words)
 
 
@@ -49,7 +49,7 @@ def demo_main(argv: Sequence[str] | None = None) -> int:
     """Draw what a detector of --head finds, else one of MMDetection; returns the exit status."""
     words = _words(argv)
     if any(map(is_detector, words)):
-        return _by_transformers(_demo, words)
+        return _by_transformers(demo, words)
     return _by_openmmlab("openmmlab.demo:main", words)
 
 
@@ -99,7 +99,8 @@ def _log_of_rank() -> None:
     )
 
 
-def _train(words: list[str]) -> int:
+def train(words: list[str]) -> int:
+    """Train by the flags of `detector_parser`; returns the exit status."""
     from ..engine.distributed import close_world, init_world
     from ..engine.flags import fit_decay, given_flags, parse_with_config, say_unused
     from ..engine.train import run
@@ -128,21 +129,12 @@ def _train(words: list[str]) -> int:
     return run_cli(main)
 
 
-def _test(words: list[str]) -> int:
+def test(words: list[str]) -> int:
+    """Evaluate by the flags of `test_parser`; returns the exit status."""
     from .flags import test_parser
 
     _log_of_rank()
-    return run_cli(lambda: _evaluate(_parsed(test_parser(), words)))
-
-
-def _parsed(parser: ArgumentParser, words: list[str]) -> Namespace:
-    args, others = parser.parse_known_args(words)
-    if others:
-        parser.error(
-            f"unrecognized arguments: {' '.join(others)} (a detector of {_HEAD} says by itself what a config of "
-            "MMDetection says: give no config)"
-        )
-    return args
+    return run_cli(lambda: _evaluate(test_parser().parse_args(words)))
 
 
 def _evaluate(args: Namespace) -> None:
@@ -222,11 +214,12 @@ def _say(measures: Any, file: str | None) -> None:
         write_bytes(file, json.dumps(without_nan(contents), indent=1).encode())
 
 
-def _demo(words: list[str]) -> int:
+def demo(words: list[str]) -> int:
+    """Draw by the flags of `demo_parser`; returns the exit status."""
     from .flags import demo_parser
 
     logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
-    return run_cli(lambda: _draw(_parsed(demo_parser(), words)))
+    return run_cli(lambda: _draw(demo_parser().parse_args(words)))
 
 
 def _draw(args: Namespace) -> None:

@@ -90,9 +90,19 @@ def detector_parser() -> argparse.ArgumentParser:
     add("--no-aug", action="store_true", help="no augmentation at all")
     add("--hflip", **number("hflip"), default=0.5, help="probability of a horizontal flip (default %(default)s)")
     add("--vflip", **number("vflip"), default=0.0, help="probability of a vertical flip (default %(default)s)")
-    add("--photometric", **number("hflip"), default=0.5, help="probability of other colours (default %(default)s)")
-    add("--zoom-out", **number("hflip"), default=0.5, help="probability of a smaller picture (default %(default)s)")
-    add("--iou-crop", **number("hflip"), default=0.8, help="probability of a crop with objects (default %(default)s)")
+    add(
+        "--photometric",
+        **number("photometric"),
+        default=0.5,
+        help="probability of other colours (default %(default)s)",
+    )
+    add("--zoom-out", **number("zoom_out"), default=0.5, help="probability of a smaller picture (default %(default)s)")
+    add(
+        "--iou-crop",
+        **number("iou_crop"),
+        default=0.8,
+        help="probability of a crop with objects (default %(default)s)",
+    )
     parser.add_argument(
         "--eval-metric",
         default="ap",

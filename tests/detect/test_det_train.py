@@ -7,7 +7,9 @@ import signal
 import sys
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -15,6 +17,7 @@ from PIL import Image
 
 import davit as package
 from davit.checkpoint import read_checkpoint
+from davit.detect import cli
 from davit.detect.model import load_detector
 from davit.detect.predictor import Predictor
 from davit.engine.run_folder import LAST, read_state
@@ -70,7 +73,7 @@ def test_all_forms_predict_alike(trained: Path, few: Path) -> None:
     ]
     assert found[0].classes == tuple("0123456789") and len(found[0].boxes) == 100
     for other in found[1:]:
-        assert other.boxes.tolist() == pytest.approx(found[0].boxes.tolist(), abs=1e-3)
+        np.testing.assert_allclose(other.boxes, found[0].boxes, atol=1e-3)
     loaded = package.load(trained, score_threshold=0.0, device="cpu")
     assert isinstance(loaded, Predictor)
     assert loaded.predict(Image.open(picture)).boxes.tolist() == found[0].boxes.tolist()
@@ -217,6 +220,13 @@ def test_what_does_not_fit_is_refused(few: Path, tmp_path: Path, more: list[str]
 def test_commands_that_are_mixed_up(few: Path, tmp_path: Path, words: list[str]) -> None:
     done = davit(["det", *(word.format(few=few) for word in words)], tmp_path, status=2)
     assert done.stderr
+
+
+@pytest.mark.parametrize(("words", "extra"), [(["x.py"], "openmmlab"), (["{few}", "--head", "dfine"], "detect")])
+def test_what_is_not_installed_is_named(few: Path, tmp_path: Path, words: list[str], extra: str) -> None:
+    gone = ModuleNotFoundError("gone", name="mmengine.config" if extra == "openmmlab" else "transformers")
+    with mock.patch.object(cli.importlib, "import_module", side_effect=gone):
+        assert cli.train_main([word.format(few=few) for word in words]) == 2
 
 
 def test_freezing_and_growing_and_mixed_precision(few: Path, tmp_path: Path) -> None:
