@@ -23,6 +23,7 @@ from davit.detect.predictor import Predictor
 from davit.engine.run_folder import LAST, read_state
 from tests.detect.conftest import TINY, davit
 from tests.engine.runs import REPOSITORY, run, weights_hash
+from tests.test_docs import FENCE
 
 TIMED = {"images_per_second", "data_share", "peak_memory_mb", "seconds"}
 
@@ -270,3 +271,26 @@ def learnt_by_heart(eight: Path, tmp_path: Path, head: str) -> float:
 @pytest.mark.parametrize("head", ["dfine", "rtdetrv2"])
 def test_eight_scenes_are_learnt_by_heart(eight: Path, tmp_path: Path, head: str) -> None:
     assert learnt_by_heart(eight, tmp_path, head) >= 90
+
+
+PROGRAMS = [
+    text
+    for language, text in FENCE.findall((REPOSITORY / "docs/detection.md").read_text(encoding="utf-8"))
+    if language == "python"
+]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("program", PROGRAMS, ids=lambda text: text.split()[1])
+def test_other_libraries_read_the_saved_detector(
+    trained: Path, few: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: str
+) -> None:
+    """The programs of docs/detection.md."""
+    for library in ("supervision", "sahi"):
+        if library in program:
+            pytest.importorskip(library)
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(trained, tmp_path / "output/train/RUN")
+    with Image.open(next((few / "val2017").glob("*.png"))) as picture:
+        picture.convert("RGB").save("picture.jpg")
+    exec(compile(program.replace("=640", "=64"), "docs/detection.md", "exec"), {})
