@@ -96,8 +96,8 @@ def report(rows: dict[str, dict[str, Any]]) -> str:
 
 DaViT_nano from random weights on {COUNTS["train"]:,} scenes of 128 px, measured on the {COUNTS["val"]} held-out
 scenes of other handwriting: COCO's average precision of boxes in percent, and the minutes from the start of the
-training command to its end. Two cores of an {platform.machine()} machine without a GPU, PyTorch {torch.__version__}, one run
-each.
+training command to its end. Two cores of an {platform.machine()} machine without a GPU, PyTorch {torch.__version__},
+one run each.
 
 {table(["", "AP", "AP50", "AP75", "minutes", "seed"], cells)}
 

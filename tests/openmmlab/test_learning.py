@@ -30,7 +30,7 @@ test_evaluator = val_evaluator
 optim_wrapper = dict(
     optimizer=dict(lr={lr}, weight_decay=0.0),
     clip_grad=dict(max_norm=5.0),
-    paramwise_cfg=dict(_delete_=True, norm_decay_mult=0.0),  # the backbone has nothing to keep
+    paramwise_cfg=dict(_delete_=True, bypass_duplicate=True),  # no lower rate: the backbone has nothing to keep
 )
 default_hooks = dict(logger=dict(interval=20), checkpoint=dict(interval=1000, max_keep_ckpts=1, save_best=None))
 custom_hooks = []
