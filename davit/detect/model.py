@@ -258,7 +258,7 @@ def _from_saved(folder: Path) -> LoadedDetector:
     from transformers import AutoImageProcessor, AutoModelForObjectDetection
 
     try:
-        net = AutoModelForObjectDetection.from_pretrained(folder, local_files_only=True)
+        net = AutoModelForObjectDetection.from_pretrained(folder, local_files_only=True, use_safetensors=True)
         size = AutoImageProcessor.from_pretrained(folder, local_files_only=True).size
     except (OSError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{folder} cannot be read by transformers: {error}") from error
