@@ -50,16 +50,23 @@ HEADS = {
         f"""
 model = dict(
     {_BACKBONE},
-    neck=dict(in_channels=[64, 128, 160]),
-    num_queries=50,
-    encoder=dict(num_layers=2),
-    decoder=dict(num_layers=2),
-    bbox_head=dict(num_classes=10),
+    neck=dict(in_channels=[64, 128, 160], out_channels=64, norm_cfg=dict(num_groups=8)),
+    num_queries=30,
+    encoder=dict(num_layers=1, layer_cfg=dict(self_attn_cfg=dict(embed_dims=64), ffn_cfg=dict(embed_dims=64, feedforward_channels=128))),
+    decoder=dict(
+        num_layers=2,
+        layer_cfg=dict(
+            self_attn_cfg=dict(embed_dims=64), cross_attn_cfg=dict(embed_dims=64), ffn_cfg=dict(embed_dims=64, feedforward_channels=128)
+        ),
+    ),
+    positional_encoding=dict(num_feats=32),
+    bbox_head=dict(num_classes=10, embed_dims=64),
+    dn_cfg=dict(group_cfg=dict(num_dn_queries=20)),
     test_cfg=dict(max_per_img=100),
 )
 """
         + _BY_EPOCH,
-        {"lr": 3e-4, "steps": 160, "masks": False},
+        {"lr": 1e-3, "steps": 200, "masks": False},
     ),
     "mask2former": (
         "davit_mask2former_50e_coco.py",
