@@ -48,15 +48,16 @@ HEADS = {
     "dino": (
         "davit_dino_1x_coco.py",
         f"""
+ffn = dict(embed_dims=64, feedforward_channels=128)
 model = dict(
     {_BACKBONE},
     neck=dict(in_channels=[64, 128, 160], out_channels=64, norm_cfg=dict(num_groups=8)),
     num_queries=30,
-    encoder=dict(num_layers=1, layer_cfg=dict(self_attn_cfg=dict(embed_dims=64), ffn_cfg=dict(embed_dims=64, feedforward_channels=128))),
+    encoder=dict(num_layers=1, layer_cfg=dict(self_attn_cfg=dict(embed_dims=64), ffn_cfg=ffn)),
     decoder=dict(
         num_layers=2,
         layer_cfg=dict(
-            self_attn_cfg=dict(embed_dims=64), cross_attn_cfg=dict(embed_dims=64), ffn_cfg=dict(embed_dims=64, feedforward_channels=128)
+            self_attn_cfg=dict(embed_dims=64), cross_attn_cfg=dict(embed_dims=64), ffn_cfg=ffn
         ),
     ),
     positional_encoding=dict(num_feats=32),
