@@ -77,7 +77,15 @@ COMMANDS: dict[str, Command | Group] = {
     "hub": Command("hub.__main__:main", "write a model in timm's format, or upload it"),
     "complexity": Command("complexity:main", "count parameters and FLOPs, part by part"),
     "data": Command("data.__main__:main", "part a folder into train and val, measure its bands, write a sample set"),
-    "det": Group("detectors, by MMDetection: train, test, demo, flops", _openmmlab("detector")),
+    "det": Group(
+        "detectors, by transformers or MMDetection: train, test, demo, flops",
+        {
+            **_openmmlab("detector"),
+            "train": Command("detect.cli:train_main", "train a detector: DATA --head dfine, or a config"),
+            "test": Command("detect.cli:test_main", "evaluate a detector"),
+            "demo": Command("detect.cli:demo_main", "draw what it finds in pictures"),
+        },
+    ),
     "seg": Group("segmentors, by MMSegmentation: train, test, demo, flops", _openmmlab("segmentor")),
 }
 

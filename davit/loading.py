@@ -7,6 +7,7 @@ from typing import Any
 
 from . import predict
 from .checkpoint import CheckpointError
+from .detect.heads import is_detector
 from .predict.detector import TASKS, ExportedDetector
 from .pretrained import best_of_mm, folder_of
 from .runtimes import is_exported, open_exported
@@ -37,7 +38,8 @@ def load(
             segmentor score_threshold alone.
 
     Returns:
-        A `davit.predict.Predictor`; for the folder of a detector or segmentor a `davit.openmmlab.predictor.Predictor`,
+        A `davit.predict.Predictor`; for a detector of `davit det train --head` a `davit.detect.predictor.Predictor`,
+        for the folder of a detector or segmentor of OpenMMLab a `davit.openmmlab.predictor.Predictor`,
         and for an exported one a `davit.predict.detector.ExportedDetector`.
 
     Raises:
@@ -49,6 +51,9 @@ def load(
         found = _exported(checkpoint, {name: one for name, one in given.items() if one is not None})
         if found is not None:
             return found
+    if checkpoint is not None and is_detector(checkpoint):
+        given = {"model": model, "names": names, "device": device, **options}
+        return _transformers_detector(checkpoint, {name: one for name, one in given.items() if one is not None})
     folder = folder_of(checkpoint)
     if folder is not None and (best := best_of_mm(folder)) is not None and (configs := sorted(folder.glob("*.py"))):
         given = {"model": model, "names": names, "device": device, **options}
@@ -70,6 +75,21 @@ def _exported(file: str | Path, options: dict[str, Any]) -> Any:
     if device not in ("auto", "cpu"):
         raise ValueError(f"device={device!r}: an exported model runs on the CPU; leave device out.")
     return ExportedDetector(opened, options.get("score_threshold", 0.3))
+
+
+def _transformers_detector(source: str | Path, options: dict[str, Any]) -> Any:
+    """Load a detector of `davit det train --head`."""
+    if unknown := sorted(set(options).difference(_OPTIONS)):
+        raise ValueError(
+            f"{source} is of a detector: load() takes {' and '.join(_OPTIONS)} for it, not {', '.join(unknown)}."
+        )
+    try:
+        from .detect.predictor import Predictor
+    except ImportError as error:
+        raise ValueError(
+            f"{source} is of a detector, which needs transformers ({error}): {install_extra('detect')}"
+        ) from error
+    return Predictor(source, **options)
 
 
 def _load_detector(folder: Path, best: Path, configs: list[Path], options: dict[str, Any]) -> Any:

@@ -172,7 +172,12 @@ def _command(rest: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
         module, _, function = entry.main.partition(":")
         if module in ("engine.train", "engine.validate"):
             parse_with_config(train_parser() if module == "engine.train" else validate_parser(), rest)
-        elif not entry.extra:
+        elif module == "detect.cli" and (function != "train_main" or any(word.startswith("--head") for word in rest)):
+            from davit.detect import flags
+
+            makers = {"train_main": flags.detector_parser, "test_main": flags.test_parser}
+            parse_with_config(makers.get(function, flags.demo_parser)(), rest)
+        elif not entry.extra and module != "detect.cli":
             _parse(getattr(importlib.import_module(f"davit.{module}"), function), module, rest, monkeypatch)
         elif rest[:1] and function == "train_main":
             from davit.openmmlab.config import read_config

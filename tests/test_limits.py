@@ -38,6 +38,9 @@ COMMANDS = {
     "robustness": ("davit.robustness.__main__", "main"),
     "export": ("davit.export.__main__", "main"),
     "nonfinite": ("davit.engine.nonfinite", "main"),
+    "det train": ("davit.detect.cli", "train"),
+    "det test": ("davit.detect.cli", "test"),
+    "det demo": ("davit.detect.cli", "demo"),
     "mm train": ("davit.openmmlab.cli", "train_main"),
     "mm test": ("davit.openmmlab.cli", "test_main"),
     "mm get_flops": ("davit.openmmlab.flops", "main"),
@@ -104,6 +107,7 @@ def test_a_number_is_taken_or_its_flag_and_value_are_named(
 ) -> None:
     parser = parser_of(command)
     positionals = {"mm train": ["c"], "mm test": ["c", "p"], "mm get_flops": ["c"], "mm image_demo": ["p", "c", "k"]}
+    positionals |= {"det test": ["r"], "det demo": ["p", "r"]}
     arguments = {"predict": ["x"], "embed": ["c", "f", "o"], "robustness": ["c", "r"]}
     first = {**arguments, "nonfinite": ["f", "--checkpoint", "c"], **positionals}.get(command, [])
     for action in [one for one in parser._actions if isinstance(one.type, Limits)]:

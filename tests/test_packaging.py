@@ -90,6 +90,7 @@ def test_its_metadata_are_true(wheel: Path) -> None:
         "executorch",
         "coreml",
         "transformers",
+        "detect",
         "parquet",
         "heif",
         "bands",

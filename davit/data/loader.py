@@ -266,7 +266,7 @@ class EvalLoader(_Loader):
         self.num_labels = dataset.width if dataset.label_sets is not None else 0  # of a row; 0: one class a picture
         self._mine = range(rank, len(dataset), world_size)
         self.split(batch_size)
-        self._dataset = dataset
+        self.dataset = dataset
         self._skip_bad_images = skip_bad_images
         read = partial(_read_pictures, dataset, skip_bad_images)
         super().__init__(read, workers=workers, pin_memory=pin_memory, timeout=timeout)
@@ -287,7 +287,7 @@ class EvalLoader(_Loader):
                 yield batch
         if self._skip_bad_images and self.num_samples and not seen:
             # This rank's share may be bad or empty while the data set is not: look for one good picture.
-            SeededDataset(self._dataset, seed=0, skip_bad_images=True)[0, 0, 0]
+            SeededDataset(self.dataset, seed=0, skip_bad_images=True)[0, 0, 0]
 
 
 _open_loaders: weakref.WeakSet[_Loader] = weakref.WeakSet()

@@ -6,11 +6,11 @@ import logging
 import os
 import warnings
 from argparse import Namespace
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from timm.data import Mixup
@@ -47,7 +47,7 @@ from ..registry import create_model
 from ..text import some
 from .distill import build_task, trained_by
 from .distributed import DataParallel, World, in_step, is_out_of_memory
-from .evaluate import eval_mode
+from .evaluate import Evaluation, eval_mode, evaluate
 from .finetune import add_lora, freeze, parameter_groups, scale_head
 from .flags import listed
 from .load_model import bands_asked_for, picture_config
@@ -79,6 +79,7 @@ class Parts:
         ema: the moving average of the weights, if one is kept; in float32 whatever the weights' dtype.
         num_epochs: with the cool-down.
         sizes: of the training pictures, where they grow.
+        task: what is learnt.
     """
 
     model: nn.Module
@@ -92,10 +93,64 @@ class Parts:
     scheduler: Scheduler
     num_epochs: int
     sizes: SizeSchedule | None = None
+    task: Task = field(default_factory=lambda: Task())
 
 
-def build_parts(args: Namespace, model: nn.Module, data: Data, config: dict[str, Any], world: World) -> Parts:
-    """Build what a run needs beside its model and data; the model is on its device and gets its dtype here."""
+class Task:
+    """Make those parts of a run, and measure its epochs, that depend on what is learnt: here the classes of pictures.
+
+    Another task, such as detection (`davit.detect.task`), replaces methods. All else of a run is the same for all.
+    """
+
+    #: Runs the steps of this task.
+    stepper: ClassVar[type[Stepper]] = Stepper
+
+    def open_data(self, args: Namespace, world: World) -> Data:
+        """Open both splits of the data set."""
+        return open_data(args, world)
+
+    def build_model(self, args: Namespace, data: Data) -> nn.Module:
+        """Build the model with its starting weights, on the CPU."""
+        return build_model(args, data.num_classes, data.class_names)
+
+    def prepare(self, args: Namespace, data: Data, model: nn.Module) -> dict[str, Any]:
+        """Give both splits their transforms; return how pictures are prepared (`data_config`)."""
+        settle_sizes(args, model)
+        config = data_config(args, model)
+        set_transforms(args, data, config)
+        return config
+
+    def build_loss(self, args: Namespace, mixup: Mixup | None, data: Data) -> nn.Module:
+        """Build the loss, after the flags that it depends on are checked."""
+        check_task(args)
+        return build_loss(args, mixup, data.train)
+
+    def example(self, data: Data) -> Tensor:
+        """Return a picture's target, as large as they come, for trying how many pictures fit into memory."""
+        is_multilabel = data.train.label_sets is not None
+        return torch.zeros(data.num_classes) if is_multilabel else torch.zeros((), dtype=torch.int64)
+
+    def trial_loss(self, model: nn.Module, image: Tensor) -> Tensor:
+        """Return a number that depends on every parameter that a step gives a gradient."""
+        return sum_of_outputs(model, image)
+
+    def evaluate(self, model: nn.Module, loader: EvalLoader, **options: Any) -> Evaluation:
+        """Measure a model on the validation split; options are those of `davit.engine.evaluate.evaluate`."""
+        return evaluate(model, loader, **options)
+
+    def finish(self, parts: Parts, folder: Path) -> None:
+        """Write what a run leaves beside its checkpoints once it has ended, on the main process."""
+
+
+def build_parts(
+    args: Namespace, model: nn.Module, data: Data, config: dict[str, Any], world: World, learning: Task | None = None
+) -> Parts:
+    """Build what a run needs beside its model and data; the model is on its device and gets its dtype here.
+
+    Args:
+        learning: what is learnt; None for the classes of pictures.
+    """
+    learning = learning or Task()
     precision = precision_from(args, world.device, world.everywhere)
     model.to(precision.weights)
     train_loader, val_loader = build_loaders(args, data, world)
@@ -103,28 +158,27 @@ def build_parts(args: Namespace, model: nn.Module, data: Data, config: dict[str,
     if schedule is not None:
         require_sizes(args, model, config, schedule.all_sizes)
         train_loader.sampler.size_of = schedule.at
-    check_task(args)
     mixup = build_mixup(args, data.num_classes)
     ema_device = "cpu" if args.model_ema_force_cpu else None
     ema = ModelEmaV3(model, args.model_ema_decay, device=ema_device) if args.model_ema else None
     if ema is not None:
         ema.module.float()  # bfloat16 would round away what a step adds
-    loss = build_loss(args, mixup, data.train).to(world.device)
+    loss = learning.build_loss(args, mixup, data).to(world.device)
     task = build_task(args, model, loss, data.class_names, config)
     if task is not None:
         task.to(precision.weights)
     trainable = trained_by(task, model)
-    forward = wrap_for_training(args, trainable, config, world, precision.weights, schedule)
+    forward = wrap_for_training(args, trainable, config, world, precision.weights, schedule, learning.trial_loss)
     optimizer = build_optimizer(args, trainable, model)
     clipping = (args.clip_grad, args.clip_mode)
-    stepper = Stepper(
+    stepper = learning.stepper(
         *(model, forward, loss, optimizer, precision, world, mixup, ema, args.seed, *clipping),
         task=task,
         multilabel=args.task == MULTILABEL,
     )
     scheduler, num_epochs = build_schedule(args, optimizer, train_loader.steps_per_epoch)
     loaders = (train_loader, val_loader)
-    return Parts(model, data, config, precision, *loaders, ema, stepper, scheduler, num_epochs, schedule)
+    return Parts(model, data, config, precision, *loaders, ema, stepper, scheduler, num_epochs, schedule, learning)
 
 
 def open_data(args: Namespace, world: World) -> Data:
@@ -494,6 +548,13 @@ def _say_length(args: Namespace, num_epochs: int, has_schedule: bool) -> None:
         log.info("%s", length)
 
 
+def sum_of_outputs(model: nn.Module, image: Tensor) -> Tensor:
+    """Add up all that a model gives out."""
+    output = model(image)
+    outputs: Iterable[Tensor] = output if isinstance(output, tuple | list) else (output,)
+    return torch.stack([out.float().sum() for out in outputs]).sum()
+
+
 def wrap_for_training(
     args: Namespace,
     model: nn.Module,
@@ -501,19 +562,21 @@ def wrap_for_training(
     world: World,
     dtype: torch.dtype = torch.float32,
     schedule: SizeSchedule | None = None,
+    trial_loss: Callable[[nn.Module, Tensor], Tensor] = sum_of_outputs,
 ) -> nn.Module:
     """Wrap the model as the forward pass runs it: compiled as the flags ask for, data-parallel in a job.
 
     Args:
         dtype: of the pictures as the model gets them.
         schedule: of their sizes, for each of which there is one compiled graph.
+        trial_loss: as `Task` has it.
 
     Raises:
         ValueError: data-parallel training would wait for parameters that get no gradient; they are named.
     """
     if world.is_distributed:
         image = torch.randn(2, *config["input_size"], device=world.device, dtype=dtype)
-        unused = unused_parameters(model, image)
+        unused = unused_parameters(model, image, trial_loss)
         if unused:
             raise ValueError(
                 f"{len(unused)} parameters of {args.model} get no gradient, and data-parallel training would wait for "
@@ -538,15 +601,15 @@ def wrap_for_training(
     return DataParallel(forward, world.device) if world.is_distributed else forward
 
 
-def unused_parameters(model: nn.Module, image: Tensor) -> list[str]:
+def unused_parameters(
+    model: nn.Module, image: Tensor, trial_loss: Callable[[nn.Module, Tensor], Tensor] = sum_of_outputs
+) -> list[str]:
     """Name the trainable parameters that a forward and backward pass leaves without a gradient.
 
     DistributedDataParallel would wait for them for ever, or fail at the second step without saying which.
     """
     with eval_mode(model):  # batch norms keep their statistics; drop path has no parameters
-        output = model(image)
-        outputs: Iterable[Tensor] = output if isinstance(output, tuple | list) else (output,)
-        torch.stack([out.float().sum() for out in outputs]).sum().backward()
+        trial_loss(model, image).backward()
     unused = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
     model.zero_grad(set_to_none=True)
     return unused

@@ -43,6 +43,17 @@ _ACCURACIES = {
 _PANELS = {
     "Loss": [_Axis("loss", _LOSSES)],
     "Accuracy": [_Axis("accuracy [%]", _ACCURACIES)],
+    "Average precision": [
+        _Axis(
+            "AP [%]",
+            {
+                "eval_ap": "AP, validation",
+                "eval_ap50": "AP50, validation",
+                "ema_ap": "AP, EMA",
+                "ema_ap50": "AP50, EMA",
+            },
+        )
+    ],
     "Learning rate and gradient": [
         _Axis("learning rate", {"lr": "learning rate"}),
         _Axis("gradient norm (L2)", {"grad_norm": "gradient norm"}, log=True),

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from itertools import islice
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -49,6 +50,7 @@ class Evaluation:
         bad_images: file -> reason of the pictures skipped.
         measures: of pictures with several labels; else None. Then the loss is the mean binary cross-entropy, and a
             picture is right where the first class is one of its labels.
+        has_loss: False where none is computed in an evaluation, as of detectors.
     """
 
     count: int
@@ -64,11 +66,12 @@ class Evaluation:
     bad_images: Mapping[str, str] = field(default_factory=dict)
     correct1_of_all: int | None = None
     measures: Measures | None = None
+    has_loss: bool = True
 
     def figures(self) -> dict[str, float]:
         """Return the loss and what else a training judges an epoch by, by name; accuracies in percent."""
         if self.measures is not None:
-            return {"loss": self.loss, **self.measures.percent()}
+            return {**({"loss": self.loss} if self.has_loss else {}), **self.measures.percent()}
         return {"loss": self.loss, "top1": self.top1, "top5": self.top5}
 
     @property
@@ -108,6 +111,7 @@ def evaluate(
     records: Records | None = None,
     answers: AnswerRecords | None = None,
     thresholds: Tensor | None = None,
+    scores: Scores | None = None,
 ) -> Evaluation:
     """Measure accuracy and loss of `model` (on `world.device`) over the loader's data set, the same on every rank.
 
@@ -122,6 +126,7 @@ def evaluate(
         records: filled with what each picture of this rank got; what is in there is dropped.
         answers: the same for pictures with several labels.
         thresholds: (K,) of the probabilities of several labels; 0.5 where None.
+        scores: add up what another task measures; None for classes.
 
     Raises:
         BadImageError, DataError, LoaderError: as the loader does. An error on one rank stops all: the others
@@ -129,13 +134,14 @@ def evaluate(
         MiscountError: not every picture was seen exactly once.
     """
     loader.bad_images.clear()
-    scores: _Scores
-    if loader.num_labels:
+    if scores is not None:
+        pass
+    elif loader.num_labels:
         scores = _LabelScores(
             loader.num_samples, world.device, answers or AnswerRecords(loader.num_labels), thresholds
         )
     else:
-        scores = _Scores(labels or Labels(), loader.num_samples, world.device, records)
+        scores = Scores(labels or Labels(), loader.num_samples, world.device, records)
     num_classes = getattr(model, "num_classes", None) if labels is None else None
     batches = _with_known_classes(islice(loader.batches(), limit_batches), num_classes)
     cuda = [world.device] if world.device.type == "cuda" else []
@@ -146,8 +152,8 @@ def evaluate(
             if stop():
                 raise StoppedError
             with autocast():
-                logits_NC = model(batch.images)
-            scores.add(logits_NC, batch)
+                answers_of_batch = model(batch.images)
+            scores.add(answers_of_batch, batch)
             if log_freq and world.is_main and (number % log_freq == 0 or number == loader.num_batches):
                 rate = world.size * scores.count / (time.perf_counter() - started)
                 log.info("evaluated %d/%d batches, %.1f images/s", number, loader.num_batches, rate)
@@ -167,12 +173,14 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
-class _Scores:
+class Scores:
     """Add up the scores of one rank's batches.
 
     `counts` (correct1, correct5, scored, nonfinite, correct1 of all classes) and `loss` are on the device, so that no
     batch is waited for.
     """
+
+    has_loss: ClassVar[bool] = True
 
     def __init__(self, labels: Labels, num_samples: int, device: torch.device, records: Records | None) -> None:
         self.counts = torch.zeros(5, dtype=torch.int64, device=device)
@@ -250,7 +258,7 @@ class _Scores:
             yield batch
 
 
-class _LabelScores(_Scores):
+class _LabelScores(Scores):
     """Add up the scores of one rank's batches of pictures with several labels, and keep their answers."""
 
     def __init__(
@@ -279,7 +287,7 @@ class _LabelScores(_Scores):
         return measure(self.answers.gather(world), self.thresholds)
 
 
-def _reduce(scores: _Scores, loader: EvalLoader, world: World, is_whole: bool) -> Evaluation:
+def _reduce(scores: Scores, loader: EvalLoader, world: World, is_whole: bool) -> Evaluation:
     """Add up the scores of all ranks, and check that they are of the whole data set."""
     counts = world.sum(scores.counts).tolist()
     loss = world.sum(scores.loss).item()
@@ -308,6 +316,7 @@ def _reduce(scores: _Scores, loader: EvalLoader, world: World, is_whole: bool) -
         bad_images=bad_images,
         correct1_of_all=counts[4] if scores.is_of_some else None,
         measures=scores.measures(world),
+        has_loss=scores.has_loss,
     )
 
 

@@ -167,6 +167,10 @@ def _add_shared(add: Callable[..., Any]) -> None:
     """Add what train.py, validate.py and predict.py call alike: how a model is made and where it runs."""
     add("--gp", metavar="POOL", help="global pooling: avg, max, avgmax")
     add("--model-kwargs", nargs="+", default={}, action=KeyValues, metavar="KEY=VALUE", help="to the constructor")
+    _add_device(add)
+
+
+def _add_device(add: Callable[..., Any]) -> None:
     add("--device", default="auto", help="auto, cpu, cuda, cuda:N")
     add("--amp", action="store_true", help="mixed precision")
     add(
@@ -213,6 +217,28 @@ def _add_splits(add: Callable[..., Any]) -> None:
     add("--val-split", default="validation", help="name of the validation split (val is found too)")
 
 
+def add_picture_size(add: Callable[..., Any]) -> None:
+    """Add the size of a detector's pictures."""
+    add(
+        "--img-size",
+        type=sizes,
+        default=640,
+        metavar="N",
+        help=f"side in pixels (default %(default)s){_SEVERAL_SIZES}",
+    )
+
+
+def add_model_of_run(add: Callable[..., Any]) -> None:
+    """Add where and in which numbers a detector is trained."""
+    _add_device(add)
+    add("--channels-last", action="store_true", help="channels-last memory format")
+    add("--dist-bn", default="", choices=("", "broadcast", "reduce"), help="share batch-norm statistics each epoch")
+    add("--sync-bn", action="store_true", help="synchronised batch norm")
+
+
+_SEVERAL_SIZES = "; several, as 128,160,224: of training pictures, which grow to the last (--size-schedule)"
+
+
 def _add_decoding(add: Callable[..., Any], *, has_schedule: bool = False) -> None:
     """Add what all commands call alike: the size and bands of pictures, and the range of values of over 8 bits.
 
@@ -221,8 +247,7 @@ def _add_decoding(add: Callable[..., Any], *, has_schedule: bool = False) -> Non
     """
     default = "side in pixels; default: the checkpoint's, else the model's"
     if has_schedule:
-        several = "; several, as 128,160,224: of training pictures, which grow to the last (--size-schedule)"
-        add("--img-size", type=sizes, metavar="N", help=f"{default}{several}")
+        add("--img-size", type=sizes, metavar="N", help=f"{default}{_SEVERAL_SIZES}")
     else:
         add("--img-size", **number("img_size"), help=default)
     add("--input-size", **number("input_size"), metavar=("C", "H", "W"), help="bands, height and width, instead")
@@ -260,16 +285,27 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
     _add_dataset(add)
     _add_splits(add)
     _add_decoding(add, has_schedule=True)
+    add_growth(add)
+    add("--crop-pct", **number("crop_pct"), help="share of the side that the evaluation crop keeps")
+    add("--mean", **number("mean"), help="mean of each band, 0 to 1; default: the model's, else 0.5")
+    add("--std", **number("std"), help="standard deviation of each band; default: likewise")
+    add("--interpolation", default="", help="resampling in evaluation; default: the model's")
+    _add_batches(add)
+    add("--use-multi-epochs-loader", action="store_true", help=argparse.SUPPRESS)
+
+
+def add_growth(add: Callable[..., Any]) -> None:
+    """Add how training pictures grow."""
     add(
         "--size-schedule",
         choices=SIZE_SCHEDULES,
         help="how pictures grow over --epochs: evenly (default), or in as many equal parts as there are sizes",
     )
     add("--size-multiple", **number("size_multiple"), metavar="N", help="sizes are rounded to it; default: the stride")
-    add("--crop-pct", **number("crop_pct"), help="share of the side that the evaluation crop keeps")
-    add("--mean", **number("mean"), help="mean of each band, 0 to 1; default: the model's, else 0.5")
-    add("--std", **number("std"), help="standard deviation of each band; default: likewise")
-    add("--interpolation", default="", help="resampling in evaluation; default: the model's")
+
+
+def _add_batches(add: Callable[..., Any]) -> None:
+    """Add how many pictures a step has, and how they are loaded."""
     add(
         "-b",
         "--batch-size",
@@ -297,7 +333,6 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
     )
     add("--pin-mem", action="store_true", default=True, help="page-locked host memory (the default)")
     add("--no-pin-mem", dest="pin_mem", action="store_false", help="pageable host memory")
-    add("--use-multi-epochs-loader", action="store_true", help=argparse.SUPPRESS)
     add("--save-images", action="store_true", help="save the pictures of a batch at each log interval")
 
 
@@ -481,6 +516,10 @@ def _add_regularisation(parser: argparse.ArgumentParser) -> None:
     add("--sync-bn", action="store_true", help="synchronised batch norm")
     add("--dist-bn", default="", choices=("", "broadcast", "reduce"), help="share batch-norm statistics each epoch")
     add("--split-bn", action="store_true", help="batch norms of their own for the splits")
+    _add_averaging(add)
+
+
+def _add_averaging(add: Callable[..., Any]) -> None:
     add("--model-ema", action="store_true", help="keep a moving average of the weights")
     add("--model-ema-force-cpu", action="store_true", help="keep it in host memory")
     add("--model-ema-decay", **number("model_ema_decay"), default=0.99996, help="its decay for each step")
@@ -488,6 +527,18 @@ def _add_regularisation(parser: argparse.ArgumentParser) -> None:
 
 def _add_run(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("run").add_argument
+    _add_record(add)
+    add(
+        "--eval-metric",
+        default="top1",
+        choices=tuple(dict.fromkeys((*EVAL_METRICS, *MULTILABEL_METRICS))),
+        help="what the best is judged by; default: top1, with several labels map",
+    )
+    add("--throughput", action="store_true", help="measure images/s of the model and stop")
+
+
+def _add_record(add: Callable[..., Any]) -> None:
+    """Add how often a run is saved, where, and from where it goes on."""
     add("--seed", **number("seed"), default=42, help="of everything random")
     add("--log-interval", **number("log_interval"), default=50, help="steps between two lines of the log")
     add(
@@ -510,15 +561,8 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     add("--no-resume-opt", action="store_true", help="with --resume: weights and epoch alone")
     add("--auto-resume", action="store_true", help="go on from the newest whole state in the run's folder")
     add("--accept-changed-data", action="store_true", help="go on, now, though classes or files are not the state's")
-    add(
-        "--eval-metric",
-        default="top1",
-        choices=tuple(dict.fromkeys((*EVAL_METRICS, *MULTILABEL_METRICS))),
-        help="what the best is judged by; default: top1, with several labels map",
-    )
     add("--log-tensorboard", action="store_true", help="write TensorBoard events")
     add("--log-wandb", action="store_true", help="log to Weights & Biases")
-    add("--throughput", action="store_true", help="measure images/s of the model and stop")
     add("--dry-run", action="store_true", help="two steps, one evaluation batch, memory and time; writes nothing")
 
 
@@ -742,6 +786,18 @@ VALIDATE_NO_LONGER = {
     "legacy_jit": "PyTorch has one TorchScript executor today; --torchscript runs on it",
     "num_gpu": "each process uses one GPU; torchrun --nproc_per_node=N validate.py ... uses N",
 }
+
+
+def training_flags() -> argparse.ArgumentParser:
+    """Make a parent of parsers: what every training has, whatever it learns. The recipe's flag is among them."""
+    parser = argparse.ArgumentParser(add_help=False)
+    _add_config(parser)
+    _add_batches(parser.add_argument_group("batches").add_argument)
+    _add_optimizer(parser)
+    _add_schedule(parser)
+    _add_averaging(parser.add_argument_group("averaging").add_argument)
+    _add_record(parser.add_argument_group("run").add_argument)
+    return parser
 
 
 def model_flags(num_classes: int | None = None, *, checkpoint: bool = True) -> argparse.ArgumentParser:

@@ -11,7 +11,7 @@ import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -168,7 +168,7 @@ class Trial:
         share: pictures of a step in this process.
         splits: augmented copies of each picture in a batch, or 1.
         waiting: batches that workers hold ready.
-        num_labels: values in a row of labels, where a picture may have several; else 0.
+        target: of one picture.
     """
 
     stepper: Stepper
@@ -178,7 +178,7 @@ class Trial:
     splits: int = 1
     channels_last: bool = False
     waiting: int = 0
-    num_labels: int = 0
+    target: torch.Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.int64))
 
     def __post_init__(self) -> None:
         self.device = self.stepper.world.device
@@ -255,9 +255,7 @@ class Trial:
             return images.to(memory_format=layout)
 
         def labels(count: int) -> torch.Tensor:
-            if self.num_labels:
-                return torch.zeros(count, self.num_labels, device=self.device)
-            return torch.zeros(count, dtype=torch.int64, device=self.device)
+            return self.target.to(self.device).expand(count, *self.target.shape).clone()
 
         batches = [
             Batch(

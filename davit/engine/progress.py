@@ -83,17 +83,17 @@ class Progress:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def update(self, steps: int = 1, **numbers: float | Tensor) -> None:
+    def update(self, steps: int = 1, **numbers: float | Tensor | None) -> None:
         """Count `steps` more, and keep `numbers`, which stay until they are replaced.
 
         loss, top1 and top5 (percent), lr, grad_norm, data_share (0 to 1, of the time) have a format of their
         own; any other is shown under its name. A tensor of one element is read only when it is shown, so that
-        a device is not waited for at each step.
+        a device is not waited for at each step. None is not shown.
         """
         if not self.enabled:
             return
         before, self.done = self.done, self.done + steps
-        self._numbers.update(numbers)
+        self._numbers.update({name: value for name, value in numbers.items() if value is not None})
         now = perf_counter()
         self._mark(now)
         if self._bar is not None:

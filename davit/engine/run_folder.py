@@ -8,6 +8,7 @@ In the run's folder:
     milestone-N.pth.tar   the state after N epochs, for each N of --keep-epochs; nothing but --overwrite removes it
     merged.safetensors    with --lora: the weights of the best epoch with its adapters merged, once the run is done
     adapter               the adapters alone, in peft's format
+    detector              of a detector: the best epoch's, in transformers' format, once the run is done
     checkpoint-N.aside.pth.tar  one whose metric cannot be compared with those of today
 The epochs' are hard links, where the file system has them, so keeping an epoch costs no second write. Which is
 newest follows from these names, never from the clock.
@@ -52,6 +53,7 @@ log = logging.getLogger(__name__)
 FORMAT = 1
 LAST, PREVIOUS, BEST = "last.pth.tar", "previous.pth.tar", "model_best.pth.tar"
 MERGED, ADAPTERS = "merged.safetensors", "adapter"
+DETECTOR = "detector"
 _EPOCH_FILE = re.compile(r"checkpoint-(\d+)\.pth\.tar")
 _MILESTONE = re.compile(r"milestone-(\d+)\.pth\.tar")  # timm's name and count: of the epochs done
 # what a run writes into its folder, and so what --overwrite removes from it
@@ -67,7 +69,7 @@ _OF_A_RUN = (
         ".*.partial",
     ),
     *("options.yaml", "summary*.csv", "summary.json", "curves.png", "bad_images.csv", "tensorboard", "wandb*"),
-    *("nonfinite-*.pt", "train-batch-*.jpg", MERGED, ADAPTERS),
+    *("nonfinite-*.pt", "train-batch-*.jpg", MERGED, ADAPTERS, DETECTOR),
 )
 _LOCK = ".lock"
 _STAMP = "%Y%m%d-%H%M%S"

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -79,6 +79,9 @@ class Stepper:
     updates: int = 0
     task: TrainingTask | None = None
     multilabel: bool = False
+
+    #: Whether a sample can be right or wrong, so that a step has an accuracy.
+    has_accuracy: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         self.scaler = self._new_scaler()
@@ -189,23 +192,28 @@ class Stepper:
             wait = isinstance(forward, nn.parallel.DistributedDataParallel) and number < len(batches) - 1
             with forward.no_sync() if wait else nullcontext():  # type: ignore[operator]
                 with self.precision.autocast():
-                    if self.task is None:
-                        output = forward(batch.images)
-                        if self.precision.weights != torch.float32:
-                            output = output.float()  # 16 bits are too few for the loss
-                        loss = self.loss(output, batch.targets)
-                    else:
-                        result = self.task(batch.images, batch.targets)
-                        output, loss = result["output"], result["loss"]
+                    loss, hit = self._loss_of(forward, batch)
                 self.scaler.scale(loss / len(batches)).backward()
             losses.append(loss.detach().float())
-            first = output.detach().argmax(1)
-            if self.multilabel:
-                right = batch.targets.gather(1, first[:, None])[:, 0] >= 0.5
-            else:
-                right = first == (batch.targets if batch.targets.dim() == 1 else batch.targets.argmax(1))
-            hits.append(right.float().mean())
+            hits.append(hit)
         return batches, losses, hits
+
+    def _loss_of(self, forward: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Compute the loss of a micro-batch, and the share of its samples that are right."""
+        if self.task is None:
+            output = forward(batch.images)
+            if self.precision.weights != torch.float32:
+                output = output.float()  # 16 bits are too few for the loss
+            loss = self.loss(output, batch.targets)
+        else:
+            result = self.task(batch.images, batch.targets)
+            output, loss = result["output"], result["loss"]
+        first = output.detach().argmax(1)
+        if self.multilabel:
+            right = batch.targets.gather(1, first[:, None])[:, 0] >= 0.5
+        else:
+            right = first == (batch.targets if batch.targets.dim() == 1 else batch.targets.argmax(1))
+        return loss, right.float().mean()
 
     def _clear(self) -> None:
         """Let the gradients go, and what a step that failed has left in memory."""

@@ -25,21 +25,10 @@ from .. import recipes
 from ..commands import Interrupted, run_cli, stop_signals
 from ..data import Batch, prefetch, save_images, write_digits
 from ..seeding import seed_everything
-from .build import (
-    Parts,
-    build_model,
-    build_optimizer,
-    build_parts,
-    data_config,
-    mixes,
-    name_model,
-    open_data,
-    set_transforms,
-    settle_sizes,
-)
+from .build import Parts, Task, build_optimizer, build_parts, mixes, name_model
 from .data_facts import facts_of
 from .distributed import StarvedError, StoppedError, World, close_world, init_world, is_out_of_memory
-from .evaluate import Evaluation, evaluate, peak_memory_mb
+from .evaluate import Evaluation, peak_memory_mb
 from .finetune import head_group
 from .flags import (
     NO_LONGER,
@@ -91,24 +80,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_cli(work)
 
 
-def run(args: Namespace, world: World) -> None:
+def run(args: Namespace, world: World, task: Task | None = None) -> None:
     """Train as the flags say.
+
+    Args:
+        task: what is learnt; None for the classes of pictures.
 
     Raises:
         ValueError: the flags, the data or the checkpoint do not fit (also its subclasses).
         Interrupted: told to stop, and saved.
         NonFiniteError: a loss or gradient was NaN or infinite.
     """
+    task = task or Task()
     name_model(args)
     if args.throughput and args.batch_size == AUTO:
         raise ValueError("--throughput needs a number of pictures: give --batch-size N.")
     is_auto = settle_batch(args, world.size, even=mixes(args))
-    data = open_data(args, world)
+    data = task.open_data(args, world)
     seed_everything(args.seed)  # the same initial weights in every process
-    model = build_model(args, data.num_classes, data.class_names)
-    settle_sizes(args, model)
-    config = data_config(args, model)
-    set_transforms(args, data, config)
+    model = task.build_model(args, data)
+    config = task.prepare(args, data, model)
     model.to(world.device)
     if args.channels_last:
         model.to(memory_format=torch.channels_last)
@@ -117,9 +108,11 @@ def run(args: Namespace, world: World) -> None:
     if args.throughput:
         measure_throughput(args, model, config, world)
         return
-    parts = build_parts(args, model, data, config, world)
+    parts = build_parts(args, model, data, config, world, task)
     # the flags of the precision as they came out on this machine; and to accept other data is for one start alone
-    record = plain({**vars(args), **parts.precision.flags, "accept_changed_data": False})
+    asked = vars(args)
+    precision = {name: value for name, value in parts.precision.flags.items() if name in asked}
+    record = plain({**asked, **precision, "accept_changed_data": False})
     if len(sizes := record.pop("sizes")) > 1:
         record["img_size"] = ",".join(map(str, sizes))
     options = RunOptions(**{flag.name: getattr(args, flag.name) for flag in fields(RunOptions)})
@@ -282,7 +275,7 @@ class Trainer:
             splits=max(1, options.aug_splits),
             channels_last=options.channels_last,
             waiting=parts.train_loader.waiting,
-            num_labels=parts.data.num_classes if parts.stepper.multilabel else 0,
+            target=parts.task.example(parts.data),
         )
         size = trial.largest(self.micro_batches)
         if trial.reason:
@@ -400,6 +393,7 @@ class Trainer:
             adapters: Any = getattr(self.parts.model, "adapter_config", None)
             if adapters is not None:
                 self.folder.write_adapters(adapters)
+            self.parts.task.finish(self.parts, self.folder.path)
             log.info("Best %s %.4g at epoch %d; everything is in %s.", metric, kept[best], best, self.folder.path)
 
     def _is_stalled(self) -> bool:
@@ -439,7 +433,7 @@ class Trainer:
                 standing.totals.add(result, waited, time.perf_counter() - begun)
                 progress.update(
                     loss=result.loss,
-                    top1=result.top1,
+                    top1=result.top1 if stepper.has_accuracy else None,
                     lr=self._rate(),
                     grad_norm=result.grad_norm,
                     data_share=standing.totals.data_share,
@@ -519,7 +513,7 @@ class Trainer:
     ) -> Evaluation:
         loader = self.parts.val_loader
         work = partial(
-            evaluate,
+            self.parts.task.evaluate,
             model,
             loader,
             world=self.world,
@@ -543,7 +537,7 @@ class Trainer:
         row: dict[str, Any] = {
             "epoch": finished,
             "train_loss": totals.loss,
-            "train_top1": totals.top1,
+            **({"train_top1": totals.top1} if self.parts.stepper.has_accuracy else {}),
             **results,
             **({} if sizes is None else {"img_size": sizes.at(finished, self.parts.train_loader.steps_per_epoch - 1)}),
             "lr": self._rate(),

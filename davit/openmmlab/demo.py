@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
 from ..commands import command_name, run_cli
-from ..data import BadImageError
-from ..files import write_bytes
 from ..limits import number
 from ..predict.detector import ExportedDetector
-from ..predict.pictures import distinct_names, find_pictures
+from ..predict.drawn import draw_all, require_place
 from ..runtimes import is_exported
-from ..text import as_line, some
 from .config import add_config_argument, add_override_arguments, faults_named, load_config
 from .predictor import Predictor
 
@@ -48,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _work(args: Namespace) -> None:
-    files = _pictures(args.picture)
+    require_place(args.picture)
     predictor: Predictor | ExportedDetector
     if is_exported(args.checkpoint):
         log.info("%s is exported, and says by itself what %s does; it runs on the CPU.", args.checkpoint, args.config)
@@ -57,26 +53,4 @@ def _work(args: Namespace) -> None:
         cfg = load_config(args)
         with faults_named(args, building=True):
             predictor = Predictor(cfg, args.checkpoint, args.score_thr, args.device)
-    folder = Path(args.out_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    names = distinct_names(files)
-    results, bad = {}, []
-    for file in files:
-        try:
-            found = predictor.predict(file)
-        except BadImageError as error:
-            log.warning("%s: %s; passed over.", as_line(error.file), error.reason)
-            bad.append(str(file))
-            continue
-        results[str(file)] = found.to_json()
-        found.draw().save(folder / f"{names[file]}.png")
-    write_bytes(folder / "predictions.json", json.dumps(results, indent=1).encode())
-    log.info("%d pictures drawn in %s, and listed in its predictions.json.", len(results), folder)
-    if bad:
-        raise ValueError(f"{len(bad)} of {len(files)} files could not be read as pictures: {some(bad, 3)}.")
-
-
-def _pictures(place: str) -> list[Path]:
-    if not Path(place).exists():
-        raise ValueError(f"{place}: there is no such picture or folder.")
-    return [Path(str(file)) for file in find_pictures([place])]
+    draw_all(args.picture, predictor, Path(args.out_dir))
