@@ -30,6 +30,7 @@ from ..data import (
     EvalLoader,
     PictureDataset,
     SizeSchedule,
+    TooFewSamplesError,
     TrainLoader,
     balanced_weights,
     check_classes,
@@ -151,8 +152,7 @@ def open_data(args: Namespace, world: World) -> Data:
         )
     check_classes(train, val, num_classes)
     check_labels(train, val)
-    if is_multilabel:
-        train.width = val.width = num_classes
+    train.width = val.width = num_classes
     return Data(train, val, train.class_names, num_classes)
 
 
@@ -379,17 +379,25 @@ def build_loaders(args: Namespace, data: Data, world: World) -> tuple[TrainLoade
         "pin_memory": args.pin_mem and world.device.type == "cuda",
         "skip_bad_images": args.skip_bad_images,
     }
-    sampler = EpochSampler(
-        len(data.train),
-        batch_size=args.batch_size,
-        rank=world.rank,
-        world_size=world.size,
-        grad_accum_steps=args.grad_accum_steps,
-        seed=args.seed,
-        epoch_repeats=args.epoch_repeats,
-        repeated_aug=args.repeated_aug,
-        weights=balanced_weights(data.train) if args.sampler == "balanced" else None,
-    )
+    try:
+        sampler = EpochSampler(
+            len(data.train),
+            batch_size=args.batch_size,
+            rank=world.rank,
+            world_size=world.size,
+            grad_accum_steps=args.grad_accum_steps,
+            seed=args.seed,
+            epoch_repeats=args.epoch_repeats,
+            repeated_aug=args.repeated_aug,
+            weights=balanced_weights(data.train) if args.sampler == "balanced" else None,
+        )
+    except TooFewSamplesError as error:
+        if args.global_batch is None:
+            raise
+        raise ValueError(
+            f"{error.samples} training samples an epoch are fewer than the {args.global_batch} of a step "
+            f"(--global-batch {args.global_batch}): lower it, or pass --epoch-repeats N for more passes over the data."
+        ) from error
     train = TrainLoader(data.train, sampler, **common)
     batch_size = args.batch_size * args.validation_batch_size_multiplier
     return train, EvalLoader(data.val, batch_size=batch_size, rank=world.rank, world_size=world.size, **common)
@@ -476,7 +484,22 @@ def build_schedule(args: Namespace, optimizer: torch.optim.Optimizer, steps_per_
             f"{args.lr_cycle_mul} make a schedule of {num_epochs:.3g} epochs; at most {_MOST_EPOCHS} are run."
         )
     _say_length(args, num_epochs, has_schedule=schedule is not None)
+    _say_beyond(args, num_epochs)
     return schedule, num_epochs
+
+
+def _say_beyond(args: Namespace, num_epochs: int) -> None:
+    """Warn of flags that name an epoch which the run does not reach."""
+    milestones = [epoch for epoch in listed(args.keep_epochs) if epoch > num_epochs]
+    named = {
+        "keep_epochs": ",".join(map(str, milestones)),
+        "stop_epoch": args.stop_epoch if args.stop_epoch is not None and args.stop_epoch > num_epochs else None,
+        "mixup_off_epoch": args.mixup_off_epoch if args.mixup_off_epoch >= num_epochs and mixes(args) else None,
+        "early_stop": args.early_stop if args.early_stop is not None and args.early_stop >= num_epochs else None,
+    }
+    for name, value in named.items():
+        if value:
+            log.warning("--%s %s has no effect: the run has %d epochs.", name.replace("_", "-"), value, num_epochs)
 
 
 def _say_length(args: Namespace, num_epochs: int, has_schedule: bool) -> None:

@@ -204,6 +204,26 @@ def test_flags_without_the_one_that_they_go_with_are_named(
     assert [record.levelname for record in caplog.records] == ["WARNING"] * count
 
 
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (("--keep-epochs", "2,3,50"), ["--keep-epochs 3,50"]),
+        (("--keep-epochs", "1,2"), []),
+        (("--stop-epoch", "3"), ["--stop-epoch 3"]),
+        (("--stop-epoch", "2", "--early-stop", "1"), []),
+        (("--early-stop", "2"), ["--early-stop 2"]),
+        (("--mixup-off-epoch", "2"), ["--mixup-off-epoch 2"]),
+        (("--mixup-off-epoch", "2", "--mixup", "0", "--cutmix", "0"), []),
+    ],
+)
+def test_epochs_that_are_never_reached_are_named(
+    pictures: Path, tmp_path: Path, words: tuple[str, ...], named: list[str]
+) -> None:
+    done = run_here(pictures, *SHORT, *words, "--dry-run", cwd=tmp_path)
+    assert [one for one in named if one not in done.stderr] == []
+    assert done.stderr.count("has no effect") == len(named)
+
+
 def test_options_reach_the_optimizer(pictures: Path, tmp_path: Path) -> None:
     run_here(pictures, *SHORT, "--opt", "sgd", "--opt-kwargs", "nesterov=false", "--epochs", "1", cwd=tmp_path)
     groups = read_state(tmp_path / "runs/a/last.pth.tar")["optimizer"]["param_groups"]

@@ -126,6 +126,12 @@ def test_what_cannot_be_dealt_is_refused_with_the_choices(
         assert word in str(error.value)
 
 
+def test_too_few_pictures_blame_the_flag_that_was_given(train: Train) -> None:
+    done = train(*SHORT, "--batch-size", "auto", "--global-batch", "60", status=2)
+    assert "--global-batch 60" in done.stderr and "48" in done.stderr and "--grad-accum-steps" not in done.stderr
+    assert "--batch-size 50" in train(*SHORT, "--batch-size", "50", status=2).stderr
+
+
 def test_what_a_state_goes_on_with() -> None:
     state = {"micro_batch": 12, "args": {"batch_size": 24, "input_size": [3, 16, 16]}}
     same = {"batch_size": 24, "input_size": [3, 16, 16]}
