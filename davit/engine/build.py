@@ -59,6 +59,7 @@ from .steps import Stepper
 log = logging.getLogger(__name__)
 
 _MOST_EPOCHS = 10_000_000  # of a schedule with its cycles
+_MOST_BEGINNING = 0.1  # of a moving average, that the first weights may be
 
 
 @dataclass
@@ -124,8 +125,22 @@ def build_parts(args: Namespace, model: nn.Module, data: Data, config: dict[str,
         multilabel=args.task == MULTILABEL,
     )
     scheduler, num_epochs = build_schedule(args, optimizer, train_loader.steps_per_epoch)
+    if ema is not None:
+        _say_average(args.model_ema_decay, num_epochs * train_loader.steps_per_epoch)
     loaders = (train_loader, val_loader)
     return Parts(model, data, config, precision, *loaders, ema, stepper, scheduler, num_epochs, schedule)
+
+
+def _say_average(decay: float, steps: int) -> None:
+    """Warn of a moving average that consists mostly of the weights with which the run begins."""
+    share = decay**steps
+    if share > _MOST_BEGINNING:
+        fitting = 1 - 10 / max(steps, 20)
+        log.warning(
+            "--model-ema-decay %g: after all %d steps %.0f %% of the average are the weights of the beginning, "
+            "and the best epoch is judged by it. Lower it, to %.4g for example.",
+            *(decay, steps, 100 * share, fitting),
+        )
 
 
 def open_data(args: Namespace, world: World) -> Data:
@@ -469,6 +484,13 @@ def build_schedule(args: Namespace, optimizer: torch.optim.Optimizer, steps_per_
         raise ValueError(
             f"--sched plateau needs a metric after each epoch: leave out --val-interval {args.val_interval}."
         )
+    if args.sched in ("wsd", "rsqrt") and args.warmup_epochs >= args.epochs and not args.warmup_prefix:
+        raise ValueError(
+            f"--sched {args.sched}: the warm-up of {args.warmup_epochs} epochs leaves none of --epochs {args.epochs}: "
+            "lower --warmup-epochs."
+        )
+    if args.sched == "rsqrt" and not args.warmup_epochs:
+        raise ValueError("--sched rsqrt falls as slowly as it has risen: give --warmup-epochs of 1 or more.")
     with warnings.catch_warnings():
         # plateau's memory, which timm does not save and warns about, is in our own state
         warnings.filterwarnings("ignore", category=FutureWarning, module="timm")

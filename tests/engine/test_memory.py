@@ -174,6 +174,50 @@ def test_auto_is_the_setting_that_it_finds(tmp_path: Path, pictures: Path) -> No
 
 
 @pytest.mark.long
+@pytest.mark.parametrize(("processes", "size", "accumulate"), [(0, 12, 5), (3, 10, 2)])
+def test_auto_of_sixty_where_seventeen_fit(
+    tmp_path: Path, pictures: Path, processes: int, size: int, accumulate: int
+) -> None:
+    flags = [*RANDOM, "--epoch-repeats", "2.5"]
+    found, given = tmp_path / "found", tmp_path / "given"
+    auto = ["--batch-size", "auto", "--global-batch", "60"]
+    starving(pictures, found, *flags, *auto, processes=processes, MOST=17, SEEN=found / "seen")
+    number = ["--batch-size", str(size), "--grad-accum-steps", str(accumulate)]
+    starving(pictures, given, *flags, *number, processes=processes, SEEN=given / "seen")
+    assert weights_hash(found / "runs/a" / LAST) == weights_hash(given / "runs/a" / LAST)
+    assert samples(found, max(1, processes)) == samples(given, max(1, processes))
+    args = read_state(found / "runs/a" / LAST)["args"]
+    assert (args["batch_size"], args["grad_accum_steps"]) == (size, accumulate)
+
+
+@pytest.mark.parametrize("lacking", [1, 2, 3, 4, 7])
+def test_memory_that_an_evaluation_lacks_changes_no_result(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lacking: int
+) -> None:
+    """Thirteen pictures in batches of 8 are two passes, of the weights and then of their average, in each epoch."""
+    train(*RANDOM)
+    whole, forward = summary(tmp_path / "runs/a"), DaViT.forward
+    weights, passes = weights_hash(tmp_path / "runs/a" / LAST), []
+
+    def limited(self: DaViT, images: Tensor, *rest: Any) -> Tensor:
+        if not self.training:
+            passes.append(len(images))
+            if len(passes) == lacking:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(self, images, *rest)
+
+    monkeypatch.setattr(DaViT, "forward", limited)
+    train(*RANDOM, "--overwrite")
+    assert max(passes[lacking:]) == 4
+    assert weights_hash(tmp_path / "runs/a" / LAST) == weights
+    for before, now in zip(whole, summary(tmp_path / "runs/a"), strict=True):
+        for name in ("eval_top1", "ema_top1", "train_loss"):
+            assert before[name] == now[name]
+        for name in ("eval_loss", "ema_loss"):
+            assert float(before[name]) == pytest.approx(float(now[name]), rel=1e-5)
+
+
+@pytest.mark.long
 def test_auto_in_two_processes(tmp_path: Path, pictures: Path) -> None:
     found = starving(pictures, tmp_path / "auto", *TWENTY_FOUR, "--batch-size", "auto", processes=2, MOST=4)
     assert "--batch-size 4 --grad-accum-steps 3" in found.stderr
