@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from ..checkpoint import load_checkpoint
 from ..choices import CLASSIFICATION, EVAL_METRICS, MULTILABEL, MULTILABEL_METRICS
 from ..data import (
+    DataError,
     Decoding,
     EpochSampler,
     EvalLoader,
@@ -42,6 +43,7 @@ from ..data import (
     round_to,
     train_transform,
 )
+from ..data.tables import is_of_several
 from ..limits import short
 from ..pretrained import PretrainedError, noted_in, read_source, split_source
 from ..registry import create_model
@@ -102,8 +104,9 @@ def build_parts(args: Namespace, model: nn.Module, data: Data, config: dict[str,
     model.to(precision.weights)
     train_loader, val_loader = build_loaders(args, data, world)
     schedule = size_schedule(args, train_loader.steps_per_epoch)
+    height, width = config["input_size"][1:]
+    require_sizes(args, model, config, [(height, width)] if schedule is None else [(n, n) for n in schedule.all_sizes])
     if schedule is not None:
-        require_sizes(args, model, config, schedule.all_sizes)
         train_loader.sampler.size_of = schedule.at
     check_task(args)
     mixup = build_mixup(args, data.num_classes)
@@ -148,11 +151,18 @@ def open_data(args: Namespace, world: World) -> Data:
     options = {name: getattr(args, name) or None for name in ("class_map", "input_key", "target_key")}
     task = getattr(args, "task", CLASSIFICATION)  # other commands than train.py know one class a picture
     is_multilabel = task == MULTILABEL
-    splits = [
-        open_once(world, args.data_dir, split, args.dataset_download, dataset=args.dataset, task=task, **options)
-        for split in (args.train_split, args.val_split)
-    ]
-    train, val = splits
+    try:
+        train, val = [
+            open_once(world, args.data_dir, split, args.dataset_download, dataset=args.dataset, task=task, **options)
+            for split in (args.train_split, args.val_split)
+        ]
+    except DataError as error:
+        if hasattr(args, "task") or not is_of_several(error):
+            raise
+        raise ValueError(
+            f"{args.data_dir}: its pictures have several labels, or none, and this command needs one class a picture; "
+            "train.py and validate.py know several."
+        ) from error
     if is_multilabel:
         val = labels_numbered(val, train.class_names, "the training data")
     found = max(train.class_to_idx.values()) + 1 if train.class_to_idx else None
@@ -341,11 +351,11 @@ def size_schedule(args: Namespace, steps_per_epoch: int) -> SizeSchedule | None:
     return SizeSchedule(tuple(args.sizes), args.size_schedule, args.size_multiple, args.epochs, steps_per_epoch)
 
 
-def require_sizes(args: Namespace, model: nn.Module, config: dict[str, Any], sizes: Sequence[int]) -> None:
-    """Raise `ValueError` for sizes that a model does not take, before hours of training lead there."""
+def require_sizes(args: Namespace, model: nn.Module, config: dict[str, Any], sizes: Sequence[tuple[int, int]]) -> None:
+    """Raise `ValueError` for sizes (H, W) that a model does not take, before hours of training lead there."""
     like = next(model.parameters())
-    for size in sizes:
-        image = torch.zeros(1, config["input_size"][0], size, size, device=like.device, dtype=like.dtype)
+    for height, width in sizes:
+        image = torch.zeros(1, config["input_size"][0], height, width, device=like.device, dtype=like.dtype)
         try:
             with eval_mode(model), torch.no_grad():
                 model(image)
@@ -353,6 +363,12 @@ def require_sizes(args: Namespace, model: nn.Module, config: dict[str, Any], siz
             if is_out_of_memory(error):
                 raise
             text = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            size = f"{height}" if height == width else f"{height} x {width}"
+            if len(sizes) == 1:
+                raise ValueError(
+                    f"{args.model} does not take pictures of {size} px ({text}). Leave the size out for its own, or "
+                    "make the model for this one, where that can be (--model-kwargs img_size=N for timm's ViTs)."
+                ) from error
             raise ValueError(
                 f"{args.model} does not take pictures of {size} px, which --size-schedule {args.size_schedule} leads "
                 f"to ({text}). A model with a table of positions has one size: give one --img-size, a --size-multiple "

@@ -44,6 +44,7 @@ from davit.engine.multilabel import Answers, fit_thresholds, measure
 from davit.engine.thresholds import file_beside
 from davit.engine.validate import main as validate
 from davit.predict.cli import main as predict
+from davit.probe.__main__ import main as probe
 from tests.engine.runs import (
     REPOSITORY,
     SHORT,
@@ -506,6 +507,14 @@ def test_what_is_for_one_class_is_refused(
     with caplog.at_level("ERROR"):
         assert validate([str(digits), "--checkpoint", str(checkpoint), "--workers", "0", *words]) == 2
     assert len(caplog.records) == 1  # not once for each checkpoint
+
+
+def test_a_command_for_one_class_does_not_name_a_flag_that_it_has_not(
+    trained: Path, digits: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("ERROR"):
+        assert probe([str(trained / "model_best.pth.tar"), str(digits), "--workers", "0"]) == 2
+    assert "several labels" in caplog.text and "--task" not in caplog.text
 
 
 def test_what_is_for_several_labels_is_refused_for_one_class(pictures: Path, train: Any, tmp_path: Path) -> None:
