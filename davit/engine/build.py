@@ -360,8 +360,8 @@ def require_sizes(args: Namespace, model: nn.Module, config: dict[str, Any], siz
             with eval_mode(model), torch.no_grad():
                 model(image)
         except Exception as error:  # models refuse a size by errors of any type
-            if is_out_of_memory(error):
-                raise
+            if is_out_of_memory(error):  # the first step says what to do
+                return
             text = " ".join(f"{type(error).__name__}: {error}".split())[:200]
             size = f"{height}" if height == width else f"{height} x {width}"
             if len(sizes) == 1:

@@ -200,7 +200,7 @@ def test_memory_that_an_evaluation_lacks_changes_no_result(
     weights, passes = weights_hash(tmp_path / "runs/a" / LAST), []
 
     def limited(self: DaViT, images: Tensor, *rest: Any) -> Tensor:
-        if not self.training:
+        if not self.training and len(images) > 1:  # one picture is tried before the run
             passes.append(len(images))
             if len(passes) == lacking:
                 raise torch.OutOfMemoryError("CUDA out of memory")
