@@ -7,7 +7,7 @@ from .device import prefetch, save_images, to_device
 from .digits import write_digits
 from .errors import BadImageError, DataError, LoaderError
 from .loader import Batch, EvalLoader, TrainLoader
-from .sampler import EpochSampler, balanced_weights
+from .sampler import EpochSampler, TooFewSamplesError, balanced_weights
 from .scenes import write_scenes
 from .sizes import SizeSchedule, round_to
 from .transforms import eval_transform, train_transform
@@ -24,6 +24,7 @@ __all__ = [
     "Sample",
     "SeededDataset",
     "SizeSchedule",
+    "TooFewSamplesError",
     "TrainLoader",
     "balanced_weights",
     "check_classes",

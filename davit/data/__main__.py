@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..choices import MULTILABEL
+from ..choices import CLASSIFICATION, MULTILABEL, TASKS
 from ..commands import command_name, run_cli
 from ..files import write_bytes
 from ..limits import number
@@ -19,7 +19,7 @@ from ..text import as_line, without_controls
 from . import DataError, Decoding, digits, open_dataset, scenes, write_digits, write_scenes
 from .split import split_pictures
 from .statistics import measure_bands
-from .tables import SeveralLabelsError
+from .tables import is_of_several
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +60,8 @@ def _add_keys(add: Any) -> None:
 def _add_split(parser: ArgumentParser) -> None:
     parser.description = (
         "Write OUT/train and OUT/val, with a folder for each class and a link to each picture. Each class is parted "
-        "by itself, and files of the same content go together."
+        "by itself, and files of the same content go together. For pictures with several labels OUT/labels.csv takes "
+        "the place of the folders, and each label is parted as evenly as the others let it."
     )
     add = parser.add_argument
     add("folder", metavar="FOLDER", help="one folder a class; or a csv of files and labels")
@@ -76,6 +77,13 @@ def _add_split(parser: ArgumentParser) -> None:
     )
     add("--group-key", metavar="NAME", help="the same by a column of the csv")
     _add_keys(add)
+    add(
+        "--task",
+        default=CLASSIFICATION,
+        choices=TASKS,
+        help="multilabel: a csv whose pictures have any number of labels; OUT/labels.csv then holds these (default: "
+        "what the labels say)",
+    )
     parser.set_defaults(run=_split)
 
 
@@ -109,7 +117,7 @@ def _write(args: Namespace) -> None:
 
 
 def _split(args: Namespace) -> None:
-    names = ("val", "test", "seed", "copy", "group_pattern", "group_key", "input_key", "target_key")
+    names = ("val", "test", "seed", "copy", "group_pattern", "group_key", "input_key", "target_key", "task")
     found = split_pictures(args.folder, args.out, **{name: getattr(args, name) for name in names})
     for line in str(found).splitlines():
         log.info("%s", line)
@@ -127,7 +135,7 @@ def _stats(args: Namespace) -> None:
     try:
         dataset = open_dataset(args.data_dir, args.split, **options)
     except DataError as error:
-        if not isinstance(error, SeveralLabelsError) and not isinstance(error.__cause__, SeveralLabelsError):
+        if not is_of_several(error):
             raise
         # the bands do not depend on labels
         dataset = open_dataset(args.data_dir, args.split, task=MULTILABEL, **options)

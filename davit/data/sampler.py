@@ -18,6 +18,18 @@ _REPEATS = 3  # repeated augmentation (Hoffer et al. 2020; Berman et al. 2019) s
 _ROUND = 256  # ... and keeps as many samples as the data has pictures, rounded down to this
 
 
+class TooFewSamplesError(DataError):
+    """An epoch without a whole step.
+
+    Attributes:
+        samples: of the epoch.
+    """
+
+    def __init__(self, message: str, samples: int) -> None:
+        super().__init__(message)
+        self.samples = samples
+
+
 class EpochSampler:
     """Choose the samples of each micro-batch of this process.
 
@@ -68,10 +80,11 @@ class EpochSampler:
         last = 0 if drop_last else self.global_batch - 1
         self.steps_per_epoch = (self._length + last) // self.global_batch
         if self.steps_per_epoch == 0:
-            raise DataError(
+            raise TooFewSamplesError(
                 f"{self._length} training samples an epoch are fewer than one step's {self.global_batch} "
                 f"(`{batch_size=}` x {world_size} processes x `{grad_accum_steps=}`): lower one of these, or pass "
-                "`epoch_repeats=N` for more passes over the data"
+                "`epoch_repeats=N` for more passes over the data",
+                self._length,
             )
 
     def order(self, epoch: int) -> tuple[Tensor, Tensor]:

@@ -71,9 +71,11 @@ class Array:
             if len(fits) != 1:
                 wanted = "a number of bands" if bands is None else f"{bands} bands"
                 problem = "has none" if not fits else "may mean two things"
+                few = min(shape[0], shape[2])
+                offer = "" if fits or few == bands or few >= 64 else f"; `in_chans={few}` reads it"
                 raise UnfitPictureError(
                     f"an array of shape {shape}, which {problem} with {wanted}; (rows, columns, bands) is understood, "
-                    "and (bands, rows, columns)"
+                    f"and (bands, rows, columns){offer}"
                 )
             values = np.moveaxis(values, fits[0], 2)
         if bands is not None and values.shape[2] != bands:

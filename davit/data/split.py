@@ -1,7 +1,8 @@
-"""Part a folder of class folders, or a table of pictures, into train/ and val/."""
+"""Part a folder of class folders, or a table of pictures, also of several labels each, into train/ and val/."""
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import logging
 import os
@@ -12,17 +13,24 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from ..choices import CLASSIFICATION, MULTILABEL
 from ..text import as_line, some
 from .dataset import open_dataset
 from .errors import DataError, require
 from .find import find
 from .folder import split_folder
-from .listing import is_hidden, suffix_of
+from .label_sets import SEPARATOR
+from .listing import is_hidden, natural_key, suffix_of
 from .source import Files
-from .tables import read_column
+from .tables import is_of_several, read_column
 
 log = logging.getLogger(__name__)
+
+TABLE = "labels.csv"  # of pictures with several labels
+_WITHOUT = ""  # stands for no label, of which each split has its share too
+_MOST_SWEEPS = 50
 
 
 @dataclass(frozen=True)
@@ -33,18 +41,20 @@ class Parting:
         counts: of each split, the pictures of each class, by name.
         groups: how many groups of pictures were kept together; 0 where none were asked for.
         alike: files with the content of another one, which went where that one is.
+        pictures: of each split, how many there are.
     """
 
     counts: Mapping[str, Mapping[str, int]]
     groups: int
     alike: int
+    pictures: Mapping[str, int]
 
     def __str__(self) -> str:
         """Write a line for each split."""
-        total = sum(sum(counts.values()) for counts in self.counts.values())
+        total = sum(self.pictures.values())
         lines = []
         for split, counts in self.counts.items():
-            number = sum(counts.values())
+            number = self.pictures[split]
             lines.append(
                 f"{split}: {number:,} pictures ({number / total:.1%}) of {sum(map(bool, counts.values()))} classes, "
                 f"{min(counts.values()):,} to {max(counts.values()):,} of each"
@@ -64,11 +74,14 @@ def split_pictures(
     group_key: str | None = None,
     input_key: str | None = None,
     target_key: str | None = None,
+    task: str = CLASSIFICATION,
 ) -> Parting:
     """Write OUT/train/CLASS/..., OUT/val/CLASS/... with a link to each picture of a folder or a csv.
 
-    Each class is parted by itself. What a picture's part is follows from the seed and the names of the files, not from
-    the order in which they lie. Files of the same content go together, so that none is trained on and evaluated.
+    Of pictures with several labels OUT/train/..., OUT/val/... and OUT/labels.csv are written, and each label gets its
+    share of each split, as far as the other labels of its pictures let it. Else each class is parted by itself. What a
+    picture's part is follows from the seed and the names of the files, not from the order in which they lie. Files of
+    the same content go together, so that none is trained on and evaluated.
 
     Args:
         place: a folder with one folder a class, or a csv of files and labels.
@@ -80,9 +93,11 @@ def split_pictures(
             its first group, if it has one) are kept together, such as those of one patient.
         group_key: the same by a column of the csv.
         input_key, target_key: columns of the csv, where their names do not tell.
+        task: "multilabel" for a csv whose pictures have several labels; also taken where labels cannot be but several.
 
     Raises:
-        DataError: the pictures cannot be found, a class has one alone, or `out` is in use.
+        DataError: the pictures cannot be found, a class has one alone, or `out` is in use. A label of several that has
+            one alone stays in training, which is warned of.
     """
     require(0 < val < 1, "val", val, "a share between 0 and 1")
     require(
@@ -90,7 +105,8 @@ def split_pictures(
     )
     place, out = Path(place), Path(out)
     _check_out(place, out)
-    source, labels = _listed(place, input_key, target_key)
+    source, labels, class_names = _listed(place, input_key, target_key, task)
+    several = source.label_sets is not None
     groups = _groups(place, source, group_pattern, group_key)
     there = [index for index in range(len(source)) if os.path.isfile(source.path(index))]  # noqa: PTH113 (many)
     if len(there) < len(source):
@@ -99,46 +115,110 @@ def split_pictures(
     labels, groups = [labels[index] for index in there], groups and [groups[index] for index in there]
     together, alike = _keys(files, names, groups)
     shares = {"val": val, **({"test": test} if test else {})}
-    parts = _assign(labels, together, shares, seed)
-    if lacking := sorted(set(labels) - {label for label, part in zip(labels, parts, strict=True) if part == "val"}):
-        raise DataError(
-            f"{place}: too few pictures (or groups of them) to train on some and evaluate on others in "
-            f"{len(lacking)} of the classes, {some(lacking)}: add pictures, or remove the class"
-        )
+    parts = _assign(labels, together, shares, seed, even_out=several)
+    _check_parts(place, labels, parts, several)
+    targets = _targets(names, [""] * len(names) if several else [label for (label,) in labels], parts)
     staged = out.with_name(f".{out.name}.{uuid.uuid4().hex[:12]}.partial")
     try:
-        for file, target in zip(files, _targets(names, labels, parts), strict=True):
+        for file, target in zip(files, targets, strict=True):
             written = staged / target
             written.parent.mkdir(parents=True, exist_ok=True)
             if copy:
                 shutil.copyfile(file, written)
             else:
                 written.symlink_to(Path(file).absolute())
+        if several:
+            with (staged / TABLE).open("w", newline="", encoding="utf-8", errors="surrogateescape") as stream:
+                csv.writer(stream).writerows(_rows(targets, labels, class_names))
         if out.exists():
             out.rmdir()
         staged.rename(out)
     except BaseException:
         shutil.rmtree(staged, ignore_errors=True)
         raise
-    found = Counter(zip(parts, labels, strict=True))
-    counts = {split: {label: found[split, label] for label in dict.fromkeys(labels)} for split in ("train", *shares)}
-    return Parting(counts, len(set(groups)) if groups else 0, alike)
+    found = Counter((part, label) for part, own in zip(parts, labels, strict=True) for label in own)
+    occurring = dict.fromkeys(label for own in labels for label in own)
+    splits = ("train", *shares)
+    counts = {split: {label: found[split, label] for label in occurring} for split in splits}
+    pictures = Counter(parts)
+    return Parting(counts, len(set(groups)) if groups else 0, alike, {split: pictures[split] for split in splits})
 
 
-def _listed(place: Path, input_key: str | None, target_key: str | None) -> tuple[Files, list[str]]:
-    """Find the pictures; return their source and the class of each."""
+def _listed(
+    place: Path, input_key: str | None, target_key: str | None, task: str
+) -> tuple[Files, list[tuple[str, ...]], list[str]]:
+    """Find the pictures; return their source, the classes of each, and the names of all."""
     if place.is_dir() and (train := split_folder(place, "train")) is not None:
         if (val := split_folder(place, "validation")) is not None:
             raise DataError(f"{place} has {train.name}/ and {val.name}/ already: give it to train.py as it is")
-        log.info("%s has %s/ and nothing to validate on: %s is parted.", place, train.name, train)
-        place = train
-    kind = find(place, ".").kind
+        if find(place, "train", in_folders=task != MULTILABEL).kind == "folder":
+            log.info("%s has %s/ and nothing to validate on: %s is parted.", place, train.name, train)
+            place = train
+    kind = find(place, ".", in_folders=task != MULTILABEL).kind
     if kind not in ("folder", "csv"):
         raise DataError(f"{place} holds {kind} files; a folder of class folders or a csv is parted")
-    dataset = open_dataset(place, ".", input_key=input_key, target_key=target_key)
+    keys: dict[str, Any] = {"input_key": input_key, "target_key": target_key}
+    try:
+        dataset = open_dataset(place, ".", task=task, **keys)
+    except DataError as error:
+        if not is_of_several(error):
+            raise
+        log.info("%s: pictures have several labels, or none; they are parted as for --task %s.", place, MULTILABEL)
+        dataset = open_dataset(place, ".", task=MULTILABEL, **keys)
     source, class_names, targets = dataset.source, dataset.class_names, dataset.source.targets()
-    assert isinstance(source, Files) and targets is not None
-    return source, [class_names[target] for target in targets]
+    assert isinstance(source, Files)
+    if (sets := source.label_sets) is not None:
+        labels = [tuple(class_names[index] for index in sets[picture]) for picture in range(len(sets))]
+    else:
+        assert targets is not None
+        labels = [(class_names[target],) for target in targets]
+    return source, labels, class_names
+
+
+def _check_parts(place: Path, labels: Sequence[Sequence[str]], parts: Sequence[str], several: bool) -> None:
+    """Look for classes without a picture to evaluate on: an error, or of several labels a warning.
+
+    Raises:
+        DataError: there are some, or no picture at all.
+    """
+    held = {label for own, part in zip(labels, parts, strict=True) if part == "val" for label in own}
+    lacking = sorted({label for own in labels for label in own} - held, key=natural_key)
+    if "val" not in parts or "train" not in parts:
+        raise DataError(
+            f"{place}: there are too few pictures (or groups of them) to train on some and evaluate others"
+        )
+    if lacking and several:
+        log.warning(
+            "%d labels are in training alone and are not evaluated (%s), as too few pictures have them.",
+            *(len(lacking), some(lacking)),
+        )
+    elif lacking:
+        raise DataError(
+            f"{place}: too few pictures (or groups of them) to train on some and evaluate on others in "
+            f"{len(lacking)} of the classes, {some(lacking)}: add pictures, or remove the class"
+        )
+
+
+def _rows(
+    targets: Sequence[str], labels: Sequence[Sequence[str]], class_names: Sequence[str]
+) -> list[tuple[str, ...]]:
+    """Write the table of pictures with several labels, so that it has the same classes when it is read.
+
+    That is path,labels, or a column for each class where one has no picture, or a name that cannot stand in a list.
+    """
+    used = {label for own in labels for label in own}
+    if used and all(label.isascii() and label.isdigit() for label in used):
+        read = [str(index) for index in range(max(map(int, used)) + 1)]
+    else:
+        read = sorted(used, key=natural_key)
+    if read == list(class_names) and not any(SEPARATOR in name or name != name.strip() for name in used):
+        rows = [(target, SEPARATOR.join(own)) for target, own in zip(targets, labels, strict=True)]
+        return [("path", "labels"), *rows]
+    columns = [
+        (target, *("1" if name in own else "0" for name in class_names))
+        for target, own in zip(targets, labels, strict=True)
+    ]
+    return [("path", *class_names), *columns]
 
 
 def _check_out(place: Path, out: Path) -> None:
@@ -206,28 +286,42 @@ def _keys(files: Sequence[str], names: Sequence[str], groups: Sequence[str] | No
     return [root(f"n{name}") for name in names], alike
 
 
-def _assign(labels: Sequence[str], together: Sequence[str], shares: Mapping[str, float], seed: int) -> list[str]:
+def _assign(
+    labels: Sequence[Sequence[str]],
+    together: Sequence[str],
+    shares: Mapping[str, float],
+    seed: int,
+    *,
+    even_out: bool = False,
+) -> list[str]:
     """Put each unit of pictures that stay together into a split.
 
     Units come in an order that the seed draws. One goes to the split that still lacks pictures of its classes, if it
     brings that nearer to the share asked for; what none lacks is for training. Then each class that a split has
     none of gives it the smallest unit that training can do without.
+
+    Args:
+        labels: the classes of each picture.
+        even_out: move units afterwards, as `_even_out` does.
     """
+    labels = [own or (_WITHOUT,) for own in labels]
     sizes: dict[str, Counter[str]] = defaultdict(Counter)
-    for label, key in zip(labels, together, strict=True):
-        sizes[key][label] += 1
+    for own, key in zip(labels, together, strict=True):
+        sizes[key].update(own)
     units_of = Counter(label for counts in sizes.values() for label in counts)
-    totals = Counter(labels)
+    totals = Counter(label for own in labels for label in own)
     left = dict(units_of)  # units of each class that may still become training
-    lacking = {
+    wanted = {
         split: {
             label: max(1, round(share * total)) if units_of[label] > 1 + number else 0
             for label, total in totals.items()
         }
         for number, (split, share) in enumerate(shares.items())
     }
+    lacking = {split: dict(wants) for split, wants in wanted.items()}
     part_of: dict[str, str] = {}
-    for key in sorted(sizes, key=lambda key: _drawn(seed, key)):
+    order = sorted(sizes, key=lambda key: _drawn(seed, key))
+    for key in order:
         counts = sizes[key]
         part_of[key] = "train"
         if all(left[label] > 1 for label in counts):
@@ -253,7 +347,111 @@ def _assign(labels: Sequence[str], together: Sequence[str], shares: Mapping[str,
                     part_of[moved] = split
                     for one in sizes[moved]:
                         left[one] -= 1
+    if even_out:
+        number = Counter(together)
+        evened = _Evened(part_of, sizes, number, wanted, {part: share * len(labels) for part, share in shares.items()})
+        evened.settle(order)
     return [part_of[key] for key in together]
+
+
+class _Evened:
+    """Move units of pictures between splits for as long as that brings all labels nearer to their shares.
+
+    First counts how many splits lack a label that they can have, then the sum over splits and labels of the squared
+    distance from what is wanted, divided by that; the number of pictures counts as one more label.
+
+    Args:
+        part_of: the split of each unit, which is changed.
+        sizes: of each unit, its pictures by label.
+        pictures: of each unit, how many there are.
+        wanted: of each split but training, the pictures by label; 0 of a label with too few units.
+        wanted_pictures: of each split but training, how many there are to be.
+    """
+
+    def __init__(
+        self,
+        part_of: dict[str, str],
+        sizes: Mapping[str, Counter[str]],
+        pictures: Mapping[str, int],
+        wanted: Mapping[str, Mapping[str, int]],
+        wanted_pictures: Mapping[str, float],
+    ) -> None:
+        self.part_of, self.wanted = part_of, wanted
+        self.sizes, self.pictures, self.wanted_pictures = sizes, pictures, wanted_pictures
+        self.parts = ("train", *wanted)
+        self.held: dict[str, Counter[str]] = {part: Counter() for part in self.parts}  # pictures by label
+        self.units: dict[str, Counter[str]] = {part: Counter() for part in self.parts}
+        self.number = Counter[str]()
+        for key, part in part_of.items():
+            self._count(key, part, 1)
+
+    def _count(self, key: str, part: str, sign: int) -> None:
+        for label, count in self.sizes[key].items():
+            self.held[part][label] += sign * count
+            self.units[part][label] += sign
+        self.number[part] += sign * self.pictures[key]
+
+    def _move(self, key: str, part: str) -> None:
+        self._count(key, self.part_of[key], -1)
+        self.part_of[key] = part
+        self._count(key, part, 1)
+
+    def _needs(self, part: str, label: str) -> bool:
+        return part == "train" or self.wanted[part][label] > 0
+
+    def _change(self, key: str, target: str) -> tuple[int, float]:
+        """Say by how much the two numbers would change, if a unit went to another split."""
+        source, absent, distance = self.part_of[key], 0, 0.0
+        for label in self.sizes[key]:
+            absent += self._needs(source, label) and self.units[source][label] == 1
+            absent -= self._needs(target, label) and self.units[target][label] == 0
+        for part, sign in ((source, -1), (target, 1)):
+            if part == "train":
+                continue
+            for label, count in self.sizes[key].items():
+                want = self.wanted[part][label]
+                off = self.held[part][label] - want
+                distance += ((off + sign * count) ** 2 - off**2) / max(1, want)
+            want_all = self.wanted_pictures[part]
+            off_all = self.number[part] - want_all
+            distance += ((off_all + sign * self.pictures[key]) ** 2 - off_all**2) / max(1, want_all)
+        return absent, distance
+
+    def settle(self, order: Sequence[str]) -> None:
+        """Move units one by one, and exchange two where a label is lacking, until nothing gets better."""
+        for _ in range(_MOST_SWEEPS):
+            moved = 0
+            for key in order:
+                others = [part for part in self.parts if part != self.part_of[key]]
+                best = min(others, key=lambda part: self._change(key, part))
+                if self._change(key, best) < (0, -1e-9):
+                    self._move(key, best)
+                    moved += 1
+            if not moved and not self._exchange(order):
+                return
+
+    def _exchange(self, order: Sequence[str]) -> bool:
+        """Exchange two units so that fewer labels are lacking; return whether there are such."""
+        labels = dict.fromkeys(label for part in self.parts for label in self.held[part])
+        for part in self.parts:
+            for label in labels:
+                if not self._needs(part, label) or self.units[part][label]:
+                    continue
+                for one in [key for key in order if label in self.sizes[key]]:
+                    source = self.part_of[one]
+                    first = self._change(one, part)[0]
+                    self._move(one, part)
+                    for other in order:
+                        if (
+                            other != one
+                            and self.part_of[other] == part
+                            and not self.sizes[other].keys().isdisjoint(self.sizes[one])
+                        ):
+                            if first + self._change(other, source)[0] < 0:
+                                self._move(other, source)
+                                return True
+                    self._move(one, source)
+        return False
 
 
 def _drawn(seed: int, key: str) -> bytes:
@@ -261,16 +459,20 @@ def _drawn(seed: int, key: str) -> bytes:
 
 
 def _targets(names: Sequence[str], labels: Sequence[str], parts: Sequence[str]) -> list[str]:
-    """Choose where each picture goes: below the folder of its class, by its name there; names are used once."""
+    """Choose where each picture goes: below the folder of its class, by its name there; names are used once.
+
+    Args:
+        labels: "" for no folder of a class.
+    """
     targets: list[str] = []
     taken: set[str] = set()
     for name, label, part in zip(names, labels, parts, strict=True):
-        if is_hidden(f"{label}/") or label in (".", "..") or "/" in label:
+        if label and (is_hidden(f"{label}/") or label in (".", "..") or "/" in label):
             raise DataError(f"the class {as_line(label)!r} cannot be the name of a folder of pictures: rename it")
         flat = name.rpartition("/")[2]
         stem, suffix = flat[: len(flat) - len(suffix_of(flat))], suffix_of(flat)
         number = 1
-        while (chosen := f"{part}/{label}/{flat}") in taken:
+        while (chosen := "/".join(filter(None, (part, label, flat)))) in taken:
             number += 1
             flat = f"{stem}-{number}{suffix}"
         taken.add(chosen)

@@ -83,8 +83,6 @@ class CsvSource(Files):
             if not class_names:
                 _warn_of_separators(Path(file), rows)
             rows, class_names = _of_class_map(Path(file), rows, class_names, class_map)
-        else:
-            _refuse_several(Path(file), rows)
         paths, labels = [path for path, _ in rows], [label for _, label in rows]
         self.folder = next((folder for folder in folders if locate(folder, paths[:1]).found), Path(file).parent)
         paths = _existing(Path(file), self.folder, paths)
@@ -95,7 +93,14 @@ class CsvSource(Files):
 
 
 class SeveralLabelsError(DataError):
-    """A table whose pictures have several labels each, where one is wanted."""
+    """A table whose pictures have several labels each, or none, where one is wanted."""
+
+
+def is_of_several(error: BaseException | None) -> bool:
+    """Return whether an error, or one that it came from, says that pictures have several labels each, or none."""
+    while error is not None and not isinstance(error, SeveralLabelsError):
+        error = error.__cause__
+    return error is not None
 
 
 def _read_rows(
@@ -118,6 +123,7 @@ def _read_rows(
     columns = [cell.strip() for cell in table[0][1]]
     class_columns: list[int] = []
     part: int | None = None
+    is_plural = False  # the column's name says that there may be several
 
     def is_there(name: str) -> bool:
         return any(locate(folder, [name]).found for folder in (*folders, file.parent))
@@ -133,8 +139,10 @@ def _read_rows(
         if class_columns:
             label = class_columns[0]
         else:
-            names = (*LABELS, *SEVERAL) if several else LABELS
-            label = _column(file, columns, "target_key", target_key, names, but=picture)
+            if not (several or target_key or usual):
+                _refuse_class_columns(file, columns, filled, {picture, part})
+            label = _column(file, columns, "target_key", target_key, (*LABELS, *SEVERAL), but=picture)
+            is_plural = not target_key and columns[label].lower() in ("labels", *SEVERAL)
     else:
         filled = [(line, [cell.strip() for cell in row]) for line, row in table]
         picture = next((at for at, cell in enumerate(columns) if suffix_of(cell) in readable_suffixes()), 0)
@@ -147,12 +155,17 @@ def _read_rows(
         filled = of_split if of_split or split_required else filled
     rows: list[tuple[str, str]] = []
     between = SEPARATOR if delimiter != SEPARATOR else ","
+    if not several:
+        _refuse_several(file, [row[label] for _, row in filled if len(row) > label])
     for line, cells in filled:
-        lacks = len(cells) <= picture or not cells[picture] or "\0" in cells[picture]
-        if not lacks and not several and (len(cells) < 2 or not cells[label]):
-            _refuse_several(file, [(row[picture], row[label]) for _, row in filled if len(row) > max(picture, label)])
-        if lacks or (not several and (len(cells) < 2 or not cells[label])):
-            raise DataError(f"{file}, line {line}: {delimiter.join(cells)!r} lacks a path or a label")
+        if len(cells) <= picture or not cells[picture] or "\0" in cells[picture]:
+            raise DataError(f"{file}, line {line}: {delimiter.join(cells)!r} lacks a path")
+        if not several and (len(cells) < 2 or not cells[label]):
+            fault = SeveralLabelsError if is_plural else DataError
+            raise fault(
+                f"{file}, line {line}: {delimiter.join(cells)!r} has no label: give it one, or "
+                f"`task={MULTILABEL}`, where a picture may have none or several"
+            )
         if class_columns:
             on = [str(place) for place, at in enumerate(class_columns) if cells[at].lower() in _ON]
             rows.append((cells[picture], joined(on)))
@@ -259,21 +272,42 @@ def _of_class_map(
     return [(path, joined(one for one in taken_apart(label) if one in kept)) for path, label in rows], class_names
 
 
-def _refuse_several(file: Path, rows: Sequence[tuple[str, str]]) -> None:
+def _refuse_several(file: Path, labels: Iterable[str]) -> None:
     """Refuse labels with semicolons that are made of others, and warn of such that may be names.
 
     Raises:
         SeveralLabelsError: parts of these labels occur in others.
     """
-    several = {label for _, label in rows if SEPARATOR in label}
+    distinct = {*labels}
+    several = [label for label in distinct if SEPARATOR in label]
     if not several:
         return
-    parts = Counter(part.strip() for label in {label for _, label in rows} for part in label.split(SEPARATOR))
-    shared = [part for part, count in parts.items() if count > 1 and part]
+    parts = Counter(part.strip() for label in distinct for part in label.split(SEPARATOR))
     text = f"{file}: {len(several)} labels hold {SEPARATOR!r}, such as {min(several)!r}"
-    if shared:
+    if any(count > 1 and part for part, count in parts.items()):
         raise SeveralLabelsError(f"{text}, so pictures have several labels: `task={MULTILABEL}` reads them")
     log.warning("%s: taken for names of classes; --task %s takes each for several labels", text, MULTILABEL)
+
+
+def _refuse_class_columns(
+    file: Path, columns: Sequence[str], rows: Sequence[tuple[int, Sequence[str]]], others: Collection[int | None]
+) -> None:
+    """Refuse a table with a column of 0 and 1 for each class, of which rows have several, or none.
+
+    Raises:
+        SeveralLabelsError: it is one.
+    """
+    found = [
+        at
+        for at, name in enumerate(columns)
+        if at not in others and name and {cells[at].lower() for _, cells in rows} <= {*_ON, *_OFF}
+    ]
+    if len(found) > 1 and any(sum(cells[at].lower() in _ON for at in found) != 1 for _, cells in rows):
+        raise SeveralLabelsError(
+            f"{file} has columns of 0 and 1 ({some(columns[at] for at in found)}), and rows with several of them, or "
+            f"none: `task={MULTILABEL}` reads each as a class; a column of one label a picture is named by "
+            "`target_key=NAME`"
+        )
 
 
 def read_cells(file: Path) -> tuple[str, list[tuple[int, list[str]]]]:

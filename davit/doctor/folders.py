@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from ..choices import MULTILABEL
+from ..choices import CLASSIFICATION, MULTILABEL
 from ..data import BadImageError, DataError, PictureDataset, check_classes, labels_numbered, open_dataset
 from ..data.class_lists import ClassList, find_class_list
 from ..data.classes import check_labels
@@ -28,9 +28,10 @@ from ..data.layouts import Layout, Split, find_layout
 from ..data.listing import left_out, list_pictures
 from ..data.masks import IGNORED, Coding, as_trained, check_pairs, count_labels, judge_labels
 from ..data.pairs import pair_masks
-from ..data.tables import SeveralLabelsError
+from ..data.tables import is_of_several
 from ..data.yolo import coco_of
 from ..engine.flags import train_parser
+from ..limits import NUMBERS
 from ..text import some
 from .findings import Finding, error, ok, warning
 
@@ -86,11 +87,13 @@ class Counted:
         pictures: to train on; None if they were not counted.
         has_masks: every object to train on has polygons or a mask; None if they were not read.
         several: pictures have several labels.
+        decoding: the flags with which the pictures to train on are read, where the defaults do not fit.
     """
 
     pictures: int | None = None
     has_masks: bool | None = None
     several: bool = False
+    decoding: str = ""
 
 
 def _command(layout: Layout, root: Path, counted: Counted) -> str:
@@ -99,7 +102,8 @@ def _command(layout: Layout, root: Path, counted: Counted) -> str:
     unchecked = "" if "val" in layout.splits or "test" in layout.splits else " --no-validate"
     if layout.task == "classification":
         task = f" --task {MULTILABEL}" if counted.several else ""
-        return f"python train.py {place} --model DaViT_tiny{task}{_batch_size(layout, counted.pictures)}"
+        flags = f"{task}{counted.decoding}{_batch_size(layout, counted.pictures)}"
+        return f"python train.py {place} --model DaViT_tiny{flags}"
     if layout.task == "detection":
         config = "davit_maskrcnn_1x_coco" if _has_masks(layout, counted.has_masks) else "davit_retinanet_1x_coco"
         return f"python mmdet/tools/train.py mmdet/configs/{config}.py --data-root {place}{unchecked}"
@@ -130,11 +134,13 @@ def _batch_size(layout: Layout, pictures: int | None) -> str:
 
 
 def _classes(layout: Layout, limit: int | None, counted: Counted) -> Iterator[Finding]:
+    counted.several = any(_has_several(layout, split) for split in ("train", "validation"))
     splits: dict[str, PictureDataset] = {}
     for split in ("train", "validation"):
         try:
             with _warnings() as messages:
-                splits[split] = _opened(layout, split, counted)
+                task = MULTILABEL if counted.several else CLASSIFICATION
+                splits[split] = open_dataset(layout.chosen_by or layout.root, split, task=task)
         except DataError as fault:
             yield error(split, str(fault), _MISSING)
             continue
@@ -158,26 +164,20 @@ def _classes(layout: Layout, limit: int | None, counted: Counted) -> Iterator[Fi
         yield from _pictures(layout.root, limit)
     for split, dataset in splits.items():
         files = [dataset.source.path(index) for index in _spread(range(len(dataset)), _VALUES)]
-        bands = yield from _values(split, [Path(file) for file in files if Path(file).is_file()])
-        dataset.decoding = Decoding(bands)
+        dataset.decoding, flags = yield from _values(split, [Path(file) for file in files if Path(file).is_file()])
+        if split == "train":
+            counted.decoding = flags
         yield from _readable(split, [_reader(dataset, index) for index in range(len(dataset))], limit)
 
 
-def _opened(layout: Layout, split: str, counted: Counted) -> PictureDataset:
-    """Open a split; where pictures have several labels, with all of them."""
-    place = layout.chosen_by or layout.root
-    if counted.several:
-        return open_dataset(place, split, task=MULTILABEL)
+def _has_several(layout: Layout, split: str) -> bool:
+    """Tell whether a split cannot be read but as pictures with several labels, or none."""
     try:
-        return open_dataset(place, split)
+        with _warnings():
+            open_dataset(layout.chosen_by or layout.root, split)
     except DataError as fault:
-        cause: BaseException | None = fault
-        while cause is not None and not isinstance(cause, SeveralLabelsError):
-            cause = cause.__cause__
-        if cause is None:
-            raise
-        counted.several = True
-        return open_dataset(place, split, task=MULTILABEL)
+        return is_of_several(fault)
+    return False
 
 
 def _reader(dataset: PictureDataset, index: int) -> _READ:
@@ -264,21 +264,22 @@ def _why_bad(read: _READ) -> str | None:
 
 def _readable_files(subject: str, files: Sequence[Path], limit: int | None) -> Iterator[Finding]:
     """Look at the values of pictures, and open them to the last pixel."""
-    bands = yield from _values(subject, _spread(files, _VALUES))
-    yield from _readable(subject, [partial(load_picture, file, decoding=Decoding(bands)) for file in files], limit)
+    decoding, _ = yield from _values(subject, _spread(files, _VALUES))
+    yield from _readable(subject, [partial(load_picture, file, decoding=decoding) for file in files], limit)
 
 
-def _values(subject: str, files: Sequence[Path]) -> Generator[Finding, None, int]:
+def _values(subject: str, files: Sequence[Path]) -> Generator[Finding, None, tuple[Decoding, str]]:
     """Look at a few pictures for another number of bands than 3, and for a range that is hardly used.
 
     Returns:
-        The number of bands to read; 3 where nothing is to be said of it.
+        How the pictures are to be read, and the flags of train.py that say so, each after a space.
     """
     used = used_range(files)
+    depth_flag = f" --bit-depth {used.bit_depth}" if used is not None and used.is_small else ""
     if used is not None and used.is_small:
         text = f"{used}, {100 * used.share:.2g} % of their range: scaled by that range they are nearly black"
         depth = f"bit_depth={used.bit_depth}"
-        remedy = f"train.py --bit-depth {used.bit_depth}; in mmdet/ and mmseg/ {depth} of each LoadImageFromFile"
+        remedy = f"train.py{depth_flag}; in mmdet/ and mmseg/ {depth} of each LoadImageFromFile"
         yield warning(subject, text, remedy)
     elif used is not None:
         yield ok(subject, f"{used}")
@@ -286,10 +287,11 @@ def _values(subject: str, files: Sequence[Path]) -> Generator[Finding, None, int
     if len(bands) > 1 and max(bands) > _USUAL_BANDS:
         text = f"pictures of {' and '.join(map(str, sorted(bands)))} bands"
         yield error(subject, text, "give all pictures the same bands")
+    bit_depth = used.bit_depth if used is not None and used.is_small else None
     if len(bands) != 1 or max(bands) <= _USUAL_BANDS:
-        return 3
+        return Decoding(3, bit_depth), depth_flag
     (count,) = bands
-    rule = Decoding(count, used.bit_depth if used is not None and used.is_small else None)
+    rule = Decoding(count, bit_depth)
     sums = np.zeros((3, count))  # of ones, of values and of their squares
     for file in files:
         if _bands(file):
@@ -297,10 +299,11 @@ def _values(subject: str, files: Sequence[Path]) -> Generator[Finding, None, int
             sums += [pixels.shape[0] + np.zeros(count), pixels.sum(0), (pixels**2).sum(0)]
     mean = sums[1] / sums[0]
     std = np.sqrt(np.maximum(sums[2] / sums[0] - mean**2, 0))
+    std[std < NUMBERS["std"].least] = 1  # of a band with one value: 0 divides nothing
     means, deviations = (" ".join(f"{round(one, 4):g}" for one in values) for values in (mean, std))
     flags = f"--in-chans {count} --mean {means} --std {deviations}"
     yield ok(subject, f"{count} bands a picture; over {len(files)} of them: {flags}")
-    return count
+    return rule, f" {flags}{depth_flag}"
 
 
 def _bands(file: Path) -> int:

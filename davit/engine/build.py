@@ -25,11 +25,13 @@ from torch import Tensor, nn
 from ..checkpoint import load_checkpoint
 from ..choices import CLASSIFICATION, EVAL_METRICS, MULTILABEL, MULTILABEL_METRICS
 from ..data import (
+    DataError,
     Decoding,
     EpochSampler,
     EvalLoader,
     PictureDataset,
     SizeSchedule,
+    TooFewSamplesError,
     TrainLoader,
     balanced_weights,
     check_classes,
@@ -41,6 +43,7 @@ from ..data import (
     round_to,
     train_transform,
 )
+from ..data.tables import is_of_several
 from ..limits import short
 from ..pretrained import PretrainedError, noted_in, read_source, split_source
 from ..registry import create_model
@@ -58,6 +61,7 @@ from .steps import Stepper
 log = logging.getLogger(__name__)
 
 _MOST_EPOCHS = 10_000_000  # of a schedule with its cycles
+_MOST_BEGINNING = 0.1  # of a moving average, that the first weights may be
 
 
 @dataclass
@@ -155,8 +159,9 @@ def build_parts(
     model.to(precision.weights)
     train_loader, val_loader = build_loaders(args, data, world)
     schedule = size_schedule(args, train_loader.steps_per_epoch)
+    height, width = config["input_size"][1:]
+    require_sizes(args, model, config, [(height, width)] if schedule is None else [(n, n) for n in schedule.all_sizes])
     if schedule is not None:
-        require_sizes(args, model, config, schedule.all_sizes)
         train_loader.sampler.size_of = schedule.at
     mixup = build_mixup(args, data.num_classes)
     ema_device = "cpu" if args.model_ema_force_cpu else None
@@ -177,8 +182,22 @@ def build_parts(
         multilabel=args.task == MULTILABEL,
     )
     scheduler, num_epochs = build_schedule(args, optimizer, train_loader.steps_per_epoch)
+    if ema is not None:
+        _say_average(args.model_ema_decay, num_epochs * train_loader.steps_per_epoch)
     loaders = (train_loader, val_loader)
     return Parts(model, data, config, precision, *loaders, ema, stepper, scheduler, num_epochs, schedule, learning)
+
+
+def _say_average(decay: float, steps: int) -> None:
+    """Warn of a moving average that consists mostly of the weights with which the run begins."""
+    share = decay**steps
+    if share > _MOST_BEGINNING:
+        fitting = 1 - 10 / max(steps, 20)
+        log.warning(
+            "--model-ema-decay %g: after all %d steps %.0f %% of the average are the weights of the beginning, "
+            "and the best epoch is judged by it. Lower it, to %.4g for example.",
+            *(decay, steps, 100 * share, fitting),
+        )
 
 
 def open_data(args: Namespace, world: World) -> Data:
@@ -186,11 +205,18 @@ def open_data(args: Namespace, world: World) -> Data:
     options = {name: getattr(args, name) or None for name in ("class_map", "input_key", "target_key")}
     task = getattr(args, "task", CLASSIFICATION)  # other commands than train.py know one class a picture
     is_multilabel = task == MULTILABEL
-    splits = [
-        open_once(world, args.data_dir, split, args.dataset_download, dataset=args.dataset, task=task, **options)
-        for split in (args.train_split, args.val_split)
-    ]
-    train, val = splits
+    try:
+        train, val = [
+            open_once(world, args.data_dir, split, args.dataset_download, dataset=args.dataset, task=task, **options)
+            for split in (args.train_split, args.val_split)
+        ]
+    except DataError as error:
+        if hasattr(args, "task") or not is_of_several(error):
+            raise
+        raise ValueError(
+            f"{args.data_dir}: its pictures have several labels, or none, and this command needs one class a picture; "
+            "train.py and validate.py know several."
+        ) from error
     if is_multilabel:
         val = labels_numbered(val, train.class_names, "the training data")
     found = max(train.class_to_idx.values()) + 1 if train.class_to_idx else None
@@ -205,8 +231,7 @@ def open_data(args: Namespace, world: World) -> Data:
         )
     check_classes(train, val, num_classes)
     check_labels(train, val)
-    if is_multilabel:
-        train.width = val.width = num_classes
+    train.width = val.width = num_classes
     return Data(train, val, train.class_names, num_classes)
 
 
@@ -380,18 +405,24 @@ def size_schedule(args: Namespace, steps_per_epoch: int) -> SizeSchedule | None:
     return SizeSchedule(tuple(args.sizes), args.size_schedule, args.size_multiple, args.epochs, steps_per_epoch)
 
 
-def require_sizes(args: Namespace, model: nn.Module, config: dict[str, Any], sizes: Sequence[int]) -> None:
-    """Raise `ValueError` for sizes that a model does not take, before hours of training lead there."""
+def require_sizes(args: Namespace, model: nn.Module, config: dict[str, Any], sizes: Sequence[tuple[int, int]]) -> None:
+    """Raise `ValueError` for sizes (H, W) that a model does not take, before hours of training lead there."""
     like = next(model.parameters())
-    for size in sizes:
-        image = torch.zeros(1, config["input_size"][0], size, size, device=like.device, dtype=like.dtype)
+    for height, width in sizes:
+        image = torch.zeros(1, config["input_size"][0], height, width, device=like.device, dtype=like.dtype)
         try:
             with eval_mode(model), torch.no_grad():
                 model(image)
         except Exception as error:  # models refuse a size by errors of any type
-            if is_out_of_memory(error):
-                raise
+            if is_out_of_memory(error):  # the first step says what to do
+                return
             text = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            size = f"{height}" if height == width else f"{height} x {width}"
+            if len(sizes) == 1:
+                raise ValueError(
+                    f"{args.model} does not take pictures of {size} px ({text}). Leave the size out for its own, or "
+                    "make the model for this one, where that can be (--model-kwargs img_size=N for timm's ViTs)."
+                ) from error
             raise ValueError(
                 f"{args.model} does not take pictures of {size} px, which --size-schedule {args.size_schedule} leads "
                 f"to ({text}). A model with a table of positions has one size: give one --img-size, a --size-multiple "
@@ -433,17 +464,25 @@ def build_loaders(args: Namespace, data: Data, world: World) -> tuple[TrainLoade
         "pin_memory": args.pin_mem and world.device.type == "cuda",
         "skip_bad_images": args.skip_bad_images,
     }
-    sampler = EpochSampler(
-        len(data.train),
-        batch_size=args.batch_size,
-        rank=world.rank,
-        world_size=world.size,
-        grad_accum_steps=args.grad_accum_steps,
-        seed=args.seed,
-        epoch_repeats=args.epoch_repeats,
-        repeated_aug=args.repeated_aug,
-        weights=balanced_weights(data.train) if args.sampler == "balanced" else None,
-    )
+    try:
+        sampler = EpochSampler(
+            len(data.train),
+            batch_size=args.batch_size,
+            rank=world.rank,
+            world_size=world.size,
+            grad_accum_steps=args.grad_accum_steps,
+            seed=args.seed,
+            epoch_repeats=args.epoch_repeats,
+            repeated_aug=args.repeated_aug,
+            weights=balanced_weights(data.train) if args.sampler == "balanced" else None,
+        )
+    except TooFewSamplesError as error:
+        if args.global_batch is None:
+            raise
+        raise ValueError(
+            f"{error.samples} training samples an epoch are fewer than the {args.global_batch} of a step "
+            f"(--global-batch {args.global_batch}): lower it, or pass --epoch-repeats N for more passes over the data."
+        ) from error
     train = TrainLoader(data.train, sampler, **common)
     batch_size = args.batch_size * args.validation_batch_size_multiplier
     return train, EvalLoader(data.val, batch_size=batch_size, rank=world.rank, world_size=world.size, **common)
@@ -515,6 +554,13 @@ def build_schedule(args: Namespace, optimizer: torch.optim.Optimizer, steps_per_
         raise ValueError(
             f"--sched plateau needs a metric after each epoch: leave out --val-interval {args.val_interval}."
         )
+    if args.sched in ("wsd", "rsqrt") and args.warmup_epochs >= args.epochs and not args.warmup_prefix:
+        raise ValueError(
+            f"--sched {args.sched}: the warm-up of {args.warmup_epochs} epochs leaves none of --epochs {args.epochs}: "
+            "lower --warmup-epochs."
+        )
+    if args.sched == "rsqrt" and not args.warmup_epochs:
+        raise ValueError("--sched rsqrt falls as slowly as it has risen: give --warmup-epochs of 1 or more.")
     with warnings.catch_warnings():
         # plateau's memory, which timm does not save and warns about, is in our own state
         warnings.filterwarnings("ignore", category=FutureWarning, module="timm")
@@ -530,7 +576,22 @@ def build_schedule(args: Namespace, optimizer: torch.optim.Optimizer, steps_per_
             f"{args.lr_cycle_mul} make a schedule of {num_epochs:.3g} epochs; at most {_MOST_EPOCHS} are run."
         )
     _say_length(args, num_epochs, has_schedule=schedule is not None)
+    _say_beyond(args, num_epochs)
     return schedule, num_epochs
+
+
+def _say_beyond(args: Namespace, num_epochs: int) -> None:
+    """Warn of flags that name an epoch which the run does not reach."""
+    milestones = [epoch for epoch in listed(args.keep_epochs) if epoch > num_epochs]
+    named = {
+        "keep_epochs": ",".join(map(str, milestones)),
+        "stop_epoch": args.stop_epoch if args.stop_epoch is not None and args.stop_epoch > num_epochs else None,
+        "mixup_off_epoch": args.mixup_off_epoch if args.mixup_off_epoch >= num_epochs and mixes(args) else None,
+        "early_stop": args.early_stop if args.early_stop is not None and args.early_stop >= num_epochs else None,
+    }
+    for name, value in named.items():
+        if value:
+            log.warning("--%s %s has no effect: the run has %d epochs.", name.replace("_", "-"), value, num_epochs)
 
 
 def _say_length(args: Namespace, num_epochs: int, has_schedule: bool) -> None:

@@ -56,6 +56,8 @@ NO_LONGER = {
 
 
 _MOST_LISTED = 1000
+_DECAY_SHARE = 0.2  # of the epochs behind the warm-up, as timm's own default
+_LEAST_DECAY = 2  # epochs
 COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 
 
@@ -715,9 +717,14 @@ def _as_yaml(value: Any) -> str:
 
 
 def fit_decay(args: argparse.Namespace, given: Collection[str]) -> None:
-    """Let the decay of 'wsd' and 'rsqrt' take a share of any number of epochs, unless --decay-epochs is given."""
+    """Let the decay of 'wsd' and 'rsqrt' take a share of any number of epochs, unless --decay-epochs is given.
+
+    Where the rate changes between epochs alone, it takes two at least: the first of them still has the full rate.
+    """
     if args.sched in ("wsd", "rsqrt") and "decay_epochs" not in given:
-        args.decay_epochs = 0.2
+        length = args.epochs - (0 if args.warmup_prefix else args.warmup_epochs)
+        is_share = args.sched_on_updates or round(_DECAY_SHARE * length) >= _LEAST_DECAY
+        args.decay_epochs = _DECAY_SHARE if is_share else float(max(1, min(_LEAST_DECAY, length)))
 
 
 def fit_metric(args: argparse.Namespace, given: Collection[str]) -> None:

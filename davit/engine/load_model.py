@@ -283,15 +283,19 @@ def load_model(
     return replace(loaded, thresholds=thresholds_for(options.threshold, location, model, loaded.class_names))
 
 
+class OtherTaskError(ValueError):
+    """Options that do not go with the task of a model; they would not with any other one of it."""
+
+
 def _require_for_task(options: ModelOptions, is_multilabel: bool) -> None:
-    """Raise `ValueError` for options that are for the other task."""
+    """Raise `OtherTaskError` for options that are for the other task."""
     if options.threshold is not None and not is_multilabel:
-        raise ValueError(
+        raise OtherTaskError(
             f"`threshold={options.threshold:g}` is for pictures with several labels, and this model tells one class: "
             f"leave it out, or give `task={MULTILABEL}`."
         )
     if is_multilabel and options.temperature not in (None, 1):
-        raise ValueError(
+        raise OtherTaskError(
             f"`temperature={options.temperature:g}` is for one class a picture; of several labels `threshold=...` "
             "says from which probability on they count."
         )

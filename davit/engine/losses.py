@@ -155,7 +155,7 @@ def class_weights(args: Namespace, loss: str, train: PictureDataset | None) -> t
 
     auto is for several labels a picture the weight negatives / positives of a class's positives ("neg_pos"), but at
     most 100, for one class a picture that of Cui et al. 2019 ("effective_num"). Those of one class a picture have a
-    mean of 1 over the pictures.
+    mean of 1 over the pictures. A class without a picture has no part in this and weighs 1, which is said.
 
     Returns:
         What timm calls them, "pos_weight" or "class_weight", and the weights (K,) float32.
@@ -171,17 +171,25 @@ def class_weights(args: Namespace, loss: str, train: PictureDataset | None) -> t
         assert train is not None
         kind = "pos_weight" if is_multilabel else "class_weight"
         weights = read_weights(Path(asked), train.class_names)
+        # --num-classes may leave room for classes that the data do not name
+        weights = torch.cat([weights, torch.ones(max(0, train.width - len(weights)))])
         _say(asked, kind, weights, train.class_names)
         return kind, weights
     method, most = _AUTO[is_multilabel] if asked == "auto" else (asked, None)
     counts, pictures = _counts(train, f"--class-weights {asked}")
     assert train is not None
-    kind, weights = compute_class_weights(counts, pictures, method=method, max_weight=most)
+    number = torch.tensor(counts, dtype=torch.float64)
+    there = number > 0
+    kind, found = compute_class_weights(number[there], pictures, method=method, max_weight=most)
     if loss == "ce" and kind == "pos_weight":
         raise ValueError(f"--class-weights {method} weighs yes against no, which --loss bce has and ce has not.")
     if not is_multilabel:
-        number = torch.tensor(counts, dtype=torch.float64)
-        weights = (weights / ((number * weights).sum() / number.sum())).float()
+        found = found / ((number[there] * found).sum() / number.sum())
+    weights = torch.ones(len(counts))
+    weights[there] = found.float()
+    if not there.all():
+        absent = [_name(train.class_names, index) for index in (~there).nonzero()[:, 0].tolist()]
+        log.warning("Classes without a training picture weigh 1: %s.", some(absent))
     said = f"{asked} ({method})" if asked == "auto" else asked
     _say(said, kind, weights, train.class_names)
     return kind, weights
@@ -190,8 +198,12 @@ def class_weights(args: Namespace, loss: str, train: PictureDataset | None) -> t
 def _say(what: str, kind: str, weights: Tensor, names: Sequence[str]) -> None:
     order = weights.argsort(descending=True, stable=True).tolist()
     shown = order if len(order) <= 12 else [*order[:6], *order[-6:]]
-    listed = ", ".join(f"{names[index]} {weights[index]:.3g}" for index in shown)
+    listed = ", ".join(f"{_name(names, index)} {weights[index]:.3g}" for index in shown)
     log.info("Class weights %s, as timm's %s: %s.", what, kind, listed)
+
+
+def _name(names: Sequence[str], index: int) -> str:
+    return names[index] if index < len(names) else f"class {index}"
 
 
 def read_weights(file: Path, names: Sequence[str]) -> Tensor:

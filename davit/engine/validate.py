@@ -40,7 +40,7 @@ from .flags import (
 )
 from .label_report import LabelReport, write_label_report
 from .labels import Labels, display_names, labels_by_name, labels_for, model_classes, real_labels
-from .load_model import LoadedModel, ModelOptions, load_model
+from .load_model import LoadedModel, ModelOptions, OtherTaskError, load_model
 from .multilabel import LEAST_POSITIVES, AnswerRecords, Answers, Measures, as_row, fit_thresholds, measure, named
 from .precision import Precision, precision_from
 from .records import Outcomes, Records
@@ -196,7 +196,7 @@ def _validate(args: argparse.Namespace, given: set[str], world: World) -> list[R
         except MiscountError:
             raise
         except Exception as error:
-            if is_single or error is data.error:
+            if is_single or error is data.error or isinstance(error, OtherTaskError):
                 raise
             is_fault = not isinstance(error, ValueError | PretrainedError)
             text = with_flags(str(error))
@@ -334,7 +334,7 @@ def _evaluate(request: Request, job: _Job) -> Row:
     opened = job.data.of(CLASSIFICATION)
     with in_step(world):
         if args.fit_threshold:
-            raise ValueError(
+            raise OtherTaskError(
                 "--fit-threshold is for pictures with several labels, and this model tells one class: "
                 "--fit-temperature makes its probabilities agree with the data."
             )
@@ -476,7 +476,7 @@ def _check_labels_flags(args: argparse.Namespace) -> None:
         ("slices", "accuracy by a column is not measured for several labels; evaluate the parts as csv files"),
     ):
         if getattr(args, name):
-            raise ValueError(
+            raise OtherTaskError(
                 f"--{name.replace('_', '-')} {getattr(args, name)} is for one class a picture, and this model tells "
                 f"several: {why}."
             )

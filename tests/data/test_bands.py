@@ -232,6 +232,7 @@ def test_a_transparent_colour_is_a_fourth_band(tmp_path: Path):
     ("data", "bands", "said"),
     [
         (npy(np.zeros((4, 9, 4), np.uint8)), 4, "(4, 9, 4)"),
+        *((npy(np.zeros((16, 16, 5), np.uint8)), 3, "in_chans=5"), (npy(np.zeros((7, 9, 8))), 3, "in_chans=7")),
         *((npy(np.zeros(5)), 3, "(5,)"), (npy(np.zeros((2, 5, 6))), 4, "(2, 5, 6)")),
         *((npy(np.zeros((5, 6), complex)), 1, "complex"), (npy(EIGHT)[:150], 4, "ends"), (npy(EIGHT), 3, "4")),
         (tiff(NOISE, photometric="minisblack", planarconfig="contig"), 3, "in_chans=4"),

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from davit.data import DataError, open_dataset
 from davit.data.__main__ import main as command
-from davit.data.split import split_pictures
+from davit.data.split import _assign, split_pictures
 from tests.engine.runs import SHORT, run_here
 
 Pictures = Callable[..., Path]
@@ -140,3 +143,101 @@ def test_mistakes_write_nothing(folder: Path, tmp_path: Path, words: list[str]) 
     (tmp_path / "full/file").touch()
     assert command(["split", str(folder), str(tmp_path / "full")]) == 2
     assert sorted(place.name for place in tmp_path.iterdir()) == ["all", "full"]
+
+
+# ---- several labels a picture ----
+
+
+def labelled(pictures: Pictures, rows: dict[str, str]) -> Path:
+    """Pictures with a table of their labels."""
+    root = pictures(*(f"all/{name}" for name in rows)) / "all"
+    (root / "labels.csv").write_text("path,labels\n" + "".join(f"{name},{text}\n" for name, text in rows.items()))
+    return root
+
+
+def drawn_labels(count: int, seed: int) -> dict[str, str]:
+    draw = np.random.default_rng(seed)
+    frequent = [0.5, 0.3, 0.2, 0.1, 0.1, 0.05, 0.02]
+    rows = (";".join(f"l{at}" for at, share in enumerate(frequent) if draw.random() < share) for _ in range(count))
+    return {f"{number:03d}.png": row for number, row in enumerate(rows)}
+
+
+def sets_of(out: Path) -> dict[str, dict[str, set[str]]]:
+    """The labels of each picture of each split, as training reads them."""
+    found = {}
+    for split in ("train", "val", "test"):
+        if (out / split).is_dir():
+            dataset = open_dataset(out, split, task="multilabel")
+            names, sets = dataset.class_names, dataset.label_sets
+            assert sets is not None
+            found[split] = {name: {names[at] for at in sets[n]} for n, name in enumerate(dataset.filenames())}
+    return found
+
+
+@pytest.mark.parametrize(("seed", "shares"), [(0, {"val": 0.2}), (1, {"val": 0.2, "test": 0.1}), (2, {"val": 0.5})])
+def test_each_of_several_labels_has_its_share(
+    pictures: Pictures, tmp_path: Path, seed: int, shares: dict[str, Any]
+) -> None:
+    rows = drawn_labels(300, seed)
+    root = labelled(pictures, rows)
+    split_pictures(root, tmp_path / "out", seed=seed, **shares)
+    parts = sets_of(tmp_path / "out")
+    whole = {name.rpartition("/")[2]: labels for part in parts.values() for name, labels in part.items()}
+    assert whole == {name: set(filter(None, text.split(";"))) for name, text in rows.items()}
+    assert sum(map(len, parts.values())) == len(rows)
+    for split, share in shares.items():
+        assert abs(len(parts[split]) - share * len(rows)) <= 2
+        held = Counter(label for labels in parts[split].values() for label in labels or {""})
+        for label, total in Counter(label for labels in whole.values() for label in labels or {""}).items():
+            assert abs(held[label] - share * total) <= 2, label
+            assert held[label] and held[label] < total
+    split_pictures(root, tmp_path / "again", seed=seed, **shares)
+    assert sets_of(tmp_path / "again") == parts
+
+
+def test_a_label_is_in_both_parts_wherever_it_can_be() -> None:
+    """Of small random tables all partings are tried."""
+    for seed in range(60):
+        draw = np.random.default_rng(seed)
+        labels = [tuple({f"l{at}" for at in draw.integers(0, 5, draw.integers(1, 4))}) for _ in range(8)]
+        names = {label for own in labels for label in own}
+
+        def lacking(parts: Sequence[str], labels: list[tuple[str, ...]] = labels, names: set[str] = names) -> int:
+            held = {(part, label) for part, own in zip(parts, labels, strict=True) for label in own}
+            return sum((part, label) not in held for part in ("train", "val") for label in names)
+
+        parts = _assign(labels, [str(n) for n in range(8)], {"val": 0.3}, seed, even_out=True)
+        single = {label for label, count in Counter(label for own in labels for label in own).items() if count == 1}
+        assert all(part != "val" or single.isdisjoint(own) for part, own in zip(parts, labels, strict=True))
+        fixed = [n for n, own in enumerate(labels) if not single.isdisjoint(own)]  # what training alone must have
+        tried = (one for one in itertools.product(("train", "val"), repeat=8) if all(one[n] == "train" for n in fixed))
+        assert lacking(parts) == min(map(lacking, tried)), seed
+
+
+def test_labels_in_columns_keep_their_classes(pictures: Pictures, tmp_path: Path) -> None:
+    root = pictures(*(f"all/{number}.png" for number in range(12))) / "all"
+    rows = [f"{number}.png,{number % 2},{int(number > 8)},0" for number in range(12)]
+    (root / "all.csv").write_text("\n".join(["path,a;b,rare,never", *rows]))
+    assert command(["split", str(root / "all.csv"), str(tmp_path / "out"), "--task", "multilabel"]) == 0
+    train = open_dataset(tmp_path / "out", "train", task="multilabel")
+    val = open_dataset(tmp_path / "out", "validation", task="multilabel")
+    assert train.class_names == val.class_names == ["a;b", "rare", "never"]
+    counts = [dataset.counts() for dataset in (train, val)]
+    assert counts[0] is not None and counts[1] is not None
+    assert (counts[0] + counts[1]).tolist() == [6, 3, 0] and counts[1].tolist() == [1, 1, 0]
+
+
+def test_a_lonely_label_is_named_and_trained_on(
+    pictures: Pictures, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = labelled(pictures, {**{f"{n}.png": "cat;dog" if n % 2 else "cat" for n in range(20)}, "x.png": "cat;owl"})
+    with caplog.at_level("WARNING"):
+        assert command(["split", str(root), str(tmp_path / "out")]) == 0
+    assert any("owl" in record.getMessage() for record in caplog.records if record.levelname == "WARNING")
+    assert "train/x.png" in (tmp_path / "out/labels.csv").read_text()
+
+
+def test_what_is_parted_trains(pictures: Pictures, tmp_path: Path) -> None:
+    root = labelled(pictures, {f"{n}.png": ("a;b", "b", "", "c;a")[n % 4] for n in range(40)})
+    split_pictures(root, tmp_path / "out", copy=True)
+    run_here(tmp_path / "out", *SHORT, "--task", "multilabel", "--epochs", "1", cwd=tmp_path)

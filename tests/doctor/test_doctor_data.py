@@ -116,6 +116,35 @@ def test_several_labels_are_counted(tmp_path: Path) -> None:
     assert "--task multilabel" in findings[-1].text
 
 
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ["path,labels", "{}/0.png,ant", "{}/1.png,", "{}/2.png,bee"],
+        ["path,labels", "{}/0.png,ant;bee", "{}/1.png,ant", "{}/2.png,bee"],
+        ["path,ant,bee", "{}/0.png,1,0", "{}/1.png,0,0", "{}/2.png,1,1"],
+    ],
+)
+def test_none_or_several_labels_are_read_as_such(tmp_path: Path, lines: list[str]) -> None:
+    for split in ("train", "val"):
+        for number in range(3):
+            picture(tmp_path / split / f"{number}.png", number)
+        (tmp_path / f"{split}.csv").write_text("\n".join(line.format(split) for line in lines))
+    findings = examine(tmp_path)
+    assert not [text for level, _, text in faults(findings) if level == "error"]
+    assert "--task multilabel" in findings[-1].text
+
+
+def test_an_empty_cell_in_val_alone_tells_the_task_of_both(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        for number in range(3):
+            picture(tmp_path / split / f"{number}.png", number)
+    (tmp_path / "train.csv").write_text("path,labels\ntrain/0.png,ant\ntrain/1.png,bee\ntrain/2.png,bee")
+    (tmp_path / "val.csv").write_text("path,labels\nval/0.png,ant\nval/1.png,\nval/2.png,bee")
+    findings = examine(tmp_path)
+    assert not [text for level, _, text in faults(findings) if level == "error"]
+    assert "--task multilabel" in findings[-1].text
+
+
 def test_unreadable_files_are_named(folder: Path) -> None:
     (folder / "train" / "ant" / "0.png").write_bytes(b"")
     (folder / "val" / "bee" / "0.png").write_bytes(b"text")
@@ -185,13 +214,16 @@ def test_bits_and_bands(folder: Path, tmp_path: Path) -> None:
     for (level, _, text), split in zip(faults(examine(folder)), ("train", "validation"), strict=True):
         assert level == "warning" and "16 bits" in text, split
     assert [finding.remedy for finding in examine(folder) if "--bit-depth 12" in finding.remedy]
+    assert "--bit-depth 12" in examine(folder)[-1].text
     for file in sorted(folder.rglob("*.png")):
         np.save(file.with_suffix(".npy"), np.full((9, 11, 6), 51 * np.arange(6), dtype=np.uint8))
         file.unlink()
     findings = examine(folder)
     assert faults(findings) == []
     told = next(finding.text for finding in findings if "--in-chans" in finding.text)
-    assert told.endswith("--in-chans 6 --mean 0 0.2 0.4 0.6 0.8 1 --std 0 0 0 0 0 0")
+    flags = "--in-chans 6 --mean 0 0.2 0.4 0.6 0.8 1 --std 1 1 1 1 1 1"  # constant bands
+    assert told.endswith(flags)
+    assert f"--model DaViT_tiny {flags} --batch-size" in findings[-1].text
     np.save(folder / "val" / "bee" / "1.npy", np.zeros((9, 11, 7), dtype=np.uint8))
     assert any(level == "error" and "6 and 7" in text for level, _, text in faults(examine(folder)))
 

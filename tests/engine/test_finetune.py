@@ -204,6 +204,26 @@ def test_flags_without_the_one_that_they_go_with_are_named(
     assert [record.levelname for record in caplog.records] == ["WARNING"] * count
 
 
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (("--keep-epochs", "2,3,50"), ["--keep-epochs 3,50"]),
+        (("--keep-epochs", "1,2"), []),
+        (("--stop-epoch", "3"), ["--stop-epoch 3"]),
+        (("--stop-epoch", "2", "--early-stop", "1"), []),
+        (("--early-stop", "2"), ["--early-stop 2"]),
+        (("--mixup-off-epoch", "2"), ["--mixup-off-epoch 2"]),
+        (("--mixup-off-epoch", "2", "--mixup", "0", "--cutmix", "0"), []),
+    ],
+)
+def test_epochs_that_are_never_reached_are_named(
+    pictures: Path, tmp_path: Path, words: tuple[str, ...], named: list[str]
+) -> None:
+    done = run_here(pictures, *SHORT, *words, "--dry-run", cwd=tmp_path)
+    assert [one for one in named if one not in done.stderr] == []
+    assert done.stderr.count("has no effect") == len(named)
+
+
 def test_options_reach_the_optimizer(pictures: Path, tmp_path: Path) -> None:
     run_here(pictures, *SHORT, "--opt", "sgd", "--opt-kwargs", "nesterov=false", "--epochs", "1", cwd=tmp_path)
     groups = read_state(tmp_path / "runs/a/last.pth.tar")["optimizer"]["param_groups"]
@@ -231,6 +251,35 @@ def test_wsd_decays_within_any_number_of_epochs(pictures: Path, tmp_path: Path, 
     rates = [float(row["lr"]) for row in summary(tmp_path / "runs/a")]
     assert rates[-1] < rates[1] == max(rates)
     assert read_state(tmp_path / "runs/a/last.pth.tar")["args"]["decay_epochs"] == decay
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "--sched wsd --epochs 3",
+        "--sched wsd --epochs 7",
+        "--sched wsd --epochs 1 --warmup-epochs 0",
+        "--sched rsqrt --epochs 3 --sched-on-updates",
+    ],
+)
+def test_decays_within_few_epochs(pictures: Path, tmp_path: Path, words: str) -> None:
+    run_here(pictures, *SHORT, *words.split(), cwd=tmp_path)
+    rates = [float(row["lr"]) for row in summary(tmp_path / "runs/a")]
+    assert rates[-1] < max(rates) or len(rates) == 1
+
+
+@pytest.mark.parametrize("words", ["--sched wsd --warmup-epochs 5", "--sched rsqrt --warmup-epochs 0"])
+def test_a_warm_up_that_leaves_nothing_to_decay_is_named(pictures: Path, tmp_path: Path, words: str) -> None:
+    done = run_here(pictures, *SHORT, "--epochs", "3", *words.split(), cwd=tmp_path, status=2)
+    assert "--warmup-epochs" in done.stderr
+
+
+@pytest.mark.parametrize(("decay", "is_said"), [("0.99996", True), ("0.5", False)])
+def test_an_average_that_the_run_is_too_short_for_is_said(
+    pictures: Path, tmp_path: Path, decay: str, is_said: bool
+) -> None:
+    done = run_here(pictures, *SHORT, "--model-ema", "--model-ema-decay", decay, "--dry-run", cwd=tmp_path)
+    assert ("--model-ema-decay" in done.stderr) == is_said
 
 
 def test_a_single_class_is_refused(pictures: Path, tmp_path: Path) -> None:

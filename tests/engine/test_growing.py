@@ -12,7 +12,7 @@ from davit.data import SizeSchedule
 from davit.engine.build import stride_of
 from davit.engine.run_folder import LAST, read_state
 from davit.engine.validate import main as validate
-from tests.engine.runs import SHORT, Train, small_model, summary, weights_hash
+from tests.engine.runs import SHORT, Train, run_here, small_model, summary, weights_hash
 from tests.engine.test_memory import starving
 
 # 48 pictures: 6 steps an epoch; multiples of 8 as the small model's stride is 8
@@ -148,3 +148,14 @@ def test_a_compiled_model_has_a_graph_for_each_size(train: Train) -> None:
     torch._dynamo.register_backend(name="noted_sizes", compiler_fn=backend)
     train(*GROWING, "--torchcompile", "noted_sizes", "--epochs", "1")
     assert {8, 16, 24} <= set(shapes)
+
+
+@pytest.mark.parametrize(("words", "status"), [((), 2), (("img_size=16",), 0)])
+def test_a_size_that_a_model_does_not_take_is_refused_at_once(
+    pictures: Path, tmp_path: Path, words: tuple[str, ...], status: int
+) -> None:
+    small = ["--model", "vit_tiny_patch16_224", "--img-size", "16", "--model-kwargs", "depth=1", "embed_dim=12"]
+    done = run_here(pictures, *small, *words, *SHORT, cwd=tmp_path, status=status)
+    if status:
+        assert "--model-kwargs img_size" in done.stderr
+        assert not (tmp_path / "runs").exists()

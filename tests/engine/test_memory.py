@@ -126,6 +126,12 @@ def test_what_cannot_be_dealt_is_refused_with_the_choices(
         assert word in str(error.value)
 
 
+def test_too_few_pictures_blame_the_flag_that_was_given(train: Train) -> None:
+    done = train(*SHORT, "--batch-size", "auto", "--global-batch", "60", status=2)
+    assert "--global-batch 60" in done.stderr and "48" in done.stderr and "--grad-accum-steps" not in done.stderr
+    assert "--batch-size 50" in train(*SHORT, "--batch-size", "50", status=2).stderr
+
+
 def test_what_a_state_goes_on_with() -> None:
     state = {"micro_batch": 12, "args": {"batch_size": 24, "input_size": [3, 16, 16]}}
     same = {"batch_size": 24, "input_size": [3, 16, 16]}
@@ -165,6 +171,50 @@ def test_auto_is_the_setting_that_it_finds(tmp_path: Path, pictures: Path) -> No
         again = starving(pictures, cwd, *words, "--output", "runs", "--experiment", "a", "--auto-resume")
         assert "Resumed at epoch 1, step 1" in again.stderr
         assert weights_hash(cwd / "runs/a" / LAST) == weights_hash(named / LAST)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("processes", "size", "accumulate"), [(0, 12, 5), (3, 10, 2)])
+def test_auto_of_sixty_where_seventeen_fit(
+    tmp_path: Path, pictures: Path, processes: int, size: int, accumulate: int
+) -> None:
+    flags = [*RANDOM, "--epoch-repeats", "2.5"]
+    found, given = tmp_path / "found", tmp_path / "given"
+    auto = ["--batch-size", "auto", "--global-batch", "60"]
+    starving(pictures, found, *flags, *auto, processes=processes, MOST=17, SEEN=found / "seen")
+    number = ["--batch-size", str(size), "--grad-accum-steps", str(accumulate)]
+    starving(pictures, given, *flags, *number, processes=processes, SEEN=given / "seen")
+    assert weights_hash(found / "runs/a" / LAST) == weights_hash(given / "runs/a" / LAST)
+    assert samples(found, max(1, processes)) == samples(given, max(1, processes))
+    args = read_state(found / "runs/a" / LAST)["args"]
+    assert (args["batch_size"], args["grad_accum_steps"]) == (size, accumulate)
+
+
+@pytest.mark.parametrize("lacking", [1, 2, 3, 4, 7])
+def test_memory_that_an_evaluation_lacks_changes_no_result(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lacking: int
+) -> None:
+    """Thirteen pictures in batches of 8 are two passes, of the weights and then of their average, in each epoch."""
+    train(*RANDOM)
+    whole, forward = summary(tmp_path / "runs/a"), DaViT.forward
+    weights, passes = weights_hash(tmp_path / "runs/a" / LAST), []
+
+    def limited(self: DaViT, images: Tensor, *rest: Any) -> Tensor:
+        if not self.training and len(images) > 1:  # one picture is tried before the run
+            passes.append(len(images))
+            if len(passes) == lacking:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(self, images, *rest)
+
+    monkeypatch.setattr(DaViT, "forward", limited)
+    train(*RANDOM, "--overwrite")
+    assert max(passes[lacking:]) == 4
+    assert weights_hash(tmp_path / "runs/a" / LAST) == weights
+    for before, now in zip(whole, summary(tmp_path / "runs/a"), strict=True):
+        for name in ("eval_top1", "ema_top1", "train_loss"):
+            assert before[name] == now[name]
+        for name in ("eval_loss", "ema_loss"):
+            assert float(before[name]) == pytest.approx(float(now[name]), rel=1e-5)
 
 
 @pytest.mark.long

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from sklearn.metrics import average_precision_score, f1_score
 from timm.data import Mixup
 from timm.loss import (
@@ -38,11 +39,12 @@ from davit.engine import validate as validate_module
 from davit.engine.build import build_mixup, check_task
 from davit.engine.evaluate import evaluate
 from davit.engine.flags import fit_metric, train_parser
-from davit.engine.losses import WeightedCrossEntropy, build_loss, read_weights
+from davit.engine.losses import WeightedCrossEntropy, build_loss, class_weights, read_weights
 from davit.engine.multilabel import Answers, fit_thresholds, measure
 from davit.engine.thresholds import file_beside
 from davit.engine.validate import main as validate
 from davit.predict.cli import main as predict
+from davit.probe.__main__ import main as probe
 from tests.engine.runs import (
     REPOSITORY,
     SHORT,
@@ -221,6 +223,33 @@ def test_weights_of_one_class_have_a_mean_of_1_over_pictures(pictures: Path) -> 
     counts = train.counts()
     assert counts is not None
     assert (loss.weight * torch.tensor(counts)).sum().item() == pytest.approx(len(train), rel=1e-6)
+
+
+@pytest.mark.parametrize("asked", ["auto", "inv_freq", "effective_num"])
+@pytest.mark.parametrize("task", [MULTI, []])
+def test_a_class_without_pictures_weighs_1_and_is_named(
+    task: list[str], asked: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = "".join(f"{number}.png,{'a' if number else 'b'}\n" for number in range(8))
+    for number in range(8):
+        Image.new("RGB", (8, 8)).save(tmp_path / f"{number}.png")
+    (tmp_path / "train.csv").write_text("path,labels\n" + rows)
+    (tmp_path / "names.txt").write_text("a\nabsent\nb\n")
+    kind = "multilabel" if task else "classification"
+    train = open_dataset(tmp_path, "train", task=kind, class_map=tmp_path / "names.txt")
+    train.width = 4  # --num-classes 4
+    with caplog.at_level("WARNING"):
+        _, weights = class_weights(flags(*task, "--class-weights", asked), "bce", train)
+    assert weights[1] == weights[3] == 1 and weights.dtype == torch.float32
+    assert "absent" in caplog.text and "class 3" in caplog.text
+    method = "neg_pos" if asked == "auto" and task else "effective_num" if asked == "auto" else asked
+    wanted = compute_class_weights([7, 1], 8, method)[1]
+    if not task:
+        wanted = wanted * 8 / (wanted * torch.tensor([7, 1])).sum()
+    assert torch.allclose(weights[[0, 2]], wanted)
+    (tmp_path / "w.csv").write_text("a,2\nabsent,1\nb,3\n")
+    _, weights = class_weights(flags(*task, "--class-weights", str(tmp_path / "w.csv")), "bce", train)
+    assert weights.tolist() == [2, 1, 3, 1]
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
@@ -470,15 +499,30 @@ def test_thresholds_are_fitted_noted_used_and_overridden(
         ("--slices", "x.csv"),
     ],
 )
-def test_what_is_for_one_class_is_refused(trained: Path, digits: Path, words: tuple[str, ...]) -> None:
-    assert validate([str(digits), "--checkpoint", str(trained / "model_best.pth.tar"), "--workers", "0", *words]) == 2
+@pytest.mark.parametrize("of_folder", [False, True])
+def test_what_is_for_one_class_is_refused(
+    trained: Path, digits: Path, words: tuple[str, ...], of_folder: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    checkpoint = trained if of_folder else trained / "model_best.pth.tar"
+    with caplog.at_level("ERROR"):
+        assert validate([str(digits), "--checkpoint", str(checkpoint), "--workers", "0", *words]) == 2
+    assert len(caplog.records) == 1  # not once for each checkpoint
+
+
+def test_a_command_for_one_class_does_not_name_a_flag_that_it_has_not(
+    trained: Path, digits: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("ERROR"):
+        assert probe([str(trained / "model_best.pth.tar"), str(digits), "--workers", "0"]) == 2
+    assert "several labels" in caplog.text and "--task" not in caplog.text
 
 
 def test_what_is_for_several_labels_is_refused_for_one_class(pictures: Path, train: Any, tmp_path: Path) -> None:
     train(*SHORT)
     checkpoint = str(tmp_path / "runs" / "a" / "model_best.pth.tar")
     for words in (("--fit-threshold",), ("--threshold", "0.3")):
-        assert validate([str(pictures), "--checkpoint", checkpoint, "--workers", "0", *words]) == 2
+        for place in (checkpoint, str(Path(checkpoint).parent)):
+            assert validate([str(pictures), "--checkpoint", place, "--workers", "0", *words]) == 2
 
 
 def test_pictures_that_cannot_be_answered_have_no_class(digits: Path) -> None:
