@@ -227,6 +227,13 @@ class Trainer:
             *(parts.num_epochs, loader.steps_per_epoch, parts.num_epochs * loader.steps_per_epoch),
             *(parts.precision.name, self.world.device),
         )
+        rates, head = [group["lr"] for group in parts.stepper.optimizer.param_groups], self._rate()
+        if head and min(rates) < max(rates):
+            log.info(
+                "Layers learn at different rates, %.3g to %.3g of the classifier's; the lr of the log and of summary.csv "
+                "is the classifier's.",
+                *(min(rates) / head, max(rates) / head),
+            )
 
     def settle_batch(self, state: dict[str, Any] | None) -> None:
         """Decide how a step is dealt in micro-batches: as a state has it, by trying, or as the flags say; and say it.

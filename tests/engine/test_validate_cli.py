@@ -63,20 +63,18 @@ def val(pictures: Path) -> PictureDataset:
 def go(
     pictures: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> Callable[..., tuple[int, Any, str]]:
-    """validate.py in this process: exit status, the results it printed last, and what it said of itself."""
+    """validate.py in this process: exit status, the results it printed, and what it said of itself."""
     caplog.set_level("INFO")
 
     def call(*flags: object, data: object = pictures) -> tuple[int, Any, str]:
         caplog.clear()
         words = [str(data)] if data is not None else []
         try:
-            status = main([*words, "-j", "0", "--device", "cpu", *map(str, flags)])
+            status = main([*words, "--json", "-j", "0", "--device", "cpu", *map(str, flags)])
         except SystemExit as leave:  # argparse
             status = int(leave.code or 0)
         printed = capsys.readouterr()
-        lines = printed.out.splitlines()
-        assert not lines or lines[-2] == "--result"
-        return status, json.loads(lines[-1]) if lines else None, caplog.text + printed.err
+        return status, json.loads(printed.out) if printed.out else None, caplog.text + printed.err
 
     return call
 
@@ -413,7 +411,7 @@ def run_two(words: list[str], folder: Path, main: Callable[[list[str]], int] = m
         logging.root.handlers.clear()
         out, err = ((folder / f"{rank}.{name}").open("w", buffering=1) for name in ("out", "err"))
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            status = main([*words, "-j", "0", "--device", "cpu"])
+            status = main([*words, "--json", "-j", "0", "--device", "cpu"])
         os._exit(status)
 
     fork = multiprocessing.get_context("fork")
