@@ -122,14 +122,14 @@ def test_help_shows_every_default_and_groups_flags(name: str) -> None:
 
 
 def _mistyped() -> list[tuple[str, str, str]]:
-    """For each command a long flag with two letters exchanged."""
+    """For each command a long flag with a letter too many."""
     cases = []
     for name, parser in LEAVES.items():
         longest = max(
             (flag for action in parser._actions if action.help != argparse.SUPPRESS for flag in action.option_strings),
             key=len,
         )
-        cases.append((name, longest, f"{longest[:5]}{longest[6]}{longest[5]}{longest[7:]}x"))
+        cases.append((name, longest, f"{longest[:4]}x{longest[4:]}"))
     return cases
 
 
@@ -229,10 +229,8 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import torch
 
     folder = tmp_path_factory.mktemp("work")
-    davit.data.write_digits(folder / "digits") if hasattr(davit, "data") else importlib.import_module(
-        "davit.data"
-    ).write_digits(folder / "digits")
-    model = davit.create_model("DaViT_nano", num_classes=10, img_size=32)
+    importlib.import_module("davit.data").write_digits(folder / "digits")
+    model = davit.create_model("DaViT_nano", num_classes=10)
     torch.save({"state_dict": model.state_dict(), "arch": "DaViT_nano"}, folder / "nano.pth")
     return folder
 

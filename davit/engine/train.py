@@ -230,8 +230,8 @@ class Trainer:
         rates, head = [group["lr"] for group in parts.stepper.optimizer.param_groups], self._rate()
         if head and min(rates) < max(rates):
             log.info(
-                "Layers learn at different rates, %.3g to %.3g of the classifier's; the lr of the log and of summary.csv "
-                "is the classifier's.",
+                "Layers learn at different rates, %.3g to %.3g of the classifier's, which is the lr of the log and of "
+                "summary.csv.",
                 *(min(rates) / head, max(rates) / head),
             )
 

@@ -41,9 +41,10 @@ def _as_words(value: Any) -> str:
 class Parser(argparse.ArgumentParser):
     """Parse as `argparse.ArgumentParser` does; say what a mistyped flag, choice or command may have meant."""
 
-    def __init__(self, *args: Any, formatter_class: Any = Help, **options: Any) -> None:
+    def __init__(self, *args: Any, **options: Any) -> None:
         self._words: list[str] = []
-        super().__init__(*args, formatter_class=formatter_class, **options)
+        options.setdefault("formatter_class", Help)
+        super().__init__(*args, **options)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse, and keep the words for messages."""
@@ -59,9 +60,9 @@ class Parser(argparse.ArgumentParser):
                         below._words = self._words[place + 1 :]
                         below.error(message)
         if unknown := self._unknown_flags():
-            said = "; ".join(f"there is no flag {flag}{self._offer(flag)}" for flag in unknown)
+            said = " ".join(f"there is no flag {flag}{self._offer(flag)}" for flag in unknown)
             follows = message.startswith(("unrecognized arguments", "the following arguments are required"))
-            message = f"{said}. {self.prog} --help lists the flags." if follows else f"{message}; {said}"
+            message = f"{said} {self.prog} --help lists the flags." if follows else f"{message}; {said}"
         super().error(message)
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
@@ -86,14 +87,17 @@ class Parser(argparse.ArgumentParser):
         return list(dict.fromkeys(found))
 
     def _offer(self, flag: str) -> str:
-        """Name the flags most like one, or those whose help has its words."""
+        """Name the flags whose help begins with its words, and those that are spelled most like it."""
         shown = [action for action in self._actions if action.help != argparse.SUPPRESS]
         names = [name for action in shown for name in action.option_strings]
-        near = nearest(flag, names, _MOST_NAMED)
-        if not near and len(words := flag.strip("-").replace("-", " ").replace("_", " ").lower()) > 3:
-            told = [action for action in shown if action.option_strings and words in (action.help or "").lower()]
-            near = [max(action.option_strings, key=len) for action in told[:_MOST_NAMED]]
-        return f": did you mean {_either(near)}?" if near else ""
+        words = flag.strip("-").replace("-", " ").replace("_", " ").lower()
+        told = [
+            max(action.option_strings, key=len)
+            for action in shown
+            if action.option_strings and len(words) > 3 and (action.help or "").lower().startswith(words)
+        ]
+        near = list(dict.fromkeys([*told, *nearest(flag, names, _MOST_NAMED)]))[:_MOST_NAMED]
+        return f": did you mean {_either(near)}?" if near else "."
 
 
 def _either(names: Iterable[str]) -> str:

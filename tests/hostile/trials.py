@@ -38,11 +38,11 @@ from davit.engine.flags import train_parser, validate_parser
 from davit.engine.train import main as train
 from davit.engine.validate import main as validate
 from davit.limits import NUMBERS, Limits
-from davit.predict.cli import main as predict
 from davit.parsing.complexity import complexity_parser
+from davit.predict.cli import main as predict
 from davit.predict.flags import predict_parser
-from davit.visualize.flags import visualize_parser
 from davit.visualize import __main__ as visualize
+from davit.visualize.flags import visualize_parser
 
 from .attack import CANARY, Trial, kind
 
