@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -151,8 +152,8 @@ def _help(table: Mapping[str, Command | Group], prog: str, about: str) -> str:
 
 def _run(command: Command, words: list[str], prog: str | None) -> int:
     with called_as(prog):
-        args = _resolve(command.parser)().parse_args(words)
         try:
+            args = _resolve(command.parser)().parse_args(words)
             run = _resolve(command.main)
         except ModuleNotFoundError as error:
             missing = (error.name or "davit").partition(".")[0]
@@ -162,7 +163,8 @@ def _run(command: Command, words: list[str], prog: str | None) -> int:
             sys.stderr.write(f"{prog} needs {missing}, which is not installed: {remedy}\n")
             return USER_ERROR
         importlib.import_module(".registry", __package__)  # the variants are timm's, as after `import davit`
-        with json_alone(getattr(args, "json", False)):
+        with json_alone(getattr(args, "json", False)), warnings.catch_warnings():
+            _hide_what_nobody_can_act_on()
             status: int = run(words)
         return status
 
@@ -173,6 +175,15 @@ def run_script(name: str) -> int:
     command = COMMANDS[name]
     assert isinstance(command, Command)
     return _run(command, sys.argv[1:], None)
+
+
+def _hide_what_nobody_can_act_on() -> None:
+    """Hide warnings of other libraries about their own code, unless PYTHONWARNINGS or -W asks for warnings."""
+    if sys.warnoptions:
+        return
+    for kind in (DeprecationWarning, PendingDeprecationWarning, FutureWarning):
+        warnings.simplefilter("ignore", kind)
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"torch\.utils\._pytree|accelerate")
 
 
 def _resolve(place: str) -> Any:

@@ -33,7 +33,8 @@ _FOR_PROGRAMS = (
     "its API is described at [127.0.0.1:8000/docs](http://127.0.0.1:8000/docs)."
 )
 # beside a long column of maps, the picture and its classes stay in view
-_STYLE = "@media (min-width: 900px) { #asked { position: sticky; top: 8px; align-self: flex-start; } }"
+_STYLE = """.gradio-container { overflow: clip !important; }
+@media (min-width: 900px) { #asked { position: sticky; top: 8px; align-self: flex-start; } }"""
 _FONTS = ["system-ui", "sans-serif"]  # of the viewer's machine: nothing is fetched
 
 
@@ -58,14 +59,15 @@ def _told(ask: Callable[[Path], Any], file: str) -> Any:
 
 def results_of(reader: Reader, files: Sequence[str]) -> list[dict[str, Any]]:
     """Say what is in each file, for the table and the downloads: its name, and scores or an error."""
-    found = []
+    found: list[dict[str, Any]] = []
     for file in files:
         scores = _told(reader.scores, file)
         name = as_utf8(Path(file).name)
         if isinstance(scores, str):
             found.append({"file": name, "error": scores})
         else:
-            found.append({"file": name, "classes": [{"class": one, "score": score} for one, score in scores.items()]})
+            classes = [{"class": one, "score": score} for one, score in scores.items()]
+            found.append({"file": name, "classes": classes})
     return found
 
 
@@ -164,7 +166,7 @@ def build_page(reader: Reader) -> Any:
                 gr.Textbox(_known(reader.classes), show_label=False, lines=3, max_lines=12, interactive=False)
         with gr.Row():
             with gr.Column(scale=2, min_width=280, elem_id="asked"):
-                file = gr.File(label="Drop pictures", file_count="multiple", height=140, elem_id="file")
+                file = gr.File(label="Drop pictures", file_count="multiple", height=200, elem_id="file")
                 which = gr.Dropdown(label="Picture", visible=False, interactive=True, elem_id="which")
                 message = gr.Textbox(label="Message", visible=False, interactive=False, elem_id="message")
                 given = gr.Image(elem_id="given", height=240, **{**still, "buttons": ["fullscreen"]})
@@ -174,7 +176,10 @@ def build_page(reader: Reader) -> Any:
                     as_json_file = gr.DownloadButton("Results as json", visible=False, size="sm", elem_id="json")
             with gr.Column(scale=3, min_width=280):
                 headers = ["file", "first class", "score"]
-                table = gr.Dataframe(headers=headers, visible=False, interactive=False, wrap=True, elem_id="table")
+                widths = ["38%", "42%", "20%"]
+                table = gr.Dataframe(
+                    headers=headers, column_widths=widths, visible=False, interactive=False, wrap=True, elem_id="table"
+                )
                 picture = gr.Image(elem_id="picture", **still)
                 how = gr.Markdown(elem_id="how")
                 detail = gr.Image(label="what the model looks at", elem_id="detail", **still)

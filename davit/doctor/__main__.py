@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _main(arguments: Sequence[str] | None) -> list[Finding]:
     """Print all findings, and list those that are errors."""
     options = doctor_parser().parse_args(arguments)
-    if Path(options.output).is_dir():
+    if options.output and Path(options.output).is_dir():
         raise ValueError(f"--output {options.output} is a folder, and names a file; where runs write is --runs DIR.")
     require_writable(options.output)
     findings = []

@@ -148,12 +148,10 @@ def _draw(embeddings: Embeddings, files: Sequence[str], found: Sequence[_Near], 
 
 
 def _give(args: argparse.Namespace, embeddings: Embeddings, found: Sequence[_Near]) -> None:
-    lines, rows = [], []
+    lines: list[str] = []
+    rows: list[dict[str, Any]] = []
     for picture, near in found:
-        lines += [
-            as_line(picture),
-            *(f"  {cosine:7.4f}  {as_line(embeddings.names[place])}" for place, cosine in near),
-        ]
+        lines.append(as_line(picture))
         for rank, (place, cosine) in enumerate(near, start=1):
             lines.append(f"  {cosine:7.4f}  {as_line(embeddings.names[place])}")
             neighbour = as_utf8(embeddings.names[place])

@@ -218,7 +218,7 @@ def _check_flags(args: argparse.Namespace) -> None:
     """Raise `ValueError` for flags that do not go together, before anything takes time."""
     if args.use_ema and args.ema == "never":
         raise ValueError("--use-ema and --ema never exclude each other; give one of them.")
-    require_writable(args.results_file)
+    require_writable(args.results_file, "--output (--results-file)")
     if args.overwrite and not args.report:
         raise ValueError("--overwrite is for the report that --report DIR writes; give that too, or leave it out.")
     if args.fit_threshold and args.threshold is not None:

@@ -67,7 +67,7 @@ def _main(arguments: Sequence[str] | None) -> list[object]:
     """Return the rows of the models that failed, and the pictures that could not be read."""
     args = probe_parser().parse_args(arguments)
     requests, args.data_dir = read_places(args)
-    require_writable(args.results_file)
+    require_writable(args.results_file, "--output (--results-file)")
     require_writable(args.predictions, "--predictions")
     if args.train_split in names_of_split(args.val_split):
         raise ValueError(

@@ -181,7 +181,7 @@ def _check(args: argparse.Namespace, root: Path) -> None:
         raise ValueError(f"ROOT {root} is no folder; the folder that holds val, imagenet-a and so on is needed.")
     if both := sorted(set(args.sets or ()) & set(args.leave_out)):
         raise ValueError(f"--sets and --leave-out both name {', '.join(both)}; name each in one of them.")
-    require_writable(args.results_file)
+    require_writable(args.results_file, "--output (--results-file)")
     require_writable(args.samples, "--samples")
 
 
