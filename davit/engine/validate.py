@@ -210,7 +210,7 @@ def _validate(args: argparse.Namespace, given: set[str], world: World) -> list[R
                 if world.is_main:
                     write_results(Path(args.results_file), rows, args.results_format)
     if world.is_main:
-        put(as_json(rows[0] if is_single else rows) if args.json else as_table(rows))
+        put(as_json(rows[0] if is_single else rows, indent=None) if args.json else as_table(rows))
     return [row for row in rows if "error" in row]
 
 

@@ -117,6 +117,6 @@ def as_columns(lines: Sequence[Sequence[str]], left: int) -> str:
     return text
 
 
-def as_json(document: Any) -> str:
-    """Write a JSON document over several lines."""
-    return f"{json.dumps(without_nan(document), indent=2, allow_nan=False)}\n"
+def as_json(document: Any, indent: int | None = 2) -> str:
+    """Write a JSON document, over several lines or, without indent, on one."""
+    return f"{json.dumps(without_nan(document), indent=indent, allow_nan=False)}\n"

@@ -411,7 +411,7 @@ def run_two(words: list[str], folder: Path, main: Callable[[list[str]], int] = m
         logging.root.handlers.clear()
         out, err = ((folder / f"{rank}.{name}").open("w", buffering=1) for name in ("out", "err"))
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            status = main([*words, "--json", "-j", "0", "--device", "cpu"])
+            status = main([*words, "-j", "0", "--device", "cpu"])
         os._exit(status)
 
     fork = multiprocessing.get_context("fork")
@@ -428,7 +428,7 @@ def test_two_processes_count_as_one(go: Any, odd: Path, checkpoint: Path, tmp_pa
     flags = ["--checkpoint", str(checkpoint), "--skip-bad-images", "-b", "2"]
     alone = go(*flags, data=odd)[1]
     results = tmp_path / "r.csv"
-    first, second = run_two([str(odd), *flags, "--results-file", str(results)], tmp_path)
+    first, second = run_two([str(odd), *flags, "--json", "--results-file", str(results)], tmp_path)
     assert (first[0], second[0]) == (0, 0), first[2]
     together = json.loads(first[1].splitlines()[-1])
     assert figures(together) == figures(alone)
