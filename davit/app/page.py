@@ -142,7 +142,7 @@ def build_page(reader: Reader) -> Any:
         files = files[:_MOST_AT_ONCE]
         results = results_of(reader, files)
         csv_file, json_file = _write_downloads(results)
-        choices = [(f"{place}. {as_line(Path(file).name)}", file) for place, file in enumerate(files, start=1)]
+        choices = [(f"{place + 1}. {as_line(Path(file).name)}", place) for place, file in enumerate(files)]
         several = len(files) > 1
         lines = []
         for result in results:
@@ -150,12 +150,17 @@ def build_page(reader: Reader) -> Any:
             score = f"{first['score']:.1%}" if first["class"] else ""
             lines.append([result["file"], result.get("error") or first["class"] or "nothing found", score])
         return [
-            gr.update(choices=choices, value=files[0], visible=several),
+            gr.update(choices=choices, value=0, visible=several),
             gr.update(value=lines, visible=several),
             gr.update(value=csv_file, visible=True),
             gr.update(value=json_file, visible=True),
             *show(files[0], left_out),
         ]
+
+    def pick(files: list[str] | None, place: Any) -> list[Any]:
+        """Show another of the pictures: by its number, as a path could be any file of this machine."""
+        is_one = isinstance(place, int) and 0 <= place < min(len(files or ()), _MOST_AT_ONCE)
+        return show((files or [])[place] if is_one else None)
 
     # no button to share: it would upload the picture
     still = {"interactive": False, "visible": False, "format": "png", "buttons": ["fullscreen", "download"]}
@@ -187,7 +192,7 @@ def build_page(reader: Reader) -> Any:
         gr.Markdown(_FOR_PROGRAMS)
         shown = [message, given, scores, picture, how, detail, how_detail]
         file.change(take, file, [which, table, as_csv, as_json_file, *shown], api_visibility="private")
-        which.input(show, which, shown, api_visibility="private")
+        which.input(pick, [file, which], shown, api_visibility="private")
     page.queue(max_size=_WAITING, api_open=False)
     return page
 
