@@ -155,6 +155,9 @@ def measure_throughput(args: Namespace, model: nn.Module, config: dict[str, Any]
     log.info("%s: %.1f images/s in batches of %d on %s.", args.model, speed, size, world.device)
 
 
+_DRY_STEP = 30.0  # seconds of a step, beyond which --dry-run takes no second one
+
+
 @dataclass(frozen=True)
 class RunOptions(FolderOptions):
     """The flags that a run reads beside those of its parts; their names are the flags'."""
@@ -325,20 +328,24 @@ class Trainer:
         parts.stepper.train()
         epoch = 0 if parts.sizes is None else parts.sizes.epochs  # with pictures of the last size
         steps = self._steps(epoch, 0, lambda: False)
-        seconds = 0.0
-        for _ in range(min(2, loader.steps_per_epoch)):
+        seconds, timed = 0.0, "first"  # which takes longer than those behind it
+        for name in ("first", "second")[: loader.steps_per_epoch]:
+            timed = name
             begun = time.perf_counter()
             next(steps)
             seconds = time.perf_counter() - begun
+            if any(self.world.gather(seconds > _DRY_STEP)):
+                break
         steps.close()
         begun = time.perf_counter()
         self._evaluate_one(parts.model, limit_batches=1)
         evaluation = (time.perf_counter() - begun) * max(1, parts.val_loader.num_batches)
         log.info(
-            "Dry run: peak memory %.0f MB for each process; %.2f s a step, so about %.1f hours for %d epochs "
+            "Dry run: peak memory %.0f MB for each process; %.2f s for the %s step, so about %.1f hours for %d epochs "
             "(evaluation included). Nothing was written.",
             peak_memory_mb(self.world.device),
             seconds,
+            timed,
             parts.num_epochs * (seconds * loader.steps_per_epoch + evaluation) / 3600,
             parts.num_epochs,
         )
