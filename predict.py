@@ -6,13 +6,9 @@ python predict.py FOLDER --checkpoint FILE --format csv > predictions.csv
 find . -name '*.png' | python predict.py - --checkpoint FILE      # or a picture's bytes
 """
 
-import os
 import sys
 
-# Before torch is loaded, as in train.py (docs/training.md).
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-
-from davit.predict.cli import main
+from davit_command import run_script  # answers help and mistakes in the flags before PyTorch is loaded
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_script("predict"))

@@ -6,14 +6,9 @@ torchrun --nproc_per_node=8 train.py DIR --model DaViT_tiny --batch-size 128 --l
 python train.py DIR -c configs/davit_tiny_224.yaml      # a recipe
 """
 
-import os
 import sys
 
-# Before torch is loaded: threads that spin while they wait, beside a loader process on few cores, make both
-# many times slower (docs/training.md).
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-
-from davit.engine.train import main
+from davit_command import run_script  # answers help and mistakes in the flags before PyTorch is loaded
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_script("train"))

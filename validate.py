@@ -5,14 +5,9 @@ DIR holds val/ (or validation/), one folder a class. On several processes: ``tor
 validate.py ...``. ``--help`` lists the flags; davit/engine/validate.py does the work.
 """
 
-import os
 import sys
 
-# Before torch is loaded: threads that spin while they wait, beside a loader process on few cores, make both
-# many times slower (docs/training.md).
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-
-from davit.engine.validate import main
+from davit_command import run_script  # answers help and mistakes in the flags before PyTorch is loaded
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_script("validate"))

@@ -56,7 +56,7 @@ def commands(head: str, data: Path, run: Path, seed: int) -> tuple[list[str], li
     if head == "dfine":
         place = ["--output", str(run.parent), "--experiment", run.name, "--overwrite"]
         train = [*call, "train", str(data), *DFINE, *place, "--seed", str(seed)]
-        return train, [*call, "test", str(run), "--workers", "1", "--metrics", str(run / "metrics.json")]
+        return train, [*call, "test", str(run), "--workers", "1", "--output", str(run / "metrics.json")]
     words = ["--data-root", str(data), "--seed", str(seed)]
     train = [*call, "train", _OF_MM[head], *words, "--work-dir", str(run), "--no-validate"]
     test = [*call, "test", _OF_MM[head], str(run / "epoch_3.pth"), *words, "--work-dir", str(run / "test")]

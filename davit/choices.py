@@ -5,6 +5,7 @@ AMP_DTYPES = {"bf16": "bfloat16", "bfloat16": "bfloat16", "fp16": "float16", "fl
 MODEL_DTYPES = ("float32", "bfloat16", "float16")  # torch's names, of weights
 SIZE_SCHEDULES = ("linear", "steps")  # how training pictures grow
 FORMATS = ("table", "csv", "json", "jsonl")  # of predictions
+CHECKPOINT_LAYOUTS = ("davit", "pyramid", "timm", "florence2", "florence2_native", "mmpretrain")  # names of weights
 TOPK_IDS = "topk_ids.csv"  # the file of predictions that the original wrote
 FITTED_ON = ("all", "half")  # of the pictures, a temperature
 BUNDLED_REAL = "timm"  # the ReaL labels that timm carries, in place of a file

@@ -9,11 +9,13 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from .commands import OK, USER_ERROR, called_as
+from .parsing.results import json_alone
 from .text import did_you_mean, install_extra
 
 
@@ -24,14 +26,16 @@ class Command:
     Attributes:
         main: "MODULE:FUNCTION" below `davit`, called with the words of the command line; it returns the exit status.
         help: one line.
+        parser: "MODULE:FUNCTION" that makes its parser, without PyTorch: the words are checked before the import.
         extra: which extra of the package brings what the module imports; "" for what is always there.
-        parser: "MODULE:FUNCTION" that makes its parser without PyTorch: then the words are checked before the import.
+        by_words: the words choose among several parsers, so that they are the argument of `parser`.
     """
 
     main: str
     help: str
+    parser: str
     extra: str = ""
-    parser: str = ""
+    by_words: bool = False
 
 
 @dataclass(frozen=True)
@@ -44,46 +48,76 @@ class Group:
 
 def _openmmlab(what: str) -> dict[str, Command]:
     return {
-        "train": Command("openmmlab.cli:train_main", f"train a {what}", "openmmlab"),
-        "test": Command("openmmlab.cli:test_main", f"evaluate a {what}", "openmmlab"),
-        "demo": Command("openmmlab.demo:main", "draw what it finds in pictures", "openmmlab"),
-        "flops": Command("openmmlab.flops:main", "count parameters and FLOPs", "openmmlab"),
+        name: Command(f"openmmlab.{main}", about, f"parsing.openmmlab:{name}_parser", "openmmlab")
+        for name, main, about in (
+            ("train", "cli:train_main", f"train a {what}"),
+            ("test", "cli:test_main", f"evaluate a {what}"),
+            ("demo", "demo:main", "draw what it finds in pictures"),
+            ("flops", "flops:main", "count parameters and FLOPs"),
+        )
     }
 
 
 COMMANDS: dict[str, Command | Group] = {
     "train": Command(
-        "engine.train:main",
-        "train on a data folder; without one, on handwritten digits",
-        parser="engine.flags:train_parser",
+        "engine.train:main", "train on a data folder; without one, on handwritten digits", "engine.flags:train_parser"
     ),
     "validate": Command(
-        "engine.validate:main", "evaluate checkpoints or published models", parser="engine.flags:validate_parser"
+        "engine.validate:main", "evaluate checkpoints or published models", "engine.flags:validate_parser"
     ),
-    "predict": Command("predict.cli:main", "say what is in pictures", parser="predict.flags:predict_parser"),
-    "probe": Command("probe.__main__:main", "compare the features of frozen models by simple classifiers"),
-    "embed": Command("embed.__main__:main", "write the features of pictures, or draw the nearest ones"),
-    "robustness": Command("robustness.__main__:main", "evaluate on ImageNet's variants and on corrupted pictures"),
-    "visualize": Command("visualize.__main__:main", "draw what a model looks at, or the curves of runs"),
-    "app": Command("app.__main__:main", "serve a page on which one drops pictures"),
-    "serve": Command("serve.__main__:main", "serve a model by HTTP", "serve", parser="serve.flags:serve_parser"),
-    "doctor": Command("doctor.__main__:main", "say what a machine, a data folder or a config lacks"),
-    "checkpoint": Command("checkpoint.__main__:main", "look into a checkpoint, or convert one"),
+    "predict": Command("predict.cli:main", "say what is in pictures", "predict.flags:predict_parser"),
+    "probe": Command(
+        "probe.__main__:main",
+        "compare the features of frozen models by simple classifiers",
+        "probe.flags:probe_parser",
+    ),
+    "embed": Command(
+        "embed.__main__:main", "write the features of pictures, or draw the nearest ones", "embed.flags:embed_parser"
+    ),
+    "robustness": Command(
+        "robustness.__main__:main",
+        "evaluate on ImageNet's variants and on corrupted pictures",
+        "robustness.flags:robustness_parser",
+    ),
+    "visualize": Command(
+        "visualize.__main__:main",
+        "draw what a model looks at, or the curves of runs",
+        "visualize.flags:visualize_parser",
+    ),
+    "app": Command("app.__main__:main", "serve a page on which one drops pictures", "app.flags:app_parser"),
+    "serve": Command("serve.__main__:main", "serve a model by HTTP", "serve.flags:serve_parser", "serve"),
+    "doctor": Command(
+        "doctor.__main__:main", "say what a machine, a data folder or a config lacks", "doctor.flags:doctor_parser"
+    ),
+    "checkpoint": Command(
+        "checkpoint.__main__:main", "look into a checkpoint, or convert one", "parsing.checkpoint:checkpoint_parser"
+    ),
     "export": Command(
         "export.__main__:main",
         "write a model for another runtime: ONNX, OpenVINO, ExecuTorch ...",
-        parser="export.flags:export_parser",
+        "export.flags:export_parser",
     ),
-    "hub": Command("hub.__main__:main", "write a model in timm's format, or upload it"),
-    "complexity": Command("complexity:main", "count parameters and FLOPs, part by part"),
-    "data": Command("data.__main__:main", "part a folder into train and val, measure its bands, write a sample set"),
+    "hub": Command("hub.__main__:main", "write a model in timm's format, or upload it", "hub.flags:hub_parser"),
+    "complexity": Command(
+        "complexity:main", "count parameters and FLOPs, part by part", "parsing.complexity:complexity_parser"
+    ),
+    "data": Command(
+        "data.__main__:main",
+        "part a folder into train and val, measure its bands, write a sample set",
+        "data.__main__:data_parser",
+    ),
     "det": Group(
         "detectors, by transformers or MMDetection: train, test, demo, flops",
         {
             **_openmmlab("detector"),
-            "train": Command("detect.cli:train_main", "train a detector: DATA --head dfine, or a config"),
-            "test": Command("detect.cli:test_main", "evaluate a detector"),
-            "demo": Command("detect.cli:demo_main", "draw what it finds in pictures"),
+            **{
+                name: Command(f"detect.cli:{name}_main", about, f"detect.cli:{name}_parser", by_words=True)
+                for name, about in (
+                    ("train", "train a detector: DATA --head dfine, or a config"),
+                    ("test", "evaluate a detector"),
+                    ("demo", "draw what it finds in pictures"),
+                )
+            },
         },
     ),
     "seg": Group("segmentors, by MMSegmentation: train, test, demo, flops", _openmmlab("segmentor")),
@@ -131,11 +165,11 @@ def _help(table: Mapping[str, Command | Group], prog: str, about: str) -> str:
     )
 
 
-def _run(command: Command, words: list[str], prog: str) -> int:
+def _run(command: Command, words: list[str], prog: str | None) -> int:
     with called_as(prog):
-        if command.parser:
-            _resolve(command.parser)().parse_args(words)
         try:
+            make = _resolve(command.parser)
+            args = (make(words) if command.by_words else make()).parse_args(words)
             run = _resolve(command.main)
         except ModuleNotFoundError as error:
             missing = (error.name or "davit").partition(".")[0]
@@ -145,8 +179,27 @@ def _run(command: Command, words: list[str], prog: str) -> int:
             sys.stderr.write(f"{prog} needs {missing}, which is not installed: {remedy}\n")
             return USER_ERROR
         importlib.import_module(".registry", __package__)  # the variants are timm's, as after `import davit`
-        status: int = run(words)
+        with json_alone(getattr(args, "json", False)), warnings.catch_warnings():
+            _hide_what_nobody_can_act_on()
+            status: int = run(words)
         return status
+
+
+def run_script(name: str) -> int:
+    """Run a command by the words of this process, as train.py, validate.py and predict.py do."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    command = COMMANDS[name]
+    assert isinstance(command, Command)
+    return _run(command, sys.argv[1:], None)
+
+
+def _hide_what_nobody_can_act_on() -> None:
+    """Hide warnings of other libraries about their own code, unless PYTHONWARNINGS or -W asks for warnings."""
+    if sys.warnoptions:
+        return
+    for kind in (DeprecationWarning, PendingDeprecationWarning, FutureWarning):
+        warnings.simplefilter("ignore", kind)
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"torch\.utils\._pytree|accelerate")
 
 
 def _resolve(place: str) -> Any:

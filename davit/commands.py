@@ -42,8 +42,8 @@ _called_as: ContextVar[str | None] = ContextVar("_called_as", default=None)
 
 
 @contextmanager
-def called_as(name: str) -> Iterator[None]:
-    """Let parsers that are made in the context call their command so in usage lines."""
+def called_as(name: str | None) -> Iterator[None]:
+    """Let parsers that are made in the context call their command so in usage lines; None: as the script is called."""
     token = _called_as.set(name)
     try:
         yield

@@ -3,7 +3,6 @@
 Parameters, multiply-adds and activations are counted by fvcore on the operations that really run on one image.
 """
 
-import argparse
 import copy
 import dataclasses
 import json
@@ -19,9 +18,10 @@ import torch
 from timm.utils import unwrap_model
 from torch import nn
 
-from .commands import command_name, exit_status
-from .limits import number
+from .commands import exit_status
 from .model import DualAttentionBlock, DualAttentionStages, WindowAttention
+from .parsing.complexity import complexity_parser
+from .parsing.results import give, require_writable
 from .pyramid import DaViTPyramid
 from .registry import create_model
 from .text import without_controls
@@ -155,32 +155,25 @@ def count_flops(model: nn.Module, image: torch.Tensor) -> FlopCountAnalysis:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print what a model costs; return exit status 0, or 2 after one paragraph on stderr."""
-    options = _parser().parse_args(arguments)
+    options = complexity_parser().parse_args(arguments)
+    options.json |= options.format == "json"
     arguments_of_model = {} if options.num_classes is None else {"num_classes": options.num_classes}
     try:
+        require_writable(options.output)
         if options.input is not None and _checked_shape(options.input)[0] != 3:
             arguments_of_model["in_chans"] = options.input[0]
         model = create_model(options.model, **arguments_of_model)
         own_input = model.pretrained_cfg["input_size"]  # type: ignore[index]
         result = complexity(model, options.input or own_input, options.model)  # type: ignore[arg-type]
+        document = dataclasses.asdict(result)
+        give(options, result.to_table(), document, document["parts"])
     except Exception as error:
         status = exit_status(error)
         if status is None:  # a fault of this program
             raise
         sys.stderr.write(without_controls(f"error: {error}\n"))
         return status
-    sys.stdout.write((result.to_json() if options.format == "json" else result.to_table()) + "\n")
     return 0
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=command_name("python -m davit.complexity"), description=__doc__)
-    add = parser.add_argument
-    add("--model", default="DaViT_tiny", help="a variant of DaViT, or any model that timm knows")
-    add("--input", **number("input"), metavar=("C", "H", "W"), help="default: the model's own input size")
-    add("--num-classes", **number("num_classes"), help="width of the head (default: the model's own)")
-    add("--format", choices=("table", "json"), default="table")
-    return parser
 
 
 def _checked_shape(shape: Sequence[int]) -> tuple[int, int, int]:

@@ -8,11 +8,13 @@ others hold a newline, or signs that move a terminal's cursor. `as_line` and `as
 from __future__ import annotations
 
 import difflib
+import importlib
 import math
 import os
 import re
+import sys
 import unicodedata
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 
@@ -125,3 +127,23 @@ def without_nan(value: Any) -> Any:
     if isinstance(value, list):
         return [without_nan(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def lazily(package: str, **homes: Sequence[str]) -> Callable[[str], Any]:
+    """Make a package's ``__getattr__``, which imports what the package offers when it is asked for.
+
+    So the package's parsers are imported without PyTorch.
+
+    Args:
+        homes: of each of its modules, the names that it brings.
+    """
+    modules = {name: module for module, names in homes.items() for name in names}
+
+    def get(name: str) -> Any:
+        if name not in modules:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        found = getattr(importlib.import_module(f"{package}.{modules[name]}"), name)
+        setattr(sys.modules[package], name, found)  # so that this function is asked only once
+        return found
+
+    return get

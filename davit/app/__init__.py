@@ -1,5 +1,12 @@
-"""Serve a page on which one drops a picture and sees what a model finds: ``python -m davit.app --checkpoint FILE``."""
+"""Serve a page on which one drops pictures and sees what a model finds: ``python -m davit.app --checkpoint FILE``."""
 
-from .readers import Answer, ClassifierReader, DrawnReader, Reader
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .readers import Answer, ClassifierReader, DrawnReader, Reader
+else:
+    from ..text import lazily
+
+    __getattr__ = lazily(__name__, readers=("Answer", "ClassifierReader", "DrawnReader", "Reader"))
 
 __all__ = ["Answer", "ClassifierReader", "DrawnReader", "Reader"]

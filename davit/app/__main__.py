@@ -11,11 +11,11 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..commands import command_name, run_cli
-from ..engine.flags import given_flags, model_flags, picture_flags
-from ..limits import number
+from ..commands import run_cli
+from ..engine.flags import given_flags
 from ..predict.flags import ONE_BY_ONE, load_asked_for
 from ..text import install_extra
+from .flags import app_parser
 from .page import build_page, gradio, serve
 from .readers import ClassifierReader, DrawnReader, Reader
 
@@ -28,13 +28,13 @@ def main(arguments: Sequence[str] | None = None, block: bool = True) -> int:
 
 
 def _main(arguments: Sequence[str] | None, block: bool) -> None:
-    args = _parser().parse_args(arguments)
+    args = app_parser().parse_args(arguments)
     if block:
         _end_as_by_ctrl_c()
     with tempfile.TemporaryDirectory(prefix="davit-app-") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder  # pictures that are dropped; gone when the page ends
         gradio()
-        reader = _reader(args, given_flags(_parser, arguments))
+        reader = _reader(args, given_flags(app_parser, arguments))
         where = {"folder": Path(folder), "also_at": args.also_at}
         serve(build_page(reader), args.host, args.port, args.max_megabytes, block, **where)
 
@@ -53,27 +53,6 @@ def _reader(args: argparse.Namespace, given: set[str]) -> Reader:
     if not args.checkpoint and "model" not in given:
         raise ValueError("give the --checkpoint of a classifier, or --model for published weights.")
     return ClassifierReader(load_asked_for(args, given, ONE_BY_ONE))
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=command_name("python -m davit.app"), description=__doc__, parents=[model_flags(), picture_flags()]
-    )
-    add = parser.add_argument
-    add("--config", default="", metavar="FILE", help="of a detector or segmentor: a file, or the name of one of ours")
-    add("--score-thr", **number("score_thr"), default=0.3, help="least score of a detection (default %(default)s)")
-    add("--class-map", default="", metavar="FILE|DIR", help="class names, one a line, or a data folder that has them")
-    add("--host", default="127.0.0.1", help="default: this machine alone; 0.0.0.0 lets others in, without a password")
-    add("--port", **number("port"), default=7860, help="0 takes a free one (default %(default)s)")
-    add(
-        "--also-at",
-        action="append",
-        default=[],
-        metavar="NAME[:PORT]",
-        help="another address by which browsers reach it, through a proxy or a tunnel; may be given several times",
-    )
-    add("--max-megabytes", **number("max_megabytes"), default=20, help="the largest file taken (default %(default)s)")
-    return parser
 
 
 def _end_as_by_ctrl_c() -> None:

@@ -5,13 +5,18 @@ from __future__ import annotations
 import importlib
 import logging
 import os
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from ..addresses import OwnAddresses, is_loopback, open_port
-from ..data import BadImageError
-from ..text import install_extra
+from ..data import BadImageError, load_rgb
+from ..files import write_bytes, write_csv
+from ..parsing.results import as_json
+from ..text import as_line, as_utf8, install_extra
 from .readers import Answer, Reader
 
 log = logging.getLogger(__name__)
@@ -19,16 +24,30 @@ log = logging.getLogger(__name__)
 _KEPT_SECONDS = 600  # pictures that were dropped are removed after about so long
 _WAITING = 16  # pictures in the queue
 _SHOWN = 5  # classes
+_MOST_AT_ONCE = 16  # pictures of one drop
+_LISTED = 2000  # classes
+_THUMBNAIL = 640  # pixels
+_FIGURE = "Each map of the figure has its sentence below it; the full-screen button enlarges it."
+_FOR_PROGRAMS = (
+    "For programs: `davit serve MODEL` answers the same by HTTP, `POST /predict` and `POST /embed`; while it runs, "
+    "its API is described at [127.0.0.1:8000/docs](http://127.0.0.1:8000/docs)."
+)
+# beside a long column of maps, the picture and its classes stay in view
+_STYLE = """.gradio-container { overflow: clip !important; }
+@media (min-width: 900px) { #asked { position: sticky; top: 8px; align-self: flex-start; } }"""
 _FONTS = ["system-ui", "sans-serif"]  # of the viewer's machine: nothing is fetched
 
 
 def answer_file(reader: Reader, file: str | None) -> Answer | str:
     """Ask what is in a file that was dropped; errors come as a sentence, and "" for no file."""
-    if not file:
-        return ""
-    name = Path(file).name
+    return _told(reader.answer, file) if file else ""
+
+
+def _told(ask: Callable[[Path], Any], file: str) -> Any:
+    """Ask a reader about a file; errors come as a sentence."""
+    name = as_line(Path(file).name)
     try:
-        return reader.answer(Path(file))
+        return ask(Path(file))
     except BadImageError as error:
         return f"{name} cannot be read: {error.reason}."
     except ValueError as error:
@@ -36,6 +55,55 @@ def answer_file(reader: Reader, file: str | None) -> Answer | str:
     except Exception:
         log.exception("%s", name)
         return f"{name}: an error of this program; the log of the server says which."
+
+
+def results_of(reader: Reader, files: Sequence[str]) -> list[dict[str, Any]]:
+    """Say what is in each file, for the table and the downloads: its name, and scores or an error."""
+    found: list[dict[str, Any]] = []
+    for file in files:
+        scores = _told(reader.scores, file)
+        name = as_utf8(Path(file).name)
+        if isinstance(scores, str):
+            found.append({"file": name, "error": scores})
+        else:
+            classes = [{"class": one, "score": score} for one, score in scores.items()]
+            found.append({"file": name, "classes": classes})
+    return found
+
+
+def as_rows(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Turn results into rows of a table, one for each picture and class."""
+    rows = []
+    for result in results:
+        named = result.get("classes") or [{"class": "", "score": ""}]
+        for rank, one in enumerate(named, start=1):
+            about = {"file": result["file"], "rank": rank if one["class"] else "", **one}
+            rows.append({**about, "error": result.get("error", "")})
+    return rows
+
+
+def _write_downloads(results: Sequence[dict[str, Any]]) -> tuple[str, str]:
+    """Write results.csv and results.json where Gradio keeps its files, and name them."""
+    root = os.environ.get("GRADIO_TEMP_DIR")
+    folder = Path(tempfile.mkdtemp(prefix="results-", dir=root if root and Path(root).is_dir() else None))
+    write_csv(folder / "results.csv", as_rows(results))
+    write_bytes(folder / "results.json", as_json(results).encode())
+    return str(folder / "results.csv"), str(folder / "results.json")
+
+
+def _thumbnail(file: str) -> Image.Image | None:
+    try:
+        picture = load_rgb(Path(file))
+    except ValueError:  # of other bands; what the model sees of it is beside
+        return None
+    picture.thumbnail((_THUMBNAIL, _THUMBNAIL))
+    return picture
+
+
+def _known(classes: Sequence[str]) -> str:
+    return "\n".join(f"{index}  {as_line(name)}" for index, name in enumerate(classes[:_LISTED])) + (
+        f"\n... and {len(classes) - _LISTED:,} more" if len(classes) > _LISTED else ""
+    )
 
 
 def build_page(reader: Reader) -> Any:
@@ -46,31 +114,85 @@ def build_page(reader: Reader) -> Any:
     """
     gr = gradio()
 
-    def show(file: str | None) -> tuple[Any, ...]:
+    def show(file: str | None, error: str = "") -> list[Any]:
+        """Show one picture: message, the picture as given, scores, what was found, how to read it, and the figure."""
         answer = answer_file(reader, file)
+        hidden = gr.update(value=None, visible=False)
         if isinstance(answer, str):
-            hidden = gr.update(value=None, visible=False)
-            return gr.update(value=answer, visible=bool(answer)), None, hidden, hidden
-        return (
-            gr.update(value="", visible=False),
+            said = " ".join(filter(None, (answer, error)))
+            return [gr.update(value=said, visible=bool(said)), hidden, None, hidden, "", hidden, ""]
+        name = as_line(Path(file or "").name)
+        given = _thumbnail(file or "")
+        return [
+            gr.update(value=error, visible=bool(error)),
+            gr.update(value=given, label=name, visible=given is not None),
             dict(answer.scores) or None,
-            gr.update(value=answer.picture, label=answer.caption, visible=True),
-            gr.update(value=answer.detail, visible=answer.detail is not None),
-        )
+            gr.update(value=answer.picture, label=f"{name}: {answer.caption}", visible=True),
+            answer.how,
+            gr.update(value=answer.detail, label=f"{name}: what it looks at", visible=answer.detail is not None),
+            _FIGURE if answer.detail is not None else "",
+        ]
+
+    def take(files: list[str] | None) -> list[Any]:
+        """Answer all pictures, and show the first."""
+        hidden = gr.update(value=None, visible=False)
+        if not files:
+            return [gr.update(choices=[], value=None, visible=False), hidden, hidden, hidden, *show(None)]
+        left_out = f"The first {_MOST_AT_ONCE} of {len(files)} pictures are answered." * (len(files) > _MOST_AT_ONCE)
+        files = files[:_MOST_AT_ONCE]
+        results = results_of(reader, files)
+        csv_file, json_file = _write_downloads(results)
+        choices = [(f"{place + 1}. {as_line(Path(file).name)}", place) for place, file in enumerate(files)]
+        several = len(files) > 1
+        lines = []
+        for result in results:
+            first = (result.get("classes") or [{"class": "", "score": ""}])[0]
+            score = f"{first['score']:.1%}" if first["class"] else ""
+            lines.append([result["file"], result.get("error") or first["class"] or "nothing found", score])
+        return [
+            gr.update(choices=choices, value=0, visible=several),
+            gr.update(value=lines, visible=several),
+            gr.update(value=csv_file, visible=True),
+            gr.update(value=json_file, visible=True),
+            *show(files[0], left_out),
+        ]
+
+    def pick(files: list[str] | None, place: Any) -> list[Any]:
+        """Show another of the pictures: by its number, as a path could be any file of this machine."""
+        is_one = isinstance(place, int) and 0 <= place < min(len(files or ()), _MOST_AT_ONCE)
+        return show((files or [])[place] if is_one else None)
 
     # no button to share: it would upload the picture
     still = {"interactive": False, "visible": False, "format": "png", "buttons": ["fullscreen", "download"]}
     with gr.Blocks(title="DaViT", analytics_enabled=False, delete_cache=(_KEPT_SECONDS, _KEPT_SECONDS)) as page:
         gr.Markdown(f"## {reader.title}")
+        if reader.classes:
+            with gr.Accordion(f"The {len(reader.classes):,} classes it knows", open=False, elem_id="classes"):
+                gr.Textbox(_known(reader.classes), show_label=False, lines=3, max_lines=12, interactive=False)
         with gr.Row():
-            with gr.Column(scale=2):
-                file = gr.File(label="Drop a picture", elem_id="file")
+            with gr.Column(scale=2, min_width=280, elem_id="asked"):
+                file = gr.File(label="Drop pictures", file_count="multiple", height=200, elem_id="file")
+                which = gr.Dropdown(label="Picture", visible=False, interactive=True, elem_id="which")
                 message = gr.Textbox(label="Message", visible=False, interactive=False, elem_id="message")
+                given = gr.Image(elem_id="given", height=240, **{**still, "buttons": ["fullscreen"]})
                 scores = gr.Label(label="Classes", num_top_classes=_SHOWN, elem_id="scores")
-            with gr.Column(scale=3):
+                with gr.Row():
+                    as_csv = gr.DownloadButton("Results as csv", visible=False, size="sm", elem_id="csv")
+                    as_json_file = gr.DownloadButton("Results as json", visible=False, size="sm", elem_id="json")
+            with gr.Column(scale=3, min_width=280):
+                headers = ["file", "first class", "score"]
+                widths = ["38%", "42%", "20%"]
+                table = gr.Dataframe(
+                    headers=headers, column_widths=widths, visible=False, interactive=False, wrap=True, elem_id="table"
+                )
                 picture = gr.Image(elem_id="picture", **still)
-        detail = gr.Image(label="what the model looks at", elem_id="detail", **still)
-        file.change(show, file, [message, scores, picture, detail], api_visibility="private")
+                how = gr.Markdown(elem_id="how")
+                detail = gr.Image(label="what the model looks at", elem_id="detail", **still)
+                how_detail = gr.Markdown(elem_id="how-detail")
+        gr.Markdown(_FOR_PROGRAMS)
+        shown = [message, given, scores, picture, how, detail, how_detail]
+        file.change(take, file, [which, table, as_csv, as_json_file, *shown], api_visibility="private")
+        which.input(pick, [file, which], shown, api_visibility="private")
     page.queue(max_size=_WAITING, api_open=False)
     return page
 
@@ -115,6 +237,7 @@ def serve(
             "exception_handlers": {LookupError: unknown, TypeError: malformed, ValueError: malformed},
         },
         max_file_size=largest,
+        css=_STYLE,
         theme=gr.themes.Default(font=_FONTS, font_mono=["monospace"]),
         prevent_thread_lock=True,
         share=False,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -11,7 +11,7 @@ from PIL import Image
 
 from ..predict import Predictor
 from ..predict.pictures import Picture
-from ..visualize.figure import evidence_image, look, render, seen_image
+from ..visualize.figure import HOW_TO_READ, evidence_image, look, render, seen_image
 
 
 @dataclass(frozen=True)
@@ -21,15 +21,18 @@ class Answer:
     Attributes:
         scores: name -> 0 to 1, the highest first.
         picture: the picture with what was found, and its caption.
+        how: a sentence on how the picture is read.
         detail: a large figure, where there is one.
     """
 
     scores: Mapping[str, float]
     picture: Image.Image
     caption: str
+    how: str = ""
     detail: Image.Image | None = None
 
 
+_DRAWN = "A colour is a class; beside its name is the score, or below the picture which colour is which class."
 _EXPORTED = "what the model sees (an exported model: evidence and attention need its checkpoint)"
 
 
@@ -37,6 +40,11 @@ class Reader(Protocol):
     """A model as the page knows it, under a title."""
 
     title: str
+    classes: Sequence[str]
+
+    def scores(self, picture: Picture) -> Mapping[str, float]:
+        """Find what is in a picture, without drawing: name -> 0 to 1, the highest first; errors as in `answer`."""
+        ...
 
     def answer(self, picture: Picture) -> Answer:
         """Find what is in a picture; a `ValueError` is shown as a sentence, with the reason of a `BadImageError`."""
@@ -51,20 +59,25 @@ class ClassifierReader:
 
     def __init__(self, predictor: Predictor) -> None:
         self.title = f"{predictor.name}, {len(predictor.class_names)} classes"
+        self.classes: Sequence[str] = list(predictor.class_names)
         self._predictor = predictor
+
+    def scores(self, picture: Picture) -> Mapping[str, float]:
+        found = self._predictor.predict(picture)
+        # of several classes those that reach their threshold, or else the nearest
+        return {guess.name: guess.probability for guess in found.guesses or (found.first,)}
 
     def answer(self, picture: Picture) -> Answer:
         if self._predictor.program is not None:
-            found = self._predictor.predict(picture)
-            scores = {guess.name: guess.probability for guess in found.guesses}
-            return Answer(scores, seen_image(self._predictor, picture), _EXPORTED)
+            return Answer(self.scores(picture), seen_image(self._predictor, picture), _EXPORTED)
         seen = look(self._predictor, picture)
         stream = io.BytesIO()
         render(self._predictor, seen).savefig(stream, format="png")
         # of several classes those that reach their threshold, or else the nearest
         guesses = seen.prediction.guesses or (seen.prediction.first,)
         scores = {guess.name: guess.probability for guess in guesses}
-        return Answer(scores, evidence_image(seen), f"evidence for {seen.prediction.name}", Image.open(stream))
+        how = HOW_TO_READ[seen.evidence[0].method]
+        return Answer(scores, evidence_image(seen), f"evidence for {seen.prediction.name}", how, Image.open(stream))
 
 
 class DrawnReader:
@@ -76,13 +89,20 @@ class DrawnReader:
 
     def __init__(self, title: str, finder: Any) -> None:
         self.title = title
+        self.classes: Sequence[str] = list(getattr(finder, "classes", ()))
         self._finder = finder
+
+    def scores(self, picture: Picture) -> Mapping[str, float]:
+        return self._scores(self._finder.predict(picture))
 
     def answer(self, picture: Picture) -> Answer:
         found = self._finder.predict(picture)
+        return Answer(self._scores(found), found.draw(), "what was found", _DRAWN)
+
+    @staticmethod
+    def _scores(found: Any) -> Mapping[str, float]:
         contents = found.to_json()
         scores: dict[str, float] = dict(contents.get("classes", {}))
         for entry in contents.get("objects", []):
             scores[entry["class"]] = max(entry["score"], scores.get(entry["class"], 0.0))
-        best_first = dict(sorted(scores.items(), key=lambda item: -item[1]))
-        return Answer(best_first, found.draw(), "what was found")
+        return dict(sorted(scores.items(), key=lambda item: -item[1]))

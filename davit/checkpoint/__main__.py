@@ -7,17 +7,18 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..choices import EMA_CHOICES
-from ..commands import command_name, exit_status
-from ..text import some, without_controls
+from ..commands import exit_status
+from ..parsing.checkpoint import checkpoint_parser
+from ..parsing.results import give, require_writable
+from ..text import as_utf8, some, without_controls
 from .convert import convert_with_report
 from .function import FUNCTION_ENTRY, likely_function
 from .names import (
-    LAYOUTS,
     TAIL_SLOTS,
     CheckpointError,
     Recognised,
@@ -32,11 +33,11 @@ from .unwrap import Checkpoint
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; return 0, or the status of `davit.commands` with one paragraph on stderr."""
-    options = _parser().parse_args(arguments)
+    options = checkpoint_parser().parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     try:
-        options.run(options)
-    except CheckpointError as error:
+        {"inspect": _inspect, "convert": _convert}[options.command](options)
+    except ValueError as error:  # a CheckpointError is one
         sys.stderr.write(without_controls(f"error: {error}\n"))
         return 2
     except OSError as error:  # a path that cannot be, or a full disk
@@ -50,38 +51,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"error: {file} cannot be worked on here: {' '.join(str(error).split())[:300]}\n")
         return 2
     return 0
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=command_name("python -m davit.checkpoint"), description=__doc__)
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    inspect = commands.add_parser("inspect", help="say what a checkpoint holds")
-    inspect.add_argument("file", type=Path, metavar="FILE", help="a file, or a folder of shards")
-    inspect.set_defaults(run=_inspect)
-    convert = commands.add_parser("convert", help="write the weights under the names of another layout")
-    convert.add_argument("source", type=Path, metavar="SRC", help="a file, or a folder of shards")
-    convert.add_argument(
-        "destination",
-        type=Path,
-        metavar="DST",
-        help=".safetensors, or .pth, .pth.tar, .pt, .bin for PyTorch's format",
-    )
-    convert.add_argument("--to", required=True, choices=LAYOUTS)
-    convert.add_argument("--force", action="store_true", help="replace DST if it exists")
-    convert.set_defaults(run=_convert)
-    for command in (inspect, convert):
-        command.add_argument(
-            "--prefix",
-            default="",
-            help="take only the tensors whose names begin so: of a file with several models",
-        )
-        command.add_argument(
-            "--ema",
-            choices=EMA_CHOICES,
-            default="auto",
-            help="the running average of a training checkpoint: auto takes it where there is one (default)",
-        )
-    return parser
 
 
 def _read(path: Path, options: argparse.Namespace) -> Checkpoint:
@@ -109,18 +78,25 @@ def _convert(options: argparse.Namespace) -> None:
     metadata = {} if function == by_name else {FUNCTION_ENTRY: function}
     write_checkpoint(options.destination, converted, metadata, options.force)
     taken = " (the EMA weights)" * checkpoint.ema
-    sys.stdout.write(without_controls(f"{options.source}{taken} -> {options.destination}\n{report}\n"))
+    document = {
+        **{"source": as_utf8(options.source), "destination": as_utf8(options.destination)},
+        **{"layout": options.to, "ema": checkpoint.ema, "report": str(report)},
+    }
+    give(options, f"{options.source}{taken} -> {options.destination}\n{report}", document)
 
 
 def _inspect(options: argparse.Namespace) -> None:
+    require_writable(options.output)
     checkpoint = _read(options.file, options)
     found = checkpoint.require_davit()  # says what is there instead
     tensors = checkpoint.state_dict
     structure = structure_of(found, tensors)
     dtypes = Counter(str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values())
     count = sum(tensor.numel() for tensor in tensors.values())
+    parts = _parts(tensors, found, structure)
+    files = {file: sha256_of(file) for file in files_of(options.file)}
     lines = [
-        *_files(options.file),
+        *_said_of(options.file, files),
         f"weights     {'/'.join(checkpoint.wrapper) or 'the whole file'}" + checkpoint.ema * " (the EMA weights)",
         f"layout      {found.layout}" + (f", under {found.prefix!r}" if found.prefix else ""),
         f"function    {checkpoint.function}'s channel attention",
@@ -128,42 +104,72 @@ def _inspect(options: argparse.Namespace) -> None:
         f"parameters  {count:,} in {len(tensors)} tensors of {', '.join(dtypes)}",
         *(f"note        {note}" for note in checkpoint.notes),
         "",
-        *_table(tensors, found, structure),
+        *_table(parts),
     ]
     added = list(found.additions.values())
     for title, names in (("that no other DaViT has", added), (f"not under {found.prefix!r}", found.outside)):
         if names:
             lines.append(f"{len(names)} tensors {title}: {', '.join(names[:4])}{', ...' if len(names) > 4 else ''}")
-    if gone := lacking(found):
+    gone, bad = lacking(found), [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
+    if gone:
         lines.append(f"WARNING: {len(gone)} tensors are lacking that the rest calls for: {some(gone)}")
-    if bad := [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]:
+    if bad:
         lines.append(f"WARNING: NaN or infinite values in {len(bad)} tensors: {', '.join(bad[:4])}")
     lines += ["", "beside the weights"] if checkpoint.metadata or checkpoint.skipped else []
     lines += [f"  {name}: {_shortened(value)}" for name, value in checkpoint.metadata.items()]
     lines += [f"  {name}: (not shown)" for name in checkpoint.skipped]
-    sys.stdout.write(without_controls("\n".join(lines)) + "\n")
+    document = {
+        "files": [{"file": as_utf8(one), "bytes": one.stat().st_size, "sha256": sha} for one, sha in files.items()],
+        "weights": "/".join(checkpoint.wrapper),
+        "ema": checkpoint.ema,
+        "layout": found.layout,
+        "prefix": found.prefix,
+        "function": checkpoint.function,
+        "model": str(structure),
+        "parameters": count,
+        "tensors": len(tensors),
+        "dtypes": dict(dtypes),
+        "notes": list(checkpoint.notes),
+        "parts": parts,
+        "added": added,
+        "outside": list(found.outside),
+        "lacking": list(gone),
+        "nonfinite": bad,
+        "beside": {str(name): _shortened(value) for name, value in checkpoint.metadata.items()},
+        "not_shown": list(map(str, checkpoint.skipped)),
+    }
+    give(options, "\n".join(lines), document, parts)
 
 
-def _files(path: Path) -> list[str]:
+def _said_of(path: Path, files: dict[Path, str]) -> list[str]:
     """Say which files were read: their sizes and hashes."""
-    files = files_of(path)
-    lines = [] if files == (path,) else [f"folder      {path} ({len(files)} files)"]
-    for file in files:
-        lines += [f"file        {file} ({file.stat().st_size / 1e6:.1f} MB)", f"sha256      {sha256_of(file)}"]
+    lines = [] if tuple(files) == (path,) else [f"folder      {path} ({len(files)} files)"]
+    for file, sha256 in files.items():
+        lines += [f"file        {file} ({file.stat().st_size / 1e6:.1f} MB)", f"sha256      {sha256}"]
     return lines
 
 
-def _table(tensors: dict[str, Tensor], found: Recognised, structure: Structure) -> list[str]:
+def _parts(tensors: dict[str, Tensor], found: Recognised, structure: Structure) -> list[dict[str, Any]]:
     """Count tensors and parameters of each stage, and of what follows the last one."""
     parts: dict[int | None, list[Tensor]] = defaultdict(list)
     for key, name in found.names.items():
         parts[None if key.slot in TAIL_SLOTS else key.stage].append(tensors[name])
-    rows = [("part", "width", "pairs", "tensors", "parameters")]
-    stages = [(f"stage {i}", str(width), str(structure.depths[i]), i) for i, width in enumerate(structure.embed_dims)]
-    for title, width, depth, part in [*stages, ("norms, head", "", "", None)]:
-        count = sum(tensor.numel() for tensor in parts[part])
-        rows.append((title, width, depth, str(len(parts[part])), f"{count:,}"))
-    return ["  ".join(cell.rjust(11) if i else cell.ljust(11) for i, cell in enumerate(row)) for row in rows]
+    stages = [(f"stage {i}", width, structure.depths[i], i) for i, width in enumerate(structure.embed_dims)]
+    return [
+        {
+            **{"part": title, "width": width, "pairs": pairs, "tensors": len(parts[part])},
+            "parameters": sum(tensor.numel() for tensor in parts[part]),
+        }
+        for title, width, pairs, part in [*stages, ("norms, head", None, None, None)]
+    ]
+
+
+def _table(parts: list[dict[str, Any]]) -> list[str]:
+    cells = [tuple(parts[0])]
+    for part in parts:
+        *others, parameters = part.values()
+        cells.append((*("" if one is None else str(one) for one in others), f"{parameters:,}"))
+    return ["  ".join(cell.rjust(11) if i else cell.ljust(11) for i, cell in enumerate(row)) for row in cells]
 
 
 def _shortened(value: object) -> str:

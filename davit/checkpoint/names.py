@@ -14,10 +14,11 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from ..choices import CHECKPOINT_LAYOUTS
 from ..text import as_line
 from ..variants import FLORENCE2, variants_with
 
-LAYOUTS = ("davit", "pyramid", "timm", "florence2", "florence2_native", "mmpretrain")
+LAYOUTS = CHECKPOINT_LAYOUTS
 
 # The channel attention of Florence-2's towers is another function of the same weights.
 DAVIT_FUNCTION = "davit"

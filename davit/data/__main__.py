@@ -15,15 +15,15 @@ from ..choices import CLASSIFICATION, MULTILABEL, TASKS
 from ..commands import command_name, run_cli
 from ..files import write_bytes
 from ..limits import number
-from ..text import as_line, without_controls
-from . import DataError, Decoding, digits, open_dataset, scenes, write_digits, write_scenes
-from .split import split_pictures
-from .statistics import measure_bands
-from .tables import is_of_several
+from ..parsing import Parser
+from ..parsing.results import add_json, give, put, require_writable
+from ..text import as_line, as_utf8
+from . import digits, scenes
+from .errors import DataError
 
 log = logging.getLogger(__name__)
 
-_SETS = {"digits": (write_digits, tuple(digits.FORMS)), "scenes": (write_scenes, scenes.FORMS)}
+_SETS = {"digits": (digits.write_digits, tuple(digits.FORMS)), "scenes": (scenes.write_scenes, scenes.FORMS)}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -33,19 +33,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _main(arguments: Sequence[str] | None) -> None:
-    args = _parser().parse_args(arguments)
+    args = data_parser().parse_args(arguments)
     args.run(args)
 
 
-def _parser() -> ArgumentParser:
+def data_parser() -> Parser:
+    """Make the parser, without PyTorch."""
     prog = command_name("python -m davit.data")
-    parser = ArgumentParser(prog=prog, description="Write an embedded data set, or prepare one of your own.")
+    parser = Parser(prog=prog, description="Write an embedded data set, or prepare one of your own.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, (_, forms) in _SETS.items():
         of = "classes of pictures" if name == "digits" else "pictures for detection and segmentation"
         one = commands.add_parser(name, help=f"write an embedded set of {of}, unless it is there")
         one.add_argument("folder", nargs="?", help=f"where to (default: data/{name})")
         one.add_argument("--as", dest="form", default=forms[0], choices=forms, help="default: %(default)s")
+        add_json(one.add_argument)
         one.set_defaults(run=_write, name=name)
     _add_split(commands.add_parser("split", help="part a folder of class folders, or a csv, into train/ and val/"))
     _add_stats(commands.add_parser("stats", help="measure mean and deviation of the bands, for --mean and --std"))
@@ -84,6 +86,7 @@ def _add_split(parser: ArgumentParser) -> None:
         help="multilabel: a csv whose pictures have any number of labels; OUT/labels.csv then holds these (default: "
         "what the labels say)",
     )
+    add_json(add)
     parser.set_defaults(run=_split)
 
 
@@ -113,10 +116,13 @@ def _add_stats(parser: ArgumentParser) -> None:
 
 def _write(args: Namespace) -> None:
     write, _ = _SETS[args.name]
-    sys.stdout.write(without_controls(f"{write(args.folder, args.form)}\n"))
+    folder = str(write(args.folder, args.form))
+    give(args, folder, {"folder": as_utf8(folder), "form": args.form})
 
 
 def _split(args: Namespace) -> None:
+    from .split import split_pictures
+
     names = ("val", "test", "seed", "copy", "group_pattern", "group_key", "input_key", "target_key", "task")
     found = split_pictures(args.folder, args.out, **{name: getattr(args, name) for name in names})
     for line in str(found).splitlines():
@@ -125,10 +131,16 @@ def _split(args: Namespace) -> None:
         log.info("%s groups of pictures were kept together.", f"{found.groups:,}")
     if found.alike:
         log.warning("%d files have the content of another one, and went where that is.", found.alike)
-    sys.stdout.write(f"{args.out}\n")
+    document = {"folder": as_utf8(args.out), "groups": found.groups, "alike": found.alike, "report": str(found)}
+    give(args, str(args.out), document)
 
 
 def _stats(args: Namespace) -> None:
+    from . import Decoding, open_dataset
+    from .statistics import measure_bands
+    from .tables import is_of_several
+
+    require_writable(str(args.output or ""))
     decoding = Decoding.asked_for(args.in_chans, vars(args))
     names = ("class_map", "input_key", "target_key")
     options = {"dataset": args.dataset, **{name: getattr(args, name) for name in names}}
@@ -149,7 +161,7 @@ def _stats(args: Namespace) -> None:
         text = found.json() if args.output.suffix.lower() == ".json" else found.yaml(about)
         write_bytes(args.output, text.encode())
         log.info("%s is a recipe for train.py -c.", args.output)
-    sys.stdout.write(found.json() if args.json else f"{found.flags()}\n")
+    put(found.json() if args.json else found.flags())
 
 
 if __name__ == "__main__":

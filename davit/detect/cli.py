@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 import logging
 import os
 import sys
@@ -13,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from ..commands import USER_ERROR, command_name, run_cli
-from ..text import as_line, install_extra, without_nan
+from ..parsing import Parser, openmmlab
+from ..parsing.results import give, json_alone, require_writable
+from ..text import as_line, install_extra
 from .heads import HEADS, is_detector
 
 log = logging.getLogger(__name__)
@@ -22,10 +23,33 @@ _HEAD = "--head"
 _DATA_FILES = (".json", ".yaml", ".yml")
 
 
+def train_parser(words: Sequence[str] = ()) -> Parser:
+    """Make the parser that these words of `davit det train` are for."""
+    from . import flags
+
+    if _names_head(words) or (words and _data_in(words[0])):
+        return flags.detector_parser()
+    return openmmlab.train_parser()
+
+
+def test_parser(words: Sequence[str] = ()) -> Parser:
+    """Make the parser that these words of `davit det test` are for."""
+    from . import flags
+
+    return flags.test_parser() if any(map(is_detector, words)) else openmmlab.test_parser()
+
+
+def demo_parser(words: Sequence[str] = ()) -> Parser:
+    """Make the parser that these words of `davit det demo` are for."""
+    from . import flags
+
+    return flags.demo_parser() if any(map(is_detector, words)) else openmmlab.demo_parser()
+
+
 def train_main(argv: Sequence[str] | None = None) -> int:
     """Train by --head, else by a config of MMDetection; returns the exit status."""
     words = _words(argv)
-    if any(word == _HEAD or word.startswith(f"{_HEAD}=") for word in words):
+    if _names_head(words):
         return _by_transformers(train, words)
     if words and (data := _data_in(words[0])):
         heads = " or ".join(f"{_HEAD} {head}" for head in HEADS)
@@ -55,6 +79,10 @@ def demo_main(argv: Sequence[str] | None = None) -> int:
 
 def _words(argv: Sequence[str] | None) -> list[str]:
     return sys.argv[1:] if argv is None else list(argv)
+
+
+def _names_head(words: Sequence[str]) -> bool:
+    return any(word == _HEAD or word.startswith(f"{_HEAD}=") for word in words)
 
 
 def _data_in(word: str) -> str:
@@ -134,7 +162,13 @@ def test(words: list[str]) -> int:
     from .flags import test_parser
 
     _log_of_rank()
-    return run_cli(lambda: _evaluate(test_parser().parse_args(words)))
+
+    def main() -> None:
+        args = test_parser().parse_args(words)
+        with json_alone(args.json):
+            _evaluate(args)
+
+    return run_cli(main)
 
 
 def _evaluate(args: Namespace) -> None:
@@ -150,6 +184,7 @@ def _evaluate(args: Namespace) -> None:
     from .flags import DetectorFlags
     from .model import check_side, load_detector
 
+    require_writable(args.output)
     if args.format_only and not args.out:
         raise ValueError("--format-only writes results: give --out FILE.json.")
     if not args.format_only:
@@ -197,21 +232,18 @@ def _evaluate(args: Namespace) -> None:
                 log.info("%d detections in %s.", len(scores[0].results), args.out)
             if found.measures is not None:
                 measured: Any = found.measures
-                _say(measured, args.metrics)
+                _say(measured, args)
     finally:
         close_world()
 
 
-def _say(measures: Any, file: str | None) -> None:
-    from ..files import write_bytes
-
+def _say(measures: Any, args: Namespace) -> None:
     figures = measures.percent()
-    sys.stdout.write("".join(f"{name:12} {value:6.2f} %\n" for name, value in figures.items()))
     for name, value in measures.of_class.items():
         log.info("  %-24s AP %.2f %%", as_line(name), 100 * value)
-    if file:
-        contents = {**figures, "classes": {name: 100 * value for name, value in measures.of_class.items()}}
-        write_bytes(file, json.dumps(without_nan(contents), indent=1).encode())
+    text = "".join(f"{name:12} {value:6.2f} %\n" for name, value in figures.items())
+    document = {**figures, "classes": {name: 100 * value for name, value in measures.of_class.items()}}
+    give(args, text, document, [{"measure": name, "percent": value} for name, value in figures.items()])
 
 
 def demo(words: list[str]) -> int:
@@ -219,11 +251,19 @@ def demo(words: list[str]) -> int:
     from .flags import demo_parser
 
     logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
-    return run_cli(lambda: _draw(demo_parser().parse_args(words)))
+
+    def main() -> None:
+        args = demo_parser().parse_args(words)
+        with json_alone(args.json):
+            _draw(args)
+
+    return run_cli(main)
 
 
 def _draw(args: Namespace) -> None:
     from ..predict.drawn import draw_all
     from .predictor import Predictor
 
-    draw_all(args.picture, Predictor(args.checkpoint, args.score_thr, args.device), Path(args.out_dir))
+    draw_all(
+        args.picture, Predictor(args.checkpoint, args.score_thr, args.device), Path(args.out_dir), is_json=args.json
+    )

@@ -16,6 +16,8 @@ from ..engine.flags import (
     training_flags,
 )
 from ..limits import number
+from ..parsing import Parser
+from ..parsing.results import add_json, add_output
 from .heads import DETECTION_METRICS, HEADS
 
 #: What train.py's flags that detectors lack stand at.
@@ -43,9 +45,9 @@ def _others() -> dict[str, Any]:
 _cache: dict[str, Any] = {}
 
 
-def detector_parser() -> argparse.ArgumentParser:
+def detector_parser() -> Parser:
     """Make the parser of `davit det train DATA --head HEAD`."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=command_name(),
         parents=[training_flags()],
         description="Train D-FINE or RT-DETRv2 of the transformers library on DaViT, from data in COCO's or YOLO's "
@@ -133,9 +135,9 @@ def _add_checks(add: Any) -> None:
     )
 
 
-def test_parser() -> argparse.ArgumentParser:
+def test_parser() -> Parser:
     """Make the parser of `davit det test RUN`."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=command_name(),
         description="Evaluate a detector by COCO's average precision, or write its results.",
         usage="%(prog)s RUN [DATA] [flags]",
@@ -145,7 +147,8 @@ def test_parser() -> argparse.ArgumentParser:
     add("data_dir", nargs="?", metavar="DATA", help="data folder, a COCO json or data.yaml; default: the run's own")
     add("--split", default="val", help="which split (default %(default)s)")
     add("--out", metavar="FILE.json", help="write the results as COCO's server takes them")
-    add("--metrics", metavar="FILE.json", help="write what was measured")
+    add_output(add)
+    add_json(add)
     add("--format-only", action="store_true", help="write --out without labels, evaluate nothing")
     add("--img-size", **number("img_size"), help="side in pixels; default: as it was trained")
     _add_checks(add)
@@ -156,9 +159,9 @@ def test_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def demo_parser() -> argparse.ArgumentParser:
+def demo_parser() -> Parser:
     """Make the parser of `davit det demo PICTURE RUN`."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=command_name(), description="Draw what a detector finds.", usage="%(prog)s PICTURE RUN [flags]"
     )
     add = parser.add_argument
@@ -173,4 +176,5 @@ def demo_parser() -> argparse.ArgumentParser:
         help="least score of a detection (default %(default)s)",
     )
     add("--device", default="auto", help="auto, cpu, cuda, cuda:N")
+    add_json(add)
     return parser

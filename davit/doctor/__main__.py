@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import sys
 from collections.abc import Iterator, Sequence
@@ -12,13 +11,14 @@ from dataclasses import asdict
 from pathlib import Path
 
 from .. import recipes
-from ..commands import command_name, run_cli
+from ..commands import run_cli
 from ..data import DataError
 from ..data.yolo import read_yolo
-from ..limits import number
-from ..text import without_controls
+from ..parsing.results import as_json, put, require_writable, standard_output, write_result
+from ..text import encodable, without_controls
 from .configs import examine_config
 from .findings import LEVELS, Finding
+from .flags import doctor_parser
 from .folders import examine_folder
 from .machine import examine_machine
 
@@ -33,22 +33,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _main(arguments: Sequence[str] | None) -> list[Finding]:
     """Print all findings, and list those that are errors."""
-    options = _parser().parse_args(arguments)
+    options = doctor_parser().parse_args(arguments)
+    if options.output and Path(options.output).is_dir():
+        raise ValueError(f"--output {options.output} is a folder, and names a file; where runs write is --runs DIR.")
+    require_writable(options.output)
     findings = []
     for finding in _examine(options):
         findings.append(finding)
         if not options.json:
             _write(finding)
     good, doubtful, bad = ([finding for finding in findings if finding.level == level] for level in LEVELS)
-    if options.json:
-        print(json.dumps([asdict(finding) for finding in findings], indent=2))
-    else:
-        print(f"{len(good)} ok, {len(doubtful)} warnings, {len(bad)} errors")
+    counts = f"{len(good)} ok, {len(doubtful)} warnings, {len(bad)} errors"
+    document = [asdict(finding) for finding in findings]
+    put(as_json(document) if options.json else counts)
+    if options.output:
+        write_result(Path(options.output), "\n".join([*map(_line, findings), counts]), document, document)
     return bad
 
 
 def _examine(options: argparse.Namespace) -> Iterator[Finding]:
-    yield from examine_machine(Path(options.output))
+    yield from examine_machine(Path(options.runs))
     if options.path is not None:
         limit = None if options.all else options.sample
         examine = examine_config if _is_config(options.path) else examine_folder
@@ -69,35 +73,20 @@ def _is_config(path: Path) -> bool:
 
 
 def _write(finding: Finding) -> None:
+    """Print a finding as soon as it is known."""
+    stream = standard_output()
     level = finding.level.ljust(7)
-    if sys.stdout.isatty():
-        level = f"\033[{_COLOURS[finding.level]}m{level}\033[0m"
+    line = _line(finding)
+    if stream.isatty():
+        line = f"\033[{_COLOURS[finding.level]}m{level}\033[0m" + line.removeprefix(level)
+    stream.write(encodable(f"{line}\n", stream.encoding))
+    stream.flush()
+
+
+def _line(finding: Finding) -> str:
     remedy = f"\n{'':22}-> {finding.remedy}" if finding.remedy else ""
     text = without_controls(finding.text).replace("\n", r"\x0a")
-    print(f"{level} {finding.subject:13} {text}{without_controls(remedy)}", flush=True)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=command_name("python -m davit.doctor"), description=__doc__)
-    parser.add_argument(
-        "path",
-        nargs="?",
-        type=Path,
-        metavar="DATASET_DIR|CONFIG",
-        help="data that train.py or the tools of mmdet/ and mmseg/ take (a folder, a data.yaml, a table, a shard), a "
-        "recipe (.yaml), or a config of mmdet/ or mmseg/ (.py)",
-    )
-    parser.add_argument("--all", action="store_true", help="open every picture, however many there are")
-    parser.add_argument(
-        "--sample",
-        **number("sample"),
-        default=2000,
-        metavar="N",
-        help="otherwise: no more of a split (default %(default)s)",
-    )
-    parser.add_argument("--output", default="output", metavar="DIR", help="where runs write, for the free disk")
-    parser.add_argument("--json", action="store_true", help="print a JSON list in place of lines")
-    return parser
+    return f"{finding.level:7} {finding.subject:13} {text}{without_controls(remedy)}"
 
 
 if __name__ == "__main__":

@@ -10,20 +10,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..commands import command_name, run_cli
+from ..commands import run_cli
 from ..data import PictureDataset
 from ..engine.build import usable_workers
 from ..engine.distributed import device_named
 from ..engine.features import Features, extract_features
-from ..engine.flags import picture_flags, running_flags
 from ..engine.load_model import LoadedModel, ModelOptions, load_model
 from ..engine.precision import Precision, precision_from
-from ..limits import number
+from ..parsing.results import give, require_writable
 from ..predict.pictures import PictureSource, find_pictures
-from ..probe.flags import request_of
-from ..text import as_line, encodable
+from ..probe.places import request_of
+from ..text import as_line, as_utf8
 from ..visualize.sheet import Shown, draw_sheet
-from .vectors import SUFFIXES, Embeddings, require_suffix, weights_sha256, write_embeddings
+from .flags import embed_parser
+from .vectors import Embeddings, require_suffix, weights_sha256, write_embeddings
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _main(arguments: Sequence[str] | None) -> list[str]:
     """Return the pictures that could not be read."""
-    args = _parser().parse_args(arguments)
+    args = embed_parser().parse_args(arguments)
+    require_writable(args.output)
     out, sheet = Path(args.out), Path(args.sheet) if args.sheet else _beside(Path(args.out))
     require_suffix(out)
     for file in (out, sheet) if args.neighbours else (out,):
@@ -69,8 +70,11 @@ def _main(arguments: Sequence[str] | None) -> list[str]:
     embeddings = Embeddings(names, features.vectors_NC, {**about, "count": len(names), "skipped": len(bad)})
     write_embeddings(out, embeddings)
     log.info("%d pictures, %d features each, by %s: %s", *embeddings.features_NC.shape, loaded.name, as_line(out))
+    shown = [] if asked is None else _neighbours(embeddings, files, *asked, args.count)
     if asked is not None:
-        _show_neighbours(embeddings, files, *asked, args.count, sheet)
+        _draw(embeddings, files, shown, sheet)
+    if asked is not None or args.json:
+        _give(args, embeddings, shown)
     for picture, reason in bad.items():
         log.error("%s is left out: %s", as_line(picture), reason)
     return list(bad)
@@ -118,55 +122,43 @@ def _about(loaded: LoadedModel, checkpoint: str, precision: Precision, root: str
     }
 
 
-def _show_neighbours(
-    embeddings: Embeddings, files: Sequence[str], asked: Sequence[str], features: Features, count: int, sheet: Path
-) -> None:
-    """Print and draw the pictures most like each of those asked for, without itself."""
-    rows = []
+_Near = tuple[str, list[tuple[int, float]]]
+"""A picture that is asked for, and those most like it: places and cosines, the nearest first."""
+
+
+def _neighbours(
+    embeddings: Embeddings, files: Sequence[str], asked: Sequence[str], features: Features, count: int
+) -> list[_Near]:
+    """Find the pictures most like each of those asked for, without itself."""
+    found = []
     for picture, vector_C in zip(asked, features.vectors_NC, strict=True):
         itself = {place for place, file in enumerate(files) if os.path.realpath(file) == os.path.realpath(picture)}
         near = [one for one in embeddings.nearest(vector_C, count + len(itself)) if one[0] not in itself][:count]
-        lines = [as_line(picture), *(f"  {cosine:7.4f}  {as_line(embeddings.names[place])}" for place, cosine in near)]
-        sys.stdout.write(encodable("\n".join(lines) + "\n", sys.stdout.encoding))
+        found.append((picture, near))
+    return found
+
+
+def _draw(embeddings: Embeddings, files: Sequence[str], found: Sequence[_Near], sheet: Path) -> None:
+    rows = []
+    for picture, near in found:
         shown = [Shown(files[place], (f"{cosine:.4f}", Path(files[place]).name)) for place, cosine in near]
         rows.append((Shown(picture, (Path(picture).name,)), shown))
-    sys.stdout.flush()
     draw_sheet(rows, sheet, f"nearest by the features of {embeddings.metadata['model']} (cosine)")
     log.info("drawn in %s", as_line(sheet))
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=command_name("python -m davit.embed"),
-        usage="%(prog)s CHECKPOINT|MODEL FOLDER OUT.npz|OUT.parquet [flags]",
-        description="Write the features of pictures to a file, a row a picture, with the names of the files in order.",
-        parents=[running_flags(), picture_flags(workers=2)],
-        epilog="Exit status: 0 done, 1 some pictures could not be read (they are named) or an error of this program, "
-        "2 a mistake in the flags, the checkpoint or the folder.",
-    )
-    add = parser.add_argument
-    add("checkpoint", metavar="CHECKPOINT|MODEL", help="a checkpoint, or a model's name for its published weights")
-    add("folder", metavar="FOLDER", help="a folder, with all that is below it; a picture; or -, as for predict.py")
-    add("out", metavar="OUT", help=f"the file to write, which ends in {' or '.join(SUFFIXES)}")
-    add(
-        "--model",
-        "-m",
-        default=None,
-        metavar="NAME",
-        help="the model that the checkpoint is of, where it does not tell",
-    )
-    add("--pretrained", action="store_true", help="published weights (what a model's name means too)")
-    add(
-        "--neighbours",
-        "--neighbors",
-        action="append",
-        default=[],
-        metavar="PICTURE",
-        help="print and draw the pictures most like this one; may be given several times",
-    )
-    add("--count", **number("count"), default=10, help="how many of them (default %(default)s)")
-    add("--sheet", default="", metavar="FILE", help="where they are drawn; default: OUT-neighbours.png")
-    return parser
+def _give(args: argparse.Namespace, embeddings: Embeddings, found: Sequence[_Near]) -> None:
+    lines: list[str] = []
+    rows: list[dict[str, Any]] = []
+    for picture, near in found:
+        lines.append(as_line(picture))
+        for rank, (place, cosine) in enumerate(near, start=1):
+            lines.append(f"  {cosine:7.4f}  {as_line(embeddings.names[place])}")
+            neighbour = as_utf8(embeddings.names[place])
+            rows.append({"picture": as_utf8(picture), "rank": rank, "cosine": float(cosine), "neighbour": neighbour})
+    about = {name: embeddings.metadata[name] for name in ("model", "weights", "count", "skipped")}
+    document = {"file": as_utf8(args.out), **about, "features": embeddings.features_NC.shape[1], "neighbours": rows}
+    give(args, "\n".join(lines), document, rows)
 
 
 if __name__ == "__main__":

@@ -18,8 +18,8 @@ from torch import nn
 from ..data import DataError
 from ..files import open_regular, write_atomically
 from ..text import as_utf8, original
+from .flags import SUFFIXES
 
-SUFFIXES = (".npz", ".parquet")
 _ENTRY = "davit"  # of a Parquet file's own metadata
 
 

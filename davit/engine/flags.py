@@ -39,6 +39,8 @@ from ..choices import (
 from ..commands import command_name
 from ..files import read_small
 from ..limits import MOST_YAML, NUMBERS, check_model_kwargs, number, read_yaml, short
+from ..parsing import Parser
+from ..parsing.results import add_json, add_output
 from ..text import nearest
 
 log = logging.getLogger(__name__)
@@ -141,7 +143,7 @@ class KeyValues(argparse.Action):
 
 def train_parser() -> argparse.ArgumentParser:
     """Make the parser of train.py."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=command_name(),
         description="Train DaViT, or any model that timm knows, on an image folder.",
         usage="%(prog)s [DIR] [-c FILE] [flags]",  # all 130 of them would hide the error below
@@ -884,6 +886,12 @@ def export_flags() -> argparse.ArgumentParser:
     return parser
 
 
+def add_class_map(add: Callable[..., Any]) -> None:
+    """Add what all commands that name classes call alike."""
+    named = "class names, one a line, or a data folder that has them; default: the checkpoint's"
+    add("--class-map", default="", metavar="FILE|DIR", help=named)
+
+
 def _add_crop(add: Callable[..., Any]) -> None:
     add("--crop-pct", **number("crop_pct"), help="share of the side that the centre crop keeps")
     add("--crop-mode", choices=("center", "squash", "border"), help="how a picture that is not square is cropped")
@@ -914,7 +922,7 @@ def picture_flags(workers: int | None = 4) -> argparse.ArgumentParser:
 
 def validate_parser() -> argparse.ArgumentParser:
     """Make the parser of validate.py."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=command_name(),
         parents=[model_flags(), picture_flags()],
         usage="%(prog)s [DIR] [-c FILE] [flags]",
@@ -951,7 +959,9 @@ def validate_parser() -> argparse.ArgumentParser:
     add("--legacy-jit", action="store_true", help=argparse.SUPPRESS)
     _add_running(add)
     add = parser.add_argument_group("results").add_argument
-    add("--results-file", default="", metavar="FILE", help="written after each evaluation")
+    add_json(add)
+    form = "csv or json (--results-format), written after each evaluation"
+    add_output(add, "--results-file", dest="results_file", form=form)
     add("--results-format", choices=RESULT_FORMATS, help="default: by the suffix of FILE, else csv")
     add(
         "--report",

@@ -148,6 +148,9 @@ def measure_throughput(args: Namespace, model: nn.Module, config: dict[str, Any]
     log.info("%s: %.1f images/s in batches of %d on %s.", args.model, speed, size, world.device)
 
 
+_DRY_STEP = 30.0  # seconds of a step, beyond which --dry-run takes no second one
+
+
 @dataclass(frozen=True)
 class RunOptions(FolderOptions):
     """The flags that a run reads beside those of its parts; their names are the flags'."""
@@ -220,6 +223,13 @@ class Trainer:
             *(parts.num_epochs, loader.steps_per_epoch, parts.num_epochs * loader.steps_per_epoch),
             *(parts.precision.name, self.world.device),
         )
+        rates, head = [group["lr"] for group in parts.stepper.optimizer.param_groups], self._rate()
+        if head and min(rates) < max(rates):
+            log.info(
+                "Layers learn at different rates, %.3g to %.3g of the classifier's, which is the lr of the log and of "
+                "summary.csv.",
+                *(min(rates) / head, max(rates) / head),
+            )
 
     def settle_batch(self, state: dict[str, Any] | None) -> None:
         """Decide how a step is dealt in micro-batches: as a state has it, by trying, or as the flags say; and say it.
@@ -311,20 +321,24 @@ class Trainer:
         parts.stepper.train()
         epoch = 0 if parts.sizes is None else parts.sizes.epochs  # with pictures of the last size
         steps = self._steps(epoch, 0, lambda: False)
-        seconds = 0.0
-        for _ in range(min(2, loader.steps_per_epoch)):
+        seconds, timed = 0.0, "first"  # which takes longer than those behind it
+        for name in ("first", "second")[: loader.steps_per_epoch]:
+            timed = name
             begun = time.perf_counter()
             next(steps)
             seconds = time.perf_counter() - begun
+            if any(self.world.gather(seconds > _DRY_STEP)):
+                break
         steps.close()
         begun = time.perf_counter()
         self._evaluate_one(parts.model, limit_batches=1)
         evaluation = (time.perf_counter() - begun) * max(1, parts.val_loader.num_batches)
         log.info(
-            "Dry run: peak memory %.0f MB for each process; %.2f s a step, so about %.1f hours for %d epochs "
+            "Dry run: peak memory %.0f MB for each process; %.2f s for the %s step, so about %.1f hours for %d epochs "
             "(evaluation included). Nothing was written.",
             peak_memory_mb(self.world.device),
             seconds,
+            timed,
             parts.num_epochs * (seconds * loader.steps_per_epoch + evaluation) / 3600,
             parts.num_epochs,
         )

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,10 +19,11 @@ from ..commands import run_cli, with_flags
 from ..data import EvalLoader, PictureDataset, check_classes, in_other_order, labels_numbered, write_digits
 from ..data.listing import natural_key
 from ..files import write_bytes, write_csv
+from ..parsing.results import as_columns, as_json, put, require_writable
 from ..pretrained import PretrainedError, holds_one_model
 from ..runtimes import SUFFIXES as EXPORTED_SUFFIXES
 from ..runtimes import is_exported
-from ..text import as_line, some, without_nan
+from ..text import as_line, some
 from . import calibration, thresholds
 from .build import open_once, usable_workers
 from .calibration import Calibration, Fitted
@@ -210,9 +209,8 @@ def _validate(args: argparse.Namespace, given: set[str], world: World) -> list[R
             with in_step(world):
                 if world.is_main:
                     write_results(Path(args.results_file), rows, args.results_format)
-    if world.is_main:  # print as timm's script ends, with the JSON on one line
-        results = json.dumps(without_nan(rows[0] if is_single else rows), allow_nan=False)
-        print(f"--result\n{results}", flush=True)  # noqa: T201
+    if world.is_main:
+        put(as_json(rows[0] if is_single else rows, indent=None) if args.json else as_table(rows))
     return [row for row in rows if "error" in row]
 
 
@@ -220,10 +218,7 @@ def _check_flags(args: argparse.Namespace) -> None:
     """Raise `ValueError` for flags that do not go together, before anything takes time."""
     if args.use_ema and args.ema == "never":
         raise ValueError("--use-ema and --ema never exclude each other; give one of them.")
-    if args.results_file:
-        file = Path(args.results_file).absolute()
-        if file.is_dir() or not os.access(file.parent, os.W_OK | os.X_OK):
-            raise ValueError(f"--results-file {file}: no file can be written there; check the folder.")
+    require_writable(args.results_file, "--output (--results-file)")
     if args.overwrite and not args.report:
         raise ValueError("--overwrite is for the report that --report DIR writes; give that too, or leave it out.")
     if args.fit_threshold and args.threshold is not None:
@@ -720,13 +715,33 @@ def best_first(rows: Sequence[Row]) -> list[Row]:
     return sorted(rows, key=rank)
 
 
+def as_table(rows: Sequence[Row]) -> str:
+    """Write rows for reading: a line each, under titles, in columns; --json and --output have every figure."""
+    done = [row for row in rows if "error" not in row]
+    text = ""
+    for task in dict.fromkeys("map" in row for row in done):  # of several labels a picture, or of one class
+        few = ("mAP %", "micro mAP %", "macro F1 %", "micro F1 %") if task else ("top-1 %", "95 % interval", "top-5 %")
+        lines: list[Sequence[str]] = [("model", "weights", *few, "loss", "n")]
+        for row in (row for row in done if ("map" in row) == task):
+            if task:
+                figures = [f"{row[name]:.2f}" for name in ("map", "micro_map", "macro_f1", "micro_f1")]
+            else:
+                interval = f"{row['top1_low']:.2f} to {row['top1_high']:.2f}"
+                figures = [f"{row['top1']:.2f}", interval, f"{row['top5']:.2f}"]
+            weights = as_line(row["checkpoint"] or row["weights"])
+            lines.append((as_line(row["model"]), weights, *figures, f"{row['loss']:.4g}", str(row["count"])))
+        text += as_columns(lines, left=2)
+    failed = [as_line(row["checkpoint"] or row["model"]) for row in rows if "error" in row]
+    return text + "".join(f"{name}: failed\n" for name in failed)
+
+
 def write_results(path: Path, rows: Sequence[Row], form: str | None = None) -> None:
     """Write rows as a JSON list, or as CSV with a column for every key but lists; in one step.
 
     `form` is json or csv; None goes by the suffix: .json, anything else is CSV.
     """
     if (form or path.suffix.lower().lstrip(".")) == "json":
-        write_bytes(path, f"{json.dumps(without_nan(list(rows)), indent=2, allow_nan=False)}\n".encode())
+        write_bytes(path, as_json(list(rows)).encode())
     else:
         flat = [{key: value for key, value in row.items() if not isinstance(value, list)} for row in rows]
         write_csv(path, flat)

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from ..commands import run_cli
 from ..engine.flags import given_flags
 from ..engine.load_model import ModelOptions
-from ..text import without_controls
+from ..parsing.results import give
+from ..text import as_utf8
 from .flags import export_parser
 from .options import ExportOptions, Int8Options
 from .run import export
@@ -52,7 +53,13 @@ def _main(arguments: Sequence[str] | None) -> None:
         overwrite=args.overwrite,
     )
     exported = export(args.checkpoint, args.out, options)
-    sys.stdout.write(without_controls(f"{args.checkpoint or args.model} -> {exported.path}\n{exported}\n"))
+    source = args.checkpoint or args.model
+    document = {
+        **{"source": as_utf8(source), "file": as_utf8(exported.path), "files": exported.files},
+        **{"differences": list(exported.metadata.differences), "unchecked": exported.metadata.unchecked},
+        **{"seconds": round(exported.seconds, 2), "report": str(exported)},
+    }
+    give(args, f"{source} -> {exported.path}\n{exported}", document)
 
 
 def _int8(args: argparse.Namespace, given: set[str]) -> Int8Options | None:

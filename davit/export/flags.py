@@ -5,15 +5,17 @@ from __future__ import annotations
 import argparse
 
 from ..commands import command_name
-from ..engine.flags import export_flags
+from ..engine.flags import add_class_map, export_flags
 from ..limits import number
+from ..parsing import Parser
+from ..parsing.results import add_json
 from .options import FORMATS, LAYOUTS, OPSETS
 
 
 def export_parser() -> argparse.ArgumentParser:
     """Make the parser."""
     suffixes = ", ".join(f"{form.suffix} ({name})" for name, form in FORMATS.items())
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=command_name("python -m davit.export"),
         description="Export a model to another runtime; the export is compared with PyTorch before it gets its name.",
         parents=[export_flags()],
@@ -50,7 +52,7 @@ def export_parser() -> argparse.ArgumentParser:
         "--tolerance", **number("tolerance"), help="largest difference from PyTorch, of the largest value of an output"
     )
     add("--no-check", action="store_true", help="do not compare with PyTorch; the file says that it was not checked")
-    add("--class-map", default="", metavar="FILE|DIR", help="class names, one a line, or a data folder that has them")
+    add_class_map(add)
     add("--license", default="", metavar="ID", help="of the weights, such as mit; default: the model's")
     add("--int8", metavar="DATA", help="quantize to 8 bits; DATA, as train.py takes it, calibrates and decides")
     add(
@@ -63,4 +65,5 @@ def export_parser() -> argparse.ArgumentParser:
     add("--calibration", **number("calibration"), default=128, metavar="N", help="training pictures (default 128)")
     add("--seed", **number("seed"), default=42, help="which of them (default %(default)s)")
     add("--overwrite", action="store_true", help="replace a file that is there")
+    add_json(add)
     return parser

@@ -42,7 +42,6 @@ log = logging.getLogger(__name__)
 WEIGHTS, CARD = "model.safetensors", "README.md"
 FILES = (WEIGHTS, CONFIG, CARD)
 DIFFERENT = 3  # exit status
-ARCHITECTURES = ("auto", "timm", "davit")
 TOLERANCE = 1e-5  # of logits, and of their size where it is above 1
 _PICTURES = 2  # of the check
 _NOT_OF_MODEL_ARGS = ("num_classes", "accelerate", "drop_rate", "drop_path_rate", "weight_init")

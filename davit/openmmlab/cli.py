@@ -6,24 +6,22 @@ import logging
 import os
 import shlex
 import subprocess
-from argparse import Action, ArgumentParser, Namespace
+from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
 from ..checkpoint import read_checkpoint
-from ..commands import USER_ERROR, command_name, run_cli
+from ..commands import USER_ERROR, run_cli
 from ..data import DataError
 from ..engine.distributed import close_world, init_world
-from ..limits import number
+from ..parsing.openmmlab import test_parser, train_parser
+from ..parsing.results import as_json, json_alone, put
 from ..text import some
 from . import drawn  # noqa: F401 (registers the hooks of --show-dir and --out)
 from .config import (
-    add_config_argument,
-    add_override_arguments,
     annotation_file_of,
     datasets_of,
     evaluators_of,
@@ -42,93 +40,18 @@ log = logging.getLogger(__name__)
 
 def train_main(argv: Sequence[str] | None = None) -> int:
     """Train a detector or segmentor; returns the exit status (`davit.commands`)."""
-    parser = ArgumentParser(prog=command_name(), description="Train a detector or segmentor.")
-    add_config_argument(parser)
-    _add_run_arguments(parser)
-    parser.add_argument("--amp", action="store_true", help="mixed precision (GPU)")
-    parser.add_argument("--auto-scale-lr", action="store_true", help="learning rate in proportion to the global batch")
-    parser.add_argument(
-        "--resume", nargs="?", const="auto", metavar="FILE", help="go on from FILE or the newest state"
-    )
-    parser.add_argument(
-        "--auto-resume", action="store_const", const="auto", dest="resume", help="the same as --resume"
-    )
-    parser.add_argument("--resume-from", dest="resume", metavar="FILE", help="the same as --resume FILE")
-    parser.add_argument("--load-from", metavar="FILE", help="start from the weights of a whole detector or segmentor")
-    parser.add_argument("--no-validate", action="store_true", help="do not evaluate while training")
-    parser.add_argument(
-        "--seed", **number("numpy_seed"), help="of everything random; without it one is drawn and logged"
-    )
-    parser.add_argument("--deterministic", action="store_true", help="cuDNN's deterministic kernels")
-    parser.add_argument(
-        *("--gpus", "--gpu-ids"),
-        nargs="*",
-        action=_WithoutEffect,
-        help="the launcher starts the processes (tools/dist_train.sh CONFIG GPUS), CUDA_VISIBLE_DEVICES chooses GPUs",
-    )
-    return _run(parser, argv, _train)
+    return _run(train_parser(), argv, _train)
 
 
 def test_main(argv: Sequence[str] | None = None) -> int:
     """Evaluate a detector or segmentor; returns the exit status (`davit.commands`)."""
-    parser = ArgumentParser(prog=command_name(), description="Evaluate a detector or segmentor.")
-    add_config_argument(parser)
-    parser.add_argument("checkpoint", help="its weights: ours, or the original code base's")
-    _add_run_arguments(parser)
-    parser.add_argument("--eval", nargs="+", metavar="METRIC", help="bbox, segm, proposal; mIoU, mDice, mFscore")
-    parser.add_argument(
-        "--out", metavar="FILE", help="write the predictions: FILE.json for detections, a folder of masks"
-    )
-    parser.add_argument(
-        "--format-only", action="store_true", help="write the predictions for a server, evaluate nothing"
-    )
-    parser.add_argument("--show-dir", metavar="DIR", help="write pictures with the predictions drawn")
-    parser.add_argument("--aug-test", "--tta", action="store_true", help="test-time augmentation: sizes and flips")
-    parser.add_argument("--seed", **number("numpy_seed"), help="of everything random")
-    parser.add_argument(
-        *("--gpu-id", "--gpu-ids"), nargs="*", action=_WithoutEffect, help="CUDA_VISIBLE_DEVICES chooses the GPU"
-    )
-    gathering = "results are gathered through the process group"
-    parser.add_argument("--tmpdir", nargs="*", action=_WithoutEffect, help=gathering)
-    parser.add_argument("--gpu-collect", nargs=0, action=_WithoutEffect, help=gathering)
-    parser.add_argument(
-        "--fuse-conv-bn", nargs=0, action=_WithoutEffect, help="nothing is fused: DaViT has no batch norm"
-    )
-    return _run(parser, argv, _test)
-
-
-class _WithoutEffect(Action):
-    """Answer a flag of older tools, which has no effect, with its help."""
-
-    def __call__(self, parser: ArgumentParser, args: Namespace, values: Any, flag: str | None = None) -> None:
-        log.warning("%s: %s.", flag, self.help)
-
-
-def _add_run_arguments(parser: ArgumentParser) -> None:
-    """Add the flags that train.py and test.py share."""
-    add_override_arguments(parser)
-    parser.add_argument("--work-dir", metavar="DIR", help="where the run is written (default work_dirs/CONFIG)")
-    parser.add_argument(
-        "--no-data-check",
-        dest="data_check",
-        action="store_false",
-        help="do not read the header of every picture before a run of a detector (the annotations are checked)",
-    )
-    parser.add_argument(
-        "--skip-bad-images",
-        action="store_true",
-        help="detection: go on without the pictures that are missing or cannot be read; they are counted",
-    )
-    parser.add_argument("--launcher", choices=("none", "pytorch", "slurm"), default="none", help="who started us")
-    parser.add_argument(
-        "--local_rank", "--local-rank", **number("local_rank"), default=0, help="set by torch.distributed.launch"
-    )
+    return _run(test_parser(), argv, _test)
 
 
 def _run(parser: ArgumentParser, argv: Sequence[str] | None, work: Callable[[Namespace, Config], None]) -> int:
     def main() -> None:
         args = parser.parse_args(argv)
-        with faults_named(args):
+        with json_alone(getattr(args, "json", False)), faults_named(args):
             run(args)
 
     def run(args: Namespace) -> None:
@@ -206,7 +129,9 @@ def _test(args: Namespace, cfg: Config) -> None:
     _settle_classes(args, cfg, "test", args.checkpoint)
     _check_data(args, cfg, ("test",), labelled=not args.format_only)
     use_test_flags(cfg, args)
-    _runner(args, cfg).test()
+    found = _runner(args, cfg).test()
+    if args.json and int(os.environ.get("RANK", 0)) == 0:
+        put(as_json({name: float(value) for name, value in found.items()}))
 
 
 def _settle_classes(args: Namespace, cfg: Config, split: str, checkpoint: str | None) -> None:

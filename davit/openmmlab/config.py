@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-from argparse import ArgumentParser, Namespace
+from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
@@ -13,14 +13,13 @@ from traceback import walk_tb
 from typing import Any
 
 import torch
-from mmengine.config import Config, ConfigDict, DictAction
+from mmengine.config import Config, ConfigDict
 
 from .. import recipes
 from ..commands import exit_status
 from ..limits import short
 from ..pretrained import PUBLISHED, resolve
 from ..text import did_you_mean, install_extra
-from ..variants import VARIANTS
 from .bands import follow_bands
 from .box_layouts import use_box_layout
 from .mask_layouts import use_mask_layout
@@ -90,43 +89,7 @@ def _installed(name: str) -> Path | None:
     raise ValueError(f"{name} is not there: {did_you_mean(wanted, there, limit=3)}the configs are in {folder}.")
 
 
-# ---- the flags that all tools have ----
-
-
-def add_config_argument(parser: ArgumentParser, **options: Any) -> None:
-    """Add the config, or configs, that a tool works on."""
-    ours = ", ".join(recipes.names_of("mmdet", "mmseg"))
-    parser.add_argument(
-        "config",
-        metavar="CONFIG",
-        help=f"a config file; mmdet::NAME or mmseg::NAME of those libraries' own; or one of {ours}",
-        **options,
-    )
-
-
-def add_override_arguments(parser: ArgumentParser) -> None:
-    """Add the flags that replace values of a config."""
-    parser.add_argument(
-        "--cfg-options",
-        "--options",
-        nargs="+",
-        action=DictAction,
-        default={},
-        metavar="KEY=VALUE",
-        help="values of the config to replace, as model.pretrained=FILE or train_dataloader.batch_size=4",
-    )
-    parser.add_argument(
-        "--backbone",
-        metavar="VARIANT",
-        help=f"put this DaViT in the place of the config's backbone: {', '.join(VARIANTS)}",
-    )
-    parser.add_argument("--data-root", metavar="DIR", help="the folder of the data set, in place of the config's")
-    parser.add_argument(
-        "--classes",
-        nargs="+",
-        metavar="NAME",
-        help="the classes, in the order of the data set; 'auto' takes those of the training annotations",
-    )
+# ---- the flags that all tools have (davit/parsing/openmmlab.py) ----
 
 
 def load_config(args: Namespace) -> Config:

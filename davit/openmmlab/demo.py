@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import logging
-from argparse import ArgumentParser, Namespace
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..commands import command_name, run_cli
-from ..limits import number
+from ..commands import run_cli
+from ..parsing.openmmlab import demo_parser
+from ..parsing.results import json_alone
 from ..predict.detector import ExportedDetector
 from ..predict.drawn import draw_all, require_place
 from ..runtimes import is_exported
-from .config import add_config_argument, add_override_arguments, faults_named, load_config
+from .config import faults_named, load_config
 from .predictor import Predictor
 
 log = logging.getLogger(__name__)
@@ -23,21 +24,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     A file that is no picture is named and passed over; the status at the end is then 2.
     """
-    parser = ArgumentParser(prog=command_name(), description="Draw what a detector or segmentor finds.")
-    parser.add_argument("picture", help="a picture, or a folder with all that is below it")
-    add_config_argument(parser)
-    parser.add_argument("checkpoint", help="its weights, or an export (python -m davit.export), which needs no config")
-    parser.add_argument("--out-dir", default="outputs", metavar="DIR", help="drawn pictures and predictions.json")
-    parser.add_argument(
-        "--score-thr", "--pred-score-thr", **number("score_thr"), default=0.3, help="least score of a detection"
-    )
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N")
-    add_override_arguments(parser)
     logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
 
     def work() -> None:
-        args = parser.parse_args(argv)
-        with faults_named(args):
+        args = demo_parser().parse_args(argv)
+        with json_alone(args.json), faults_named(args):
             _work(args)
 
     return run_cli(work)
@@ -53,4 +44,4 @@ def _work(args: Namespace) -> None:
         cfg = load_config(args)
         with faults_named(args, building=True):
             predictor = Predictor(cfg, args.checkpoint, args.score_thr, args.device)
-    draw_all(args.picture, predictor, Path(args.out_dir))
+    draw_all(args.picture, predictor, Path(args.out_dir), is_json=args.json)

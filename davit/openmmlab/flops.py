@@ -8,11 +8,10 @@ its auxiliary head, which only training has. RoIAlign, NMS and resizing are not 
 from __future__ import annotations
 
 import logging
-import sys
 import warnings
-from argparse import ArgumentParser
-from collections.abc import Sequence
-from dataclasses import dataclass
+from argparse import Namespace
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +19,11 @@ import torch
 from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor, nn
 
-from ..commands import command_name, run_cli
+from ..commands import run_cli
 from ..complexity import count_flops
-from ..limits import number
-from .config import add_config_argument, add_override_arguments, faults_named, load_config
+from ..parsing.openmmlab import flops_parser
+from ..parsing.results import give, json_alone, require_writable
+from .config import faults_named, load_config
 
 PROPOSALS, MASKS = 1000, 100
 SIZES = {"mmdet": (800, 1280), "mmseg": (512, 2048)}  # height, width of the published tables
@@ -44,6 +44,13 @@ class Cost:
     parameters: int
     flops: int
     shares: dict[str, int]
+
+    def __str__(self) -> str:
+        height, width = self.size
+        return (
+            f"{self.config}: {self.parameters / 1e6:.2f} M parameters, {self.flops / 1e9:.1f} GFLOPs at "
+            f"{width} x {height} ({_said(self)})"
+        )
 
 
 class _Forward(nn.Module):
@@ -100,27 +107,28 @@ def cost_of(cfg: Any, name: str, size: tuple[int, int] | None = None) -> Cost:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run get_flops.py of mmdet/tools and mmseg/tools; returns the exit status."""
-    parser = ArgumentParser(
-        prog=command_name(), description="Parameters and FLOPs of a config's model.", epilog=__doc__
-    )
-    add_config_argument(parser, nargs="+")
-    parser.add_argument("--shape", **number("shape"), metavar="N", help="side, or height and width, in pixels")
-    add_override_arguments(parser)
 
     def work() -> None:
-        args = parser.parse_args(argv)
-        size = (args.shape[0], args.shape[-1]) if args.shape else None
-        for config in args.config:
-            args.config = config
-            with faults_named(args):
-                cfg = load_config(args)
-            with faults_named(args, building=True):
-                found = cost_of(cfg, Path(config).stem, size)
-            shares = ", ".join(f"{name} {flops / 1e9:.1f}" for name, flops in found.shares.items())
-            sys.stdout.write(
-                f"{found.config}: {found.parameters / 1e6:.2f} M parameters, {found.flops / 1e9:.1f} GFLOPs at "
-                f"{found.size[1]} x {found.size[0]} ({shares})\n"
-            )
+        args = flops_parser().parse_args(argv)
+        require_writable(args.output)
+        with json_alone(args.json):
+            found = list(_costs(args, list(args.config)))
+            rows = [{**asdict(one), "size": f"{one.size[0]}x{one.size[1]}", "shares": _said(one)} for one in found]
+            give(args, "\n".join(map(str, found)), list(map(asdict, found)), rows)
 
     logging.basicConfig(level=logging.WARNING, format="%(message)s", force=True)
     return run_cli(work)
+
+
+def _costs(args: Namespace, configs: Sequence[str]) -> Iterator[Cost]:
+    size = (args.shape[0], args.shape[-1]) if args.shape else None
+    for config in configs:
+        args.config = config
+        with faults_named(args):
+            cfg = load_config(args)
+        with faults_named(args, building=True):
+            yield cost_of(cfg, Path(config).stem, size)
+
+
+def _said(cost: Cost) -> str:
+    return ", ".join(f"{name} {flops / 1e9:.1f}" for name, flops in cost.shares.items())

@@ -13,10 +13,11 @@ from ..commands import OK, run_cli
 from ..engine.build import usable_workers
 from ..engine.flags import given_flags
 from ..engine.progress import Progress
-from ..text import as_line, encodable
+from ..parsing.results import put, require_writable, standard_output
+from ..text import as_line
 from .flags import NO_LONGER, load_asked_for, predict_parser
 from .pictures import find_pictures
-from .report import write_results, write_topk_ids
+from .report import write_file, write_results, write_topk_ids
 from .result import Failure, Prediction
 
 log = logging.getLogger(__name__)
@@ -40,11 +41,14 @@ def _main(argv: Sequence[str] | None) -> list[Failure]:
     folder = Path(args.output_dir) if "output_dir" in given else None
     if folder is not None and folder.exists() and not folder.is_dir():
         raise ValueError(f"--output_dir {folder} is a file; name a folder.")
+    require_writable(args.output)
     pictures = find_pictures(args.data, sys.stdin.buffer.read() if "-" in args.data else None)
     predictor = load_asked_for(args, given, NO_LONGER)
     topk = min(args.topk, len(predictor.class_names)) if predictor.thresholds is None or "topk" in given else None
     results = predictor.predict_each(pictures, topk, batch_size=args.batch_size, workers=usable_workers(args.workers))
+    form = "json" if args.json else args.format
     predictions: list[Prediction] = []
+    kept: list[Prediction | Failure] = []
     failures: list[Failure] = []
     is_many = len(pictures) >= _PROGRESS_FROM
     interval = args.log_freq * args.batch_size or len(pictures)
@@ -52,6 +56,8 @@ def _main(argv: Sequence[str] | None) -> list[Failure]:
     def watched() -> Iterator[Prediction | Failure]:
         with Progress(len(pictures), "pictures", images_per_step=1, interval=interval, enabled=is_many) as progress:
             for result in results:
+                if args.output:
+                    kept.append(result)
                 yield result
                 progress.update()
                 if isinstance(result, Failure):
@@ -60,14 +66,15 @@ def _main(argv: Sequence[str] | None) -> list[Failure]:
                     predictions.append(result)
 
     # a bar and a table on one terminal would run into each other: the table waits
-    stream = io.StringIO() if is_many and sys.stdout.isatty() and sys.stderr.isatty() else sys.stdout
+    stream = io.StringIO() if is_many and standard_output().isatty() and sys.stderr.isatty() else standard_output()
     is_multilabel = predictor.thresholds is not None
-    write_results(
-        watched(), args.format, stream, topk if not is_multilabel else None, width=shutil.get_terminal_size().columns
-    )
+    columns = None if is_multilabel else topk
+    write_results(watched(), form, stream, columns, width=shutil.get_terminal_size().columns)
     if isinstance(stream, io.StringIO):
-        sys.stdout.write(encodable(stream.getvalue(), sys.stdout.encoding))
-        sys.stdout.flush()
+        put(stream.getvalue())
+    if args.output:
+        write_file(Path(args.output), kept, columns)
+        log.info("wrote %s", as_line(args.output))
     if folder is not None:
         log.info("wrote %s", write_topk_ids(folder, predictions))
     for failure in failures:

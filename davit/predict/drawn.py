@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from pathlib import Path
 from typing import Any
 
 from ..data import BadImageError
 from ..files import write_bytes
+from ..parsing.results import as_json, put
 from ..text import as_line, some
 from .pictures import distinct_names, find_pictures
 
@@ -21,13 +21,14 @@ def require_place(place: str) -> None:
         raise ValueError(f"{place}: there is no such picture or folder.")
 
 
-def draw_all(place: str, predictor: Any, folder: Path) -> None:
+def draw_all(place: str, predictor: Any, folder: Path, *, is_json: bool = False) -> None:
     """Write a drawn picture for each of a place, a picture or a folder, and predictions.json, into a folder.
 
     A file that is no picture is named and passed over.
 
     Args:
         predictor: its ``predict`` gives `Detections` or a `Segmentation`.
+        is_json: print what was found as one JSON document.
 
     Raises:
         ValueError: there is no such place, or files were passed over.
@@ -46,7 +47,9 @@ def draw_all(place: str, predictor: Any, folder: Path) -> None:
             continue
         results[str(file)] = found.to_json()
         found.draw().save(folder / f"{names[file]}.png")
-    write_bytes(folder / "predictions.json", json.dumps(results, indent=1).encode())
+    write_bytes(folder / "predictions.json", as_json(results).encode())
+    if is_json:
+        put(as_json(results))
     log.info("%d pictures drawn in %s, and listed in its predictions.json.", len(results), folder)
     if bad:
         raise ValueError(f"{len(bad)} of {len(files)} files could not be read as pictures: {some(bad, 3)}.")

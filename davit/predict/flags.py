@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING
 
 from ..choices import FORMATS, TOPK_IDS
 from ..commands import command_name
-from ..engine.flags import model_asked_for, model_flags, picture_flags, say_no_longer
+from ..engine.flags import add_class_map, model_asked_for, model_flags, picture_flags, say_no_longer
 from ..limits import number
+from ..parsing import Parser
+from ..parsing.results import add_output
 
 if TYPE_CHECKING:
     from .predictor import Predictor
@@ -29,7 +31,7 @@ def predict_parser() -> argparse.ArgumentParser:
 
     Some defaults are the original's and are not used unless given, so `given_flags` says which were.
     """
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=command_name(),
         usage="%(prog)s PICTURE|FOLDER|- [...] [flags]",
         parents=[model_flags(num_classes=1000), picture_flags(workers=2)],
@@ -38,14 +40,14 @@ def predict_parser() -> argparse.ArgumentParser:
         epilog="Exit status: 0 done, 1 some pictures could not be read (they are named) or an error of this program, "
         "2 a mistake in the flags, the checkpoint or the folder.",
     )
-    add = parser.add_argument
-    add(
+    parser.add_argument(
         "data",
         nargs="+",
         metavar="PICTURE|FOLDER|-",
         help="picture files; folders, with all that is below them; '-': a picture's bytes, or a list of paths, one a "
         "line or separated by NUL, on standard input",
     )
+    add = parser.add_argument_group("results").add_argument
     add("--format", choices=FORMATS, default="table", help="how to print; default: %(default)s")
     add(
         "--topk",
@@ -54,13 +56,16 @@ def predict_parser() -> argparse.ArgumentParser:
         help="classes to name for each picture (default %(default)s); of several labels at most so many of those that "
         "reach --threshold (default: all of them)",
     )
-    add("--class-map", default="", metavar="FILE|DIR", help="class names, one a line, or a data folder that has them")
+    add_class_map(add)
+    add("--json", action="store_true", help="the same as --format json: one JSON document, and nothing else")
+    add_output(add, form="in the form of its suffix: .csv, .json, .jsonl, or else a table")
     add(
         "--output_dir",
         "--output-dir",
         default="./",
         metavar="DIR",
-        help=f"also write {TOPK_IDS} there, as the original did: a row a picture, its name and its class indices",
+        help=f"also write {TOPK_IDS} there (default: no such file), as the original did: a row a picture, its name "
+        "and its class indices",
     )
     return parser
 

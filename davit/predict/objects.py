@@ -8,10 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageOps
-from torchvision.utils import draw_bounding_boxes
 
 from ..fonts import drawable, pillow_font
 
@@ -58,17 +56,26 @@ class Detections:
         colours = [colour_of(int(label)) for label in self.labels]
         if len(self.boxes) and self.masks is not None:
             picture = self._with_masks(colours)
-        canvas = torch.from_numpy(picture.repeat(times, 0).repeat(times, 1)).permute(2, 0, 1)
-        if len(self.boxes):
-            scored = zip(self.labels, self.scores, strict=True)
-            names = [f"{drawable(self.classes[label], int(label))} {score:.2f}" for label, score in scored]
-            canvas = draw_bounding_boxes(canvas, torch.from_numpy(times * self.boxes), colors=colours)
-        drawn = Image.fromarray(canvas.permute(1, 2, 0).numpy())
+        drawn = Image.fromarray(picture.repeat(times, 0).repeat(times, 1))
+        size = font_size(*drawn.size)
+        padding = max(2, size // 6)
+        taken: list[_Place] = []  # by labels, of which the best come first
+        labels = []
+        for box, score, label in zip(times * self.boxes, self.scores, self.labels, strict=True):
+            name = f"{drawable(self.classes[label], int(label))} {score:.2f}"
+            font = pillow_font(name, size)
+            place = _label_place(box.tolist(), font.getbbox(name), padding, drawn.size, taken)
+            taken.append(place)
+            labels.append((name, font, place))
         pen = ImageDraw.Draw(drawn)
-        for i in range(len(self.boxes)):
-            corner = (times * self.boxes[i, 0] + 2, times * self.boxes[i, 1] + 2)
-            font = pillow_font(names[i], 10)  # white in black is read on a mask of any colour
-            pen.text(corner, names[i], fill="white", font=font, stroke_width=1, stroke_fill="black")
+        width = max(2, round(size / 7))
+        for box, colour in zip((times * self.boxes).tolist()[::-1], colours[::-1], strict=True):  # the best on top
+            left, top, right, bottom = box
+            pen.rectangle([left, top, max(left, right), max(top, bottom)], outline=colour, width=width)
+        for (name, font, place), colour in zip(labels[::-1], colours[::-1], strict=True):
+            pen.rectangle(place, fill=colour)
+            ink = "black" if _lightness(colour) > 0.45 else "white"
+            pen.text((place[0] + padding, place[1] + padding), name, fill=ink, font=font, anchor="lt")
         return drawn
 
     def _with_masks(self, colours: Sequence[tuple[int, int, int]]) -> NDArray[np.uint8]:
@@ -122,10 +129,57 @@ class Segmentation:
         return {"classes": {self.classes[present[i]]: float(counts[i] / self.labels.size) for i in order}}
 
 
+# Colours that differ most, for eyes of any kind as far as that goes; the first seven are those of Okabe and Ito.
+_COLOURS = (
+    *((230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (0, 114, 178), (213, 94, 0), (204, 121, 167)),
+    *((128, 0, 200), (150, 230, 60), (160, 20, 50), (0, 235, 235), (255, 180, 190), (110, 80, 30), (20, 30, 160)),
+    *((255, 0, 255), (100, 110, 110), (0, 90, 40), (255, 40, 40), (190, 180, 255), (225, 225, 200)),
+)
+
+
 def colour_of(number: int) -> tuple[int, int, int]:
-    """Return colours that differ for neighbouring numbers: the golden ratio around the circle of hues."""
+    """Return the colour of a class: of the first twenty all differ clearly; then hues by the golden ratio."""
+    if number < len(_COLOURS):
+        return _COLOURS[number]
     red, green, blue = colorsys.hsv_to_rgb(number * 0.61803398875 % 1, 0.85 if number % 2 else 0.6, 1.0)
     return int(255 * red), int(255 * green), int(255 * blue)
+
+
+def font_size(width: int, height: int) -> int:
+    """Return the size of names on a picture, in its pixels: read at 256 pixels, and where 4000 are shown as 1000."""
+    return max(12, round(max(width, height) / 55))
+
+
+def _lightness(colour: tuple[int, int, int]) -> float:
+    """Return how light a colour looks, 0 to 1."""
+    red, green, blue = (part / 255 for part in colour)
+    return 0.3 * red + 0.59 * green + 0.11 * blue
+
+
+_Place = tuple[float, float, float, float]
+"""Left, top, right, bottom."""
+
+
+def _label_place(
+    box: Sequence[float], text: Sequence[float], padding: int, size: tuple[int, int], taken: Sequence[_Place]
+) -> _Place:
+    """Find a place for a name within the picture: above its box, inside of it or below, where no other name is."""
+    width, height = text[2] - text[0] + 2 * padding, text[3] - text[1] + 2 * padding
+    left, top, right, bottom = box
+    places = []
+    for x in (left, right - width):
+        for y in (top - height, top, bottom, bottom - height):
+            x0 = min(max(0.0, x), max(0.0, size[0] - width))
+            y0 = min(max(0.0, y), max(0.0, size[1] - height))
+            places.append((x0, y0, x0 + width, y0 + height))
+    return min(places, key=lambda place: sum(_shared(place, other) for other in taken))  # the first of the best
+
+
+def _shared(one: _Place, other: _Place) -> float:
+    """Return the area that two rectangles share."""
+    width = min(one[2], other[2]) - max(one[0], other[0])
+    height = min(one[3], other[3]) - max(one[1], other[1])
+    return max(0.0, width) * max(0.0, height)
 
 
 def _enlargement(height: int, width: int) -> int:
@@ -154,8 +208,9 @@ def draw_segments(image: Any, labels: Any, classes: Sequence[str], palette: Sequ
 
 def _with_legend(drawn: Image.Image, entries: list[tuple[str, Any]]) -> Image.Image:
     """Put names and colours below a picture, in as many lines as they need."""
-    fonts = {name: pillow_font(name, 13) for name, _ in entries}
-    line, gap = 20, 8
+    size = font_size(*drawn.size)
+    fonts = {name: pillow_font(name, size) for name, _ in entries}
+    line, gap = round(1.5 * size), round(0.6 * size)
     places: list[tuple[int, int]] = []
     x, y = gap, drawn.height + 4
     for name, _ in entries:
@@ -168,6 +223,6 @@ def _with_legend(drawn: Image.Image, entries: list[tuple[str, Any]]) -> Image.Im
     canvas.paste(drawn)
     pen = ImageDraw.Draw(canvas)
     for (name, colour), (left, top) in zip(entries, places, strict=True):
-        pen.rectangle([left, top + 2, left + 13, top + 15], fill=colour, outline="black")
+        pen.rectangle([left, top + 2, left + size, top + 2 + size], fill=colour, outline="black")
         pen.text((left + line, top), name, fill="black", font=fonts[name])
     return canvas

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from ..choices import TOPK_IDS
+from ..choices import FORMATS, TOPK_IDS
 from ..data.label_sets import SEPARATOR
 from ..files import write_bytes
 from ..text import as_line, as_utf8, encodable, fits
@@ -54,6 +54,18 @@ def write_results(
             stream.write(encodable(text, stream.encoding) + "\n")
             stream.flush()
     stream.flush()
+
+
+def write_file(file: Path, results: Iterable[Prediction | Failure], topk: int | None) -> None:
+    """Write results to a file in one step, in the format of its suffix; a table where it is none of these.
+
+    Args:
+        topk: as in `write_results`.
+    """
+    form = file.suffix.lower().lstrip(".")
+    stream = io.StringIO(newline="")
+    write_results(results, form if form in FORMATS else "table", stream, topk)
+    write_bytes(file, stream.getvalue().encode(errors="backslashreplace"))
 
 
 def _as_row(result: Prediction | Failure) -> dict[str, Any]:

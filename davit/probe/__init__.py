@@ -1,5 +1,12 @@
 """Measure what the features of a frozen model are worth: classify pictures by them alone, without training it."""
 
-from .classifiers import Fitted, nearest_neighbours, regression
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .classifiers import Fitted, nearest_neighbours, regression
+else:
+    from ..text import lazily
+
+    __getattr__ = lazily(__name__, classifiers=("Fitted", "nearest_neighbours", "regression"))
 
 __all__ = ["Fitted", "nearest_neighbours", "regression"]

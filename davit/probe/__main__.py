@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import argparse
 import csv
-import json
 import logging
-import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -28,11 +26,13 @@ from ..engine.precision import Precision, precision_from
 from ..engine.records import wilson
 from ..engine.validate import Request, Row, best_first, write_results
 from ..files import write_csv
+from ..parsing.results import as_columns, as_json, put, require_writable, standard_output
 from ..pretrained import PretrainedError
-from ..text import as_line, as_utf8, encodable, without_nan
+from ..text import as_line, as_utf8, encodable
 from .classifiers import Fitted, nearest_neighbours, regression, require_neighbours
-from .flags import METHODS, probe_parser, read_places
+from .flags import METHODS, probe_parser
 from .linear import Schedule, linear_probe
+from .places import read_places
 
 log = logging.getLogger(__name__)
 
@@ -67,8 +67,8 @@ def _main(arguments: Sequence[str] | None) -> list[object]:
     """Return the rows of the models that failed, and the pictures that could not be read."""
     args = probe_parser().parse_args(arguments)
     requests, args.data_dir = read_places(args)
-    for flag in ("results_file", "predictions"):
-        _require_writable(flag, getattr(args, flag))
+    require_writable(args.results_file, "--output (--results-file)")
+    require_writable(args.predictions, "--predictions")
     if args.train_split in names_of_split(args.val_split):
         raise ValueError(
             f"--train-split {args.train_split} and --val-split {args.val_split} are the same pictures, each of which "
@@ -93,7 +93,7 @@ def _main(arguments: Sequence[str] | None) -> list[object]:
             failed = {"model": request.model or "", "checkpoint": str(request.checkpoint or "")}
             rows.append({**failed, "error": with_flags(str(error))})
     rows = [row for method in (*METHODS, None) for row in best_first(rows) if row.get("method") == method]
-    _write(rows, args.format)
+    _write(rows, "json" if args.json else args.format)
     if args.results_file:
         write_results(Path(args.results_file), rows)
     if args.predictions:
@@ -101,12 +101,6 @@ def _main(arguments: Sequence[str] | None) -> list[object]:
     for file, reason in job.bad_images.items():
         log.error("%s is left out: %s", as_line(file), reason)
     return [*(row for row in rows if "error" in row), *({} if args.skip_bad_images else job.bad_images)]
-
-
-def _require_writable(flag: str, name: str) -> None:
-    file = Path(name).absolute()
-    if name and (file.is_dir() or not os.access(file.parent, os.W_OK | os.X_OK)):
-        raise ValueError(f"--{flag.replace('_', '-')} {file}: no file can be written there; check the folder.")
 
 
 def _probe(request: Request, job: _Job) -> list[Row]:
@@ -194,9 +188,9 @@ def _class_name(data: Data, index: int) -> str:
 
 def _write(rows: Sequence[Row], form: str) -> None:
     """Print all rows: the table is for reading, csv and json have every figure."""
-    stream = sys.stdout
+    stream = standard_output()
     if form == "json":
-        stream.write(f"{json.dumps(without_nan(list(rows)), indent=2, allow_nan=False)}\n")
+        put(as_json(list(rows)))
     elif form == "csv":
         columns = dict.fromkeys(key for row in rows for key in row)
         table = csv.DictWriter(stream, list(columns), restval="", lineterminator="\n")
@@ -204,7 +198,7 @@ def _write(rows: Sequence[Row], form: str) -> None:
         for row in rows:
             table.writerow({key: encodable(as_utf8(value), stream.encoding) for key, value in row.items()})
     else:
-        stream.write(encodable(as_table(rows), stream.encoding))
+        put(as_table(rows))
     stream.flush()
 
 
@@ -212,15 +206,7 @@ def as_table(rows: Sequence[Row]) -> str:
     """Write rows for reading: a line each, under titles, in columns."""
     titles = ("model", "weights", "classifier", "setting", "top-1 %", "95 % interval", "n", "seconds")
     lines = [titles, *(_cells(row) for row in rows if "error" not in row)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    left = 4  # columns of text, the others of numbers
-    text = ""
-    for cells in lines:
-        written = [
-            cell.ljust(width) if place < left else cell.rjust(width)
-            for place, (cell, width) in enumerate(zip(cells, widths, strict=True))
-        ]
-        text += "  ".join(written).rstrip() + "\n"
+    text = as_columns(lines, left=4)
     for row in rows:
         if "error" in row:
             text += f"{as_line(row['checkpoint'] or row['model'])}: failed\n"

@@ -19,7 +19,6 @@ log = logging.getLogger(__name__)
 Vectors = NDArray[np.float32]  # (N, C)
 Classes = NDArray[np.int64]  # (N,)
 
-TEMPERATURE = 0.07  # of DINO's weighted vote (Caron et al., ICCV 2021)
 _NEIGHBOURS = (1, 3, 5, 10, 20, 50, 100, 200)  # numbers to choose from
 _MOST_ASKED = 10_000  # training pictures that the choice asks; more change it little
 _STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)  # of scikit-learn's C, for standardised features

@@ -5,8 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import os
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,26 +13,26 @@ from typing import Any
 import numpy as np
 import timm
 
-from ..commands import command_name, with_flags
+from ..commands import with_flags
 from ..data import DataError, PictureDataset, open_dataset
 from ..engine.build import open_once
 from ..engine.distributed import World, close_world, in_step, init_world
 from ..engine.evaluate import Evaluation
-from ..engine.flags import given_flags, model_flags, picture_flags
+from ..engine.flags import given_flags
 from ..engine.labels import Labels, model_classes, real_labels
 from ..engine.load_model import LoadedModel, ModelOptions, load_model
 from ..engine.precision import Precision, precision_from
 from ..engine.records import Array, Outcomes, Records
 from ..engine.validate import evaluate_within_memory, numbered_as_trained, write_results
 from ..files import write_atomically, write_bytes
-from ..limits import number
+from ..parsing.results import as_json, put, require_writable
 from ..pretrained import split_source
-from ..text import as_line, did_you_mean, encodable, some, without_nan
+from ..text import as_line, did_you_mean, without_nan
 from .corrupted import CorruptedDataset, spread
 from .corruptions import CORRUPTIONS, SEVERITIES, SIDE
+from .flags import SETS, robustness_parser
 from .published import published
 from .sets import (
-    SETS,
     VARIANTS,
     NotApplicableError,
     Variant,
@@ -49,7 +47,6 @@ from .table import Row, as_table, corruption_rows, mean_row, set_row
 
 log = logging.getLogger(__name__)
 
-FORMATS = ("csv", "json")
 _VAL_PICTURES = 50_000  # of ImageNet
 _TILE = 112  # pixels, of --samples
 
@@ -120,8 +117,8 @@ class _Run:
 
 def run(arguments: Sequence[str] | None) -> list[Row]:
     """Evaluate as a command line asks for; print the table, and return the rows of sets that failed."""
-    args = parser().parse_args(arguments)
-    given = given_flags(parser, arguments)
+    args = robustness_parser().parse_args(arguments)
+    given = given_flags(robustness_parser, arguments)
     world = init_world(args.device)
     try:
         if not world.is_main:
@@ -170,8 +167,7 @@ def _run(args: argparse.Namespace, given: set[str], world: World) -> list[Row]:
     if job.left_out:
         log.info("not evaluated: %s", _said(job.left_out))
     if world.is_main:
-        sys.stdout.write(encodable(f"{as_table(job.rows)}\n", sys.stdout.encoding))
-        sys.stdout.flush()
+        put(as_json(job.summary()) if args.json else as_table(job.rows))
     return [row for row in job.rows if "failed" in row]
 
 
@@ -185,10 +181,8 @@ def _check(args: argparse.Namespace, root: Path) -> None:
         raise ValueError(f"ROOT {root} is no folder; the folder that holds val, imagenet-a and so on is needed.")
     if both := sorted(set(args.sets or ()) & set(args.leave_out)):
         raise ValueError(f"--sets and --leave-out both name {', '.join(both)}; name each in one of them.")
-    for flag, name in (("--results-file", args.results_file), ("--samples", args.samples)):
-        file = Path(name).absolute()
-        if name and (file.is_dir() or not os.access(file.parent, os.W_OK | os.X_OK)):
-            raise ValueError(f"{flag} {file}: no file can be written there; check the folder.")
+    require_writable(args.results_file, "--output (--results-file)")
+    require_writable(args.samples, "--samples")
 
 
 def _model_asked_for(args: argparse.Namespace, given: set[str]) -> tuple[str | None, str | None]:
@@ -363,43 +357,3 @@ def _evaluate_variant(job: _Run, variant: Variant, folder: Path) -> None:
     competing = job.num_classes if labels.columns is None else len(labels.columns)
     known = job.published.get(variant.key)
     job.add(set_row(variant.key, variant.title, outcomes.right, result.top5, competing, known))
-
-
-# ---- flags ----
-
-
-def parser() -> argparse.ArgumentParser:
-    """Make the parser of the command."""
-    made = argparse.ArgumentParser(
-        prog=command_name("python -m davit.robustness"),
-        usage="%(prog)s CHECKPOINT ROOT [flags]",
-        parents=[model_flags(checkpoint=False), picture_flags()],
-        description="Evaluate a classifier on ImageNet's variants, as far as their folders are in ROOT, and on the "
-        f"validation pictures corrupted in {len(CORRUPTIONS)} ways at 5 severities (ImageNet-C). A model of other "
-        "classes is evaluated on its own validation pictures, as they are and corrupted.",
-        epilog="Exit status: 0 done, 1 some sets could not be evaluated (the results say which) or an error of this "
-        "program, 2 a mistake in the flags, the checkpoint or the data.",
-    )
-    add = made.add_argument
-    add("checkpoint", metavar="CHECKPOINT", help="a file of any known layout, or the name of a model of timm's")
-    add("root", metavar="ROOT", help="folder with val/, imagenet-a/, imagenet-r/, sketch/, real.json ... or your data")
-    add("--split", default="validation", help="name of the validation split (val is found too)")
-    add("--sets", nargs="+", choices=SETS, metavar="SET", help=f"only these, and each must be there: {some(SETS)}")
-    add("--leave-out", nargs="+", choices=SETS, default=[], metavar="SET", help="all but these")
-    add(
-        "--corruptions",
-        nargs="+",
-        choices=tuple(CORRUPTIONS),
-        metavar="NAME",
-        help=f"default: {', '.join(CORRUPTIONS)}",
-    )
-    add("--severities", **number("severities"), metavar="N", help="1 to 5; default: all")
-    add("--limit", **number("limit"), metavar="N", help="corrupt N pictures, evenly from the whole; default: all")
-    add("--seed", **number("seed"), default=0, help="of what is random in corruptions (default %(default)s)")
-    add("--samples", default="", metavar="FILE", help="draw one picture under each corruption")
-    add("--skip-bad-images", action="store_true", help="skip and list unreadable pictures instead of stopping")
-    add("--channels-last", action="store_true", help="channels-last memory format")
-    add("--pin-mem", action="store_true", help="page-locked host memory")
-    add("--results-file", default="", metavar="FILE", help="csv or JSON, written after each set and corruption")
-    add("--results-format", choices=FORMATS, help="default: by the suffix of FILE, else csv")
-    return made

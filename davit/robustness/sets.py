@@ -47,7 +47,6 @@ VARIANTS = (
     Variant("r", "ImageNet-R", ("imagenet-r",), alone="imagenet_r"),
     Variant("sketch", "ImageNet-Sketch", ("sketch", "imagenet-sketch", "imagenet_sketch")),
 )
-SETS = ("val", "real", *(variant.key for variant in VARIANTS), "c")
 
 _OF_IMAGENET = re.compile(r"ILSVRC2012_val_\d{8}")
 

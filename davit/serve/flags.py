@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 
 from ..commands import command_name
-from ..engine.flags import model_flags, picture_flags
+from ..engine.flags import add_class_map, model_flags, picture_flags
 from ..limits import number
+from ..parsing import Parser
 
 
 def serve_parser() -> argparse.ArgumentParser:
     """Make the parser of ``python -m davit.serve``."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=command_name("python -m davit.serve"),
         usage="%(prog)s MODEL [flags]",
         parents=[model_flags(checkpoint=False), picture_flags(workers=None)],
@@ -29,7 +30,7 @@ def serve_parser() -> argparse.ArgumentParser:
         "the published weights of --model",
     )
     add = parser.add_argument_group("answers").add_argument
-    add("--class-map", default="", metavar="FILE|DIR", help="class names, one a line, or a data folder that has them")
+    add_class_map(add)
     add("--temperature", **number("temperature"), metavar="T", help="divide logits by it; default: the checkpoint's")
     add("--config", default="", metavar="FILE", help="of a detector or segmentor: a file, or the name of one of ours")
     add("--score-thr", **number("score_thr"), help="least score of a detection (default 0.3)")

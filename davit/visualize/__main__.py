@@ -8,15 +8,17 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..commands import command_name, run_cli
+from ..commands import run_cli
 from ..data import BadImageError
 from ..engine.curves import draw_curves
-from ..engine.flags import given_flags, model_flags, picture_flags
+from ..engine.flags import given_flags
+from ..parsing.results import as_json, put
 from ..predict import Predictor
 from ..predict.flags import ONE_BY_ONE, load_asked_for
 from ..predict.pictures import distinct_names, find_pictures
-from ..text import as_line
+from ..text import as_line, as_utf8
 from .figure import draw_picture
+from .flags import visualize_parser
 
 log = logging.getLogger(__name__)
 
@@ -29,16 +31,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _main(arguments: Sequence[str] | None) -> list[str]:
     """Draw, and list the pictures that could not be drawn."""
-    args = _parser().parse_args(arguments)
+    args = visualize_parser().parse_args(arguments)
     if not args.runs and not args.pictures:
         raise ValueError("give a picture and --checkpoint, or --runs with the folders of training runs.")
     if not args.runs:
-        return _draw_pictures(args, given_flags(_parser, arguments))
+        return _draw_pictures(args, given_flags(visualize_parser, arguments))
     if args.pictures:
         raise ValueError("give either pictures or --runs, not both.")
     out = Path(args.out or "curves.png")
     draw_curves([_summary(Path(run)) for run in args.runs], out)
     log.info("%d runs drawn in %s", len(args.runs), out)
+    if args.json:
+        put(as_json({"runs": list(map(as_utf8, args.runs)), "drawn": as_utf8(out)}))
     return []
 
 
@@ -51,7 +55,7 @@ def _draw_pictures(args: argparse.Namespace, given: set[str]) -> list[str]:
     predictor = load_asked_for(args, given, ONE_BY_ONE)
     wanted = _class_index(predictor, args.class_name)
     names = distinct_names([Path(file) for file in files])
-    failed = []
+    failed, drawn = [], []
     for file in files:
         out = _destination(names[Path(file)], args.out)
         try:
@@ -62,6 +66,10 @@ def _draw_pictures(args: argparse.Namespace, given: set[str]) -> list[str]:
         else:
             percent = 100 * found.probability
             log.info("%s: %s, %.1f %%; drawn in %s", as_line(file), as_line(found.name), percent, as_line(out))
+            seen = {"file": as_utf8(file), "class": found.name, "index": found.index, "probability": found.probability}
+            drawn.append({**seen, "drawn": as_utf8(out)})
+    if args.json:
+        put(as_json(drawn))
     return failed
 
 
@@ -94,19 +102,6 @@ def _summary(run: Path) -> Path:
     if not (run / "summary.csv").is_file():
         raise ValueError(f"{run} is no folder of a run: it holds no summary.csv.")
     return run / "summary.csv"
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=command_name("python -m davit.visualize"), description=__doc__, parents=[model_flags(), picture_flags()]
-    )
-    add = parser.add_argument
-    add("pictures", nargs="*", metavar="PICTURE|FOLDER")
-    add("--runs", nargs="+", default=[], metavar="RUN", help="folders of runs, or their summary.csv: curves together")
-    add("--out", default="", metavar="FILE|DIR", help="default: NAME-seen.png, or curves.png, in the current folder")
-    add("--class", dest="class_name", default="", metavar="CLASS", help="evidence for this class: its name or index")
-    add("--class-map", default="", metavar="FILE|DIR", help="class names, one a line, or a data folder that has them")
-    return parser
 
 
 if __name__ == "__main__":

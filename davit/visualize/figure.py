@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -28,6 +29,17 @@ if TYPE_CHECKING:
 _COLUMNS, _GROUPS, _EVIDENCES = 6, 3, 3
 _SEEN, _EVIDENCE = "viridis", "PuOr_r"
 _FONT = 8
+_WRAPPED = 38  # characters of a line below a map
+
+#: How each map is read, in a sentence; the two kinds of evidence by their method.
+HOW_TO_READ = {
+    "exact": "Orange places speak for the class, violet ones against it; together they make its logit.",
+    "occlusion": "Hiding an orange place lowers the score of the class; hiding a violet one raises it.",
+    "attention received": "Bright positions are looked at most by the others of their window (white lines).",
+    "seen from the cross": "Bright positions are what the one at the cross looks at in its window.",
+    "responds": "Bright where this group of channels differs most from its own mean.",
+    "channels": "Each row is a channel; bright cells are the channels of its group that it attends to.",
+}
 _SHORT, _LONGEST = 18, 34  # characters of a class's name
 
 
@@ -134,30 +146,46 @@ def render(predictor: Predictor, seen: Look) -> Any:
 def _render(title: str, predictor: Predictor, seen: Look, names: Mapping[int, str]) -> Any:
     from matplotlib.figure import Figure  # a second of import, paid when drawing
 
-    stages = len(predictor.model.main_blocks) if seen.attention is not None else 0
-    figure = Figure(figsize=(2.15 * _COLUMNS + 0.5, 2.4 * (1 + stages) + 0.35), dpi=110, layout="constrained")
+    stages = stages_shown(predictor, seen)
+    figure = Figure(figsize=(2.15 * _COLUMNS + 0.5, 2.75 * (1 + len(stages)) + 0.35), dpi=110, layout="constrained")
     figure.suptitle(title, fontsize=11)
-    grid = figure.add_gridspec(1 + stages, _COLUMNS)
+    grid = figure.add_gridspec(1 + len(stages), _COLUMNS)
 
-    def panel(row: int, columns: int | slice, title: str) -> Axes:
+    def panel(row: int, columns: int | slice, title: str, how: str = "") -> Axes:
         axes = figure.add_subplot(grid[row, columns])
         axes.set_title(title, fontsize=_FONT)
+        axes.set_xlabel(textwrap.fill(how, _WRAPPED), fontsize=_FONT - 1.5, color="#444444")
         axes.set(xticks=[], yticks=[])
         axes.spines[:].set_visible(False)
         return axes
 
     some_bands = {1: "", 2: ": band 1 of 2", 3: ""}.get(seen.bands, f": bands 1 to 3 of {seen.bands}")
-    panel(0, 0, f"what the model sees{some_bands}").imshow(seen.shown_HWC, interpolation="nearest")
+    sees = panel(0, 0, f"what the model sees{some_bands}", "The picture as it was resized and cropped.")
+    sees.imshow(seen.shown_HWC, interpolation="nearest")
     for column, evidence in enumerate(seen.evidence, start=1):
-        axes = panel(0, column, f"evidence for {_short(names[evidence.class_index])}")
+        axes = panel(0, column, f"evidence for {_short(names[evidence.class_index])}", HOW_TO_READ[evidence.method])
         _draw_evidence(axes, seen, evidence, is_marked=column == 1)
     _draw_bars(panel(0, slice(4, 6), "classes"), seen.prediction, names)
-    for stage in range(stages):
-        _draw_stage(partial(panel, stage + 1), seen, stage)
+    for row, stage in enumerate(stages, start=1):
+        _draw_stage(partial(panel, row), seen, stage)
     return figure
 
 
-def _draw_stage(panel: Callable[[int, str], Axes], seen: Look, stage: int) -> None:
+def stages_shown(predictor: Predictor, seen: Look) -> list[int]:
+    """List the stages whose maps have more than one position: of one position a map says nothing."""
+    if seen.attention is None:
+        return []
+    found = []
+    for stage in range(len(predictor.model.main_blocks)):
+        spatial, channel = seen.attention.last(stage)
+        sizes = [view.received_HW.numel() for view in [spatial] if view is not None]
+        sizes += [view.response_GHW[0].numel() for view in [channel] if view is not None]
+        if max(sizes, default=0) > 1:
+            found.append(stage)
+    return found
+
+
+def _draw_stage(panel: Callable[[int, str, str], Axes], seen: Look, stage: int) -> None:
     assert seen.attention is not None
     spatial, channel = seen.attention.last(stage)
     panels: list[Axes] = []
@@ -167,7 +195,7 @@ def _draw_stage(panel: Callable[[int, str], Axes], seen: Look, stage: int) -> No
         row, column = min(int(seen.marked[0] * H), H - 1), min(int(seen.marked[1] * W), W - 1)
         views = {"attention received": spatial.received_HW, "seen from the cross": spatial.seen_from(row, column)}
         for place, (title, map_HW) in enumerate(views.items()):
-            panels.append(axes := panel(place, f"windows: {title}"))
+            panels.append(axes := panel(place, f"windows: {title}", HOW_TO_READ[title]))
             _overlay(axes, seen, map_HW, 0, float(map_HW.max()), cmap=_SEEN, interpolation="nearest")
             for draw_line, size in ((axes.axhline, H), (axes.axvline, W)):
                 for edge in range(spatial.window, size, spatial.window):
@@ -177,10 +205,10 @@ def _draw_stage(panel: Callable[[int, str], Axes], seen: Look, stage: int) -> No
         shape = channel.response_GHW.shape[1:]
         groups = channel.most_telling(_GROUPS)
         for place, group in enumerate(groups, start=2):
-            panels.append(axes := panel(place, f"channel group {group + 1} responds"))
+            panels.append(axes := panel(place, f"channel group {group + 1} responds", HOW_TO_READ["responds"]))
             map_HW = channel.response_GHW[group]
             _overlay(axes, seen, map_HW, 0, float(map_HW.max()), cmap=_SEEN, interpolation="bilinear")
-        axes = panel(5, f"group {groups[0] + 1}: channel to channel")
+        axes = panel(5, f"group {groups[0] + 1}: channel to channel", HOW_TO_READ["channels"])
         axes.imshow(channel.attention_GDD[groups[0]].cpu(), cmap=_SEEN, interpolation="nearest")
     panels[0].set_ylabel(f"stage {stage + 1}\n{shape[0]} x {shape[1]} positions", fontsize=_FONT)
 
@@ -201,8 +229,6 @@ def _draw_evidence(axes: Axes, seen: Look, evidence: Evidence, is_marked: bool) 
     if is_marked:
         H, W = evidence.map_HW.shape
         axes.plot(seen.marked[1] * W, seen.marked[0] * H, "x", color="black", markersize=6)
-    note = {"exact": "its places add up to the logit", "occlusion": "what is lost when hidden"}[evidence.method]
-    axes.set_xlabel(note, fontsize=_FONT - 1.5)
 
 
 def _draw_bars(axes: Axes, prediction: Prediction, names: Mapping[int, str]) -> None:

@@ -18,7 +18,7 @@ from PIL import Image
 import davit
 from davit.app import Answer, ClassifierReader, DrawnReader
 from davit.app import __main__ as command
-from davit.app.page import answer_file, build_page, serve
+from davit.app.page import answer_file, as_rows, build_page, results_of, serve
 from davit.data import load_rgb
 
 needs_gradio = pytest.mark.skipif(importlib.util.find_spec("gradio") is None, reason="needs Gradio: make setup")
@@ -167,3 +167,19 @@ def test_pictures_are_gone_when_the_page_is_told_to_stop(number: signal.Signals,
         process.send_signal(number)
         assert process.wait(60) == 0
     assert sorted(tmp_path.iterdir()) == [dropped]
+
+
+def test_results_of_several_pictures(reader: ClassifierReader, tmp_path: Path) -> None:
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    files = [str(picture(tmp_path, "a.png")), str(tmp_path / "broken.png")]
+    results = results_of(reader, files)
+    assert [result["file"] for result in results] == ["a.png", "broken.png"]
+    assert {one["class"] for one in results[0]["classes"]} == set(reader.classes) and "error" in results[1]
+    rows = as_rows(results)
+    assert [(row["file"], row["rank"]) for row in rows] == [
+        ("a.png", 1),
+        ("a.png", 2),
+        ("a.png", 3),
+        ("broken.png", ""),
+    ]
+    assert rows[0]["score"] == max(reader.scores(Path(files[0])).values()) and rows[3]["error"]

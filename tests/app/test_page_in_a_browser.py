@@ -1,6 +1,7 @@
 """Check the page in headless Chromium: a picture, a broken file, one that is too large; and what it asks of others."""
 
 import importlib.util
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -68,6 +69,31 @@ def test_a_picture_is_classified_and_shown(page: tuple[Any, set[str]], checkpoin
     assert tab.evaluate("document.querySelector('#picture img').naturalWidth") >= 320
     assert hosts - {""} == {"127.0.0.1"}, "the page asks others for something"
     assert tab.query_selector('button[aria-label="Share"]') is None
+
+
+def test_several_pictures_stay_in_view_and_are_downloaded(page: tuple[Any, set[str]], tmp_path: Path) -> None:
+    tab, _ = page
+    for name, colour in (("red.png", "red"), ("blue.png", "blue")):
+        Image.new("RGB", (40, 40), colour).save(tmp_path / name)
+    (tmp_path / "broken.png").write_bytes(b"this is no picture")
+    if clear := tab.query_selector('#file button[aria-label="Clear"]'):
+        clear.click()
+        tab.wait_for_selector("#file input[type=file]", state="attached", timeout=PATIENCE)
+    tab.set_input_files("#file input[type=file]", [str(tmp_path / f"{n}.png") for n in ("red", "blue", "broken")])
+    tab.wait_for_function("document.querySelector('#table')?.innerText.includes('broken.png')", timeout=PATIENCE)
+    tab.wait_for_selector("#detail img", timeout=PATIENCE)
+    assert "red.png" in tab.inner_text("#picture") and "red.png" in tab.inner_text("#given")
+    assert tab.inner_text("#how").strip().endswith(".")
+    with tab.expect_download() as waiting:
+        tab.click("#json")
+    found = json.loads(Path(waiting.value.path()).read_text())
+    assert [one["file"] for one in found] == ["red.png", "blue.png", "broken.png"] and "error" in found[2]
+    for width, is_beside in ((1280, True), (420, False)):
+        tab.set_viewport_size({"width": width, "height": 700})
+        tab.evaluate("document.querySelector('#detail').scrollIntoView({block: 'end'})")
+        bottom = tab.evaluate("document.querySelector('#given').getBoundingClientRect().bottom")
+        assert (bottom > 100) == is_beside, "the picture stays in view beside the maps"
+    tab.set_viewport_size({"width": 1280, "height": 720})
 
 
 def test_a_broken_file_is_answered_with_a_sentence(page: tuple[Any, set[str]], tmp_path: Path) -> None:

@@ -83,7 +83,7 @@ def test_all_forms_predict_alike(trained: Path, few: Path) -> None:
 
 
 def test_test_measures_what_the_training_did(trained: Path, few: Path, tmp_path: Path) -> None:
-    words = ["det", "test", trained, "--workers", 0, "--out", tmp_path / "r.json", "--metrics", tmp_path / "m.json"]
+    words = ["det", "test", trained, "--workers", 0, "--out", tmp_path / "r.json", "--output", tmp_path / "m.json"]
     davit(words, tmp_path)
     measured = json.loads((tmp_path / "m.json").read_text())
     best = max(record(trained), key=lambda row: float(row["ema_ap"]))
@@ -154,9 +154,9 @@ def test_two_processes(few: Path, tmp_path: Path) -> None:
     go(str(REPOSITORY / "tests/detect/dying.py"), *words, status=1, DIE=f"{int(signal.SIGKILL)},2,0.01")
     run([str(one) for one in (*launcher, *train, *words, "--auto-resume")], tmp_path)
     assert ends_as(tmp_path / "runs/a", tmp_path / "runs/whole")
-    test = ("-m", "davit", "det", "test", "runs/a", "--workers", "0", "--metrics", "two.json")
+    test = ("-m", "davit", "det", "test", "runs/a", "--workers", "0", "--output", "two.json")
     run([str(one) for one in (*launcher, *test)], tmp_path)
-    davit(["det", "test", "runs/a", "--workers", 0, "--metrics", "one.json"], tmp_path)
+    davit(["det", "test", "runs/a", "--workers", 0, "--output", "one.json"], tmp_path)
     assert json.loads((tmp_path / "two.json").read_text()) == json.loads((tmp_path / "one.json").read_text())
 
 
@@ -262,7 +262,7 @@ def test_other_classes_are_refused_on_resume(trained: Path, few: Path, tmp_path:
 def learnt_by_heart(eight: Path, tmp_path: Path, head: str) -> float:
     words = ["det", "train", eight, "--head", head, "-c", REPOSITORY / "tests/detect/eight.yaml"]
     davit([*words, "--output", "runs", "--experiment", "a"], tmp_path)
-    davit(["det", "test", "runs/a", "--workers", 0, "--metrics", "m.json"], tmp_path)
+    davit(["det", "test", "runs/a", "--workers", 0, "--output", "m.json"], tmp_path)
     return float(json.loads((tmp_path / "m.json").read_text())["ap50"])
 
 

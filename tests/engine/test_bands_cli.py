@@ -87,7 +87,7 @@ def test_evaluation_and_prediction_read_as_training_did(
     torch.testing.assert_close(seen[0][0, 3], torch.full((16, 16), (3400 / 4095 - 0.5) / 0.4))
     assert davit.load(trained, bit_depth=16).decoding == Decoding(4, bit_depth=16)
     assert davit.load(trained, percentiles=(1, 99)).decoding == Decoding(4, percentiles=(1, 99))
-    assert validate([str(bands), "--checkpoint", str(trained), "--workers", "0", "--batch-size", "2"]) == 0
+    assert validate([str(bands), "--checkpoint", str(trained), "-j", "0", "-b", "2", "--json"]) == 0
     assert '"count": 6' in capsys.readouterr().out
     assert predict([str(bands / "val"), "--checkpoint", str(trained), "--workers", "0", "--format", "csv"]) == 0
     assert str(file) in capsys.readouterr().out

@@ -55,8 +55,8 @@ def test_sizes_as_computed_by_hand_and_as_recorded(whole: Path) -> None:
 
 
 def test_validation_is_at_the_last_size(whole: Path, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert validate([str(pictures), "--checkpoint", str(whole / "runs/a" / LAST), "--workers", "0"]) == 0
-    result = json.loads(capsys.readouterr().out.partition("--result")[2])
+    assert validate([str(pictures), "--checkpoint", str(whole / "runs/a" / LAST), "--workers", "0", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
     assert result["img_size"] == 24
     assert result["top1"] == pytest.approx(float(summary(whole / "runs/a")[-1]["eval_top1"]), abs=1e-3)
 

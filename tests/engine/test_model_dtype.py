@@ -70,8 +70,8 @@ def test_a_run_in_bfloat16_and_its_evaluation(
     capsys.readouterr()
     for dtype, ema in (("bfloat16", "never"), ("float32", "always")):
         flags = ["--checkpoint", str(folder / LAST), "--workers", "0", "--model-dtype", dtype, "--ema", ema]
-        assert validate([str(pictures), *flags]) == 0
-        result = json.loads(capsys.readouterr().out.partition("--result")[2])
+        assert validate([str(pictures), *flags, "--json"]) == 0
+        result = json.loads(capsys.readouterr().out)
         prefix = "eval" if ema == "never" else "ema"
         assert result["loss"] == pytest.approx(float(summary(folder)[-1][f"{prefix}_loss"]), rel=1e-3)
     model, exact = (davit.load(folder / LAST, model_dtype=dtype) for dtype in ("bfloat16", "float32"))

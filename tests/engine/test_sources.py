@@ -69,7 +69,7 @@ def test_evaluation_counts_each_picture_of_the_shards_once(tmp_path: Path, proce
     run_here(shards, *FLAGS[:-4], *("--output", "runs", "--experiment", "a", "--epochs", "1"), cwd=tmp_path)
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
     command = [*launcher, str(REPOSITORY / "validate.py"), str(shards), "--checkpoint", "runs/a/last.pth.tar"]
-    done = run([*command, *arguments, "-b", "16", "-j", "1"], tmp_path)
+    done = run([*command, *arguments, "-b", "16", "-j", "1", "--json"], tmp_path)
     results = json.loads(done.stdout.splitlines()[-1])
     assert (results["count"], results["skipped"], results["processes"]) == (360, 0, processes)
 

@@ -63,20 +63,18 @@ def val(pictures: Path) -> PictureDataset:
 def go(
     pictures: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> Callable[..., tuple[int, Any, str]]:
-    """validate.py in this process: exit status, the results it printed last, and what it said of itself."""
+    """validate.py in this process: exit status, the results it printed, and what it said of itself."""
     caplog.set_level("INFO")
 
     def call(*flags: object, data: object = pictures) -> tuple[int, Any, str]:
         caplog.clear()
         words = [str(data)] if data is not None else []
         try:
-            status = main([*words, "-j", "0", "--device", "cpu", *map(str, flags)])
+            status = main([*words, "--json", "-j", "0", "--device", "cpu", *map(str, flags)])
         except SystemExit as leave:  # argparse
             status = int(leave.code or 0)
         printed = capsys.readouterr()
-        lines = printed.out.splitlines()
-        assert not lines or lines[-2] == "--result"
-        return status, json.loads(lines[-1]) if lines else None, caplog.text + printed.err
+        return status, json.loads(printed.out) if printed.out else None, caplog.text + printed.err
 
     return call
 
@@ -430,7 +428,7 @@ def test_two_processes_count_as_one(go: Any, odd: Path, checkpoint: Path, tmp_pa
     flags = ["--checkpoint", str(checkpoint), "--skip-bad-images", "-b", "2"]
     alone = go(*flags, data=odd)[1]
     results = tmp_path / "r.csv"
-    first, second = run_two([str(odd), *flags, "--results-file", str(results)], tmp_path)
+    first, second = run_two([str(odd), *flags, "--json", "--results-file", str(results)], tmp_path)
     assert (first[0], second[0]) == (0, 0), first[2]
     together = json.loads(first[1].splitlines()[-1])
     assert figures(together) == figures(alone)

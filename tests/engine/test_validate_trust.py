@@ -28,7 +28,7 @@ def go(capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> 
     def call(*words: object) -> tuple[int, Any, str]:
         caplog.clear()
         try:
-            status = main([*map(str, words), "-j", "0", "--device", "cpu"])
+            status = main([*map(str, words), "--json", "-j", "0", "--device", "cpu"])
         except SystemExit as leave:
             status = int(leave.code or 0)
         printed = capsys.readouterr()
@@ -219,7 +219,7 @@ def test_two_processes_report_and_calibrate_as_one(go: Any, sure: Path) -> None:
         "half",
     ]
     _, one, _ = go(*flags, "--report", sure / "one")
-    runs = run_two([*flags, "--report", str(sure / "two"), "--device", "cpu", "-j", "0", "-b", "7"], sure)
+    runs = run_two([*flags, "--json", "--report", str(sure / "two"), "--device", "cpu", "-j", "0", "-b", "7"], sure)
     assert [status for status, _, _ in runs] == [0, 0]
     two = json.loads(runs[0][1].splitlines()[-1])
     assert two["slices"] == one["slices"]

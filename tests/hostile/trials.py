@@ -30,16 +30,19 @@ import torch
 from PIL import Image
 
 from davit import complexity
-from davit.app.__main__ import _parser as app_parser
+from davit.app.flags import app_parser
 from davit.checkpoint import __main__ as checkpoint_cli
 from davit.doctor import __main__ as doctor
+from davit.doctor.flags import doctor_parser
 from davit.engine.flags import train_parser, validate_parser
 from davit.engine.train import main as train
 from davit.engine.validate import main as validate
 from davit.limits import NUMBERS, Limits
+from davit.parsing.complexity import complexity_parser
 from davit.predict.cli import main as predict
 from davit.predict.flags import predict_parser
 from davit.visualize import __main__ as visualize
+from davit.visualize.flags import visualize_parser
 
 from .attack import CANARY, Trial, kind
 
@@ -140,9 +143,9 @@ def commands(lab: Path) -> dict[str, tuple[argparse.ArgumentParser, Callable[[li
         "train": (train_parser(), run_train),
         "validate": (validate_parser(), lambda words: validate([data, *checkpoint, "--workers=0", *words])),
         "predict": (predict_parser(), lambda words: predict([picture, *checkpoint, "--workers=0", *words])),
-        "visualize": (visualize._parser(), run_visualize),
-        "complexity": (complexity._parser(), lambda words: complexity.main(["--model", "DaViT_nano", *words])),
-        "doctor": (doctor._parser(), run_doctor),
+        "visualize": (visualize_parser(), run_visualize),
+        "complexity": (complexity_parser(), lambda words: complexity.main(["--model", "DaViT_nano", *words])),
+        "doctor": (doctor_parser(), run_doctor),
         **_openmmlab(),
         "app": (app_parser(), lambda words: vars(app_parser().parse_args(words)) and 0),
     }

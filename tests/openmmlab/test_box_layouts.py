@@ -14,6 +14,7 @@ from mmengine.registry import init_default_scope
 from davit.data import DataError, scenes
 from davit.openmmlab import cli, config
 from davit.openmmlab.cli import train_main as train
+from davit.parsing.openmmlab import add_override_arguments
 from tests.openmmlab.conftest import DET, Go, save
 
 MASKRCNN = DET / "davit_maskrcnn_1x_coco.py"
@@ -24,7 +25,7 @@ def load(file: Path, root: Path, *words: Any, **flags: Any) -> tuple[Config, Nam
     """The config as train.py has it before the run; with format_only=... as test.py has it."""
     parser = ArgumentParser()
     parser.add_argument("config")
-    config.add_override_arguments(parser)
+    add_override_arguments(parser)
     args = parser.parse_args([str(file), "--data-root", str(root), *map(str, words)])
     vars(args).update(flags or {"no_validate": False})
     return config.load_config(args), args

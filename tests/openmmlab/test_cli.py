@@ -17,6 +17,7 @@ from davit.commands import DISK_FULL
 from davit.openmmlab import cli, config
 from davit.openmmlab.cli import test_main as evaluate
 from davit.openmmlab.cli import train_main as train
+from davit.parsing.openmmlab import add_override_arguments
 from tests.conftest import REPOSITORY
 from tests.openmmlab.conftest import DET, DET_TOOLS, Go, build, scores_of, shell, shell_environment, weights_of
 from tests.openmmlab.conftest import config as config_of
@@ -219,7 +220,7 @@ def test_a_config_that_is_not_there_offers_its_neighbours(go: Go) -> None:
 def with_options(*words: str) -> Config:
     parser = ArgumentParser()
     parser.add_argument("config")
-    config.add_override_arguments(parser)
+    add_override_arguments(parser)
     return config.load_config(parser.parse_args([str(DET / "davit_maskrcnn_1x_coco.py"), *words]))
 
 

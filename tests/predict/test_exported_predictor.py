@@ -85,7 +85,7 @@ def test_validate(exports: Path, checkpoint: Path, tmp_path: Path, capsys: pytes
         noise(index, (20, 16)).save(place / f"{index}.png")
     rows = []
     for file in (checkpoint, exports / "plain.onnx", exports / "bytes.onnx"):
-        assert validate([str(tmp_path / "data"), "--checkpoint", str(file), "--workers", "0"]) == 0
+        assert validate([str(tmp_path / "data"), "--checkpoint", str(file), "-j", "0", "--json"]) == 0
         rows.append(json.loads(capsys.readouterr().out.splitlines()[-1]))
     for row in rows[1:]:
         assert row["runtime"] == "onnxruntime"

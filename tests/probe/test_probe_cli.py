@@ -17,7 +17,8 @@ import davit
 from davit.data import write_digits
 from davit.engine import features, load_model
 from davit.engine.records import wilson
-from davit.probe.flags import probe_parser, read_places
+from davit.probe.flags import probe_parser
+from davit.probe.places import read_places
 from tests.forms import FORMS
 from tests.predict.conftest import MODEL_KWARGS
 from tests.probe.conftest import CLASSES, Outcome, coloured, features_of

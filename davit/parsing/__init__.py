@@ -1,0 +1,112 @@
+"""Read command lines: one parser for all commands, which shows every default and offers the nearest name of a mistake.
+
+The parsers of `davit checkpoint`, `davit complexity`, `davit det` and `davit seg` lie here, as their rooms import
+PyTorch; those of the other commands lie in their rooms, in a module `flags`. None of them imports PyTorch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterable
+from typing import Any, NoReturn
+
+from ..text import nearest
+
+__all__ = ["Help", "Parser"]
+
+_MOST_NAMED = 3  # flags that a mistake may have meant
+
+
+class Help(argparse.HelpFormatter):
+    """Show the default of every flag that takes a value, unless its help says it in words of its own."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        text = action.help
+        if text is None or not action.option_strings or action.nargs == 0 or action.default == argparse.SUPPRESS:
+            return text
+        if "default" in text or isinstance(action, argparse._HelpAction):
+            return text
+        return f"{text} (default: {_as_words(action.default)})".lstrip()
+
+
+def _as_words(value: Any) -> str:
+    """Write a default as one types it; percent signs are doubled, as argparse formats the text once more."""
+    if value is None or value == "" or value == [] or value == {}:
+        return "none"
+    words = value if isinstance(value, list | tuple) else [value]
+    return " ".join(f"{word:.6g}" if isinstance(word, float) else str(word) for word in words).replace("%", "%%")
+
+
+class Parser(argparse.ArgumentParser):
+    """Parse as `argparse.ArgumentParser` does; say what a mistyped flag, choice or command may have meant."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        self._words: list[str] = []
+        options.setdefault("formatter_class", Help)
+        super().__init__(*args, **options)
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse, and keep the words for messages."""
+        self._words = list(sys.argv[1:] if args is None else args)
+        return super().parse_known_args(args, namespace)
+
+    def error(self, message: str) -> NoReturn:
+        """Say which flags are unknown and what is near; or else what argparse says; end with status 2."""
+        for action in self._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                for place, word in enumerate(self._words):
+                    if isinstance(below := action.choices.get(word), Parser):
+                        below._words = self._words[place + 1 :]
+                        below.error(message)
+        if unknown := self._unknown_flags():
+            said = " ".join(f"there is no flag {flag}{self._offer(flag)}" for flag in unknown)
+            follows = message.startswith(("unrecognized arguments", "the following arguments are required"))
+            message = f"{said} {self.prog} --help lists the flags." if follows else f"{message}; {said}"
+        super().error(message)
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        try:
+            super()._check_value(action, value)
+        except argparse.ArgumentError as error:
+            if not (near := nearest(value, map(str, action.choices or ()), 2)):
+                raise
+            raise argparse.ArgumentError(action, f"{error.message}: did you mean {_either(near)}?") from None
+
+    def _unknown_flags(self) -> list[str]:
+        """List the words that look like flags and are none, nor the beginning of one."""
+        found = []
+        for word in self._words:
+            if word == "--":
+                break
+            if not word.startswith("-") or word == "-" or " " in word or _is_number(word):
+                continue
+            name = word.partition("=")[0]
+            if name not in self._option_string_actions and not self._get_option_tuples(word):
+                found.append(name)
+        return list(dict.fromkeys(found))
+
+    def _offer(self, flag: str) -> str:
+        """Name the flags whose help begins with its words, and those that are spelled most like it."""
+        shown = [action for action in self._actions if action.help != argparse.SUPPRESS]
+        names = [name for action in shown for name in action.option_strings]
+        words = flag.strip("-").replace("-", " ").replace("_", " ").lower()
+        told = [
+            max(action.option_strings, key=len)
+            for action in shown
+            if action.option_strings and len(words) > 3 and (action.help or "").lower().startswith(words)
+        ]
+        near = list(dict.fromkeys([*told, *nearest(flag, names, _MOST_NAMED)]))[:_MOST_NAMED]
+        return f": did you mean {_either(near)}?" if near else "."
+
+
+def _either(names: Iterable[str]) -> str:
+    return " or ".join(names)
+
+
+def _is_number(word: str) -> bool:
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return True

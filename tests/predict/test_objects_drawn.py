@@ -1,0 +1,48 @@
+"""Detections as they are drawn: names that can be read at any size, beside one another, in colours that differ."""
+
+from itertools import combinations
+
+import numpy as np
+import pytest
+
+from davit.predict.objects import Detections, _label_place, _shared, colour_of, font_size
+
+
+def found(height: int, width: int, boxes: list[list[float]], labels: list[int]) -> Detections:
+    names = tuple(f"class {number}" for number in range(max(labels, default=0) + 1))
+    scores = np.linspace(0.9, 0.5, len(boxes), dtype=np.float32)
+    grey = np.full((height, width, 3), 128, np.uint8)
+    return Detections(grey, np.array(boxes, np.float32), scores, np.array(labels), None, names)
+
+
+@pytest.mark.parametrize("side", [64, 256, 1000, 4000])
+def test_names_are_read_at_every_size(side: int) -> None:
+    """A name fills a row of its colour, at least a 75th of the picture high and 12 pixels."""
+    box = [0.3 * side, 0.3 * side, 0.8 * side, 0.8 * side]
+    drawn = np.asarray(found(side, side, [box], [4]).draw())
+    times = len(drawn) // side
+    column = drawn[: int(times * 0.3 * side), int(times * 0.3 * side) + 1]
+    rows = int((column == colour_of(4)).all(1).sum())
+    assert rows >= max(12, len(drawn) / 75) - 2
+    assert font_size(4000, 4000) >= 4 * 12 and font_size(256, 256) == 12
+
+
+def test_names_of_a_box_at_the_edge_are_whole_and_do_not_hide_one_another() -> None:
+    size, text = (400, 300), (0, 0, 100, 12)
+    taken: list[tuple[float, float, float, float]] = []
+    for box in ([350, 0, 400, 40], [0, 0, 400, 300], [0, 0, 400, 300], [0, 0, 400, 300]):
+        place = _label_place(box, text, 2, size, taken)
+        assert place[0] >= 0 and place[1] >= 0 and place[2] <= size[0] and place[3] <= size[1]
+        taken.append(place)
+    assert not any(_shared(one, other) for one, other in combinations(taken, 2))
+
+
+def test_the_first_twenty_colours_differ() -> None:
+    colours = np.array([colour_of(number) for number in range(20)], float)
+    assert min(np.abs(one - other).sum() for one, other in combinations(colours, 2)) >= 60
+    assert len({colour_of(number) for number in range(200)}) > 150
+
+
+def test_nothing_found_is_the_picture() -> None:
+    nothing = found(400, 400, [], [])
+    assert (np.asarray(nothing.draw()) == 128).all()
