@@ -172,7 +172,7 @@ def _put_in_place(partial: Path, out: Path) -> dict[str, int]:
         _remove(out)
     for path in [*beside, partial]:
         _move(path, out.with_name(path.name))
-    return {path.name: size_of(out.with_name(path.name)) for path in [partial, *beside]}
+    return {path.name: _bytes_of(out.with_name(path.name)) for path in [partial, *beside]}
 
 
 def _move(partial: Path, out: Path) -> None:
@@ -194,7 +194,7 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def size_of(path: Path) -> int:
+def _bytes_of(path: Path) -> int:
     """Return the bytes of a file, or of all in a folder."""
     files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
     return sum(file.stat().st_size for file in files)
