@@ -16,8 +16,9 @@ from davit.data.opencv import resize_bilinear
 from davit.export.__main__ import main as export_main
 from davit.export.detectors import Normalised, detector_graph
 from davit.export.openmmlab import detections_differ, of_openmmlab, openmmlab_program, segments_differ
-from davit.export.options import ExportOptions
+from davit.export.options import ExportOptions, Int8Options
 from davit.export.program import Program
+from davit.export.run import export
 from davit.export.segmentors import CellMeans, segmentor_graph
 from davit.export.suppression import NONE, onnx_translations, suppress
 from davit.loading import load
@@ -300,6 +301,12 @@ def test_how_outputs_are_compared() -> None:
     other = map_labels.clone()
     other[0, 0, 0] = 1
     assert segments_differ((other, logits), (map_labels, logits)) == pytest.approx(0.01)
+
+
+def test_int8_is_refused_before_a_detector_is_built(trained: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="int8"):
+        export(trained, tmp_path / "model.onnx", ExportOptions(int8=Int8Options("data")))
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_commands_config_is_the_detectors(detector: Path, monkeypatch: pytest.MonkeyPatch) -> None:
