@@ -91,8 +91,8 @@ def program_of(source: str | Path | None, options: ExportOptions, out: Path) -> 
             raise ValueError("a detector or segmentor is what its config says: leave out the flags of a classifier.")
         if options.int8 is not None:
             raise ValueError(
-                f"`int8={options.int8.data}` is for classifiers: logits and top-1 decide what becomes int8, and whether "
-                "it costs too much. A detector or segmentor has none: leave it out; `fp16=True` halves a segmentor."
+                f"`int8={options.int8.data}` is for classifiers: logits and top-1 decide what becomes int8, and "
+                "whether it costs too much. A detector or segmentor has none: leave it out."
             )
         if unused := [*options.model_options, *(["class_map"] if options.class_map else [])]:
             flags = ", ".join(f"--{name.replace('_', '-')}" for name in unused)
