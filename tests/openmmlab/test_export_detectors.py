@@ -1,5 +1,6 @@
 """Exported detectors and segmentors find what the checkpoint finds."""
 
+import random
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -370,6 +371,15 @@ def test_the_command_writes_a_segmentor_of_any_size(segmentor_weights: Path, tmp
         one, other = opened.predict(picture), theirs.predict(picture)
         assert one.labels.shape == size[::-1]
         assert (one.labels != other.labels).mean() <= 1e-3
+    program = openmmlab_program(SEGMENTOR, segmentor_weights, ExportOptions())
+    images_of, drawn = program.images, random.Random(24)
+    assert images_of is not None
+    mean, std = (torch.tensor(one).view(-1, 1, 1) for one in (program.metadata.mean, program.metadata.std))
+    for seed in range(12):
+        size = (drawn.randint(1, 3), drawn.randint(33, 512) | 1, drawn.randint(33, 512))
+        images = images_of(size, torch.Generator().manual_seed(seed)).mul(50).add(120).clamp(0, 255).byte()
+        labels, wanted = opened.model(images)[0], program.compute((images / 255 - mean) / std)[0]
+        assert len(wanted.unique()) > 1 and (labels != wanted).double().mean() <= 1e-3
 
 
 def average_precision(predictor: Any, data: Path, kinds: tuple[str, ...]) -> list[float]:
