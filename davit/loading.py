@@ -35,7 +35,7 @@ def load(
         names: a class map or a data folder, for class names other than the checkpoint's.
         options: how the model is built and how pictures are prepared, such as img_size, crop_pct, ema="never",
             amp=True, num_classes, model_kwargs: those of `davit.engine.load_model.ModelOptions`. Of a detector or
-            segmentor score_threshold alone.
+            segmentor score_threshold alone. Of an exported file also threads: how many compute at once.
 
     Returns:
         A `davit.predict.Predictor`; for a detector of `davit det train --head` a `davit.detect.predictor.Predictor`,
@@ -48,9 +48,7 @@ def load(
     """
     if checkpoint is not None and is_exported(checkpoint):
         given = {"model": model, "names": names, "device": device, **options}
-        found = _exported(checkpoint, {name: one for name, one in given.items() if one is not None})
-        if found is not None:
-            return found
+        return _exported(checkpoint, {name: one for name, one in given.items() if one is not None})
     if checkpoint is not None and is_detector(checkpoint):
         given = {"model": model, "names": names, "device": device, **options}
         return _transformers_detector(checkpoint, {name: one for name, one in given.items() if one is not None})
@@ -62,12 +60,12 @@ def load(
 
 
 def _exported(file: str | Path, options: dict[str, Any]) -> Any:
-    """Open an exported detector or segmentor; None for other exports."""
-    opened = open_exported(file, threads=options.get("threads"))
+    """Open an exported model once, and make of it what its metadata say that it is."""
+    opened = open_exported(file, threads=options.pop("threads", None))
     if opened.metadata.task not in TASKS:
-        return None
+        return predict.load(opened, **options)
     device = options.pop("device", "auto")
-    if unknown := sorted(set(options).difference(("score_threshold", "threads"))):
+    if unknown := sorted(set(options).difference(("score_threshold",))):
         raise ValueError(
             f"{file} is an exported detector or segmentor: load() takes score_threshold and threads for it, not "
             f"{', '.join(unknown)}."

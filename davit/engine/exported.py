@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..data.dataset import Transform
 from ..data.transforms import ToNormalizedTensor
-from ..runtimes import ExportedModel, open_exported
+from ..runtimes import ExportedModel, files_of
 from ..text import as_line
 
 log = logging.getLogger(__name__)
@@ -101,14 +101,13 @@ def as_bytes(transform: Any) -> Transform:
     raise AssertionError(transform)
 
 
-def open_network(path: Path, *, needs_head: bool) -> ExportedNetwork:
-    """Open an exported classifier, or the features of one.
+def network_of(program: ExportedModel, *, needs_head: bool) -> ExportedNetwork:
+    """Make a module of an exported classifier, or of the features of one.
 
     Raises:
         ValueError: it is neither, or a classifier is needed and it is none.
     """
-    program = open_exported(path)
-    task = program.metadata.task
+    path, task = program.path, program.metadata.task
     if task not in TASKS:
         raise ValueError(
             f"{path} is an export for {task}, and this takes those of classes or features. "
@@ -146,9 +145,9 @@ def _written(value: Any) -> str:
 
 
 def _digest(path: Path) -> bytes:
-    """Hash the files of a program: that of OpenVINO has its weights in a second one."""
+    """Hash the files of a program."""
     digest = hashlib.sha256()
-    for file in (path, *([path.with_suffix(".bin")] if path.suffix == ".xml" else [])):
+    for file in files_of(path):
         with file.open("rb") as stream:
             while block := stream.read(1 << 20):
                 digest.update(block)

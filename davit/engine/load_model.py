@@ -26,11 +26,11 @@ from ..data.dataset import Transform
 from ..limits import MOST_NOTED, NUMBERS, check_model_kwargs, check_numbers, short
 from ..pretrained import DESCRIPTIONS_ENTRY, PretrainedError, check_architecture, read_resolved, resolve
 from ..registry import create_model
-from ..runtimes import ExportedModel, is_exported
+from ..runtimes import ExportedModel, is_exported, open_exported
 from ..variants import VARIANTS
 from .calibration import file_beside, temperature_for
 from .distributed import is_out_of_memory
-from .exported import as_bytes, open_network, require_applicable, say_device
+from .exported import as_bytes, network_of, require_applicable, say_device
 from .precision import precision_from
 from .thresholds import file_beside as thresholds_beside
 from .thresholds import thresholds_for
@@ -206,7 +206,7 @@ class LoadedModel:
 
 def load_model(
     name: str | None,
-    file: str | Path | None,
+    file: str | Path | ExportedModel | None,
     options: ModelOptions,
     device: torch.device,
     *,
@@ -217,8 +217,8 @@ def load_model(
 
     Args:
         name: None leaves the model to the checkpoint: its training noted it, or the shapes of its weights tell.
-        file: the checkpoint, as a file, a folder or a repository of the hub (`davit.pretrained.resolve`); None for
-            published weights of the model called `name`.
+        file: the checkpoint, as a file, a folder or a repository of the hub (`davit.pretrained.resolve`), or an
+            exported model that is open; None for published weights of the model called `name`.
         needs_head: the classes are asked for; else a checkpoint without a classifier gives a model without one.
         takes_exported: the outputs are all that is asked for, so that an exported model serves too.
 
@@ -226,13 +226,14 @@ def load_model(
         ValueError: the checkpoint, the model and the options do not fit one another.
         PretrainedError: weights of the hub could not be fetched.
     """
-    if file is not None and is_exported(file):
+    if isinstance(file, ExportedModel) or (file is not None and is_exported(file)):
         if not takes_exported:
             raise ValueError(
                 f"{file} is an exported model, whose weights and layers cannot be reached: give the checkpoint that "
                 "it was made of."
             )
-        return _load_exported(Path(file), name, options, device, needs_head)
+        program = file if isinstance(file, ExportedModel) else open_exported(file)
+        return _load_exported(program, name, options, device, needs_head)
     found = None if file is None else resolve(file)
     checkpoint = None if found is None else read_resolved(found, options.ema)
     trained = {} if checkpoint is None else _noted(checkpoint, options)
@@ -302,11 +303,10 @@ def _require_for_task(options: ModelOptions, is_multilabel: bool) -> None:
 
 
 def _load_exported(
-    path: Path, name: str | None, options: ModelOptions, device: torch.device, needs_head: bool
+    program: ExportedModel, name: str | None, options: ModelOptions, device: torch.device, needs_head: bool
 ) -> LoadedModel:
-    """Open an exported model (errors as in `load_model`)."""
-    model = open_network(path, needs_head=needs_head)
-    program = model.program
+    """Put an exported model in the place of one of PyTorch (errors as in `load_model`)."""
+    path, model = program.path, network_of(program, needs_head=needs_head)
     require_applicable(path, options, name, program)
     say_device(path, device)
     metadata = program.metadata

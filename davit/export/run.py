@@ -89,6 +89,11 @@ def program_of(source: str | Path | None, options: ExportOptions, out: Path) -> 
     if found is not None:
         if options.task != "classification" or options.model:
             raise ValueError("a detector or segmentor is what its config says: leave out the flags of a classifier.")
+        if options.int8 is not None:
+            raise ValueError(
+                f"`int8={options.int8.data}` is for classifiers: logits and top-1 decide what becomes int8, and "
+                "whether it costs too much. A detector or segmentor has none: leave it out."
+            )
         if unused := [*options.model_options, *(["class_map"] if options.class_map else [])]:
             flags = ", ".join(f"--{name.replace('_', '-')}" for name in unused)
             log.warning(
@@ -172,7 +177,7 @@ def _put_in_place(partial: Path, out: Path) -> dict[str, int]:
         _remove(out)
     for path in [*beside, partial]:
         _move(path, out.with_name(path.name))
-    return {path.name: size_of(out.with_name(path.name)) for path in [partial, *beside]}
+    return {path.name: _bytes_of(out.with_name(path.name)) for path in [partial, *beside]}
 
 
 def _move(partial: Path, out: Path) -> None:
@@ -194,7 +199,7 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def size_of(path: Path) -> int:
+def _bytes_of(path: Path) -> int:
     """Return the bytes of a file, or of all in a folder."""
     files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
     return sum(file.stat().st_size for file in files)

@@ -15,6 +15,7 @@ from ..engine.distributed import device_named, is_out_of_memory
 from ..engine.features import CPU_BATCH, NOT_FINITE, WORKERS_FROM, embed_images
 from ..engine.load_model import LoadedModel, ModelOptions, load_model
 from ..engine.precision import Precision, dtype_of, precision_from
+from ..runtimes import ExportedModel
 from .names import class_names
 from .pictures import Picture, PictureSource
 from .result import Failure, Guess, Prediction
@@ -206,7 +207,7 @@ class Predictor:
 
 
 def load(
-    checkpoint: str | Path | None = None,
+    checkpoint: str | Path | ExportedModel | None = None,
     model: str | None = None,
     *,
     device: str = "auto",
@@ -227,7 +228,7 @@ def load(
 
 def load_with(
     options: ModelOptions,
-    checkpoint: str | Path | None,
+    checkpoint: str | Path | ExportedModel | None,
     model: str | None,
     *,
     device: str,

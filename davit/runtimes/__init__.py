@@ -2,7 +2,7 @@
 
 from .metadata import KEY, Metadata, MetadataError
 from .model import ExportedError, ExportedModel
-from .open import SUFFIXES, format_of, is_exported, open_exported
+from .open import SUFFIXES, files_of, format_of, is_exported, open_exported
 
 __all__ = [
     "KEY",
@@ -11,6 +11,7 @@ __all__ = [
     "ExportedModel",
     "Metadata",
     "MetadataError",
+    "files_of",
     "format_of",
     "is_exported",
     "open_exported",

@@ -18,6 +18,7 @@ SUFFIXES = {"onnx": ".onnx", "pt2": ".pt2", "openvino": ".xml", "executorch": ".
 _READERS = {"onnx": "onnx", "pt2": "pt2", "openvino": "openvino", "executorch": "executorch"}
 _EXTRAS = {"onnx": "export", "openvino": "openvino", "executorch": "executorch"}
 _ELSEWHERE = {".mlpackage": "Core ML, which runs on Apple's systems", ".engine": "TensorRT, which runs on its own GPU"}
+_BESIDE = {".onnx": ".onnx.data", ".xml": ".bin", ".engine": ".json"}  # weights, weights, metadata
 _MOST_MEMBERS = 200_000  # of an archive
 
 
@@ -53,6 +54,13 @@ def _is_program(path: Path) -> bool:
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
         return False
     return len(names) <= _MOST_MEMBERS and any(name.split("/", 1)[-1] == "archive_format" for name in names)
+
+
+def files_of(path: str | Path) -> list[Path]:
+    """List the files of an exported program: itself, and what belongs beside it where that is there."""
+    path = Path(path)
+    beside = path.with_suffix(_BESIDE.get(path.suffix, path.suffix))
+    return [path, *([beside] if beside != path and beside.is_file() else [])]
 
 
 def open_exported(path: str | Path, *, threads: int | None = None) -> ExportedModel:

@@ -1,5 +1,7 @@
 """Whole models at drawn sizes: ONNX Runtime, OpenVINO and torch.export's programs against PyTorch."""
 
+import copy
+import math
 import random
 
 import pytest
@@ -59,7 +61,22 @@ def test_reduced_models_at_twelve_drawn_sizes(tmp_path, name, task):
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("name", ["DaViT_tiny", "DaViT_base_fl"])
 def test_whole_models_in_every_runtime(tmp_path, name):
+    """Whole models of random weights amplify rounding, PyTorch's too: it differs from float64 by up to 3e-5."""
     file, model = checkpoint(tmp_path, name, num_classes=1000)
-    for suffix, sizes in ((".onnx", SIZES), (".pt2", SIZES), (".xml", SIZES[:4])):
+    exact = copy.deepcopy(model).double()
+    # base takes a minute for all runtimes at each large size; that sizes are free is shown by tiny at all twelve
+    sizes = SIZES if name == "DaViT_tiny" else sorted(SIZES, key=math.prod)[:4]
+    forms = {".onnx": sizes, ".pt2": sizes, ".xml": sizes[:4], ".pte": [(1, 224, 224)]}
+    opened = {}
+    for suffix in forms:
         done = export(file, tmp_path / f"a{suffix}", ExportOptions(model_options={"img_size": 224}))
-        assert largest(done.path, lambda x: (model(x),), sizes) <= 1e-5, suffix
+        opened[suffix] = open_exported(done.path)
+    for batch, height, width in [*sizes, (1, 224, 224)]:
+        images = torch.randn(batch, 3, height, width, generator=torch.Generator().manual_seed(height * width))
+        with torch.inference_mode():
+            wanted = (exact(images.double()),)
+            allowed = max(1e-5, largest_relative((model(images),), wanted))
+            for suffix, taken in forms.items():
+                if (batch, height, width) in taken:
+                    difference = largest_relative(opened[suffix](images), wanted)
+                    assert difference <= allowed, (suffix, batch, height, width)

@@ -1,5 +1,6 @@
 """Exported detectors and segmentors find what the checkpoint finds."""
 
+import random
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,8 +17,9 @@ from davit.data.opencv import resize_bilinear
 from davit.export.__main__ import main as export_main
 from davit.export.detectors import Normalised, detector_graph
 from davit.export.openmmlab import detections_differ, of_openmmlab, openmmlab_program, segments_differ
-from davit.export.options import ExportOptions
+from davit.export.options import ExportOptions, Int8Options
 from davit.export.program import Program
+from davit.export.run import export
 from davit.export.segmentors import CellMeans, segmentor_graph
 from davit.export.suppression import NONE, onnx_translations, suppress
 from davit.loading import load
@@ -302,6 +304,12 @@ def test_how_outputs_are_compared() -> None:
     assert segments_differ((other, logits), (map_labels, logits)) == pytest.approx(0.01)
 
 
+def test_int8_is_refused_before_a_detector_is_built(trained: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="int8"):
+        export(trained, tmp_path / "model.onnx", ExportOptions(int8=Int8Options("data")))
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_commands_config_is_the_detectors(detector: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is no recipe of flags, as that of train.py is."""
     asked: list[ExportOptions] = []
@@ -363,6 +371,15 @@ def test_the_command_writes_a_segmentor_of_any_size(segmentor_weights: Path, tmp
         one, other = opened.predict(picture), theirs.predict(picture)
         assert one.labels.shape == size[::-1]
         assert (one.labels != other.labels).mean() <= 1e-3
+    program = openmmlab_program(SEGMENTOR, segmentor_weights, ExportOptions())
+    images_of, drawn = program.images, random.Random(24)
+    assert images_of is not None
+    mean, std = (torch.tensor(one).view(-1, 1, 1) for one in (program.metadata.mean, program.metadata.std))
+    for seed in range(12):
+        size = (drawn.randint(1, 3), drawn.randint(33, 512) | 1, drawn.randint(33, 512))
+        images = images_of(size, torch.Generator().manual_seed(seed)).mul(50).add(120).clamp(0, 255).byte()
+        labels, wanted = opened.model(images)[0], program.compute((images / 255 - mean) / std)[0]
+        assert len(wanted.unique()) > 1 and (labels != wanted).double().mean() <= 1e-3
 
 
 def average_precision(predictor: Any, data: Path, kinds: tuple[str, ...]) -> list[float]:

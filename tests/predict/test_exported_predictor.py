@@ -3,6 +3,9 @@
 import csv
 import json
 import logging
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -93,6 +96,50 @@ def test_validate(exports: Path, checkpoint: Path, tmp_path: Path, capsys: pytes
             assert row[name] == rows[0][name]
         assert row["loss"] == pytest.approx(rows[0]["loss"], abs=1e-4)
     assert validate([str(tmp_path / "data"), "--checkpoint", str(exports), "--workers", "0"]) == 1  # features cannot
+
+
+@pytest.mark.long
+def test_validate_in_two_processes(exports: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each process opens the file; every picture of an odd number counts once."""
+    for index in range(11):
+        place = tmp_path / "val" / CLASSES[index % len(CLASSES)]
+        place.mkdir(parents=True, exist_ok=True)
+        noise(index, (20, 16)).save(place / f"{index}.png")
+    words = [str(tmp_path), "--checkpoint", str(exports / "plain.onnx"), "--workers", "0", "--batch-size", "2"]
+    assert validate(words) == 0
+    alone = json.loads(capsys.readouterr().out.splitlines()[-1])
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "davit", "validate"]
+    done = subprocess.run(
+        [sys.executable, *torchrun, *words, "--device", "cpu"],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=200,
+        env={**os.environ, "PYTHONPATH": str(Path(davit.__file__).parents[1]), "OMP_NUM_THREADS": "1"},
+    )
+    together = json.loads(done.stdout.splitlines()[-1])
+    assert (alone["processes"], together["processes"]) == (1, 2)
+    assert together["runtime"] == "onnxruntime"
+    assert together["count"] == alone["count"] == 11
+    assert together["top1"] == alone["top1"]
+    assert together["loss"] == pytest.approx(alone["loss"], rel=1e-5)
+
+
+def test_an_exported_file_is_opened_once(exports: Path, monkeypatch: pytest.MonkeyPatch, loaded: Predictor) -> None:
+    import onnxruntime
+
+    opened = []
+
+    class Session(onnxruntime.InferenceSession):  # type: ignore[misc]
+        def __init__(self, *args: object, **options: object) -> None:
+            opened.append(args[0])
+            super().__init__(*args, **options)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Session)
+    predictor = davit.load(exports / "plain.onnx", threads=1)
+    assert opened == [str(exports / "plain.onnx")]
+    assert predictor.program is not None and predictor.program.threads == 1
+    assert predictor.class_names == loaded.class_names
 
 
 @pytest.mark.parametrize(

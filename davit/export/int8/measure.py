@@ -17,7 +17,7 @@ from ...engine.evaluate import Evaluation, evaluate
 from ...engine.labels import labels_by_name, model_classes
 from ...engine.load_model import LoadedModel
 from ...engine.validate import numbered_as_trained
-from ...runtimes import ExportedModel
+from ...runtimes import ExportedModel, files_of
 from ...seeding import derive_seeds
 
 _BATCH = 32
@@ -77,6 +77,5 @@ def medians(programs: Sequence[ExportedModel], images: Tensor, times: int) -> li
 
 
 def size_of(path: Path) -> int:
-    """Return the bytes of a program, its second file included."""
-    second = path.with_suffix(".bin")
-    return path.stat().st_size + (second.stat().st_size if path.suffix == ".xml" and second.is_file() else 0)
+    """Return the bytes of a program, what belongs beside it included."""
+    return sum(file.stat().st_size for file in files_of(path))

@@ -48,6 +48,8 @@ class Quantizer:
             subset_size=len(self._batches),
             model_type=nncf.ModelType.TRANSFORMER,
             ignored_scope=nncf.IgnoredScope(names=left, types=_FLOAT, validate=False),
+            # weights of 7 bits: sums of products of 8 bits overflow on processors without VNNI, whichever measured
+            advanced_parameters=nncf.AdvancedQuantizationParameters(overflow_fix=nncf.OverflowFix.ENABLE),
         )
         model.set_rt_info(metadata.to_json(), [KEY])
         openvino.save_model(model, str(out), compress_to_fp16=False)
