@@ -65,6 +65,7 @@ class Quantizer:
             for batch in self._batches:
                 model(batch)
             model = convert_pt2e(model)
+            _drop_unused(model)
             free = _free(metadata)
             example = self._batches[0][:2]
             if free is not None:  # of a size for which free ones can be proven
@@ -98,6 +99,15 @@ class _Chosen(Annotator):
 
     def validate(self, model: Any) -> None:
         pass
+
+
+def _drop_unused(model: Any) -> None:
+    """Drop the float weights that stand in int8 now: they would be written beside them."""
+    used = {node.target for node in model.graph.nodes if node.op == "get_attr"}
+    stored = (model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False))
+    for name in [name for kind in stored for name, _ in kind if name not in used]:
+        owner, _, leaf = name.rpartition(".")
+        delattr(model.get_submodule(owner), leaf)
 
 
 def _free(metadata: Metadata) -> Any:
