@@ -58,7 +58,12 @@ class Predictor:
         self.device = device_named(device)
         self.model.to(self.device).eval()
         self.score_threshold = score_threshold
-        dataset = next(datasets_of(cfg.test_dataloader))
+        dataset = next(datasets_of(cfg.test_dataloader), None)
+        if dataset is None:
+            raise ValueError(
+                "the config has no test_dataloader, whose pipeline prepares pictures: a run with --no-validate leaves it "
+                "out. Name the config that the run was started with (--config FILE)."
+            )
         loader = TRANSFORMS.build(dataset.pipeline[0])
         if (
             getattr(type(loader), "transform", None) is not LoadImageFromFile.transform

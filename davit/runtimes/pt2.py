@@ -40,7 +40,7 @@ _FUNCTIONS = frozenset(
     (
         *("Symbol", "Integer", "Float", "Rational", "Add", "Mul", "Min"),
         *("Max", "Mod", "PythonMod", "FloorDiv", "CleanDiv", "CeilToInt", "FloorToInt"),
-        *("TruncToInt", "ToFloat", "IntTrueDiv", "FloatTrueDiv", "Eq", "Ne", "Equality"),
+        *("TruncToInt", "ToFloat", "IntTrueDiv", "FloatTrueDiv", "FloatPow", "Eq", "Ne", "Equality"),
         *("Unequality", "Lt", "Le", "Gt", "Ge", "StrictLessThan", "LessThan"),
         *("StrictGreaterThan", "GreaterThan", "And", "Or", "Not", "Piecewise", "Identity"),
     )

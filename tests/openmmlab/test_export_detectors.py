@@ -414,7 +414,8 @@ def test_a_trained_detector_loses_no_precision(tmp_path: Path) -> None:
     data, config_file = write_scenes(tmp_path / "scenes"), DET / "davit_nano_maskrcnn_digits.py"
     words = [config_file, "--data-root", data, "--work-dir", tmp_path / "run", "--seed", "0", "--no-validate"]
     assert train_main([*map(str, words), "--cfg-options", "train_cfg.max_epochs=1"]) == 0
-    assert export_main([str(tmp_path / "run"), str(tmp_path / "model.onnx")]) == 0
+    words = [tmp_path / "run" / "epoch_1.pth", tmp_path / "model.onnx", "--config", config_file]
+    assert export_main([*map(str, words)]) == 0
     theirs = Predictor(config_file, tmp_path / "run" / "epoch_1.pth", 0.0, "cpu")
     ours = ExportedDetector(tmp_path / "model.onnx", 0.0)
     kinds = ("bbox", "segm")
