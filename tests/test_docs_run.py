@@ -120,7 +120,7 @@ def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]
         (folder / "MULTI_DIR" / "labels.csv").write_text("\n".join(labelled))
         (folder / "classes.txt").write_text("\n".join(CLASSES))
         (folder / "slices.csv").write_text("path,camera,light\nval/1/0.png,old,day\nval/1/1.png,new,\n")
-        for name in ("FOLDER/a.png", "FOLDER/b.jpg", "PICTURE", "one.jpg", "two.png"):
+        for name in ("FOLDER/a.png", "FOLDER/b.jpg", "PICTURE", "IMAGE", "one.jpg", "two.png"):
             picture(folder / name, 3)
         many = folder / "output" / "train" / "many" / "model_best.pth.tar"
         many.parent.mkdir(parents=True)
