@@ -47,7 +47,9 @@ def figure() -> Figure:
         axes.plot(x, y, "o", color=colour, markerfacecolor=filled, markersize=7)
         axes.annotate(words, (x, y), xytext=place, textcoords="offset points", fontsize=8, ha=side, color=colour)
     environment = json.loads(RESULTS.read_text(encoding="utf-8"))["environment"]
-    axes.set_xlabel(f"images/s, batch 8, 224 px, eager ({environment['cpu'].partition(', AVX')[0]}, measured; float32 where filled)")
+    axes.set_xlabel(
+        f"images/s, batch 8, 224 px, eager ({environment['cpu'].partition(', AVX')[0]}, measured; float32 where filled)"
+    )
     axes.set_ylabel("ImageNet-1K top-1 [%], published")
     axes.set(xlim=(8, 42), ylim=(81, 83.3))
     axes.grid(alpha=0.3)
