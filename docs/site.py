@@ -9,7 +9,7 @@ import yaml
 from mkdocs.structure.files import File, Files, InclusionLevel
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-LINK = re.compile(r"(!?)\[([^\]\[]*)\]\(<?([^)\s>]+)>?\)")
+LINK = re.compile(r"\[([^\]\[]*)\]\(<?([^)\s>]+)>?\)")
 FENCE = re.compile(r"(^```.*?^```|`[^`\n]+`)", re.MULTILINE | re.DOTALL)
 SUFFIXES = (".svg", ".png", ".jpg")
 
@@ -54,7 +54,7 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
     del config
 
     def mended(match: re.Match[str]) -> str:
-        bang, text, link = match.groups()
+        text, link = match.groups()
         if re.match(r"[a-z][a-z+.-]*:|#", link):
             return match.group()
         target, _, _ = link.partition("#")

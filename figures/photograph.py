@@ -1,8 +1,8 @@
 """Draw photograph.jpg: `python figures/photograph.py CHECKPOINT`, the first rows of what `davit visualize` draws.
 
 The photograph is china.jpg of scikit-learn, by danielbuechele (https://www.flickr.com/photos/danielbuechele/6061409035),
-CC BY 2.0; here it is cropped. `make figures` leaves it out, as no checkpoint is in the repository: photograph.jpg was drawn by
-the model of the first command in benchmarks/results/finetuning/README.md.
+CC BY 2.0; here it is cropped. `make figures` leaves it out, as no checkpoint is in the repository: photograph.jpg was
+drawn from the model of the first command in benchmarks/results/finetuning/README.md.
 """
 
 import io

@@ -1,7 +1,7 @@
 """Draw speed.svg: published accuracy against measured speed on a CPU.
 
-Speeds are those of benchmarks/results/throughput_cpu.json. Top-1 accuracies on ImageNet-1K at 224 px are published by the
-authors: DaViT (arXiv 2204.03645), Swin (arXiv 2103.14030), ConvNeXt (arXiv 2201.03545); none was re-run here.
+Speeds are those of benchmarks/results/throughput_cpu.json. Top-1 accuracies on ImageNet-1K at 224 px are published by
+the authors: DaViT (arXiv 2204.03645), Swin (arXiv 2103.14030), ConvNeXt (arXiv 2201.03545); none was re-run here.
 """
 
 import json
@@ -47,9 +47,8 @@ def figure() -> Figure:
         axes.plot(x, y, "o", color=colour, markerfacecolor=filled, markersize=7)
         axes.annotate(words, (x, y), xytext=place, textcoords="offset points", fontsize=8, ha=side, color=colour)
     environment = json.loads(RESULTS.read_text(encoding="utf-8"))["environment"]
-    axes.set_xlabel(
-        f"images/s, batch 8, 224 px, eager ({environment['cpu'].partition(', AVX')[0]}, measured; float32 where filled)"
-    )
+    processor = environment["cpu"].partition(", AVX")[0]
+    axes.set_xlabel(f"images/s, batch 8, 224 px, eager ({processor}, measured; float32 where filled)")
     axes.set_ylabel("ImageNet-1K top-1 [%], published")
     axes.set(xlim=(8, 42), ylim=(81, 83.3))
     axes.grid(alpha=0.3)

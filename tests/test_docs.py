@@ -48,7 +48,7 @@ def name_of(path: Path) -> str:
 def examples(document: str) -> dict[str, str]:
     """The files that a document tells its reader to write: a Python block behind a paragraph that names one.py."""
     text = (REPOSITORY / document).read_text(encoding="utf-8")
-    return {name: block for name, block in re.findall(_EXAMPLE, text, re.M | re.S)}
+    return dict(re.findall(_EXAMPLE, text, re.M | re.S))
 
 
 # --- links and paths ---
@@ -331,10 +331,10 @@ def test_the_slurm_job_starts_one_launcher_a_machine(tmp_path: Path) -> None:
     )
     steps = [shlex.split(step) for step in done.stdout.splitlines()]
     for rank, step in enumerate(steps):
-        words = get_args_parser().parse_args(step[step.index("torch.distributed.run") + 1 :])
-        assert (words.node_rank, words.nnodes, words.nproc_per_node) == (rank, "2", "8")
-        assert (words.master_addr, words.training_script) == ("node7", "train.py")
-        parse_with_config(train_parser(), words.training_script_args)
+        launched = get_args_parser().parse_args(step[step.index("torch.distributed.run") + 1 :])
+        assert (launched.node_rank, launched.nnodes, launched.nproc_per_node) == (rank, "2", "8")
+        assert (launched.master_addr, launched.training_script) == ("node7", "train.py")
+        parse_with_config(train_parser(), launched.training_script_args)
     assert len(steps) == 2
 
 
