@@ -7,6 +7,7 @@
 # make lint       ruff, clang-format, mypy on davit/, and which of its parts import which
 # make bench-cuda on a CUDA machine: benchmarks/gpu/run.sh, kernels and models beside their peers in 12 minutes
 # make figures    draw the pictures of figures/ again
+# make docs       the documents as a searchable site, in output/docs
 # make api        the documentation of every public class and function, in output/api
 # make help       this text
 
@@ -29,7 +30,7 @@ API     = davit $(addprefix davit.,app checkpoint complexity data doctor embed e
 # jobs. Files in the order of tests/conftest.py, since those with few tests, which xdist puts last, are the slow ones.
 PYTEST  = OMP_NUM_THREADS=1 $(RUN) -m pytest -n 3 --dist loadfile --no-loadscope-reorder --durations=15
 
-.PHONY: help setup demo demo-det demo-seg test test-long attack lint bench-cuda figures api clean
+.PHONY: help setup demo demo-det demo-seg test test-long attack lint bench-cuda figures docs api clean
 .DEFAULT_GOAL := help
 
 help:
@@ -85,6 +86,11 @@ bench-cuda: setup
 
 figures: setup
 	$(RUN) figures/draw.py
+
+docs: setup
+	$(RUN) -m pip install -q --disable-pip-version-check -r requirements-docs.txt
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build -q --strict -f docs/mkdocs.yml
+	@echo "to read and search it: $(RUN) -m http.server -b 127.0.0.1 -d output/docs"
 
 api: setup
 	$(RUN) $(PDOC) --docformat google -o $(API_DIR) $(API)

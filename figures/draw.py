@@ -7,7 +7,7 @@ import matplotlib
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from figures import accuracy, architecture, rooms, teaser
+from figures import accuracy, architecture, badges, rooms, speed, teaser
 from figures.style import FOLDER, SETTINGS, save
 
 FIGURES = {
@@ -15,6 +15,10 @@ FIGURES = {
     "teaser": teaser.figure,
     "accuracy": accuracy.figure,
     "rooms": rooms.figure,
+    "speed": speed.figure,
+    "badge_licence": badges.licence,
+    "badge_python": badges.python,
+    "badge_tests": badges.tests,
 }
 
 

@@ -3,9 +3,11 @@
 import argparse
 import csv
 import importlib
+import os
 import pkgutil
 import re
 import shlex
+import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -14,6 +16,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+import yaml
 from torch.distributed import launch
 from torch.distributed.run import get_args_parser
 
@@ -35,8 +38,17 @@ OUR_NAME = re.compile(r"`(davit(?!\.openmmlab)(?:\.\w+)+)(?:\([^`]*)?`")  # open
 OUR_PATH = re.compile(r"`((?:benchmarks|configs|davit|docs|figures|tests|tools)/[\w./-]+)`")
 
 
+_EXAMPLE = r"`(\w+\.py)`(?:[^\n]|\n(?!\n))*\n\n```python\n(.*?)^```"
+
+
 def name_of(path: Path) -> str:
     return str(path.relative_to(REPOSITORY))
+
+
+def examples(document: str) -> dict[str, str]:
+    """The files that a document tells its reader to write: a Python block behind a paragraph that names one.py."""
+    text = (REPOSITORY / document).read_text(encoding="utf-8")
+    return dict(re.findall(_EXAMPLE, text, re.M | re.S))
 
 
 # --- links and paths ---
@@ -68,6 +80,13 @@ def dead_links(document: str, at: Path) -> list[str]:
     return dead
 
 
+def test_the_readme_is_short_and_has_the_words_that_people_search_for() -> None:
+    text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 200
+    for word in ("fine-tune", "ONNX", "freeze", "embedding", "memory", "Docker", "hours", "checkpoint", "Slurm"):
+        assert word in text, word
+
+
 @pytest.mark.parametrize("path", DOCUMENTS, ids=name_of)
 def test_a_document_names_what_exists_and_no_place_of_one_machine(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
@@ -85,6 +104,32 @@ def test_a_document_names_what_exists_and_no_place_of_one_machine(path: Path) ->
 def test_a_dead_link_is_seen() -> None:
     text = "# One, two\n[a](#one-two) [b](#two) [c](docs/nowhere.md) [d](LICENSE) [e](https://x.org/y) [f](docs/#no)\n"
     assert dead_links(text, REPOSITORY / "README.md") == ["#two", "docs/nowhere.md", "docs/#no"]
+
+
+def test_the_site_has_every_page() -> None:
+    site = yaml.safe_load((REPOSITORY / "docs/mkdocs.yml").read_text())
+
+    def pages(entry: Any) -> Iterator[str]:
+        if isinstance(entry, str):
+            yield entry
+        else:
+            for part in entry.values() if isinstance(entry, dict) else entry:
+                yield from pages(part)
+
+    listed = list(pages(site["nav"]))
+    tables = ("benchmarks/results/",)  # which pages link to
+    assert sorted(listed) == sorted(name_of(path) for path in DOCUMENTS if not name_of(path).startswith(tables))
+
+
+def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
+    """MkDocs checks links and anchors of the site itself, and ends with 1 at the first warning (--strict)."""
+    pytest.importorskip("material", reason="requirements-docs.txt is installed by `make docs`")
+    words = [sys.executable, "-m", "mkdocs", "build", "-q", "--strict", "-f", "docs/mkdocs.yml", "-d", str(tmp_path)]
+    env = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
+    done = subprocess.run(words, cwd=REPOSITORY, env=env, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout + done.stderr) == (0, "")
+    found = (tmp_path / "search" / "search_index.json").read_text()
+    assert all(word in found for word in ("fine-tun", "ONNX", "freeze", "embedding", "memory", "Docker", "hours"))
 
 
 # --- commands ---
@@ -156,7 +201,8 @@ def check(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     elif rest[0] == "predict.py":
         predict_parser().parse_args(rest[1:])
     elif not rest[0].startswith("-"):
-        assert any((REPOSITORY / room / rest[0]).exists() for room in ("", "mmdet", "mmseg")), f"no {rest[0]}"
+        places = (Path(), REPOSITORY, REPOSITORY / "mmdet", REPOSITORY / "mmseg")
+        assert any((place / rest[0]).exists() for place in places), f"no {rest[0]}"
 
 
 def _command(rest: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -208,8 +254,11 @@ def _parse(main: Callable[[], object], module: str, rest: list[str], monkeypatch
 
 
 @pytest.mark.parametrize("line", LINES, ids=str)
-def test_a_command_is_accepted(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(REPOSITORY)
+def test_a_command_is_accepted(line: Line, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    written = examples(line.document)
+    for name, text in written.items():
+        (tmp_path / name).write_text(text)
+    monkeypatch.chdir(tmp_path if written else REPOSITORY)
     try:
         for words in simple_commands(line.text):
             check(words, monkeypatch)
@@ -250,6 +299,50 @@ def test_make_targets_exist() -> None:
 # --- what the documents say of the code ---
 
 
+def blocks(document: str) -> list[str]:
+    """The Python blocks of a document."""
+    return re.findall(r"^```python\n(.*?)^```", (REPOSITORY / document).read_text(encoding="utf-8"), re.M | re.S)
+
+
+def test_the_configs_of_the_documents_say_what_they_change(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from davit.openmmlab.config import read_config
+
+    monkeypatch.chdir(tmp_path)
+    for name, text in {**examples("docs/detect.md"), **examples("docs/segment.md")}.items():
+        Path(name).write_text(text)
+    detector, segmentor = read_config("mine.py"), read_config("cracks.py")
+    assert detector.train_cfg.max_epochs == 24 and detector.model.backbone.variant == "DaViT_tiny"
+    for loader in (segmentor.train_dataloader, segmentor.val_dataloader, segmentor.test_dataloader):
+        assert len(loader.dataset.metainfo["palette"]) == len(loader.dataset.colours) == 2
+        assert loader.dataset.type == "MaskFolders"
+
+
+def test_the_slurm_job_starts_one_launcher_a_machine(tmp_path: Path) -> None:
+    """With stand-ins for scontrol, srun (which runs the step of each machine) and Python (which prints its words)."""
+    text = (REPOSITORY / "docs/many_gpus.md").read_text(encoding="utf-8")
+    (job,) = re.findall(r"^```bash\n(.*?)^```", text, re.M | re.S)
+    programs = {
+        "scontrol": 'printf "%s\\n" node7 node8',
+        "srun": 'for i in 0 1; do SLURM_NODEID=$i "$@"; done',
+        "python": 'echo "$@"',
+    }
+    for name, script in programs.items():
+        (tmp_path / name).write_text(f"#!/usr/bin/env bash\n{script}\n")
+        (tmp_path / name).chmod(0o755)
+    env = {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}", "PYTHON": "python"}
+    env |= {"SLURM_NNODES": "2", "SLURM_JOB_NODELIST": "node[7-8]"}
+    done = subprocess.run(
+        ["bash", "-eu", "-c", job], cwd=REPOSITORY, env=env, capture_output=True, text=True, check=True
+    )
+    steps = [shlex.split(step) for step in done.stdout.splitlines()]
+    for rank, step in enumerate(steps):
+        launched = get_args_parser().parse_args(step[step.index("torch.distributed.run") + 1 :])
+        assert (launched.node_rank, launched.nnodes, launched.nproc_per_node) == (rank, "2", "8")
+        assert (launched.master_addr, launched.training_script) == ("node7", "train.py")
+        parse_with_config(train_parser(), launched.training_script_args)
+    assert len(steps) == 2
+
+
 def cells(document: str) -> list[list[str]]:
     """The rows of all tables of a document."""
     rows = re.findall(r"^\|(.*)\|\s*$", (REPOSITORY / document).read_text(encoding="utf-8"), re.MULTILINE)
@@ -257,7 +350,7 @@ def cells(document: str) -> list[list[str]]:
 
 
 def test_the_example_of_another_attention_runs(capsys: pytest.CaptureFixture[str]) -> None:
-    (example,) = re.findall(r"```python\n(.*?)```", (REPOSITORY / "docs/changing.md").read_text(), re.DOTALL)
+    example = blocks("docs/changing.md")[0]
     names: dict[str, Any] = {"__name__": "example"}
     exec(example, names)
     assert capsys.readouterr().out.strip() == "torch.Size([2, 1000])"

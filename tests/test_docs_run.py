@@ -19,7 +19,7 @@ from PIL import Image
 
 from davit import create_model
 from tests.forms import write_tar
-from tests.test_docs import LINES, Line
+from tests.test_docs import LINES, Line, blocks, examples
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 OURS = ("train.py", "validate.py", "predict.py", "davit", "configs", "tools", "figures", "requirements.txt")
@@ -53,7 +53,7 @@ SMALLER = {
     r"--experiment many": f"{_TINY} --overwrite",
     r"train\.py .*--output OUTPUT_DIR": f"{_TINY} --experiment trained",
     r"train\.py .*--resume ": f"{_TINY} --epochs 41",
-    r"train\.py": _TINY,
+    r"(train|focal|cosine|arrays)\.py": _TINY,
     r"validate\.py": "--workers 0 --batch-size 4",
     r"davit\.robustness .*--limit": "--workers 0",
     r"davit\.robustness": "--workers 0 --limit 2",
@@ -120,8 +120,22 @@ def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]
         (folder / "MULTI_DIR" / "labels.csv").write_text("\n".join(labelled))
         (folder / "classes.txt").write_text("\n".join(CLASSES))
         (folder / "slices.csv").write_text("path,camera,light\nval/1/0.png,old,day\nval/1/1.png,new,\n")
-        for name in ("FOLDER/a.png", "FOLDER/b.jpg", "PICTURE", "one.jpg", "two.png"):
+        for name in (
+            "FOLDER/a.png",
+            "FOLDER/b.jpg",
+            "PICTURE",
+            "IMAGE",
+            "one.jpg",
+            "two.png",
+            "data/digits/val/3/0045.png",
+        ):
             picture(folder / name, 3)
+        for name, text in examples(document).items():
+            (folder / name).write_text(text)
+        (folder / "ARRAYS_DIR").mkdir()
+        for split, count in (("train", 6), ("validation", 3)):
+            images = np.random.default_rng(0).integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
+            np.savez(folder / "ARRAYS_DIR" / f"{split}.npz", images=images, labels=np.arange(count) % 3)
         many = folder / "output" / "train" / "many" / "model_best.pth.tar"
         many.parent.mkdir(parents=True)
         torch.save({**entries, "args": {**args, "task": "multilabel"}}, many)
@@ -148,3 +162,12 @@ def test_a_command_runs(line: Line, folder_of: Callable[[str], Path]) -> None:
     folder = folder_of(line.document)
     done = subprocess.run(words, cwd=folder, env=env, capture_output=True, text=True, timeout=400, check=False)
     assert done.returncode == 0, f"{as_run(line)}\n{done.stdout[-1500:]}\n{done.stderr[-3000:]}"
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("document", ["README.md", "docs/model.md", "docs/predict.md"])
+def test_the_first_program_runs(document: str, folder_of: Callable[[str], Path]) -> None:
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    words = [sys.executable, "-c", blocks(document)[0]]
+    done = subprocess.run(words, cwd=folder_of(document), env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]

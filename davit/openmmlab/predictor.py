@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 from mmengine.dataset import Compose
 from mmengine.registry import MODELS, TRANSFORMS, init_default_scope
 from torch import nn
@@ -99,12 +99,27 @@ class Predictor:
         return Detections.of(pixels, result.pred_instances, self.score_threshold, self.classes)
 
 
+def tested_dataset(cfg: Config) -> Any:
+    """Return the config of the data set that is tested; one that a training saved has those alone that it used.
+
+    Raises:
+        ValueError: the config names no way to prepare images.
+    """
+    for name in ("test_dataloader", "val_dataloader"):
+        for dataset in datasets_of(cfg.get(name)):
+            return dataset
+    for dataset in datasets_of(cfg.get("train_dataloader")):  # of a training without validation
+        if cfg.get("test_pipeline"):
+            return ConfigDict({**dataset, "pipeline": cfg.test_pipeline})
+    raise ValueError("this config has neither data for testing nor a test_pipeline: name that of the training.")
+
+
 def _classes(cfg: Config, metadata: dict[str, Any]) -> tuple[tuple[str, ...], tuple[tuple[int, int, int], ...]]:
     """Find the names of the classes and their colours, in the checkpoint or else by the config's data set."""
     meta = metadata.get("meta")
     saved = meta.get("dataset_meta") if isinstance(meta, dict) else None
     if not (isinstance(saved, dict) and saved.get("classes")):
-        saved = metainfo_of(next(datasets_of(cfg.test_dataloader)))
+        saved = metainfo_of(tested_dataset(cfg))
         if not saved.get("classes"):
             raise ValueError("neither the checkpoint nor the config names the classes: pass --classes NAME NAME ...")
     classes, palette = tuple(map(str, saved["classes"])), saved.get("palette") or ()

@@ -1,6 +1,7 @@
 """Check that the figures hold what is published and what the code says, and that one command draws them all."""
 
 import csv
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ from xml.etree import ElementTree
 import matplotlib
 
 from davit import VARIANTS
-from figures import accuracy, architecture, draw, teaser
+from figures import accuracy, architecture, draw, speed, teaser
 from figures.style import FOLDER, SETTINGS
 
 NAMES = sorted(draw.FIGURES)
@@ -24,7 +25,8 @@ def figure_of(module: Any) -> Any:
 def test_every_figure_is_shown_in_a_document(repository: Path) -> None:
     documents = [*repository.glob("*.md"), *(repository / "docs").glob("*.md")]
     text = "".join(document.read_text() for document in documents)
-    assert [name for name in NAMES if f"figures/{name}.svg)" not in text] == []
+    shown = [f"{name}.svg" for name in NAMES] + ["photograph.jpg"]
+    assert [name for name in shown if f"figures/{name})" not in text] == []
 
 
 def test_the_published_numbers(shared: Path) -> None:
@@ -41,6 +43,16 @@ def test_the_points_are_the_published_numbers() -> None:
         assert {"tiny", "small", "base"} == {text.get_text() for text in axes.texts}
     labels = {text.get_text() for text in figure.axes[1].get_legend().get_texts()}
     assert labels == {f"{row['method']} {row['schedule']}" for row in rows if row["task"] == "det"}
+
+
+def test_the_speeds_are_those_measured() -> None:
+    measured = json.loads((FOLDER.parent / "benchmarks/results/throughput_cpu.json").read_text())["results"]
+    rows = {row["name"]: row["images_per_second"] for table in reversed(measured.values()) for row in reversed(table)}
+    (axes,) = figure_of(speed).axes
+    points = {tuple(point) for line in axes.get_lines() for point in line.get_xydata()}
+    shown = {"DaViT_tiny/float32/eager": 82.8, "davit_tiny/bfloat16/eager": 82.8, "convnext_tiny/float32/eager": 82.1}
+    assert {(rows[name], top1) for name, top1 in shown.items()} <= points
+    assert len(points) == 6
 
 
 def test_the_architecture_is_that_of_the_code() -> None:

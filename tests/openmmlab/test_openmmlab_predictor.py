@@ -11,6 +11,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from davit.openmmlab import demo
+from davit.openmmlab.config import read_config
 from davit.openmmlab.predictor import Detections, Predictor, Segmentation
 from tests.openmmlab.conftest import Go
 
@@ -40,6 +41,18 @@ def test_detections_are_of_the_picture_as_it_came(detector: Path, checkpoint: Pa
     predictor.score_threshold = 1.1
     nothing = predictor.predict(noise)
     assert len(nothing.boxes) == 0 and np.array_equal(np.asarray(nothing.draw()), large)
+
+
+def test_a_saved_config_without_test_data_prepares_alike(detector: Path, checkpoint: Path) -> None:
+    """A training saves its config without the data that it did not use: those of testing, and of validation."""
+    noise = np.random.default_rng(0).integers(0, 255, (50, 90, 3), dtype=np.uint8)
+    wanted = Predictor(detector, checkpoint, score_threshold=0.0, device="cpu").predict(noise)
+    for left_out in (("test",), ("test", "val")):
+        cfg = read_config(detector)
+        for split in left_out:
+            cfg[f"{split}_dataloader"] = None
+        found = Predictor(cfg, checkpoint, score_threshold=0.0, device="cpu").predict(noise)
+        assert isinstance(found, Detections) and np.array_equal(found.boxes, wanted.boxes)
 
 
 def test_colours_reach_the_model_as_it_was_trained(detector: Path, checkpoint: Path) -> None:
