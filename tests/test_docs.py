@@ -20,7 +20,7 @@ import yaml
 from torch.distributed import launch
 from torch.distributed.run import get_args_parser
 
-from davit import VARIANTS, cli, create_model
+from davit import VARIANTS, cli, create_model, recipes
 from davit.cli import COMMANDS
 from davit.engine.flags import parse_with_config, train_parser, validate_parser
 from davit.predict.flags import predict_parser
@@ -218,17 +218,28 @@ def _command(rest: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
         module, _, function = entry.main.partition(":")
         if module in ("engine.train", "engine.validate"):
             parse_with_config(train_parser() if module == "engine.train" else validate_parser(), rest)
-        elif module == "detect.cli" and (function != "train_main" or any(word.startswith("--head") for word in rest)):
+        elif module == "detect.cli" and not _names_a_config(rest):
             from davit.detect import flags
 
             makers = {"train_main": flags.detector_parser, "test_main": flags.test_parser}
             parse_with_config(makers.get(function, flags.demo_parser)(), rest)
         elif not entry.extra and module != "detect.cli":
             _parse(getattr(importlib.import_module(f"davit.{module}"), function), module, rest, monkeypatch)
-        elif rest[:1] and function == "train_main":
-            from davit.openmmlab.config import read_config
+        elif rest:
+            make = cli._resolve(entry.parser)
+            args = (make(rest) if entry.by_words else make()).parse_args(rest)
+            if function == "train_main":
+                from davit.openmmlab.config import read_config
 
-            read_config(rest[0])
+                read_config(args.config)
+
+
+def _names_a_config(words: list[str]) -> bool:
+    """Tell a command of MMDetection's configs from one of `davit.detect`, whose runs are not there in a test."""
+    if any(word.startswith("--head") for word in words):
+        return False
+    known = recipes.names_of("mmdet", "mmseg")
+    return any(word in known or word.endswith(".py") or "::" in word for word in words[:2]) or words[:1] == ["nowhere"]
 
 
 def _module(module: str, rest: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
