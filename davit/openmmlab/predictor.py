@@ -61,8 +61,8 @@ class Predictor:
         dataset = next(datasets_of(cfg.test_dataloader), None)
         if dataset is None:
             raise ValueError(
-                "the config has no test_dataloader, whose pipeline prepares pictures: a run with --no-validate leaves it "
-                "out. Name the config that the run was started with (--config FILE)."
+                "the config has no test_dataloader, whose pipeline prepares pictures: a run with --no-validate leaves "
+                "it out. Name the config that the run was started with (--config FILE)."
             )
         loader = TRANSFORMS.build(dataset.pipeline[0])
         if (
