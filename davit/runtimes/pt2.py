@@ -46,6 +46,7 @@ _FUNCTIONS = frozenset(
     )
 )
 _SYMBOL = re.compile(r"[a-z]+\d+")
+_NUMBER = re.compile(r"-?\d{1,20}(\.\d{1,20})?(e-?\d{1,2})?")  # as Float('-0.5') has it
 _NODES = (
     *(ast.Expression, ast.Load, ast.Constant, ast.Name, ast.Call, ast.keyword, ast.Tuple, ast.Compare),
     *(ast.BinOp, ast.Add, ast.Sub, ast.Mult, ast.FloorDiv, ast.Div, ast.Mod, ast.UnaryOp, ast.USub, ast.Not),
@@ -183,7 +184,9 @@ def _require_expression(text: str) -> None:
             is_plain = node.id in _FUNCTIONS or _SYMBOL.fullmatch(node.id) is not None
         elif isinstance(node, ast.Constant):
             is_number = isinstance(node.value, bool | int | float) and abs(node.value) < 1e30
-            is_plain = is_number or (isinstance(node.value, str) and _SYMBOL.fullmatch(node.value) is not None)
+            is_plain = is_number or (
+                isinstance(node.value, str) and any(form.fullmatch(node.value) for form in (_SYMBOL, _NUMBER))
+            )
         elif isinstance(node, ast.keyword):
             is_plain = node.arg in _WORDS
         if not is_plain:
