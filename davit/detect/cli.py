@@ -20,6 +20,7 @@ from .heads import HEADS, is_detector
 log = logging.getLogger(__name__)
 
 _HEAD = "--head"
+_FIRST = next(iter(HEADS))
 _DATA_FILES = (".json", ".yaml", ".yml")
 
 
@@ -29,21 +30,35 @@ def train_parser(words: Sequence[str] = ()) -> Parser:
 
     if _names_head(words) or (words and _data_in(words[0])):
         return flags.detector_parser()
-    return openmmlab.train_parser()
+    heads = " or ".join(f"{_HEAD} {head}" for head in HEADS)
+    parser = openmmlab.train_parser()
+    parser.epilog = (
+        f"DATA and {heads} in place of CONFIG train without MMDetection; {_HEAD} {_FIRST} --help lists their flags."
+    )
+    return parser
 
 
 def test_parser(words: Sequence[str] = ()) -> Parser:
     """Make the parser that these words of `davit det test` are for."""
     from . import flags
 
-    return flags.test_parser() if any(map(is_detector, words)) else openmmlab.test_parser()
+    return (
+        flags.test_parser() if any(map(is_detector, words)) else _also_of_runs(openmmlab.test_parser(), "RUN [DATA]")
+    )
 
 
 def demo_parser(words: Sequence[str] = ()) -> Parser:
     """Make the parser that these words of `davit det demo` are for."""
     from . import flags
 
-    return flags.demo_parser() if any(map(is_detector, words)) else openmmlab.demo_parser()
+    if any(map(is_detector, words)):
+        return flags.demo_parser()
+    return _also_of_runs(openmmlab.demo_parser(), "PICTURE RUN")
+
+
+def _also_of_runs(parser: Parser, words: str) -> Parser:
+    parser.epilog = f"{words}, with a run of `davit det train {_HEAD}` that is there, needs no CONFIG."
+    return parser
 
 
 def train_main(argv: Sequence[str] | None = None) -> int:
