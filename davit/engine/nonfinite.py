@@ -25,6 +25,7 @@ from ..checkpoint import load_checkpoint, read_checkpoint
 from ..commands import NONFINITE, run_cli
 from ..data import Batch
 from ..files import write_atomically
+from ..parsing import Parser
 from .distributed import init_world
 from .evaluate import eval_mode
 from .finetune import training_mode
@@ -154,7 +155,7 @@ def _afterwards(folder: Path, dump: Path | None) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Return 0 when the batch ran, whatever was found, or 2 with one paragraph on stderr."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m davit.engine.nonfinite",
         description="Run a batch that gave a NaN or an infinity again, and say which module it comes from.",
     )
