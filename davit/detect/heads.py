@@ -17,7 +17,7 @@ DETECTION_METRICS = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large", 
 def saved_folder(source: str | Path) -> Path | None:
     """Return the folder in transformers' format that a source names; None where it is none."""
     folder = Path(source)
-    with suppress(OSError, ValueError):
+    with suppress(OSError, ValueError, RecursionError):
         config = json.loads(read_small(folder / "config.json", MOST_YAML))
         if isinstance(config, dict) and config.get("model_type") in HEADS.values():
             return folder

@@ -58,12 +58,7 @@ class Predictor:
         self.device = device_named(device)
         self.model.to(self.device).eval()
         self.score_threshold = score_threshold
-        dataset = next(datasets_of(cfg.test_dataloader), None)
-        if dataset is None:
-            raise ValueError(
-                "the config has no test_dataloader, whose pipeline prepares pictures: a run with --no-validate leaves "
-                "it out. Name the config that the run was started with (--config FILE)."
-            )
+        dataset = tested_dataset(cfg)
         loader = TRANSFORMS.build(dataset.pipeline[0])
         if (
             getattr(type(loader), "transform", None) is not LoadImageFromFile.transform
@@ -111,7 +106,10 @@ def tested_dataset(cfg: Config) -> Any:
     for dataset in datasets_of(cfg.get("train_dataloader")):  # of a training without validation
         if cfg.get("test_pipeline"):
             return ConfigDict({**dataset, "pipeline": cfg.test_pipeline})
-    raise ValueError("this config has neither data for testing nor a test_pipeline: name that of the training.")
+    raise ValueError(
+        "the config has neither data for testing nor a test_pipeline, which prepare pictures: name the config that "
+        "the run was started with (--config FILE)."
+    )
 
 
 def _classes(cfg: Config, metadata: dict[str, Any]) -> tuple[tuple[str, ...], tuple[tuple[int, int, int], ...]]:

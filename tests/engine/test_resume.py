@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.distributed import HashStore
 
-from davit.engine import train as engine
+from davit.engine import build
 from davit.engine.distributed import World
 from davit.engine.flags import train_parser
 from davit.engine.run_folder import BEST, LAST, PREVIOUS, RunFolder, open_folder, read_state
@@ -221,7 +221,7 @@ def test_a_signal_in_the_evaluation_is_not_kept_waiting(
     train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train(*A, "--model-ema")
-    evaluate, passes = engine.evaluate, []
+    evaluate, passes = build.evaluate, []
 
     def interrupted(*words: Any, **options: Any) -> Any:
         passes.append(words)
@@ -229,7 +229,7 @@ def test_a_signal_in_the_evaluation_is_not_kept_waiting(
             os.kill(os.getpid(), signal.SIGTERM)
         return evaluate(*words, **options)
 
-    monkeypatch.setattr(engine, "evaluate", interrupted)
+    monkeypatch.setattr(build, "evaluate", interrupted)
     b = [*B, "--model-ema"]
     train(*b, status=75)
     state = read_state(tmp_path / "runs/b/last.pth.tar")

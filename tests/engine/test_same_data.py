@@ -17,7 +17,7 @@ from PIL import Image
 from torch.distributed import HashStore
 
 from davit.data import PictureDataset, open_dataset
-from davit.engine import train as engine
+from davit.engine import build
 from davit.engine.build import Data
 from davit.engine.data_facts import facts_of
 from davit.engine.distributed import World
@@ -252,14 +252,14 @@ def test_files_changed_before_an_epochs_evaluation(
     data: Path, tmp_path: Path, go_on: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All its steps are done, so the order of its pictures no longer matters."""
-    evaluate = engine.evaluate
+    evaluate = build.evaluate
 
     def interrupted(*words: Any, **options: Any) -> Any:
         os.kill(os.getpid(), signal.SIGTERM)
         return evaluate(*words, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(engine, "evaluate", interrupted)
+        patch.setattr(build, "evaluate", interrupted)
         run_here(data, *RUN, cwd=tmp_path, status=75)
     shrink("train", data)
     assert "12 pictures" in go_on().stderr

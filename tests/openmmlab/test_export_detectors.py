@@ -316,7 +316,8 @@ def test_the_commands_config_is_the_detectors(detector: Path, monkeypatch: pytes
 
     def export(source: str, out: str, options: ExportOptions) -> SimpleNamespace:
         asked.append(options)
-        return SimpleNamespace(path=out)
+        metadata = SimpleNamespace(differences=(), unchecked="")
+        return SimpleNamespace(path=out, files={}, metadata=metadata, seconds=0.0)
 
     monkeypatch.setattr("davit.export.__main__.export", export)
     assert export_main(["epoch_2.pth", "model.onnx", "--config", str(detector), "--img-size", "64"]) == 0
