@@ -70,6 +70,8 @@ class Limits:
         values: list[Any] = list(value) if isinstance(value, list | tuple) else [value]
         if self.nargs is None and isinstance(value, list | tuple):
             return f"be {self}"
+        if self.nargs is not None and not isinstance(value, list | tuple):
+            return f"be a list of numbers, each {self}"
         if not all(map(self.has, values)):
             return f"be {self}" if self.nargs is None else f"hold numbers, each {self}"
         if isinstance(self.nargs, int) and len(values) != self.nargs:

@@ -33,6 +33,8 @@ def noting(file: Path, **notes: Any) -> Path:
         {"img_size": math.nan},
         {"crop_pct": 1e-300},
         {"crop_pct": math.inf},
+        {"mean": -1},
+        {"std": 0.5},
         {"mean": [math.nan] * 3},
         {"mean": [[0.5]]},
         {"std": [0, 0, 0]},
