@@ -390,9 +390,9 @@ def _config_of(checkpoint: Checkpoint, given: Mapping[str, Any], with_labels: bo
     structure = structure_of(davit, checkpoint.state_dict)
     found: dict[str, Any] = {"num_channels": structure.in_chans or 3, **_noted(checkpoint)}
     if with_labels:
-        names = checkpoint.metadata.get("class_names")
-        if isinstance(names, list) and len(names) == structure.num_classes:
-            found.update(id2label=dict(enumerate(map(str, names))), label2id={str(n): i for i, n in enumerate(names)})
+        names = checkpoint.class_names
+        if names is not None and len(names) == structure.num_classes:
+            found.update(id2label=dict(enumerate(names)), label2id={n: i for i, n in enumerate(names)})
         elif structure.num_classes is not None:
             found["num_labels"] = structure.num_classes
     if "num_labels" in given or "id2label" in given:

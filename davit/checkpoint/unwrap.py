@@ -86,6 +86,12 @@ class Checkpoint:
         return found[0] if len(found) == 1 else None
 
     @property
+    def class_names(self) -> list[str] | None:
+        """The names of the classes that a training noted; None where there are none, or something else."""
+        noted = self.metadata.get("class_names")
+        return noted if isinstance(noted, list) and all(isinstance(name, str) for name in noted) else None
+
+    @property
     def function(self) -> str:
         """The channel attention that the weights were trained with: "davit", "florence2", or both joined by "+"."""
         likely = likely_function(self.davit, self.state_dict) if self.davit else DAVIT_FUNCTION

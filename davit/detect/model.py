@@ -244,8 +244,8 @@ def _weights_of(path: Path) -> Path:
 def _from_run(path: Path) -> LoadedDetector:
     file = _weights_of(path)
     checkpoint = read_checkpoint(file)
-    noted, names = checkpoint.metadata.get("args"), checkpoint.metadata.get("class_names")
-    if not isinstance(noted, dict) or noted.get("head") not in HEADS or not isinstance(names, list):
+    noted, names = checkpoint.metadata.get("args"), checkpoint.class_names
+    if not isinstance(noted, dict) or noted.get("head") not in HEADS or names is None:
         raise CheckpointError(f"{file} is no checkpoint of a detector of `davit det train --head`.")
     start = {"pretrained": False, "initial_checkpoint": "", "grad_checkpointing": False, "freeze": None}
     detector = Detector(_net_of(Namespace(**{**noted, **start}), names))

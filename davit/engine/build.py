@@ -292,7 +292,7 @@ def build_model(args: Namespace, num_classes: int, class_names: Sequence[str] = 
     if args.initial_checkpoint:
         checkpoint = read_source(args.initial_checkpoint)
         load_checkpoint(model, checkpoint)
-        if other := in_other_order(checkpoint.metadata.get("class_names"), class_names):
+        if other := in_other_order(checkpoint.class_names, class_names):
             log.warning(
                 "%s was trained on the same classes in another order: %s. Its head has to learn them anew, or give "
                 "--class-map FILE with the names in its order.",

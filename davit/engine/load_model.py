@@ -179,8 +179,7 @@ class LoadedModel:
         if self.program is not None:
             labels = self.program.metadata.extra.get("labels")
             return list(map(str, labels)) if isinstance(labels, list) else None
-        noted = self.checkpoint.metadata.get("class_names") if self.checkpoint is not None else None
-        return noted if isinstance(noted, list) and all(isinstance(name, str) for name in noted) else None
+        return None if self.checkpoint is None else self.checkpoint.class_names
 
     @property
     def described_names(self) -> list[str] | None:

@@ -402,3 +402,9 @@ def test_a_foreign_file_is_resumed_from_as_weights_average_and_epoch(saved):
     assert read["epoch"] == -1 and same(read["state_dict"], WEIGHTS) and "state_dict_ema" not in read
     own = {"format": FORMAT, "state_dict": {"w": torch.ones(1)}, "optimizer": {"state": {}, "param_groups": []}}
     assert read_any(saved(own)).keys() == own.keys()
+
+
+@pytest.mark.parametrize(("noted", "names"), [(3, None), (["a", 1], None), (None, None), (["b", "a"], ["b", "a"])])
+def test_class_names_are_a_list_of_texts_or_none(tmp_path, noted, names):
+    torch.save({"state_dict": {"x": torch.zeros(2)}, "class_names": noted}, tmp_path / "c.pth")
+    assert read_checkpoint(tmp_path / "c.pth").class_names == names
