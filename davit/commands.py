@@ -62,6 +62,16 @@ class Interrupted(Exception):  # noqa: N818
     exit_status = INTERRUPTED
 
 
+def log_of_rank() -> None:
+    """Log a job of several processes: the first one all of it, the others their errors, with their ranks."""
+    rank = int(os.environ.get("RANK", 0))
+    logging.basicConfig(
+        level=logging.INFO if rank == 0 else logging.ERROR,
+        format="%(message)s" if rank == 0 else f"[rank {rank}] %(message)s",
+        force=True,
+    )
+
+
 def is_disk_full(error: BaseException | None) -> bool:
     """Return whether an error, or one that it came from, says that the disk, the quota or a file is full."""
     seen: set[int] = set()

@@ -115,6 +115,15 @@ def did_you_mean(name: object, known: Iterable[str], limit: int = 2) -> str:
     return f"did you mean {' or '.join(map(repr, near))}? " if near else ""
 
 
+def is_number(word: str) -> bool:
+    """Tell whether a text is a number as Python writes them."""
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return True
+
+
 def install_extra(name: str) -> str:
     """Give the command that installs what one of the package's extras (pyproject.toml) needs."""
     return f"pip install 'davit-torch[{name}]'"

@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from ..text import some
+from ..text import is_number, some
 from .errors import DataError
 from .headers import read_headers
 from .listing import list_pictures, natural_key
@@ -381,20 +381,12 @@ def _lines(file: Path, yolo: YoloSet, faults: _Faults) -> Iterator[tuple[float, 
             values = tuple(float(word) for word in words)
             wrong = _fault(values, len(yolo.names), yolo.keypoints)
         except ValueError:
-            strange = next(word for word in words if not _is_number(word))
+            strange = next(word for word in words if not is_number(word))
             wrong = f"{strange[:40]!r} is no number"
         if wrong:
             faults.add(file, number, wrong)
         else:
             yield values[:5] if yolo.keypoints else values
-
-
-def _is_number(word: str) -> bool:
-    try:
-        float(word)
-    except ValueError:
-        return False
-    return True
 
 
 def _fault(values: tuple[float, ...], classes: int, keypoints: int) -> str:

@@ -70,10 +70,8 @@ class ForTraining:
             BoundingBoxes(torch.from_numpy(boxes), format="XYXY", canvas_size=(height, width)),
             torch.from_numpy(labels),
         )
-        for step in self._steps(max(height, width)):
-            # a crop that keeps objects cannot be drawn where there are none
-            if not (isinstance(step, v2.RandomApply) and self._is_crop(step) and not len(found[2])):
-                found = step(*found)
+        for step in self._steps(max(height, width), has_objects=len(labels) > 0):
+            found = step(*found)
         image, kept, classes = found
         target = np.full((self.rows, 5), NOTHING, dtype=np.float32)
         corners = kept.as_subclass(Tensor).double() / self.side
@@ -82,11 +80,7 @@ class ForTraining:
         target[: len(classes)] = shares.float().numpy()
         return prepared(image.as_subclass(Tensor), self.side), target
 
-    @staticmethod
-    def _is_crop(step: v2.RandomApply) -> bool:
-        return isinstance(step.transforms[0], v2.RandomIoUCrop)
-
-    def _steps(self, longest: int) -> list[Any]:
+    def _steps(self, longest: int, *, has_objects: bool) -> list[Any]:
         steps: list[Any] = []
         if longest > _LARGEST * self.side and (self.zoom_out or self.iou_crop):
             # the longest side gets this length; a picture four times as large would follow
@@ -95,7 +89,7 @@ class ForTraining:
             steps.append(v2.RandomPhotometricDistort(p=self.photometric))
         if self.zoom_out:
             steps.append(v2.RandomZoomOut(p=self.zoom_out))
-        if self.iou_crop:
+        if self.iou_crop and has_objects:  # a crop that keeps objects cannot be drawn where there are none
             steps.append(v2.RandomApply([v2.RandomIoUCrop()], p=self.iou_crop))
         if self.hflip:
             steps.append(v2.RandomHorizontalFlip(self.hflip))

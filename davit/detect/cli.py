@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import importlib
 import logging
-import os
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..commands import USER_ERROR, command_name, run_cli
+from ..commands import USER_ERROR, command_name, log_of_rank, run_cli
 from ..parsing import Parser, openmmlab
 from ..parsing.results import give, json_alone, require_writable
 from ..text import as_line, install_extra
@@ -21,6 +20,7 @@ log = logging.getLogger(__name__)
 
 _HEAD = "--head"
 _FIRST = next(iter(HEADS))
+_HEADS = " or ".join(f"{_HEAD} {head}" for head in HEADS)
 _DATA_FILES = (".json", ".yaml", ".yml")
 
 
@@ -30,10 +30,9 @@ def train_parser(words: Sequence[str] = ()) -> Parser:
 
     if _names_head(words) or (words and _data_in(words[0])):
         return flags.detector_parser()
-    heads = " or ".join(f"{_HEAD} {head}" for head in HEADS)
     parser = openmmlab.train_parser()
     parser.epilog = (
-        f"DATA and {heads} in place of CONFIG train without MMDetection; {_HEAD} {_FIRST} --help lists their flags."
+        f"DATA and {_HEADS} in place of CONFIG train without MMDetection; {_HEAD} {_FIRST} --help lists their flags."
     )
     return parser
 
@@ -67,9 +66,8 @@ def train_main(argv: Sequence[str] | None = None) -> int:
     if _names_head(words):
         return _by_transformers(train, words)
     if words and (data := _data_in(words[0])):
-        heads = " or ".join(f"{_HEAD} {head}" for head in HEADS)
         sys.stderr.write(
-            f"{command_name()}: {as_line(data)} holds data, and no config. Give {heads} to train on it without "
+            f"{command_name()}: {as_line(data)} holds data, and no config. Give {_HEADS} to train on it without "
             f"MMDetection, or a config and --data-root {as_line(data)}.\n"
         )
         return USER_ERROR
@@ -113,10 +111,9 @@ def _by_openmmlab(place: str, words: list[str]) -> int:
     except ModuleNotFoundError as error:
         if (missing := (error.name or "davit").partition(".")[0]) == "davit":
             raise
-        heads = " and ".join(f"{_HEAD} {head}" for head in HEADS)
         sys.stderr.write(
             f"{command_name()} by a config needs {missing}, which is not installed: {install_extra('openmmlab')}; "
-            f"{heads} train without it.\n"
+            f"{_HEADS} trains without it.\n"
         )
         return USER_ERROR
     status: int = getattr(found, name)(words)
@@ -133,15 +130,6 @@ def _by_transformers(work: Callable[[list[str]], int], words: list[str]) -> int:
     return work(words)
 
 
-def _log_of_rank() -> None:
-    rank = int(os.environ.get("RANK", 0))
-    logging.basicConfig(
-        level=logging.INFO if rank == 0 else logging.ERROR,
-        format="%(message)s" if rank == 0 else f"[rank {rank}] %(message)s",
-        force=True,
-    )
-
-
 def train(words: list[str]) -> int:
     """Train by the flags of `detector_parser`; returns the exit status."""
     from ..engine.distributed import close_world, init_world
@@ -150,7 +138,7 @@ def train(words: list[str]) -> int:
     from .flags import DetectorFlags, detector_parser
     from .task import Detection
 
-    _log_of_rank()
+    log_of_rank()
 
     def main() -> None:
         args = DetectorFlags(**vars(parse_with_config(detector_parser(), words)))
@@ -176,7 +164,7 @@ def test(words: list[str]) -> int:
     """Evaluate by the flags of `test_parser`; returns the exit status."""
     from .flags import test_parser
 
-    _log_of_rank()
+    log_of_rank()
 
     def main() -> None:
         args = test_parser().parse_args(words)
@@ -246,8 +234,7 @@ def _evaluate(args: Namespace) -> None:
                 write_results(args.out, scores[0].results)
                 log.info("%d detections in %s.", len(scores[0].results), args.out)
             if found.measures is not None:
-                measured: Any = found.measures
-                _say(measured, args)
+                _say(found.measures, args)
     finally:
         close_world()
 

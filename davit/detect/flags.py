@@ -17,6 +17,7 @@ from ..engine.flags import (
 )
 from ..limits import number
 from ..parsing import Parser
+from ..parsing.openmmlab import add_drawing
 from ..parsing.results import add_json, add_output
 from .heads import DETECTION_METRICS, HEADS
 
@@ -167,14 +168,5 @@ def demo_parser() -> Parser:
     add = parser.add_argument
     add("picture", metavar="PICTURE", help="a picture, or a folder with all that is below it")
     add("checkpoint", metavar="RUN", help="folder of a run (its best checkpoint), a checkpoint, or a saved detector")
-    add("--out-dir", default="outputs", metavar="DIR", help="drawn pictures and predictions.json")
-    add(
-        "--score-thr",
-        "--pred-score-thr",
-        **number("score_thr"),
-        default=0.3,
-        help="least score of a detection (default %(default)s)",
-    )
-    add("--device", default="auto", help="auto, cpu, cuda, cuda:N")
-    add_json(add)
+    add_drawing(add)
     return parser

@@ -251,7 +251,7 @@ def _from_run(path: Path) -> LoadedDetector:
     detector = Detector(_net_of(Namespace(**{**noted, **start}), names))
     load_checkpoint(detector, checkpoint, head="require")
     side = int(str(noted["img_size"]).rpartition(",")[2])
-    return LoadedDetector(detector, tuple(map(str, names)), side, str(file), noted.get("data_dir"))
+    return LoadedDetector(detector, tuple(names), side, str(file), noted.get("data_dir"))
 
 
 def _from_saved(folder: Path) -> LoadedDetector:

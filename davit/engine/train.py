@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import os
 import sys
 import time
 import timeit
@@ -22,7 +21,7 @@ from timm.utils import distribute_bn
 from torch import nn
 
 from .. import recipes
-from ..commands import Interrupted, run_cli, stop_signals
+from ..commands import Interrupted, log_of_rank, run_cli, stop_signals
 from ..data import Batch, prefetch, save_images, write_digits
 from ..seeding import seed_everything
 from .build import Parts, Task, build_optimizer, build_parts, mixes, name_model
@@ -54,12 +53,7 @@ log = logging.getLogger(__name__)
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run train.py; return its exit status (`davit.commands`). Without data it trains on the embedded digits."""
-    rank = int(os.environ.get("RANK", 0))
-    logging.basicConfig(
-        level=logging.INFO if rank == 0 else logging.ERROR,
-        format="%(message)s" if rank == 0 else f"[rank {rank}] %(message)s",
-        force=True,
-    )
+    log_of_rank()
 
     def work() -> None:
         args = parse_with_config(train_parser(), argv, recipes.folder_of("recipe") / "digits.yaml")

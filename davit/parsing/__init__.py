@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterable
 from typing import Any, NoReturn
 
-from ..text import nearest
+from ..text import is_number, nearest
 
 __all__ = ["Help", "Parser"]
 
@@ -79,7 +79,7 @@ class Parser(argparse.ArgumentParser):
         for word in self._words:
             if word == "--":
                 break
-            if not word.startswith("-") or word == "-" or " " in word or _is_number(word):
+            if not word.startswith("-") or word == "-" or " " in word or is_number(word):
                 continue
             name = word.partition("=")[0]
             if name not in self._option_string_actions and not self._get_option_tuples(word):
@@ -102,11 +102,3 @@ class Parser(argparse.ArgumentParser):
 
 def _either(names: Iterable[str]) -> str:
     return " or ".join(names)
-
-
-def _is_number(word: str) -> bool:
-    try:
-        float(word)
-    except ValueError:
-        return False
-    return True

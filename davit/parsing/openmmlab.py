@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+from collections.abc import Callable
 from typing import Any
 
 from .. import recipes
@@ -157,13 +158,17 @@ def demo_parser() -> Parser:
     parser.add_argument("picture", help="a picture, or a folder with all that is below it")
     add_config_argument(parser)
     parser.add_argument("checkpoint", help="its weights, or an export (python -m davit.export), which needs no config")
-    add = parser.add_argument_group("results").add_argument
+    add_drawing(parser.add_argument_group("results").add_argument)
+    add_override_arguments(parser)
+    return parser
+
+
+def add_drawing(add: Callable[..., Any]) -> None:
+    """Add the flags of a command that draws what is found."""
     add("--out-dir", default="outputs", metavar="DIR", help="drawn pictures and predictions.json")
     add("--score-thr", "--pred-score-thr", **number("score_thr"), default=0.3, help="least score of a detection")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:N")
     add_json(add)
-    add_override_arguments(parser)
-    return parser
 
 
 def flops_parser() -> Parser:
