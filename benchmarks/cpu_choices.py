@@ -161,7 +161,10 @@ def part_sizes(batch: int) -> dict[str, Step]:
 
     def with_parts(megabytes: int) -> Step:
         def step() -> None:
-            with patch.object(onednn, "PART_BYTES", megabytes << 20), patch.object(native, "MIN_ROWS", 1 << 40):
+            with (
+                patch.object(onednn, "PART_BYTES", megabytes << 20),
+                patch.multiple(native, MIN_ROWS=1 << 40, FEW_POSITIONS=0),
+            ):
                 model(image)
 
         return step

@@ -36,6 +36,8 @@ def part_bytes(request, monkeypatch):
     """Parts as they are, or so small that every map is cut and every image taken by itself; whose products; Gram."""
     size, least_rows, gram = request.param
     monkeypatch.setattr(native, "MIN_ROWS", least_rows)
+    if least_rows == 1 << 40:
+        monkeypatch.setattr(native, "FEW_POSITIONS", 0)
     monkeypatch.setattr(training, "gram_is_faster", lambda _: gram)
     if size:
         monkeypatch.setattr(onednn, "PART_BYTES", size)

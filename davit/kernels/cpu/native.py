@@ -16,6 +16,8 @@ MAX_POSITIONS = 256  # of a window: its attention stays in the cache
 MAX_GROUP = 128  # channels of a group
 PART = 512  # positions of a part of channel attention, as in attention.h
 MIN_ROWS = 28  # rows for each thread from which products are faster than oneDNN's
+FEW_POSITIONS = 256  # of a map, up to which threads share a layer's columns and not the rows, as in block_columns.h
+MIN_COLUMNS = 32  # of a layer, for each thread; an estimate, as more than two threads were not measured
 BANDS = 64  # parts of a map, for the gradients of vectors
 
 LIBRARY = load()
@@ -63,15 +65,24 @@ def has_products(dtype: torch.dtype) -> bool:
 def supports_products(x: Tensor, *widths: int, rows: int | None = None) -> bool:
     """Tell whether `linear` and `mlp` are faster than oneDNN on the rows of ``x``, for layers of these widths.
 
-    Each thread packs its own weights, so this pays only with enough rows per thread. On AMX machines oneDNN is faster
-    in bfloat16.
+    Weights are packed on every call and threads share the rows, so this pays only with enough rows for each thread.
     """
+    rows = x.numel() // x.shape[-1] if rows is None else rows
+    return rows >= MIN_ROWS * _threads() and _has_widths(x, widths)
+
+
+def _supports_columns(x: Tensor, narrowest: int, rows: int, *widths: int) -> bool:
+    """Tell whether a map has so few rows that threads share the columns of its layers, and every thread gets some."""
+    return rows <= FEW_POSITIONS and narrowest >= MIN_COLUMNS * _threads() and _has_widths(x, widths)
+
+
+def _has_widths(x: Tensor, widths: Sequence[int]) -> bool:
+    """Tell whether layers of these widths have products of ours. On AMX machines oneDNN is faster in bfloat16."""
     per_word = 4 // x.element_size()
     return (
         supports(x)
         and has_products(x.dtype)
         and not (x.dtype == torch.bfloat16 and HAS_AMX)
-        and (x.numel() // x.shape[-1] if rows is None else rows) >= MIN_ROWS * _threads()
         and all(width % (LANES * per_word) == 0 for width in widths)
     )
 
@@ -347,10 +358,12 @@ MATRICES = range(8, 16, 2)  # indices of the matrices that `pack_block` packs
 
 def supports_block(x_BHWC: Tensor, window: int, heads: int, hidden: int | None, cpe_act: bool) -> bool:
     """Tell whether `infer_block` can compute a block with an MLP of ``hidden`` channels, or without an MLP (None)."""
-    C = x_BHWC.shape[3]
+    B, H, W, C = x_BHWC.shape
+    widths = (C, C // heads, C if hidden is None else hidden)
+    by_gram = not window and H * W * x_BHWC.element_size() >= 4 * C  # as in block_parts.h
     return (
         not cpe_act  # no released model has a GELU in the position encodings
-        and supports_products(x_BHWC, C, C // heads, C if hidden is None else hidden)
+        and (supports_products(x_BHWC, *widths) or (not by_gram and _supports_columns(x_BHWC, C, B * H * W, *widths)))
         and _has_attention(C, window, heads)
     )
 
@@ -419,7 +432,9 @@ def supports_patches(x: Tensor, weight: Tensor, stride: int, stem: bool) -> bool
     """Tell whether `patch_embed` is faster than oneDNN on an image (stem) or a map."""
     (N, C), (B, H, W) = weight.shape[:2], (x.shape[0], *x.shape[2 if stem else 1 :][:2])
     rows = B * -(-H // stride) * -(-W // stride)
-    return supports_products(x, *([N] if stem else [C, N]), rows=rows)
+    if stem:
+        return supports_products(x, N, rows=rows)
+    return supports_products(x, C, N, rows=rows) or _supports_columns(x, N, rows, C, N)
 
 
 def patch_embed(
@@ -433,10 +448,12 @@ def patch_embed(
     """
     x, (B, C, H, W) = x.contiguous(), x.shape if stem else (x.shape[0], x.shape[3], *x.shape[1:3])
     rows = weight.flatten(1)
-    rows = F.pad(rows, (0, -rows.shape[1] % (LANES * 4 // x.element_size()))).contiguous()
-    N, K = rows.shape
+    if missing := -rows.shape[1] % (LANES * 4 // x.element_size()):  # never but for the stem
+        rows = F.pad(rows, (0, missing))
+    N, K = (rows := rows.contiguous()).shape
     out = x.new_empty(B, (H - 1) // stride + 1, (W - 1) // stride + 1, N)
     norm = norm_arguments(out if stem else x, NormArgs(norm_weight, norm_bias, eps))[:3]
-    given = (rows, vector(out, bias, 0.0), *norm, torch.empty_like(rows), out)
+    packed = _workspace(rows.numel() * rows.element_size())
+    given = (rows, vector(out, bias, 0.0), *norm, packed, out)
     call("davit_patch_embed", x, *given, K, B, H, W, C, N, stride, stem)
     return out

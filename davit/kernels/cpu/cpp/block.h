@@ -4,6 +4,7 @@
 #pragma once
 
 #include "block_channel.h"
+#include "block_columns.h"
 #include "block_window.h"
 
 // --- the second half of a block: position encoding and MLP ---
@@ -63,7 +64,8 @@ static void block(const T *x, const void *const *given, bool full, const void *p
     const float *proj_bias = floats<T>(given[PROJ_BIAS], C, 0.0f, vectors);
     const float *bias1 = floats<T>(given[FC1_BIAS], shape.E, 0.0f, vectors);
     const float *bias2 = floats<T>(given[FC2_BIAS], C, 0.0f, vectors);
-    if (!packed)
+    bool columns = !packed && largest.by_columns(sizeof(T));
+    if (!packed && !columns)
         pack_block(given, memory.packed, shape);
     Matrices<T> weights(packed ? (void *)packed : memory.packed, C, shape.E);
     auto attend = shape.window               ? window_pass<T>
@@ -73,6 +75,11 @@ static void block(const T *x, const void *const *given, bool full, const void *p
         size at = image * shape.H * shape.W * C;
         Sizes part = shape;
         part.B = min(largest.B, shape.B - image);
+        if (columns) {
+            block_by_columns(x + at, given, encodings, norms, qkv_bias, proj_bias, bias1, bias2, memory, part,
+                             out + at);
+            continue;
+        }
         attend(x + at, encodings[0], norms[0], qkv_bias, proj_bias, weights, memory, part);
         if (shape.E)
             mlp_pass(memory.middle, encodings[1], norms[1], bias1, bias2, weights, part, out + at);

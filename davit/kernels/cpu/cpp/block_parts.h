@@ -25,6 +25,8 @@ enum Parameter {
     FC2_BIAS
 };
 
+constexpr size FEW_POSITIONS = 256;
+
 struct Sizes {
     size B, H, W, C, E, G; // E: channels of the hidden map, 0 without an MLP; G: heads or groups
     size window;           // side of a window; 0 for channel attention
@@ -35,6 +37,9 @@ struct Sizes {
     // Whether channel attention uses the Gram matrix: with at least as many positions as channels in float32, and
     // twice as many in bfloat16, since products of C x C matrices run in float32, at half the rate.
     bool by_gram(size bytes) const { return !window && H * W * bytes >= 4 * C; }
+    // Whether threads share columns and not positions (block_columns.h). With more positions, packing a weight once
+    // for all threads costs little.
+    bool by_columns(size bytes) const { return M() <= FEW_POSITIONS && !by_gram(bytes); }
 };
 
 // Units of an image's positions. The sums of the units are added in a fixed order, whatever the number of threads.
@@ -89,6 +94,10 @@ template <class T> struct Memory {
     // (C, C) with its bias. For the block: its weights in float32.
     float *gram, *mixed, *bias, *wide;
     W *folded;
+    // Of a block by columns alone: the maps of q, k and v (B, H, W, 3 C), of the attention (C) and of the GELU (E),
+    // and channel attention's matrices (D, D).
+    T *qkv, *attended, *hidden;
+    float *squares;
 
     Memory(char *base, const Sizes &shape, bool packs, size &bytes) {
         bytes = 0;
@@ -101,8 +110,12 @@ template <class T> struct Memory {
         size C = shape.C, N = shape.H * shape.W, map = shape.M() * C, square = shape.B * (C + 1) * C,
              groups = shape.B * C * (C / shape.G);
         bool by_gram = shape.by_gram(NUMBER), by_keys = !shape.window && !by_gram;
-        middle = (T *)take(true, map, NUMBER), kept = (T *)take(!shape.window, map, NUMBER);
-        packed = (T *)take(packs, 4 * C * C + 2 * shape.E * C, NUMBER);
+        bool columns = packs && shape.by_columns(NUMBER);
+        middle = (T *)take(true, map, NUMBER), kept = (T *)take(columns || !shape.window, map, NUMBER);
+        packed = (T *)take(packs && !columns, 4 * C * C + 2 * shape.E * C, NUMBER);
+        qkv = (T *)take(columns, 3 * map, NUMBER), attended = (T *)take(columns, map, NUMBER);
+        hidden = (T *)take(columns, shape.M() * shape.E, NUMBER);
+        squares = (float *)take(columns && !shape.window, groups, FLOAT);
         size all_parts = by_gram ? square * GramUnits(N).count : groups * Units(shape.B, N).per_image;
         parts = (float *)take(!shape.window, all_parts, FLOAT);
         attention = (W *)take(by_keys, groups, NUMBER);

@@ -143,7 +143,11 @@ void davit_patch_embed(int type, const void *x, const void *weight, const float 
                        size C, size N, size stride, size stem, int threads) {
     Norm norm = {norm_weight, norm_bias, eps, nullptr, nullptr};
     Embedding shape = {B, H, W, C, N, stride, stem != 0, threads};
-    WITH_PRODUCTS(embed((const T *)x, (const T *)weight, bias, norm, (Word<T>::type *)packed, (T *)out, K, shape))
+    if (!shape.stem && shape.M() <= FEW_POSITIONS) {
+        WITH_PRODUCTS(embed_by_columns((const T *)x, (const T *)weight, bias, norm, (T *)out, K, shape))
+    } else {
+        WITH_PRODUCTS(embed((const T *)x, (const T *)weight, bias, norm, (Word<T>::type *)packed, (T *)out, K, shape))
+    }
 }
 
 void davit_linear_backward(int type, const void *grad, const void *x, const float *norm_weight, const float *norm_bias,

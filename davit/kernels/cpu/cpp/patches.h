@@ -1,7 +1,7 @@
 // Inference of patch embeddings: patches are copied as rows of a matrix and multiplied by the weight.
 #pragma once
 
-#include "linear.h"
+#include "block_columns.h"
 
 constexpr size STEM = 7; // side of the stem's patches, which reach 3 pixels beyond the image
 
@@ -111,5 +111,37 @@ static void embed(const T *x, const T *weight, const float *bias, const Norm &no
                 });
             }
         }
+    }
+}
+
+// The same for a map with few positions in the output: threads share columns, as in block_columns.h. Patches are in
+// the weight's own order (C, 2, 2), so that this is a linear layer.
+template <class T>
+static void embed_by_columns(const T *x, const T *weight, const float *bias, const Norm &norm, T *out, size K,
+                             const Embedding &shape) {
+    size C = shape.C, N = shape.N, M = shape.M();
+    Scratch shared(M * K);
+    T *patches = (T *)shared.take(M * K);
+#pragma omp parallel num_threads(shape.threads)
+    {
+        Scratch scratch(PANEL * (DEPTH + M) + C);
+        float *packed = scratch.take(PANEL * DEPTH), *sums = scratch.take(PANEL * M);
+        T *normed = (T *)scratch.take(C);
+#pragma omp for schedule(static)
+        for (size i = 0; i < M; i++) {
+            size image, h, w;
+            shape.place(i, image, h, w);
+            for (size cell = 0; cell < 4; cell++) {
+                size row = h + cell / 2, column = w + cell % 2;
+                bool inside = row < shape.H && column < shape.W;
+                if (inside)
+                    norm_rows(x + ((image * shape.H + row) * shape.W + column) * C, norm, normed, 0, 1, C);
+                for (size c = 0; c < C; c++)
+                    patches[i * K + 4 * c + cell] = inside ? normed[c] : T{};
+            }
+        }
+        layer_by_columns(patches, weight, M, K, N, shape.threads, packed, sums,
+                         [&](size i, size c, vfloat total)
+                             INLINE_LAMBDA { store(out + i * N + c, total + load(bias + c)); });
     }
 }
