@@ -1,8 +1,8 @@
 """Time what the CPU path chooses between.
 
 Linear layers, MLPs and window attention at the sizes of DaViT_tiny's four stages; channel attention with gradients by
-q, k and v or by the Gram matrix; the size of the parts that a batch is cut into; and the size of the input from which
-kernels run blocks.
+q, k and v or by the Gram matrix; blocks of few positions, with threads that share rows or columns; the size of the
+parts that a batch is cut into; and the size of the input from which kernels run blocks.
 
     python benchmarks/cpu_choices.py            # batch 8, 224 px, PyTorch's number of threads
     python benchmarks/cpu_choices.py --threads 1 --clock cpu
@@ -154,6 +154,32 @@ def engines(batch: int) -> dict[str, Step]:
     return {"modules": lambda: plain(image), "oneDNN": by_onednn, "native": lambda: model(image)}
 
 
+def few_positions(side: int, C: int, dtype: torch.dtype) -> dict[str, Step]:
+    """Infer blocks of one small map in turn, as many as the last cache cannot hold the weights of."""
+    count = max(2, 64 * 2**20 // (12 * C * C * dtype.itemsize))
+    blocks = [copy.deepcopy(_block(C, dtype)) for _ in range(count)]
+    given = [modules.block_arguments(block) for block in blocks]
+    x = torch.randn(1, side, side, C).to(dtype)
+
+    def by_rows() -> list[torch.Tensor]:
+        return [native.infer_block(x, *one, native.pack_block(one[0], one[2])) for one in given]
+
+    def by_columns() -> list[torch.Tensor]:
+        return [native.infer_block(x, *one) for one in given]
+
+    def by_layers() -> list[torch.Tensor]:
+        way = modules.WAYS["onednn" if dtype == torch.float32 else "spans"]
+        return [way(block, x) for block in blocks]
+
+    return {"PyTorch or oneDNN": by_layers, "threads share rows": by_rows, "threads share columns": by_columns}
+
+
+def _block(C: int, dtype: torch.dtype) -> DualAttentionBlock:
+    attention = ChannelAttention(C, C // 32, qkv_bias=True)
+    block = DualAttentionBlock(C, attention, 4.0, 0.0, False, torch.nn.LayerNorm).to(dtype)
+    return block.eval().requires_grad_(False)
+
+
 def part_sizes(batch: int) -> dict[str, Step]:
     """Run DaViT_tiny by oneDNN's products, with the batch cut into parts of several sizes."""
     model = davit.create_model("DaViT_tiny").eval()
@@ -240,6 +266,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ]
         heading = f"Norm and channel attention, forward and backward, {dtype}, ms"
         sections.append(section(heading, rows, options, data, grad=True))
+        rows = [
+            (f"{side} x {side} x {C}", few_positions(side, C, dtype))
+            for side, C in (
+                (4, 192),
+                (10, 192),
+                (16, 192),
+                (4, 384),
+                (7, 384),
+                (14, 384),
+                (3, 768),
+                (7, 768),
+                (12, 768),
+            )
+        ]
+        sections.append(section(f"Blocks of one small map, weights read anew, {dtype}, ms", rows, options, data))
         if dtype == torch.float32:
             rows = [(f"batch {options.batch}", part_sizes(options.batch))]
             heading = f"Parts of the batch, inference of DaViT_tiny by oneDNN, {dtype}, ms"

@@ -47,6 +47,14 @@ def test_all_ways_of_linear_layers_agree(choices: ModuleType) -> None:
     assert all(torch.allclose(step(), plain(), atol=1e-4) for step in others)
 
 
+def test_all_ways_of_blocks_agree(choices: ModuleType) -> None:
+    with torch.no_grad():
+        plain, *others = choices.few_positions(3, 192, torch.float32).values()
+        for step in others:
+            for one, other in zip(step(), plain(), strict=True):
+                assert torch.allclose(one, other, atol=1e-4)
+
+
 def test_all_ways_of_attentions_agree(choices: ModuleType) -> None:
     steps = choices.window_products(2, 14, 2, 16, torch.float32)
     for way in ("PyTorch's", "native"):
