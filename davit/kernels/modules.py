@@ -163,8 +163,9 @@ def _infer_operator(block: Any, x_BHWC: Tensor) -> Tensor:
 
 def block_arguments(block: Any) -> tuple[list[Tensor | None], int, int, tuple[float, float], bool]:
     """Return the arguments of `native.infer_block` after the map: weights, window, heads, eps of both norms, qk."""
-    layers = conditions.layers_of(block)
-    weights = [parameter for layer in layers for parameter in ((layer.weight, layer.bias) if layer else (None, None))]
+    weights: list[Tensor | None] = []
+    for layer in conditions.layers_of(block):
+        weights += (None, None) if layer is None else conditions.parameters_of(layer)
     eps = (block.norm1.eps, block.norm2.eps if block.ffn else block.norm1.eps)
     return weights, *conditions.heads_of(block.attn), eps, conditions.is_qk(block.attn)
 

@@ -385,7 +385,10 @@ def infer_block(
     x, (B, H, W, C) = x_BHWC.contiguous(), x_BHWC.shape
     like_x = all(p is None or p.dtype == x.dtype for p in (weights[i] for i in NORMS))
     kinds = [x.dtype if like_x or i not in NORMS else torch.float32 for i in range(len(weights))]
-    given = [None if p is None else p.to(kind).contiguous() for p, kind in zip(weights, kinds, strict=True)]
+    given = [
+        p if p is None or (p.dtype == kind and p.is_contiguous()) else p.to(kind).contiguous()
+        for p, kind in zip(weights, kinds, strict=True)
+    ]
     hidden, out = weights[MATRICES[2]], torch.empty_like(x)
     E = 0 if hidden is None else hidden.shape[0]
     if packed is not None:
