@@ -12,7 +12,7 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 from torch import Tensor
 
 from ...runtimes import KEY, Metadata
-from .groups import Groups, group_of
+from .groups import Groups, Places, group_of
 
 TOOL = "onnxruntime"
 #: groups that ONNX Runtime computed no faster in int8, in a trial of DaViT_nano at 32 px
@@ -75,8 +75,9 @@ def _groups(graph: Any) -> Groups:
     constants = {one.name: tuple(one.dims) for one in graph.initializer}
     made_by = {output: node.op_type for node in graph.node for output in node.output}
     found: dict[str, list[str]] = {}
-    is_first = True
+    is_first, places = True, Places()
     for node in graph.node:
+        place = places.follow(node.input, node.output)
         if node.op_type not in ("Conv", "MatMul", "Gemm"):
             continue
         has_weight = len(node.input) > 1 and node.input[1] in constants
@@ -88,6 +89,8 @@ def _groups(graph: Any) -> Groups:
             has_weight=has_weight,
             behind_gelu=made_by.get(node.input[0]) in ("Gelu", "Erf"),
             is_head=node.op_type == "Gemm",
+            place=place,
+            weight=node.input[1],
         )
         is_first = is_first and node.op_type != "Conv"
         found.setdefault(group, []).append(node.name)
