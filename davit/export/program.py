@@ -24,7 +24,7 @@ def largest_relative(found: Outputs, wanted: Outputs) -> float:
 
 
 def _relative(found: Tensor, wanted: Tensor) -> float:
-    if found.shape != wanted.shape or not torch.isfinite(wanted).all():
+    if found.shape != wanted.shape or not (torch.isfinite(wanted).all() and torch.isfinite(found).all()):
         return float("inf")
     difference = float((found.double() - wanted.double()).abs().max()) if wanted.numel() else 0.0
     largest = float(wanted.abs().max()) if wanted.numel() else 0.0

@@ -130,6 +130,10 @@ def write_program(program: Program, out: Path, options: ExportOptions) -> Export
             f"{install_extra(form.extra)}"
         ) from error
     _warn_of_unused(options, to)
+    if options.int8 is not None:
+        from .int8.quantize import require_possible
+
+        require_possible(to, program.metadata, options.int8)
     program = module.prepared(wrapped(program, options, to), options).described(format=to)
     program = replace(program, sizes=fitting_sizes(program))
     save: Save = module.build(program, options)

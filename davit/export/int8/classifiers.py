@@ -9,9 +9,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ...data import open_dataset
 from ...engine.evaluate import Evaluation
 from ...engine.load_model import LoadedModel, ModelOptions, load_model
-from ...runtimes import ExportedModel
+from ...runtimes import ExportedModel, Metadata
 from ..options import Int8Options
 from .measure import accuracy, calibration_images, validation_pictures
 
@@ -44,6 +45,12 @@ class Classifiers:
         self._float.classifier(images[:1])  # a size that the program does not take is named before much time is spent
         self.batches: Sequence[Tensor] = images.split(_BATCH)
         self._wanted = self._logits(self._float)
+
+    @staticmethod
+    def open_data(data: str, metadata: Metadata) -> None:
+        """Open both splits, so that a mistake in their name is told at once."""
+        open_dataset(data, "train")
+        open_dataset(data, "validation")
 
     def _logits(self, loaded: LoadedModel) -> Tensor:
         return torch.cat([loaded.classifier(part) for part in self.batches])

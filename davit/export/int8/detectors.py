@@ -16,7 +16,7 @@ from ...detect.evaluate import measure, require_coco
 from ...engine.distributed import World
 from ...predict.detector import ExportedDetector
 from ...predict.objects import Detections
-from ...runtimes import ExportedModel, open_exported
+from ...runtimes import ExportedModel, Metadata, open_exported
 from ..options import Int8Options
 from .measure import calibration_places
 
@@ -40,14 +40,9 @@ class Detectors:
     what = "objects found"
 
     def __init__(self, source: Path, options: Int8Options) -> None:
-        require_coco()
         self._float = ExportedDetector(source, 0.0)
         self.program: ExportedModel = self._float.model
-        classes = self._float.classes or None
-        train, self._dataset = (
-            open_split(options.data, split, classes, _ALONE, Reading(), say=split == "train")
-            for split in ("train", "val")
-        )
+        train, self._dataset = self.open_data(options.data, self._float.metadata)
         places = calibration_places(None, options.calibration, len(train), options.seed)
         self.batches: Sequence[Tensor] = _Pictures(self._float, [train.source.path(place) for place in places])
         self.pictures, self.judged = len(places), min(len(places), _JUDGED)
@@ -57,6 +52,16 @@ class Detectors:
             log.warning("The validation data have no masks: what int8 costs is measured on boxes alone.")
         self.scores: Mapping[str, str] = {"ap50": "AP50 of boxes", **(masks if has_masks else {})}
         self._wanted = list(self._objects(self.program))
+
+    @staticmethod
+    def open_data(data: str, metadata: Metadata) -> tuple[BoxDataset, BoxDataset]:
+        """Open the training and the validation split, of the model's classes."""
+        require_coco()
+        classes = metadata.class_names
+        train, val = (
+            open_split(data, split, classes, _ALONE, Reading(), say=split == "train") for split in ("train", "val")
+        )
+        return train, val
 
     def _objects(self, program: ExportedModel) -> Iterator[Objects]:
         """Find the objects of the calibration pictures that are judged."""

@@ -17,6 +17,7 @@ from ...runtimes import ExportedError, ExportedModel, Metadata, format_of, open_
 from ...text import install_extra
 from ..options import Int8Options
 from .classifiers import Classifiers
+from .detectors import Detectors
 from .groups import Groups
 from .measure import medians, size_of
 
@@ -86,11 +87,9 @@ def quantize(source: Path, out: Path, options: Int8Options) -> Metadata:
         ValueError: the format has no quantization here, or the data do not fit the model.
         DropError: the accuracy falls by more than is allowed; `out` is not written.
     """
-    found = format_of(source) or ""
-    if found not in _MODULES:
-        raise ValueError(f"int8 is for {', '.join(_MODULES)}, not for {found or source}.")
-    backend = _backend(found)
-    judge = _judge(source, options)
+    program = open_exported(source)
+    kind, backend = _chosen(format_of(source) or "", program.metadata)
+    judge = kind(source, options)
     metadata = replace(judge.program.metadata, precision="int8")
     with tempfile.TemporaryDirectory(prefix="davit-int8-") as folder:
         trial = Path(folder, f"trial{out.suffix}")
@@ -130,16 +129,24 @@ def quantize(source: Path, out: Path, options: Int8Options) -> Metadata:
     return metadata
 
 
-def _judge(source: Path, options: Int8Options) -> Judge:
-    """Open the float program and the data that its task needs."""
-    program = open_exported(source)
-    if program.metadata.task == "classification":
-        return Classifiers(source, options)
-    if program.metadata.task != "detection":
-        raise ValueError(f"int8 is for classifiers and detectors, not for {program.metadata.task}: leave it out.")
-    from .detectors import Detectors
+def require_possible(to: str, metadata: Metadata, options: Int8Options) -> None:
+    """Find out before a model is exported what would keep it from being quantized.
 
-    return Detectors(source, options)
+    Raises:
+        ValueError: the format or the task has no quantization here, its tool is not installed, or there are no data.
+    """
+    kind, _ = _chosen(to, metadata)
+    kind.open_data(options.data, metadata)
+
+
+def _chosen(to: str, metadata: Metadata) -> tuple[type[Classifiers | Detectors], Any]:
+    """Return what judges a task, and the module of a format's tool."""
+    if to not in _MODULES:
+        raise ValueError(f"int8 is for {', '.join(_MODULES)}, not for {to or 'this file'}.")
+    kinds: dict[str, type[Classifiers | Detectors]] = {"classification": Classifiers, "detection": Detectors}
+    if metadata.task not in kinds:
+        raise ValueError(f"int8 is for classifiers and detectors, not for {metadata.task}: leave it out.")
+    return kinds[metadata.task], _backend(to)
 
 
 class _Arranged(Sequence[Tensor]):
