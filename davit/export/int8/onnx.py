@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -39,19 +41,20 @@ class Quantizer:
         """Write the model with the chosen groups in int8."""
         # the ranges of all groups first: a file of ranges serves every choice
         names = [name for group in (chosen if self._ranges.is_file() else self.groups) for name in self.groups[group]]
-        quantize_static(
-            str(self._model),
-            str(out),
-            _Reader(self._input, self._batches),
-            quant_format=QuantFormat.QDQ,
-            nodes_to_quantize=names,
-            op_types_to_quantize=["Conv", "MatMul", "Gemm"],
-            per_channel=True,
-            activation_type=QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
-            reduce_range=True,  # 7 bits: sums of products of 8 overflow on processors without VNNI, whichever measured
-            calibration_cache_path=str(self._ranges),
-        )
+        with _silent():
+            quantize_static(
+                str(self._model),
+                str(out),
+                _Reader(self._input, self._batches),
+                quant_format=QuantFormat.QDQ,
+                nodes_to_quantize=names,
+                op_types_to_quantize=["Conv", "MatMul", "Gemm"],
+                per_channel=True,
+                activation_type=QuantType.QUInt8,
+                weight_type=QuantType.QInt8,
+                reduce_range=True,  # 7 bits: without VNNI sums of products of 8 overflow, on whichever it was measured
+                calibration_cache_path=str(self._ranges),
+            )
         if names != [name for group in chosen for name in self.groups[group]]:
             self.write(chosen, out, metadata)
             return
@@ -59,6 +62,17 @@ class Quantizer:
         del model.metadata_props[:]
         onnx.helper.set_model_props(model, {KEY: metadata.to_json()})
         onnx.save(model, str(out))
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Leave out what ONNX Runtime says by the root logger of each bias that it copies."""
+    before = logging.root.manager.disable
+    logging.disable(logging.INFO)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 class _Reader(CalibrationDataReader):
