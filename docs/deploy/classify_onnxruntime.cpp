@@ -1,7 +1,7 @@
-// Name what is in a picture, by an ONNX export of davit and ONNX Runtime alone.
+// Name what is in a picture, by an ONNX export of davit and ONNX Runtime alone, whose release has headers.
 //   davit export CHECKPOINT model.onnx --preprocess
-//   c++ -std=c++17 classify_onnxruntime.cpp -I $ONNXRUNTIME_DIR/include -L $ONNXRUNTIME_DIR/lib -lonnxruntime -o
-//   classify
+//   c++ -std=c++17 classify_onnxruntime.cpp -o classify
+//       -I $ONNXRUNTIME_DIR/include -L $ONNXRUNTIME_DIR/lib -lonnxruntime
 //   ./classify model.onnx picture.ppm          (of 8 bits, cropped to the size that you want)
 #include <onnxruntime_cxx_api.h>
 

@@ -1,8 +1,8 @@
-// Name what is in a picture, by an OpenVINO export of davit and OpenVINO alone.
+// Name what is in a picture, by an OpenVINO export of davit and OpenVINO alone, whose wheel has headers and libraries.
 //   davit export CHECKPOINT model.xml --preprocess
-//   OPENVINO=$(python -c "import openvino; print(openvino.__path__[0])")      (its wheel has the headers and
-//   libraries) c++ -std=c++17 classify_openvino.cpp -I $OPENVINO/include $OPENVINO/libs/libopenvino.so.*
-//   -Wl,-rpath,$OPENVINO/libs -o classify
+//   OPENVINO=$(python -c "import openvino; print(openvino.__path__[0])")
+//   c++ -std=c++17 classify_openvino.cpp -o classify
+//       -I $OPENVINO/include $OPENVINO/libs/libopenvino.so.* -Wl,-rpath,$OPENVINO/libs
 //   ./classify model.xml picture.ppm           (of 8 bits, cropped to the size that you want)
 #include <openvino/openvino.hpp>
 
