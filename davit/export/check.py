@@ -60,7 +60,7 @@ class Reference:
 
     def __init__(self, module: nn.Module, compare: Callable[[Outputs, Outputs], float] = largest_relative) -> None:
         self._module, self._compare = module, compare
-        self._exact: nn.Module | None = copy.deepcopy(module).double()
+        self._exact: nn.Module | None = _in_double(module)
 
     @torch.inference_mode()
     def distance(self, found: Outputs, images: Tensor) -> Distance:
@@ -82,6 +82,17 @@ class Reference:
             log.warning("Compared with PyTorch in float32, as the model does not compute in float64 (%s).", text)
             self._exact = None
             return None
+
+
+def _in_double(module: nn.Module) -> nn.Module:
+    """Copy a module in float64, without a copy in float32 on the way."""
+    tensors = [*module.parameters(), *module.buffers()]
+    made: dict[int, Tensor] = {}
+    for one in tensors:
+        if one.is_floating_point():
+            double = one.detach().double()
+            made[id(one)] = nn.Parameter(double, requires_grad=False) if isinstance(one, nn.Parameter) else double
+    return copy.deepcopy(module, made).double()
 
 
 def fitting_sizes(program: Program) -> tuple[Size, ...]:
