@@ -132,11 +132,12 @@ def best_boxes(logits_BQK: Tensor, boxes_BQ4: Tensor, sizes_B2: Tensor) -> tuple
     return place_Bn % classes, best_Bn, corners * torch.cat([sizes_B2, sizes_B2], 1)[:, None]
 
 
-def measure(dataset: BoxDataset, results: list[dict[str, Any]], images: list[int]) -> Precision:
+def measure(dataset: BoxDataset, results: list[dict[str, Any]], images: list[int], kind: str = "bbox") -> Precision:
     """Compare detections with annotations by COCO's rules, as pycocotools has them.
 
     Args:
         images: ids of the pictures that were looked at.
+        kind: what overlaps: "bbox", or "segm" for masks, which results and annotations then have.
     """
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
@@ -147,10 +148,11 @@ def measure(dataset: BoxDataset, results: list[dict[str, Any]], images: list[int
         return nothing
     with contextlib.redirect_stdout(io.StringIO()):  # it prints tables
         truth = COCO()
-        boxes = [_boxed(entry) for entry in dataset.annotations.get("annotations") or ()]
-        truth.dataset = {**dataset.annotations, "annotations": boxes}
+        objects = dataset.annotations.get("annotations") or ()
+        kept = list(objects) if kind == "segm" else [_boxed(entry) for entry in objects]
+        truth.dataset = {**dataset.annotations, "annotations": kept}
         truth.createIndex()
-        judge = COCOeval(truth, truth.loadRes([dict(one) for one in results]), "bbox")
+        judge = COCOeval(truth, truth.loadRes([dict(one) for one in results]), kind)
         judge.params.imgIds, judge.params.catIds = sorted(images), list(dataset.categories)
         judge.evaluate()
         judge.accumulate()

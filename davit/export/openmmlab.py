@@ -67,6 +67,11 @@ def openmmlab_program(config: str | Path, checkpoint: Path, options: ExportOptio
     predictor = Predictor(config, checkpoint, device="cpu")
     model: Any = plain(predictor.model).float().eval()
     is_segmentor = predictor.cfg.default_scope == "mmseg"
+    if is_segmentor and options.int8 is not None:
+        raise ValueError(
+            f"`int8={options.int8.data}` is for classifiers and detectors: nothing measures here what it costs a "
+            "segmentor. Leave it out."
+        )
     if not (is_segmentor or options.raw) and to not in SUPPRESSING:
         raise ValueError(
             f"`to={to}` has no operator that suppresses overlapping boxes: choose from {', '.join(SUPPRESSING)}, or "

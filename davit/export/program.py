@@ -24,7 +24,7 @@ def largest_relative(found: Outputs, wanted: Outputs) -> float:
 
 
 def _relative(found: Tensor, wanted: Tensor) -> float:
-    if found.shape != wanted.shape or not torch.isfinite(wanted).all():
+    if found.shape != wanted.shape or not (torch.isfinite(wanted).all() and torch.isfinite(found).all()):
         return float("inf")
     difference = float((found.double() - wanted.double()).abs().max()) if wanted.numel() else 0.0
     largest = float(wanted.abs().max()) if wanted.numel() else 0.0
@@ -44,7 +44,8 @@ class Program:
         least: smallest height and width that the module takes.
         traced_at: the size at which it is traced; None for one that suits classifiers.
         sizes: at which the export is compared with PyTorch.
-        tolerance: largest of `compare`'s values that is accepted.
+        tolerance: largest of `compare`'s values that is accepted (`davit.export.check.Distance.allowed`).
+        is_strict: the tolerance was asked for, and PyTorch's own rounding does not widen it.
         half_tolerance: likewise in float16; None for the usual one.
         compare: outputs of the export, outputs of PyTorch -> difference.
         images: makes the input of the check from a size and a generator; None for random values.
@@ -59,6 +60,7 @@ class Program:
     output_axes: Sequence[dict[int, str]]
     sizes: Sequence[Size]
     tolerance: float
+    is_strict: bool = False
     half_tolerance: float | None = None
     least: int = 1
     traced_at: Size | None = None
@@ -79,7 +81,10 @@ class Program:
 
     def example(self, size: Size) -> Tensor:
         """Make an input of the module itself, in its layout."""
-        images = self.draw(size, torch.Generator().manual_seed(0))
+        return self.arranged(self.draw(size, torch.Generator().manual_seed(0)))
+
+    def arranged(self, images: Tensor) -> Tensor:
+        """Bring pictures (N, C, H, W) into the module's layout."""
         return images.permute(0, 2, 3, 1).contiguous() if self.metadata.layout == "NHWC" else images
 
     def described(self, **values: Any) -> Program:
@@ -89,7 +94,5 @@ class Program:
     @torch.inference_mode()
     def compute(self, images: Tensor) -> Outputs:
         """Compute what the export must compute, by PyTorch, from a batch (N, C, H, W)."""
-        if self.metadata.layout == "NHWC":
-            images = images.permute(0, 2, 3, 1)
-        outputs = (self.reference or self.module)(images)
-        return tuple(output.float() if output.is_floating_point() else output for output in outputs)
+        outputs: Outputs = (self.reference or self.module)(self.arranged(images))
+        return outputs

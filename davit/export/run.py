@@ -46,11 +46,14 @@ class Exported:
     def __str__(self) -> str:
         sizes = ", ".join(f"{name} ({size / 1e6:.2f} MB)" for name, size in self.files.items())
         found = [one["difference"] for one in self.metadata.differences]
+        own = [one["pytorch"] for one in self.metadata.differences if one.get("pytorch") is not None]
         checked = (
             f"differs from PyTorch by at most {max(found):.2g} of the largest value, at {len(found)} sizes"
             if found
             else f"not compared with PyTorch: {self.metadata.unchecked}"
         )
+        if own:
+            checked += f" (in float64, from which PyTorch's own float32 differs by {max(own):.2g})"
         takes = self.metadata
         axes = ", ".join(
             f"{axis} {least}{'' if least == most else ' or more' if most is None else f' to {most}'}"
@@ -89,11 +92,8 @@ def program_of(source: str | Path | None, options: ExportOptions, out: Path) -> 
     if found is not None:
         if options.task != "classification" or options.model:
             raise ValueError("a detector or segmentor is what its config says: leave out the flags of a classifier.")
-        if options.int8 is not None:
-            raise ValueError(
-                f"`int8={options.int8.data}` is for classifiers: logits and top-1 decide what becomes int8, and "
-                "whether it costs too much. A detector or segmentor has none: leave it out."
-            )
+        if options.int8 is not None and options.raw:
+            raise ValueError("`int8=DATA` is judged by the objects found, and `raw=True` leaves them out: choose one.")
         if unused := [*options.model_options, *(["class_map"] if options.class_map else [])]:
             flags = ", ".join(f"--{name.replace('_', '-')}" for name in unused)
             log.warning(
@@ -130,6 +130,10 @@ def write_program(program: Program, out: Path, options: ExportOptions) -> Export
             f"{install_extra(form.extra)}"
         ) from error
     _warn_of_unused(options, to)
+    if options.int8 is not None:
+        from .int8.quantize import require_possible
+
+        require_possible(to, program.metadata, options.int8)
     program = module.prepared(wrapped(program, options, to), options).described(format=to)
     program = replace(program, sizes=fitting_sizes(program))
     save: Save = module.build(program, options)

@@ -42,7 +42,7 @@ class _Wrapped(nn.Module):
         if self.is_nhwc:
             images = images.permute(0, 3, 1, 2)
         if self.is_uint8:  # as davit.data.transforms does
-            images = images.float().div(255).sub(self.mean).div(self.std)
+            images = images.to(self.mean.dtype).div(255).sub(self.mean).div(self.std)
         if not self.is_half:
             return self.module(images)
         outputs = self.module(images.half())
@@ -60,10 +60,10 @@ def wrapped(program: Program, options: ExportOptions, to: str) -> Program:
             f"`preprocess=True` takes pictures as bytes, and this model reads values of more than 8 bits ({bits}); "
             "leave it out, and normalise outside."
         )
-    tolerance = options.tolerance or program.tolerance
+    tolerance = options.tolerance or max(program.tolerance, FORMATS[to].tolerance)
     if options.fp16:
         tolerance = options.tolerance or program.half_tolerance or HALF_TOLERANCE
-    program = replace(program, tolerance=tolerance)
+    program = replace(program, tolerance=tolerance, is_strict=options.tolerance is not None)
     program = program.described(precision="float16" if options.fp16 else "float32")
     halves = options.fp16 and not FORMATS[to].halves_itself
     if not (options.preprocess == "uint8" or options.layout == "NHWC" or halves):

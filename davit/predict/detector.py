@@ -6,6 +6,7 @@ without OpenMMLab's packages: decoding, resizing, normalising; and afterwards bo
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,22 @@ from .objects import Detections, Segmentation
 from .pictures import Picture, as_stored, name_of
 
 TASKS = ("detection", "segmentation")
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A picture that is ready for a program.
+
+    Attributes:
+        images: (1, bands, H, W), what the program takes.
+        shown: (h, w, 3) RGB, what people see.
+        before, after: width and height of the picture, and of what the program takes.
+    """
+
+    images: Tensor
+    shown: NDArray[np.uint8]
+    before: tuple[int, int]
+    after: tuple[int, int]
 
 
 class ExportedDetector:
@@ -72,21 +89,27 @@ class ExportedDetector:
             BadImageError: the file is no picture that can be read, or of a shape that cannot be resized.
             ValueError: something else than a `Picture`, or of a size that the program does not take.
         """
+        ready = self.prepare(picture)
+        computed = self.model(ready.images)
+        outputs = {name: one[0] for name, one in zip(self.model.output_names, computed, strict=True)}
+        before, after = ready.before, ready.after
+        if self.metadata.task == "segmentation":
+            labels = self._labels(outputs, after[::-1], before[::-1])
+            return Segmentation(ready.shown, labels, self.classes, self._facts.palette)
+        return self._detections(outputs, ready.shown, before, after)
+
+    def prepare(self, picture: Picture) -> Prepared:
+        """Decode, resize and normalise a picture, as `predict` does (errors as there)."""
         name = name_of(picture)
         pixels, shown = self._decoded(as_stored(picture, name, self.metadata.bands), name)
         before = (pixels.shape[1], pixels.shape[0])
-        width, height = self._facts.size(*before)
+        after = self._facts.size(*before)
         try:
-            require_room(before, (width, height), asked=self._facts.asked or before)  # type: ignore[arg-type]
+            require_room(before, after, asked=self._facts.asked or before)  # type: ignore[arg-type]
         except UnfitPictureError as error:
             message = f"{name}: {error}. Resize it, or leave it out."
             raise BadImageError(message, file=name, reason=str(error)) from error
-        computed = self.model(self._prepared(resize_bilinear(pixels, width, height)))
-        outputs = {name: one[0] for name, one in zip(self.model.output_names, computed, strict=True)}
-        if self.metadata.task == "segmentation":
-            labels = self._labels(outputs, (height, width), before[::-1])
-            return Segmentation(shown, labels, self.classes, self._facts.palette)
-        return self._detections(outputs, shown, before, (width, height))
+        return Prepared(self._prepared(resize_bilinear(pixels, *after)), shown, before, after)
 
     def _decoded(self, stored: Stored, name: str) -> tuple[NDArray[Any], NDArray[np.uint8]]:
         """Return what the model sees of a picture, (H, W, bands), and what people see of it, (H, W, 3)."""

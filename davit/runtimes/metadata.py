@@ -46,9 +46,12 @@ class Metadata:
         davit: version that exported.
         versions: of the libraries that exported.
         function: whose channel attention it computes, as `davit.checkpoint` calls it.
-        tolerance: largest difference from PyTorch that was allowed, relative to the largest value of an output.
+        tolerance: largest difference from PyTorch that was allowed, relative to the largest value of an output; or,
+            where that is more and no tolerance was asked for, twice PyTorch's own rounding.
         differences: what was measured before the file got its name, a dictionary for each input: `batch`, `height`,
-            `width`, and `difference`; empty where it could not be run, and then `unchecked` says why.
+            `width`, `difference` from the model in float64, and `pytorch`, the difference of PyTorch's own float32
+            from it (None: the model does not compute in float64, and `difference` is from float32); empty where it
+            could not be run, and then `unchecked` says why.
         int8: what was measured of a quantization; None for others.
         extra: facts of one task alone.
     """

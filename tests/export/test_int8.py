@@ -114,6 +114,20 @@ def test_calibration_takes_all_classes_in_turn() -> None:
     assert len(calibration_places(None, 100, 60, seed=1)) == 60
 
 
+def test_mistakes_are_told_before_the_export(
+    exported: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A format without quantization, and data that are not there or have no validation pictures."""
+    monkeypatch.setattr("davit.export.onnx.translated", None)  # nothing may come this far
+    checkpoint = exported.with_name("model.pth.tar")
+    (tmp_path / "half").mkdir()
+    (tmp_path / "half" / "train").symlink_to(data / "train")
+    for name, folder in (("a.pte", data), ("a.onnx", tmp_path / "none"), ("a.onnx", tmp_path / "half")):
+        with pytest.raises(ValueError):
+            export(checkpoint, tmp_path / name, ExportOptions(int8=Int8Options(str(folder))))
+    assert [one.name for one in tmp_path.iterdir()] == ["half"]
+
+
 def test_int8_needs_a_float_classifier(data: Path) -> None:
     for wrong in ({"fp16": True}, {"task": "features"}):
         with pytest.raises(ValueError):

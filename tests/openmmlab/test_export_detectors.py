@@ -1,6 +1,8 @@
 """Exported detectors and segmentors find what the checkpoint finds."""
 
+import json
 import random
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,16 +18,18 @@ from torch import Tensor, nn
 from davit.data.opencv import resize_bilinear
 from davit.export.__main__ import main as export_main
 from davit.export.detectors import Normalised, detector_graph
+from davit.export.int8 import detectors as int8_detectors
+from davit.export.int8.detectors import Detectors
 from davit.export.openmmlab import detections_differ, of_openmmlab, openmmlab_program, segments_differ
 from davit.export.options import ExportOptions, Int8Options
 from davit.export.program import Program
-from davit.export.run import export
+from davit.export.run import export, write_program
 from davit.export.segmentors import CellMeans, segmentor_graph
 from davit.export.suppression import NONE, onnx_translations, suppress
 from davit.loading import load
 from davit.openmmlab.predictor import Predictor
 from davit.predict.detector import ExportedDetector, paste_masks
-from davit.runtimes import ExportedError, ExportedModel
+from davit.runtimes import ExportedError, ExportedModel, open_exported
 from tests.conftest import randomise
 from tests.openmmlab.conftest import DET, SEGMENTOR, build, config
 
@@ -66,6 +70,14 @@ model["roi_head"] = dict(
     bbox_roi_extractor=dict(out_channels=16),
     bbox_head=dict(in_channels=16, fc_out_channels=16, num_classes=4),
     mask_roi_extractor=None, mask_head=None,
+)
+"""
+NANO = f"""
+_base_ = {str(DET / "davit_retinanet_1x_coco.py")!r}
+model = dict(
+    backbone=dict(variant="DaViT_nano", drop_path_rate=0.0),
+    neck=dict(in_channels=[64, 128, 160], out_channels=64),
+    bbox_head=dict(in_channels=64, feat_channels=64, stacked_convs=2, num_classes=10),
 )
 """
 SIZES = ((96, 128), (61, 77), (33, 200))
@@ -304,10 +316,49 @@ def test_how_outputs_are_compared() -> None:
     assert segments_differ((other, logits), (map_labels, logits)) == pytest.approx(0.01)
 
 
-def test_int8_is_refused_before_a_detector_is_built(trained: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="int8"):
-        export(trained, tmp_path / "model.onnx", ExportOptions(int8=Int8Options("data")))
+def test_int8_is_refused_before_much_time_is_spent(
+    trained: Path, few_scenes: Path, segmentor_weights: Path, tmp_path: Path
+) -> None:
+    """Raw outputs, segmentors, formats without a tool for it, and data that are not there."""
+    there = Int8Options(str(few_scenes))
+    for source, name, options in (
+        (trained, "model.onnx", ExportOptions(raw=True, int8=there)),
+        (segmentor_weights, "model.onnx", ExportOptions(config=str(SEGMENTOR), int8=there)),
+        (trained, "model.onnx", ExportOptions(int8=Int8Options(str(tmp_path / "none")))),
+    ):
+        with pytest.raises(ValueError):
+            export(source, tmp_path / name, options)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_detectors_judge(detector: Path, trained: Path, few_scenes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It calibrates by training pictures as they are predicted, and measures objects, boxes and masks."""
+    program = openmmlab_program(detector, trained / "epoch_2.pth", ExportOptions())
+    judge = Detectors(Unexported(program), Int8Options(str(few_scenes), calibration=3))  # type: ignore[arg-type]
+    assert (judge.pictures, judge.judged, len(judge.batches)) == (3, 3, 3)
+    assert all(one.shape == (1, 3, 128, 128) for one in judge.batches)
+    assert dict(judge.scores).keys() == {"ap50", "mask_ap50"}
+    monkeypatch.setattr(int8_detectors, "open_exported", lambda *_, **__: Unexported(program))
+    assert judge.change(Path("same.onnx")) == pytest.approx(0, abs=1e-6)
+    same = judge.compare(Path("same.onnx"))
+    assert (
+        same["pictures"] == 4 and same["ap50_float"] == same["ap50"] and same["mask_ap50_float"] == same["mask_ap50"]
+    )
+
+
+def test_boxes_alone_are_measured_where_there_are_no_masks(
+    detector: Path, trained: Path, few_scenes: Path, tmp_path: Path
+) -> None:
+    data = tmp_path / "set"
+    shutil.copytree(few_scenes, data)
+    for file in (data / "annotations").glob("instances_*.json"):
+        contents = json.loads(file.read_text())
+        for one in contents["annotations"]:
+            del one["segmentation"]
+        file.write_text(json.dumps(contents))
+    program = openmmlab_program(detector, trained / "epoch_2.pth", ExportOptions())
+    judge = Detectors(Unexported(program), Int8Options(str(data), calibration=1))  # type: ignore[arg-type]
+    assert dict(judge.scores).keys() == {"ap50"}
 
 
 def test_the_commands_config_is_the_detectors(detector: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -357,6 +408,49 @@ def test_the_command_writes_a_detector_of_any_size(
         count = len(other.boxes)
         pad = lambda found: [torch.from_numpy(v)[None] for v in (found.boxes, found.scores, found.labels)]  # noqa: E731
         assert detections_differ(tuple(pad(one)), tuple(pad(other))) < 1e-3, count
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("kind", ["retinanet", "mask"])
+def test_nano_detectors_at_ten_drawn_sizes(tmp_path: Path, kind: str) -> None:
+    """Odd, not square, of one picture and of two: boxes, scores, labels and masks are PyTorch's."""
+    file = tmp_path / "retinanet.py"
+    file.write_text(NANO)
+    file = file if kind == "retinanet" else DET / "davit_nano_maskrcnn_digits.py"
+    meta = {"dataset_meta": {"classes": [str(number) for number in range(10)]}}
+    torch.save({"state_dict": lively(file).state_dict(), "meta": meta}, tmp_path / "model.pth")
+    program = openmmlab_program(file, tmp_path / "model.pth", ExportOptions())
+    opened = open_exported(write_program(program, tmp_path / "model.onnx", ExportOptions()).path)
+    images_of, drawn = program.images, random.Random(24)
+    assert images_of is not None
+    for seed in range(10):
+        size = (drawn.randint(1, 2), drawn.randint(33, 384) | 1, drawn.randint(33, 384))
+        images = images_of(size, torch.Generator().manual_seed(seed))
+        found, wanted = opened(images), program.compute(images)
+        assert int((wanted[2] >= 0).sum()) > 20
+        assert detections_differ(found, wanted) < 1e-3, size  # each with its counterpart: equal scores change places
+        assert (found[1] - wanted[1]).abs().max() < 1e-4
+        assert torch.equal(found[2].sort().values, wanted[2].sort().values)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+def test_int8_of_a_detector(detector: Path, trained: Path, few_scenes: Path, tmp_path: Path) -> None:
+    """What is chosen and measured is noted, any size still goes in, and a limit of -1 leaves no file."""
+    words = [trained, tmp_path / "small.onnx", "--int8", few_scenes, "--calibration", 4]
+    assert export_main([*map(str, words), "--max-drop", "-1"]) == 3
+    assert not list(tmp_path.iterdir())
+    assert export_main([*map(str, words), "--max-drop", "100"]) == 0
+    opened = open_exported(tmp_path / "small.onnx")
+    facts = dict(opened.metadata.int8 or {})
+    assert opened.metadata.precision == "int8" and (facts["calibration"], facts["pictures"]) == (4, 4)
+    assert facts["scores"] == ["ap50", "mask_ap50"] and {"ap50_float", "ap50", "mask_ap50"} <= facts.keys()
+    assert facts["groups"]["neck"]["operations"] == 8 and facts["groups"]["last layers of heads"]["operations"] == 13
+    assert any(group["int8"] for group in facts["groups"].values()) and facts["error"] < 0.1
+    kinds = {node.op_type for node in onnx.load(tmp_path / "small.onnx").graph.node}
+    assert {"QuantizeLinear", "NonMaxSuppression", "RoiAlign"} <= kinds
+    assert opened(torch.randn(2, 3, 61, 130))[0].shape[:1] == (2,)
 
 
 @pytest.mark.long

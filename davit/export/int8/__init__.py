@@ -1,4 +1,4 @@
-"""Quantize exported classifiers to 8 bits after training, and stop where that costs too much accuracy."""
+"""Quantize exported classifiers and detectors to 8 bits, and stop where that costs too much accuracy."""
 
 from .quantize import DropError, quantize
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 from torch import Tensor
 
 from ...runtimes import KEY, Metadata
-from .groups import Groups, group_of
+from .groups import Groups, Places, group_of
 
 TOOL = "onnxruntime"
 #: groups that ONNX Runtime computed no faster in int8, in a trial of DaViT_nano at 32 px
@@ -39,19 +41,20 @@ class Quantizer:
         """Write the model with the chosen groups in int8."""
         # the ranges of all groups first: a file of ranges serves every choice
         names = [name for group in (chosen if self._ranges.is_file() else self.groups) for name in self.groups[group]]
-        quantize_static(
-            str(self._model),
-            str(out),
-            _Reader(self._input, self._batches),
-            quant_format=QuantFormat.QDQ,
-            nodes_to_quantize=names,
-            op_types_to_quantize=["Conv", "MatMul", "Gemm"],
-            per_channel=True,
-            activation_type=QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
-            reduce_range=True,  # 7 bits: sums of products of 8 overflow on processors without VNNI, whichever measured
-            calibration_cache_path=str(self._ranges),
-        )
+        with _silent():
+            quantize_static(
+                str(self._model),
+                str(out),
+                _Reader(self._input, self._batches),
+                quant_format=QuantFormat.QDQ,
+                nodes_to_quantize=names,
+                op_types_to_quantize=["Conv", "MatMul", "Gemm"],
+                per_channel=True,
+                activation_type=QuantType.QUInt8,
+                weight_type=QuantType.QInt8,
+                reduce_range=True,  # 7 bits: without VNNI sums of products of 8 overflow, on whichever it was measured
+                calibration_cache_path=str(self._ranges),
+            )
         if names != [name for group in chosen for name in self.groups[group]]:
             self.write(chosen, out, metadata)
             return
@@ -59,6 +62,17 @@ class Quantizer:
         del model.metadata_props[:]
         onnx.helper.set_model_props(model, {KEY: metadata.to_json()})
         onnx.save(model, str(out))
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Leave out what ONNX Runtime says by the root logger of each bias that it copies."""
+    before = logging.root.manager.disable
+    logging.disable(logging.INFO)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 class _Reader(CalibrationDataReader):
@@ -75,8 +89,9 @@ def _groups(graph: Any) -> Groups:
     constants = {one.name: tuple(one.dims) for one in graph.initializer}
     made_by = {output: node.op_type for node in graph.node for output in node.output}
     found: dict[str, list[str]] = {}
-    is_first = True
+    is_first, places = True, Places()
     for node in graph.node:
+        place = places.follow(node.input, node.output)
         if node.op_type not in ("Conv", "MatMul", "Gemm"):
             continue
         has_weight = len(node.input) > 1 and node.input[1] in constants
@@ -88,6 +103,8 @@ def _groups(graph: Any) -> Groups:
             has_weight=has_weight,
             behind_gelu=made_by.get(node.input[0]) in ("Gelu", "Erf"),
             is_head=node.op_type == "Gemm",
+            place=place,
+            weight=node.input[1],
         )
         is_first = is_first and node.op_type != "Conv"
         found.setdefault(group, []).append(node.name)

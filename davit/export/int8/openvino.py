@@ -12,7 +12,7 @@ import openvino
 from torch import Tensor
 
 from ...runtimes import KEY, Metadata
-from .groups import Groups, group_of
+from .groups import Groups, Places, group_of
 
 TOOL = "nncf"
 SLOW: tuple[str, ...] = ()
@@ -32,7 +32,7 @@ class Quantizer:
 
     def __init__(self, path: Path, batches: Sequence[Tensor], work: Path) -> None:
         self._path = path
-        self._batches = [batch.numpy() for batch in batches]
+        self._batches = batches
         self.groups = _groups(self._read())
 
     def _read(self) -> Any:
@@ -44,7 +44,7 @@ class Quantizer:
         left = [name for group, names in self.groups.items() if group not in chosen for name in names]
         model = nncf.quantize(
             self._read(),
-            nncf.Dataset(self._batches),
+            nncf.Dataset(self._batches, lambda batch: batch.numpy()),
             subset_size=len(self._batches),
             model_type=nncf.ModelType.TRANSFORMER,
             ignored_scope=nncf.IgnoredScope(names=left, types=_FLOAT, validate=False),
@@ -61,6 +61,15 @@ def _groups(model: Any) -> Groups:
     operations = [one for one in model.get_ordered_ops() if one.get_type_name() in products]
     with_weight = [one for one in operations if _is_constant(one.input_value(1).get_node())]
     convolutions = [one for one in operations if one.get_type_name() != "MatMul"]
+    places = Places()
+    place = {
+        one.get_friendly_name(): places.follow(
+            [value.get_source_output().get_node().get_friendly_name() for value in one.inputs()],
+            [one.get_friendly_name()],
+        )
+        for one in model.get_ordered_ops()
+        if one.get_type_name() not in ("Constant", "Parameter")
+    }
     for one in operations:
         group = group_of(
             is_convolution=one.get_type_name() != "MatMul",
@@ -69,9 +78,19 @@ def _groups(model: Any) -> Groups:
             has_weight=one in with_weight,
             behind_gelu=one.input_value(0).get_node().get_type_name() == "Gelu",
             is_head=one is with_weight[-1],
+            place=place[one.get_friendly_name()],
+            weight=_name_of_weight(one),
         )
         found.setdefault(group, []).append(one.get_friendly_name())
     return {name: tuple(nodes) for name, nodes in found.items()}
+
+
+def _name_of_weight(operation: Any) -> str:
+    """Name the constant that a second factor is, or is made of."""
+    node = operation.input_value(1).get_node()
+    while node.get_type_name() != "Constant" and node.inputs():
+        node = node.input_value(0).get_node()
+    return str(node.get_friendly_name())
 
 
 def _is_constant(node: Any) -> bool:

@@ -1,4 +1,4 @@
-"""Quantize an exported classifier: what stays in float, what it costs, and whether that is too much."""
+"""Quantize an exported classifier or detector: what stays in float, what it costs, and whether that is too much."""
 
 from __future__ import annotations
 
@@ -11,22 +11,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor
 
-from ...engine.load_model import LoadedModel, ModelOptions, load_model
-from ...runtimes import ExportedError, Metadata, format_of
+from ...runtimes import ExportedError, ExportedModel, Metadata, format_of, open_exported
 from ...text import install_extra
 from ..options import Int8Options
+from .classifiers import Classifiers
+from .detectors import Detectors
 from .groups import Groups
-from .measure import accuracy, calibration_images, medians, size_of, validation_pictures
+from .measure import medians, size_of
 
 log = logging.getLogger(__name__)
 
-SENSITIVE = 0.1  # relative error of the logits from which a group stays in float
+SENSITIVE = 0.1  # share of the results that changes from which operations stay in float, alone and all together
 TOO_LARGE = 3  # exit status
 _TIMES = 40  # runs that a median is of
-_BATCH = 8
 _MODULES = {"onnx": ("onnx", "export"), "openvino": ("openvino", "int8"), "pt2": ("pt2", "int8")}
 
 
@@ -46,58 +45,83 @@ class Quantizer(Protocol):
         ...
 
 
-def quantize(source: Path, out: Path, options: Int8Options) -> Metadata:
-    """Quantize a float export, and write the int8 program.
+class Judge(Protocol):
+    """Calibrates the int8 versions of a float program, and says what they cost.
 
-    Each group of operations is quantized alone, and what that changes in the logits of the calibration pictures
-    decides whether it stays in float. The metadata's `int8` says what was measured.
+    Attributes:
+        what: the results that `change` is about, in words.
+        scores: what is measured on the validation pictures: name in `compare` -> words.
+        program: in float.
+        batches: calibration pictures, (N, C, H, W).
+        pictures: how many these are.
+        judged: how many of them `change` looks at.
+    """
+
+    what: str
+    scores: Mapping[str, str]
+    program: ExportedModel
+    batches: Sequence[Tensor]
+    pictures: int
+    judged: int
+
+    def change(self, file: Path) -> float:
+        """Return by how much an int8 version changes the results of calibration pictures, as a share of them."""
+        ...
+
+    def compare(self, file: Path) -> dict[str, float | int]:
+        """Measure an int8 version on the validation pictures: each score, with `_float` behind it for the float one.
+
+        Scores are in percent; `pictures` says on how many.
+        """
+        ...
+
+
+def quantize(source: Path, out: Path, options: Int8Options) -> Metadata:
+    """Quantize a float export of a classifier or a detector, and write the int8 program.
+
+    Each group of operations is quantized alone, and what that changes in the results of calibration pictures decides
+    whether it stays in float. Then the chosen ones are judged together: the most sensitive are left in float until
+    that changes no more than one alone may. The metadata's `int8` says what was measured.
 
     Raises:
         ValueError: the format has no quantization here, or the data do not fit the model.
         DropError: the accuracy falls by more than is allowed; `out` is not written.
     """
-    found = format_of(source) or ""
-    if found not in _MODULES:
-        raise ValueError(f"int8 is for {', '.join(_MODULES)}, not for {found or source}.")
-    loaded = load_model(None, source, ModelOptions(), torch.device("cpu"), takes_exported=True)
-    if loaded.is_multilabel:
-        raise ValueError("int8 is decided by top-1, and this model tells several labels a picture: export it without.")
-    dataset = validation_pictures(loaded, options.data)
-    images = calibration_images(loaded, options.data, options.calibration, options.seed)
-    assert loaded.program is not None
-    loaded.classifier(images[:1])  # a size that the program does not take is named before anything takes time
-    metadata = replace(loaded.program.metadata, precision="int8")
+    program = open_exported(source)
+    kind, backend = _chosen(format_of(source) or "", program.metadata)
+    judge = kind(source, options)
+    metadata = replace(judge.program.metadata, precision="int8")
     with tempfile.TemporaryDirectory(prefix="davit-int8-") as folder:
-        work = Path(folder)
-        backend = _backend(found)
-        quantizer: Quantizer = backend.Quantizer(source, _as_input(images, metadata).split(_BATCH), work)
+        trial = Path(folder, f"trial{out.suffix}")
+        quantizer: Quantizer = backend.Quantizer(source, _Arranged(judge.batches, metadata), Path(folder))
         errors = {
-            name: _error(quantizer, [name], images, loaded, metadata, work)
+            name: _change(quantizer, [name], judge, metadata, trial)
             for name in quantizer.groups
             if name not in backend.SLOW
         }
         chosen = [name for name, error in errors.items() if error < SENSITIVE]
+        together, left = math.inf, []
+        while chosen and not (together := _change(quantizer, chosen, judge, metadata, trial)) < SENSITIVE:
+            left.append(max(chosen, key=lambda name: errors[name]))
+            chosen.remove(left[-1])
+        _say_choice(quantizer.groups, errors, chosen, left, backend.SLOW, judge)
         if not chosen:
             raise DropError(f"every group of operations is too sensitive for int8 ({_listed(errors)}): none written.")
-        _say_choice(quantizer.groups, errors, chosen, backend.SLOW, len(images))
-        trial = work / f"trial{out.suffix}"
-        quantizer.write(chosen, trial, metadata)
-        after = load_model(None, trial, ModelOptions(), torch.device("cpu"), takes_exported=True)
-        facts = _compare(loaded, after, source, trial, images, dataset)
-        drop = facts["top1_float"] - facts["top1"]
-        if drop > options.max_drop:
-            raise DropError(
-                f"int8 costs {drop:.3f} points of top-1 on {facts['pictures']} pictures, and "
-                f"`max_drop={options.max_drop:g}` are allowed. Nothing was written."
-            )
+        log.info("all of these together change the %s by %.2g %%", judge.what, 100 * together)
+        facts = judge.compare(trial)
+        facts |= _cost(judge, source, trial)
+        _require_small_drop(judge, facts, options.max_drop)
         named = {
             "tool": f"{backend.TOOL} {importlib.import_module(backend.TOOL).__version__.partition('-')[0]}",
-            "calibration": len(images),
+            "calibration": judge.pictures,
+            "judged": judge.judged,
             "seed": options.seed,
+            "error": together,
             "groups": {
                 name: {"operations": len(nodes), "int8": name in chosen, "error": _finite(errors.get(name))}
                 for name, nodes in quantizer.groups.items()
             },
+            "scores": list(judge.scores),
             **facts,
         }
         metadata = replace(metadata, int8=named)
@@ -105,9 +129,38 @@ def quantize(source: Path, out: Path, options: Int8Options) -> Metadata:
     return metadata
 
 
-def _as_input(images: Tensor, metadata: Metadata) -> Tensor:
-    """Put pictures (N, C, H, W) into the program's layout."""
-    return images.permute(0, 2, 3, 1).contiguous() if metadata.layout == "NHWC" else images
+def require_possible(to: str, metadata: Metadata, options: Int8Options) -> None:
+    """Find out before a model is exported what would keep it from being quantized.
+
+    Raises:
+        ValueError: the format or the task has no quantization here, its tool is not installed, or there are no data.
+    """
+    kind, _ = _chosen(to, metadata)
+    kind.open_data(options.data, metadata)
+
+
+def _chosen(to: str, metadata: Metadata) -> tuple[type[Classifiers | Detectors], Any]:
+    """Return what judges a task, and the module of a format's tool."""
+    if to not in _MODULES:
+        raise ValueError(f"int8 is for {', '.join(_MODULES)}, not for {to or 'this file'}.")
+    kinds: dict[str, type[Classifiers | Detectors]] = {"classification": Classifiers, "detection": Detectors}
+    if metadata.task not in kinds:
+        raise ValueError(f"int8 is for classifiers and detectors, not for {metadata.task}: leave it out.")
+    return kinds[metadata.task], _backend(to)
+
+
+class _Arranged(Sequence[Tensor]):
+    """Brings calibration pictures (N, C, H, W) into the program's layout."""
+
+    def __init__(self, batches: Sequence[Tensor], metadata: Metadata) -> None:
+        self._batches, self._is_nhwc = batches, metadata.layout == "NHWC"
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __getitem__(self, place: Any) -> Any:
+        images = self._batches[place]
+        return images.permute(0, 2, 3, 1).contiguous() if self._is_nhwc else images
 
 
 def _backend(found: str) -> Any:
@@ -121,71 +174,67 @@ def _backend(found: str) -> Any:
         raise ValueError(f"int8 needs {package}, which is not installed: {install_extra(extra)}") from error
 
 
-def _error(
-    quantizer: Quantizer,
-    chosen: Sequence[str],
-    images: Tensor,
-    loaded: LoadedModel,
-    metadata: Metadata,
-    work: Path,
-) -> float:
-    """Return by how much int8 in the chosen groups changes the logits, relative to their norm.
+def _change(quantizer: Quantizer, chosen: Sequence[str], judge: Judge, metadata: Metadata, trial: Path) -> float:
+    """Return by how much int8 in the chosen groups changes the results.
 
     Infinity where the runtime does not take the program: OpenVINO has none for some operations by channel.
     """
-    assert loaded.file is not None
-    trial = work / f"group{loaded.file.suffix}"
     try:
         quantizer.write(chosen, trial, metadata)
-        changed = load_model(None, trial, ModelOptions(), torch.device("cpu"), takes_exported=True)
+        return float(f"{judge.change(trial):.3g}")
     except ExportedError as error:
         log.debug("int8 of %s: %s", chosen, error)
         return math.inf
-    wanted, found = (torch.cat([one.classifier(part) for part in images.split(_BATCH)]) for one in (loaded, changed))
-    return float(f"{float((found - wanted).norm() / wanted.norm()):.3g}")
 
 
 def _say_choice(
-    groups: Groups, errors: Mapping[str, float], chosen: Sequence[str], slow: Sequence[str], pictures: int
+    groups: Groups,
+    errors: Mapping[str, float],
+    chosen: Sequence[str],
+    left: Sequence[str],
+    slow: Sequence[str],
+    judge: Judge,
 ) -> None:
     for name, nodes in groups.items():
+        alone = 100 * errors.get(name, 0.0)
         if name in chosen:
-            reason = f"int8 (alone it changes the logits of {pictures} pictures by {100 * errors[name]:.2g} %)"
+            reason = f"int8 (alone it changes the {judge.what} of {judge.judged} pictures by {alone:.2g} %)"
+        elif name in left:
+            reason = f"float: with the others in int8 too much changes (alone {alone:.2g} %)"
         elif errors.get(name) == math.inf:
             reason = "float: the runtime takes no such int8 operations"
         elif name in errors:
-            reason = f"float: int8 changes the logits by {100 * errors[name]:.2g} %"
+            reason = f"float: int8 changes the {judge.what} by {alone:.2g} %"
         else:
             reason = "float: int8 is no faster here" if name in slow else "float"
         log.info("%s, %d operations: %s", name, len(nodes), reason)
-    log.info("norms, softmax, GELU and additions: float")
+    log.info("norms, softmax, activations and additions: float")
 
 
-def _compare(
-    before: LoadedModel, after: LoadedModel, source: Path, trial: Path, images: Tensor, dataset: Any
-) -> dict[str, Any]:
-    """Measure accuracy, size and time of both, and log them."""
-    scores = [accuracy(one, dataset) for one in (before, after)]
-    sizes = [size_of(source), size_of(trial)]
-    assert before.program is not None and after.program is not None
-    times = medians([before.program, after.program], images[:1], _TIMES)
-    for name, score, size, taken in zip(("float", "int8"), scores, sizes, times, strict=True):
-        log.info(
-            "%-5s top-1 %.3f %% (%d of %d pictures), loss %.4g, %.2f MB, p50 %.2f ms for one picture on %d threads",
-            *(name, score.top1, score.correct1, score.scored, score.loss, size / 1e6, taken, before.program.threads),
-        )
+def _cost(judge: Judge, source: Path, trial: Path) -> dict[str, float | int]:
+    """Measure size and time of both programs, and log them."""
+    sizes, threads = [size_of(source), size_of(trial)], judge.program.threads
+    times = medians([judge.program, open_exported(trial, threads=threads)], judge.batches[0][:1], _TIMES)
+    for name, size, taken in zip(("float", "int8"), sizes, times, strict=True):
+        log.info("%-5s %.2f MB, p50 %.2f ms for one picture on %d threads", *(name, size / 1e6, taken), threads)
     return {
-        "top1_float": round(scores[0].top1, 4),
-        "top1": round(scores[1].top1, 4),
-        "pictures": scores[0].scored,
-        "loss_float": round(scores[0].loss, 6),
-        "loss": round(scores[1].loss, 6),
         "bytes_float": sizes[0],
         "bytes": sizes[1],
         "p50_ms_float": round(times[0], 3),
         "p50_ms": round(times[1], 3),
-        "threads": before.program.threads,
+        "threads": threads,
     }
+
+
+def _require_small_drop(judge: Judge, facts: Mapping[str, float | int], most: float) -> None:
+    """Raise a `DropError` if a score falls by more than is allowed."""
+    for key, words in judge.scores.items():
+        drop = facts[f"{key}_float"] - facts[key]
+        if not drop <= most:
+            raise DropError(
+                f"int8 costs {drop:.3f} points of {words} on {facts['pictures']} pictures, and `max_drop={most:g}` "
+                "are allowed. Nothing was written."
+            )
 
 
 def _finite(error: float | None) -> float | None:
