@@ -70,7 +70,12 @@ def figures(head: str, run: Path) -> dict[str, float]:
 def measured(head: str, data: Path, run: Path, seed: int, threads: int, scenes: int) -> dict[str, Any]:
     """Train and evaluate one head; return its row."""
     run.mkdir(parents=True, exist_ok=True)
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "passive", "PYTHONPATH": str(ROOT)}
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": str(threads),
+        "OMP_WAIT_POLICY": "passive",
+        "PYTHONPATH": str(ROOT),
+    }
     train, test = commands(head, data, run, seed, scenes)
     started = time.perf_counter()
     subprocess.run(train, check=True, env=environment, cwd=ROOT)

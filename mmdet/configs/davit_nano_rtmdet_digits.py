@@ -8,6 +8,7 @@ width = 64
 norm_cfg = dict(type="GN", num_groups=8)
 
 model = dict(
+    data_preprocessor=dict(pad_size_divisor=32),  # so that maps of two levels fit each other
     backbone=dict(variant="DaViT_nano", drop_path_rate=0.05),
     neck=dict(in_channels=[64, 128, 160], out_channels=width, num_csp_blocks=1, norm_cfg=norm_cfg),
     bbox_head=dict(num_classes=10, in_channels=width, feat_channels=width, norm_cfg=norm_cfg),
