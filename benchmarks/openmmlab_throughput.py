@@ -7,8 +7,8 @@
         --mode training --device cuda --dtype amp    # memory of each size of a detector
 
 Heads, losses and post-processing are those of mmdet/configs and mmseg/configs; the backbone is ours, ours by its plain
-modules, or timm's of the same widths; "own" is that of the config, of any size. Every case runs in a process of its own, two steps a turn, the second timed, as
-in throughput.py; weights and pictures are random, with eight objects in each.
+modules, or timm's of the same widths; "own" is the config's, of any size. Every case runs in a process of its own, two
+steps a turn, the second timed, as in throughput.py; weights and pictures are random, with eight objects in each.
 """
 
 import argparse

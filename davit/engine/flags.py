@@ -530,7 +530,7 @@ def _add_averaging(add: Callable[..., Any]) -> None:
     add(
         "--model-ema-warmup",
         action="store_true",
-        help="begin with a low decay: after n steps at most 1 - n^(-2/3), so that a short run forgets its first weights",
+        help="begin with a low decay: after n steps at most 1 - n^(-2/3), so that short runs forget their start",
     )
     add(
         "--no-model-ema-warmup",
