@@ -3,10 +3,12 @@
     python benchmarks/openmmlab_throughput.py                                    # Mask R-CNN, RetinaNet, UPerNet
     python benchmarks/openmmlab_throughput.py --device cuda --dtype amp --batch 8
     python benchmarks/openmmlab_throughput.py --methods upernet --mode training --size 512
+    python benchmarks/openmmlab_throughput.py --methods davit_dino_1x_coco davit_base_dino_1x_coco --backbones own \
+        --mode training --device cuda --dtype amp    # memory of each size of a detector
 
 Heads, losses and post-processing are those of mmdet/configs and mmseg/configs; the backbone is ours, ours by its plain
-modules, or timm's of the same widths. Every case runs in a process of its own, two steps a turn, the second timed, as
-in throughput.py; weights and pictures are random, with eight objects in each.
+modules, or timm's of the same widths; "own" is the config's, of any size. Every case runs in a process of its own, two
+steps a turn, the second timed, as in throughput.py; weights and pictures are random, with eight objects in each.
 """
 
 import argparse
@@ -26,6 +28,7 @@ CONFIGS = {
     "upernet": ROOT / "mmseg" / "configs" / "upernet_davit_512x512_160k_ade20k.py",
 }
 BACKBONES = ("davit_tiny", "DaViT_tiny", "DaViT_tiny:plain", "swin_tiny_patch4_window7_224", "convnext_tiny")
+OWN = "own"
 OBJECTS = 8
 
 
@@ -45,21 +48,36 @@ class TimmLevels(nn.Module):
         return tuple(m if m.shape[1] == channels else m.permute(0, 3, 1, 2) for m, channels in maps)
 
 
+def config_of(method: str) -> Any:
+    """Read the config that a method names.
+
+    Raises:
+        ValueError: there is none of this name.
+    """
+    import davit.openmmlab  # noqa: F401  before mmdet and mmseg
+    from davit.openmmlab.config import read_config
+
+    return read_config(CONFIGS.get(method, method))
+
+
+def is_detector(method: str) -> bool:
+    """Tell a detector from a segmentor, whose data are others."""
+    found: bool = config_of(method).default_scope == "mmdet"
+    return found
+
+
 def build(case: Case) -> Any:
     """Build the detector or segmentor of a case, whose task names its config."""
     from mmengine.registry import MODELS, init_default_scope
 
-    import davit.openmmlab  # noqa: F401  before mmdet and mmseg
-    from davit.openmmlab.config import read_config
-
-    cfg = read_config(CONFIGS[case.task])
+    cfg = config_of(case.task)
     init_default_scope(cfg.default_scope)
     name, _, variant = case.model.partition(":")
     if name == "DaViT_tiny" and variant == "plain":
         cfg.model.backbone.accelerate = False
     cfg.model.data_preprocessor = None
     model = MODELS.build(cfg.model)
-    if name != "DaViT_tiny":
+    if name not in ("DaViT_tiny", OWN):
         model.backbone = TimmLevels(name, case.size)
     return model.train(case.mode == "training").to(case.device)
 
@@ -98,7 +116,7 @@ def prepared(case: Case) -> Callable[[], None]:
     torch.manual_seed(0)
     model = build(case)
     image = torch.randn(case.batch, 3, *case.size, device=case.device)
-    data = samples(case, detection=case.task != "upernet")
+    data = samples(case, detection=is_detector(case.task))
     return step_of(
         case,
         model,
@@ -114,13 +132,14 @@ def log(line: str) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--methods", nargs="+", choices=tuple(CONFIGS), default=list(CONFIGS))
+    methods = f"{', '.join(CONFIGS)}, or configs: names of ours, mmdet::NAME, files"
+    parser.add_argument("--methods", nargs="+", default=list(CONFIGS), help=methods)
     parser.add_argument("--backbones", nargs="+", default=list(BACKBONES), help="the first is the reference")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--mode", choices=("inference", "training"), default="inference")
     parser.add_argument("--dtype", choices=("float32", "amp"), default="float32", help="amp: autocast to bfloat16")
     parser.add_argument("--batch", type=int, help="default 1, in training 2: UPerNet's batch norm needs two")
-    parser.add_argument("--size", type=size_argument, metavar="PIXELS", help="default 800x1344, UPerNet 512x512")
+    parser.add_argument("--size", type=size_argument, metavar="PIXELS", help="default 800x1344, segmentors 512x512")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--name", default="openmmlab_throughput", help="results/NAME.json and .md are written")
     parser.add_argument("--folder", type=Path, default=ROOT / "benchmarks" / "results")
@@ -132,9 +151,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("--device cuda: this machine has none that PyTorch can use")
     if options.dtype == "amp":
         takes_bfloat16(options.device, True, "--dtype amp")
+    try:
+        sizes = {method: (800, 1344) if is_detector(method) else (512, 512) for method in options.methods}
+    except ValueError as error:
+        parser.error(f"--methods: {error}")
     sections, data = [], []
     for method in options.methods:
-        size = options.size or ((512, 512) if method == "upernet" else (800, 1344))
+        size = options.size or sizes[method]
         cases = [
             Case(name, options.dtype, "eager", options.mode, method, options.device, batch, size)
             for name in options.backbones

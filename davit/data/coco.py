@@ -663,7 +663,8 @@ class _Examination:
         if masks_lost and 2 * masks_lost >= masks_wanted:
             self.more_faults.append(
                 f"{masks_lost:,} of {masks_wanted:,} objects have no segmentation that can be used, and this detector "
-                f"learns masks: {lost_first}. Correct them, or use a RetinaNet config, which needs only boxes."
+                f"learns masks: {lost_first}. Correct them, or use a detector of boxes: a RetinaNet config, or "
+                "`davit det train DATA --head dfine`."
             )
 
     def _fault_object(self, index: int, name: str, text: str, remedy: str = "", value: Any = _ABSENT) -> None:
@@ -781,11 +782,17 @@ class _Examination:
         if self._has_faults():
             return summary
         if self.labelled and not summary.objects:
+            remedy = (
+                "Label some of the pictures, or name other classes with --classes."
+                if self.training
+                else "Evaluating needs some: name another split, or train without evaluation (--no-validate of a "
+                "config). The test command writes predictions without labels with --format-only, the demo draws them."
+            )
             self.more_faults.append(
-                "there is no object to learn from or to evaluate on: "
+                f"there is no object to {'learn from' if self.training else 'evaluate on'}: "
                 f"{self.totals['annotations']:,} annotations, of which {summary.other_classes:,} are of other classes "
                 f"than those asked for, {summary.without_area:,} without area, {summary.ignored:,} marked `ignore`. "
-                "To write predictions without labels, pass --format-only; to draw them, use tools/image_demo.py."
+                + remedy
             )
         elif filter_cfg:
             self._filter(summary, with_objects, filter_cfg)

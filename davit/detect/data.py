@@ -13,11 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..data import PictureDataset
-from ..data.coco import Examined, check_annotations
+from ..data.coco import Examined, check_annotations, examine
 from ..data.decode import Stored
 from ..data.errors import DataError
-from ..data.layouts import Layout, annotation_file, find_layout, say_layout
+from ..data.layouts import Layout, find_layout, say_layout
 from ..data.source import Texts
+from ..data.yolo import coco_of
 from ..engine.distributed import World, in_step
 from ..text import did_you_mean, some
 
@@ -182,15 +183,13 @@ def open_split(
 def _check(
     layout: Layout, split: str, classes: Sequence[str] | None, reading: Reading, training: bool, labelled: bool
 ) -> Examined:
-    file, notes = annotation_file(layout, split)
-    found = check_annotations(
-        file,
-        layout.splits[split].pictures,
-        classes,
-        training=training,
-        labelled=labelled,
-        data_check=reading.data_check,
-        skip_bad_images=reading.skip_bad_images,
-    )
+    options: dict[str, Any] = {"training": training, "labelled": labelled, **vars(reading)}
+    place = layout.splits[split]
+    if layout.yolo is None:
+        assert place.labels is not None  # only class folders have none
+        return check_annotations(place.labels, place.pictures, classes, **options)
+    contents, notes = coco_of(layout.yolo, split)
+    found = examine(contents, layout.yolo.file, place.pictures, classes, converted=True, **options)
+    found.refuse_faults()
     found.notes[:0] = notes
     return found

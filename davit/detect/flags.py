@@ -122,6 +122,7 @@ def detector_parser() -> Parser:
         cooldown_epochs=0,
         min_lr=1e-6,
         model_ema_decay=0.9998,
+        model_ema_warmup=True,
     )
     return parser
 

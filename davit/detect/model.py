@@ -271,7 +271,22 @@ def save_detector(detector: Detector, side: int, folder: Path) -> None:
     from transformers import RTDetrImageProcessor
 
     net: Any = detector.net
-    net.save_pretrained(folder)
+    with _without_progress():
+        net.save_pretrained(folder)
     RTDetrImageProcessor(
         size={"height": side, "width": side}, do_normalize=True, image_mean=list(MEAN), image_std=list(STD)
     ).save_pretrained(folder)
+
+
+@contextmanager
+def _without_progress() -> Iterator[None]:
+    """Let transformers draw no progress bar, which it does for the one file of a small model too."""
+    from transformers.utils import logging as theirs
+
+    was_enabled = theirs.is_progress_bar_enabled()
+    theirs.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            theirs.enable_progress_bar()

@@ -165,8 +165,9 @@ def build_parts(
         train_loader.sampler.size_of = schedule.at
     mixup = build_mixup(args, data.num_classes)
     ema_device = "cpu" if args.model_ema_force_cpu else None
-    ema = ModelEmaV3(model, args.model_ema_decay, device=ema_device) if args.model_ema else None
-    if ema is not None:
+    ema = None
+    if args.model_ema:
+        ema = ModelEmaV3(model, args.model_ema_decay, use_warmup=args.model_ema_warmup, device=ema_device)
         ema.module.float()  # bfloat16 would round away what a step adds
     loss = learning.build_loss(args, mixup, data).to(world.device)
     task = build_task(args, model, loss, data.class_names, config)
@@ -182,7 +183,7 @@ def build_parts(
         multilabel=args.task == MULTILABEL,
     )
     scheduler, num_epochs = build_schedule(args, optimizer, train_loader.steps_per_epoch)
-    if ema is not None:
+    if ema is not None and not args.model_ema_warmup:
         _say_average(args.model_ema_decay, num_epochs * train_loader.steps_per_epoch)
     loaders = (train_loader, val_loader)
     return Parts(model, data, config, precision, *loaders, ema, stepper, scheduler, num_epochs, schedule, learning)
@@ -195,7 +196,7 @@ def _say_average(decay: float, steps: int) -> None:
         fitting = 1 - 10 / max(steps, 20)
         log.warning(
             "--model-ema-decay %g: after all %d steps %.0f %% of the average are the weights of the beginning, "
-            "and the best epoch is judged by it. Lower it, to %.4g for example.",
+            "and the best epoch is judged by it. Lower it, to %.4g for example, or give --model-ema-warmup.",
             *(decay, steps, 100 * share, fitting),
         )
 

@@ -527,6 +527,18 @@ def _add_averaging(add: Callable[..., Any]) -> None:
     add("--model-ema", action="store_true", help="keep a moving average of the weights")
     add("--model-ema-force-cpu", action="store_true", help="keep it in host memory")
     add("--model-ema-decay", **number("model_ema_decay"), default=0.99996, help="its decay for each step")
+    add(
+        "--model-ema-warmup",
+        action="store_true",
+        help="begin with a low decay: after n steps at most 1 - n^(-2/3), so that short runs forget their start",
+    )
+    add(
+        "--no-model-ema-warmup",
+        dest="model_ema_warmup",
+        action="store_false",
+        default=False,
+        help="average with --model-ema-decay from the first step on",
+    )
 
 
 def _add_run(parser: argparse.ArgumentParser) -> None:

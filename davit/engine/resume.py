@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from timm.scheduler import PlateauLRScheduler
+from torch import Tensor, nn
 
-from ..checkpoint import CheckpointError, load_checkpoint
+from ..checkpoint import CheckpointError, load_checkpoint, unwrap
 from ..text import some
 from .build import Parts, build_optimizer
 from .data_facts import compare_classes, compare_files, compare_pairs, name_replaced
@@ -186,9 +187,9 @@ def restore(
             "The checkpoint was not written by this trainer: its weights and epoch are used, the optimizer starts "
             "anew."
         )
-    load_checkpoint(parts.model, {"state_dict": state["state_dict"]}, head="require")
+    _load_weights(parts.model, state["state_dict"])
     if parts.ema is not None:
-        load_checkpoint(parts.ema.module, state.get("state_dict_ema", state["state_dict"]), head="require")
+        _load_weights(parts.ema.module, state.get("state_dict_ema", state["state_dict"]))
         parts.stepper.updates = 1  # else the first update would put the weights in the average's place
     if flags["start_epoch"] is not None and not is_own:
         standing = Standing(flags["start_epoch"])
@@ -208,6 +209,16 @@ def restore(
         standing.totals = EpochTotals(**state["totals"])
     log.info("Resumed at epoch %d, step %d.", standing.epoch, standing.step)
     return standing
+
+
+def _load_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
+    try:
+        load_checkpoint(model, unwrap({"state_dict": weights}, "the state to go on from"), head="require")
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{error} A run goes on with the model that it began with. For another one name another folder "
+            "(--experiment), and these weights, if they are to start it, with --initial-checkpoint."
+        ) from error
 
 
 def _restore_kept(standing: Standing, state: dict[str, Any], name: str, val_changed: bool) -> None:

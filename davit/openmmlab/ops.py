@@ -16,6 +16,7 @@ import torchvision
 from torch import Tensor
 
 _ROIS_AT_ONCE = 64  # bounds the memory of max-pooled RoIAlign
+_LONGEST_BY_MATRICES = 48  # of a map's sides; for larger ones most weights are 0
 MAX_POOL, AVG_POOL = 0, 1  # mmcv's codes
 
 
@@ -135,7 +136,10 @@ def roi_align_backward(
     size, backward = (aligned_height, aligned_width), torch.ops.torchvision._roi_align_backward
     grad_output, (rois, _), shape = wide(grad_output), _usable(wide(rois), sampling_ratio), grad_input.shape
     if pool_mode == AVG_POOL:
-        grad_input.copy_(backward(grad_output, rois, spatial_scale, *size, *shape, sampling_ratio, aligned))
+        if len(rois) and grad_output.device.type == "cpu" and max(shape[2:]) <= _LONGEST_BY_MATRICES:
+            grad_input.copy_(_mean_backward(grad_output, rois, spatial_scale, shape, sampling_ratio, aligned))
+        else:
+            grad_input.copy_(backward(grad_output, rois, spatial_scale, *size, *shape, sampling_ratio, aligned))
         return
     total = torch.zeros(shape, dtype=grad_output.dtype, device=grad_output.device)
     for chosen, (rows, columns) in _sample_counts(rois, size, spatial_scale, sampling_ratio, aligned):
@@ -228,6 +232,52 @@ def _usable(rois: Tensor, sampling_ratio: int) -> tuple[Tensor, Tensor]:
         return rois, lost
     picture, first, second = rois.split((1, 2, 2), 1)
     return torch.cat([picture, first, torch.maximum(first, second)], 1), lost
+
+
+def _mean_backward(
+    grad_output: Tensor, rois: Tensor, spatial_scale: float, shape: torch.Size, sampling_ratio: int, aligned: bool
+) -> Tensor:
+    """Compute the gradient of the image for averages, on the CPU.
+
+    A mean of bilinear samples is a weighted sum along the rows, then along the columns; so its gradient is two
+    products of matrices. torchvision adds sample by sample on one thread.
+    """
+    _, _, height, width = shape
+    x1, y1, x2, y2 = (rois[:, 1:] * spatial_scale - (0.5 if aligned else 0.0)).unbind(1)
+    sides = (y2 - y1, x2 - x1) if aligned else ((y2 - y1).clamp(min=1), (x2 - x1).clamp(min=1))
+    rows_NPH = _weights_along(y1, sides[0], grad_output.shape[2], height, sampling_ratio)
+    columns_NQW = _weights_along(x1, sides[1], grad_output.shape[3], width, sampling_ratio)
+    total = grad_output.new_zeros(shape)
+    of_picture = rois[:, 0].long()
+    for picture in of_picture.unique().tolist():
+        own = (of_picture == picture).nonzero()[:, 0]
+        wide_NCPW = grad_output[own] @ columns_NQW[own].to(grad_output.dtype)[:, None]
+        rows_AH = rows_NPH[own].to(grad_output.dtype).flatten(0, 1)  # A: each row of cells of each RoI
+        total[picture] = (
+            (rows_AH.T @ wide_NCPW.transpose(1, 2).flatten(2).flatten(0, 1))
+            .view(height, shape[1], width)
+            .transpose(0, 1)
+        )
+    return total
+
+
+def _weights_along(start_N: Tensor, extent_N: Tensor, cells: int, length: int, sampling_ratio: int) -> Tensor:
+    """Return how much each place of an axis counts in the mean of each cell of each RoI: (N, cells, length)."""
+    step_N = extent_N / cells
+    counts_N = torch.full_like(step_N, float(sampling_ratio)) if sampling_ratio > 0 else step_N.ceil().clamp(min=0)
+    most = int(counts_N.max())
+    sample_S = torch.arange(most, dtype=start_N.dtype)
+    place_NPS = start_N[:, None, None] + step_N[:, None, None] * (
+        torch.arange(cells, dtype=start_N.dtype)[:, None] + (sample_S + 0.5) / counts_N.clamp(min=1)[:, None, None]
+    )
+    is_counted = (sample_S < counts_N[:, None, None]) & (place_NPS >= -1) & (place_NPS <= length)
+    place_NPS = place_NPS.clamp(0, length - 1)
+    low = place_NPS.floor()
+    share = is_counted / counts_N.clamp(min=1)[:, None, None]
+    weights = start_N.new_zeros(len(start_N), cells, length)
+    weights.scatter_add_(2, low.long(), (1 - (place_NPS - low)) * share)
+    weights.scatter_add_(2, (low.long() + 1).clamp(max=length - 1), (place_NPS - low) * share)
+    return weights
 
 
 def _sample_counts(

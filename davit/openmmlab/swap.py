@@ -60,7 +60,8 @@ def swap_backbone(cfg: Config, variant: str) -> None:
     all_widths = VARIANTS[variant].model_kwargs()["embed_dims"]
     found = _fit(holder, dict(zip(levels, widths, strict=True)), all_widths, skip=("backbone",))
     holder.backbone = new
-    log.info("Backbone: %s in place of %s, levels %s; %s.", variant, old.get("type"), levels, some(found, 6))
+    fitted = some(found, 6) if found else "its widths are those of the old one"
+    log.info("Backbone: %s in place of %s, levels %s; %s.", variant, old.get("type"), levels, fitted)
     if old.get("type") != "DaViT":
         _normalise_as_imagenet(cfg)
         holder.pop("pretrained", None)

@@ -8,6 +8,7 @@ width = 64
 norm_cfg = dict(type="GN", num_groups=8)
 
 model = dict(
+    data_preprocessor=dict(pad_size_divisor=32),  # so that maps of two levels fit each other
     backbone=dict(variant="DaViT_nano", drop_path_rate=0.05),
     neck=dict(in_channels=[64, 128, 160], out_channels=width, num_csp_blocks=1, norm_cfg=norm_cfg),
     bbox_head=dict(num_classes=10, in_channels=width, feat_channels=width, norm_cfg=norm_cfg),
@@ -37,11 +38,11 @@ test_dataloader = val_dataloader
 val_evaluator = dict(ann_file=data_root + "annotations/instances_val2017.json")
 test_evaluator = val_evaluator
 
-train_cfg = dict(max_epochs=3, val_interval=3, dynamic_intervals=None)
-optim_wrapper = dict(optimizer=dict(lr=1e-3), clip_grad=dict(max_norm=5.0))
+train_cfg = dict(max_epochs=4, val_interval=4, dynamic_intervals=None)
+optim_wrapper = dict(optimizer=dict(lr=2e-3), clip_grad=dict(max_norm=5.0))
 param_scheduler = [
     dict(type="LinearLR", start_factor=0.01, by_epoch=False, begin=0, end=50),
-    dict(type="CosineAnnealingLR", by_epoch=False, begin=50, end=900, eta_min=1e-5),
+    dict(type="CosineAnnealingLR", by_epoch=False, begin=50, end=1200, eta_min=1e-5),
 ]
 custom_hooks = []  # no average of the weights and no second pipeline in so few steps
 auto_scale_lr = dict(base_batch_size=8)

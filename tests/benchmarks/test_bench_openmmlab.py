@@ -25,6 +25,14 @@ def test_a_case_has_the_backbone_that_it_names(script):
     ]
 
 
+def test_any_config_with_its_own_backbone(script):
+    built = script.build(case(script, script.OWN, task="davit_small_rtmdet_100e_coco"))
+    assert built.backbone.depths == (1, 1, 9, 1) and script.is_detector("davit_small_rtmdet_100e_coco")
+    assert not script.is_detector("upernet")
+    with pytest.raises(SystemExit):
+        script.main(["--methods", "davit_dino_1x_cocoa"])
+
+
 @pytest.mark.parametrize("name", ["davit_tiny", "swin_tiny_patch4_window7_224", "convnext_tiny"])
 def test_peers_give_the_maps_that_the_heads_read(script, name):
     levels = script.TimmLevels(name, (64, 96))(torch.zeros(1, 3, 64, 96))

@@ -1,6 +1,7 @@
 """Boxes of a file reach the model as shares of the picture, whatever was done to the picture."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -76,6 +77,17 @@ def test_some_classes_in_another_order(few: Path) -> None:
         named = [everything.class_names[i] for i in everything.source.objects(position)[1]]
         kept = [some.class_names[i] for i in some.source.objects(position)[1]]
         assert kept == [name for name in named if name in ("7", "2", "1")]
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_labels_without_an_object_are_refused_by_the_name_of_the_data(tmp_path: Path, split: str) -> None:
+    with FEWER:
+        root = write_scenes(tmp_path / "my scenes", "yolo")
+    for file in (root / "labels" / split).iterdir():
+        file.write_text("")
+    with pytest.raises(DataError, match=re.escape(str(root / "data.yaml"))):
+        opened(root, split, training=split == "train")
+    assert len(opened(root, split, labelled=False)) == {"train": 10, "val": 6}[split]
 
 
 @pytest.mark.parametrize(("split", "classes"), [("tset", None), ("train", ["7", "dog"])])

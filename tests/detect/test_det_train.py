@@ -48,6 +48,22 @@ def test_what_a_run_leaves(trained: Path) -> None:
     assert noted["head"] in ("dfine", "rtdetrv2") and "mixup" not in noted
 
 
+def test_the_average_of_a_short_run_forgets_the_first_weights(trained: Path, few: Path, tmp_path: Path) -> None:
+    """After six steps it lies nearer to the last weights than to those of the first step, where it is without."""
+
+    def distance(folder: Path) -> float:
+        state = read_state(folder / LAST)
+        name = "net.model.decoder.layers.0.self_attn.q_proj.weight"
+        return float((state["state_dict"][name] - state["state_dict_ema"][name]).norm())
+
+    head = yaml.safe_load((trained / "args.yaml").read_text())["head"]
+    words = ["det", "train", few, "--head", head, *TINY, "--epochs", 2, "--model-ema", "--no-model-ema-warmup"]
+    davit(words, tmp_path)
+    assert 0 < distance(trained) < 0.6 * distance(tmp_path / "runs/a")
+    davit(["det", "train", "-c", "runs/a/args.yaml", "--head", head, "--overwrite"], tmp_path)
+    assert not yaml.safe_load((tmp_path / "runs/a/args.yaml").read_text())["model_ema_warmup"]
+
+
 def test_args_yaml_is_a_recipe(trained: Path, tmp_path: Path) -> None:
     davit(["det", "train", "-c", trained / "args.yaml", "--head", "dfine", "--dry-run"], tmp_path)
     assert not [*tmp_path.iterdir()]

@@ -282,6 +282,11 @@ def test_an_average_that_the_run_is_too_short_for_is_said(
     assert ("--model-ema-decay" in done.stderr) == is_said
 
 
+def test_an_average_that_warms_up_fits_any_run(pictures: Path, tmp_path: Path) -> None:
+    done = run_here(pictures, *SHORT, "--model-ema", "--model-ema-warmup", "--dry-run", cwd=tmp_path)
+    assert "--model-ema-decay" not in done.stderr
+
+
 def test_a_single_class_is_refused(pictures: Path, tmp_path: Path) -> None:
     for split in ("train", "val"):
         first = sorted((pictures / split).iterdir())[0]

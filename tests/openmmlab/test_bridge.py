@@ -140,6 +140,24 @@ def test_average_and_pool(aligned: bool, ratio: int | None) -> None:
     assert torch.allclose(*(torch.autograd.grad(out, image, gradient)[0] for out in (ours, theirs)), atol=1e-12)
 
 
+@pytest.mark.parametrize("aligned", [True, False])
+@pytest.mark.parametrize("ratio", [0, 1, 3])
+@pytest.mark.parametrize("size", [(1, 1), (9, 48), (48, 40), (50, 12)])
+def test_the_gradient_of_averages(aligned: bool, ratio: int, size: tuple[int, int]) -> None:
+    """Of maps that are small or not, and of RoIs over all edges, tiny, turned round or outside: torchvision's."""
+    image = torch.randn(3, 5, *size, dtype=torch.float64, requires_grad=True)
+    corner = torch.rand(60, 2, dtype=torch.float64) * 500 - 100
+    extent = torch.rand(60, 2, dtype=torch.float64) * torch.tensor([1.0, 30, 400]).repeat(20)[:, None] - 0.5
+    where = torch.cat([torch.randint(2, (60, 1)).double(), corner, corner + extent], 1)  # none of the third picture
+    ours = mmcv_ops.RoIAlign((7, 5), 1 / 8, ratio, "avg", aligned)(image, where)
+    usable = where if ratio else torch.cat([where[:, :3], torch.maximum(where[:, 1:3], where[:, 3:])], 1)
+    theirs = torchvision.ops.roi_align(image, usable, (7, 5), 1 / 8, ratio, aligned)
+    gradient = torch.randn_like(ours)
+    found, expected = (torch.autograd.grad(out, image, gradient)[0] for out in (ours, theirs))
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+    assert not found[2].any()
+
+
 def slow_max_pool(
     image: Tensor, roi: Tensor, grid: tuple[int, int], scale: float, ratio: int, aligned: bool
 ) -> Tensor:
@@ -230,7 +248,7 @@ def test_roi_align_of_boxes_that_are_none(mode: str, aligned: bool, ratio: int) 
     (expected,) = torch.autograd.grad(alone, image, gradient)
     padded = torch.zeros_like(found)
     padded[3:5] = gradient
-    assert torch.equal(torch.autograd.grad(found, image, padded)[0], expected)
+    torch.testing.assert_close(torch.autograd.grad(found, image, padded)[0], expected, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("levels", [[(5, 7), (3, 4), (1, 1)], [(6, 6)]])

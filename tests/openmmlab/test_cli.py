@@ -245,6 +245,16 @@ def test_classes_reach_data_sets_and_heads() -> None:
     assert [part["type"] for part in config.datasets_of(nested)] == ["A", "B"]
 
 
+@pytest.mark.parametrize("name", ["davit_nano_maskrcnn_digits.py", "davit_nano_rtmdet_digits.py"])
+def test_the_small_detectors_take_pictures_of_any_size(name: str) -> None:
+    from mmdet.structures import DetDataSample
+
+    about = {"img_shape": (50, 101), "ori_shape": (50, 101), "scale_factor": (1.0, 1.0)}
+    picture = {"inputs": [torch.zeros(3, 50, 101, dtype=torch.uint8)], "data_samples": [DetDataSample(metainfo=about)]}
+    (found,) = build(DET / name).eval().test_step(picture)
+    assert found.pred_instances.bboxes.shape[1] == 4
+
+
 def test_mixed_precision_and_the_learning_rate(monkeypatch: pytest.MonkeyPatch) -> None:
     flags = {"amp": True, "auto_scale_lr": True, "resume": None, "load_from": None, "no_validate": False}
     for has_gpu, wrapper in ((False, "OptimWrapper"), (True, "AmpOptimWrapper")):

@@ -115,6 +115,39 @@ log_processor = dict(by_epoch=True)
 """,
         {"lr": 1e-3, "steps": 300, "masks": True},
     ),
+    "cascade": (
+        "davit_cascade_maskrcnn_3x_coco.py",
+        f"""
+head = dict(
+    type="Shared2FCBBoxHead",
+    in_channels=64,
+    fc_out_channels=128,
+    num_classes=10,
+    reg_class_agnostic=True,
+    loss_bbox=dict(type="SmoothL1Loss", beta=1.0),
+)
+deviations = [(0.1, 0.1, 0.2, 0.2), (0.05, 0.05, 0.1, 0.1), (0.033, 0.033, 0.067, 0.067)]
+coders = [dict(type="DeltaXYWHBBoxCoder", target_stds=one) for one in deviations]
+model = dict(
+    {_BACKBONE},
+    neck=dict(in_channels=[32, 64, 128, 160], out_channels=64),
+    rpn_head=dict(in_channels=64, feat_channels=64, anchor_generator=dict(scales=[5])),
+    roi_head=dict(
+        bbox_roi_extractor=dict(out_channels=64),
+        bbox_head=[dict(**head, bbox_coder=one) for one in coders],
+        mask_roi_extractor=dict(out_channels=64),
+        mask_head=dict(num_convs=1, in_channels=64, conv_out_channels=32, num_classes=10),
+    ),
+    train_cfg=dict(
+        rpn=dict(sampler=dict(num=64)),
+        rpn_proposal=dict(nms_pre=200, max_per_img=50),
+    ),
+    test_cfg=dict(rpn=dict(nms_pre=200, max_per_img=50)),
+)
+"""
+        + _BY_EPOCH,
+        {"lr": 1e-3, "steps": 120, "masks": True},
+    ),
     "rtmdet": (
         "davit_nano_rtmdet_digits.py",
         "model = dict(backbone=dict(drop_path_rate=0.0))\n" + _BY_EPOCH,
