@@ -11,6 +11,7 @@ import logging
 import os
 import re
 import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -175,3 +176,37 @@ def stop_signals() -> Iterator[Callable[[], bool]]:
     finally:
         for number, old in before.items():
             signal.signal(number, old)
+
+
+class TookTooLong(BaseException):
+    """The body of a `time_limit` was ended; no `Exception`, so that what catches those lets it through."""
+
+
+@contextmanager
+def time_limit(seconds: float) -> Iterator[None]:
+    """Raise `TookTooLong` in the body after so many seconds, and say of any error behind it that this is why.
+
+    Python hears the alarm between two of its operations: sleeping and waiting for data end at once, and a backward
+    pass, which is one operation, ends first. Without effect outside of the main thread, which alone hears signals.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    has_rung = False
+
+    def ring(number: int, _: Any) -> None:
+        nonlocal has_rung
+        has_rung = True
+        raise TookTooLong
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    except Exception:
+        if has_rung:
+            raise TookTooLong from None
+        raise
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -11,7 +10,7 @@ from PIL import Image
 
 from ..predict import Predictor
 from ..predict.pictures import Picture
-from ..visualize.figure import HOW_TO_READ, evidence_image, look, render, seen_image
+from ..visualize.figure import HOW_TO_READ, MapRow, draw_maps, evidence_image, look, seen_image
 
 
 @dataclass(frozen=True)
@@ -22,14 +21,14 @@ class Answer:
         scores: name -> 0 to 1, the highest first.
         picture: the picture with what was found, and its caption.
         how: a sentence on how the picture is read.
-        detail: a large figure, where there is one.
+        maps: of the model's attention and evidence, where there are any.
     """
 
     scores: Mapping[str, float]
     picture: Image.Image
     caption: str
     how: str = ""
-    detail: Image.Image | None = None
+    maps: Sequence[MapRow] = ()
 
 
 _DRAWN = "A colour is a class; beside its name is the score, or below the picture which colour is which class."
@@ -52,7 +51,7 @@ class Reader(Protocol):
 
 
 class ClassifierReader:
-    """Asks a classifier: its classes, the evidence for the first, and the whole figure of `davit.visualize`.
+    """Asks a classifier: its classes, the evidence for the first, and the maps of `davit.visualize`.
 
     Of an exported model there are the classes alone, and a sentence says why.
     """
@@ -71,13 +70,11 @@ class ClassifierReader:
         if self._predictor.program is not None:
             return Answer(self.scores(picture), seen_image(self._predictor, picture), _EXPORTED)
         seen = look(self._predictor, picture)
-        stream = io.BytesIO()
-        render(self._predictor, seen).savefig(stream, format="png")
         # of several classes those that reach their threshold, or else the nearest
         guesses = seen.prediction.guesses or (seen.prediction.first,)
         scores = {guess.name: guess.probability for guess in guesses}
-        how = HOW_TO_READ[seen.evidence[0].method]
-        return Answer(scores, evidence_image(seen), f"evidence for {seen.prediction.name}", how, Image.open(stream))
+        how, maps = HOW_TO_READ[seen.evidence[0].method], draw_maps(self._predictor, seen)
+        return Answer(scores, evidence_image(seen), f"evidence for {seen.prediction.name}", how, maps)
 
 
 class DrawnReader:

@@ -567,7 +567,8 @@ def _add_record(add: Callable[..., Any]) -> None:
     add("--accept-changed-data", action="store_true", help="go on, now, though classes or files are not the state's")
     add("--log-tensorboard", action="store_true", help="write TensorBoard events")
     add("--log-wandb", action="store_true", help="log to Weights & Biases")
-    add("--dry-run", action="store_true", help="two steps, one evaluation batch, memory and time; writes nothing")
+    add("--dry-run", action="store_true", help="measure memory and time in about a minute; write nothing")
+    add_json(add)
 
 
 def parse_with_config(

@@ -23,10 +23,13 @@ from torch import nn
 from .. import recipes
 from ..commands import Interrupted, log_of_rank, run_cli, stop_signals
 from ..data import Batch, prefetch, save_images, write_digits
+from ..parsing.results import as_json, json_alone, put
 from ..seeding import seed_everything
+from ..text import as_utf8
 from .build import Parts, Task, build_optimizer, build_parts, mixes, name_model
 from .data_facts import facts_of
 from .distributed import StarvedError, StoppedError, World, close_world, init_world, is_out_of_memory
+from .dry_run import COMPILING, LIMIT, LONGEST_STEP, DryRun, step_seconds, timed
 from .evaluate import Evaluation, peak_memory_mb
 from .finetune import head_group
 from .flags import (
@@ -44,7 +47,7 @@ from .nonfinite import report_nonfinite
 from .precision import precision_from
 from .progress import Progress
 from .resume import Standing, enter_schedule, metric_name, restore, state_of
-from .run_folder import FolderOptions, Opened, RunFolder, has_our_format, open_folder
+from .run_folder import BEST, FolderOptions, Opened, RunFolder, has_our_format, open_folder
 from .run_log import RunLog, check_loggers, plain, write_args, write_bad_images
 from .steps import EpochTotals, OnNonFinite, StepResult, reason_of
 
@@ -67,7 +70,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             if args.data_dir is None and not args.dataset:
                 args.data_dir = str(write_digits())
                 log.info("No data folder given: training on scikit-learn's handwritten digits in %s.", args.data_dir)
-            run(args, world)
+            with json_alone(args.json):
+                run(args, world)
         finally:
             close_world()
 
@@ -99,14 +103,19 @@ def run(args: Namespace, world: World, task: Task | None = None) -> None:
         model.to(memory_format=torch.channels_last)
     if args.sync_bn and world.is_distributed and world.device.type == "cuda":
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+
+    def tell(document: dict[str, Any]) -> None:
+        if args.json and world.is_main:
+            put(as_json(document))
+
     if args.throughput:
-        measure_throughput(args, model, config, world)
+        tell(measure_throughput(args, model, config, world))
         return
     parts = build_parts(args, model, data, config, world, task)
-    # the flags of the precision as they came out on this machine; and to accept other data is for one start alone
+    # the flags of the precision as they came out on this machine; some flags are for one start alone
     asked = vars(args)
     precision = {name: value for name, value in parts.precision.flags.items() if name in asked}
-    record = plain({**asked, **precision, "accept_changed_data": False})
+    record = plain({**asked, **precision, "accept_changed_data": False, "json": False})
     if len(sizes := record.pop("sizes")) > 1:
         record["img_size"] = ",".join(map(str, sizes))
     options = RunOptions(**{flag.name: getattr(args, flag.name) for flag in fields(RunOptions)})
@@ -115,16 +124,22 @@ def run(args: Namespace, world: World, task: Task | None = None) -> None:
         if args.dry_run:
             parts.precision.say()
             trainer.settle_batch(None)
-            trainer.dry_run()
+            tell(trainer.dry_run().document())
         else:
             trainer.prepare_folder()
-            trainer.fit()
+            try:
+                tell(trainer.document(trainer.fit()))
+            except Interrupted:
+                tell(trainer.document("interrupted"))
+                raise
     finally:
         trainer.close()
 
 
-def measure_throughput(args: Namespace, model: nn.Module, config: dict[str, Any], world: World) -> None:
-    """Log images/s of the forward pass on random pictures, the median of 30 batches after 10."""
+def measure_throughput(
+    args: Namespace, model: nn.Module, config: dict[str, Any], world: World
+) -> dict[str, float | int]:
+    """Log and return images/s of the forward pass on random pictures, the median of 30 batches after 10."""
     model.eval()
     precision = precision_from(args, world.device, world.everywhere)
     precision.say()
@@ -140,9 +155,7 @@ def measure_throughput(args: Namespace, model: nn.Module, config: dict[str, Any]
         seconds = timeit.repeat(forward, number=1, repeat=40)
     speed, size = args.batch_size / median(seconds[10:]), args.batch_size
     log.info("%s: %.1f images/s in batches of %d on %s.", args.model, speed, size, world.device)
-
-
-_DRY_STEP = 30.0  # seconds of a step, beyond which --dry-run takes no second one
+    return {"images_per_second": speed, "batch_size": size}
 
 
 @dataclass(frozen=True)
@@ -309,33 +322,68 @@ class Trainer:
             *(reason_of(error), sampler.grad_accum_steps, size, before),
         )
 
-    def dry_run(self) -> None:
-        """Run two steps and one evaluation batch, then log memory and the time that the whole run would take."""
-        parts, loader = self.parts, self.parts.train_loader
+    def dry_run(self) -> DryRun:
+        """Measure two steps and an evaluation batch, or as much of them as a bounded time allows; and say it."""
+        parts, loader, world = self.parts, self.parts.train_loader, self.world
+        is_compiled = bool(self.record.get("torchcompile"))  # which another number of images would do twice
+        limit = LIMIT * (COMPILING if is_compiled else 1)
         parts.stepper.train()
         epoch = 0 if parts.sizes is None else parts.sizes.epochs  # with pictures of the last size
-        steps = self._steps(epoch, 0, lambda: False)
-        seconds, timed = 0.0, "first"  # which takes longer than those behind it
-        for name in ("first", "second")[: loader.steps_per_epoch]:
-            timed = name
-            begun = time.perf_counter()
-            next(steps)
-            seconds = time.perf_counter() - begun
-            if any(self.world.gather(seconds > _DRY_STEP)):
-                break
-        steps.close()
-        begun = time.perf_counter()
-        self._evaluate_one(parts.model, limit_batches=1)
-        evaluation = (time.perf_counter() - begun) * max(1, parts.val_loader.num_batches)
-        log.info(
-            "Dry run: peak memory %.0f MB for each process; %.2f s for the %s step, so about %.1f hours for %d epochs "
-            "(evaluation included). Nothing was written.",
-            peak_memory_mb(self.world.device),
-            seconds,
-            timed,
-            parts.num_epochs * (seconds * loader.steps_per_epoch + evaluation) / 3600,
-            parts.num_epochs,
+        foretold = (0.0, 0) if is_compiled else self._foretold_step(epoch, limit)
+        seconds, images = (limit, 0) if foretold is None else (foretold[0], foretold[1] * world.size)
+        is_least = foretold is None
+        if seconds <= LONGEST_STEP:
+            measured = self._whole_steps(epoch, limit)
+            is_least = measured is None
+            seconds, images = (limit, 0) if measured is None else (measured, loader.global_batch)
+        elif not is_least:
+            parts.val_loader.split(max(1, images // world.size))
+        batch = None if is_least else timed(lambda: self._evaluate_one(parts.model, limit_batches=1), limit)
+        evaluation = None if batch is None else batch * max(1, parts.val_loader.num_batches)
+        evaluations = -(-parts.num_epochs // self.options.val_interval)
+        total = parts.num_epochs * seconds * loader.steps_per_epoch + evaluations * (evaluation or 0.0)
+        found = DryRun(
+            images_per_step=loader.global_batch,
+            images_measured=images,
+            step_seconds=seconds,
+            evaluation_seconds=evaluation,
+            epochs=parts.num_epochs,
+            hours=total / 3600,
+            is_least=is_least or evaluation is None,
+            peak_memory_mb=peak_memory_mb(world.device),
         )
+        log.info("%s", found)
+        return found
+
+    def _foretold_step(self, epoch: int, limit: float) -> tuple[float, int] | None:
+        """Foretell the seconds of a step by a smaller one (`step_seconds`)."""
+        loader, first = self.parts.train_loader, []
+        stream = self._on_device(loader.batches(epoch, 0))
+        if timed(lambda: first.append(next(stream)), limit) is None:
+            return None
+
+        def step(micro_batches: Sequence[Batch]) -> None:
+            self.parts.stepper.step(micro_batches, epoch, 0, False, self._on_nonfinite(0))
+
+        share = loader.global_batch // self.world.size
+        return step_seconds(step, first[0], share, limit, lambda mine: max(self.world.gather(mine)))
+
+    def _whole_steps(self, epoch: int, limit: float) -> float | None:
+        """Return the seconds of the second step, as the first takes longer; of the first where that takes long."""
+        seconds: list[float] = []
+        steps = self._steps(epoch, 0, lambda: False)
+
+        def work() -> None:
+            for _ in range(min(2, self.parts.train_loader.steps_per_epoch)):
+                begun = time.perf_counter()
+                next(steps)
+                seconds.append(max(self.world.gather(time.perf_counter() - begun)))
+                if seconds[-1] > LONGEST_STEP:
+                    break
+
+        timed(work, limit)
+        steps.close()
+        return seconds[-1] if seconds else None
 
     # ---- where the run is written, and from where it goes on ----
 
@@ -374,8 +422,8 @@ class Trainer:
 
     # ---- the loop ----
 
-    def fit(self) -> None:
-        """Train to the last epoch."""
+    def fit(self) -> str:
+        """Train to the last epoch; return what ended the run: "finished", "early stop" or "stop epoch"."""
         standing, num_epochs = self.standing, min(self.parts.num_epochs, self.options.stop_epoch or sys.maxsize)
         with stop_signals() as asked:
             while standing.epoch < num_epochs and not self._is_stalled():
@@ -403,6 +451,31 @@ class Trainer:
                 self.folder.write_adapters(adapters)
             self.parts.task.finish(self.parts, self.folder.path)
             log.info("Best %s %.4g at epoch %d; everything is in %s.", metric, kept[best], best, self.folder.path)
+        if is_stalled:
+            return "early stop"
+        return "finished" if standing.epoch >= self.parts.num_epochs else "stop epoch"
+
+    def document(self, ended: str) -> dict[str, Any]:
+        """Describe the run for programs (--json); on the main process alone, which has the folder.
+
+        Args:
+            ended: why it ended, as `fit` says it.
+        """
+        if self.folder is None or self.run_log is None:
+            return {}
+        kept, metric = self.folder.on_disk(self.standing.kept), self.options.eval_metric
+        best = None
+        if kept:
+            epoch = self.folder.best(kept)
+            best = {"epoch": epoch, metric: kept[epoch], "checkpoint": as_utf8(self.folder.path / BEST)}
+        return {
+            "folder": as_utf8(self.folder.path),
+            "ended": ended,
+            "epochs_done": self.standing.epoch,
+            "epochs": self.parts.num_epochs,
+            "best": best,
+            "history": self.run_log.rows(),
+        }
 
     def _is_stalled(self) -> bool:
         """Return whether the epochs since the best one are as many as --early-stop allows.

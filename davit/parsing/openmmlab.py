@@ -93,6 +93,7 @@ def train_parser() -> Parser:
     add("--no-validate", action="store_true", help="do not evaluate while training")
     add("--seed", **number("numpy_seed"), help="of everything random; default: one is drawn and logged")
     add("--deterministic", action="store_true", help="cuDNN's deterministic kernels")
+    add_json(add)
     parser.add_argument_group("without effect").add_argument(
         *("--gpus", "--gpu-ids"),
         nargs="*",
@@ -137,19 +138,24 @@ def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
     add_override_arguments(parser)
     add = parser.add_argument_group("run").add_argument
     add("--work-dir", metavar="DIR", help="where the run is written; default: work_dirs/CONFIG")
+    add_data_checks(add)
+    add("--launcher", choices=("none", "pytorch", "slurm"), default="none", help="who started us")
+    add("--local_rank", "--local-rank", **number("local_rank"), default=0, help="set by torch.distributed.launch")
+
+
+def add_data_checks(add: Callable[..., Any]) -> None:
+    """Add what is done about images that cannot be read, alike for all detectors."""
     add(
         "--no-data-check",
         dest="data_check",
         action="store_false",
-        help="do not read the header of every picture before a run of a detector (the annotations are checked)",
+        help="detection: do not read the header of every image at the start (the annotations are checked)",
     )
     add(
         "--skip-bad-images",
         action="store_true",
-        help="detection: go on without the pictures that are missing or cannot be read; they are counted",
+        help="detection: go on without images that are missing or cannot be read; they are counted",
     )
-    add("--launcher", choices=("none", "pytorch", "slurm"), default="none", help="who started us")
-    add("--local_rank", "--local-rank", **number("local_rank"), default=0, help="set by torch.distributed.launch")
 
 
 def demo_parser() -> Parser:

@@ -30,6 +30,7 @@ _COLUMNS, _GROUPS, _EVIDENCES = 6, 3, 3
 _SEEN, _EVIDENCE = "viridis", "PuOr_r"
 _FONT = 8
 _WRAPPED = 38  # characters of a line below a map
+_MAP_SIDE, _MAP_DPI = 2.6, 150  # inches of a map's longer side where it is a picture of its own
 
 #: How each map is read, in a sentence; the two kinds of evidence by their method.
 HOW_TO_READ = {
@@ -61,6 +62,23 @@ class Look:
     evidence: tuple[Evidence, ...]
     attention: Attention | None
     marked: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Map:
+    """One map over the picture, without margins, with its title and a sentence on how it is read."""
+
+    title: str
+    how: str
+    image: Image.Image
+
+
+@dataclass(frozen=True)
+class MapRow:
+    """Maps that belong together: the evidence, or those of a stage."""
+
+    title: str
+    maps: tuple[Map, ...]
 
 
 def look(predictor: Predictor, picture: Picture, class_index: int | None = None) -> Look:
@@ -162,13 +180,44 @@ def _render(title: str, predictor: Predictor, seen: Look, names: Mapping[int, st
     some_bands = {1: "", 2: ": band 1 of 2", 3: ""}.get(seen.bands, f": bands 1 to 3 of {seen.bands}")
     sees = panel(0, 0, f"what the model sees{some_bands}", "The picture as it was resized and cropped.")
     sees.imshow(seen.shown_HWC, interpolation="nearest")
-    for column, evidence in enumerate(seen.evidence, start=1):
-        axes = panel(0, column, f"evidence for {_short(names[evidence.class_index])}", HOW_TO_READ[evidence.method])
-        _draw_evidence(axes, seen, evidence, is_marked=column == 1)
+    short = {index: _short(name) for index, name in names.items()}
+    _draw_evidences(lambda place, *said: panel(0, place + 1, *said), seen, short)
     _draw_bars(panel(0, slice(4, 6), "classes"), seen.prediction, names)
     for row, stage in enumerate(stages, start=1):
         _draw_stage(partial(panel, row), seen, stage)
     return figure
+
+
+def draw_maps(predictor: Predictor, seen: Look) -> list[MapRow]:
+    """Draw each map of the figure as a picture of its own, for pages that set their titles and sentences themselves."""
+    names = {one.class_index: as_line(predictor.class_names[one.class_index]) for one in seen.evidence}
+    rows = [_row("evidence", seen, lambda panel: _draw_evidences(panel, seen, names))]
+    for stage in stages_shown(predictor, seen):
+        rows.append(_row(_title_of(seen, stage), seen, lambda panel, stage=stage: _draw_stage(panel, seen, stage)))
+    return rows
+
+
+def _row(title: str, seen: Look, draw: Callable[[Callable[[int, str, str], Axes]], None]) -> MapRow:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    height, width = seen.shown_HWC.shape[:2]
+    scale = _MAP_SIDE / max(height, width)
+    drawn: list[tuple[str, str, FigureCanvasAgg]] = []
+
+    def panel(place: int, title: str, how: str) -> Axes:
+        figure = Figure(figsize=(width * scale, height * scale), dpi=_MAP_DPI, facecolor="none")
+        drawn.append((title, how, FigureCanvasAgg(figure)))
+        axes = figure.add_axes((0, 0, 1, 1))
+        axes.set_axis_off()
+        return axes
+
+    draw(panel)
+    maps = []
+    for name, how, canvas in drawn:
+        canvas.draw()
+        maps.append(Map(name, how, Image.fromarray(np.asarray(canvas.buffer_rgba()))))
+    return MapRow(title, tuple(maps))
 
 
 def stages_shown(predictor: Predictor, seen: Look) -> list[int]:
@@ -189,9 +238,8 @@ def _draw_stage(panel: Callable[[int, str, str], Axes], seen: Look, stage: int) 
     assert seen.attention is not None
     spatial, channel = seen.attention.last(stage)
     panels: list[Axes] = []
-    shape: Sequence[int] = ()
     if spatial is not None:
-        H, W = shape = spatial.received_HW.shape
+        H, W = spatial.received_HW.shape
         row, column = min(int(seen.marked[0] * H), H - 1), min(int(seen.marked[1] * W), W - 1)
         views = {"attention received": spatial.received_HW, "seen from the cross": spatial.seen_from(row, column)}
         for place, (title, map_HW) in enumerate(views.items()):
@@ -202,7 +250,6 @@ def _draw_stage(panel: Callable[[int, str, str], Axes], seen: Look, stage: int) 
                     draw_line(edge, color="white", linewidth=0.6)
         axes.plot(column + 0.5, row + 0.5, "x", color="#d55e00", markersize=6)
     if channel is not None:
-        shape = channel.response_GHW.shape[1:]
         groups = channel.most_telling(_GROUPS)
         for place, group in enumerate(groups, start=2):
             panels.append(axes := panel(place, f"channel group {group + 1} responds", HOW_TO_READ["responds"]))
@@ -210,7 +257,14 @@ def _draw_stage(panel: Callable[[int, str, str], Axes], seen: Look, stage: int) 
             _overlay(axes, seen, map_HW, 0, float(map_HW.max()), cmap=_SEEN, interpolation="bilinear")
         axes = panel(5, f"group {groups[0] + 1}: channel to channel", HOW_TO_READ["channels"])
         axes.imshow(channel.attention_GDD[groups[0]].cpu(), cmap=_SEEN, interpolation="nearest")
-    panels[0].set_ylabel(f"stage {stage + 1}\n{shape[0]} x {shape[1]} positions", fontsize=_FONT)
+    panels[0].set_ylabel(_title_of(seen, stage).replace(": ", "\n"), fontsize=_FONT)
+
+
+def _title_of(seen: Look, stage: int) -> str:
+    assert seen.attention is not None
+    spatial, channel = seen.attention.last(stage)
+    H, W = spatial.received_HW.shape if spatial is not None else channel.response_GHW.shape[1:]  # type: ignore[union-attr]
+    return f"stage {stage + 1}: {H} x {W} positions"
 
 
 def _overlay(axes: Axes, seen: Look, map_HW: Tensor, low: float, high: float, **style: Any) -> None:
@@ -220,6 +274,12 @@ def _overlay(axes: Axes, seen: Look, map_HW: Tensor, low: float, high: float, **
     place: dict[str, Any] = {"extent": (0, W, H, 0), "aspect": (height / H) / (width / W)}
     axes.imshow(seen.shown_HWC.mean(2), cmap="gray", vmin=0, vmax=1, interpolation="nearest", **place)
     axes.imshow(map_HW.cpu(), vmin=low, vmax=high or 1.0, alpha=0.7, **style, **place)
+
+
+def _draw_evidences(panel: Callable[[int, str, str], Axes], seen: Look, names: Mapping[int, str]) -> None:
+    for place, evidence in enumerate(seen.evidence):
+        axes = panel(place, f"evidence for {names[evidence.class_index]}", HOW_TO_READ[evidence.method])
+        _draw_evidence(axes, seen, evidence, is_marked=place == 0)
 
 
 def _draw_evidence(axes: Axes, seen: Look, evidence: Evidence, is_marked: bool) -> None:
