@@ -128,14 +128,14 @@ def maps_html(rows: Sequence[MapRow]) -> str:
     parts = []
     for row in rows:
         title = escape(row.title[:1].upper() + row.title[1:])
-        parts.append(f'<h3>{title}</h3><div class="maps-row">')
+        parts.append(f'<details open><summary>{title}</summary><div class="maps-row">')
         for one in row.maps:
             title, how = escape(one.title), escape(one.how)
             parts.append(
                 f'<figure><img src="{_data_url(one.image)}" alt="{title}"><figcaption><b>{title}</b> {how}'
                 "</figcaption></figure>"
             )
-        parts.append("</div>")
+        parts.append("</div></details>")
     return "".join(parts)
 
 
@@ -207,10 +207,14 @@ def build_page(reader: Reader) -> Any:
         is_one = isinstance(place, int) and 0 <= place < min(len(files or ()), _MOST_AT_ONCE)
         return show((files or [])[place] if is_one else None)
 
-    def pick_row(files: list[str] | None, chosen: gr.SelectData) -> list[Any]:
+    def pick_row(files: list[str] | None, chosen: Any) -> list[Any]:
         """Show the image whose row of the table was chosen."""
         place = chosen.index[0] if isinstance(chosen.index, list | tuple) and chosen.index else None
+        if not files:  # taken away meanwhile
+            return [gr.skip()] * (1 + len(shown))
         return [place, *pick(files, place)]
+
+    pick_row.__annotations__["chosen"] = gr.SelectData  # by which Gradio knows that this is the event
 
     # no button to share: it would upload the image
     still = {"interactive": False, "visible": False, "format": "png", "buttons": ["fullscreen", "download"]}
@@ -227,9 +231,6 @@ def build_page(reader: Reader) -> Any:
                 message = gr.HTML(visible=False, elem_id="message")
                 given = gr.Image(elem_id="given", height=240, **{**still, "buttons": ["fullscreen"]})
                 scores = gr.HTML(visible=False, elem_id="scores")
-                with gr.Row():
-                    as_csv = gr.DownloadButton("Results as csv", visible=False, size="sm", elem_id="csv")
-                    as_json_file = gr.DownloadButton("Results as json", visible=False, size="sm", elem_id="json")
             with gr.Column(scale=3, min_width=280):
                 table = gr.Dataframe(
                     headers=["file", "first class", "score"],
@@ -240,6 +241,9 @@ def build_page(reader: Reader) -> Any:
                     wrap=True,
                     elem_id="table",
                 )
+                with gr.Row():
+                    as_csv = gr.DownloadButton("Results as csv", visible=False, size="sm", elem_id="csv")
+                    as_json_file = gr.DownloadButton("Results as json", visible=False, size="sm", elem_id="json")
                 picture = gr.Image(elem_id="picture", **still)
                 how = gr.Markdown(visible=False, elem_id="how")
                 maps = gr.HTML(visible=False, elem_id="maps")

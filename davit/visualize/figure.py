@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -189,11 +189,11 @@ def _render(title: str, predictor: Predictor, seen: Look, names: Mapping[int, st
 
 
 def draw_maps(predictor: Predictor, seen: Look) -> list[MapRow]:
-    """Draw each map of the figure as a picture of its own, for pages that set their titles and sentences themselves."""
+    """Draw each map of the figure as an image of its own, for pages that set titles and sentences themselves."""
     names = {one.class_index: as_line(predictor.class_names[one.class_index]) for one in seen.evidence}
     rows = [_row("evidence", seen, lambda panel: _draw_evidences(panel, seen, names))]
     for stage in stages_shown(predictor, seen):
-        rows.append(_row(_title_of(seen, stage), seen, lambda panel, stage=stage: _draw_stage(panel, seen, stage)))
+        rows.append(_row(_title_of(seen, stage), seen, partial(_draw_stage, seen=seen, stage=stage)))
     return rows
 
 
