@@ -67,6 +67,16 @@ class DryRun:
         )
 
 
+def limit_of(is_compiled: bool) -> float:
+    """Return the seconds after which what is measured is ended."""
+    return LIMIT * (COMPILING if is_compiled else 1)
+
+
+def is_long(seconds: float) -> bool:
+    """Tell whether a step takes so long that there is no second one."""
+    return seconds > LONGEST_STEP
+
+
 def timed(work: Callable[[], object], limit: float) -> float | None:
     """Return the seconds that some work takes; None where it was ended by the limit."""
     begun = time.perf_counter()
@@ -111,7 +121,7 @@ def step_seconds(
     seconds = slowest(seconds)
     # as many as take half of the longest step
     more = min(len(batch.indices), int(count * LONGEST_STEP / 2 / max(seconds, 1e-6))) // 2 * 2
-    if seconds * images / count > LONGEST_STEP and more > count:
+    if is_long(seconds * images / count) and more > count:
         again = timed(lambda: step([part_of(batch, more)]), limit)
         if again is not None:
             seconds, count = slowest(again), more

@@ -29,7 +29,7 @@ from ..text import as_utf8
 from .build import Parts, Task, build_optimizer, build_parts, mixes, name_model
 from .data_facts import facts_of
 from .distributed import StarvedError, StoppedError, World, close_world, init_world, is_out_of_memory
-from .dry_run import COMPILING, LIMIT, LONGEST_STEP, DryRun, step_seconds, timed
+from .dry_run import DryRun, is_long, limit_of, step_seconds, timed
 from .evaluate import Evaluation, peak_memory_mb
 from .finetune import head_group
 from .flags import (
@@ -326,13 +326,13 @@ class Trainer:
         """Measure two steps and an evaluation batch, or as much of them as a bounded time allows; and say it."""
         parts, loader, world = self.parts, self.parts.train_loader, self.world
         is_compiled = bool(self.record.get("torchcompile"))  # which another number of images would do twice
-        limit = LIMIT * (COMPILING if is_compiled else 1)
+        limit = limit_of(is_compiled)
         parts.stepper.train()
         epoch = 0 if parts.sizes is None else parts.sizes.epochs  # with pictures of the last size
         foretold = (0.0, 0) if is_compiled else self._foretold_step(epoch, limit)
         seconds, images = (limit, 0) if foretold is None else (foretold[0], foretold[1] * world.size)
         is_least = foretold is None
-        if seconds <= LONGEST_STEP:
+        if not is_least and not is_long(seconds):
             measured = self._whole_steps(epoch, limit)
             is_least = measured is None
             seconds, images = (limit, 0) if measured is None else (measured, loader.global_batch)
@@ -378,7 +378,7 @@ class Trainer:
                 begun = time.perf_counter()
                 next(steps)
                 seconds.append(max(self.world.gather(time.perf_counter() - begun)))
-                if seconds[-1] > LONGEST_STEP:
+                if is_long(seconds[-1]):
                     break
 
         timed(work, limit)
