@@ -15,7 +15,8 @@ from sklearn.metrics import precision_recall_curve
 from ..data import PictureDataset
 from ..data.label_sets import SEPARATOR
 from ..files import write_atomically, write_bytes, write_csv
-from ..fonts import drawable, matplotlib_fonts
+from ..fonts import drawable
+from ..style import COLOURS, figure_style
 from ..text import as_line, without_nan
 from .multilabel import Answers, Measures
 from .records import Array
@@ -111,16 +112,17 @@ def _draw_curves(report: LabelReport) -> Any:
     order = order[: int((~np.isnan(precision)).sum())]
     chosen = list(order) if len(order) <= _CURVES else [*order[: _CURVES // 2], *order[-(_CURVES // 2) :]]
     names = [drawable(report.names[index], int(index)) for index in chosen]
-    with matplotlib_fonts(names):
-        figure = Figure(figsize=(7.5, 5), dpi=110, layout="constrained")
+    with figure_style(names):
+        figure = Figure(figsize=(7.5, 5), layout="constrained")
         axes = figure.add_subplot(xlabel="recall", ylabel="precision", xlim=(0, 1.01), ylim=(0, 1.01))
+        axes.set_prop_cycle(color=COLOURS)
         for index, name in zip(chosen, names, strict=True):
             targets, scores = report.answers.targets[:, index], report.answers.logits[:, index]
             precisions, recalls, _ = precision_recall_curve(targets, scores)
             axes.step(recalls, precisions, where="post", label=f"{name[:24]}: AP {100 * precision[index]:.1f} %")
         title = "Precision and recall" if len(chosen) == len(order) else "Precision and recall, worst and best classes"
-        axes.set_title(title, fontsize=11)
-        axes.grid(alpha=0.3)
+        axes.set_title(title)
+        axes.grid()
         if chosen:
-            axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))
+            axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
     return figure

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from ..data import BadImageError, PictureDataset
+from ..data.imagenet import readable_names
 from ..files import write_atomically, write_bytes, write_csv
 from ..text import as_line, as_utf8, some, without_nan
 from .calibration import Bin, reliability
@@ -110,7 +111,7 @@ def write_report(folder: Path, report: Report) -> None:
         ],
     )
     _draw(folder / "reliability.png", draw_reliability(bins))
-    _draw(folder / "confusion.png", draw_confusion(matrix, report.names, report.competing))
+    _draw(folder / "confusion.png", draw_confusion(matrix, readable_names(report.names), report.competing))
     _write_worst(folder, report, outcomes, classes)
     log.info("report written to %s", as_line(folder))
 
@@ -211,6 +212,7 @@ def _write_worst(folder: Path, report: Report, outcomes: Outcomes, classes: Sequ
     """Write the worst pictures of each class: a table, and sheets with the classes of least accuracy first."""
     seen = sorted((row for row in classes if row["support"]), key=lambda row: (row["accuracy"], row["index"]))
     pages = -(-len(seen) // _ROWS_OF_A_SHEET)
+    shown = readable_names(report.names)
     rows: list[dict[str, Any]] = []
     for number in range(pages):
         page: Page = []
@@ -219,15 +221,15 @@ def _write_worst(folder: Path, report: Report, outcomes: Outcomes, classes: Sequ
             for rank, place in enumerate(worst_of(outcomes, row["index"]), start=1):
                 said = _picture_row(report, outcomes, place)
                 rows.append({"class": row["class"], "rank": rank, **{k: v for k, v in said.items() if k != "class"}})
-                tiles.append(_tile(report, outcomes, place, said))
-            page.append((row["class"], row["index"], f"{row['correct']} of {row['support']} right", tiles))
-        image = draw_sheet(page, f"worst pictures of each class, page {number + 1} of {pages}")
+                tiles.append(_tile(report, outcomes, place, said["predicted"], shown))
+            page.append((shown[row["index"]], row["index"], f"{row['correct']} of {row['support']} right", tiles))
+        image = draw_sheet(page, f"Worst images of each class, page {number + 1} of {pages}")
         name = SHEETS.replace("*", f"{number + 1:0{len(str(pages))}d}")
         write_atomically(folder / name, partial(image.save, format="PNG"))
     write_csv(folder / "worst.csv", rows)
 
 
-def _tile(report: Report, outcomes: Outcomes, place: int, said: Mapping[str, Any]) -> Tile:
+def _tile(report: Report, outcomes: Outcomes, place: int, name: str, names: Sequence[str]) -> Tile:
     """Read a picture as the model sees it."""
     try:
         image_CHW = report.dataset[int(outcomes.index[place])][0]
@@ -238,7 +240,8 @@ def _tile(report: Report, outcomes: Outcomes, place: int, said: Mapping[str, Any
         seen_CHW = np.clip(image_CHW.numpy() * std + mean, 0, 1)
         shown = (seen_CHW[:3] if len(seen_CHW) >= 3 else seen_CHW[[0, 0, 0]]).transpose(1, 2, 0)
     predicted = int(outcomes.predicted[place])
-    return Tile(shown, said["predicted"], predicted, float(outcomes.confidence[place]), bool(outcomes.right[place]))
+    name = names[predicted] if predicted >= 0 else name
+    return Tile(shown, name, predicted, float(outcomes.confidence[place]), bool(outcomes.right[place]))
 
 
 def cell(value: Any) -> Any:

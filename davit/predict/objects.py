@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import colorsys
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +18,7 @@ _STRENGTH = 0.6  # of a segment's colour over the picture
 _MASK_STRENGTH = 0.5  # of an object's colour over the picture
 _NAMED = 12  # classes that the legend has room for
 _SIDE = 320  # pixels; smaller pictures are enlarged to this, so that names can be read
+_FURTHER = 5  # times its height that a name may be away from its box, where many crowd
 _LONGEST = 4 * _SIDE  # pixels; none is enlarged beyond this
 
 
@@ -163,16 +165,24 @@ _Place = tuple[float, float, float, float]
 def _label_place(
     box: Sequence[float], text: Sequence[float], padding: int, size: tuple[int, int], taken: Sequence[_Place]
 ) -> _Place:
-    """Find a place for a name within the picture: above its box, inside of it or below, where no other name is."""
+    """Find a place for a name within the image, where no other name is: above its box, in it, below it, or near it."""
     width, height = text[2] - text[0] + 2 * padding, text[3] - text[1] + 2 * padding
     left, top, right, bottom = box
-    places = []
-    for x in (left, right - width):
-        for y in (top - height, top, bottom, bottom - height):
+    rows = [top - height, top, bottom, bottom - height]
+    # in a crowd, further and further from the box
+    rows += [y for step in range(1, _FURTHER) for y in (top - (1 + step) * height, bottom + step * height)]
+    best, least = (0.0, 0.0, width, height), math.inf
+    for y in rows:
+        for x in (left, right - width, (left + right - width) / 2):
             x0 = min(max(0.0, x), max(0.0, size[0] - width))
             y0 = min(max(0.0, y), max(0.0, size[1] - height))
-            places.append((x0, y0, x0 + width, y0 + height))
-    return min(places, key=lambda place: sum(_shared(place, other) for other in taken))  # the first of the best
+            place = (x0, y0, x0 + width, y0 + height)
+            shared = sum(_shared(place, other) for other in taken)
+            if shared < least:
+                best, least = place, shared
+        if least == 0:
+            break
+    return best
 
 
 def _shared(one: _Place, other: _Place) -> float:

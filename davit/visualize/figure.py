@@ -15,10 +15,11 @@ from PIL import Image
 from torch import Tensor
 
 from ..files import write_atomically
-from ..fonts import drawable, matplotlib_fonts
+from ..fonts import drawable
 from ..model import DaViT
 from ..predict import Prediction, Predictor
 from ..predict.pictures import Picture, open_picture
+from ..style import GREY, MAP, ORANGE, SKY, SMALL, figure_style
 from ..text import as_line
 from .attention import Attention, attention_of
 from .evidence import Evidence, class_evidence
@@ -27,8 +28,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _COLUMNS, _GROUPS, _EVIDENCES = 6, 3, 3
-_SEEN, _EVIDENCE = "viridis", "PuOr_r"
-_FONT = 8
+_EVIDENCE = "PuOr_r"
 _WRAPPED = 38  # characters of a line below a map
 _MAP_SIDE, _MAP_DPI = 2.6, 150  # inches of a map's longer side where it is a picture of its own
 
@@ -157,7 +157,7 @@ def render(predictor: Predictor, seen: Look) -> Any:
     shown = [one.class_index for one in seen.evidence] + [guess.index for guess in seen.prediction.guesses]
     names = {index: drawable(_short(predictor.class_names[index], _LONGEST), index) for index in shown}
     file = as_line(Path(seen.prediction.file).name)
-    with matplotlib_fonts([*names.values(), file]):
+    with figure_style([*names.values(), file]):
         return _render(f"{predictor.name}: {file}", predictor, seen, names)
 
 
@@ -165,14 +165,14 @@ def _render(title: str, predictor: Predictor, seen: Look, names: Mapping[int, st
     from matplotlib.figure import Figure  # a second of import, paid when drawing
 
     stages = stages_shown(predictor, seen)
-    figure = Figure(figsize=(2.15 * _COLUMNS + 0.5, 2.75 * (1 + len(stages)) + 0.35), dpi=110, layout="constrained")
-    figure.suptitle(title, fontsize=11)
+    figure = Figure(figsize=(2.15 * _COLUMNS + 0.5, 2.75 * (1 + len(stages)) + 0.35), layout="constrained")
+    figure.suptitle(title)
     grid = figure.add_gridspec(1 + len(stages), _COLUMNS)
 
     def panel(row: int, columns: int | slice, title: str, how: str = "") -> Axes:
         axes = figure.add_subplot(grid[row, columns])
-        axes.set_title(title, fontsize=_FONT)
-        axes.set_xlabel(textwrap.fill(how, _WRAPPED), fontsize=_FONT - 1.5, color="#444444")
+        axes.set_title(title, fontsize=SMALL)
+        axes.set_xlabel(textwrap.fill(how, _WRAPPED), fontsize=SMALL - 1.5, color=GREY)
         axes.set(xticks=[], yticks=[])
         axes.spines[:].set_visible(False)
         return axes
@@ -244,20 +244,20 @@ def _draw_stage(panel: Callable[[int, str, str], Axes], seen: Look, stage: int) 
         views = {"attention received": spatial.received_HW, "seen from the cross": spatial.seen_from(row, column)}
         for place, (title, map_HW) in enumerate(views.items()):
             panels.append(axes := panel(place, f"windows: {title}", HOW_TO_READ[title]))
-            _overlay(axes, seen, map_HW, 0, float(map_HW.max()), cmap=_SEEN, interpolation="nearest")
+            _overlay(axes, seen, map_HW, 0, float(map_HW.max()), cmap=MAP, interpolation="nearest")
             for draw_line, size in ((axes.axhline, H), (axes.axvline, W)):
                 for edge in range(spatial.window, size, spatial.window):
                     draw_line(edge, color="white", linewidth=0.6)
-        axes.plot(column + 0.5, row + 0.5, "x", color="#d55e00", markersize=6)
+        axes.plot(column + 0.5, row + 0.5, "x", color=ORANGE, markersize=6)
     if channel is not None:
         groups = channel.most_telling(_GROUPS)
         for place, group in enumerate(groups, start=2):
             panels.append(axes := panel(place, f"channel group {group + 1} responds", HOW_TO_READ["responds"]))
             map_HW = channel.response_GHW[group]
-            _overlay(axes, seen, map_HW, 0, float(map_HW.max()), cmap=_SEEN, interpolation="bilinear")
+            _overlay(axes, seen, map_HW, 0, float(map_HW.max()), cmap=MAP, interpolation="bilinear")
         axes = panel(5, f"group {groups[0] + 1}: channel to channel", HOW_TO_READ["channels"])
-        axes.imshow(channel.attention_GDD[groups[0]].cpu(), cmap=_SEEN, interpolation="nearest")
-    panels[0].set_ylabel(_title_of(seen, stage).replace(": ", "\n"), fontsize=_FONT)
+        axes.imshow(channel.attention_GDD[groups[0]].cpu(), cmap=MAP, interpolation="nearest")
+    panels[0].set_ylabel(_title_of(seen, stage).replace(": ", "\n"), fontsize=SMALL)
 
 
 def _title_of(seen: Look, stage: int) -> str:
@@ -293,11 +293,11 @@ def _draw_evidence(axes: Axes, seen: Look, evidence: Evidence, is_marked: bool) 
 
 def _draw_bars(axes: Axes, prediction: Prediction, names: Mapping[int, str]) -> None:
     guesses = prediction.guesses[::-1]
-    axes.barh(range(len(guesses)), [100 * guess.probability for guess in guesses], color="#56b4e9", height=0.55)
+    axes.barh(range(len(guesses)), [100 * guess.probability for guess in guesses], color=SKY, height=0.55)
     for place, guess in enumerate(guesses):
-        axes.text(1, place, f"{names[guess.index]}  {guess.probability:.1%}", va="center", fontsize=_FONT)
+        axes.text(1, place, f"{names[guess.index]}  {guess.probability:.1%}", va="center", fontsize=SMALL)
     axes.set(xlim=(0, 100), xticks=range(0, 101, 20))
-    axes.tick_params(labelsize=_FONT - 1)
+    axes.tick_params(labelsize=SMALL - 1)
     axes.spines["bottom"].set_visible(True)
 
 

@@ -49,7 +49,9 @@ def test_what_a_run_leaves(trained: Path) -> None:
 
 
 def test_args_yaml_is_a_recipe(trained: Path, tmp_path: Path) -> None:
-    davit(["det", "train", "-c", trained / "args.yaml", "--head", "dfine", "--dry-run"], tmp_path)
+    words = ["det", "train", "-c", trained / "args.yaml", "--head", "dfine", "--dry-run", "--json"]
+    measured = json.loads(davit(words, tmp_path).stdout)["dry_run"]
+    assert measured["images_measured"] == measured["images_per_step"] == 2 and measured["hours"] > 0
     assert not [*tmp_path.iterdir()]
 
 
