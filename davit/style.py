@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from .fonts import matplotlib_fonts
@@ -36,11 +36,16 @@ _SETTINGS: dict[str, Any] = {
 
 
 @contextmanager
-def figure_style(texts: Iterable[str] = ()) -> Iterator[None]:
-    """Have matplotlib draw as all figures look, with the fonts that some texts need; for what is made within."""
+def figure_style(texts: Iterable[str] | None = None) -> Iterator[None]:
+    """Have matplotlib draw as all figures look, for what is made within.
+
+    Args:
+        texts: names that are drawn, with the fonts that they need, and never as formulas; None where all texts are the
+            figure's own.
+    """
     from matplotlib import rc_context
 
-    with rc_context(_SETTINGS), matplotlib_fonts(texts):
+    with rc_context(_SETTINGS), nullcontext() if texts is None else matplotlib_fonts(texts):
         yield
 
 

@@ -118,10 +118,11 @@ def draw_curves(csv_files: Sequence[str | Path], out: str | Path) -> None:
     columns = min(2, len(panels))
     rows = math.ceil(len(panels) / columns)
     names = [drawable(name, place) for place, name in enumerate(_names(files), start=1)]
-    with figure_style(names):
+    with figure_style():
         figure = Figure(figsize=(_PANEL[0] * columns, _PANEL[1] * rows), layout="constrained")
         for place, (title, axes) in enumerate(panels.items(), start=1):
             _draw_panel(figure.add_subplot(rows, columns, place, title=title, xlabel="epoch"), axes, runs)
+    with figure_style(names):  # which are no formulas
         if len(runs) == 1:
             figure.suptitle(names[0])
         else:

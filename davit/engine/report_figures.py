@@ -164,7 +164,7 @@ def draw_sheet(page: Page, title: str) -> Image.Image:
                 _paste(sheet, tile.image, x, y)
             colour = GREY if tile.right else ORANGE
             sure = "" if math.isnan(tile.probability) else f"{tile.probability:.1%}"
-            _write(draw, (x, y + _TILE + 2), _short(tile.predicted, tile.index, 15), pixels(SMALL), colour)
+            _write(draw, (x, y + _TILE + 2), _short(tile.predicted, tile.index, 16), pixels(SMALL), colour)
             _write(draw, (x, y + _TILE + 2 + _TEXT), sure, pixels(SMALL), colour)
     return sheet
 

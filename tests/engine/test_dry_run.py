@@ -130,7 +130,7 @@ def test_micro_batches_count_towards_the_step(train: Train, monkeypatch: pytest.
     found = measured(train, "--grad-accum-steps", "6")
     assert max(asked) <= 8, "a micro-batch at most"
     assert (found["images_per_step"], found["images_measured"]) == (48, asked[-1])
-    assert 48 * 0.05 <= found["step_seconds"]
+    assert found["step_seconds"] >= 48 * 0.05
 
 
 @pytest.mark.parametrize(("each", "whole"), [(100.0, 0.0), (0.0, 100.0)], ids=["any step", "a whole step"])

@@ -1,7 +1,9 @@
 """train.py and test.py of mmdet/tools as a user runs them, in this process and on a small detector."""
 
+import contextlib
 import errno
 import json
+import logging
 import os
 import subprocess
 from argparse import ArgumentParser, Namespace
