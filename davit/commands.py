@@ -22,7 +22,7 @@ from .text import without_controls
 log = logging.getLogger(__name__)
 
 OK = 0
-SOME_FAILED = 1  # of several evaluations or pictures; the output says which
+SOME_FAILED = 1  # of several evaluations or images; the output says which
 USER_ERROR = 2  # a flag, a file or the data: the message says what to change
 NONFINITE = 3  # a loss or gradient became NaN or infinite; the batch was dumped
 DISK_FULL = 4  # the last state could not be written, the disk or a limit being reached; older ones are whole
@@ -90,7 +90,7 @@ def run_cli(main: Callable[[], Sequence[object] | None]) -> int:
     What the console shows of the log meanwhile, and after, cannot drive a terminal: names of files come from anyone.
 
     Args:
-        main: returns what failed of several evaluations or pictures, if anything.
+        main: returns what failed of several evaluations or images, if anything.
     """
     for handler in logging.getLogger().handlers:
         if type(handler) is logging.StreamHandler and not isinstance(handler.formatter, _Harmless):
@@ -101,7 +101,7 @@ def run_cli(main: Callable[[], Sequence[object] | None]) -> int:
         status = exit_status(error)
         if status is None:
             raise
-        text = "memory ran out: use smaller batches or pictures" if isinstance(error, MemoryError) else str(error)
+        text = "memory ran out: use smaller batches or images" if isinstance(error, MemoryError) else str(error)
         text = with_flags(_FROM_A_WORKER.sub("", text))
         if status == INTERRUPTED:
             log.warning("%s", text)

@@ -26,10 +26,10 @@ from .readers import Answer, Reader
 
 log = logging.getLogger(__name__)
 
-_KEPT_SECONDS = 600  # pictures that were dropped are removed after about so long
-_WAITING = 16  # pictures in the queue
+_KEPT_SECONDS = 600  # images that were dropped are removed after about so long
+_WAITING = 16  # images in the queue
 _SHOWN = 5  # classes
-_MOST_AT_ONCE = 16  # pictures of one drop
+_MOST_AT_ONCE = 16  # images of one drop
 _LISTED = 2000  # classes
 _ASK = f"Drop images, up to {_MOST_AT_ONCE} at once, to see what the model finds in each."
 _THUMBNAIL = 640  # pixels
@@ -75,7 +75,7 @@ def results_of(reader: Reader, files: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def as_rows(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Turn results into rows of a table, one for each picture and class."""
+    """Turn results into rows of a table, one for each image and class."""
     rows = []
     for result in results:
         named = result.get("classes") or [{"class": "", "score": ""}]

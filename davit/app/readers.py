@@ -1,4 +1,4 @@
-"""Ask a model about a picture, for the page: scores and pictures come back."""
+"""Ask a model about an image, for the page: scores and images come back."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from ..visualize.figure import HOW_TO_READ, MapRow, draw_maps, evidence_image, l
 
 @dataclass(frozen=True)
 class Answer:
-    """What the page shows for one picture.
+    """What the page shows for one image.
 
     Attributes:
         scores: name -> 0 to 1, the highest first.
-        picture: the picture with what was found, and its caption.
-        how: a sentence on how the picture is read.
+        picture: the image with what was found, and its caption.
+        how: a sentence on how the image is read.
         maps: of the model's attention and evidence, where there are any.
     """
 
@@ -31,7 +31,7 @@ class Answer:
     maps: Sequence[MapRow] = ()
 
 
-_DRAWN = "A colour is a class; beside its name is the score, or below the picture which colour is which class."
+_DRAWN = "A colour is a class; beside its name is the score, or below the image which colour is which class."
 _EXPORTED = "what the model sees (an exported model: evidence and attention need its checkpoint)"
 
 
@@ -42,11 +42,11 @@ class Reader(Protocol):
     classes: Sequence[str]
 
     def scores(self, picture: Picture) -> Mapping[str, float]:
-        """Find what is in a picture, without drawing: name -> 0 to 1, the highest first; errors as in `answer`."""
+        """Find what is in an image, without drawing: name -> 0 to 1, the highest first; errors as in `answer`."""
         ...
 
     def answer(self, picture: Picture) -> Answer:
-        """Find what is in a picture; a `ValueError` is shown as a sentence, with the reason of a `BadImageError`."""
+        """Find what is in an image; a `ValueError` is shown as a sentence, with the reason of a `BadImageError`."""
         ...
 
 

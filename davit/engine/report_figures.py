@@ -1,4 +1,4 @@
-"""Draw a confusion matrix, how far probabilities can be trusted, and sheets of pictures."""
+"""Draw a confusion matrix, how far probabilities can be trusted, and sheets of images."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .records import Array
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-WORST = 8  # pictures of a class
+WORST = 8  # images of a class
 
 _MOST_DRAWN = 200  # classes of a matrix; of more, those with most errors
 _NUMBERS = 20  # classes, up to which each cell has its number
@@ -36,7 +36,7 @@ def _short(name: str, index: int, length: int = _SHORT) -> str:
 def draw_confusion(matrix: Array, names: Sequence[str], competing: Sequence[int]) -> Any:
     """Draw which share of each class (row) is taken for which (column), as matplotlib's `Figure`.
 
-    Of more than 200 classes, the 200 with most pictures that are wrong or wrongly taken for them.
+    Of more than 200 classes, the 200 with most images that are wrong or wrongly taken for them.
 
     Args:
         matrix: (classes, classes + 1), as `davit.engine.report.confusion`.
@@ -133,7 +133,7 @@ def _draw_bins(top: Axes, below: Axes, rows: Sequence[Bin]) -> None:
 
 @dataclass(frozen=True)
 class Tile:
-    """One picture of a sheet: (H, W, 3) of 0 to 1, None where it cannot be shown, and what it was taken for."""
+    """One image of a sheet: (H, W, 3) of 0 to 1, None where it cannot be shown, and what it was taken for."""
 
     image: Array | None
     predicted: str
@@ -143,11 +143,11 @@ class Tile:
 
 
 Page: TypeAlias = list[tuple[str, int, str, list[Tile]]]
-"""The rows of a sheet: a class's name and index, a note, and its pictures."""
+"""The rows of a sheet: a class's name and index, a note, and its images."""
 
 
 def draw_sheet(page: Page, title: str) -> Image.Image:
-    """Draw a row of pictures for each class; below each what it was taken for, in orange where that is wrong."""
+    """Draw a row of images for each class; below each what it was taken for, in orange where that is wrong."""
     row_height = _TILE + 2 * _TEXT + 2 * _GAP
     width = _LABEL + WORST * (_TILE + _GAP) + _GAP
     sheet = Image.new("RGB", (width, _HEAD + row_height * len(page)), "white")
@@ -170,7 +170,7 @@ def draw_sheet(page: Page, title: str) -> Image.Image:
 
 
 def _paste(sheet: Image.Image, shown_HWC: Array, x: int, y: int, tile: int = _TILE) -> None:
-    """Paste a picture as large as its place allows, its middle in the middle."""
+    """Paste an image as large as its place allows, its middle in the middle."""
     picture = Image.fromarray((255 * shown_HWC).round().astype(np.uint8))
     scale = tile / max(picture.size)
     size = tuple(max(1, round(side * scale)) for side in picture.size)
@@ -193,7 +193,7 @@ def _wrapped(name: str, length: int = _LINE) -> list[str]:
 
 
 def draw_grid(rows: Sequence[tuple[str, Sequence[Image.Image]]], titles: Sequence[str], tile: int) -> Image.Image:
-    """Draw rows of pictures under titles, each row with its name, each picture in a square of `tile` pixels."""
+    """Draw rows of images under titles, each row with its name, each image in a square of `tile` pixels."""
     label, head, gap = 150, 26, 4
     step = tile + gap
     sheet = Image.new("RGB", (label + step * len(titles), head + step * len(rows)), "white")

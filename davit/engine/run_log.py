@@ -178,7 +178,7 @@ def write_args(folder: str | Path, args: Mapping[str, Any]) -> None:
 
 
 def write_bad_images(folder: str | Path, bad: Mapping[str, str]) -> None:
-    """Write bad_images.csv: file and reason of the pictures left out, sorted by file."""
+    """Write bad_images.csv: file and reason of the images left out, sorted by file."""
     write_csv(Path(folder) / BAD_IMAGES, [{"file": file, "reason": bad[file]} for file in sorted(bad)])
 
 

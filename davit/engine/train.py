@@ -82,7 +82,7 @@ def run(args: Namespace, world: World, task: Task | None = None) -> None:
     """Train as the flags say.
 
     Args:
-        task: what is learnt; None for the classes of pictures.
+        task: what is learnt; None for the classes of images.
 
     Raises:
         ValueError: the flags, the data or the checkpoint do not fit (also its subclasses).
@@ -92,7 +92,7 @@ def run(args: Namespace, world: World, task: Task | None = None) -> None:
     task = task or Task()
     name_model(args)
     if args.throughput and args.batch_size == AUTO:
-        raise ValueError("--throughput needs a number of pictures: give --batch-size N.")
+        raise ValueError("--throughput needs a number of images: give --batch-size N.")
     is_auto = settle_batch(args, world.size, even=mixes(args))
     data = task.open_data(args, world)
     seed_everything(args.seed)  # the same initial weights in every process
@@ -139,7 +139,7 @@ def run(args: Namespace, world: World, task: Task | None = None) -> None:
 def measure_throughput(
     args: Namespace, model: nn.Module, config: dict[str, Any], world: World
 ) -> dict[str, float | int]:
-    """Log and return images/s of the forward pass on random pictures, the median of 30 batches after 10."""
+    """Log and return images/s of the forward pass on random images, the median of 30 batches after 10."""
     model.eval()
     precision = precision_from(args, world.device, world.everywhere)
     precision.say()
@@ -206,7 +206,7 @@ class Trainer:
         self.facts: dict[str, dict[str, Any]] = {}  # of the data, noted once the folder is open
         self.folder: RunFolder | None = None
         self.run_log: RunLog | None = None
-        self._size = 0  # of the training pictures so far, where it changes
+        self._size = 0  # of the training images so far, where it changes
 
     # ---- before a month of GPUs is spent ----
 
@@ -215,7 +215,7 @@ class Trainer:
         parts, options, loader = self.parts, self.options, self.parts.train_loader
         sampler, sizes = loader.sampler, parts.sizes
         log.info(
-            "%s, %.2f M parameters, %d classes, %s px; %d training and %d validation pictures.",
+            "%s, %.2f M parameters, %d classes, %s px; %d training and %d validation images.",
             options.model,
             sum(p.numel() for p in parts.model.parameters()) / 1e6,
             parts.data.num_classes,
@@ -224,7 +224,7 @@ class Trainer:
             len(parts.data.val),
         )
         log.info(
-            "Global batch %d = %d pictures x %d processes x %d micro-batches; learning rate %g for it; %d epochs of "
+            "Global batch %d = %d images x %d processes x %d micro-batches; learning rate %g for it; %d epochs of "
             "%d steps = %d steps; %s on %s.",
             *(loader.global_batch, sampler.batch_size, self.world.size, sampler.grad_accum_steps, options.lr),
             *(parts.num_epochs, loader.steps_per_epoch, parts.num_epochs * loader.steps_per_epoch),
@@ -254,7 +254,7 @@ class Trainer:
             asked = state["args"]["batch_size"]
             if noted != asked:
                 log.warning(
-                    "Memory had brought micro-batches of %d pictures to %d: the run goes on with these. Another "
+                    "Memory had brought micro-batches of %d images to %d: the run goes on with these. Another "
                     "--batch-size takes effect.",
                     *(asked, noted),
                 )
@@ -273,14 +273,14 @@ class Trainer:
         self.record |= {"batch_size": asked, "grad_accum_steps": accumulate}
         if self.is_auto:
             log.info(
-                "--batch-size auto: %d pictures at once and %d micro-batches a step (--batch-size %d "
+                "--batch-size auto: %d images at once and %d micro-batches a step (--batch-size %d "
                 "--grad-accum-steps %d).",
                 *(sampler.batch_size, sampler.grad_accum_steps) * 2,
             )
         self._announce()
 
     def _largest_batch(self) -> int:
-        """Find the largest micro-batch that memory holds in every process, at the largest size of the pictures."""
+        """Find the largest micro-batch that memory holds in every process, at the largest size of the images."""
         parts, options = self.parts, self.options
         if parts.stepper.has_sync_bn:
             raise ValueError("--batch-size auto cannot try sizes with --sync-bn: give a number.")
@@ -296,7 +296,7 @@ class Trainer:
         )
         size = trial.largest(self.micro_batches)
         if trial.reason:
-            log.info("More than %d pictures at once do not fit: %s.", size, trial.reason)
+            log.info("More than %d images at once do not fit: %s.", size, trial.reason)
         return size
 
     def _deal(self, size: int) -> None:
@@ -310,14 +310,14 @@ class Trainer:
         size = smaller(sampler.batch_size, self.micro_batches)
         if size is None:
             raise ValueError(
-                f"memory does not suffice for a micro-batch of {sampler.batch_size} pictures ({reason_of(error)}), "
-                "and none is smaller: take smaller pictures (--img-size), --grad-checkpointing, --amp or a smaller "
+                f"memory does not suffice for a micro-batch of {sampler.batch_size} images ({reason_of(error)}), "
+                "and none is smaller: take smaller images (--img-size), --grad-checkpointing, --amp or a smaller "
                 "model."
             ) from error
         before = sampler.batch_size
         self._deal(size)
         log.warning(
-            "Memory ran out (%s): from this step on %d micro-batches of %d pictures in place of %d. The step is "
+            "Memory ran out (%s): from this step on %d micro-batches of %d images in place of %d. The step is "
             "repeated with the same samples.",
             *(reason_of(error), sampler.grad_accum_steps, size, before),
         )
@@ -328,7 +328,7 @@ class Trainer:
         is_compiled = bool(self.record.get("torchcompile"))  # which another number of images would do twice
         limit = limit_of(is_compiled)
         parts.stepper.train()
-        epoch = 0 if parts.sizes is None else parts.sizes.epochs  # with pictures of the last size
+        epoch = 0 if parts.sizes is None else parts.sizes.epochs  # with images of the last size
         foretold = (0.0, 0) if is_compiled else self._foretold_step(epoch, limit)
         seconds, images = (limit, 0) if foretold is None else (foretold[0], foretold[1] * world.size)
         is_least = foretold is None
@@ -560,10 +560,10 @@ class Trainer:
             yield result, waited, micro_batches
 
     def _say_size(self, epoch: int, step: int) -> None:
-        """Log the size of the training pictures where it changes."""
+        """Log the size of the training images where it changes."""
         sizes = self.parts.sizes
         if sizes is not None and (size := sizes.at(epoch, step)) != self._size:
-            log.info("Epoch %d, step %d: training pictures of %d px.", epoch, step, size)
+            log.info("Epoch %d, step %d: training images of %d px.", epoch, step, size)
             self._size = size
 
     def _rate(self) -> float:

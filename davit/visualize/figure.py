@@ -1,4 +1,4 @@
-"""Draw one figure of one picture: its classes, the evidence for them, and what the attentions look at."""
+"""Draw one figure of one image: its classes, the evidence for them, and what the attentions look at."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 _COLUMNS, _GROUPS, _EVIDENCES = 6, 3, 3
 _EVIDENCE = "PuOr_r"
 _WRAPPED = 38  # characters of a line below a map
-_MAP_SIDE, _MAP_DPI = 2.6, 150  # inches of a map's longer side where it is a picture of its own
+_MAP_SIDE, _MAP_DPI = 2.6, 150  # inches of a map's longer side where it is an image of its own
 
 #: How each map is read, in a sentence; the two kinds of evidence by their method.
 HOW_TO_READ = {
@@ -46,14 +46,14 @@ _SHORT, _LONGEST = 18, 34  # characters of a class's name
 
 @dataclass(frozen=True)
 class Look:
-    """All that was computed from one picture.
+    """All that was computed from one image.
 
     Attributes:
-        shown_HWC: the picture as the model saw it, resized and cropped, 0 to 1; of more than three bands the first
+        shown_HWC: the image as the model saw it, resized and cropped, 0 to 1; of more than three bands the first
             three, of fewer the first as grey.
         bands: how many the model saw.
         attention: None for a model other than DaViT.
-        marked: the place of most evidence for the first class, as shares (down, right) of the picture.
+        marked: the place of most evidence for the first class, as shares (down, right) of the image.
     """
 
     prediction: Prediction
@@ -66,7 +66,7 @@ class Look:
 
 @dataclass(frozen=True)
 class Map:
-    """One map over the picture, without margins, with its title and a sentence on how it is read."""
+    """One map over the image, without margins, with its title and a sentence on how it is read."""
 
     title: str
     how: str
@@ -82,13 +82,13 @@ class MapRow:
 
 
 def look(predictor: Predictor, picture: Picture, class_index: int | None = None) -> Look:
-    """Classify a picture and compute what the figure shows.
+    """Classify an image and compute what the figure shows.
 
     Args:
         class_index: the class whose evidence is asked for; the most probable where None.
 
     Raises:
-        ValueError: the picture cannot be read, the class is unknown, or the model is an exported one.
+        ValueError: the image cannot be read, the class is unknown, or the model is an exported one.
     """
     if predictor.program is not None:
         raise ValueError(
@@ -109,13 +109,13 @@ def look(predictor: Predictor, picture: Picture, class_index: int | None = None)
 
 
 def seen_image(predictor: Predictor, picture: Picture) -> Image.Image:
-    """Return what the model sees of a picture: its crop, of more or fewer bands than three the first as RGB."""
+    """Return what the model sees of an image: its crop, of more or fewer bands than three the first as RGB."""
     shown_HWC = _shown(predictor, predictor.transform(open_picture(picture, predictor.decoding)))
     return Image.fromarray((255 * shown_HWC).round().astype("uint8"))
 
 
 def _shown(predictor: Predictor, image_CHW: Tensor) -> Any:
-    """Turn a prepared picture into (H, W, 3) of 0 to 1."""
+    """Turn a prepared image into (H, W, 3) of 0 to 1."""
     if image_CHW.dtype == torch.uint8:  # of an exported model that normalises itself
         seen_CHW = image_CHW / 255
     else:
@@ -127,13 +127,13 @@ def _shown(predictor: Predictor, image_CHW: Tensor) -> Any:
 def draw_picture(
     predictor: Predictor, picture: Picture, out: str | Path, class_index: int | None = None
 ) -> Prediction:
-    """Write the figure of one picture to a file in the format of its suffix, in one step.
+    """Write the figure of one image to a file in the format of its suffix, in one step.
 
     Args:
         class_index: as in `look`.
 
     Returns:
-        What the model says of the picture.
+        What the model says of the image.
 
     Raises:
         ValueError: as `look` does, or an unknown format.
@@ -150,7 +150,7 @@ def draw_picture(
 
 
 def render(predictor: Predictor, seen: Look) -> Any:
-    """Draw the figure, as matplotlib's `Figure`: a row for the picture, and one for each stage of a DaViT.
+    """Draw the figure, as matplotlib's `Figure`: a row for the image, and one for each stage of a DaViT.
 
     A class whose name no font here can draw is called by its index.
     """
@@ -178,7 +178,7 @@ def _render(title: str, predictor: Predictor, seen: Look, names: Mapping[int, st
         return axes
 
     some_bands = {1: "", 2: ": band 1 of 2", 3: ""}.get(seen.bands, f": bands 1 to 3 of {seen.bands}")
-    sees = panel(0, 0, f"what the model sees{some_bands}", "The picture as it was resized and cropped.")
+    sees = panel(0, 0, f"what the model sees{some_bands}", "The image as it was resized and cropped.")
     sees.imshow(seen.shown_HWC, interpolation="nearest")
     short = {index: _short(name) for index, name in names.items()}
     _draw_evidences(lambda place, *said: panel(0, place + 1, *said), seen, short)
@@ -268,7 +268,7 @@ def _title_of(seen: Look, stage: int) -> str:
 
 
 def _overlay(axes: Axes, seen: Look, map_HW: Tensor, low: float, high: float, **style: Any) -> None:
-    """Draw a map over the greyscale picture, on axes whose unit is a place of the map."""
+    """Draw a map over the greyscale image, on axes whose unit is a place of the map."""
     H, W = map_HW.shape
     height, width = seen.shown_HWC.shape[:2]
     place: dict[str, Any] = {"extent": (0, W, H, 0), "aspect": (height / H) / (width / W)}
@@ -307,7 +307,7 @@ def _short(name: str, length: int = _SHORT) -> str:
 
 
 def evidence_image(seen: Look) -> Image.Image:
-    """Draw the evidence for the first class over the picture: as large as what the model saw, at least 320 px."""
+    """Draw the evidence for the first class over the image: as large as what the model saw, at least 320 px."""
     from matplotlib import colormaps
 
     height, width = seen.shown_HWC.shape[:2]

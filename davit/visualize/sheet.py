@@ -1,4 +1,4 @@
-"""Draw many pictures on one sheet: a row for each question, a line of text below each picture."""
+"""Draw many images on one sheet: a row for each question, a line of text below each image."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from ..fonts import drawable
 from ..style import ORANGE, SMALL, figure_style
 from ..text import as_line
 
-_CELL, _TEXT = 1.6, 0.42  # inches: of a picture, and of the text below it
-_PIXELS = 240  # of the longer side of a picture as it is drawn
+_CELL, _TEXT = 1.6, 0.42  # inches: of an image, and of the text below it
+_PIXELS = 240  # of the longer side of an image as it is drawn
 _LONGEST = 22  # signs of a line
-_MOST_COLUMNS = 10  # of pictures, beside the first
+_MOST_COLUMNS = 10  # of images, beside the first
 
 
 @dataclass(frozen=True)
 class Shown:
-    """A picture on a sheet.
+    """An image on a sheet.
 
     Attributes:
         picture: a file, or what is drawn; a file that cannot be read leaves its place empty, with the text below.
@@ -38,7 +38,7 @@ def draw_sheet(rows: Sequence[tuple[Shown, Sequence[Shown]]], out: str | Path, t
     """Write a sheet to a file in the format of its suffix, in one step.
 
     Args:
-        rows: each a first picture, which stands apart, and those that go with it; more than ten fill further lines.
+        rows: each a first image, which stands apart, and those that go with it; more than ten fill further lines.
 
     Raises:
         ValueError: nothing to draw, or an unknown format.
@@ -46,7 +46,7 @@ def draw_sheet(rows: Sequence[tuple[Shown, Sequence[Shown]]], out: str | Path, t
     """
     form = Path(out).suffix.lstrip(".").lower() or "png"
     if not rows:
-        raise ValueError(f"there is no picture to draw in {out}.")
+        raise ValueError(f"there is no image to draw in {out}.")
     figure = render_sheet(rows, title)
     try:
         write_atomically(out, lambda stream: figure.savefig(stream, format=form))
