@@ -52,7 +52,7 @@ def _openmmlab(what: str) -> dict[str, Command]:
         for name, main, about in (
             ("train", "cli:train_main", f"train a {what}"),
             ("test", "cli:test_main", f"evaluate a {what}"),
-            ("demo", "demo:main", "draw what it finds in pictures"),
+            ("demo", "demo:main", "draw what it finds in images"),
             ("flops", "flops:main", "count parameters and FLOPs"),
         )
     }
@@ -65,18 +65,18 @@ COMMANDS: dict[str, Command | Group] = {
     "validate": Command(
         "engine.validate:main", "evaluate checkpoints or published models", "engine.flags:validate_parser"
     ),
-    "predict": Command("predict.cli:main", "say what is in pictures", "predict.flags:predict_parser"),
+    "predict": Command("predict.cli:main", "say what is in images", "predict.flags:predict_parser"),
     "probe": Command(
         "probe.__main__:main",
         "compare the features of frozen models by simple classifiers",
         "probe.flags:probe_parser",
     ),
     "embed": Command(
-        "embed.__main__:main", "write the features of pictures, or draw the nearest ones", "embed.flags:embed_parser"
+        "embed.__main__:main", "write the features of images, or draw the nearest ones", "embed.flags:embed_parser"
     ),
     "robustness": Command(
         "robustness.__main__:main",
-        "evaluate on ImageNet's variants and on corrupted pictures",
+        "evaluate on ImageNet's variants and on corrupted images",
         "robustness.flags:robustness_parser",
     ),
     "visualize": Command(
@@ -84,7 +84,7 @@ COMMANDS: dict[str, Command | Group] = {
         "draw what a model looks at, or the curves of runs",
         "visualize.flags:visualize_parser",
     ),
-    "app": Command("app.__main__:main", "serve a page on which one drops pictures", "app.flags:app_parser"),
+    "app": Command("app.__main__:main", "serve a page on which one drops images", "app.flags:app_parser"),
     "serve": Command("serve.__main__:main", "serve a model by HTTP", "serve.flags:serve_parser", "serve"),
     "doctor": Command(
         "doctor.__main__:main", "say what a machine, a data folder or a config lacks", "doctor.flags:doctor_parser"
@@ -115,7 +115,7 @@ COMMANDS: dict[str, Command | Group] = {
                 for name, about in (
                     ("train", "train a detector: DATA --head dfine, or a config"),
                     ("test", "evaluate a detector"),
-                    ("demo", "draw what it finds in pictures"),
+                    ("demo", "draw what it finds in images"),
                 )
             },
         },

@@ -11,6 +11,7 @@ import logging
 import os
 import re
 import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -21,7 +22,7 @@ from .text import without_controls
 log = logging.getLogger(__name__)
 
 OK = 0
-SOME_FAILED = 1  # of several evaluations or pictures; the output says which
+SOME_FAILED = 1  # of several evaluations or images; the output says which
 USER_ERROR = 2  # a flag, a file or the data: the message says what to change
 NONFINITE = 3  # a loss or gradient became NaN or infinite; the batch was dumped
 DISK_FULL = 4  # the last state could not be written, the disk or a limit being reached; older ones are whole
@@ -89,7 +90,7 @@ def run_cli(main: Callable[[], Sequence[object] | None]) -> int:
     What the console shows of the log meanwhile, and after, cannot drive a terminal: names of files come from anyone.
 
     Args:
-        main: returns what failed of several evaluations or pictures, if anything.
+        main: returns what failed of several evaluations or images, if anything.
     """
     for handler in logging.getLogger().handlers:
         if type(handler) is logging.StreamHandler and not isinstance(handler.formatter, _Harmless):
@@ -100,7 +101,7 @@ def run_cli(main: Callable[[], Sequence[object] | None]) -> int:
         status = exit_status(error)
         if status is None:
             raise
-        text = "memory ran out: use smaller batches or pictures" if isinstance(error, MemoryError) else str(error)
+        text = "memory ran out: use smaller batches or images" if isinstance(error, MemoryError) else str(error)
         text = with_flags(_FROM_A_WORKER.sub("", text))
         if status == INTERRUPTED:
             log.warning("%s", text)
@@ -175,3 +176,37 @@ def stop_signals() -> Iterator[Callable[[], bool]]:
     finally:
         for number, old in before.items():
             signal.signal(number, old)
+
+
+class TookTooLong(BaseException):
+    """The body of a `time_limit` was ended; no `Exception`, so that what catches those lets it through."""
+
+
+@contextmanager
+def time_limit(seconds: float) -> Iterator[None]:
+    """Raise `TookTooLong` in the body after so many seconds, and say of any error behind it that this is why.
+
+    Python hears the alarm between two of its operations: sleeping and waiting for data end at once, and a backward
+    pass, which is one operation, ends first. Without effect outside of the main thread, which alone hears signals.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    has_rung = False
+
+    def ring(number: int, _: Any) -> None:
+        nonlocal has_rung
+        has_rung = True
+        raise TookTooLong
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    except Exception:
+        if has_rung:
+            raise TookTooLong from None
+        raise
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)

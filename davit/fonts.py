@@ -45,10 +45,10 @@ def font_for(text: str) -> Path | None:
 
 
 def pillow_font(text: str, size: float) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
-    """Open a font for Pillow that has the characters of a text, its own where that suffices."""
+    """Open a font for Pillow that has the characters of a text: that of the figures where it has them."""
     from PIL import ImageFont
 
-    font = None if text.isascii() else font_for(text)
+    font = _own_font() if text.isascii() else font_for(text)
     return ImageFont.load_default(size) if font is None else ImageFont.truetype(str(font), size)
 
 
@@ -70,11 +70,18 @@ def matplotlib_fonts(texts: Iterable[str]) -> Iterator[None]:
 
 
 @functools.cache
+def _own_font() -> Path:
+    """Return the font that comes with matplotlib."""
+    from matplotlib import get_data_path
+
+    return Path(get_data_path(), "fonts/ttf/DejaVuSans.ttf")
+
+
+@functools.cache
 def _fonts() -> tuple[Path, ...]:
     """List the fonts of this machine, matplotlib's own first, then the likeliest."""
-    from matplotlib import font_manager, get_data_path
+    from matplotlib import font_manager
 
-    own = Path(get_data_path(), "fonts/ttf/DejaVuSans.ttf")
     found = {Path(file) for file in font_manager.findSystemFonts()}
     names = {file: file.stem.lower().replace("-", "").replace("_", "").replace(" ", "") for file in found}
 
@@ -83,7 +90,7 @@ def _fonts() -> tuple[Path, ...]:
         return first, sum(style in names[file] for style in _LATER), str(file)
 
     usable = [file for file in found if not any(word in names[file] for word in _NEVER)]
-    return own, *sorted(usable, key=rank)
+    return _own_font(), *sorted(usable, key=rank)
 
 
 @functools.cache

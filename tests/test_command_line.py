@@ -29,7 +29,7 @@ SCRIPTS = ("train.py", "validate.py", "predict.py")
 
 #: What each command prints: (on standard output, has --json, has --output FILE).
 PRINTS = {
-    "train": ("nothing: the log and summary.csv", False, False),
+    "train": ("nothing: the log; a document of the run", True, False),
     "validate": ("a table of accuracies", True, True),
     "predict": ("a table of classes", True, True),
     "probe": ("a table of classifiers", True, True),
@@ -49,7 +49,7 @@ PRINTS = {
     "data scenes": ("the folder", True, False),
     "data split": ("the folder", True, False),
     "data stats": ("flags of train.py", True, True),
-    "det train": ("nothing: the log", False, False),
+    "det train": ("nothing: the log; a document of the run", True, False),
     "det test": ("nothing: the log", True, False),
     "det demo": ("nothing: pictures and predictions.json", True, False),
     "det flops": ("a line for each config", True, True),

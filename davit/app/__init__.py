@@ -1,4 +1,4 @@
-"""Serve a page on which one drops pictures and sees what a model finds: ``python -m davit.app --checkpoint FILE``."""
+"""Serve a page on which one drops images and sees what a model finds: ``python -m davit.app --checkpoint FILE``."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""Serve a page on which one drops a picture and sees what a model finds in it."""
+"""Serve a page on which one drops an image and sees what a model finds in it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def _main(arguments: Sequence[str] | None, block: bool) -> None:
     if block:
         _end_as_by_ctrl_c()
     with tempfile.TemporaryDirectory(prefix="davit-app-") as folder:
-        os.environ["GRADIO_TEMP_DIR"] = folder  # pictures that are dropped; gone when the page ends
+        os.environ["GRADIO_TEMP_DIR"] = folder  # images that are dropped; gone when the page ends
         gradio()
         reader = _reader(args, given_flags(app_parser, arguments))
         where = {"folder": Path(folder), "also_at": args.also_at}
@@ -56,7 +56,7 @@ def _reader(args: argparse.Namespace, given: set[str]) -> Reader:
 
 
 def _end_as_by_ctrl_c() -> None:
-    """Remove dropped pictures also when the page is killed, or its terminal is closed (without nohup)."""
+    """Remove dropped images also when the page is killed, or its terminal is closed (without nohup)."""
     for ending in {signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}:  # Windows has no SIGHUP
         if signal.getsignal(ending) is not signal.SIG_IGN:
             signal.signal(ending, signal.default_int_handler)

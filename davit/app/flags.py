@@ -12,7 +12,7 @@ def app_parser() -> Parser:
     """Make the parser of ``python -m davit.app``."""
     parser = Parser(
         prog=command_name("python -m davit.app"),
-        description="Serve a page on which one drops pictures and sees what a model finds in them.",
+        description="Serve a page on which one drops images and sees what a model finds in them.",
         parents=[model_flags(), picture_flags()],
     )
     add = parser.add_argument_group("answers").add_argument

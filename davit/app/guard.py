@@ -23,7 +23,7 @@ from ..addresses import READING, OwnAddresses
 
 log = logging.getLogger(__name__)
 
-KEPT_FILES = 128  # uploads, and pictures of answers; the oldest make room
+KEPT_FILES = 128  # uploads, and images of answers; the oldest make room
 KEPT_OF_LARGEST = 16  # bytes of all of them, as a multiple of the largest upload
 _FRAME = 64 * 1024  # bytes of an upload beside the file
 _QUESTION = 256 * 1024  # bytes of any other request
@@ -44,7 +44,7 @@ class Guard:
 
     Args:
         own: the addresses of the page.
-        folder: where uploads and pictures of answers are kept.
+        folder: where uploads and images of answers are kept.
         largest: bytes of an upload.
         sessions: those that have asked for something, and may wait for answers.
     """

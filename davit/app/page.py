@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import base64
 import importlib
+import io
 import logging
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from html import escape
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -17,24 +21,23 @@ from ..data import BadImageError, load_rgb
 from ..files import write_bytes, write_csv
 from ..parsing.results import as_json
 from ..text import as_line, as_utf8, install_extra
+from ..visualize.figure import MapRow
 from .readers import Answer, Reader
 
 log = logging.getLogger(__name__)
 
-_KEPT_SECONDS = 600  # pictures that were dropped are removed after about so long
-_WAITING = 16  # pictures in the queue
+_KEPT_SECONDS = 600  # images that were dropped are removed after about so long
+_WAITING = 16  # images in the queue
 _SHOWN = 5  # classes
-_MOST_AT_ONCE = 16  # pictures of one drop
+_MOST_AT_ONCE = 16  # images of one drop
 _LISTED = 2000  # classes
+_ASK = f"Drop images, up to {_MOST_AT_ONCE} at once, to see what the model finds in each."
 _THUMBNAIL = 640  # pixels
-_FIGURE = "Each map of the figure has its sentence below it; the full-screen button enlarges it."
 _FOR_PROGRAMS = (
     "For programs: `davit serve MODEL` answers the same by HTTP, `POST /predict` and `POST /embed`; while it runs, "
-    "its API is described at [127.0.0.1:8000/docs](http://127.0.0.1:8000/docs)."
+    "its API is described at [127.0.0.1:8000/docs](http://127.0.0.1:8000/docs). All maps in one figure: "
+    "`davit visualize IMAGE`."
 )
-# beside a long column of maps, the picture and its classes stay in view
-_STYLE = """.gradio-container { overflow: clip !important; }
-@media (min-width: 900px) { #asked { position: sticky; top: 8px; align-self: flex-start; } }"""
 _FONTS = ["system-ui", "sans-serif"]  # of the viewer's machine: nothing is fetched
 
 
@@ -72,7 +75,7 @@ def results_of(reader: Reader, files: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def as_rows(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Turn results into rows of a table, one for each picture and class."""
+    """Turn results into rows of a table, one for each image and class."""
     rows = []
     for result in results:
         named = result.get("classes") or [{"class": "", "score": ""}]
@@ -91,6 +94,16 @@ def _write_downloads(results: Sequence[dict[str, Any]]) -> tuple[str, str]:
     return str(folder / "results.csv"), str(folder / "results.json")
 
 
+def _text(gr: Any, text: str) -> Any:
+    """Show a text, or nothing in its place."""
+    return gr.update(value=text, visible=bool(text))
+
+
+def _alert(text: str) -> str:
+    """Write a message as one that screen readers say at once."""
+    return f'<p role="alert">{escape(text)}</p>' if text else ""
+
+
 def _thumbnail(file: str) -> Image.Image | None:
     try:
         picture = load_rgb(Path(file))
@@ -98,6 +111,38 @@ def _thumbnail(file: str) -> Image.Image | None:
         return None
     picture.thumbnail((_THUMBNAIL, _THUMBNAIL))
     return picture
+
+
+def scores_html(scores: Mapping[str, float]) -> str:
+    """List the most probable classes with a bar for each; the first in larger letters."""
+    lines = [
+        f"<li><span>{escape(as_line(name))}</span><span>{score:.1%}</span>"
+        f'<div class="bar" style="width: {100 * min(max(score, 0.0), 1.0):.2f}%"></div></li>'
+        for name, score in list(scores.items())[:_SHOWN]
+    ]
+    return f'<ol aria-label="classes and their scores">{"".join(lines)}</ol>' if lines else ""
+
+
+def maps_html(rows: Sequence[MapRow]) -> str:
+    """Lay maps out under the title of their row, each with its own title and the sentence on how it is read."""
+    parts = []
+    for row in rows:
+        title = escape(row.title[:1].upper() + row.title[1:])
+        parts.append(f'<details open><summary>{title}</summary><div class="maps-row">')
+        for one in row.maps:
+            title, how = escape(one.title), escape(one.how)
+            parts.append(
+                f'<figure><img src="{_data_url(one.image)}" alt="{title}"><figcaption><b>{title}</b> {how}'
+                "</figcaption></figure>"
+            )
+        parts.append("</div></details>")
+    return "".join(parts)
+
+
+def _data_url(image: Image.Image) -> str:
+    stream = io.BytesIO()
+    image.save(stream, format="WEBP", quality=85)
+    return f"data:image/webp;base64,{base64.b64encode(stream.getvalue()).decode()}"
 
 
 def _known(classes: Sequence[str]) -> str:
@@ -115,30 +160,30 @@ def build_page(reader: Reader) -> Any:
     gr = gradio()
 
     def show(file: str | None, error: str = "") -> list[Any]:
-        """Show one picture: message, the picture as given, scores, what was found, how to read it, and the figure."""
+        """Show one image: message, the image as given, scores, what was found, how to read it, and the maps."""
         answer = answer_file(reader, file)
         hidden = gr.update(value=None, visible=False)
         if isinstance(answer, str):
             said = " ".join(filter(None, (answer, error)))
-            return [gr.update(value=said, visible=bool(said)), hidden, None, hidden, "", hidden, ""]
+            return [_text(gr, _alert(said)), hidden, _text(gr, ""), hidden, _text(gr, ""), _text(gr, "")]
         name = as_line(Path(file or "").name)
         given = _thumbnail(file or "")
+        found = f"{name}: {answer.caption}"
         return [
-            gr.update(value=error, visible=bool(error)),
-            gr.update(value=given, label=name, visible=given is not None),
-            dict(answer.scores) or None,
-            gr.update(value=answer.picture, label=f"{name}: {answer.caption}", visible=True),
-            answer.how,
-            gr.update(value=answer.detail, label=f"{name}: what it looks at", visible=answer.detail is not None),
-            _FIGURE if answer.detail is not None else "",
+            _text(gr, _alert(error)),
+            gr.update(value=given, label=name, alt_text=name, visible=given is not None),
+            _text(gr, scores_html(answer.scores)),
+            gr.update(value=answer.picture, label=found, alt_text=found, visible=True),
+            _text(gr, answer.how),
+            _text(gr, maps_html(answer.maps)),
         ]
 
     def take(files: list[str] | None) -> list[Any]:
-        """Answer all pictures, and show the first."""
+        """Answer all images, and show the first."""
         hidden = gr.update(value=None, visible=False)
         if not files:
             return [gr.update(choices=[], value=None, visible=False), hidden, hidden, hidden, *show(None)]
-        left_out = f"The first {_MOST_AT_ONCE} of {len(files)} pictures are answered." * (len(files) > _MOST_AT_ONCE)
+        left_out = f"The first {_MOST_AT_ONCE} of {len(files)} images are answered." * (len(files) > _MOST_AT_ONCE)
         files = files[:_MOST_AT_ONCE]
         results = results_of(reader, files)
         csv_file, json_file = _write_downloads(results)
@@ -158,41 +203,55 @@ def build_page(reader: Reader) -> Any:
         ]
 
     def pick(files: list[str] | None, place: Any) -> list[Any]:
-        """Show another of the pictures: by its number, as a path could be any file of this machine."""
+        """Show another of the images: by its number, as a path could be any file of this machine."""
         is_one = isinstance(place, int) and 0 <= place < min(len(files or ()), _MOST_AT_ONCE)
         return show((files or [])[place] if is_one else None)
 
-    # no button to share: it would upload the picture
+    def pick_row(files: list[str] | None, chosen: Any) -> list[Any]:
+        """Show the image whose row of the table was chosen."""
+        place = chosen.index[0] if isinstance(chosen.index, list | tuple) and chosen.index else None
+        if not files:  # taken away meanwhile
+            return [gr.skip()] * (1 + len(shown))
+        return [place, *pick(files, place)]
+
+    pick_row.__annotations__["chosen"] = gr.SelectData  # by which Gradio knows that this is the event
+
+    # no button to share: it would upload the image
     still = {"interactive": False, "visible": False, "format": "png", "buttons": ["fullscreen", "download"]}
     with gr.Blocks(title="DaViT", analytics_enabled=False, delete_cache=(_KEPT_SECONDS, _KEPT_SECONDS)) as page:
-        gr.Markdown(f"## {reader.title}")
+        gr.Markdown(f"# {reader.title}\n{_ASK}")
         if reader.classes:
             with gr.Accordion(f"The {len(reader.classes):,} classes it knows", open=False, elem_id="classes"):
-                gr.Textbox(_known(reader.classes), show_label=False, lines=3, max_lines=12, interactive=False)
+                known = {"show_label": False, "lines": 3, "max_lines": 12, "interactive": False}
+                gr.Textbox(_known(reader.classes), label="The classes", **known)
         with gr.Row():
             with gr.Column(scale=2, min_width=280, elem_id="asked"):
-                file = gr.File(label="Drop pictures", file_count="multiple", height=200, elem_id="file")
-                which = gr.Dropdown(label="Picture", visible=False, interactive=True, elem_id="which")
-                message = gr.Textbox(label="Message", visible=False, interactive=False, elem_id="message")
+                file = gr.File(label="Drop images", file_count="multiple", height=180, elem_id="file")
+                which = gr.Dropdown(label="Image", visible=False, interactive=True, elem_id="which")
+                message = gr.HTML(visible=False, elem_id="message")
                 given = gr.Image(elem_id="given", height=240, **{**still, "buttons": ["fullscreen"]})
-                scores = gr.Label(label="Classes", num_top_classes=_SHOWN, elem_id="scores")
+                scores = gr.HTML(visible=False, elem_id="scores")
+            with gr.Column(scale=3, min_width=280):
+                table = gr.Dataframe(
+                    headers=["file", "first class", "score"],
+                    column_widths=["38%", "42%", "20%"],
+                    max_height=1000,
+                    visible=False,
+                    interactive=False,
+                    wrap=True,
+                    elem_id="table",
+                )
                 with gr.Row():
                     as_csv = gr.DownloadButton("Results as csv", visible=False, size="sm", elem_id="csv")
                     as_json_file = gr.DownloadButton("Results as json", visible=False, size="sm", elem_id="json")
-            with gr.Column(scale=3, min_width=280):
-                headers = ["file", "first class", "score"]
-                widths = ["38%", "42%", "20%"]
-                table = gr.Dataframe(
-                    headers=headers, column_widths=widths, visible=False, interactive=False, wrap=True, elem_id="table"
-                )
                 picture = gr.Image(elem_id="picture", **still)
-                how = gr.Markdown(elem_id="how")
-                detail = gr.Image(label="what the model looks at", elem_id="detail", **still)
-                how_detail = gr.Markdown(elem_id="how-detail")
+                how = gr.Markdown(visible=False, elem_id="how")
+                maps = gr.HTML(visible=False, elem_id="maps")
         gr.Markdown(_FOR_PROGRAMS)
-        shown = [message, given, scores, picture, how, detail, how_detail]
+        shown = [message, given, scores, picture, how, maps]
         file.change(take, file, [which, table, as_csv, as_json_file, *shown], api_visibility="private")
         which.input(pick, [file, which], shown, api_visibility="private")
+        table.select(pick_row, file, [which, *shown], api_visibility="private")
     page.queue(max_size=_WAITING, api_open=False)
     return page
 
@@ -237,7 +296,7 @@ def serve(
             "exception_handlers": {LookupError: unknown, TypeError: malformed, ValueError: malformed},
         },
         max_file_size=largest,
-        css=_STYLE,
+        css=resources.files(__package__).joinpath("page.css").read_text(encoding="utf-8"),
         theme=gr.themes.Default(font=_FONTS, font_mono=["monospace"]),
         prevent_thread_lock=True,
         share=False,

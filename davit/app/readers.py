@@ -1,8 +1,7 @@
-"""Ask a model about a picture, for the page: scores and pictures come back."""
+"""Ask a model about an image, for the page: scores and images come back."""
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -11,28 +10,28 @@ from PIL import Image
 
 from ..predict import Predictor
 from ..predict.pictures import Picture
-from ..visualize.figure import HOW_TO_READ, evidence_image, look, render, seen_image
+from ..visualize.figure import HOW_TO_READ, MapRow, draw_maps, evidence_image, look, seen_image
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What the page shows for one picture.
+    """What the page shows for one image.
 
     Attributes:
         scores: name -> 0 to 1, the highest first.
-        picture: the picture with what was found, and its caption.
-        how: a sentence on how the picture is read.
-        detail: a large figure, where there is one.
+        picture: the image with what was found, and its caption.
+        how: a sentence on how the image is read.
+        maps: of the model's attention and evidence, where there are any.
     """
 
     scores: Mapping[str, float]
     picture: Image.Image
     caption: str
     how: str = ""
-    detail: Image.Image | None = None
+    maps: Sequence[MapRow] = ()
 
 
-_DRAWN = "A colour is a class; beside its name is the score, or below the picture which colour is which class."
+_DRAWN = "A colour is a class; beside its name is the score, or below the image which colour is which class."
 _EXPORTED = "what the model sees (an exported model: evidence and attention need its checkpoint)"
 
 
@@ -43,16 +42,16 @@ class Reader(Protocol):
     classes: Sequence[str]
 
     def scores(self, picture: Picture) -> Mapping[str, float]:
-        """Find what is in a picture, without drawing: name -> 0 to 1, the highest first; errors as in `answer`."""
+        """Find what is in an image, without drawing: name -> 0 to 1, the highest first; errors as in `answer`."""
         ...
 
     def answer(self, picture: Picture) -> Answer:
-        """Find what is in a picture; a `ValueError` is shown as a sentence, with the reason of a `BadImageError`."""
+        """Find what is in an image; a `ValueError` is shown as a sentence, with the reason of a `BadImageError`."""
         ...
 
 
 class ClassifierReader:
-    """Asks a classifier: its classes, the evidence for the first, and the whole figure of `davit.visualize`.
+    """Asks a classifier: its classes, the evidence for the first, and the maps of `davit.visualize`.
 
     Of an exported model there are the classes alone, and a sentence says why.
     """
@@ -71,13 +70,11 @@ class ClassifierReader:
         if self._predictor.program is not None:
             return Answer(self.scores(picture), seen_image(self._predictor, picture), _EXPORTED)
         seen = look(self._predictor, picture)
-        stream = io.BytesIO()
-        render(self._predictor, seen).savefig(stream, format="png")
         # of several classes those that reach their threshold, or else the nearest
         guesses = seen.prediction.guesses or (seen.prediction.first,)
         scores = {guess.name: guess.probability for guess in guesses}
-        how = HOW_TO_READ[seen.evidence[0].method]
-        return Answer(scores, evidence_image(seen), f"evidence for {seen.prediction.name}", how, Image.open(stream))
+        how, maps = HOW_TO_READ[seen.evidence[0].method], draw_maps(self._predictor, seen)
+        return Answer(scores, evidence_image(seen), f"evidence for {seen.prediction.name}", how, maps)
 
 
 class DrawnReader:

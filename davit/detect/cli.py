@@ -41,16 +41,16 @@ def test_parser(words: Sequence[str] = ()) -> Parser:
     """Make the parser that these words of `davit det test` are for."""
     from . import flags
 
-    return (
-        flags.test_parser() if any(map(is_detector, words)) else _also_of_runs(openmmlab.test_parser(), "RUN [DATA]")
-    )
+    if _names_run(words):
+        return flags.test_parser()
+    return _also_of_runs(openmmlab.test_parser(), "RUN [DATA]")
 
 
 def demo_parser(words: Sequence[str] = ()) -> Parser:
     """Make the parser that these words of `davit det demo` are for."""
     from . import flags
 
-    if any(map(is_detector, words)):
+    if _names_run(words):
         return flags.demo_parser()
     return _also_of_runs(openmmlab.demo_parser(), "PICTURE RUN")
 
@@ -77,7 +77,7 @@ def train_main(argv: Sequence[str] | None = None) -> int:
 def test_main(argv: Sequence[str] | None = None) -> int:
     """Evaluate a detector of --head, else by a config of MMDetection; returns the exit status."""
     words = _words(argv)
-    if any(map(is_detector, words)):
+    if _names_run(words):
         return _by_transformers(test, words)
     return _by_openmmlab("openmmlab.cli:test_main", words)
 
@@ -85,7 +85,7 @@ def test_main(argv: Sequence[str] | None = None) -> int:
 def demo_main(argv: Sequence[str] | None = None) -> int:
     """Draw what a detector of --head finds, else one of MMDetection; returns the exit status."""
     words = _words(argv)
-    if any(map(is_detector, words)):
+    if _names_run(words):
         return _by_transformers(demo, words)
     return _by_openmmlab("openmmlab.demo:main", words)
 
@@ -96,6 +96,10 @@ def _words(argv: Sequence[str] | None) -> list[str]:
 
 def _names_head(words: Sequence[str]) -> bool:
     return any(word == _HEAD or word.startswith(f"{_HEAD}=") for word in words)
+
+
+def _names_run(words: Sequence[str]) -> bool:
+    return any(map(is_detector, words))
 
 
 def _data_in(word: str) -> str:
@@ -153,7 +157,8 @@ def train(words: list[str]) -> int:
         fit_decay(args, given_flags(detector_parser, words))
         world = init_world(args.device)
         try:
-            run(args, world, Detection())
+            with json_alone(args.json):
+                run(args, world, Detection())
         finally:
             close_world()
 

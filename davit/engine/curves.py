@@ -1,4 +1,4 @@
-"""Draw the curves of one training run, or of several over one another, as a picture."""
+"""Draw the curves of one training run, or of several over one another, as an image."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..files import write_atomically
-from ..fonts import drawable, matplotlib_fonts
+from ..fonts import drawable
+from ..style import COLOURS, figure_style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_COLOURS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#8c564b", "#17becf", "#e377c2")
 _STYLES = ("-", "--", "-.", ":")
 _FEW = 25  # rows: with no more, each is a dot as well
 _PANEL = (6.2, 3.8)  # inches
@@ -90,7 +90,7 @@ def read_summary(file: str | Path) -> list[dict[str, str]]:
 
 
 def draw_curves(csv_files: Sequence[str | Path], out: str | Path) -> None:
-    """Draw summary.csv files of runs into one picture: loss, accuracy, learning rate, gradient norm, speed.
+    """Draw summary.csv files of runs into one image: loss, accuracy, learning rate, gradient norm, speed.
 
     The columns drawn are those of this trainer (train_loss, train_top1, eval_loss, eval_top1, eval_top5, their
     ema_ counterparts, lr, grad_norm, images_per_second, data_share); timm's summaries have the first of them. A panel
@@ -98,11 +98,11 @@ def draw_curves(csv_files: Sequence[str | Path], out: str | Path) -> None:
     named by its folder, and a line style for each curve.
 
     Args:
-        out: a picture in the format of its suffix, replaced in one step.
+        out: an image in the format of its suffix, replaced in one step.
 
     Raises:
         ValueError: no file, one that is no summary, or none with anything to draw.
-        OSError: a file cannot be read or the picture not written.
+        OSError: a file cannot be read or the image not written.
     """
     from matplotlib.figure import Figure  # a second of import, paid when drawing
     from matplotlib.lines import Line2D
@@ -117,15 +117,16 @@ def draw_curves(csv_files: Sequence[str | Path], out: str | Path) -> None:
         raise ValueError(f"{files[0]} has no column that is drawn ({known}).")
     columns = min(2, len(panels))
     rows = math.ceil(len(panels) / columns)
-    figure = Figure(figsize=(_PANEL[0] * columns, _PANEL[1] * rows), dpi=110, layout="constrained")
-    for place, (title, axes) in enumerate(panels.items(), start=1):
-        _draw_panel(figure.add_subplot(rows, columns, place, title=title, xlabel="epoch"), axes, runs)
     names = [drawable(name, place) for place, name in enumerate(_names(files), start=1)]
-    with matplotlib_fonts(names):
+    with figure_style():
+        figure = Figure(figsize=(_PANEL[0] * columns, _PANEL[1] * rows), layout="constrained")
+        for place, (title, axes) in enumerate(panels.items(), start=1):
+            _draw_panel(figure.add_subplot(rows, columns, place, title=title, xlabel="epoch"), axes, runs)
+    with figure_style(names):  # which are no formulas
         if len(runs) == 1:
             figure.suptitle(names[0])
         else:
-            handles = [Line2D([], [], color=_COLOURS[i % len(_COLOURS)], linewidth=3) for i in range(len(runs))]
+            handles = [Line2D([], [], color=COLOURS[i % len(COLOURS)], linewidth=3) for i in range(len(runs))]
             figure.legend(handles, names, loc="outside upper center", ncols=4, frameon=False)
     form = Path(out).suffix.lstrip(".") or "png"
     write_atomically(out, lambda stream: figure.savefig(stream, format=form))
@@ -168,17 +169,18 @@ def _draw_panel(axes: Axes, scales: Sequence[_Axis], runs: Sequence[_Run]) -> No
     from matplotlib.ticker import MaxNLocator
 
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
-    axes.grid(alpha=0.3)
+    axes.grid()
     scales = [scale for scale in scales if _drawn(scale, runs)]
     handles: list[Any] = []
     for number, scale in enumerate(scales):
         side = axes.twinx() if number else axes
+        side.spines["right"].set_visible(number > 0)
         handles += _draw_axis(side, scale, runs, first=len(handles))
         if len(scales) == 2 and len(runs) == 1:  # the colour says which scale a curve is read on
             side.yaxis.label.set_color(handles[-1].get_color())
             side.tick_params(axis="y", colors=handles[-1].get_color())
     if len(runs) > 1 or len(scales) == 1:  # else the coloured labels say it
-        axes.legend(handles=handles, fontsize=8, loc="best", framealpha=0.8)
+        axes.legend(handles=handles, loc="best")
 
 
 def _draw_axis(axes: Axes, axis: _Axis, runs: Sequence[_Run], first: int) -> list[Any]:
@@ -195,12 +197,14 @@ def _draw_axis(axes: Axes, axis: _Axis, runs: Sequence[_Run], first: int) -> lis
     handles = []
     for number, column in enumerate(columns, start=first):
         style = _STYLES[number % len(_STYLES)] if several else "-"
-        colour = _COLOURS[number % len(_COLOURS)]
+        colour = COLOURS[number % len(COLOURS)]
         for place, run in enumerate(runs):
             if column in run:
-                (line,) = axes.plot(run["epoch"], run[column], linestyle=style, markersize=3, linewidth=1.5)
-                line.set_color(_COLOURS[place % len(_COLOURS)] if several else colour)
-                line.set_marker("o" if len(run[column]) <= _FEW else "")
+                # an epoch without an evaluation has no number: the line goes on to the next that has one
+                points = [(x, y) for x, y in zip(run["epoch"], run[column], strict=True) if math.isfinite(y)]
+                (line,) = axes.plot(*zip(*points, strict=True), linestyle=style) if points else axes.plot([], [])
+                line.set(markersize=3, linewidth=1.5, color=COLOURS[place % len(COLOURS)] if several else colour)
+                line.set_marker("o" if len(points) <= _FEW else "")
         handles.append(Line2D([], [], color="0.3" if several else colour, linestyle=style, label=axis.columns[column]))
     values = [value for column in columns for value in _finite(column, runs)]
     if axis.log and min(values) > 0 and max(values) > 10 * min(values):

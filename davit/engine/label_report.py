@@ -1,4 +1,4 @@
-"""Write what each class and each picture of an evaluation of several labels got, as tables and a drawing."""
+"""Write what each class and each image of an evaluation of several labels got, as tables and a drawing."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from sklearn.metrics import precision_recall_curve
 from ..data import PictureDataset
 from ..data.label_sets import SEPARATOR
 from ..files import write_atomically, write_bytes, write_csv
-from ..fonts import drawable, matplotlib_fonts
+from ..fonts import drawable
+from ..style import COLOURS, figure_style
 from ..text import as_line, without_nan
 from .multilabel import Answers, Measures
 from .records import Array
@@ -47,7 +48,7 @@ class LabelReport:
 def write_label_report(folder: Path, report: LabelReport) -> None:
     """Write a report's tables and its drawing, each in one step, in place of an earlier one, which is said.
 
-    per_class.csv has a row a class; pictures.csv one a picture, with its labels, those found, those missed and those
+    per_class.csv has a row a class; pictures.csv one an image, with its labels, those found, those missed and those
     that are too many; worst.csv the answers of each class that are furthest from right; curves.png precision and
     recall of the worst and the best classes.
     """
@@ -87,7 +88,7 @@ def _picture_rows(report: LabelReport, probabilities: Array) -> list[dict[str, A
 
 
 def _worst_rows(report: LabelReport, probabilities: Array) -> list[dict[str, Any]]:
-    """List for each class the pictures that have it and are least probable, and those without it that are most."""
+    """List for each class the images that have it and are least probable, and those without it that are most."""
     answers, rows = report.answers, []
     for index, name in enumerate(report.names):
         for kind, has in (("missed", True), ("too_many", False)):
@@ -111,16 +112,17 @@ def _draw_curves(report: LabelReport) -> Any:
     order = order[: int((~np.isnan(precision)).sum())]
     chosen = list(order) if len(order) <= _CURVES else [*order[: _CURVES // 2], *order[-(_CURVES // 2) :]]
     names = [drawable(report.names[index], int(index)) for index in chosen]
-    with matplotlib_fonts(names):
-        figure = Figure(figsize=(7.5, 5), dpi=110, layout="constrained")
+    with figure_style(names):
+        figure = Figure(figsize=(7.5, 5), layout="constrained")
         axes = figure.add_subplot(xlabel="recall", ylabel="precision", xlim=(0, 1.01), ylim=(0, 1.01))
+        axes.set_prop_cycle(color=COLOURS)
         for index, name in zip(chosen, names, strict=True):
             targets, scores = report.answers.targets[:, index], report.answers.logits[:, index]
             precisions, recalls, _ = precision_recall_curve(targets, scores)
             axes.step(recalls, precisions, where="post", label=f"{name[:24]}: AP {100 * precision[index]:.1f} %")
         title = "Precision and recall" if len(chosen) == len(order) else "Precision and recall, worst and best classes"
-        axes.set_title(title, fontsize=11)
-        axes.grid(alpha=0.3)
+        axes.set_title(title)
+        axes.grid()
         if chosen:
-            axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))
+            axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
     return figure

@@ -41,7 +41,7 @@ class Progress:
     Args:
         total: steps of the whole pass.
         label: what is counted, such as "epoch 3/299".
-        images_per_step: pictures in a step, over all processes.
+        images_per_step: images in a step, over all processes.
         interval: steps between two lines.
         start: steps already done, when a pass is resumed.
         stream: standard error where None.

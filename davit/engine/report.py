@@ -1,4 +1,4 @@
-"""Write what each class and each picture of an evaluation got: tables, and the drawings of `report_figures`."""
+"""Write what each class and each image of an evaluation got: tables, and the drawings of `report_figures`."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from ..data import BadImageError, PictureDataset
+from ..data.imagenet import readable_names
 from ..files import write_atomically, write_bytes, write_csv
 from ..text import as_line, as_utf8, some, without_nan
 from .calibration import Bin, reliability
@@ -48,7 +49,7 @@ class Report:
     Attributes:
         names: of all the model's classes.
         competing: the indices of those that compete, rising.
-        shown: how the tensors of the data set become pictures again: the mean and deviation of each band.
+        shown: how the tensors of the data set become images again: the mean and deviation of each band.
         calibrated: the outcomes at the model's temperature, where it has one.
     """
 
@@ -110,13 +111,13 @@ def write_report(folder: Path, report: Report) -> None:
         ],
     )
     _draw(folder / "reliability.png", draw_reliability(bins))
-    _draw(folder / "confusion.png", draw_confusion(matrix, report.names, report.competing))
+    _draw(folder / "confusion.png", draw_confusion(matrix, readable_names(report.names), report.competing))
     _write_worst(folder, report, outcomes, classes)
     log.info("report written to %s", as_line(folder))
 
 
 def confusion(outcomes: Outcomes, num_classes: int) -> Array:
-    """Count the pictures of each class (row) by what they were taken for (column); the last column: not finite."""
+    """Count the images of each class (row) by what they were taken for (column); the last column: not finite."""
     matrix = np.zeros((num_classes, num_classes + 1), dtype=np.int64)
     np.add.at(matrix, (outcomes.target, np.where(outcomes.predicted < 0, num_classes, outcomes.predicted)), 1)
     return matrix
@@ -127,7 +128,7 @@ def per_class(
 ) -> list[dict[str, Any]]:
     """Return a row for each competing class; percentages are NaN where there is nothing to divide by.
 
-    `support` counts its pictures, `predicted` all that were taken for it; `taken_for` is the class that most of its
+    `support` counts its images, `predicted` all that were taken for it; `taken_for` is the class that most of its
     wrong ones were taken for.
     """
     matrix = confusion(outcomes, len(names)) if matrix is None else matrix
@@ -196,7 +197,7 @@ def _bins(outcomes: Outcomes) -> list[Bin]:
 
 
 def worst_of(outcomes: Outcomes, index: int, count: int = WORST) -> list[int]:
-    """Return the places of the pictures of a class that are furthest from right, the worst first.
+    """Return the places of the images of a class that are furthest from right, the worst first.
 
     These are the wrong ones, and behind them right ones, both by the probability of the class; equal ones in the order
     of the data set.
@@ -208,9 +209,10 @@ def worst_of(outcomes: Outcomes, index: int, count: int = WORST) -> list[int]:
 
 
 def _write_worst(folder: Path, report: Report, outcomes: Outcomes, classes: Sequence[Mapping[str, Any]]) -> None:
-    """Write the worst pictures of each class: a table, and sheets with the classes of least accuracy first."""
+    """Write the worst images of each class: a table, and sheets with the classes of least accuracy first."""
     seen = sorted((row for row in classes if row["support"]), key=lambda row: (row["accuracy"], row["index"]))
     pages = -(-len(seen) // _ROWS_OF_A_SHEET)
+    shown = readable_names(report.names)
     rows: list[dict[str, Any]] = []
     for number in range(pages):
         page: Page = []
@@ -219,16 +221,16 @@ def _write_worst(folder: Path, report: Report, outcomes: Outcomes, classes: Sequ
             for rank, place in enumerate(worst_of(outcomes, row["index"]), start=1):
                 said = _picture_row(report, outcomes, place)
                 rows.append({"class": row["class"], "rank": rank, **{k: v for k, v in said.items() if k != "class"}})
-                tiles.append(_tile(report, outcomes, place, said))
-            page.append((row["class"], row["index"], f"{row['correct']} of {row['support']} right", tiles))
-        image = draw_sheet(page, f"worst pictures of each class, page {number + 1} of {pages}")
+                tiles.append(_tile(report, outcomes, place, said["predicted"], shown))
+            page.append((shown[row["index"]], row["index"], f"{row['correct']} of {row['support']} right", tiles))
+        image = draw_sheet(page, f"Worst images of each class, page {number + 1} of {pages}")
         name = SHEETS.replace("*", f"{number + 1:0{len(str(pages))}d}")
         write_atomically(folder / name, partial(image.save, format="PNG"))
     write_csv(folder / "worst.csv", rows)
 
 
-def _tile(report: Report, outcomes: Outcomes, place: int, said: Mapping[str, Any]) -> Tile:
-    """Read a picture as the model sees it."""
+def _tile(report: Report, outcomes: Outcomes, place: int, name: str, names: Sequence[str]) -> Tile:
+    """Read an image as the model sees it."""
     try:
         image_CHW = report.dataset[int(outcomes.index[place])][0]
     except BadImageError:  # it has changed since it was evaluated
@@ -238,7 +240,8 @@ def _tile(report: Report, outcomes: Outcomes, place: int, said: Mapping[str, Any
         seen_CHW = np.clip(image_CHW.numpy() * std + mean, 0, 1)
         shown = (seen_CHW[:3] if len(seen_CHW) >= 3 else seen_CHW[[0, 0, 0]]).transpose(1, 2, 0)
     predicted = int(outcomes.predicted[place])
-    return Tile(shown, said["predicted"], predicted, float(outcomes.confidence[place]), bool(outcomes.right[place]))
+    name = names[predicted] if predicted >= 0 else name
+    return Tile(shown, name, predicted, float(outcomes.confidence[place]), bool(outcomes.right[place]))
 
 
 def cell(value: Any) -> Any:

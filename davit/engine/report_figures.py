@@ -1,4 +1,4 @@
-"""Draw a confusion matrix, how far probabilities can be trusted, and sheets of pictures."""
+"""Draw a confusion matrix, how far probabilities can be trusted, and sheets of images."""
 
 from __future__ import annotations
 
@@ -10,32 +10,33 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 from PIL import Image, ImageDraw
 
-from ..fonts import drawable, matplotlib_fonts, pillow_font
+from ..fonts import drawable, pillow_font
+from ..style import GREY, MAP, ORANGE, SKY, SMALL, TEXT, TITLE, figure_style, pixels
 from .calibration import Bin, ece
 from .records import Array
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-WORST = 8  # pictures of a class
+WORST = 8  # images of a class
 
 _MOST_DRAWN = 200  # classes of a matrix; of more, those with most errors
 _NUMBERS = 20  # classes, up to which each cell has its number
 _SHORT = 24  # characters of a class's name
-_DPI = 100
-_BLUE, _ORANGE, _GREY = "#56b4e9", "#d55e00", "#555555"
-_TILE, _GAP, _TEXT, _LABEL = 104, 8, 13, 190  # pixels
+_TILE, _GAP, _TEXT, _LABEL = 112, 8, 15, 200  # pixels
+_LINE = 22  # signs of a class's name beside its images
+_HEAD = 36  # pixels, of a sheet's title
 
 
 def _short(name: str, index: int, length: int = _SHORT) -> str:
-    name = drawable(name, index)
+    name = drawable(name.partition(" (n0")[0], index)
     return name if len(name) <= length else f"{name[: length - 1]}…"
 
 
 def draw_confusion(matrix: Array, names: Sequence[str], competing: Sequence[int]) -> Any:
     """Draw which share of each class (row) is taken for which (column), as matplotlib's `Figure`.
 
-    Of more than 200 classes, the 200 with most pictures that are wrong or wrongly taken for them.
+    Of more than 200 classes, the 200 with most images that are wrong or wrongly taken for them.
 
     Args:
         matrix: (classes, classes + 1), as `davit.engine.report.confusion`.
@@ -58,19 +59,19 @@ def draw_confusion(matrix: Array, names: Sequence[str], competing: Sequence[int]
     labels = [_short(names[index], int(index)) for index in chosen]
     rows = [f"{label} ({count})" for label, count in zip(labels, support, strict=True)]
     few = len(chosen) <= _NUMBERS
-    cell, size = (0.5, 9.0) if few else (max(0.125, min(0.3, 24 / len(chosen))), 7.5)
+    cell, size = (0.5, TEXT) if few else (max(0.125, min(0.3, 24 / len(chosen))), SMALL - 0.5)
     side = max(2.5, cell * len(chosen))
     longest = max(map(len, rows)) * size * 0.0085  # inches
-    with matplotlib_fonts(labels):
-        figure = Figure(figsize=(side + longest + 1.6, side + longest + 1.0), dpi=_DPI, layout="constrained")
+    with figure_style(labels):
+        figure = Figure(figsize=(side + longest + 1.6, side + longest + 1.0), layout="constrained")
         axes = figure.add_subplot()
-        image = axes.imshow(percent, cmap="viridis", norm=PowerNorm(0.5, 0, 100), interpolation="nearest")
+        image = axes.imshow(percent, cmap=MAP, norm=PowerNorm(0.5, 0, 100), interpolation="nearest")
         axes.set_xticks(range(len(chosen)), labels, rotation=90, fontsize=size)
         axes.set_yticks(range(len(chosen)), rows, fontsize=size)
         axes.tick_params(length=0 if few else 2, pad=2)
         axes.set_xlabel("taken for")
-        axes.set_ylabel("class (its pictures)")
-        axes.set_title(title, fontsize=11, wrap=True)
+        axes.set_ylabel("class (its images)")
+        axes.set_title(title, wrap=True)
         axes.spines[:].set_visible(False)
         bar = figure.colorbar(image, ax=axes, fraction=0.04, pad=0.02, aspect=30, shrink=min(1, 6 / side))
         bar.set_ticks([0, 1, 5, 20, 50, 100], labels=["0", "1", "5", "20", "50", "100 %"])
@@ -87,14 +88,15 @@ def draw_reliability(bins: Mapping[str, Sequence[Bin]]) -> Any:
     """Draw how often the model is right at each confidence, for each kind of probabilities, as a `Figure`."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(5.2 * len(bins), 5.6), dpi=110, layout="constrained")
-    grid = figure.add_gridspec(2, len(bins), height_ratios=(3, 1))
-    for place, (title, rows) in enumerate(bins.items()):
-        top = figure.add_subplot(grid[0, place])
-        total = sum(one.count for one in rows)
-        error = f"ECE {100 * ece(list(rows)):.2f} %, {total} pictures"
-        top.set_title(f"{title}: {error}" if title else f"Reliability: {error}", fontsize=10)
-        _draw_bins(top, figure.add_subplot(grid[1, place], sharex=top), _joined(rows))
+    with figure_style():
+        figure = Figure(figsize=(5.2 * len(bins), 5.6), layout="constrained")
+        grid = figure.add_gridspec(2, len(bins), height_ratios=(3, 1))
+        for place, (title, rows) in enumerate(bins.items()):
+            top = figure.add_subplot(grid[0, place])
+            total = sum(one.count for one in rows)
+            error = f"ECE {100 * ece(list(rows)):.2f} %, {total:,} images"
+            top.set_title(f"{title}\n{error}" if title else f"Reliability: {error}")
+            _draw_bins(top, figure.add_subplot(grid[1, place], sharex=top), _joined(rows))
     return figure
 
 
@@ -115,25 +117,23 @@ def _draw_bins(top: Axes, below: Axes, rows: Sequence[Bin]) -> None:
     middles = [(one.low + one.high) / 2 for one in rows]
     width = 0.92 / len(rows)
     filled = [(middle, one) for middle, one in zip(middles, rows, strict=True) if one.count]
-    top.bar([x for x, _ in filled], [one.accuracy for _, one in filled], width, color=_BLUE, label="right")
+    top.bar([x for x, _ in filled], [one.accuracy for _, one in filled], width, color=SKY, label="share that is right")
     for x, one in filled:
-        top.plot([x, x], [one.accuracy, one.confidence], color=_ORANGE, linewidth=1.5)
-    top.plot([x for x, _ in filled], [one.confidence for _, one in filled], "_", color=_ORANGE, label="confidence")
-    top.plot([0, 1], [0, 1], "--", color=_GREY, linewidth=1)
+        top.plot([x, x], [one.accuracy, one.confidence], color=ORANGE, linewidth=1.5)
+    top.plot([x for x, _ in filled], [one.confidence for _, one in filled], "_", color=ORANGE, label="mean confidence")
+    top.plot([0, 1], [0, 1], "--", color=GREY, linewidth=1, label="as they should agree")
     top.set(xlim=(0, 1), ylim=(0, 1), ylabel="share that is right")
-    top.legend(fontsize=8, loc="upper left", framealpha=0.8)
-    top.grid(alpha=0.3)
+    top.legend(loc="upper left")
+    top.grid()
     total = sum(one.count for one in rows) or 1
-    below.bar(middles, [100 * one.count / total for one in rows], width, color=_GREY)
-    below.set(xlabel="confidence: probability of the answer", ylabel="pictures [%]")
-    below.grid(alpha=0.3)
-    for axes in (top, below):
-        axes.tick_params(labelsize=8)
+    below.bar(middles, [100 * one.count / total for one in rows], width, color=GREY)
+    below.set(xlabel="confidence: probability of the answer", ylabel="images [%]")
+    below.grid()
 
 
 @dataclass(frozen=True)
 class Tile:
-    """One picture of a sheet: (H, W, 3) of 0 to 1, None where it cannot be shown, and what it was taken for."""
+    """One image of a sheet: (H, W, 3) of 0 to 1, None where it cannot be shown, and what it was taken for."""
 
     image: Array | None
     predicted: str
@@ -143,34 +143,34 @@ class Tile:
 
 
 Page: TypeAlias = list[tuple[str, int, str, list[Tile]]]
-"""The rows of a sheet: a class's name and index, a note, and its pictures."""
+"""The rows of a sheet: a class's name and index, a note, and its images."""
 
 
 def draw_sheet(page: Page, title: str) -> Image.Image:
-    """Draw a row of pictures for each class; below each what it was taken for, in orange where that is wrong."""
+    """Draw a row of images for each class; below each what it was taken for, in orange where that is wrong."""
     row_height = _TILE + 2 * _TEXT + 2 * _GAP
     width = _LABEL + WORST * (_TILE + _GAP) + _GAP
-    sheet = Image.new("RGB", (width, 34 + row_height * len(page)), "white")
+    sheet = Image.new("RGB", (width, _HEAD + row_height * len(page)), "white")
     draw = ImageDraw.Draw(sheet)
-    _write(draw, (_GAP, 9), title, 15, "black")
+    _write(draw, (_GAP, 9), title, pixels(TITLE), "black")
     for number, (name, index, note, tiles) in enumerate(page):
-        y = 34 + number * row_height
-        for line, text in enumerate(_wrapped(drawable(name, index))):
-            _write(draw, (_GAP, y + line * 17), text, 14, "black")
-        _write(draw, (_GAP, y + 38), note, 12, _GREY)
+        y = _HEAD + number * row_height
+        for line, text in enumerate(_wrapped(_short(name, index, 2 * _LINE))):
+            _write(draw, (_GAP, y + line * 18), text, pixels(TEXT), "black")
+        _write(draw, (_GAP, y + 40), note, pixels(SMALL), GREY)
         for column, tile in enumerate(tiles):
             x = _LABEL + column * (_TILE + _GAP)
             if tile.image is not None:
                 _paste(sheet, tile.image, x, y)
-            colour = _GREY if tile.right else _ORANGE
+            colour = GREY if tile.right else ORANGE
             sure = "" if math.isnan(tile.probability) else f"{tile.probability:.1%}"
-            _write(draw, (x, y + _TILE + 2), _short(tile.predicted, tile.index, 16), 11, colour)
-            _write(draw, (x, y + _TILE + 2 + _TEXT), sure, 11, colour)
+            _write(draw, (x, y + _TILE + 2), _short(tile.predicted, tile.index, 16), pixels(SMALL), colour)
+            _write(draw, (x, y + _TILE + 2 + _TEXT), sure, pixels(SMALL), colour)
     return sheet
 
 
 def _paste(sheet: Image.Image, shown_HWC: Array, x: int, y: int, tile: int = _TILE) -> None:
-    """Paste a picture as large as its place allows, its middle in the middle."""
+    """Paste an image as large as its place allows, its middle in the middle."""
     picture = Image.fromarray((255 * shown_HWC).round().astype(np.uint8))
     scale = tile / max(picture.size)
     size = tuple(max(1, round(side * scale)) for side in picture.size)
@@ -183,7 +183,7 @@ def _write(draw: ImageDraw.ImageDraw, at: tuple[int, int], text: str, size: int,
     draw.text(at, text, fill=colour, font=pillow_font(text, size))
 
 
-def _wrapped(name: str, length: int = 23) -> list[str]:
+def _wrapped(name: str, length: int = _LINE) -> list[str]:
     """Break a name into two lines, and cut what is longer."""
     if len(name) <= length:
         return [name]
@@ -193,16 +193,16 @@ def _wrapped(name: str, length: int = 23) -> list[str]:
 
 
 def draw_grid(rows: Sequence[tuple[str, Sequence[Image.Image]]], titles: Sequence[str], tile: int) -> Image.Image:
-    """Draw rows of pictures under titles, each row with its name, each picture in a square of `tile` pixels."""
+    """Draw rows of images under titles, each row with its name, each image in a square of `tile` pixels."""
     label, head, gap = 150, 26, 4
     step = tile + gap
     sheet = Image.new("RGB", (label + step * len(titles), head + step * len(rows)), "white")
     draw = ImageDraw.Draw(sheet)
     for column, title in enumerate(titles):
-        _write(draw, (label + column * step, 6), title, 13, "black")
+        _write(draw, (label + column * step, 6), title, pixels(TEXT), "black")
     for number, (name, pictures) in enumerate(rows):
         y = head + number * step
-        _write(draw, (_GAP, y + tile // 2 - 8), name, 13, "black")
+        _write(draw, (_GAP, y + tile // 2 - 8), name, pixels(TEXT), "black")
         for column, picture in enumerate(pictures):
             _paste(sheet, np.asarray(picture.convert("RGB"), dtype=np.float32) / 255, label + column * step, y, tile)
     return sheet

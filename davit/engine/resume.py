@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 _MAY_DIFFER = {
     *("config", "data_dir", "dataset", "input_key", "target_key", "output", "experiment", "overwrite", "resume"),
     *("stop_epoch", "early_stop", "val_interval", "torchcompile_mode"),
-    *("auto_resume", "no_resume_opt", "dry_run", "accept_changed_data"),
+    *("auto_resume", "no_resume_opt", "dry_run", "json", "accept_changed_data"),
     *("workers", "pin_mem", "log_interval", "recovery_interval", "checkpoint_hist", "save_images", "device"),
     *("keep_epochs", "global_batch"),
     *("log_tensorboard", "log_wandb", "local_rank", "validation_batch_size_multiplier"),

@@ -7,6 +7,7 @@ import importlib
 import logging
 import uuid
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from numbers import Integral
 from pathlib import Path
 from types import ModuleType
@@ -91,6 +92,10 @@ class RunLog:
         if self._wandb is not None:
             self._try("log to wandb", lambda: self._wandb.log(dict(row)))  # type: ignore[union-attr]
 
+    def rows(self) -> list[dict[str, float | int | None]]:
+        """Return the rows of the summary so far as numbers; None for an empty cell."""
+        return self._summary.numbers()
+
     def write_again(self) -> None:
         """Write the summary so far into a folder that was made anew."""
         self._summary.write()
@@ -146,6 +151,10 @@ class Summary:
         self._rows = [*(row for row in self._rows if int(row["epoch"]) < epoch), cells]
         self.write()
 
+    def numbers(self) -> list[dict[str, float | int | None]]:
+        """Return the rows so far as numbers, whole ones as such; what is no number, as None."""
+        return [{name: _number(cell) for name, cell in row.items()} for row in self._rows]
+
     def write(self) -> None:
         """Write the rows so far, if there are any."""
         if self._rows:
@@ -169,7 +178,7 @@ def write_args(folder: str | Path, args: Mapping[str, Any]) -> None:
 
 
 def write_bad_images(folder: str | Path, bad: Mapping[str, str]) -> None:
-    """Write bad_images.csv: file and reason of the pictures left out, sorted by file."""
+    """Write bad_images.csv: file and reason of the images left out, sorted by file."""
     write_csv(Path(folder) / BAD_IMAGES, [{"file": file, "reason": bad[file]} for file in sorted(bad)])
 
 
@@ -206,6 +215,14 @@ def _as_yaml(args: Mapping[str, Any]) -> str:
 
 def _cell(value: float) -> str:
     return str(int(value)) if isinstance(value, Integral) else repr(float(value))
+
+
+def _number(cell: str) -> float | int | None:
+    with suppress(ValueError):
+        return int(cell)
+    with suppress(ValueError):
+        return float(cell)
+    return None
 
 
 def check_loggers(*, tensorboard: bool, wandb: bool) -> tuple[ModuleType | None, ModuleType | None]:

@@ -23,10 +23,13 @@ from torch import nn
 from .. import recipes
 from ..commands import Interrupted, log_of_rank, run_cli, stop_signals
 from ..data import Batch, prefetch, save_images, write_digits
+from ..parsing.results import as_json, json_alone, put
 from ..seeding import seed_everything
+from ..text import as_utf8
 from .build import Parts, Task, build_optimizer, build_parts, mixes, name_model
 from .data_facts import facts_of
 from .distributed import StarvedError, StoppedError, World, close_world, init_world, is_out_of_memory
+from .dry_run import DryRun, is_long, limit_of, step_seconds, timed
 from .evaluate import Evaluation, peak_memory_mb
 from .finetune import head_group
 from .flags import (
@@ -44,7 +47,7 @@ from .nonfinite import report_nonfinite
 from .precision import precision_from
 from .progress import Progress
 from .resume import Standing, enter_schedule, metric_name, restore, state_of
-from .run_folder import FolderOptions, Opened, RunFolder, has_our_format, open_folder
+from .run_folder import BEST, FolderOptions, Opened, RunFolder, has_our_format, open_folder
 from .run_log import RunLog, check_loggers, plain, write_args, write_bad_images
 from .steps import EpochTotals, OnNonFinite, StepResult, reason_of
 
@@ -67,7 +70,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             if args.data_dir is None and not args.dataset:
                 args.data_dir = str(write_digits())
                 log.info("No data folder given: training on scikit-learn's handwritten digits in %s.", args.data_dir)
-            run(args, world)
+            with json_alone(args.json):
+                run(args, world)
         finally:
             close_world()
 
@@ -78,7 +82,7 @@ def run(args: Namespace, world: World, task: Task | None = None) -> None:
     """Train as the flags say.
 
     Args:
-        task: what is learnt; None for the classes of pictures.
+        task: what is learnt; None for the classes of images.
 
     Raises:
         ValueError: the flags, the data or the checkpoint do not fit (also its subclasses).
@@ -88,7 +92,7 @@ def run(args: Namespace, world: World, task: Task | None = None) -> None:
     task = task or Task()
     name_model(args)
     if args.throughput and args.batch_size == AUTO:
-        raise ValueError("--throughput needs a number of pictures: give --batch-size N.")
+        raise ValueError("--throughput needs a number of images: give --batch-size N.")
     is_auto = settle_batch(args, world.size, even=mixes(args))
     data = task.open_data(args, world)
     seed_everything(args.seed)  # the same initial weights in every process
@@ -99,14 +103,19 @@ def run(args: Namespace, world: World, task: Task | None = None) -> None:
         model.to(memory_format=torch.channels_last)
     if args.sync_bn and world.is_distributed and world.device.type == "cuda":
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+
+    def tell(document: dict[str, Any]) -> None:
+        if args.json and world.is_main:
+            put(as_json(document))
+
     if args.throughput:
-        measure_throughput(args, model, config, world)
+        tell(measure_throughput(args, model, config, world))
         return
     parts = build_parts(args, model, data, config, world, task)
-    # the flags of the precision as they came out on this machine; and to accept other data is for one start alone
+    # the flags of the precision as they came out on this machine; some flags are for one start alone
     asked = vars(args)
     precision = {name: value for name, value in parts.precision.flags.items() if name in asked}
-    record = plain({**asked, **precision, "accept_changed_data": False})
+    record = plain({**asked, **precision, "accept_changed_data": False, "json": False})
     if len(sizes := record.pop("sizes")) > 1:
         record["img_size"] = ",".join(map(str, sizes))
     options = RunOptions(**{flag.name: getattr(args, flag.name) for flag in fields(RunOptions)})
@@ -115,16 +124,22 @@ def run(args: Namespace, world: World, task: Task | None = None) -> None:
         if args.dry_run:
             parts.precision.say()
             trainer.settle_batch(None)
-            trainer.dry_run()
+            tell(trainer.dry_run().document())
         else:
             trainer.prepare_folder()
-            trainer.fit()
+            try:
+                tell(trainer.document(trainer.fit()))
+            except Interrupted:
+                tell(trainer.document("interrupted"))
+                raise
     finally:
         trainer.close()
 
 
-def measure_throughput(args: Namespace, model: nn.Module, config: dict[str, Any], world: World) -> None:
-    """Log images/s of the forward pass on random pictures, the median of 30 batches after 10."""
+def measure_throughput(
+    args: Namespace, model: nn.Module, config: dict[str, Any], world: World
+) -> dict[str, float | int]:
+    """Log and return images/s of the forward pass on random images, the median of 30 batches after 10."""
     model.eval()
     precision = precision_from(args, world.device, world.everywhere)
     precision.say()
@@ -140,9 +155,7 @@ def measure_throughput(args: Namespace, model: nn.Module, config: dict[str, Any]
         seconds = timeit.repeat(forward, number=1, repeat=40)
     speed, size = args.batch_size / median(seconds[10:]), args.batch_size
     log.info("%s: %.1f images/s in batches of %d on %s.", args.model, speed, size, world.device)
-
-
-_DRY_STEP = 30.0  # seconds of a step, beyond which --dry-run takes no second one
+    return {"images_per_second": speed, "batch_size": size}
 
 
 @dataclass(frozen=True)
@@ -193,7 +206,7 @@ class Trainer:
         self.facts: dict[str, dict[str, Any]] = {}  # of the data, noted once the folder is open
         self.folder: RunFolder | None = None
         self.run_log: RunLog | None = None
-        self._size = 0  # of the training pictures so far, where it changes
+        self._size = 0  # of the training images so far, where it changes
 
     # ---- before a month of GPUs is spent ----
 
@@ -202,7 +215,7 @@ class Trainer:
         parts, options, loader = self.parts, self.options, self.parts.train_loader
         sampler, sizes = loader.sampler, parts.sizes
         log.info(
-            "%s, %.2f M parameters, %d classes, %s px; %d training and %d validation pictures.",
+            "%s, %.2f M parameters, %d classes, %s px; %d training and %d validation images.",
             options.model,
             sum(p.numel() for p in parts.model.parameters()) / 1e6,
             parts.data.num_classes,
@@ -211,7 +224,7 @@ class Trainer:
             len(parts.data.val),
         )
         log.info(
-            "Global batch %d = %d pictures x %d processes x %d micro-batches; learning rate %g for it; %d epochs of "
+            "Global batch %d = %d images x %d processes x %d micro-batches; learning rate %g for it; %d epochs of "
             "%d steps = %d steps; %s on %s.",
             *(loader.global_batch, sampler.batch_size, self.world.size, sampler.grad_accum_steps, options.lr),
             *(parts.num_epochs, loader.steps_per_epoch, parts.num_epochs * loader.steps_per_epoch),
@@ -241,7 +254,7 @@ class Trainer:
             asked = state["args"]["batch_size"]
             if noted != asked:
                 log.warning(
-                    "Memory had brought micro-batches of %d pictures to %d: the run goes on with these. Another "
+                    "Memory had brought micro-batches of %d images to %d: the run goes on with these. Another "
                     "--batch-size takes effect.",
                     *(asked, noted),
                 )
@@ -260,14 +273,14 @@ class Trainer:
         self.record |= {"batch_size": asked, "grad_accum_steps": accumulate}
         if self.is_auto:
             log.info(
-                "--batch-size auto: %d pictures at once and %d micro-batches a step (--batch-size %d "
+                "--batch-size auto: %d images at once and %d micro-batches a step (--batch-size %d "
                 "--grad-accum-steps %d).",
                 *(sampler.batch_size, sampler.grad_accum_steps) * 2,
             )
         self._announce()
 
     def _largest_batch(self) -> int:
-        """Find the largest micro-batch that memory holds in every process, at the largest size of the pictures."""
+        """Find the largest micro-batch that memory holds in every process, at the largest size of the images."""
         parts, options = self.parts, self.options
         if parts.stepper.has_sync_bn:
             raise ValueError("--batch-size auto cannot try sizes with --sync-bn: give a number.")
@@ -283,7 +296,7 @@ class Trainer:
         )
         size = trial.largest(self.micro_batches)
         if trial.reason:
-            log.info("More than %d pictures at once do not fit: %s.", size, trial.reason)
+            log.info("More than %d images at once do not fit: %s.", size, trial.reason)
         return size
 
     def _deal(self, size: int) -> None:
@@ -297,45 +310,80 @@ class Trainer:
         size = smaller(sampler.batch_size, self.micro_batches)
         if size is None:
             raise ValueError(
-                f"memory does not suffice for a micro-batch of {sampler.batch_size} pictures ({reason_of(error)}), "
-                "and none is smaller: take smaller pictures (--img-size), --grad-checkpointing, --amp or a smaller "
+                f"memory does not suffice for a micro-batch of {sampler.batch_size} images ({reason_of(error)}), "
+                "and none is smaller: take smaller images (--img-size), --grad-checkpointing, --amp or a smaller "
                 "model."
             ) from error
         before = sampler.batch_size
         self._deal(size)
         log.warning(
-            "Memory ran out (%s): from this step on %d micro-batches of %d pictures in place of %d. The step is "
+            "Memory ran out (%s): from this step on %d micro-batches of %d images in place of %d. The step is "
             "repeated with the same samples.",
             *(reason_of(error), sampler.grad_accum_steps, size, before),
         )
 
-    def dry_run(self) -> None:
-        """Run two steps and one evaluation batch, then log memory and the time that the whole run would take."""
-        parts, loader = self.parts, self.parts.train_loader
+    def dry_run(self) -> DryRun:
+        """Measure two steps and an evaluation batch, or as much of them as a bounded time allows; and say it."""
+        parts, loader, world = self.parts, self.parts.train_loader, self.world
+        is_compiled = bool(self.record.get("torchcompile"))  # which another number of images would do twice
+        limit = limit_of(is_compiled)
         parts.stepper.train()
-        epoch = 0 if parts.sizes is None else parts.sizes.epochs  # with pictures of the last size
-        steps = self._steps(epoch, 0, lambda: False)
-        seconds, timed = 0.0, "first"  # which takes longer than those behind it
-        for name in ("first", "second")[: loader.steps_per_epoch]:
-            timed = name
-            begun = time.perf_counter()
-            next(steps)
-            seconds = time.perf_counter() - begun
-            if any(self.world.gather(seconds > _DRY_STEP)):
-                break
-        steps.close()
-        begun = time.perf_counter()
-        self._evaluate_one(parts.model, limit_batches=1)
-        evaluation = (time.perf_counter() - begun) * max(1, parts.val_loader.num_batches)
-        log.info(
-            "Dry run: peak memory %.0f MB for each process; %.2f s for the %s step, so about %.1f hours for %d epochs "
-            "(evaluation included). Nothing was written.",
-            peak_memory_mb(self.world.device),
-            seconds,
-            timed,
-            parts.num_epochs * (seconds * loader.steps_per_epoch + evaluation) / 3600,
-            parts.num_epochs,
+        epoch = 0 if parts.sizes is None else parts.sizes.epochs  # with images of the last size
+        foretold = (0.0, 0) if is_compiled else self._foretold_step(epoch, limit)
+        seconds, images = (limit, 0) if foretold is None else (foretold[0], foretold[1] * world.size)
+        is_least = foretold is None
+        if not is_least and not is_long(seconds):
+            measured = self._whole_steps(epoch, limit)
+            is_least = measured is None
+            seconds, images = (limit, 0) if measured is None else (measured, loader.global_batch)
+        elif not is_least:
+            parts.val_loader.split(max(1, images // world.size))
+        batch = None if is_least else timed(lambda: self._evaluate_one(parts.model, limit_batches=1), limit)
+        evaluation = None if batch is None else batch * max(1, parts.val_loader.num_batches)
+        evaluations = -(-parts.num_epochs // self.options.val_interval)
+        total = parts.num_epochs * seconds * loader.steps_per_epoch + evaluations * (evaluation or 0.0)
+        found = DryRun(
+            images_per_step=loader.global_batch,
+            images_measured=images,
+            step_seconds=seconds,
+            evaluation_seconds=evaluation,
+            epochs=parts.num_epochs,
+            hours=total / 3600,
+            is_least=is_least or evaluation is None,
+            peak_memory_mb=peak_memory_mb(world.device),
         )
+        log.info("%s", found)
+        return found
+
+    def _foretold_step(self, epoch: int, limit: float) -> tuple[float, int] | None:
+        """Foretell the seconds of a step by a smaller one (`step_seconds`)."""
+        loader, first = self.parts.train_loader, []
+        stream = self._on_device(loader.batches(epoch, 0))
+        if timed(lambda: first.append(next(stream)), limit) is None:
+            return None
+
+        def step(micro_batches: Sequence[Batch]) -> None:
+            self.parts.stepper.step(micro_batches, epoch, 0, False, self._on_nonfinite(0))
+
+        share = loader.global_batch // self.world.size
+        return step_seconds(step, first[0], share, limit, lambda mine: max(self.world.gather(mine)))
+
+    def _whole_steps(self, epoch: int, limit: float) -> float | None:
+        """Return the seconds of the second step, as the first takes longer; of the first where that takes long."""
+        seconds: list[float] = []
+        steps = self._steps(epoch, 0, lambda: False)
+
+        def work() -> None:
+            for _ in range(min(2, self.parts.train_loader.steps_per_epoch)):
+                begun = time.perf_counter()
+                next(steps)
+                seconds.append(max(self.world.gather(time.perf_counter() - begun)))
+                if is_long(seconds[-1]):
+                    break
+
+        timed(work, limit)
+        steps.close()
+        return seconds[-1] if seconds else None
 
     # ---- where the run is written, and from where it goes on ----
 
@@ -374,8 +422,8 @@ class Trainer:
 
     # ---- the loop ----
 
-    def fit(self) -> None:
-        """Train to the last epoch."""
+    def fit(self) -> str:
+        """Train to the last epoch; return what ended the run: "finished", "early stop" or "stop epoch"."""
         standing, num_epochs = self.standing, min(self.parts.num_epochs, self.options.stop_epoch or sys.maxsize)
         with stop_signals() as asked:
             while standing.epoch < num_epochs and not self._is_stalled():
@@ -403,6 +451,31 @@ class Trainer:
                 self.folder.write_adapters(adapters)
             self.parts.task.finish(self.parts, self.folder.path)
             log.info("Best %s %.4g at epoch %d; everything is in %s.", metric, kept[best], best, self.folder.path)
+        if is_stalled:
+            return "early stop"
+        return "finished" if standing.epoch >= self.parts.num_epochs else "stop epoch"
+
+    def document(self, ended: str) -> dict[str, Any]:
+        """Describe the run for programs (--json); on the main process alone, which has the folder.
+
+        Args:
+            ended: why it ended, as `fit` says it.
+        """
+        if self.folder is None or self.run_log is None:
+            return {}
+        kept, metric = self.folder.on_disk(self.standing.kept), self.options.eval_metric
+        best = None
+        if kept:
+            epoch = self.folder.best(kept)
+            best = {"epoch": epoch, metric: kept[epoch], "checkpoint": as_utf8(self.folder.path / BEST)}
+        return {
+            "folder": as_utf8(self.folder.path),
+            "ended": ended,
+            "epochs_done": self.standing.epoch,
+            "epochs": self.parts.num_epochs,
+            "best": best,
+            "history": self.run_log.rows(),
+        }
 
     def _is_stalled(self) -> bool:
         """Return whether the epochs since the best one are as many as --early-stop allows.
@@ -487,10 +560,10 @@ class Trainer:
             yield result, waited, micro_batches
 
     def _say_size(self, epoch: int, step: int) -> None:
-        """Log the size of the training pictures where it changes."""
+        """Log the size of the training images where it changes."""
         sizes = self.parts.sizes
         if sizes is not None and (size := sizes.at(epoch, step)) != self._size:
-            log.info("Epoch %d, step %d: training pictures of %d px.", epoch, step, size)
+            log.info("Epoch %d, step %d: training images of %d px.", epoch, step, size)
             self._size = size
 
     def _rate(self) -> float:

@@ -116,7 +116,10 @@ def _train(args: Namespace, cfg: Config) -> None:
     splits = ("train",) if args.no_validate else ("train", "val")
     _settle_classes(args, cfg, splits[0], cfg.load_from)
     _check_data(args, cfg, splits)
-    _runner(args, cfg).train()
+    runner = _runner(args, cfg)
+    runner.train()
+    if args.json and int(os.environ.get("RANK", 0)) == 0:
+        put(as_json(runner.document()))
 
 
 def _test(args: Namespace, cfg: Config) -> None:

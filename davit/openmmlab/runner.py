@@ -23,7 +23,7 @@ from ..checkpoint import Checkpoint, CheckpointError, LoadReport, load_checkpoin
 from ..engine.run_folder import newest_whole, read_state
 from ..engine.run_log import plain
 from ..files import write_bytes
-from ..text import some
+from ..text import as_utf8, some
 
 _WHOLE_FILES = "davit"  # the name of a backend for `mmengine.fileio`
 _STATE_FILE = re.compile(r"(?:epoch|iter)_(\d+)\.pth")
@@ -167,6 +167,24 @@ class DaViTRunner(Runner):
         if self.distributed and not torch.cuda.is_available() and model_wrapper_cfg is None:
             return MMDistributedDataParallel(revert_sync_batchnorm(model))
         return super().wrap_model(model_wrapper_cfg, model)
+
+    def document(self) -> dict[str, Any]:
+        """Describe a training that is done, for programs (--json)."""
+        hub = self.message_hub
+        last, best = (hub.runtime_info.get(f"{name}_ckpt") for name in ("last", "best"))
+        measured = {
+            name.removeprefix("val/"): float(buffer.current())
+            for name, buffer in hub.log_scalars.items()
+            if name.startswith("val/") and "time" not in name
+        }
+        return {
+            "folder": as_utf8(self.work_dir),
+            "epoch": self.epoch,
+            "iteration": self.iter,
+            "checkpoint": None if last is None else as_utf8(last),
+            "best": None if best is None else as_utf8(best),
+            "evaluation": measured,
+        }
 
     def _bare_model(self) -> nn.Module:
         model = self.model.module if is_model_wrapper(self.model) else self.model

@@ -93,6 +93,7 @@ def train_parser() -> Parser:
     add("--no-validate", action="store_true", help="do not evaluate while training")
     add("--seed", **number("numpy_seed"), help="of everything random; default: one is drawn and logged")
     add("--deterministic", action="store_true", help="cuDNN's deterministic kernels")
+    add_json(add)
     parser.add_argument_group("without effect").add_argument(
         *("--gpus", "--gpu-ids"),
         nargs="*",
@@ -118,7 +119,7 @@ def test_parser() -> Parser:
     )
     add("--out", metavar="FILE", help="write the predictions: FILE.json for detections, a folder of masks")
     add("--format-only", action="store_true", help="write the predictions for a server, evaluate nothing")
-    add("--show-dir", metavar="DIR", help="write pictures with the predictions drawn")
+    add("--show-dir", metavar="DIR", help="write images with the predictions drawn")
     add("--aug-test", "--tta", action="store_true", help="test-time augmentation: sizes and flips")
     add("--seed", **number("numpy_seed"), help="of everything random; default: one is drawn")
     add_json(add)
@@ -137,25 +138,30 @@ def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
     add_override_arguments(parser)
     add = parser.add_argument_group("run").add_argument
     add("--work-dir", metavar="DIR", help="where the run is written; default: work_dirs/CONFIG")
+    add_data_checks(add)
+    add("--launcher", choices=("none", "pytorch", "slurm"), default="none", help="who started us")
+    add("--local_rank", "--local-rank", **number("local_rank"), default=0, help="set by torch.distributed.launch")
+
+
+def add_data_checks(add: Callable[..., Any]) -> None:
+    """Add what is done about images that cannot be read, alike for all detectors."""
     add(
         "--no-data-check",
         dest="data_check",
         action="store_false",
-        help="do not read the header of every picture before a run of a detector (the annotations are checked)",
+        help="detection: do not read the header of every image at the start (the annotations are checked)",
     )
     add(
         "--skip-bad-images",
         action="store_true",
-        help="detection: go on without the pictures that are missing or cannot be read; they are counted",
+        help="detection: go on without images that are missing or cannot be read; they are counted",
     )
-    add("--launcher", choices=("none", "pytorch", "slurm"), default="none", help="who started us")
-    add("--local_rank", "--local-rank", **number("local_rank"), default=0, help="set by torch.distributed.launch")
 
 
 def demo_parser() -> Parser:
     """Make the parser of image_demo.py of mmdet/tools and mmseg/tools."""
     parser = Parser(prog=command_name(), description="Draw what a detector or segmentor finds.")
-    parser.add_argument("picture", help="a picture, or a folder with all that is below it")
+    parser.add_argument("picture", help="an image, or a folder with all that is below it")
     add_config_argument(parser)
     parser.add_argument("checkpoint", help="its weights, or an export (python -m davit.export), which needs no config")
     add_drawing(parser.add_argument_group("results").add_argument)
@@ -165,7 +171,7 @@ def demo_parser() -> Parser:
 
 def add_drawing(add: Callable[..., Any]) -> None:
     """Add the flags of a command that draws what is found."""
-    add("--out-dir", default="outputs", metavar="DIR", help="drawn pictures and predictions.json")
+    add("--out-dir", default="outputs", metavar="DIR", help="drawn images and predictions.json")
     add("--score-thr", "--pred-score-thr", **number("score_thr"), default=0.3, help="least score of a detection")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:N")
     add_json(add)
@@ -176,7 +182,7 @@ def flops_parser() -> Parser:
     parser = Parser(
         prog=command_name(),
         description="Parameters and FLOPs of a config's model.",
-        epilog="One picture, multiply-adds by fvcore, as `davit complexity` counts. A two-stage detector's heads see "
+        epilog="One image, multiply-adds by fvcore, as `davit complexity` counts. A two-stage detector's heads see "
         "1000 proposals, and its mask head the first 100 of them. A segmentor is counted without its auxiliary head. "
         "RoIAlign, NMS and resizing are not counted.",
     )

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from timm.data import ImageNetInfo
-
 from ..data import DataError, open_dataset
+from ..data.imagenet import imagenet, readable_names
 from ..data.source import read_class_map
 
 log = logging.getLogger(__name__)
@@ -34,13 +32,13 @@ def class_names(
         DataError: `source` cannot be read, or names other classes than the model has.
     """
     if source:
-        return _readable(names_in(Path(source), num_classes))
+        return readable_names(names_in(Path(source), num_classes))
     if noted is not None and len(noted) == num_classes:
-        return _readable(noted)
+        return readable_names(noted)
     if noted is not None:
         log.warning("the checkpoint names %d classes and its model has %d: not used", len(noted), num_classes)
     if num_classes == IMAGENET_CLASSES:
-        return _readable(_imagenet().label_names())
+        return readable_names(imagenet().label_names())
     return tuple(f"class {index}" for index in range(num_classes))
 
 
@@ -59,17 +57,3 @@ def names_in(source: Path, num_classes: int) -> list[str]:
             f"{source} names {max(by_index) + 1} classes and the model has {num_classes}: it belongs to another model"
         )
     return [by_index.get(index, f"class {index}") for index in range(num_classes)]
-
-
-def _readable(names: Sequence[str]) -> tuple[str, ...]:
-    """Put ImageNet's ids into words, where all names are such ids; the first word of several that mean the same."""
-    info = _imagenet()
-    known = set(info.label_names())
-    if not names or not all(name in known for name in names):
-        return tuple(names)
-    return tuple(f"{info.label_name_to_description(name).partition(',')[0]} ({name})" for name in names)
-
-
-@functools.cache
-def _imagenet() -> ImageNetInfo:
-    return ImageNetInfo("imagenet-1k")

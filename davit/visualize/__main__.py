@@ -1,4 +1,4 @@
-"""Draw what a classifier looks at in pictures, or the curves of training runs."""
+"""Draw what a classifier looks at in images, or the curves of training runs."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ log = logging.getLogger(__name__)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Draw; return exit status 0, 1 where some pictures could not be drawn, 2 for a mistake."""
+    """Draw; return exit status 0, 1 where some images could not be drawn, 2 for a mistake."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     return run_cli(lambda: _main(arguments))
 
 
 def _main(arguments: Sequence[str] | None) -> list[str]:
-    """Draw, and list the pictures that could not be drawn."""
+    """Draw, and list the images that could not be drawn."""
     args = visualize_parser().parse_args(arguments)
     if not args.runs and not args.pictures:
-        raise ValueError("give a picture and --checkpoint, or --runs with the folders of training runs.")
+        raise ValueError("give an image and --checkpoint, or --runs with the folders of training runs.")
     if not args.runs:
         return _draw_pictures(args, given_flags(visualize_parser, arguments))
     if args.pictures:
-        raise ValueError("give either pictures or --runs, not both.")
+        raise ValueError("give either images or --runs, not both.")
     out = Path(args.out or "curves.png")
     draw_curves([_summary(Path(run)) for run in args.runs], out)
     log.info("%d runs drawn in %s", len(args.runs), out)
@@ -48,10 +48,10 @@ def _main(arguments: Sequence[str] | None) -> list[str]:
 
 def _draw_pictures(args: argparse.Namespace, given: set[str]) -> list[str]:
     if "-" in args.pictures:
-        raise ValueError("pictures and lists on standard input are for predict.py: name files or folders here.")
+        raise ValueError("images and lists on standard input are for predict.py: name files or folders here.")
     files = list(map(str, find_pictures(args.pictures)))
     if len(files) > 1 and args.out and Path(args.out).suffix:
-        raise ValueError(f"--out {args.out} is one file, and there are {len(files)} pictures; name a folder.")
+        raise ValueError(f"--out {args.out} is one file, and there are {len(files)} images; name a folder.")
     predictor = load_asked_for(args, given, ONE_BY_ONE)
     wanted = _class_index(predictor, args.class_name)
     names = distinct_names([Path(file) for file in files])

@@ -33,7 +33,7 @@ _CHANNEL = (ChannelAttention, ChannelAttentionQK)
 
 @dataclass(frozen=True)
 class SpatialView:
-    """One window attention's view of one picture.
+    """One window attention's view of one image.
 
     Attributes:
         name: of the module, such as main_blocks.0.0.0.attn.
@@ -67,11 +67,11 @@ class SpatialView:
 
 @dataclass(frozen=True)
 class ChannelView:
-    """One channel attention's view of one picture.
+    """One channel attention's view of one image.
 
     Attributes:
         attention_GDD: each row, a channel's attention to the channels of its group, sums to 1.
-        response_GHW: where each group's output departs from its own mean over the picture (root mean square over
+        response_GHW: where each group's output departs from its own mean over the image (root mean square over
             the channels of the group, before the projection).
     """
 
@@ -89,7 +89,7 @@ class ChannelView:
 
 @dataclass(frozen=True)
 class Attention:
-    """Every attention of a model on one picture, in the order of the blocks."""
+    """Every attention of a model on one image, in the order of the blocks."""
 
     spatial: tuple[SpatialView, ...]
     channel: tuple[ChannelView, ...]
@@ -102,19 +102,19 @@ class Attention:
 
 
 def attention_of(model: nn.Module, image_1CHW: Tensor) -> Attention:
-    """Compute what every attention of a DaViT looks at in one picture.
+    """Compute what every attention of a DaViT looks at in one image.
 
     Args:
         model: a `DaViT`, in eval mode.
-        image_1CHW: one picture, normalised as for the model.
+        image_1CHW: one image, normalised as for the model.
 
     Raises:
-        ValueError: another model, or not one picture.
+        ValueError: another model, or not one image.
     """
     if not isinstance(model, DaViT):
         raise ValueError(f"attention is shown for DaViT, not for {type(model).__name__}.")
     if image_1CHW.dim() != 4 or image_1CHW.shape[0] != 1:
-        raise ValueError(f"one picture (1, C, H, W) is looked at, not {tuple(image_1CHW.shape)}.")
+        raise ValueError(f"one image (1, C, H, W) is looked at, not {tuple(image_1CHW.shape)}.")
     seen: list[tuple[str, nn.Module, Tensor]] = []  # in the order in which the attentions run
 
     def keep(name: str, module: nn.Module, arguments: tuple[Tensor, ...]) -> None:

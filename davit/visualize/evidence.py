@@ -1,4 +1,4 @@
-"""Find where in a picture the evidence for a class is: a class activation map without a target layer to choose.
+"""Find where in an image the evidence for a class is: a class activation map without a target layer to choose.
 
 DaViT's head is a mean over positions, a LayerNorm and a linear layer. For the map x of the last stage with
 positions p and channels, m = mean_p x_p, and the LayerNorm with weight g, bias b and s = sqrt(var(m) + eps),
@@ -11,9 +11,9 @@ decomposition, in which nothing is approximated or clipped (only s is shared by 
 not change when all logits move together, w_c and a_c are taken less their means over classes: evidence is for the
 class rather than for the average one.
 
-Other models, and pictures so small that the last map has hardly any places, get occlusion: the evidence at a place
+Other models, and images so small that the last map has hardly any places, get occlusion: the evidence at a place
 is what the logit, less the mean of all logits, loses when the tile there and its neighbours are hidden under the
-median colour of the picture.
+median colour of the image.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from torch import Tensor, nn
 from ..model import DaViT
 
 _LEAST_SIDE = 4  # positions; a smaller map does not tell places apart
-_TILES = 8  # a side, of an occluded picture
-_BATCH = 16  # occluded pictures that go through the model at once
+_TILES = 8  # a side, of an occluded image
+_BATCH = 16  # occluded images that go through the model at once
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Evidence:
     """The evidence for one class.
 
     Attributes:
-        map_HW: at the places of the last stage's map, or at the tiles of the picture; positive speaks for the class.
+        map_HW: at the places of the last stage's map, or at the tiles of the image; positive speaks for the class.
         method: "exact" for the decomposition above, or "occlusion".
         offset: what belongs to no place. With "exact", the mean of the map and it add up to the class's logit
             less the mean of all logits; with "occlusion" it is 0.
@@ -49,20 +49,20 @@ class Evidence:
 
 
 def class_evidence(model: nn.Module, image_1CHW: Tensor, classes: Sequence[int]) -> list[Evidence]:
-    """Compute the evidence for each of some classes in one picture.
+    """Compute the evidence for each of some classes in one image.
 
     Args:
         model: a classifier in eval mode, of images (B, C, H, W), with the number of its classes in ``num_classes``.
-        image_1CHW: one picture, normalised as for the model.
+        image_1CHW: one image, normalised as for the model.
 
     Raises:
-        ValueError: not one picture, or an unknown class.
+        ValueError: not one image, or an unknown class.
     """
     count = int(getattr(model, "num_classes", 0))
     if wrong := [index for index in classes if not 0 <= index < count]:
         raise ValueError(f"class {wrong[0]} is none of the model's, which are 0 to {count - 1}.")
     if image_1CHW.dim() != 4 or image_1CHW.shape[0] != 1:
-        raise ValueError(f"one picture (1, C, H, W) is looked at, not {tuple(image_1CHW.shape)}.")
+        raise ValueError(f"one image (1, C, H, W) is looked at, not {tuple(image_1CHW.shape)}.")
     norm = model.norms if isinstance(model, DaViT) and model.global_pool == "avg" else None
     if isinstance(norm, nn.LayerNorm) and norm.elementwise_affine:
         with torch.no_grad():

@@ -1,9 +1,9 @@
-"""Draw one figure of one picture: its classes, the evidence for them, and what the attentions look at."""
+"""Draw one figure of one image: its classes, the evidence for them, and what the attentions look at."""
 
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,10 +15,11 @@ from PIL import Image
 from torch import Tensor
 
 from ..files import write_atomically
-from ..fonts import drawable, matplotlib_fonts
+from ..fonts import drawable
 from ..model import DaViT
 from ..predict import Prediction, Predictor
 from ..predict.pictures import Picture, open_picture
+from ..style import GREY, MAP, ORANGE, SKY, SMALL, figure_style
 from ..text import as_line
 from .attention import Attention, attention_of
 from .evidence import Evidence, class_evidence
@@ -27,9 +28,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _COLUMNS, _GROUPS, _EVIDENCES = 6, 3, 3
-_SEEN, _EVIDENCE = "viridis", "PuOr_r"
-_FONT = 8
+_EVIDENCE = "PuOr_r"
 _WRAPPED = 38  # characters of a line below a map
+_MAP_SIDE, _MAP_DPI = 2.6, 150  # inches of a map's longer side where it is an image of its own
 
 #: How each map is read, in a sentence; the two kinds of evidence by their method.
 HOW_TO_READ = {
@@ -45,14 +46,14 @@ _SHORT, _LONGEST = 18, 34  # characters of a class's name
 
 @dataclass(frozen=True)
 class Look:
-    """All that was computed from one picture.
+    """All that was computed from one image.
 
     Attributes:
-        shown_HWC: the picture as the model saw it, resized and cropped, 0 to 1; of more than three bands the first
+        shown_HWC: the image as the model saw it, resized and cropped, 0 to 1; of more than three bands the first
             three, of fewer the first as grey.
         bands: how many the model saw.
         attention: None for a model other than DaViT.
-        marked: the place of most evidence for the first class, as shares (down, right) of the picture.
+        marked: the place of most evidence for the first class, as shares (down, right) of the image.
     """
 
     prediction: Prediction
@@ -63,14 +64,31 @@ class Look:
     marked: tuple[float, float]
 
 
+@dataclass(frozen=True)
+class Map:
+    """One map over the image, without margins, with its title and a sentence on how it is read."""
+
+    title: str
+    how: str
+    image: Image.Image
+
+
+@dataclass(frozen=True)
+class MapRow:
+    """Maps that belong together: the evidence, or those of a stage."""
+
+    title: str
+    maps: tuple[Map, ...]
+
+
 def look(predictor: Predictor, picture: Picture, class_index: int | None = None) -> Look:
-    """Classify a picture and compute what the figure shows.
+    """Classify an image and compute what the figure shows.
 
     Args:
         class_index: the class whose evidence is asked for; the most probable where None.
 
     Raises:
-        ValueError: the picture cannot be read, the class is unknown, or the model is an exported one.
+        ValueError: the image cannot be read, the class is unknown, or the model is an exported one.
     """
     if predictor.program is not None:
         raise ValueError(
@@ -91,13 +109,13 @@ def look(predictor: Predictor, picture: Picture, class_index: int | None = None)
 
 
 def seen_image(predictor: Predictor, picture: Picture) -> Image.Image:
-    """Return what the model sees of a picture: its crop, of more or fewer bands than three the first as RGB."""
+    """Return what the model sees of an image: its crop, of more or fewer bands than three the first as RGB."""
     shown_HWC = _shown(predictor, predictor.transform(open_picture(picture, predictor.decoding)))
     return Image.fromarray((255 * shown_HWC).round().astype("uint8"))
 
 
 def _shown(predictor: Predictor, image_CHW: Tensor) -> Any:
-    """Turn a prepared picture into (H, W, 3) of 0 to 1."""
+    """Turn a prepared image into (H, W, 3) of 0 to 1."""
     if image_CHW.dtype == torch.uint8:  # of an exported model that normalises itself
         seen_CHW = image_CHW / 255
     else:
@@ -109,13 +127,13 @@ def _shown(predictor: Predictor, image_CHW: Tensor) -> Any:
 def draw_picture(
     predictor: Predictor, picture: Picture, out: str | Path, class_index: int | None = None
 ) -> Prediction:
-    """Write the figure of one picture to a file in the format of its suffix, in one step.
+    """Write the figure of one image to a file in the format of its suffix, in one step.
 
     Args:
         class_index: as in `look`.
 
     Returns:
-        What the model says of the picture.
+        What the model says of the image.
 
     Raises:
         ValueError: as `look` does, or an unknown format.
@@ -132,14 +150,14 @@ def draw_picture(
 
 
 def render(predictor: Predictor, seen: Look) -> Any:
-    """Draw the figure, as matplotlib's `Figure`: a row for the picture, and one for each stage of a DaViT.
+    """Draw the figure, as matplotlib's `Figure`: a row for the image, and one for each stage of a DaViT.
 
     A class whose name no font here can draw is called by its index.
     """
     shown = [one.class_index for one in seen.evidence] + [guess.index for guess in seen.prediction.guesses]
     names = {index: drawable(_short(predictor.class_names[index], _LONGEST), index) for index in shown}
     file = as_line(Path(seen.prediction.file).name)
-    with matplotlib_fonts([*names.values(), file]):
+    with figure_style([*names.values(), file]):
         return _render(f"{predictor.name}: {file}", predictor, seen, names)
 
 
@@ -147,28 +165,59 @@ def _render(title: str, predictor: Predictor, seen: Look, names: Mapping[int, st
     from matplotlib.figure import Figure  # a second of import, paid when drawing
 
     stages = stages_shown(predictor, seen)
-    figure = Figure(figsize=(2.15 * _COLUMNS + 0.5, 2.75 * (1 + len(stages)) + 0.35), dpi=110, layout="constrained")
-    figure.suptitle(title, fontsize=11)
+    figure = Figure(figsize=(2.15 * _COLUMNS + 0.5, 2.75 * (1 + len(stages)) + 0.35), layout="constrained")
+    figure.suptitle(title)
     grid = figure.add_gridspec(1 + len(stages), _COLUMNS)
 
     def panel(row: int, columns: int | slice, title: str, how: str = "") -> Axes:
         axes = figure.add_subplot(grid[row, columns])
-        axes.set_title(title, fontsize=_FONT)
-        axes.set_xlabel(textwrap.fill(how, _WRAPPED), fontsize=_FONT - 1.5, color="#444444")
+        axes.set_title(title, fontsize=SMALL)
+        axes.set_xlabel(textwrap.fill(how, _WRAPPED), fontsize=SMALL - 1.5, color=GREY)
         axes.set(xticks=[], yticks=[])
         axes.spines[:].set_visible(False)
         return axes
 
     some_bands = {1: "", 2: ": band 1 of 2", 3: ""}.get(seen.bands, f": bands 1 to 3 of {seen.bands}")
-    sees = panel(0, 0, f"what the model sees{some_bands}", "The picture as it was resized and cropped.")
+    sees = panel(0, 0, f"what the model sees{some_bands}", "The image as it was resized and cropped.")
     sees.imshow(seen.shown_HWC, interpolation="nearest")
-    for column, evidence in enumerate(seen.evidence, start=1):
-        axes = panel(0, column, f"evidence for {_short(names[evidence.class_index])}", HOW_TO_READ[evidence.method])
-        _draw_evidence(axes, seen, evidence, is_marked=column == 1)
+    short = {index: _short(name) for index, name in names.items()}
+    _draw_evidences(lambda place, *said: panel(0, place + 1, *said), seen, short)
     _draw_bars(panel(0, slice(4, 6), "classes"), seen.prediction, names)
     for row, stage in enumerate(stages, start=1):
         _draw_stage(partial(panel, row), seen, stage)
     return figure
+
+
+def draw_maps(predictor: Predictor, seen: Look) -> list[MapRow]:
+    """Draw each map of the figure as an image of its own, for pages that set titles and sentences themselves."""
+    names = {one.class_index: as_line(predictor.class_names[one.class_index]) for one in seen.evidence}
+    rows = [_row("evidence", seen, lambda panel: _draw_evidences(panel, seen, names))]
+    for stage in stages_shown(predictor, seen):
+        rows.append(_row(_title_of(seen, stage), seen, partial(_draw_stage, seen=seen, stage=stage)))
+    return rows
+
+
+def _row(title: str, seen: Look, draw: Callable[[Callable[[int, str, str], Axes]], None]) -> MapRow:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    height, width = seen.shown_HWC.shape[:2]
+    scale = _MAP_SIDE / max(height, width)
+    drawn: list[tuple[str, str, FigureCanvasAgg]] = []
+
+    def panel(place: int, title: str, how: str) -> Axes:
+        figure = Figure(figsize=(width * scale, height * scale), dpi=_MAP_DPI, facecolor="none")
+        drawn.append((title, how, FigureCanvasAgg(figure)))
+        axes = figure.add_axes((0, 0, 1, 1))
+        axes.set_axis_off()
+        return axes
+
+    draw(panel)
+    maps = []
+    for name, how, canvas in drawn:
+        canvas.draw()
+        maps.append(Map(name, how, Image.fromarray(np.asarray(canvas.buffer_rgba()))))
+    return MapRow(title, tuple(maps))
 
 
 def stages_shown(predictor: Predictor, seen: Look) -> list[int]:
@@ -189,37 +238,48 @@ def _draw_stage(panel: Callable[[int, str, str], Axes], seen: Look, stage: int) 
     assert seen.attention is not None
     spatial, channel = seen.attention.last(stage)
     panels: list[Axes] = []
-    shape: Sequence[int] = ()
     if spatial is not None:
-        H, W = shape = spatial.received_HW.shape
+        H, W = spatial.received_HW.shape
         row, column = min(int(seen.marked[0] * H), H - 1), min(int(seen.marked[1] * W), W - 1)
         views = {"attention received": spatial.received_HW, "seen from the cross": spatial.seen_from(row, column)}
         for place, (title, map_HW) in enumerate(views.items()):
             panels.append(axes := panel(place, f"windows: {title}", HOW_TO_READ[title]))
-            _overlay(axes, seen, map_HW, 0, float(map_HW.max()), cmap=_SEEN, interpolation="nearest")
+            _overlay(axes, seen, map_HW, 0, float(map_HW.max()), cmap=MAP, interpolation="nearest")
             for draw_line, size in ((axes.axhline, H), (axes.axvline, W)):
                 for edge in range(spatial.window, size, spatial.window):
                     draw_line(edge, color="white", linewidth=0.6)
-        axes.plot(column + 0.5, row + 0.5, "x", color="#d55e00", markersize=6)
+        axes.plot(column + 0.5, row + 0.5, "x", color=ORANGE, markersize=6)
     if channel is not None:
-        shape = channel.response_GHW.shape[1:]
         groups = channel.most_telling(_GROUPS)
         for place, group in enumerate(groups, start=2):
             panels.append(axes := panel(place, f"channel group {group + 1} responds", HOW_TO_READ["responds"]))
             map_HW = channel.response_GHW[group]
-            _overlay(axes, seen, map_HW, 0, float(map_HW.max()), cmap=_SEEN, interpolation="bilinear")
+            _overlay(axes, seen, map_HW, 0, float(map_HW.max()), cmap=MAP, interpolation="bilinear")
         axes = panel(5, f"group {groups[0] + 1}: channel to channel", HOW_TO_READ["channels"])
-        axes.imshow(channel.attention_GDD[groups[0]].cpu(), cmap=_SEEN, interpolation="nearest")
-    panels[0].set_ylabel(f"stage {stage + 1}\n{shape[0]} x {shape[1]} positions", fontsize=_FONT)
+        axes.imshow(channel.attention_GDD[groups[0]].cpu(), cmap=MAP, interpolation="nearest")
+    panels[0].set_ylabel(_title_of(seen, stage).replace(": ", "\n"), fontsize=SMALL)
+
+
+def _title_of(seen: Look, stage: int) -> str:
+    assert seen.attention is not None
+    spatial, channel = seen.attention.last(stage)
+    H, W = spatial.received_HW.shape if spatial is not None else channel.response_GHW.shape[1:]  # type: ignore[union-attr]
+    return f"stage {stage + 1}: {H} x {W} positions"
 
 
 def _overlay(axes: Axes, seen: Look, map_HW: Tensor, low: float, high: float, **style: Any) -> None:
-    """Draw a map over the greyscale picture, on axes whose unit is a place of the map."""
+    """Draw a map over the greyscale image, on axes whose unit is a place of the map."""
     H, W = map_HW.shape
     height, width = seen.shown_HWC.shape[:2]
     place: dict[str, Any] = {"extent": (0, W, H, 0), "aspect": (height / H) / (width / W)}
     axes.imshow(seen.shown_HWC.mean(2), cmap="gray", vmin=0, vmax=1, interpolation="nearest", **place)
     axes.imshow(map_HW.cpu(), vmin=low, vmax=high or 1.0, alpha=0.7, **style, **place)
+
+
+def _draw_evidences(panel: Callable[[int, str, str], Axes], seen: Look, names: Mapping[int, str]) -> None:
+    for place, evidence in enumerate(seen.evidence):
+        axes = panel(place, f"evidence for {names[evidence.class_index]}", HOW_TO_READ[evidence.method])
+        _draw_evidence(axes, seen, evidence, is_marked=place == 0)
 
 
 def _draw_evidence(axes: Axes, seen: Look, evidence: Evidence, is_marked: bool) -> None:
@@ -233,11 +293,11 @@ def _draw_evidence(axes: Axes, seen: Look, evidence: Evidence, is_marked: bool) 
 
 def _draw_bars(axes: Axes, prediction: Prediction, names: Mapping[int, str]) -> None:
     guesses = prediction.guesses[::-1]
-    axes.barh(range(len(guesses)), [100 * guess.probability for guess in guesses], color="#56b4e9", height=0.55)
+    axes.barh(range(len(guesses)), [100 * guess.probability for guess in guesses], color=SKY, height=0.55)
     for place, guess in enumerate(guesses):
-        axes.text(1, place, f"{names[guess.index]}  {guess.probability:.1%}", va="center", fontsize=_FONT)
+        axes.text(1, place, f"{names[guess.index]}  {guess.probability:.1%}", va="center", fontsize=SMALL)
     axes.set(xlim=(0, 100), xticks=range(0, 101, 20))
-    axes.tick_params(labelsize=_FONT - 1)
+    axes.tick_params(labelsize=SMALL - 1)
     axes.spines["bottom"].set_visible(True)
 
 
@@ -247,7 +307,7 @@ def _short(name: str, length: int = _SHORT) -> str:
 
 
 def evidence_image(seen: Look) -> Image.Image:
-    """Draw the evidence for the first class over the picture: as large as what the model saw, at least 320 px."""
+    """Draw the evidence for the first class over the image: as large as what the model saw, at least 320 px."""
     from matplotlib import colormaps
 
     height, width = seen.shown_HWC.shape[:2]

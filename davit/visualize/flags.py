@@ -12,11 +12,11 @@ def visualize_parser() -> Parser:
     """Make the parser of ``python -m davit.visualize``."""
     parser = Parser(
         prog=command_name("python -m davit.visualize"),
-        description="Draw what a classifier looks at in pictures, or the curves of training runs.",
+        description="Draw what a classifier looks at in images, or the curves of training runs.",
         parents=[model_flags(), picture_flags()],
     )
     pictures = "files, or folders with all that is below them; none with --runs"
-    parser.add_argument("pictures", nargs="*", metavar="PICTURE|FOLDER", help=pictures)
+    parser.add_argument("pictures", nargs="*", metavar="IMAGE|FOLDER", help=pictures)
     add = parser.add_argument_group("figures").add_argument
     add("--runs", nargs="+", default=[], metavar="RUN", help="folders of runs, or their summary.csv: curves together")
     add("--out", default="", metavar="FILE|DIR", help="default: NAME-seen.png, or curves.png, in the current folder")

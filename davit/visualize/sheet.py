@@ -1,4 +1,4 @@
-"""Draw many pictures on one sheet: a row for each question, a line of text below each picture."""
+"""Draw many images on one sheet: a row for each question, a line of text below each image."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from PIL import Image
 
 from ..data import BadImageError, load_rgb
 from ..files import write_atomically
-from ..fonts import drawable, matplotlib_fonts
+from ..fonts import drawable
+from ..style import ORANGE, SMALL, figure_style
 from ..text import as_line
 
-_CELL, _TEXT = 1.6, 0.42  # inches: of a picture, and of the text below it
-_PIXELS = 240  # of the longer side of a picture as it is drawn
+_CELL, _TEXT = 1.6, 0.42  # inches: of an image, and of the text below it
+_PIXELS = 240  # of the longer side of an image as it is drawn
 _LONGEST = 22  # signs of a line
-_FONT = 7
-_MOST_COLUMNS = 10  # of pictures, beside the first
+_MOST_COLUMNS = 10  # of images, beside the first
 
 
 @dataclass(frozen=True)
 class Shown:
-    """A picture on a sheet.
+    """An image on a sheet.
 
     Attributes:
         picture: a file, or what is drawn; a file that cannot be read leaves its place empty, with the text below.
@@ -38,7 +38,7 @@ def draw_sheet(rows: Sequence[tuple[Shown, Sequence[Shown]]], out: str | Path, t
     """Write a sheet to a file in the format of its suffix, in one step.
 
     Args:
-        rows: each a first picture, which stands apart, and those that go with it; more than ten fill further lines.
+        rows: each a first image, which stands apart, and those that go with it; more than ten fill further lines.
 
     Raises:
         ValueError: nothing to draw, or an unknown format.
@@ -46,7 +46,7 @@ def draw_sheet(rows: Sequence[tuple[Shown, Sequence[Shown]]], out: str | Path, t
     """
     form = Path(out).suffix.lstrip(".").lower() or "png"
     if not rows:
-        raise ValueError(f"there is no picture to draw in {out}.")
+        raise ValueError(f"there is no image to draw in {out}.")
     figure = render_sheet(rows, title)
     try:
         write_atomically(out, lambda stream: figure.savefig(stream, format=form))
@@ -59,7 +59,7 @@ def render_sheet(rows: Sequence[tuple[Shown, Sequence[Shown]]], title: str = "")
     texts = [title, *(line for first, others in rows for shown in (first, *others) for line in shown.lines)]
     names = {text: _short(drawable(text, place)) for place, text in enumerate(texts)}
     names[title] = as_line(title)
-    with matplotlib_fonts(names.values()):
+    with figure_style(names.values()):
         return _render(rows, title, names)
 
 
@@ -69,9 +69,9 @@ def _render(rows: Sequence[tuple[Shown, Sequence[Shown]]], title: str, names: di
     columns = 1 + min(_MOST_COLUMNS, max(1, *(len(others) for _, others in rows), 1))
     lines = [max(1, -(-len(others) // (columns - 1))) for _, others in rows]
     size = (columns * _CELL + 0.2, sum(lines) * (_CELL + _TEXT) + (0.35 if title else 0.1))
-    figure = Figure(figsize=size, dpi=110, layout="constrained")
+    figure = Figure(figsize=size, layout="constrained")
     if title:
-        figure.suptitle(names[title], fontsize=10)
+        figure.suptitle(names[title])
     grid = figure.add_gridspec(sum(lines), columns)
     for number, (first, others) in enumerate(rows):
         top = sum(lines[:number])
@@ -84,13 +84,13 @@ def _render(rows: Sequence[tuple[Shown, Sequence[Shown]]], title: str, names: di
 
 def _draw(axes: Any, shown: Shown, names: dict[str, str], is_first: bool = False) -> None:
     axes.set(xticks=[], yticks=[])
-    axes.set_xlabel("\n".join(names[line] for line in shown.lines), fontsize=_FONT)
+    axes.set_xlabel("\n".join(names[line] for line in shown.lines), fontsize=SMALL)
     for spine in axes.spines.values():
-        spine.set(visible=is_first, color="#d55e00", linewidth=1.5)
+        spine.set(visible=is_first, color=ORANGE, linewidth=1.5)
     try:
         image = shown.picture if isinstance(shown.picture, Image.Image) else load_rgb(shown.picture)
     except BadImageError:
-        axes.text(0.5, 0.5, "cannot be read", ha="center", va="center", fontsize=_FONT)
+        axes.text(0.5, 0.5, "cannot be read", ha="center", va="center", fontsize=SMALL)
         return
     image = image.convert("RGB")
     scale = _PIXELS / max(image.size)

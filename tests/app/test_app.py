@@ -18,8 +18,9 @@ from PIL import Image
 import davit
 from davit.app import Answer, ClassifierReader, DrawnReader
 from davit.app import __main__ as command
-from davit.app.page import answer_file, as_rows, build_page, results_of, serve
+from davit.app.page import answer_file, as_rows, build_page, maps_html, results_of, scores_html, serve
 from davit.data import load_rgb
+from davit.visualize.figure import Map, MapRow
 
 needs_gradio = pytest.mark.skipif(importlib.util.find_spec("gradio") is None, reason="needs Gradio: make setup")
 
@@ -38,7 +39,9 @@ def test_a_classifiers_answer(reader: ClassifierReader, checkpoint: Path, tmp_pa
     assert list(answer.scores.items()) == [(guess.name, pytest.approx(guess.probability)) for guess in truth.guesses]
     assert answer.caption == f"evidence for {truth.name}"
     assert np.asarray(answer.picture).std() > 5
-    assert answer.detail is not None and answer.detail.width > 1000
+    evidence, *stages = answer.maps
+    assert [one.title for one in evidence.maps] == [f"evidence for {guess.name}" for guess in truth.guesses]
+    assert stages and all(one.how.endswith(".") and one.image.width > 300 for row in answer.maps for one in row.maps)
     assert reader.title == "DaViT_nano, 3 classes"
 
 
@@ -69,7 +72,7 @@ def test_what_was_found_is_drawn(found: dict[str, Any], scores: list[tuple[str, 
     answer = answer_file(DrawnReader("digits", Finder(found)), str(picture(tmp_path)))
     assert isinstance(answer, Answer)
     assert list(answer.scores.items()) == scores
-    assert answer.picture.size == (32, 32) and answer.detail is None
+    assert answer.picture.size == (32, 32) and not answer.maps
 
 
 def test_errors_are_sentences(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -183,3 +186,17 @@ def test_results_of_several_pictures(reader: ClassifierReader, tmp_path: Path) -
         ("broken.png", ""),
     ]
     assert rows[0]["score"] == max(reader.scores(Path(files[0])).values()) and rows[3]["error"]
+
+
+def test_names_of_classes_are_text_and_scores_stay_within_their_bars() -> None:
+    text = scores_html({"<img src=x onerror=alert(1)>": 1.5, "b&b": 0.25, "c": -1.0})
+    assert "<img" not in text and "&lt;img" in text and "b&amp;b" in text
+    assert [f"width: {share:.2f}%" in text for share in (100, 25, 0)] == [True] * 3
+    assert scores_html({}) == ""
+
+
+def test_each_map_has_its_title_its_sentence_and_a_text_for_who_does_not_see_it() -> None:
+    maps = (Map('evidence for "<b>"', "Orange speaks for it.", Image.new("RGB", (4, 4), "red")),)
+    text = maps_html([MapRow("evidence", maps), MapRow("stage 1: 4 x 4 positions", maps)])
+    assert text.count("<figure>") == text.count("Orange speaks for it.") == 2 and "<b>&quot;" not in text
+    assert text.count('alt="evidence for &quot;&lt;b&gt;&quot;"') == 2 and "Stage 1: 4 x 4 positions" in text

@@ -65,7 +65,9 @@ def test_the_average_of_a_short_run_forgets_the_first_weights(trained: Path, few
 
 
 def test_args_yaml_is_a_recipe(trained: Path, tmp_path: Path) -> None:
-    davit(["det", "train", "-c", trained / "args.yaml", "--head", "dfine", "--dry-run"], tmp_path)
+    words = ["det", "train", "-c", trained / "args.yaml", "--head", "dfine", "--dry-run", "--json"]
+    measured = json.loads(davit(words, tmp_path).stdout)["dry_run"]
+    assert measured["images_measured"] == measured["images_per_step"] == 2 and measured["hours"] > 0
     assert not [*tmp_path.iterdir()]
 
 

@@ -1,7 +1,9 @@
 """train.py and test.py of mmdet/tools as a user runs them, in this process and on a small detector."""
 
+import contextlib
 import errno
 import json
+import logging
 import os
 import subprocess
 from argparse import ArgumentParser, Namespace
@@ -46,6 +48,19 @@ def test_training_writes_plain_states_that_a_run_goes_on_from(
     losses, _ = ours["message_hub"]["log_scalars"]["train/loss"]
     assert len(losses) == 4 and losses[:2] == first["message_hub"]["log_scalars"]["train/loss"][0]
     assert not [file for file in (*(tmp_path / "out").iterdir(), *trained.iterdir()) if file.suffix == ".partial"]
+
+
+def test_a_training_is_one_document_for_programs(
+    go: Go, detector: Path, few_scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [detector, "--data-root", few_scenes, "--work-dir", tmp_path / "out", "--seed", "1", "--json"]
+    handlers = logging.root.handlers[:]
+    with contextlib.chdir(tmp_path):
+        assert train([*map(str, words), "--cfg-options", *ONE_STEP]) == 0
+    logging.root.handlers[:] = handlers
+    found = json.loads(capsys.readouterr().out)
+    assert found["folder"] == str(tmp_path / "out") and found["iteration"] >= 1
+    assert Path(found["checkpoint"]).is_file()
 
 
 def test_a_full_disk_leaves_the_state_before(

@@ -198,7 +198,7 @@ def test_page_shows_classes_and_says_what_is_missing(exports: Path, tmp_path: Pa
         answer = answer_file(ClassifierReader(predictor), str(tmp_path / "a.png"))
         assert not isinstance(answer, str)
         assert set(answer.scores) == set(CLASSES)
-        assert answer.detail is None
+        assert not answer.maps
         assert answer.picture.size == (16, 16)
         with pytest.raises(ValueError):
             draw_picture(predictor, tmp_path / "a.png", tmp_path / "b.png")

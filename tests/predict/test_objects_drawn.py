@@ -37,6 +37,17 @@ def test_names_of_a_box_at_the_edge_are_whole_and_do_not_hide_one_another() -> N
     assert not any(_shared(one, other) for one, other in combinations(taken, 2))
 
 
+def test_names_in_a_crowd_find_free_places_near_their_boxes() -> None:
+    draw, size, text = np.random.default_rng(0), (512, 512), (0, 0, 70, 9)
+    taken: list[tuple[float, float, float, float]] = []
+    for x, y in draw.uniform(100, 400, (30, 2)).tolist():
+        place = _label_place([x, y, x + 30, y + 40], text, 2, size, taken)
+        assert abs(place[0] + 37 - (x + 15)) < 80 and abs(place[1] + 6 - (y + 20)) < 110
+        taken.append(place)
+    hidden = sum(_shared(one, other) for one, other in combinations(taken, 2))
+    assert hidden < 0.05 * 30 * 74 * 13, "of the area of all names"
+
+
 def test_the_first_twenty_colours_differ() -> None:
     colours = np.array([colour_of(number) for number in range(20)], float)
     assert min(np.abs(one - other).sum() for one, other in combinations(colours, 2)) >= 60

@@ -1,0 +1,121 @@
+"""All figures look alike: sizes of letters, colours, sharpness; what is drawn of few numbers can be seen."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+from PIL import Image
+
+from davit import style
+from davit.data.imagenet import readable_names
+from davit.engine import curves
+from davit.engine.calibration import reliability
+from davit.engine.report_figures import Tile, draw_confusion, draw_reliability, draw_sheet
+from davit.visualize.sheet import Shown, render_sheet
+
+
+def confusion_figure() -> Figure:
+    matrix = np.array([[8, 2, 0], [1, 9, 0]])
+    figure = draw_confusion(matrix, ["a", "b"], [0, 1])
+    assert isinstance(figure, Figure)
+    return figure
+
+
+def reliability_figure() -> Figure:
+    draw = np.random.default_rng(0)
+    confidence = draw.uniform(0.3, 1, 200)
+    figure = draw_reliability({"": reliability(confidence, draw.uniform(size=200) < confidence)})
+    assert isinstance(figure, Figure)
+    return figure
+
+
+def curves_figure(tmp_path: Path, rows: str = "0,1.5,2.0,0.001\n1,1.2,,0.002\n2,1.0,1.5,0.001\n") -> Figure:
+    (tmp_path / "run").mkdir(exist_ok=True)
+    (tmp_path / "run/summary.csv").write_text(f"epoch,train_loss,eval_loss,lr\n{rows}")
+    kept: list[Figure] = []
+    with pytest.MonkeyPatch.context() as patch:
+        bare = Figure.savefig
+        patch.setattr(Figure, "savefig", lambda self, *a, **k: (kept.append(self), bare(self, *a, **k)))
+        curves.draw_curves([tmp_path / "run/summary.csv"], tmp_path / "curves.png")
+    return kept[0]
+
+
+def sheet_figure() -> Figure:
+    shown = Shown(Image.new("RGB", (8, 8), "red"), ("0.9",))
+    figure = render_sheet([(shown, [shown])], "nearest")
+    assert isinstance(figure, Figure)
+    return figure
+
+
+def title_of(figure: Figure) -> Any:
+    return vars(figure)["_suptitle"]
+
+
+def test_letters_have_the_same_sizes_in_all_figures(tmp_path: Path) -> None:
+    for figure in (confusion_figure(), reliability_figure(), curves_figure(tmp_path), sheet_figure()):
+        assert figure.dpi == style.DPI
+        if figure.get_suptitle():
+            assert title_of(figure).get_fontsize() == style.TITLE
+        for axes in figure.axes:
+            if axes.get_title():
+                assert axes.title.get_fontsize() == style.TITLE
+            if axes.get_ylabel():
+                assert axes.yaxis.label.get_fontsize() == style.TEXT
+            if legend := axes.get_legend():
+                assert {text.get_fontsize() for text in legend.get_texts()} == {style.SMALL}
+            sizes = {tick.get_fontsize() for tick in (*axes.get_xticklabels(), *axes.get_yticklabels())}
+            assert sizes <= {style.SMALL, style.TEXT}
+            assert not axes.spines["top"].get_visible()
+
+
+def test_colours_are_the_palettes(tmp_path: Path) -> None:
+    lines = [line for axes in curves_figure(tmp_path).axes for line in axes.get_lines()]
+    assert lines and {to_hex(str(line.get_color())) for line in lines} <= set(style.COLOURS)
+    channels = [tuple(int(colour[at : at + 2], 16) for at in (1, 3, 5)) for colour in style.COLOURS]
+    apart = [sum(abs(a - b) for a, b in zip(p, q, strict=True)) for i, p in enumerate(channels) for q in channels[:i]]
+    assert min(apart) > 60
+
+
+def test_epochs_without_an_evaluation_do_not_break_a_curve(tmp_path: Path) -> None:
+    loss = curves_figure(tmp_path).axes[0]
+    ends = {tuple(np.asarray(line.get_xdata()).tolist()) for line in loss.get_lines()}
+    assert ends == {(0, 1, 2), (0, 2)}
+    many = "".join(f"{epoch},1.0,{'0.5' if epoch == 29 else ''},0.001\n" for epoch in range(30))
+    last = curves_figure(tmp_path, many).axes[0].get_lines()[-1]
+    assert (np.asarray(last.get_xdata()).tolist(), last.get_marker()) == ([29], "o"), "one evaluation is a dot"
+
+
+def test_formulas_in_names_are_text_and_in_scales_are_formulas(tmp_path: Path) -> None:
+    figure = curves_figure(tmp_path)
+    scales = [axes.yaxis.get_offset_text() for axes in figure.axes]
+    assert any(text.get_text() for text in scales) and all(text.get_parse_math() for text in scales)
+    assert figure.get_suptitle() and not title_of(figure).get_parse_math()
+
+
+def test_sheets_are_drawn_in_the_figures_font() -> None:
+    from davit.fonts import pillow_font
+
+    font: Any = pillow_font("a", style.pixels(style.TEXT))
+    assert font.getname()[0] == "DejaVu Sans" and font.size == style.pixels(style.TEXT)
+    tile = Tile(np.zeros((4, 4, 3), np.float32), "cat", 0, 0.9, False)
+    sheet = draw_sheet([("dog", 1, "1 of 2 right", [tile] * 8)], "worst")
+    inks = {colour for _, colour in sheet.getcolors(1 << 20) or ()}
+    orange = tuple(int(style.ORANGE[at : at + 2], 16) for at in (1, 3, 5))
+    assert orange in inks
+
+
+def test_ids_of_imagenet_are_put_into_words_where_all_names_are_such() -> None:
+    assert readable_names(["n01440764", "n02102040"]) == ("tench (n01440764)", "English springer (n02102040)")
+    assert readable_names(["n01440764", "dog"]) == ("n01440764", "dog") and readable_names([]) == ()
+    labels = [
+        text.get_text()
+        for text in draw_confusion(
+            np.array([[1, 0, 0], [0, 1, 0]]), readable_names(["n01440764", "n02102040"]), [0, 1]
+        )
+        .axes[0]
+        .get_xticklabels()
+    ]
+    assert labels == ["tench", "English springer"]
