@@ -161,7 +161,7 @@ def add_data_checks(add: Callable[..., Any]) -> None:
 def demo_parser() -> Parser:
     """Make the parser of image_demo.py of mmdet/tools and mmseg/tools."""
     parser = Parser(prog=command_name(), description="Draw what a detector or segmentor finds.")
-    parser.add_argument("picture", help="an image, or a folder with all that is below it")
+    parser.add_argument("picture", metavar="IMAGE", help="an image, or a folder with all that is below it")
     add_config_argument(parser)
     parser.add_argument("checkpoint", help="its weights, or an export (python -m davit.export), which needs no config")
     add_drawing(parser.add_argument_group("results").add_argument)
