@@ -123,6 +123,7 @@ def test_parser() -> Parser:
     add("--aug-test", "--tta", action="store_true", help="test-time augmentation: sizes and flips")
     add("--seed", **number("numpy_seed"), help="of everything random; default: one is drawn")
     add_json(add)
+    add_output(add)
     add = parser.add_argument_group("without effect").add_argument
     older: dict[str, Any] = {"action": WithoutEffect, "default": argparse.SUPPRESS}
     add(*("--gpu-id", "--gpu-ids"), nargs="*", help="CUDA_VISIBLE_DEVICES chooses the GPU", **older)
