@@ -7,7 +7,8 @@ make demo-det && python benchmarks/runtimes.py int8 output/demo-det/epoch_3.pth 
     --config mmdet/configs/davit_nano_maskrcnn_digits.py --formats onnx xml
 
 Runs take turns, one of each runtime at a time in an order drawn anew, so that what else the machine does meets all of
-them; a pause lets the threads of the last one sleep. Ratios are of medians over these turns. Each call adds its rows
+them; a pause lets the threads of the last one sleep. OMP_WAIT_POLICY=passive would slow PyTorch alone, by a third at
+batch 1, as the other runtimes have threads of their own: a run with it is refused. Ratios are of medians over these turns. Each call adds its rows
 to benchmarks/results/runtimes.json and writes runtimes.md anew.
 """
 
@@ -16,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import platform
 import random
 import statistics
@@ -70,6 +72,8 @@ def main() -> int:
 
 def _speed(args: argparse.Namespace) -> list[dict[str, Any]]:
     """Time one model of random weights in every runtime."""
+    if os.environ.get("OMP_WAIT_POLICY", "").lower() == "passive":
+        raise SystemExit("OMP_WAIT_POLICY=passive slows PyTorch alone: unset it to compare runtimes.")
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     model = davit.create_model(args.model, num_classes=10).eval()

@@ -50,7 +50,7 @@ PRINTS = {
     "data split": ("the folder", True, False),
     "data stats": ("flags of train.py", True, True),
     "det train": ("nothing: the log; a document of the run", True, False),
-    "det test": ("nothing: the log", True, False),
+    "det test": ("a table of measures", True, True),
     "det demo": ("nothing: pictures and predictions.json", True, False),
     "det flops": ("a line for each config", True, True),
 }

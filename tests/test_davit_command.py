@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from unittest import mock
 
@@ -192,6 +193,28 @@ def test_a_program_that_imports_davit_has_the_variants_in_timm_and_a_command_too
         "-c", inside + "print(davit.DaViT.__name__, davit.load.__name__, sorted(davit.VARIANTS)[0])", at=tmp_path
     )
     assert shown.stdout.splitlines()[-2:] == ["True passive", "DaViT load DaViT_base"], shown.stderr
+
+
+@pytest.mark.parametrize("asked", [[], ["always"]], ids=["by itself", "as PYTHONWARNINGS asks"])
+def test_warnings_that_a_user_cannot_act_on_are_hidden(asked: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a library about its own code; not those for the user, nor any where warnings are asked for."""
+    kinds = [DeprecationWarning, PendingDeprecationWarning, FutureWarning, UserWarning, RuntimeWarning]
+
+    def work(_: object) -> int:
+        for kind in kinds:
+            warnings.warn(kind.__name__, kind, stacklevel=1)
+        return 0
+
+    monkeypatch.setattr("davit.complexity.main", work)
+    monkeypatch.setattr(sys, "warnoptions", asked)
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        assert main(["complexity"]) == 0
+        warnings.warn("after", DeprecationWarning, stacklevel=1)
+    assert [str(one.message) for one in seen] == [
+        *(kind.__name__ for kind in (kinds if asked else kinds[3:])),
+        "after",
+    ]
 
 
 @pytest.mark.long

@@ -920,7 +920,7 @@ def picture_flags(workers: int | None = 4) -> argparse.ArgumentParser:
         workers: the default of --workers; None for a command that has no loader, and so no flags of one.
     """
     parser = argparse.ArgumentParser(add_help=False)
-    add = parser.add_argument_group("pictures").add_argument
+    add = parser.add_argument_group("images").add_argument
     _add_decoding(add)
     _add_crop(add)
     if workers is None:

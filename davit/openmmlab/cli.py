@@ -18,7 +18,7 @@ from ..commands import USER_ERROR, run_cli
 from ..data import DataError
 from ..engine.distributed import close_world, init_world
 from ..parsing.openmmlab import test_parser, train_parser
-from ..parsing.results import as_json, json_alone, put
+from ..parsing.results import as_json, give, json_alone, put, require_writable
 from ..text import some
 from . import drawn  # noqa: F401 (registers the hooks of --show-dir and --out)
 from .config import (
@@ -123,6 +123,7 @@ def _train(args: Namespace, cfg: Config) -> None:
 
 
 def _test(args: Namespace, cfg: Config) -> None:
+    require_writable(args.output)
     if not Path(args.checkpoint).is_file():
         raise ValueError(f"{args.checkpoint}: there is no such checkpoint.")
     cfg.load_from = args.checkpoint
@@ -132,9 +133,10 @@ def _test(args: Namespace, cfg: Config) -> None:
     _settle_classes(args, cfg, "test", args.checkpoint)
     _check_data(args, cfg, ("test",), labelled=not args.format_only)
     use_test_flags(cfg, args)
-    found = _runner(args, cfg).test()
-    if args.json and int(os.environ.get("RANK", 0)) == 0:
-        put(as_json({name: float(value) for name, value in found.items()}))
+    found = {name: float(value) for name, value in _runner(args, cfg).test().items()}
+    if int(os.environ.get("RANK", 0)) == 0 and (found or args.json):
+        text = "".join(f"{name:24} {value:8.4f}\n" for name, value in found.items())
+        give(args, text, found, [{"measure": name, "value": value} for name, value in found.items()])
 
 
 def _settle_classes(args: Namespace, cfg: Config, split: str, checkpoint: str | None) -> None:

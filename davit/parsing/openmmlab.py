@@ -123,6 +123,7 @@ def test_parser() -> Parser:
     add("--aug-test", "--tta", action="store_true", help="test-time augmentation: sizes and flips")
     add("--seed", **number("numpy_seed"), help="of everything random; default: one is drawn")
     add_json(add)
+    add_output(add)
     add = parser.add_argument_group("without effect").add_argument
     older: dict[str, Any] = {"action": WithoutEffect, "default": argparse.SUPPRESS}
     add(*("--gpu-id", "--gpu-ids"), nargs="*", help="CUDA_VISIBLE_DEVICES chooses the GPU", **older)
@@ -161,7 +162,7 @@ def add_data_checks(add: Callable[..., Any]) -> None:
 def demo_parser() -> Parser:
     """Make the parser of image_demo.py of mmdet/tools and mmseg/tools."""
     parser = Parser(prog=command_name(), description="Draw what a detector or segmentor finds.")
-    parser.add_argument("picture", help="an image, or a folder with all that is below it")
+    parser.add_argument("picture", metavar="IMAGE", help="an image, or a folder with all that is below it")
     add_config_argument(parser)
     parser.add_argument("checkpoint", help="its weights, or an export (python -m davit.export), which needs no config")
     add_drawing(parser.add_argument_group("results").add_argument)

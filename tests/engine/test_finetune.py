@@ -230,6 +230,22 @@ def test_options_reach_the_optimizer(pictures: Path, tmp_path: Path) -> None:
     assert {group["nesterov"] for group in groups} == {False}
 
 
+@pytest.mark.parametrize(
+    ("words", "factor"),
+    [("--head-lr-scale 3", 3.0), ("--layer-decay 0.5", 1.0), ("--layer-decay 0.5 --head-lr-scale 4", 4.0)],
+)
+def test_the_rate_that_is_logged_is_the_heads(pictures: Path, tmp_path: Path, words: str, factor: float) -> None:
+    """Where layers differ; the other layers of a decay have less, and the log says so once."""
+    plain = [*SHORT, "--lr", "0.01", "--log-interval", "1"]
+    run_here(pictures, *plain, cwd=tmp_path)
+    said = run_here(pictures, *plain, *words.split(), "--experiment", "b", cwd=tmp_path).stderr
+    one, other = ([float(row["lr"]) for row in summary(tmp_path / "runs" / name)] for name in "ab")
+    assert other == pytest.approx([factor * rate for rate in one])
+    rates = [group["lr"] for group in read_state(tmp_path / "runs/b/last.pth.tar")["optimizer"]["param_groups"]]
+    assert min(rates) < max(rates) and said.count("different rates") == 1
+    assert f"lr {other[0]:.4g}" in said, "of the epoch's line too"
+
+
 def test_evaluation_after_every_third_epoch_and_the_last(pictures: Path, tmp_path: Path) -> None:
     flags = [*SHORT, "--epochs", "5", "--val-interval", "3"]
     run_here(pictures, *flags, cwd=tmp_path, curves=True)
