@@ -2,7 +2,7 @@
 
     python benchmarks/digit_detectors.py                          # all three, about 25 minutes on two cores
     python benchmarks/digit_detectors.py --heads dfine --seed 1   # one of them; the others' rows stay
-    python benchmarks/digit_detectors.py --rehearse                 # a step of each in a minute; keeps nothing
+    python benchmarks/digit_detectors.py --rehearse               # a step of each in a minute; keeps nothing
 
 Each is trained from random weights on the training scenes by its own command and recipe, for as many epochs as fit
 into the time that three of Mask R-CNN take, and measured on the 100 held-out scenes of other handwriting by COCO's
@@ -106,7 +106,9 @@ def report(rows: dict[str, dict[str, Any]]) -> str:
         for head in TITLES
         if (row := rows.get(head))
     ]
-    seeds = ", ".join(str(seed) for seed in sorted({row["seed"] for row in rows.values()}))
+    seeds, threads = (
+        ", ".join(map(str, sorted({row[name] for row in rows.values()}))) for name in ("seed", "threads")
+    )
     return f"""# Three detectors on the digit scenes, for about the same time
 
 DaViT_nano from random weights on {COUNTS["train"]:,} scenes of 128 px, measured on the {COUNTS["val"]} held-out scenes
@@ -114,7 +116,7 @@ of other handwriting: COCO's average precision of boxes in percent. Each learns 
 that three of Mask R-CNN take, with batches of {BATCH} and a recipe of its own; a cosine ends with the last step. The
 minutes are those of the training command, from its start to its end; those of a core are what all its processes have
 computed, which other programs on the machine change less. Two cores of an {platform.machine()} machine without a GPU,
-PyTorch {torch.__version__}, one run each (seed {seeds}).
+threads that compute: {threads}, PyTorch {torch.__version__}, one run each (seed {seeds}).
 
 {table(["", "scenes seen", "minutes", "of a core", "AP", "AP50", "AP75"], cells)}
 
