@@ -1,5 +1,5 @@
 # make demo       set up, then train a small DaViT on handwritten digits and evaluate it (3 minutes on 2 cores)
-# make demo-det   train Mask R-CNN on scenes of digits, evaluate it and draw what it finds (10 minutes on 2 cores)
+# make demo-det   train Mask R-CNN on scenes of digits, evaluate it and draw what it finds (6 minutes on 2 cores)
 # make demo-seg   train UPerNet on them, evaluate it and draw what it finds (8 minutes on 2 cores)
 # make test       set up, then run every test that is not marked long; prints the time and the slowest 15
 # make test-long  run the long ones too
