@@ -1,4 +1,4 @@
-# Mask R-CNN, DaViT_nano, on scenes of handwritten digits: what `make demo-det` runs, in two processes. Not from the paper.
+# Mask R-CNN, DaViT_nano, on scenes of handwritten digits: what `make demo-det` runs in two processes.
 # Command:  python tools/train.py configs/davit_nano_maskrcnn_digits.py
 _base_ = "./_base_/mask_rcnn.py"
 
