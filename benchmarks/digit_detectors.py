@@ -115,8 +115,8 @@ DaViT_nano from random weights on {COUNTS["train"]:,} scenes of 128 px, measured
 of other handwriting: COCO's average precision of boxes in percent. Each learns for as many epochs as fit into the time
 that three of Mask R-CNN take, or fewer (RTMDet), with batches of {BATCH} and a recipe of its own; a cosine ends with
 the last step. The minutes are those of the training command, from its start to its end; those of a core are what all
-its processes have computed, which other programs on the machine change less. Two cores of an {platform.machine()} machine without a GPU,
-threads that compute: {threads}, PyTorch {torch.__version__}, one run each (seed {seeds}).
+its processes have computed, which other programs on the machine change less. Two cores of an {platform.machine()}
+machine without a GPU, threads that compute: {threads}, PyTorch {torch.__version__}, one run each (seed {seeds}).
 
 {table(["", "scenes seen", "minutes", "of a core", "AP", "AP50", "AP75"], cells)}
 
