@@ -1,4 +1,4 @@
-# Mask R-CNN, DaViT_nano, on scenes of handwritten digits: what `make demo-det` runs. Not from the paper.
+# Mask R-CNN, DaViT_nano, on scenes of handwritten digits: what `make demo-det` runs in two processes.
 # Command:  python tools/train.py configs/davit_nano_maskrcnn_digits.py
 _base_ = "./_base_/mask_rcnn.py"
 
@@ -11,7 +11,7 @@ model = dict(
     neck=dict(in_channels=[32, 64, 128, 160], out_channels=width),
     rpn_head=dict(in_channels=width, feat_channels=width, anchor_generator=dict(scales=[5])),
     roi_head=dict(
-        bbox_roi_extractor=dict(out_channels=width, roi_layer=dict(sampling_ratio=1)),
+        bbox_roi_extractor=dict(out_channels=width),
         bbox_head=dict(in_channels=width, fc_out_channels=256, num_classes=10),
         mask_roi_extractor=dict(out_channels=width),
         mask_head=dict(num_convs=2, in_channels=width, conv_out_channels=width, num_classes=10),
@@ -19,7 +19,7 @@ model = dict(
     train_cfg=dict(
         rpn=dict(sampler=dict(num=64)),
         rpn_proposal=dict(nms_pre=300, max_per_img=100),
-        rcnn=dict(sampler=dict(num=32)),
+        rcnn=dict(sampler=dict(num=64)),
     ),
     test_cfg=dict(rpn=dict(nms_pre=300, max_per_img=100)),
 )

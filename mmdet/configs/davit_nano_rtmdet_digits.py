@@ -38,11 +38,11 @@ test_dataloader = val_dataloader
 val_evaluator = dict(ann_file=data_root + "annotations/instances_val2017.json")
 test_evaluator = val_evaluator
 
-train_cfg = dict(max_epochs=4, val_interval=4, dynamic_intervals=None)
+train_cfg = dict(max_epochs=5, val_interval=5, dynamic_intervals=None)
 optim_wrapper = dict(optimizer=dict(lr=2e-3), clip_grad=dict(max_norm=5.0))
 param_scheduler = [
     dict(type="LinearLR", start_factor=0.01, by_epoch=False, begin=0, end=50),
-    dict(type="CosineAnnealingLR", by_epoch=False, begin=50, end=1200, eta_min=1e-5),
+    dict(type="CosineAnnealingLR", by_epoch=False, begin=50, end=1500, eta_min=1e-5),
 ]
 custom_hooks = []  # no average of the weights and no second pipeline in so few steps
 auto_scale_lr = dict(base_batch_size=8)
