@@ -123,7 +123,6 @@ def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]
         for name in (
             "FOLDER/a.png",
             "FOLDER/b.jpg",
-            "PICTURE",
             "IMAGE",
             "one.jpg",
             "two.png",
