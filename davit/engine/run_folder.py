@@ -74,7 +74,7 @@ _OF_A_RUN = (
 _LOCK = ".lock"
 _STAMP = "%Y%m%d-%H%M%S"
 _STAMPED = re.compile(r"(\d{8}-\d{6})-.+")  # the folder of a run without a name
-_FOLDER = "davit/folder"  # the key under which a job remembers its folder over restarts
+_FOLDER = "davit/folder"  # the key under which restarts of a job find its folder
 
 
 def has_our_format(state: dict[str, Any]) -> bool:
