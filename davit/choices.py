@@ -3,14 +3,14 @@
 EMA_CHOICES = ("auto", "always", "never")  # which weights of a training's checkpoint: the averaged ones or not
 AMP_DTYPES = {"bf16": "bfloat16", "bfloat16": "bfloat16", "fp16": "float16", "float16": "float16"}  # torch's names
 MODEL_DTYPES = ("float32", "bfloat16", "float16")  # torch's names, of weights
-SIZE_SCHEDULES = ("linear", "steps")  # how training pictures grow
+SIZE_SCHEDULES = ("linear", "steps")  # how training images grow
 FORMATS = ("table", "csv", "json", "jsonl")  # of predictions
 CHECKPOINT_LAYOUTS = ("davit", "pyramid", "timm", "florence2", "florence2_native", "mmpretrain")  # names of weights
 TOPK_IDS = "topk_ids.csv"  # the file of predictions that the original wrote
-FITTED_ON = ("all", "half")  # of the pictures, a temperature
+FITTED_ON = ("all", "half")  # of the images, a temperature
 BUNDLED_REAL = "timm"  # the ReaL labels that timm carries, in place of a file
 CLASSIFICATION, MULTILABEL = "classification", "multilabel"
-TASKS = (CLASSIFICATION, MULTILABEL)  # one class a picture, or any number of them
+TASKS = (CLASSIFICATION, MULTILABEL)  # one class per image, or any number of them
 THRESHOLDS = ("all", "class")  # one threshold for all classes, or one for each
 # timm's names, "asymmetric" being a second one of "asl"
 LOSSES = ("auto", "ce", "bce", "asl", "asymmetric", "poly", "jsd", "twoway", "zlpr", "db")

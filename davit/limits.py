@@ -1,6 +1,6 @@
 """Say which numbers make sense: the one table for flags, options of Python callers, and what a checkpoint notes.
 
-A number outside its limits is refused before it hangs a loop, fills the memory or is blamed on a picture.
+A number outside its limits is refused before it hangs a loop, fills the memory or is blamed on an image.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from typing import Any
 import yaml
 
 MOST_CLASSES = 1_000_000
-MOST_SIDE = 8192  # pixels of a side of a square picture as the model sees it
-MOST_VALUES = 3 * MOST_SIDE**2  # of one such picture, with its bands
+MOST_SIDE = 8192  # pixels of a side of a square image as the model sees it
+MOST_VALUES = 3 * MOST_SIDE**2  # of one such image, with its bands
 MOST_YAML = 1 << 20  # bytes of a recipe
 MOST_NOTED = 2048  # pixels of a side that a checkpoint may ask for, and nobody else
 
@@ -178,7 +178,7 @@ def _is_picture(shape: Sequence[float]) -> str | None:
     if shape[0] > NUMBERS["in_chans"].most:
         return f"begin with a number of bands, which is {NUMBERS['in_chans']}"
     if math.prod(shape) > MOST_VALUES:
-        return f"be a picture of at most {MOST_VALUES} values (bands x height x width), not {math.prod(shape)}"
+        return f"be an image of at most {MOST_VALUES} values (bands x height x width), not {math.prod(shape)}"
     return None
 
 
@@ -198,7 +198,7 @@ _INTERVAL = 2**31 - 1
 
 # By the name of the argument, which flags, options of `davit.load` and checkpoints share.
 NUMBERS: dict[str, Limits] = {
-    # pictures
+    # images
     "img_size": _SIDE,
     "input_size": Limits(1, 2**20, whole=True, nargs=3, fits=_is_picture),
     "input": Limits(1, 2**20, whole=True, nargs=3, fits=_is_picture),
@@ -239,7 +239,7 @@ NUMBERS: dict[str, Limits] = {
     "clip_grad": Limits(1e-8, 1e12),
     "grad_accum_steps": _count(1, 65_536),
     "global_batch": _count(1, 2**26),
-    # schedule; timm draws noise until it is below the limit, so that must not be far below the deviation
+    # schedule; timm draws noise until it is below the limit, so that must not be far below the std
     "lr": _RATE,
     "warmup_lr": _RATE,
     "min_lr": _RATE,
@@ -263,7 +263,7 @@ NUMBERS: dict[str, Limits] = {
     "warmup_epochs": _EPOCHS,
     "cooldown_epochs": _EPOCHS,
     "patience_epochs": _EPOCHS,
-    # several labels a picture, and the losses
+    # several labels per image, and the losses
     "threshold": Limits(1e-6, 1 - 1e-6),
     "bce_target_thresh": _SHARE,
     # parts of a model
@@ -316,7 +316,7 @@ NUMBERS: dict[str, Limits] = {
     "count": _count(1, 1000),
     "port": _count(0, 65_535),
     "max_megabytes": _count(1, 4096),
-    # service; Pillow warns of pictures beyond 89 megapixels
+    # service; Pillow warns of images beyond 89 megapixels
     "max_megapixels": Limits(0.001, 89),
     "max_batch": _count(1, 1024),
     "max_delay": Limits(0, 10_000),

@@ -137,7 +137,7 @@ def picture(file: Path, seed: int) -> None:
 
 @pytest.fixture(scope="module")
 def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """For each document a folder with the repository's files, a data set, pictures, and a checkpoint."""
+    """For each document a folder with the repository's files, a data set, images, and a checkpoint."""
     torch.manual_seed(0)
     model = create_model("DaViT_tiny", num_classes=len(CLASSES))
     args = {"model": "DaViT_tiny", "img_size": 32, "num_classes": len(CLASSES)}

@@ -66,19 +66,19 @@ def labels_numbered(dataset: PictureDataset, names: Sequence[str], said_by: str)
 def check_labels(train: PictureDataset, val: PictureDataset) -> None:
     """Look for labels that teach nothing, once `check_classes` has found that the splits fit.
 
-    Classes without a picture in one of the splits are warned of. Named data sets that do not tell their labels are not
+    Classes without an image in one of the splits are warned of. Named data sets that do not tell their labels are not
     checked.
 
     Raises:
-        DataError: all training pictures are of one class.
+        DataError: all training images are of one class.
     """
     ours, theirs = _occurring(train), _occurring(val)
     if train.label_sets is None and len(train.class_to_idx if ours is None else ours) == 1:
         name = some(train.class_to_idx if ours is None else [train.class_names[index] for index in ours])
         raise DataError(
-            f"every training picture is of the class {name!r}: a classifier of one class is always right and learns "
+            f"every training image is of the class {name!r}: a classifier of one class is always right and learns "
             f"nothing. Add a class of what is not it, such as background or other; or give --task {MULTILABEL}, where "
-            "pictures may have no label"
+            "images may have no label"
         )
     if ours is None or theirs is None:
         return
@@ -91,7 +91,7 @@ def check_labels(train: PictureDataset, val: PictureDataset) -> None:
         )
     if unseen := sorted(ours - theirs):
         listed = some(names[index] for index in unseen)
-        log.warning("%d classes have no picture in val and are not evaluated (%s).", len(unseen), listed)
+        log.warning("%d classes have no image in val and are not evaluated (%s).", len(unseen), listed)
 
 
 def in_other_order(trained: Sequence[str] | None, names: Sequence[str]) -> str:
@@ -108,7 +108,7 @@ def in_other_order(trained: Sequence[str] | None, names: Sequence[str]) -> str:
 
 
 def _occurring(dataset: PictureDataset) -> set[int] | None:
-    """List the class indices that have pictures; None where the source does not tell."""
+    """List the class indices that have images; None where the source does not tell."""
     if dataset.label_sets is not None:
         return {*dataset.label_sets.flat.tolist()}
     targets = dataset.source.targets()

@@ -99,7 +99,7 @@ def detector_parser() -> Parser:
         default=0.5,
         help="probability of other colours (default %(default)s)",
     )
-    add("--zoom-out", **number("zoom_out"), default=0.5, help="probability of a smaller picture (default %(default)s)")
+    add("--zoom-out", **number("zoom_out"), default=0.5, help="probability of a smaller image (default %(default)s)")
     add(
         "--iou-crop",
         **number("iou_crop"),
@@ -127,12 +127,12 @@ def detector_parser() -> Parser:
 
 
 def _add_checks(add: Any) -> None:
-    add("--skip-bad-images", action="store_true", help="go on without pictures that are missing or cannot be read")
+    add("--skip-bad-images", action="store_true", help="continue without images that are missing or cannot be read")
     add(
         "--no-data-check",
         dest="data_check",
         action="store_false",
-        help="do not read the header of every picture at the start (the annotations are checked)",
+        help="do not read the header of every image at the start (the annotations are checked)",
     )
 
 
@@ -153,7 +153,7 @@ def test_parser() -> Parser:
     add("--format-only", action="store_true", help="write --out without labels, evaluate nothing")
     add("--img-size", **number("img_size"), help="side in pixels; default: as it was trained")
     _add_checks(add)
-    add("-b", "--batch-size", **number("batch_size"), default=8, help="pictures at once (default %(default)s)")
+    add("-b", "--batch-size", **number("batch_size"), default=8, help="images at once (default %(default)s)")
     add("-j", "--workers", **number("workers"), default=4, help="loader processes (default %(default)s)")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:N")
     add("--amp", action="store_true", help="mixed precision")
@@ -161,12 +161,10 @@ def test_parser() -> Parser:
 
 
 def demo_parser() -> Parser:
-    """Make the parser of `davit det demo PICTURE RUN`."""
-    parser = Parser(
-        prog=command_name(), description="Draw what a detector finds.", usage="%(prog)s PICTURE RUN [flags]"
-    )
+    """Make the parser of `davit det demo IMAGE RUN`."""
+    parser = Parser(prog=command_name(), description="Draw what a detector finds.", usage="%(prog)s IMAGE RUN [flags]")
     add = parser.add_argument
-    add("picture", metavar="PICTURE", help="a picture, or a folder with all that is below it")
+    add("picture", metavar="IMAGE", help="an image, or a folder with all that is below it")
     add("checkpoint", metavar="RUN", help="folder of a run (its best checkpoint), a checkpoint, or a saved detector")
     add_drawing(add)
     return parser

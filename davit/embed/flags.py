@@ -16,14 +16,14 @@ def embed_parser() -> Parser:
     parser = Parser(
         prog=command_name("python -m davit.embed"),
         usage="%(prog)s CHECKPOINT|MODEL FOLDER OUT.npz|OUT.parquet [flags]",
-        description="Write the features of pictures to a file, a row a picture, with the names of the files in order.",
+        description="Write the features of images to a file, a row per image, with the names of the files in order.",
         parents=[running_flags(), picture_flags(workers=2)],
-        epilog="Exit status: 0 done, 1 some pictures could not be read (they are named) or an error of this program, "
+        epilog="Exit status: 0 done, 1 some images could not be read (they are named) or an error of this program, "
         "2 a mistake in the flags, the checkpoint or the folder.",
     )
     add = parser.add_argument
     add("checkpoint", metavar="CHECKPOINT|MODEL", help="a checkpoint, or a model's name for its published weights")
-    add("folder", metavar="FOLDER", help="a folder, with all that is below it; a picture; or -, as for predict.py")
+    add("folder", metavar="FOLDER", help="a folder, with all that is below it; an image; or -, as for predict.py")
     add("out", metavar="OUT", help=f"the file to write, which ends in {' or '.join(SUFFIXES)}")
     add = parser.add_argument_group("which model").add_argument
     add(
@@ -40,8 +40,8 @@ def embed_parser() -> Parser:
         "--neighbors",
         action="append",
         default=[],
-        metavar="PICTURE",
-        help="print and draw the pictures most like this one; may be given several times",
+        metavar="IMAGE",
+        help="print and draw the images most like this one; may be given several times",
     )
     add("--count", **number("count"), default=10, help="how many of them (default %(default)s)")
     add("--sheet", default="", metavar="FILE", help="where they are drawn; default: OUT-neighbours.png")

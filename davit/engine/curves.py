@@ -1,4 +1,4 @@
-"""Draw the curves of one training run, or of several over one another, as a picture."""
+"""Draw the curves of one training run, or of several over one another, as an image."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def read_summary(file: str | Path) -> list[dict[str, str]]:
 
 
 def draw_curves(csv_files: Sequence[str | Path], out: str | Path) -> None:
-    """Draw summary.csv files of runs into one picture: loss, accuracy, learning rate, gradient norm, speed.
+    """Draw summary.csv files of runs into one image: loss, accuracy, learning rate, gradient norm, speed.
 
     The columns drawn are those of this trainer (train_loss, train_top1, eval_loss, eval_top1, eval_top5, their
     ema_ counterparts, lr, grad_norm, images_per_second, data_share); timm's summaries have the first of them. A panel
@@ -98,11 +98,11 @@ def draw_curves(csv_files: Sequence[str | Path], out: str | Path) -> None:
     named by its folder, and a line style for each curve.
 
     Args:
-        out: a picture in the format of its suffix, replaced in one step.
+        out: an image in the format of its suffix, replaced in one step.
 
     Raises:
         ValueError: no file, one that is no summary, or none with anything to draw.
-        OSError: a file cannot be read or the picture not written.
+        OSError: a file cannot be read or the image not written.
     """
     from matplotlib.figure import Figure  # a second of import, paid when drawing
     from matplotlib.lines import Line2D

@@ -50,7 +50,7 @@ NO_LONGER = {
     "local_rank": "the launcher's LOCAL_RANK variable is used",
     "no_prefetcher": "loading never changes the result, so there is nothing to switch off",
     "use_multi_epochs_loader": "workers always stay between epochs",
-    "tta": "evaluation looks at each picture once",
+    "tta": "evaluation looks at each image once",
     "bn_tf": "give --bn-momentum and --bn-eps themselves",
     "drop_connect": "use --drop-path",
     "drop_block": "no model here has drop block; use --drop-path",
@@ -191,7 +191,7 @@ def _add_running(add: Callable[..., Any]) -> None:
     add(
         "--model-dtype",
         choices=MODEL_DTYPES,
-        help="dtype of weights and pictures, without mixed precision; default: float32",
+        help="dtype of weights and images, without mixed precision; default: float32",
     )
     add("--torchscript", action="store_true", help="torch.jit.script the model")
     add("--channels-last", action="store_true", help="channels-last memory format")
@@ -209,11 +209,11 @@ def _add_dataset(add: Callable[..., Any]) -> None:
         help="'' for what DIR holds; or folder, csv, parquet, wds, torch/NAME, hfds/NAME",
     )
     add("--class-map", default="", metavar="FILE", help="class names and their indices")
-    add("--input-key", default="", metavar="NAME", help="column, or ending in a shard, of the pictures")
+    add("--input-key", default="", metavar="NAME", help="column, or ending in a shard, of the images")
     add("--target-key", default="", metavar="NAME", help="column, or ending or JSON field in a shard, of the classes")
     add("--dataset-download", action="store_true", help="let a torch/NAME data set download itself")
     add("--no-prefetcher", action="store_true", help=argparse.SUPPRESS)
-    add("--skip-bad-images", action="store_true", help="skip and list unreadable pictures instead of stopping")
+    add("--skip-bad-images", action="store_true", help="skip and list unreadable images instead of stopping")
 
 
 def _add_splits(add: Callable[..., Any]) -> None:
@@ -222,7 +222,7 @@ def _add_splits(add: Callable[..., Any]) -> None:
 
 
 def add_picture_size(add: Callable[..., Any]) -> None:
-    """Add the size of a detector's pictures."""
+    """Add the size of a detector's images."""
     add(
         "--img-size",
         type=sizes,
@@ -240,11 +240,11 @@ def add_model_of_run(add: Callable[..., Any]) -> None:
     add("--sync-bn", action="store_true", help="synchronised batch norm")
 
 
-_SEVERAL_SIZES = "; several, as 128,160,224: of training pictures, which grow to the last (--size-schedule)"
+_SEVERAL_SIZES = "; several, as 128,160,224: of training images, which grow to the last (--size-schedule)"
 
 
 def _add_decoding(add: Callable[..., Any], *, has_schedule: bool = False) -> None:
-    """Add what all commands call alike: the size and bands of pictures, and the range of values of over 8 bits.
+    """Add what all commands call alike: the size and bands of images, and the range of values of over 8 bits.
 
     Args:
         has_schedule: there may be several sizes.
@@ -255,7 +255,7 @@ def _add_decoding(add: Callable[..., Any], *, has_schedule: bool = False) -> Non
     else:
         add("--img-size", **number("img_size"), help=default)
     add("--input-size", **number("input_size"), metavar=("C", "H", "W"), help="bands, height and width, instead")
-    add("--in-chans", **number("in_chans"), metavar="C", help="bands of the pictures; default: 3, red, green and blue")
+    add("--in-chans", **number("in_chans"), metavar="C", help="bands of the images; default: 3, red, green and blue")
     add(
         "--bit-depth",
         **number("bit_depth"),
@@ -266,7 +266,7 @@ def _add_decoding(add: Callable[..., Any], *, has_schedule: bool = False) -> Non
         "--percentiles",
         **number("percentiles"),
         metavar=("LOW", "HIGH"),
-        help="instead of --bit-depth: stretch such a picture from one of its percentiles to the other",
+        help="instead of --bit-depth: stretch such an image from one of its percentiles to the other",
     )
 
 
@@ -282,7 +282,7 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
         "--task",
         default=CLASSIFICATION,
         choices=TASKS,
-        help="multilabel: a picture has any number of labels, as a csv with path,labels (; between them) or columns "
+        help="multilabel: an image has any number of labels, as a csv with path,labels (; between them) or columns "
         "of 0 and 1 has them (default %(default)s)",
     )
     add("--sampler", default=SAMPLERS[0], choices=SAMPLERS, help="balanced: each class is seen equally often")
@@ -299,30 +299,30 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
 
 
 def add_growth(add: Callable[..., Any]) -> None:
-    """Add how training pictures grow."""
+    """Add how training images grow."""
     add(
         "--size-schedule",
         choices=SIZE_SCHEDULES,
-        help="how pictures grow over --epochs: evenly (default), or in as many equal parts as there are sizes",
+        help="how images grow over --epochs: evenly (default), or in as many equal parts as there are sizes",
     )
     add("--size-multiple", **number("size_multiple"), metavar="N", help="sizes are rounded to it; default: the stride")
 
 
 def _add_batches(add: Callable[..., Any]) -> None:
-    """Add how many pictures a step has, and how they are loaded."""
+    """Add how many images a step has, and how they are loaded."""
     add(
         "-b",
         "--batch-size",
         type=micro_batch,
         default=64,
         metavar="N|auto",
-        help="pictures for each process and micro-batch; auto: as many of --global-batch as memory holds",
+        help="images for each process and micro-batch; auto: as many of --global-batch as memory holds",
     )
     add(
         "--global-batch",
         **number("global_batch"),
         metavar="N",
-        help="pictures of a step over all processes; --grad-accum-steps follows from it",
+        help="images of a step over all processes; --grad-accum-steps follows from it",
     )
     multiplier = "evaluation batch over the training one"
     add(
@@ -337,7 +337,7 @@ def _add_batches(add: Callable[..., Any]) -> None:
     )
     add("--pin-mem", action="store_true", default=True, help="page-locked host memory (the default)")
     add("--no-pin-mem", dest="pin_mem", action="store_false", help="pageable host memory")
-    add("--save-images", action="store_true", help="save the pictures of a batch at each log interval")
+    add("--save-images", action="store_true", help="save the images of a batch at each log interval")
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
@@ -457,7 +457,7 @@ def _add_augmentation(parser: argparse.ArgumentParser) -> None:
     add("--aug-splits", **number("aug_splits"), default=0, help="augmented copies in a batch, for --jsd")
     add("--jsd", "--jsd-loss", action="store_true", help="Jensen-Shannon divergence between the splits: --loss jsd")
     add("--train-interpolation", default="bicubic", help="resampling in training; random mixes")
-    add("--repeated-aug", action="store_true", help="three augmentations of a picture in an epoch")
+    add("--repeated-aug", action="store_true", help="three augmentations of an image in an epoch")
     add("--reprob", **number("reprob"), default=0.25, help="probability of random erasing")
     add("--remode", default="pixel", help="what erasing writes: pixel, rand, const")
     add("--recount", **number("recount"), default=1, help="areas erased")
@@ -542,7 +542,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_record(add: Callable[..., Any]) -> None:
-    """Add how often a run is saved, where, and from where it goes on."""
+    """Add how often a run is saved, where, and from where it continues."""
     add("--seed", **number("seed"), default=42, help="of everything random")
     add("--log-interval", **number("log_interval"), default=50, help="steps between two lines of the log")
     add(
@@ -561,10 +561,12 @@ def _add_record(add: Callable[..., Any]) -> None:
     add("--output", default="", metavar="DIR", help="folder for runs; default: output/train")
     add("--experiment", default="", metavar="NAME", help="folder of this run; default: time, model, size")
     add("--overwrite", action="store_true", help="replace an earlier run in the same folder")
-    add("--resume", default="", metavar="FILE", help="go on from this state")
+    add("--resume", default="", metavar="FILE", help="continue from this state")
     add("--no-resume-opt", action="store_true", help="with --resume: weights and epoch alone")
-    add("--auto-resume", action="store_true", help="go on from the newest whole state in the run's folder")
-    add("--accept-changed-data", action="store_true", help="go on, now, though classes or files are not the state's")
+    add("--auto-resume", action="store_true", help="continue from the newest whole state in the run's folder")
+    add(
+        "--accept-changed-data", action="store_true", help="continue, now, though classes or files are not the state's"
+    )
     add("--log-tensorboard", action="store_true", help="write TensorBoard events")
     add("--log-wandb", action="store_true", help="log to Weights & Biases")
     add("--dry-run", action="store_true", help="two steps, one evaluation batch, memory and time; writes nothing")
@@ -730,7 +732,7 @@ def fit_decay(args: argparse.Namespace, given: Collection[str]) -> None:
 
 
 def fit_metric(args: argparse.Namespace, given: Collection[str]) -> None:
-    """Judge epochs by mAP where a picture has several labels, unless --eval-metric is given."""
+    """Judge epochs by mAP where an image has several labels, unless --eval-metric is given."""
     if args.task == MULTILABEL and "eval_metric" not in given:
         args.eval_metric = "map"
 
@@ -791,7 +793,7 @@ RESULT_FORMATS = ("csv", "json")
 
 VALIDATE_NO_LONGER = {
     **NO_LONGER,
-    "tf_preprocessing": "TensorFlow is not used; the pictures go through the same transform as without it",
+    "tf_preprocessing": "TensorFlow is not used; the images go through the same transform as without it",
     "legacy_jit": "PyTorch has one TorchScript executor today; --torchscript runs on it",
     "num_gpu": "each process uses one GPU; torchrun --nproc_per_node=N validate.py ... uses N",
 }
@@ -874,7 +876,7 @@ def data_flags() -> argparse.ArgumentParser:
 
 
 def export_flags() -> argparse.ArgumentParser:
-    """Make a parent of parsers: which model, and how pictures are prepared for it, where none are read."""
+    """Make a parent of parsers: which model, and how images are prepared for it, where none are read."""
     parser = argparse.ArgumentParser(add_help=False)
     add = parser.add_argument_group("model").add_argument
     add("--model", "-m", default="", help="a DaViT variant or any model of timm's; default: the checkpoint's own")
@@ -894,14 +896,14 @@ def add_class_map(add: Callable[..., Any]) -> None:
 
 def _add_crop(add: Callable[..., Any]) -> None:
     add("--crop-pct", **number("crop_pct"), help="share of the side that the centre crop keeps")
-    add("--crop-mode", choices=("center", "squash", "border"), help="how a picture that is not square is cropped")
+    add("--crop-mode", choices=("center", "squash", "border"), help="how an image that is not square is cropped")
     add("--mean", **number("mean"), help="mean of each band")
     add("--std", **number("std"), help="standard deviation of each band")
     add("--interpolation", default="", help="resampling; default: the checkpoint's, else the model's")
 
 
 def picture_flags(workers: int | None = 4) -> argparse.ArgumentParser:
-    """Make a parent of parsers: how pictures are prepared (`ModelOptions`) and read.
+    """Make a parent of parsers: how images are prepared (`ModelOptions`) and read.
 
     Args:
         workers: the default of --workers; None for a command that has no loader, and so no flags of one.
@@ -912,9 +914,7 @@ def picture_flags(workers: int | None = 4) -> argparse.ArgumentParser:
     _add_crop(add)
     if workers is None:
         return parser
-    add(
-        "-b", "--batch-size", **number("batch_size"), default=256, help="pictures at once; fewer where memory runs out"
-    )
+    add("-b", "--batch-size", **number("batch_size"), default=256, help="images at once; fewer where memory runs out")
     add("-j", "--workers", **number("workers"), default=workers, help="loader processes (default %(default)s)")
     add("--log-freq", **number("log_freq"), default=10, help="batches between two lines of the log")
     return parser
@@ -952,9 +952,9 @@ def validate_parser() -> argparse.ArgumentParser:
         "--test-time-pool",
         "--test-pool",
         action="store_true",
-        help="insist on test-time pooling, by default done for pictures larger than the model was trained "
+        help="insist on test-time pooling, by default done for images larger than the model was trained "
         "on, as in the original: the head sees each window of the trained size, the logits' mean and maximum are "
-        "averaged, and the crop is the whole picture (timm's TestTimePoolHead, --test-pool in today's timm)",
+        "averaged, and the crop is the whole image (timm's TestTimePoolHead, --test-pool in today's timm)",
     )
     add("--legacy-jit", action="store_true", help=argparse.SUPPRESS)
     _add_running(add)
@@ -967,7 +967,7 @@ def validate_parser() -> argparse.ArgumentParser:
         "--report",
         default="",
         metavar="DIR",
-        help="write there what each class and each picture got: tables, the confusion matrix, the worst pictures of "
+        help="write there what each class and each image got: tables, the confusion matrix, the worst images of "
         "each class, and how far probabilities can be trusted",
     )
     add("--overwrite", action="store_true", help="with --report: replace an earlier report in DIR")

@@ -1,4 +1,4 @@
-"""Write what each class and each picture of an evaluation of several labels got, as tables and a drawing."""
+"""Write what each class and each image of an evaluation of several labels got, as tables and a drawing."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class LabelReport:
 def write_label_report(folder: Path, report: LabelReport) -> None:
     """Write a report's tables and its drawing, each in one step, in place of an earlier one, which is said.
 
-    per_class.csv has a row a class; pictures.csv one a picture, with its labels, those found, those missed and those
+    per_class.csv has a row per class; pictures.csv one per image, with its labels, those found, those missed and those
     that are too many; worst.csv the answers of each class that are furthest from right; curves.png precision and
     recall of the worst and the best classes.
     """
@@ -87,7 +87,7 @@ def _picture_rows(report: LabelReport, probabilities: Array) -> list[dict[str, A
 
 
 def _worst_rows(report: LabelReport, probabilities: Array) -> list[dict[str, Any]]:
-    """List for each class the pictures that have it and are least probable, and those without it that are most."""
+    """List for each class the images that have it and are least probable, and those without it that are most."""
     answers, rows = report.answers, []
     for index, name in enumerate(report.names):
         for kind, has in (("missed", True), ("too_many", False)):

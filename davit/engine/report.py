@@ -1,4 +1,4 @@
-"""Write what each class and each picture of an evaluation got: tables, and the drawings of `report_figures`."""
+"""Write what each class and each image of an evaluation got: tables, and the drawings of `report_figures`."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Report:
     Attributes:
         names: of all the model's classes.
         competing: the indices of those that compete, rising.
-        shown: how the tensors of the data set become pictures again: the mean and deviation of each band.
+        shown: how the tensors of the data set become images again: the mean and std of each band.
         calibrated: the outcomes at the model's temperature, where it has one.
     """
 
@@ -116,7 +116,7 @@ def write_report(folder: Path, report: Report) -> None:
 
 
 def confusion(outcomes: Outcomes, num_classes: int) -> Array:
-    """Count the pictures of each class (row) by what they were taken for (column); the last column: not finite."""
+    """Count the images of each class (row) by what they were taken for (column); the last column: not finite."""
     matrix = np.zeros((num_classes, num_classes + 1), dtype=np.int64)
     np.add.at(matrix, (outcomes.target, np.where(outcomes.predicted < 0, num_classes, outcomes.predicted)), 1)
     return matrix
@@ -127,7 +127,7 @@ def per_class(
 ) -> list[dict[str, Any]]:
     """Return a row for each competing class; percentages are NaN where there is nothing to divide by.
 
-    `support` counts its pictures, `predicted` all that were taken for it; `taken_for` is the class that most of its
+    `support` counts its images, `predicted` all that were taken for it; `taken_for` is the class that most of its
     wrong ones were taken for.
     """
     matrix = confusion(outcomes, len(names)) if matrix is None else matrix
@@ -196,7 +196,7 @@ def _bins(outcomes: Outcomes) -> list[Bin]:
 
 
 def worst_of(outcomes: Outcomes, index: int, count: int = WORST) -> list[int]:
-    """Return the places of the pictures of a class that are furthest from right, the worst first.
+    """Return the places of the images of a class that are furthest from right, the worst first.
 
     These are the wrong ones, and behind them right ones, both by the probability of the class; equal ones in the order
     of the data set.
@@ -208,7 +208,7 @@ def worst_of(outcomes: Outcomes, index: int, count: int = WORST) -> list[int]:
 
 
 def _write_worst(folder: Path, report: Report, outcomes: Outcomes, classes: Sequence[Mapping[str, Any]]) -> None:
-    """Write the worst pictures of each class: a table, and sheets with the classes of least accuracy first."""
+    """Write the worst images of each class: a table, and sheets with the classes of least accuracy first."""
     seen = sorted((row for row in classes if row["support"]), key=lambda row: (row["accuracy"], row["index"]))
     pages = -(-len(seen) // _ROWS_OF_A_SHEET)
     rows: list[dict[str, Any]] = []
@@ -221,14 +221,14 @@ def _write_worst(folder: Path, report: Report, outcomes: Outcomes, classes: Sequ
                 rows.append({"class": row["class"], "rank": rank, **{k: v for k, v in said.items() if k != "class"}})
                 tiles.append(_tile(report, outcomes, place, said))
             page.append((row["class"], row["index"], f"{row['correct']} of {row['support']} right", tiles))
-        image = draw_sheet(page, f"worst pictures of each class, page {number + 1} of {pages}")
+        image = draw_sheet(page, f"worst images of each class, page {number + 1} of {pages}")
         name = SHEETS.replace("*", f"{number + 1:0{len(str(pages))}d}")
         write_atomically(folder / name, partial(image.save, format="PNG"))
     write_csv(folder / "worst.csv", rows)
 
 
 def _tile(report: Report, outcomes: Outcomes, place: int, said: Mapping[str, Any]) -> Tile:
-    """Read a picture as the model sees it."""
+    """Read an image as the model sees it."""
     try:
         image_CHW = report.dataset[int(outcomes.index[place])][0]
     except BadImageError:  # it has changed since it was evaluated

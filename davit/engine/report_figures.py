@@ -1,4 +1,4 @@
-"""Draw a confusion matrix, how far probabilities can be trusted, and sheets of pictures."""
+"""Draw a confusion matrix, how far probabilities can be trusted, and sheets of images."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .records import Array
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-WORST = 8  # pictures of a class
+WORST = 8  # images of a class
 
 _MOST_DRAWN = 200  # classes of a matrix; of more, those with most errors
 _NUMBERS = 20  # classes, up to which each cell has its number
@@ -35,7 +35,7 @@ def _short(name: str, index: int, length: int = _SHORT) -> str:
 def draw_confusion(matrix: Array, names: Sequence[str], competing: Sequence[int]) -> Any:
     """Draw which share of each class (row) is taken for which (column), as matplotlib's `Figure`.
 
-    Of more than 200 classes, the 200 with most pictures that are wrong or wrongly taken for them.
+    Of more than 200 classes, the 200 with most images that are wrong or wrongly taken for them.
 
     Args:
         matrix: (classes, classes + 1), as `davit.engine.report.confusion`.
@@ -69,7 +69,7 @@ def draw_confusion(matrix: Array, names: Sequence[str], competing: Sequence[int]
         axes.set_yticks(range(len(chosen)), rows, fontsize=size)
         axes.tick_params(length=0 if few else 2, pad=2)
         axes.set_xlabel("taken for")
-        axes.set_ylabel("class (its pictures)")
+        axes.set_ylabel("class (its images)")
         axes.set_title(title, fontsize=11, wrap=True)
         axes.spines[:].set_visible(False)
         bar = figure.colorbar(image, ax=axes, fraction=0.04, pad=0.02, aspect=30, shrink=min(1, 6 / side))
@@ -92,7 +92,7 @@ def draw_reliability(bins: Mapping[str, Sequence[Bin]]) -> Any:
     for place, (title, rows) in enumerate(bins.items()):
         top = figure.add_subplot(grid[0, place])
         total = sum(one.count for one in rows)
-        error = f"ECE {100 * ece(list(rows)):.2f} %, {total} pictures"
+        error = f"ECE {100 * ece(list(rows)):.2f} %, {total} images"
         top.set_title(f"{title}: {error}" if title else f"Reliability: {error}", fontsize=10)
         _draw_bins(top, figure.add_subplot(grid[1, place], sharex=top), _joined(rows))
     return figure
@@ -125,7 +125,7 @@ def _draw_bins(top: Axes, below: Axes, rows: Sequence[Bin]) -> None:
     top.grid(alpha=0.3)
     total = sum(one.count for one in rows) or 1
     below.bar(middles, [100 * one.count / total for one in rows], width, color=_GREY)
-    below.set(xlabel="confidence: probability of the answer", ylabel="pictures [%]")
+    below.set(xlabel="confidence: probability of the answer", ylabel="images [%]")
     below.grid(alpha=0.3)
     for axes in (top, below):
         axes.tick_params(labelsize=8)
@@ -133,7 +133,7 @@ def _draw_bins(top: Axes, below: Axes, rows: Sequence[Bin]) -> None:
 
 @dataclass(frozen=True)
 class Tile:
-    """One picture of a sheet: (H, W, 3) of 0 to 1, None where it cannot be shown, and what it was taken for."""
+    """One image of a sheet: (H, W, 3) of 0 to 1, None where it cannot be shown, and what it was taken for."""
 
     image: Array | None
     predicted: str
@@ -143,11 +143,11 @@ class Tile:
 
 
 Page: TypeAlias = list[tuple[str, int, str, list[Tile]]]
-"""The rows of a sheet: a class's name and index, a note, and its pictures."""
+"""The rows of a sheet: a class's name and index, a note, and its images."""
 
 
 def draw_sheet(page: Page, title: str) -> Image.Image:
-    """Draw a row of pictures for each class; below each what it was taken for, in orange where that is wrong."""
+    """Draw a row of images for each class; below each what it was taken for, in orange where that is wrong."""
     row_height = _TILE + 2 * _TEXT + 2 * _GAP
     width = _LABEL + WORST * (_TILE + _GAP) + _GAP
     sheet = Image.new("RGB", (width, 34 + row_height * len(page)), "white")
@@ -170,7 +170,7 @@ def draw_sheet(page: Page, title: str) -> Image.Image:
 
 
 def _paste(sheet: Image.Image, shown_HWC: Array, x: int, y: int, tile: int = _TILE) -> None:
-    """Paste a picture as large as its place allows, its middle in the middle."""
+    """Paste an image as large as its place allows, its middle in the middle."""
     picture = Image.fromarray((255 * shown_HWC).round().astype(np.uint8))
     scale = tile / max(picture.size)
     size = tuple(max(1, round(side * scale)) for side in picture.size)
@@ -193,7 +193,7 @@ def _wrapped(name: str, length: int = 23) -> list[str]:
 
 
 def draw_grid(rows: Sequence[tuple[str, Sequence[Image.Image]]], titles: Sequence[str], tile: int) -> Image.Image:
-    """Draw rows of pictures under titles, each row with its name, each picture in a square of `tile` pixels."""
+    """Draw rows of images under titles, each row with its name, each image in a square of `tile` pixels."""
     label, head, gap = 150, 26, 4
     step = tile + gap
     sheet = Image.new("RGB", (label + step * len(titles), head + step * len(rows)), "white")

@@ -78,7 +78,7 @@ def run(args: Namespace, world: World, task: Task | None = None) -> None:
     """Train as the flags say.
 
     Args:
-        task: what is learnt; None for the classes of pictures.
+        task: what is learnt; None for the classes of images.
 
     Raises:
         ValueError: the flags, the data or the checkpoint do not fit (also its subclasses).
@@ -88,7 +88,7 @@ def run(args: Namespace, world: World, task: Task | None = None) -> None:
     task = task or Task()
     name_model(args)
     if args.throughput and args.batch_size == AUTO:
-        raise ValueError("--throughput needs a number of pictures: give --batch-size N.")
+        raise ValueError("--throughput needs a number of images: give --batch-size N.")
     is_auto = settle_batch(args, world.size, even=mixes(args))
     data = task.open_data(args, world)
     seed_everything(args.seed)  # the same initial weights in every process
@@ -124,7 +124,7 @@ def run(args: Namespace, world: World, task: Task | None = None) -> None:
 
 
 def measure_throughput(args: Namespace, model: nn.Module, config: dict[str, Any], world: World) -> None:
-    """Log images/s of the forward pass on random pictures, the median of 30 batches after 10."""
+    """Log images/s of the forward pass on random images, the median of 30 batches after 10."""
     model.eval()
     precision = precision_from(args, world.device, world.everywhere)
     precision.say()
@@ -184,7 +184,9 @@ class Trainer:
         self.parts, self.options, self.record, self.world = parts, options, record, world
         self.is_auto = is_auto
         share = parts.train_loader.global_batch // world.size
-        self.micro_batches = divisors(share, even=parts.stepper.mixup is not None)  # those that a step can be dealt in
+        self.micro_batches = divisors(
+            share, even=parts.stepper.mixup is not None
+        )  # those that a step can be divided into
         self._head_group = head_group(parts.stepper.optimizer, parts.model)
         self.standing = Standing(options.start_epoch or 0)
         if self.standing.epoch:
@@ -193,7 +195,7 @@ class Trainer:
         self.facts: dict[str, dict[str, Any]] = {}  # of the data, noted once the folder is open
         self.folder: RunFolder | None = None
         self.run_log: RunLog | None = None
-        self._size = 0  # of the training pictures so far, where it changes
+        self._size = 0  # of the training images so far, where it changes
 
     # ---- before a month of GPUs is spent ----
 
@@ -202,7 +204,7 @@ class Trainer:
         parts, options, loader = self.parts, self.options, self.parts.train_loader
         sampler, sizes = loader.sampler, parts.sizes
         log.info(
-            "%s, %.2f M parameters, %d classes, %s px; %d training and %d validation pictures.",
+            "%s, %.2f M parameters, %d classes, %s px; %d training and %d validation images.",
             options.model,
             sum(p.numel() for p in parts.model.parameters()) / 1e6,
             parts.data.num_classes,
@@ -211,8 +213,8 @@ class Trainer:
             len(parts.data.val),
         )
         log.info(
-            "Global batch %d = %d pictures x %d processes x %d micro-batches; learning rate %g for it; %d epochs of "
-            "%d steps = %d steps; %s on %s.",
+            "Global batch %d (%d images per process x %d processes x %d accumulation steps). Learning rate %g, which "
+            "belongs to this batch and is not scaled. %d epochs of %d steps make %d steps, in %s on %s.",
             *(loader.global_batch, sampler.batch_size, self.world.size, sampler.grad_accum_steps, options.lr),
             *(parts.num_epochs, loader.steps_per_epoch, parts.num_epochs * loader.steps_per_epoch),
             *(parts.precision.name, self.world.device),
@@ -226,10 +228,10 @@ class Trainer:
             )
 
     def settle_batch(self, state: dict[str, Any] | None) -> None:
-        """Decide how a step is dealt in micro-batches: as a state has it, by trying, or as the flags say; and say it.
+        """Decide on the micro-batches of a step: as a state has them, by trying, or as the flags say; and log it.
 
         Args:
-            state: that the run goes on from, if any.
+            state: that the run continues from, if any.
         """
         sampler = self.parts.train_loader.sampler
         flags = {**self.record, "input_size": plain(self.parts.config["input_size"])}
@@ -241,7 +243,7 @@ class Trainer:
             asked = state["args"]["batch_size"]
             if noted != asked:
                 log.warning(
-                    "Memory had brought micro-batches of %d pictures to %d: the run goes on with these. Another "
+                    "Memory had brought micro-batches of %d images to %d: the run continues with these. Another "
                     "--batch-size takes effect.",
                     *(asked, noted),
                 )
@@ -260,14 +262,14 @@ class Trainer:
         self.record |= {"batch_size": asked, "grad_accum_steps": accumulate}
         if self.is_auto:
             log.info(
-                "--batch-size auto: %d pictures at once and %d micro-batches a step (--batch-size %d "
+                "--batch-size auto: %d images at once and %d micro-batches a step (--batch-size %d "
                 "--grad-accum-steps %d).",
                 *(sampler.batch_size, sampler.grad_accum_steps) * 2,
             )
         self._announce()
 
     def _largest_batch(self) -> int:
-        """Find the largest micro-batch that memory holds in every process, at the largest size of the pictures."""
+        """Find the largest micro-batch that memory holds in every process, at the largest size of the images."""
         parts, options = self.parts, self.options
         if parts.stepper.has_sync_bn:
             raise ValueError("--batch-size auto cannot try sizes with --sync-bn: give a number.")
@@ -283,7 +285,7 @@ class Trainer:
         )
         size = trial.largest(self.micro_batches)
         if trial.reason:
-            log.info("More than %d pictures at once do not fit: %s.", size, trial.reason)
+            log.info("More than %d images at once do not fit: %s.", size, trial.reason)
         return size
 
     def _deal(self, size: int) -> None:
@@ -297,14 +299,14 @@ class Trainer:
         size = smaller(sampler.batch_size, self.micro_batches)
         if size is None:
             raise ValueError(
-                f"memory does not suffice for a micro-batch of {sampler.batch_size} pictures ({reason_of(error)}), "
-                "and none is smaller: take smaller pictures (--img-size), --grad-checkpointing, --amp or a smaller "
+                f"memory does not suffice for a micro-batch of {sampler.batch_size} images ({reason_of(error)}), "
+                "and none is smaller: take smaller images (--img-size), --grad-checkpointing, --amp or a smaller "
                 "model."
             ) from error
         before = sampler.batch_size
         self._deal(size)
         log.warning(
-            "Memory ran out (%s): from this step on %d micro-batches of %d pictures in place of %d. The step is "
+            "Memory ran out (%s): from this step on %d micro-batches of %d images in place of %d. The step is "
             "repeated with the same samples.",
             *(reason_of(error), sampler.grad_accum_steps, size, before),
         )
@@ -313,7 +315,7 @@ class Trainer:
         """Run two steps and one evaluation batch, then log memory and the time that the whole run would take."""
         parts, loader = self.parts, self.parts.train_loader
         parts.stepper.train()
-        epoch = 0 if parts.sizes is None else parts.sizes.epochs  # with pictures of the last size
+        epoch = 0 if parts.sizes is None else parts.sizes.epochs  # with images of the last size
         steps = self._steps(epoch, 0, lambda: False)
         seconds, timed = 0.0, "first"  # which takes longer than those behind it
         for name in ("first", "second")[: loader.steps_per_epoch]:
@@ -340,7 +342,7 @@ class Trainer:
     # ---- where the run is written, and from where it goes on ----
 
     def prepare_folder(self) -> None:
-        """Open the run's folder and, if asked, go on from what is saved; all processes agree or all stop."""
+        """Open the run's folder and, if asked, continue from what is saved; all processes agree or all stop."""
         loggers = {"tensorboard": self.options.log_tensorboard, "wandb": self.options.log_wandb}
 
         def open_it() -> Opened:
@@ -397,7 +399,7 @@ class Trainer:
             if is_stalled:
                 log.info("No better %s for %d epochs: stopped by --early-stop.", metric, standing.epoch - 1 - best)
             elif standing.epoch < self.parts.num_epochs:
-                log.info("Stopped by --stop-epoch %d; --auto-resume with a later one goes on.", num_epochs)
+                log.info("Stopped by --stop-epoch %d; --auto-resume with a later one continues.", num_epochs)
             adapters: Any = getattr(self.parts.model, "adapter_config", None)
             if adapters is not None:
                 self.folder.write_adapters(adapters)
@@ -487,10 +489,10 @@ class Trainer:
             yield result, waited, micro_batches
 
     def _say_size(self, epoch: int, step: int) -> None:
-        """Log the size of the training pictures where it changes."""
+        """Log the size of the training images where it changes."""
         sizes = self.parts.sizes
         if sizes is not None and (size := sizes.at(epoch, step)) != self._size:
-            log.info("Epoch %d, step %d: training pictures of %d px.", epoch, step, size)
+            log.info("Epoch %d, step %d: training images of %d px.", epoch, step, size)
             self._size = size
 
     def _rate(self) -> float:
@@ -607,7 +609,7 @@ class Trainer:
     def _stop(self) -> NoReturn:
         epoch = self.standing.epoch
         raise Interrupted(
-            f"Told to stop: saved at epoch {epoch}. The same command with --auto-resume goes on from there."
+            f"Told to stop: saved at epoch {epoch}. The same command with --auto-resume continues from there."
         )
 
     def _on_nonfinite(self, step: int) -> OnNonFinite:

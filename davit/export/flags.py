@@ -45,7 +45,7 @@ def export_parser() -> argparse.ArgumentParser:
         "--batch-size",
         **number("batch_size"),
         default=1,
-        help="pictures of a program for one size (default %(default)s)",
+        help="images of a program for one size (default %(default)s)",
     )
     add("--opset", choices=[str(one) for one in OPSETS], default=str(OPSETS[0]), help="of ONNX (default %(default)s)")
     add(
@@ -60,9 +60,9 @@ def export_parser() -> argparse.ArgumentParser:
         **number("max_drop"),
         default=1.0,
         metavar="POINTS",
-        help="of top-1 on its validation pictures that int8 may cost; more: nothing is written (default %(default)g)",
+        help="of top-1 on its validation images that int8 may cost; more: nothing is written (default %(default)g)",
     )
-    add("--calibration", **number("calibration"), default=128, metavar="N", help="training pictures (default 128)")
+    add("--calibration", **number("calibration"), default=128, metavar="N", help="training images (default 128)")
     add("--seed", **number("seed"), default=42, help="which of them (default %(default)s)")
     add("--overwrite", action="store_true", help="replace a file that is there")
     add_json(add)

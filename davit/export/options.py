@@ -16,7 +16,7 @@ class Format:
         suffix: of its files; that of OUT chooses the format.
         module: below `davit.export`, with `build(program, options) -> Save`.
         extra: of the package, which brings what writes and runs it; "" for PyTorch's own.
-        is_dynamic: whether a program takes pictures of any size and number; else it is for one.
+        is_dynamic: whether a program takes images of any size and number; else it is for one.
         halves_itself: whether what writes it makes float16 of float32, rather than being given float16.
         runs_here: whether `davit.runtimes` runs it, so that an export is compared with PyTorch.
     """
@@ -48,9 +48,9 @@ class Int8Options:
     """Say how an export is quantized.
 
     Attributes:
-        data: a data set as train.py takes it: its training pictures calibrate, its validation pictures decide.
+        data: a data set as train.py takes it: its training images calibrate, its validation images decide.
         max_drop: the largest loss of top-1 accuracy in percentage points.
-        calibration: how many training pictures the ranges of activations are measured on.
+        calibration: how many training images the ranges of activations are measured on.
         seed: which ones.
     """
 
@@ -68,7 +68,7 @@ class ExportOptions:
         to: one of `FORMATS`; None takes that of the file's suffix.
         task: "classification", "features" or "pyramid" of a classifier's checkpoint.
         model: the architecture; None leaves it to the checkpoint.
-        model_options: how it is built and how pictures are prepared: the arguments of
+        model_options: how it is built and how images are prepared: the arguments of
             `davit.engine.load_model.ModelOptions`.
         config: of a detector's or segmentor's checkpoint (MMDetection, MMSegmentation); a work folder has its own.
         raw: of a detector, boxes and scores before suppression; of a segmentor, logits in place of labels.

@@ -33,8 +33,8 @@ def check_dataset(
         split: 'train', 'val' or 'test'.
         model: the config of the model, which says whether it needs masks, and how many classes it has.
         labelled: False where predictions are only written: a segmentor then needs no masks, a detector no objects.
-        data_check: read the header of every picture, and the labels of masks.
-        skip_bad_images: leave pictures of a detection data set that are missing or cannot be read out.
+        data_check: read the header of every image, and the labels of masks.
+        skip_bad_images: leave images of a detection data set that are missing or cannot be read out.
 
     Raises:
         DataError: something is missing, broken or does not fit.

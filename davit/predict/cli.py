@@ -1,4 +1,4 @@
-"""Run predict.py: find pictures, classify them, print the results, and name those that could not be read."""
+"""Run predict.py: find images, classify them, print the results, and name those that could not be read."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .result import Failure, Prediction
 
 log = logging.getLogger(__name__)
 
-_PROGRESS_FROM = 16  # pictures
+_PROGRESS_FROM = 16  # images
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(argv: Sequence[str] | None) -> list[Failure]:
-    """Return the pictures that could not be read."""
+    """Return the images that could not be read."""
     args, given = predict_parser().parse_args(argv), given_flags(predict_parser, argv)
     folder = Path(args.output_dir) if "output_dir" in given else None
     if folder is not None and folder.exists() and not folder.is_dir():
@@ -54,7 +54,7 @@ def _main(argv: Sequence[str] | None) -> list[Failure]:
     interval = args.log_freq * args.batch_size or len(pictures)
 
     def watched() -> Iterator[Prediction | Failure]:
-        with Progress(len(pictures), "pictures", images_per_step=1, interval=interval, enabled=is_many) as progress:
+        with Progress(len(pictures), "images", images_per_step=1, interval=interval, enabled=is_many) as progress:
             for result in results:
                 if args.output:
                     kept.append(result)
@@ -80,5 +80,5 @@ def _main(argv: Sequence[str] | None) -> list[Failure]:
     for failure in failures:
         log.error("%s could not be read: %s", as_line(failure.file), failure.reason)
     if failures:
-        log.error("%d of %d pictures could not be read", len(failures), len(pictures))
+        log.error("%d of %d images could not be read", len(failures), len(pictures))
     return failures

@@ -1,4 +1,4 @@
-"""Draw what a detector or segmentor finds in pictures, and list it in a json."""
+"""Draw what a detector or segmentor finds in images, and list it in a json."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ log = logging.getLogger(__name__)
 
 
 def require_place(place: str) -> None:
-    """Raise `ValueError` where there is no such picture or folder."""
+    """Raise `ValueError` where there is no such image or folder."""
     if not Path(place).exists():
-        raise ValueError(f"{place}: there is no such picture or folder.")
+        raise ValueError(f"{place}: there is no such image or folder.")
 
 
 def draw_all(place: str, predictor: Any, folder: Path, *, is_json: bool = False) -> None:
-    """Write a drawn picture for each of a place, a picture or a folder, and predictions.json, into a folder.
+    """Write a drawn image for each of a place, an image or a folder, and predictions.json, into a folder.
 
-    A file that is no picture is named and passed over.
+    A file that is no image is named and passed over.
 
     Args:
         predictor: its ``predict`` gives `Detections` or a `Segmentation`.
@@ -50,6 +50,6 @@ def draw_all(place: str, predictor: Any, folder: Path, *, is_json: bool = False)
     write_bytes(folder / "predictions.json", as_json(results).encode())
     if is_json:
         put(as_json(results))
-    log.info("%d pictures drawn in %s, and listed in its predictions.json.", len(results), folder)
+    log.info("%d images drawn in %s, and listed in its predictions.json.", len(results), folder)
     if bad:
-        raise ValueError(f"{len(bad)} of {len(files)} files could not be read as pictures: {some(bad, 3)}.")
+        raise ValueError(f"{len(bad)} of {len(files)} files could not be read as images: {some(bad, 3)}.")

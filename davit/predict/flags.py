@@ -16,13 +16,13 @@ from ..parsing.results import add_output
 if TYPE_CHECKING:
     from .predictor import Predictor
 
-NO_LONGER = {"num_gpu": "one process uses one device; start several on parts of the pictures, each with its --device"}
+NO_LONGER = {"num_gpu": "one process uses one device; start several on parts of the images, each with its --device"}
 
 ONE_BY_ONE = {
     **NO_LONGER,
-    "batch_size": "here pictures go through the model one by one",
-    "workers": "here pictures are read one by one, by this process",
-    "log_freq": "here each picture has its own answer, and there are no batches to count",
+    "batch_size": "here images go through the model one by one",
+    "workers": "here images are read one by one, by this process",
+    "log_freq": "here each image has its own answer, and there are no batches to count",
 }
 
 
@@ -33,18 +33,18 @@ def predict_parser() -> argparse.ArgumentParser:
     """
     parser = Parser(
         prog=command_name(),
-        usage="%(prog)s PICTURE|FOLDER|- [...] [flags]",
+        usage="%(prog)s IMAGE|FOLDER|- [...] [flags]",
         parents=[model_flags(num_classes=1000), picture_flags(workers=2)],
-        description="Say what is in pictures. On a CPU at most 32 go through the model at once; loader processes "
-        "start where there are more than 64 pictures.",
-        epilog="Exit status: 0 done, 1 some pictures could not be read (they are named) or an error of this program, "
+        description="Say what is in images. On a CPU at most 32 go through the model at once; loader processes "
+        "start where there are more than 64 images.",
+        epilog="Exit status: 0 done, 1 some images could not be read (they are named) or an error of this program, "
         "2 a mistake in the flags, the checkpoint or the folder.",
     )
     parser.add_argument(
         "data",
         nargs="+",
         metavar="PICTURE|FOLDER|-",
-        help="picture files; folders, with all that is below them; '-': a picture's bytes, or a list of paths, one a "
+        help="image files; folders, with all that is below them; '-': an image's bytes, or a list of paths, one a "
         "line or separated by NUL, on standard input",
     )
     add = parser.add_argument_group("results").add_argument
@@ -53,7 +53,7 @@ def predict_parser() -> argparse.ArgumentParser:
         "--topk",
         **number("topk"),
         default=5,
-        help="classes to name for each picture (default %(default)s); of several labels at most so many of those that "
+        help="classes to name for each image (default %(default)s); of several labels at most so many of those that "
         "reach --threshold (default: all of them)",
     )
     add_class_map(add)
@@ -64,7 +64,7 @@ def predict_parser() -> argparse.ArgumentParser:
         "--output-dir",
         default="./",
         metavar="DIR",
-        help=f"also write {TOPK_IDS} there (default: no such file), as the original did: a row a picture, its name "
+        help=f"also write {TOPK_IDS} there (default: no such file), as the original did: a row per image, its name "
         "and its class indices",
     )
     return parser

@@ -1,4 +1,4 @@
-"""Hold what detectors and segmentors find in a picture, drawn or as plain values."""
+"""Hold what detectors and segmentors find in an image, drawn or as plain values."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from PIL import Image, ImageDraw, ImageOps
 
 from ..fonts import drawable, pillow_font
 
-_STRENGTH = 0.6  # of a segment's colour over the picture
-_MASK_STRENGTH = 0.5  # of an object's colour over the picture
+_STRENGTH = 0.6  # of a segment's colour over the image
+_MASK_STRENGTH = 0.5  # of an object's colour over the image
 _NAMED = 12  # classes that the legend has room for
-_SIDE = 320  # pixels; smaller pictures are enlarged to this, so that names can be read
+_SIDE = 320  # pixels; smaller images are enlarged to this, so that names can be read
 _LONGEST = 4 * _SIDE  # pixels; none is enlarged beyond this
 
 
 @dataclass(frozen=True)
 class Detections:
-    """Objects of one picture, best first.
+    """Objects of one image, best first.
 
     Attributes:
         picture: (H, W, 3) RGB.
-        boxes: (N, 4), x1 y1 x2 y2 in pixels of the picture.
+        boxes: (N, 4), x1 y1 x2 y2 in pixels of the image.
         scores: (N,), 0 to 1.
         labels: (N,), numbers of `classes`.
         masks: (N, H, W), or None for a detector of boxes alone.
@@ -50,7 +50,7 @@ class Detections:
         return cls(picture, boxes, scores, labels, masks, classes)
 
     def draw(self) -> Image.Image:
-        """Draw boxes, names, scores and masks over the picture; a small one is enlarged."""
+        """Draw boxes, names, scores and masks over the image; a small one is enlarged."""
         times = _enlargement(*self.picture.shape[:2])
         picture = self.picture
         colours = [colour_of(int(label)) for label in self.labels]
@@ -79,7 +79,7 @@ class Detections:
         return drawn
 
     def _with_masks(self, colours: Sequence[tuple[int, int, int]]) -> NDArray[np.uint8]:
-        """Lay the masks over the picture; where several overlap, with the mean of their colours."""
+        """Lay the masks over the image; where several overlap, with the mean of their colours."""
         assert self.masks is not None
         counts = self.masks.sum(0)[..., None]
         means = np.zeros(self.picture.shape)
@@ -105,7 +105,7 @@ class Detections:
 
 @dataclass(frozen=True)
 class Segmentation:
-    """The class of every pixel of one picture.
+    """The class of every pixel of one image.
 
     Attributes:
         picture: (H, W, 3) RGB.
@@ -119,11 +119,11 @@ class Segmentation:
     palette: tuple[tuple[int, int, int], ...] = field(repr=False)
 
     def draw(self) -> Image.Image:
-        """Draw the colours of the classes over the picture, and their names below it."""
+        """Draw the colours of the classes over the image, and their names below it."""
         return draw_segments(self.picture, self.labels, self.classes, self.palette)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the share of the picture that each class has."""
+        """Return the share of the image that each class has."""
         present, counts = np.unique(self.labels, return_counts=True)
         order = np.argsort(-counts, kind="stable")
         return {"classes": {self.classes[present[i]]: float(counts[i] / self.labels.size) for i in order}}
@@ -146,7 +146,7 @@ def colour_of(number: int) -> tuple[int, int, int]:
 
 
 def font_size(width: int, height: int) -> int:
-    """Return the size of names on a picture, in its pixels: read at 256 pixels, and where 4000 are shown as 1000."""
+    """Return the size of names on an image, in its pixels: read at 256 pixels, and where 4000 are shown as 1000."""
     return max(12, round(max(width, height) / 55))
 
 
@@ -163,7 +163,7 @@ _Place = tuple[float, float, float, float]
 def _label_place(
     box: Sequence[float], text: Sequence[float], padding: int, size: tuple[int, int], taken: Sequence[_Place]
 ) -> _Place:
-    """Find a place for a name within the picture: above its box, inside of it or below, where no other name is."""
+    """Find a place for a name within the image: above its box, inside of it or below, where no other name is."""
     width, height = text[2] - text[0] + 2 * padding, text[3] - text[1] + 2 * padding
     left, top, right, bottom = box
     places = []
@@ -183,16 +183,16 @@ def _shared(one: _Place, other: _Place) -> float:
 
 
 def _enlargement(height: int, width: int) -> int:
-    """Return how many times as large a picture is drawn; 1 except for small ones, as a long strip is not."""
+    """Return how many times as large an image is drawn; 1 except for small ones, as a long strip is not."""
     return max(1, min(-(-_SIDE // min(height, width)), _LONGEST // max(height, width)))
 
 
 def draw_segments(image: Any, labels: Any, classes: Sequence[str], palette: Sequence[Sequence[int]]) -> Image.Image:
-    """Draw a picture with its segments coloured, and below it the names of the largest.
+    """Draw an image with its segments coloured, and below it the names of the largest.
 
     Args:
         image: (H, W, 3) RGB, uint8.
-        labels: (H, W) integers; those that are no class leave the picture as it is.
+        labels: (H, W) integers; those that are no class leave the image as it is.
         palette: a colour (R, G, B) for each class.
     """
     labels = np.asarray(labels)
@@ -207,7 +207,7 @@ def draw_segments(image: Any, labels: Any, classes: Sequence[str], palette: Sequ
 
 
 def _with_legend(drawn: Image.Image, entries: list[tuple[str, Any]]) -> Image.Image:
-    """Put names and colours below a picture, in as many lines as they need."""
+    """Put names and colours below an image, in as many lines as they need."""
     size = font_size(*drawn.size)
     fonts = {name: pillow_font(name, size) for name, _ in entries}
     line, gap = round(1.5 * size), round(0.6 * size)

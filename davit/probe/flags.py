@@ -20,9 +20,9 @@ def probe_parser() -> Parser:
         prog=command_name("python -m davit.probe"),
         usage="%(prog)s CHECKPOINT|MODEL [...] DATA [flags]",
         parents=[data_flags(), running_flags(), picture_flags(workers=2)],
-        description="Measure what the features of frozen models are worth: classify the validation pictures by them, "
-        "with the training pictures as examples. Several models give one table.",
-        epilog="Exit status: 0 done, 1 some models failed or some pictures could not be read (they are named) or an "
+        description="Measure what the features of frozen models are worth: classify the validation images by them, "
+        "with the training images as examples. Several models give one table.",
+        epilog="Exit status: 0 done, 1 some models failed or some images could not be read (they are named) or an "
         "error of this program, 2 a mistake in the flags, the checkpoint or the data.",
     )
     parser.add_argument(
@@ -45,17 +45,17 @@ def probe_parser() -> Parser:
     add("--num-classes", **number("num_classes"), help="of a named data set that does not tell")
     add = parser.add_argument_group("classifiers").add_argument
     add("--methods", nargs="+", choices=METHODS, default=["knn", "logistic"], help="default: knn logistic")
-    add("--k", **number("k"), help="nearest neighbours; default: the number that is best on the training pictures")
+    add("--k", **number("k"), help="nearest neighbours; default: the number that is best on the training images")
     add("--vote", choices=VOTES, default="uniform", help="weighted: exp(cosine / temperature), as DINO does")
     add("--vote-temperature", **number("vote_temperature"), default=TEMPERATURE, help="of the weighted vote")
     add("--epochs", **number("epochs"), default=20, help="of the linear layer")
     add("--lr", **number("lr"), default=0.01, help="of the linear layer")
     add("--scale", **number("scale"), default=[0.35, 1.0], metavar=("MIN", "MAX"), help="of its random crop")
-    add("--hflip", **number("hflip"), default=0.5, help="probability of its flips; 0 where a mirrored picture differs")
-    add("--seed", **number("seed"), default=42, help="of the linear layer's pictures")
+    add("--hflip", **number("hflip"), default=0.5, help="probability of its flips; 0 where a mirrored image differs")
+    add("--seed", **number("seed"), default=42, help="of the linear layer's images")
     add = parser.add_argument_group("results").add_argument
     add("--format", choices=FORMATS, default="table", help="how to print; default: %(default)s")
     add_json(add)
     add_output(add, "--results-file", dest="results_file", form="all figures; .json, else csv")
-    add("--predictions", default="", metavar="FILE", help="also write a csv: each picture, its class, and each answer")
+    add("--predictions", default="", metavar="FILE", help="also write a csv: each image, its class, and each answer")
     return parser

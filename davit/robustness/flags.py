@@ -26,8 +26,8 @@ def robustness_parser() -> Parser:
         usage="%(prog)s CHECKPOINT ROOT [flags]",
         parents=[model_flags(checkpoint=False), picture_flags()],
         description="Evaluate a classifier on ImageNet's variants, as far as their folders are in ROOT, and on the "
-        f"validation pictures corrupted in {len(CORRUPTION_NAMES)} ways at 5 severities (ImageNet-C). A model of "
-        "other classes is evaluated on its own validation pictures, as they are and corrupted.",
+        f"validation images corrupted in {len(CORRUPTION_NAMES)} ways at 5 severities (ImageNet-C). A model of "
+        "other classes is evaluated on its own validation images, as they are and corrupted.",
         epilog="Exit status: 0 done, 1 some sets could not be evaluated (the results say which) or an error of this "
         "program, 2 a mistake in the flags, the checkpoint or the data.",
     )
@@ -48,16 +48,16 @@ def robustness_parser() -> Parser:
         help=f"default: {', '.join(CORRUPTION_NAMES)}",
     )
     add("--severities", **number("severities"), metavar="N", help="1 to 5; default: all")
-    add("--limit", **number("limit"), metavar="N", help="corrupt N pictures, evenly from the whole; default: all")
+    add("--limit", **number("limit"), metavar="N", help="corrupt N images, evenly from the whole; default: all")
     add("--seed", **number("seed"), default=0, help="of what is random in corruptions (default %(default)s)")
     add = made.add_argument_group("results").add_argument
-    add("--samples", default="", metavar="FILE", help="draw one picture under each corruption")
+    add("--samples", default="", metavar="FILE", help="draw one image under each corruption")
     add_json(add)
     form = "csv or JSON, written after each set and corruption"
     add_output(add, "--results-file", dest="results_file", form=form)
     add("--results-format", choices=FORMATS, help="default: by the suffix of FILE, else csv")
     add = made.add_argument_group("running").add_argument
-    add("--skip-bad-images", action="store_true", help="skip and list unreadable pictures instead of stopping")
+    add("--skip-bad-images", action="store_true", help="skip and list unreadable images instead of stopping")
     add("--channels-last", action="store_true", help="channels-last memory format")
     add("--pin-mem", action="store_true", help="page-locked host memory")
     return made

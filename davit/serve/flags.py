@@ -16,7 +16,7 @@ def serve_parser() -> argparse.ArgumentParser:
         prog=command_name("python -m davit.serve"),
         usage="%(prog)s MODEL [flags]",
         parents=[model_flags(checkpoint=False), picture_flags(workers=None)],
-        description="Serve a model by HTTP: POST /predict and /embed with pictures, JSON comes back; /docs says more. "
+        description="Serve a model by HTTP: POST /predict and /embed with images, JSON comes back; /docs says more. "
         "It asks nobody for a password and speaks no TLS: put a proxy before it that does.",
         epilog="Exit status: 0 ended by SIGTERM or SIGINT, 1 an error of this program, 2 a mistake in the flags or "
         "the model.",
@@ -45,16 +45,16 @@ def serve_parser() -> argparse.ArgumentParser:
         help="another address by which it is reached, through a proxy or a tunnel; may be given several times",
     )
     add("--threads", **number("threads"), help="of PyTorch; default: the processors that this process may use")
-    add("--max-batch", **number("max_batch"), default=8, help="pictures in one batch (default %(default)s)")
+    add("--max-batch", **number("max_batch"), default=8, help="images in one batch (default %(default)s)")
     add(
         "--max-delay",
         **number("max_delay"),
         default=5.0,
-        help="milliseconds that a picture waits for others that are on their way (default %(default)g)",
+        help="milliseconds that an image waits for others that are on their way (default %(default)g)",
     )
     add("--max-megabytes", **number("max_megabytes"), default=20, help="of a request (default %(default)s)")
-    add("--max-megapixels", **number("max_megapixels"), default=50.0, help="of a picture (default %(default)g)")
+    add("--max-megapixels", **number("max_megapixels"), default=50.0, help="of an image (default %(default)g)")
     add("--max-files", **number("max_files"), default=16, help="of a request (default %(default)s)")
-    add("--max-queue", **number("max_queue"), default=256, help="pictures taken at once (default %(default)s)")
+    add("--max-queue", **number("max_queue"), default=256, help="images taken at once (default %(default)s)")
     add("--timeout", **number("timeout"), default=30.0, help="seconds until a request gets 504 (default %(default)g)")
     return parser

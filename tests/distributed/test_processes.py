@@ -36,7 +36,7 @@ def two(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> Run:
 
 
 def test_two_processes_equal_one_of_twice_the_batch(one: Run, two: Run) -> None:
-    """And evaluate each of 13 pictures once."""
+    """And evaluate each of 13 images once."""
     assert len(one[1]) == len(two[1]) == 18
     assert one[1] == pytest.approx(two[1], abs=1e-5)
     assert record(one[0]) == pytest.approx(record(two[0]), abs=1e-4)

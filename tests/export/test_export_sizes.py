@@ -87,5 +87,5 @@ def test_whole_models_in_every_runtime(tmp_path, name):
             for suffix, taken in forms.items():
                 if (batch, height, width) in taken:
                     difference = largest_relative(opened[suffix](images), wanted)
-                    most = 1e-4 if suffix == ".pte" else allowed  # XNNPACK rounds more: 2.5e-5 of this picture
+                    most = 1e-4 if suffix == ".pte" else allowed  # XNNPACK rounds more: 2.5e-5 of this image
                     assert difference <= most, (suffix, batch, height, width)

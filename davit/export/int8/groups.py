@@ -20,7 +20,7 @@ def group_of(
 
     Args:
         is_first: no convolution comes before it.
-        has_weight: one factor is a weight; else both are computed from the picture, as in attention.
+        has_weight: one factor is a weight; else both are computed from the image, as in attention.
     """
     if is_convolution:
         return STEM if is_first else POSITIONS if is_depthwise else PATCHES

@@ -62,7 +62,7 @@ class Quantizer:
 
 
 class _Reader(CalibrationDataReader):
-    """Hand out the calibration pictures, as ONNX Runtime asks for them."""
+    """Hand out the calibration images, as ONNX Runtime asks for them."""
 
     def __init__(self, name: str, batches: Sequence[Tensor]) -> None:
         self._left = iter([{name: batch.numpy()} for batch in batches])

@@ -49,7 +49,7 @@ class Quantizer(Protocol):
 def quantize(source: Path, out: Path, options: Int8Options) -> Metadata:
     """Quantize a float export, and write the int8 program.
 
-    Each group of operations is quantized alone, and what that changes in the logits of the calibration pictures
+    Each group of operations is quantized alone, and what that changes in the logits of the calibration images
     decides whether it stays in float. The metadata's `int8` says what was measured.
 
     Raises:
@@ -61,7 +61,7 @@ def quantize(source: Path, out: Path, options: Int8Options) -> Metadata:
         raise ValueError(f"int8 is for {', '.join(_MODULES)}, not for {found or source}.")
     loaded = load_model(None, source, ModelOptions(), torch.device("cpu"), takes_exported=True)
     if loaded.is_multilabel:
-        raise ValueError("int8 is decided by top-1, and this model tells several labels a picture: export it without.")
+        raise ValueError("int8 is decided by top-1, and this model tells several labels per image: export it without.")
     dataset = validation_pictures(loaded, options.data)
     images = calibration_images(loaded, options.data, options.calibration, options.seed)
     assert loaded.program is not None
@@ -87,7 +87,7 @@ def quantize(source: Path, out: Path, options: Int8Options) -> Metadata:
         drop = facts["top1_float"] - facts["top1"]
         if drop > options.max_drop:
             raise DropError(
-                f"int8 costs {drop:.3f} points of top-1 on {facts['pictures']} pictures, and "
+                f"int8 costs {drop:.3f} points of top-1 on {facts['pictures']} images, and "
                 f"`max_drop={options.max_drop:g}` are allowed. Nothing was written."
             )
         named = {
@@ -106,7 +106,7 @@ def quantize(source: Path, out: Path, options: Int8Options) -> Metadata:
 
 
 def _as_input(images: Tensor, metadata: Metadata) -> Tensor:
-    """Put pictures (N, C, H, W) into the program's layout."""
+    """Put images (N, C, H, W) into the program's layout."""
     return images.permute(0, 2, 3, 1).contiguous() if metadata.layout == "NHWC" else images
 
 
@@ -150,7 +150,7 @@ def _say_choice(
 ) -> None:
     for name, nodes in groups.items():
         if name in chosen:
-            reason = f"int8 (alone it changes the logits of {pictures} pictures by {100 * errors[name]:.2g} %)"
+            reason = f"int8 (alone it changes the logits of {pictures} images by {100 * errors[name]:.2g} %)"
         elif errors.get(name) == math.inf:
             reason = "float: the runtime takes no such int8 operations"
         elif name in errors:
@@ -171,7 +171,7 @@ def _compare(
     times = medians([before.program, after.program], images[:1], _TIMES)
     for name, score, size, taken in zip(("float", "int8"), scores, sizes, times, strict=True):
         log.info(
-            "%-5s top-1 %.3f %% (%d of %d pictures), loss %.4g, %.2f MB, p50 %.2f ms for one picture on %d threads",
+            "%-5s top-1 %.3f %% (%d of %d images), loss %.4g, %.2f MB, p50 %.2f ms for one image on %d threads",
             *(name, score.top1, score.correct1, score.scored, score.loss, size / 1e6, taken, before.program.threads),
         )
     return {
