@@ -81,6 +81,7 @@ PROGRAMS_NOT_RUN = {
     r"_base_ = ": "a config: tests/test_docs.py reads it",
     r"train\.main\(\)": "a file that the command below it runs",
     r"load\(.hf-hub:": "it needs a repository of the hub; tests/hub has one in a folder",
+    r"train/lora": "it needs a run that fetches weights; tests/engine/test_finetune.py loads such a file",
     r"urlopen": "it asks a service that runs; tests/serve does",
     r"runs/(mine|cracks)|score_threshold": "it needs a trained detector or segmentor; tests/openmmlab, tests/export",
 }

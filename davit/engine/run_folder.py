@@ -368,7 +368,7 @@ class RunFolder:
             log.info("Nothing to resume in %s: starting from the beginning.", self.path)
             return None
         file, state = found
-        log.info("Going on from %s.", file)
+        log.info("Continuing from %s.", file)
         last = self.path / LAST
         if last.exists() and not last.samefile(file):
             last.replace(self.path / f"{LAST}.damaged")

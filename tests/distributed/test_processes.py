@@ -69,7 +69,7 @@ def test_a_dead_rank_is_brought_back(tmp_path: Path, pictures: Path, two: Run) -
         _, errors = launcher.communicate(timeout=300)
     assert launcher.returncode == 0, errors
     assert re.fullmatch(r"\d{8}-\d{6}-DaViT_nano-16", own[0].parent.name)
-    assert f"Going on from {own[0].relative_to(tmp_path)}" in errors
+    assert f"Continuing from {own[0].relative_to(tmp_path)}" in errors
     assert [f for f in tmp_path.glob("runs/*/last.pth.tar") if f != other] == own
     assert [f.name for f in other.parent.iterdir()] == ["last.pth.tar"]
     assert weights_hash(own[0]) == weights_hash(two[0] / "last.pth.tar")
