@@ -66,7 +66,7 @@ def _add_split(parser: ArgumentParser) -> None:
         "the place of the folders, and each label is split as evenly as the others let it."
     )
     add = parser.add_argument
-    add("folder", metavar="FOLDER", help="one folder a class; or a csv of files and labels")
+    add("folder", metavar="FOLDER", help="one folder per class; or a csv of files and labels")
     add("out", metavar="OUT", help="a new folder")
     add("--val", **number("val"), default=0.2, help="share of the images of each class (default %(default)s)")
     add("--test", **number("test"), default=0.0, help="share for a third part, OUT/test (default: none)")

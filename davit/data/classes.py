@@ -32,7 +32,7 @@ def check_classes(
             only = "; ".join(f"only in {split}: {some(sorted(names))}" for split, names in alone.items() if names)
             raise DataError(
                 f"train has {len(ours)} classes and val {len(theirs)}, not the same ones ({only}); `class_map=FILE` "
-                "with a name a line says that it is meant so"
+                "with a name per line says that it is meant so"
             )
     for dataset in (train, val):
         if dataset is None or num_classes is None or not dataset.class_to_idx:
@@ -58,7 +58,7 @@ def labels_numbered(dataset: PictureDataset, names: Sequence[str], said_by: str)
     if unknown := [name for name in dataset.class_to_idx if name not in known]:
         raise DataError(
             f"the data has the labels {some(unknown)}, which {said_by} does not know ({some(names)}): correct them, "
-            "or `class_map=FILE` with a name a line says which classes there are"
+            "or `class_map=FILE` with a name per line says which classes there are"
         )
     return dataset if dataset.class_names == list(names) else dataset.numbered(names)
 

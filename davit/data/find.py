@@ -82,7 +82,9 @@ def open_source(
     if kind is None and dataset:
         kind = "folder"
     if root is None and not rest:
-        raise DataError("no data folder: give one with train/ and val/, one folder a class, or with tables or shards")
+        raise DataError(
+            "no data folder: give one with train/ and val/, one folder per class, or with tables or shards"
+        )
     place = Path(rest) if is_local_table or root is None else Path(root, rest)
     found = find(place, split, kind, in_folders=not several)
     if several and found.kind == "folder":

@@ -304,7 +304,7 @@ def _whole_numbers(labels: set[str]) -> dict[str, int] | None:
 
 
 def read_class_map(class_map: str | Path | dict[str, int], folder: Path) -> dict[str, int]:
-    """Read class names and their indices from a dict or a file (.txt, a name a line; .pkl, a dict).
+    """Read class names and their indices from a dict or a file (.txt, a name per line; .pkl, a dict).
 
     A file is found by its path, else below `folder`. Blank lines have no index.
 
@@ -315,7 +315,7 @@ def read_class_map(class_map: str | Path | dict[str, int], folder: Path) -> dict
         found = class_map.items() if isinstance(class_map, dict) else _read_pairs(Path(class_map), folder)
     except Exception as error:  # a damaged pickle raises its own types
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-        wanted = "a .txt in UTF-8 with a name a line, or a .pkl of a dict, is needed"
+        wanted = "a .txt in UTF-8 with a name per line, or a .pkl of a dict, is needed"
         raise DataError(f"the class map {as_line(class_map)} cannot be used ({reason}): {wanted}") from error
     called = "given" if isinstance(class_map, dict) else as_line(class_map)
     mapping: dict[str, int] = {}

@@ -84,7 +84,7 @@ def split_pictures(
     the same content go together, so that none is trained on and evaluated.
 
     Args:
-        place: a folder with one folder a class, or a csv of files and labels.
+        place: a folder with one folder per class, or a csv of files and labels.
         out: a folder that is not there yet, or empty.
         val, test: shares of each class; a class of two images or more has at least one in each split asked for, as
             far as they go, and one in training.

@@ -132,7 +132,7 @@ def _trainer(library: str, config: str) -> str:
 
 # --- classification ---
 
-_MISSING = "train/ and val/ are expected, each with one folder a class; a fifth of each class in val/ is usual"
+_MISSING = "train/ and val/ are expected, each with one folder per class; a fifth of each class in val/ is usual"
 
 
 def _batch_size(layout: Layout, pictures: int | None) -> str:

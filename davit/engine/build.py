@@ -425,8 +425,8 @@ def require_sizes(args: Namespace, model: nn.Module, config: dict[str, Any], siz
                 ) from error
             raise ValueError(
                 f"{args.model} does not take images of {size} px, which --size-schedule {args.size_schedule} leads "
-                f"to ({text}). A model with a table of positions has one size: give one --img-size, a --size-multiple "
-                "that it can divide, or let it resample the table where it can (--model-kwargs dynamic_img_size=true "
+                f"to ({text}). A model with position embeddings has one size: give one --img-size, a --size-multiple "
+                "that it can divide, or let it resample them if it can (--model-kwargs dynamic_img_size=true "
                 "for timm's ViTs, strict_img_size=false for its Swins)."
             ) from error
 

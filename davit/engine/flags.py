@@ -927,7 +927,7 @@ def validate_parser() -> argparse.ArgumentParser:
         parents=[model_flags(), picture_flags()],
         usage="%(prog)s [DIR] [-c FILE] [flags]",
         description="Evaluate a checkpoint or a published model on an image folder. Or several: --checkpoint may be a "
-        "folder of checkpoints; --model a wildcard such as 'DaViT_*', 'all', or a text file with a name a line, for "
+        "folder of checkpoints; --model a wildcard such as 'DaViT_*', 'all', or a text file with a name per line, for "
         "published weights.",
         epilog="Exit status: 0 done, 1 some of several evaluations failed (the results say which) or an error "
         "of this program, 2 a mistake in the flags, the checkpoint or the data.",

@@ -79,8 +79,8 @@ def labels_by_name(dataset: PictureDataset, names: Sequence[str] | None) -> Labe
     labels = labels_of(ours, names)
     absent = [name for name in names if name not in ours]
     log.warning(
-        "%d of the model's %d classes have no images here (%s): the other %d compete alone, as ImageNet-A and -R "
-        "are published; --class-map FILE with the model's classes, a line each, lets all compete",
+        "%d of the model's %d classes have no images here (%s). Only the other %d can be the answer, as in published "
+        "results on ImageNet-A and -R. With --class-map FILE, a list of the model's classes, all can be the answer.",
         *(len(absent), len(names), some(absent), len(ours)),
     )
     return labels

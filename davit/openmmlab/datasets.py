@@ -135,7 +135,7 @@ def named_classes(dataset: Any) -> tuple[str, ...]:
 def classes_of(dataset: Any) -> tuple[str, ...] | None:
     """Return the class names that a data set will have, None if it has none; one name may be written as a text."""
     classes = metainfo_of(dataset).get("classes")
-    if isinstance(classes, str):  # as mmengine: a file with a name a line, else a name
+    if isinstance(classes, str):  # as mmengine: a file with a name per line, else a name
         file = Path(classes)
         classes = file.read_text().splitlines() if file.is_file() else [classes]
     return tuple(map(str, classes)) if classes is not None else None
