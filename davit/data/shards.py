@@ -392,7 +392,7 @@ def _folders_as_labels(
     if flat:
         raise DataError(
             f"{place}: {len(flat)} of {len(keep)} images have no class ({some(flat, 3)}): a shard has KEY.cls or "
-            "KEY.json beside each, or one folder per class; `target_key=NAME` names another suffix, or a field of .json"
+            "KEY.json beside each, or one folder per class; `target_key=NAME` names another suffix, or a field of it"
         )
     return labels
 
