@@ -117,10 +117,10 @@ def test_a_word_that_people_search_for_is_in_a_heading_of_its_page(word: str) ->
 
 # sentences that newcomers had to read twice, and words that stand for a term of the field
 RIDDLES = (
-    *("nothing is lost", "has seen the whole", "images x %d processes", "channel groups respond to"),
+    *("nothing is lost", "has seen the whole", "pictures x %d processes", "channel groups respond to"),
     *("places add up to", "are hidden in turn", "does not end the batch", "bridged or not", "of more than 32 pixels"),
     *("a norm for each level", "anything unexplained", "get no gradient are found and named", "remembers its folder"),
-    *("from the end of an epoch is taken", "laid out again", "of other making", "are assigned to the ranks"),
+    *("from the end of an epoch is taken", "laid out anew", "of other making", "are dealt to the ranks"),
     *("where they lose, oneDNN", "keys and values cancel", "is no batch.", "must be told of"),
 )
 
