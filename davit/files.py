@@ -136,11 +136,11 @@ def _require_regular(state: os.stat_result, path: str | Path) -> None:
 
 
 def cache_file(kind: str, *key: object) -> Path:
-    """Return where something that can be made anew is kept for the next run; the folder is made.
+    """Return where something that can be made again is kept for the next run; the folder is made.
 
     The place is $DAVIT_CACHE_DIR, else davit/ in the user's cache folder, and below it `kind`. The file's name is a
     hash of `key`: what the content depends on, such as a path, a size and a time. Whoever reads such a file must take
-    a damaged one for absent; whoever cannot write it goes on without.
+    a damaged one for absent; whoever cannot write it continues without.
     """
     root = (
         os.environ.get("DAVIT_CACHE_DIR") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "davit"

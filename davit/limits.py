@@ -239,7 +239,7 @@ NUMBERS: dict[str, Limits] = {
     "clip_grad": Limits(1e-8, 1e12),
     "grad_accum_steps": _count(1, 65_536),
     "global_batch": _count(1, 2**26),
-    # schedule; timm draws noise until it is below the limit, so that must not be far below the deviation
+    # schedule; timm draws noise until it is below the limit, so that must not be far below the std
     "lr": _RATE,
     "warmup_lr": _RATE,
     "min_lr": _RATE,

@@ -1,4 +1,4 @@
-"""Load a trained model of any kind for pictures: a classifier, a detector or a segmentor."""
+"""Load a trained model of any kind for images: a classifier, a detector or a segmentor."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def load(
     names: str | Path | None = None,
     **options: Any,
 ) -> Any:
-    """Load a model that is ready for pictures: ``davit.load(SOURCE).predict(PICTURE)``.
+    """Load a model that is ready for images: ``davit.load(SOURCE).predict(IMAGE)``.
 
     Args:
         checkpoint: a file in any layout that `davit.checkpoint` reads; the folder of a run (its best checkpoint), also
@@ -33,7 +33,7 @@ def load(
         model: the architecture; None leaves it to the checkpoint.
         device: auto, cpu, cuda or cuda:N.
         names: a class map or a data folder, for class names other than the checkpoint's.
-        options: how the model is built and how pictures are prepared, such as img_size, crop_pct, ema="never",
+        options: how the model is built and how images are prepared, such as img_size, crop_pct, ema="never",
             amp=True, num_classes, model_kwargs: those of `davit.engine.load_model.ModelOptions`. Of a detector or
             segmentor score_threshold alone. Of an exported file also threads: how many compute at once.
 

@@ -174,7 +174,7 @@ def read_source(source: str | Path, ema: str = "auto", cache_dir: str | Path | N
 def read_resolved(found: ResolvedSource, ema: str = "auto") -> Checkpoint:
     """Read the weights of a source, and put what its config.json says into the checkpoint's metadata.
 
-    The metadata then has ``args`` (model, model_kwargs, num_classes, how pictures are prepared) and ``class_names``,
+    The metadata then has ``args`` (model, model_kwargs, num_classes, how images are prepared) and ``class_names``,
     as a checkpoint of a training has.
 
     Raises:
@@ -594,7 +594,7 @@ def load_configured(
     """Load the weights that timm's ``pretrained_cfg`` names into a model, with the audit of `load_checkpoint`.
 
     As in timm, ``source`` decides where it is "hf-hub" or "local-dir"; else the first that is there of ``state_dict``,
-    ``file``, ``hf_hub_id`` and ``url``. A head for another number of classes than the config's starts anew, and is
+    ``file``, ``hf_hub_id`` and ``url``. A head for another number of classes than the config's starts again, and is
     reported.
 
     Args:

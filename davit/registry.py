@@ -31,7 +31,7 @@ from .variants import FLORENCE2, VARIANTS, Variant
 _logger = logging.getLogger(__name__)
 
 _OF_FLORENCE2 = {
-    "crop_pct": 1.0,  # its processor squashes the whole picture to the input size
+    "crop_pct": 1.0,  # its processor squashes the whole image to the input size
     "crop_mode": "squash",
     "paper_ids": "arXiv:2311.06242",
     "paper_name": "Florence-2: Advancing a Unified Representation for a Variety of Vision Tasks",

@@ -227,7 +227,7 @@ class DavitPreTrainedModel(PreTrainedModel):
 
     @property
     def gradient_checkpointing(self) -> bool:
-        """Whether blocks are computed anew in the backward pass; transformers sets it for all parts of a model."""
+        """Whether blocks are computed again in the backward pass; transformers sets it for all parts of a model."""
         return self.davit.grad_checkpointing
 
     @gradient_checkpointing.setter
@@ -286,7 +286,7 @@ class DavitBackbone(BackboneMixin, DavitPreTrainedModel):
 
     def _refuse(self, stages: Any) -> None:
         raise ValueError(
-            f"the stages of a built backbone are fixed, to {self.out_features}: build it anew for {stages} "
+            f"the stages of a built backbone are fixed, to {self.out_features}: build it again for {stages} "
             "(DavitConfig, or from_pretrained(..., out_indices=...))."
         )
 
@@ -356,7 +356,7 @@ class DavitForImageClassification(DavitPreTrainedModel):
 
 
 def image_processor(config: Mapping[str, Any]) -> BitImageProcessor:
-    """Build the processor that prepares pictures as timm does: resize the shorter side, crop the centre, normalise.
+    """Build the processor that prepares images as timm does: resize the shorter side, crop the centre, normalise.
 
     Args:
         config: timm's ``pretrained_cfg`` or resolved data config, such as ``davit.load(FILE).config``.
@@ -372,8 +372,8 @@ def image_processor(config: Mapping[str, Any]) -> BitImageProcessor:
         size = {"height": int(height / share), "width": int(width / share)}
     else:
         raise ValueError(
-            f"crop_mode={mode!r} for pictures of {height} x {width} is none of this processor's: it has 'squash', and "
-            "'center' for squares; prepare pictures by davit.data.eval_transform instead."
+            f"crop_mode={mode!r} for images of {height} x {width} is none of this processor's: it has 'squash', and "
+            "'center' for squares; prepare images by davit.data.eval_transform instead."
         )
     return BitImageProcessor(
         size=size,

@@ -22,7 +22,7 @@ def figure() -> Figure:
 def _stages(axes) -> None:
     variant = VARIANTS["DaViT_tiny"]
     side = variant.image_size
-    axes.text(0.48, 3.55, f"picture\n{side} x {side}", ha="center", va="center")
+    axes.text(0.48, 3.55, f"image\n{side} x {side}", ha="center", va="center")
     x = 1.0
     for stage, (dim, depth, heads) in enumerate(
         zip(variant.embed_dims, variant.depths, variant.num_heads, strict=True)

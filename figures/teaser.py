@@ -16,12 +16,12 @@ def figure() -> Figure:
     drawn = canvas(_WIDTH, _HEIGHT)
     axes = blank_axes(drawn, _WIDTH, _HEIGHT)
     _side(axes, 0.5, SPATIAL, "spatial window attention", "a token is a position: a vector of C channels")
-    _side(axes, 5.3, CHANNEL, "channel group attention", "a token is a channel: a whole picture of P positions")
+    _side(axes, 5.3, CHANNEL, "channel group attention", "a token is a channel: a whole image of P positions")
     _spatial(axes, 0.75, 1.2)
     _channel(axes, 5.55, 1.2)
     below = (
         (0.5, "N x N weights in each window of N positions", "2 P N C multiply-adds; sees one window"),
-        (5.3, "D x D weights in each group of D channels", "2 P D C multiply-adds; sees the whole picture"),
+        (5.3, "D x D weights in each group of D channels", "2 P D C multiply-adds; sees the whole image"),
     )
     for x, first, second in below:
         axes.text(x, 0.78, first, va="top")

@@ -29,7 +29,7 @@ def write_tar(file: Path, members: Iterable[tuple[str, bytes]]) -> Path:
 
 
 def as_csv(root: Path, out: Path) -> Path:
-    """Pictures in one folder, and a table for each split."""
+    """Images in one folder, and a table for each split."""
     (out / "pictures").mkdir(parents=True)
     for split in SPLITS:
         lines = ["path,label"]
@@ -42,7 +42,7 @@ def as_csv(root: Path, out: Path) -> Path:
 
 
 def as_shards(root: Path, out: Path, shards: int = 9) -> Path:
-    """WebDataset's shards: a picture and its class by name."""
+    """WebDataset's shards: an image and its class by name."""
     for split in SPLITS:
         files = pictures_of(root, split)
         for number in range(shards):
@@ -73,7 +73,7 @@ def as_parquet(root: Path, out: Path) -> Path:
 
 
 def table_of(pyarrow: Any, root: Path, split: str) -> Any:
-    """The pictures of a split as `datasets` puts them into a table."""
+    """The images of a split as `datasets` puts them into a table."""
     names = sorted({file.parent.name for file in pictures_of(root, "train")})
     rows = [
         {

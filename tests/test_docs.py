@@ -87,6 +87,62 @@ def test_the_readme_is_short_and_has_the_words_that_people_search_for() -> None:
         assert word in text, word
 
 
+# what people type into a search field, and the page that has to come up: the word stands in a heading of it
+SEARCHED = {
+    "fine-tune": "docs/finetuning.md",
+    "freeze": "docs/finetuning.md",
+    "LoRA": "docs/finetuning.md",
+    "ONNX": "docs/export.md",
+    "embedding": "docs/embed.md",
+    "memory": "docs/training.md",
+    "resume": "docs/training.md",
+    "EMA": "docs/training.md",
+    "GPU": "docs/many_gpus.md",
+    "Slurm": "docs/many_gpus.md",
+    "torch.compile": "docs/many_gpus.md",
+    "Docker": "docs/serve.md",
+    "int8": "docs/deploy.md",
+    "threshold": "docs/multilabel.md",
+    "segment": "docs/segment.md",
+    "D-FINE": "docs/detection.md",
+    "mmdetection": "mmdet/README.md",
+}
+
+
+@pytest.mark.parametrize("word", SEARCHED)
+def test_a_word_that_people_search_for_is_in_a_heading_of_its_page(word: str) -> None:
+    text = FENCE.sub("", (REPOSITORY / SEARCHED[word]).read_text(encoding="utf-8"))
+    assert word.lower() in "\n".join(re.findall(r"^#{1,6}\s+(.+)$", text, re.MULTILINE)).lower()
+
+
+# sentences that newcomers had to read twice, and words that stand for a term of the field
+RIDDLES = (
+    *("nothing is lost", "has seen the whole", "pictures x %d processes", "channel groups respond to"),
+    *("places add up to", "are hidden in turn", "does not end the batch", "bridged or not", "of more than 32 pixels"),
+    *("a norm for each level", "anything unexplained", "get no gradient are found and named", "remembers its folder"),
+    *("from the end of an epoch is taken", "laid out anew", "of other making", "are dealt to the ranks"),
+    *("where they lose, oneDNN", "keys and values cancel", "is no batch.", "must be told of"),
+)
+
+
+def test_no_riddle_is_left_in_a_document_or_a_message() -> None:
+    files = [path for path in DOCUMENTS if not name_of(path).startswith("benchmarks/results/")]
+    files += list((REPOSITORY / "davit").rglob("*.py"))
+    for path in files:
+        text = " ".join(path.read_text(encoding="utf-8").replace('" "', "").split())
+        assert [words for words in RIDDLES if words in text] == [], name_of(path)
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=name_of)
+def test_a_document_speaks_of_images(path: Path) -> None:
+    """Outside of code, whose names are those of the program."""
+    if path.name == "CHANGELOG.md" or name_of(path).startswith("benchmarks/"):
+        return  # the one has its history, the others what a program printed
+    text = re.sub(r"`[^`\n]*`|\]\([^)]*\)", "", FENCE.sub("", path.read_text(encoding="utf-8")))
+    assert re.findall(r"\b[Pp]ictures?\b", text) == []
+    assert [match for match in re.findall(r"(\w*) deviation", text) if match != "standard"] == []
+
+
 @pytest.mark.parametrize("path", DOCUMENTS, ids=name_of)
 def test_a_document_names_what_exists_and_no_place_of_one_machine(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
@@ -321,11 +377,21 @@ def test_the_configs_of_the_documents_say_what_they_change(monkeypatch: pytest.M
     monkeypatch.chdir(tmp_path)
     for name, text in {**examples("docs/detect.md"), **examples("docs/segment.md")}.items():
         Path(name).write_text(text)
-    detector, segmentor = read_config("mine.py"), read_config("cracks.py")
+    Path("any.py").write_text(blocks("mmdet/README.md")[0])
+    detector, any_detector = read_config("mine.py"), read_config("any.py")
     assert detector.train_cfg.max_epochs == 24 and detector.model.backbone.variant == "DaViT_tiny"
-    for loader in (segmentor.train_dataloader, segmentor.val_dataloader, segmentor.test_dataloader):
-        assert len(loader.dataset.metainfo["palette"]) == len(loader.dataset.colours) == 2
-        assert loader.dataset.type == "MaskFolders"
+    assert any_detector.model.backbone.type == "DaViT" and any_detector.model.neck.in_channels == [192, 384, 768]
+    for name, coding in (
+        ("small.py", {"label_map": {255: 1}}),
+        ("cracks.py", {"colours": [[0, 0, 0], [255, 255, 255]]}),
+    ):
+        segmentor = read_config(name)
+        heads = segmentor.model.decode_head, segmentor.model.auxiliary_head
+        for loader in (segmentor.train_dataloader, segmentor.val_dataloader, segmentor.test_dataloader):
+            classes = loader.dataset.metainfo["classes"]
+            assert len(classes) == len(loader.dataset.metainfo["palette"]) == 2
+            assert [head.num_classes for head in heads] == [len(classes)] * 2
+            assert loader.dataset.type == "MaskFolders" and coding.items() <= dict(loader.dataset).items()
 
 
 def test_the_slurm_job_starts_one_launcher_a_machine(tmp_path: Path) -> None:

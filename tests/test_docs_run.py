@@ -5,6 +5,7 @@ the reason. Every command of a shell block is one or the other.
 """
 
 import functools
+import itertools
 import os
 import re
 import subprocess
@@ -19,44 +20,76 @@ from PIL import Image
 
 from davit import create_model
 from tests.forms import write_tar
-from tests.test_docs import LINES, Line, blocks, examples
+from tests.test_docs import DOCUMENTS, LINES, Line, blocks, examples, name_of
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 OURS = ("train.py", "validate.py", "predict.py", "davit", "configs", "tools", "figures", "requirements.txt")
 CLASSES = ("1", "2", "3")
 CHECKPOINTS = (
     *("FILE", "CHECKPOINT", "TRAINED_MODEL_PATH", "FOLDER_OF_CHECKPOINTS/one.pth.tar"),
+    *("TEACHER.pth.tar", "FILE_OR_FOLDER", "output/train/mine/model_best.pth.tar"),
     *("OUTPUT_DIR/NAME/model_best.pth.tar", "output/demo/model_best.pth.tar"),
 )
 _TINY = "--img-size 32 --epochs 1 --warmup-epochs 0 --cooldown-epochs 0 --batch-size 2 --workers 0"
 
 # the first that is found in a command counts
 NOT_RUN = {
-    r"^(make|pip|pytest|python -m pytest|source) ": "sets a place up, or runs tests",
-    r"--pretrained|--model 'DaViT_\*'|robustness DaViT_tiny": "fetches published weights",
-    r"^davit ": "the same mains as the scripts'; tests/test_packaging.py and tests/test_davit_command.py run it",
-    r"davit\.app": "serves until it is ended; tests/app/test_page_in_a_browser.py runs it",
-    r"davit\.serve|^curl ": "serves until it is ended, and asks it; tests/serve does both",
-    r"tools/launch\.sh": "for two machines; tests/distributed/test_two_machines.py has them",
-    r"davit\.engine\.nonfinite": "needs the batch of a failed step; tests/engine/test_nonfinite.py has one",
-    r"configs/davit_(small|base)_224\.yaml$": "as tiny's; tests/engine/test_train_cli.py reads every recipe",
-    r"^python train\.py$|--img-size 64 --experiment mine": "minutes of training on the digits: make demo is that",
+    r"^(make|pip|pytest|python -m pytest|source) ": "it sets a place up, or runs tests",
+    r"--pretrained|--model 'DaViT_\*'|robustness DaViT_tiny|model\.pretrained": "it fetches published weights",
+    r"experiment lora|train/lora": "it needs the run of the line before, which fetches published weights",
+    r"davit\.app|^davit app": "it serves until it is ended; tests/app/test_page_in_a_browser.py runs it",
+    r"davit\.serve|^davit serve|^curl ": "it serves until it is ended, or asks the service; tests/serve does both",
+    r"tools/launch\.sh": "it needs two machines; tests/distributed/test_two_machines.py starts it twice on one",
+    r"davit\.engine\.nonfinite": "it needs the batch of a failed step; tests/engine/test_nonfinite.py makes one",
+    r"configs/davit_(small|base)_224\.yaml$": "as the one for tiny; tests/engine/test_train_cli.py reads every recipe",
+    r"^(python train\.py|davit train)$|--img-size 64 --experiment mine": "it trains for minutes; make demo is that",
+    r"^davit (det|seg) |data scenes|doctor (scenes|MY_DATA)|davit export runs/": "it needs data with boxes or masks, "
+    "and minutes; tests/openmmlab and tests/detect run these commands on a few scenes",
+    r"work_dirs/mine|--config CONFIG": "it needs a trained detector; tests/export has some",
+    r"hf-hub:OWNER": "it needs a repository of the hub; tests/hub has one in a folder",
+    r"hub push (?!.*--dry-run)": "it uploads; tests/hub/test_push.py pushes to a stand-in",
+    r"--teacher (convnext|transformers:)": "it fetches the teacher; tests/engine/test_distill.py has some",
     r"(mmdet|mmseg|tools/(dist_|slurm_|train|test|image_demo|get_flops))": "tests/openmmlab runs the tools",
-    r"hfds/": "needs a folder at the root; tests/data/test_tables.py has such tables",
-    r"benchmarks/": "measures for minutes; tests/benchmarks has the harness",
+    r"hfds/": "it needs a folder at the root of the disk; tests/data/test_tables.py has such tables",
+    r"^trtexec": "it needs TensorRT and a GPU",
+    r"benchmarks/": "it measures for minutes; tests/benchmarks runs the parts that measure",
 }
 SMALLER = {
+    r"davit\.hub": "",
+    r"davit(\.| )export": "--overwrite",
     r"train\.py data/digits-tar": f"{_TINY} --batch-size 64",
+    r"--batch-size auto": f"{_TINY.partition(' --batch')[0]} --workers 0 --global-batch 4",
+    r"--global-batch": f"{_TINY} --global-batch 4",
+    r"--size-schedule": f"{_TINY} --img-size 32,64",
     r"torch\.distributed\.launch": f"{_TINY} --experiment launched",
     r"torchrun .*train\.py": f"{_TINY} --dry-run",
     r"--dry-run|--throughput": _TINY,
     r"--experiment many": f"{_TINY} --overwrite",
     r"train\.py .*--output OUTPUT_DIR": f"{_TINY} --experiment trained",
     r"train\.py .*--resume ": f"{_TINY} --epochs 41",
+    r"BANDS_DIR --model": f"{_TINY.removeprefix('--img-size 32')} --input-size 4 32 32",
     r"(train|focal|cosine|arrays)\.py": _TINY,
-    r"validate\.py": "--workers 0 --batch-size 4",
+    r"(validate\.py|davit validate)": "--workers 0 --batch-size 4",
     r"davit\.robustness .*--limit": "--workers 0",
     r"davit\.robustness": "--workers 0 --limit 2",
+    r"davit\.probe": "--workers 0",
+}
+# programs of Python: what a block holds, or its document, and why it is not run here
+PROGRAMS_NOT_RUN = {
+    r"^docs/other_libraries\.md": "tests/transformers_room/test_other_libraries.py runs them",
+    r"^docs/detection\.md": "tests/detect/test_det_train.py runs them on a trained detector",
+    r"_base_ = ": "a config: tests/test_docs.py reads it",
+    r"train\.main\(\)": "a file that the command below it runs",
+    r"load\(.hf-hub:": "it needs a repository of the hub; tests/hub has one in a folder",
+    r"train/lora": "it needs a run that fetches weights; tests/engine/test_finetune.py loads such a file",
+    r"urlopen": "it asks a service that runs; tests/serve does",
+    r"runs/(mine|cracks)|score_threshold": "it needs a trained detector or segmentor; tests/openmmlab, tests/export",
+}
+# files that a program reads, and the command of its document that writes them
+WRITTEN = {
+    "OUT.npz": "python -m davit.embed CHECKPOINT FOLDER OUT.npz",
+    "OUT.parquet": "python -m davit.embed CHECKPOINT FOLDER OUT.parquet",
+    "model.onnx": "python -m davit.export CHECKPOINT model.onnx",
 }
 
 
@@ -69,9 +102,22 @@ def is_left_out(pattern: str, line: Line) -> bool:
 RUN = [line for line in LINES if not any(is_left_out(pattern, line) for pattern in NOT_RUN)]
 
 
+PROGRAMS = [(name_of(path), text) for path in DOCUMENTS for text in blocks(name_of(path))]
+
+
+def why_not(document: str, program: str) -> str:
+    """Say why a program of Python is not run here; empty for one that is."""
+    reasons = (
+        why for pattern, why in PROGRAMS_NOT_RUN.items() if re.search(pattern, program) or re.match(pattern, document)
+    )
+    return next(reasons, "")
+
+
 def as_run(line: Line) -> str:
     """The command with the flags that make it small, and no more than two processes."""
     text = re.sub(r"--nproc_per_node=\d+", "--nproc_per_node=2", line.text)
+    text = text.replace("--model MODEL", "--model DaViT_tiny").replace("IMAGES DATASET_DIR", "IMAGES SPLIT_DIR")
+    text = re.sub(r"^davit ", "python -m davit ", text)  # the one of this checkout
     extra = next((flags for pattern, flags in SMALLER.items() if re.search(pattern, text)), "")
     return f"{text} {extra}".strip()
 
@@ -79,6 +125,10 @@ def as_run(line: Line) -> str:
 def test_no_exception_without_a_command() -> None:
     assert [pattern for pattern in NOT_RUN if not any(is_left_out(pattern, line) for line in LINES)] == []
     assert len(RUN) > 20
+    held = [(document, program) for document, program in PROGRAMS if why_not(document, program)]
+    for pattern in PROGRAMS_NOT_RUN:
+        assert any(re.search(pattern, program) or re.match(pattern, document) for document, program in held), pattern
+    assert len(PROGRAMS) - len(held) > 8
 
 
 def picture(file: Path, seed: int) -> None:
@@ -88,7 +138,7 @@ def picture(file: Path, seed: int) -> None:
 
 @pytest.fixture(scope="module")
 def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """For each document a folder with the repository's files, a data set, pictures, and a checkpoint."""
+    """For each document a folder with the repository's files, a data set, images, and a checkpoint."""
     torch.manual_seed(0)
     model = create_model("DaViT_tiny", num_classes=len(CLASSES))
     args = {"model": "DaViT_tiny", "img_size": 32, "num_classes": len(CLASSES)}
@@ -117,13 +167,21 @@ def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]
             for number in range(count):
                 picture(folder / "MULTI_DIR" / split / f"{number}.png", number)
                 labelled.append(f"{split}/{number}.png,{';'.join(CLASSES[: number % 4])}")
+        rows = (f"MULTI_DIR/train/{number}.png,{';'.join(CLASSES[: number % 4])}" for number in range(8))
+        (folder / "all.csv").write_text("\n".join(["path,labels", *rows]))
         (folder / "MULTI_DIR" / "labels.csv").write_text("\n".join(labelled))
+        for split, count in (("train", 4), ("val", 2)):
+            for name, number in itertools.product(CLASSES, range(count)):
+                pixels = np.random.default_rng(number).integers(0, 4096, (32, 32, 4), dtype=np.uint16)
+                (folder / "BANDS_DIR" / split / name).mkdir(parents=True, exist_ok=True)
+                np.save(folder / "BANDS_DIR" / split / name / f"{number}.npy", pixels)
+        for name, number in itertools.product(CLASSES, range(5)):
+            picture(folder / "IMAGES" / name / f"{number}.png", number + 10 * int(name))
         (folder / "classes.txt").write_text("\n".join(CLASSES))
         (folder / "slices.csv").write_text("path,camera,light\nval/1/0.png,old,day\nval/1/1.png,new,\n")
         for name in (
             "FOLDER/a.png",
             "FOLDER/b.jpg",
-            "PICTURE",
             "IMAGE",
             "one.jpg",
             "two.png",
@@ -165,9 +223,16 @@ def test_a_command_runs(line: Line, folder_of: Callable[[str], Path]) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("document", ["README.md", "docs/model.md", "docs/predict.md"])
-def test_the_first_program_runs(document: str, folder_of: Callable[[str], Path]) -> None:
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    words = [sys.executable, "-c", blocks(document)[0]]
-    done = subprocess.run(words, cwd=folder_of(document), env=env, capture_output=True, text=True, check=False)
+@pytest.mark.parametrize(
+    "document, program", [(document, text) for document, text in PROGRAMS if not why_not(document, text)]
+)
+def test_a_program_runs(document: str, program: str, folder_of: Callable[[str], Path]) -> None:
+    folder = folder_of(document)
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
+    for name, command in WRITTEN.items():
+        if f'"{name}"' in program and not (folder / name).exists():
+            words = [sys.executable, *command.split()[1:]]
+            subprocess.run(words, cwd=folder, env=env, capture_output=True, check=True)
+    words = [sys.executable, "-c", program]
+    done = subprocess.run(words, cwd=folder, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -66,7 +66,7 @@ def last_map(model: nn.Module, image: Tensor) -> Tensor:
 
 
 def results(model: nn.Module, image: Tensor) -> list[Tensor]:
-    """The last map, and gradients of the picture and of the first and last layers that attend among channels."""
+    """The last map, and gradients of the image and of the first and last layers that attend among channels."""
     image = image.clone().requires_grad_()
     found = last_map(model.train(), image)
     grad = torch.linspace(-1, 1, found.numel(), dtype=found.dtype).reshape(found.shape)

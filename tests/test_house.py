@@ -1,4 +1,4 @@
-"""Hold rules of the house that ruff cannot: one model, safe pickles, a picture of the imports, docstrings."""
+"""Hold rules of the house that ruff cannot: one model, safe pickles, an image of the imports, docstrings."""
 
 import re
 import subprocess

@@ -1,4 +1,4 @@
-"""Pictures of two handwritten digits, none or one, with a table of their labels."""
+"""Images of two handwritten digits, none or one, with a table of their labels."""
 
 import csv
 from pathlib import Path
@@ -16,7 +16,7 @@ def write_two_digits(
 
     Args:
         rare: the share of the training digits 0 to 4 that is kept.
-        none: the share of pictures without any digit.
+        none: the share of images without any digit.
     """
     draw, rows = np.random.default_rng(seed), []
     for split, count in (("train", train), ("val", val)):

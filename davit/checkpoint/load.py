@@ -136,7 +136,7 @@ def load_checkpoint(
         ema: as in `read_checkpoint`; for a `Checkpoint` the choice was made when it was read.
         head: "auto" loads the classifier if it fits and otherwise leaves the model's own, "drop" leaves the
             model's own in any case (to fine-tune), "require" insists on it and on every other tensor of the model
-            (to evaluate, to go on with a training). Of a detector or segmentor, each layer that tells classes apart.
+            (to evaluate, to continue a training). Of a detector or segmentor, each layer that tells classes apart.
         allow_different_function: load Florence-2's weights into a DaViT or the reverse, although the channel
             attention computes something else with them.
         logger: gets the report, as a warning unless it is complete; None for this module's own.

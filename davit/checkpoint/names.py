@@ -274,10 +274,11 @@ SPELLINGS: dict[str, Spelling] = {
         prefix="backbone.",
         beside=("head.fc",),
         final_level=True,
-        # measured: with 3 pixels around its pictures its backbone's maps are ours, at 1e-6
+        # measured: with 3 pixels around its images its backbone's maps are ours, at 1e-6
         note=(
-            "mmpretrain pads the first convolution by 1 pixel before and 2 behind, DaViT by 3, and its classifier "
-            "takes the final norm before the mean of all positions, DaViT's after it: the outputs differ a little"
+            "mmpretrain pads the first convolution by 1 pixel before and 2 after, DaViT by 3 on each side. Its "
+            "classifier takes the final norm before the mean of all positions, DaViT's after it. The outputs differ a "
+            "little"
         ),
     ),
 }

@@ -1,4 +1,4 @@
-"""Load batches of pictures from folders, tables, shards and named data sets, resumable at any step."""
+"""Load batches of images from folders, tables, shards and named data sets, resumable at any step."""
 
 from typing import TYPE_CHECKING
 

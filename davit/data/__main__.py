@@ -1,4 +1,4 @@
-"""Prepare data: write an embedded set, part a folder into train and val, measure the bands of pictures.
+"""Prepare data: write an embedded set, part a folder into train and val, measure the bands of images.
 
 ``python -m davit.data digits|scenes [FOLDER] [--as FORM]``, ``... split FOLDER OUT``, ``... stats DATASET_DIR``.
 """
@@ -43,39 +43,39 @@ def data_parser() -> Parser:
     parser = Parser(prog=prog, description="Write an embedded data set, or prepare one of your own.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, (_, forms) in _SETS.items():
-        of = "classes of pictures" if name == "digits" else "pictures for detection and segmentation"
+        of = "classes of images" if name == "digits" else "images for detection and segmentation"
         one = commands.add_parser(name, help=f"write an embedded set of {of}, unless it is there")
         one.add_argument("folder", nargs="?", help=f"where to (default: data/{name})")
         one.add_argument("--as", dest="form", default=forms[0], choices=forms, help="default: %(default)s")
         add_json(one.add_argument)
         one.set_defaults(run=_write, name=name)
     _add_split(commands.add_parser("split", help="part a folder of class folders, or a csv, into train/ and val/"))
-    _add_stats(commands.add_parser("stats", help="measure mean and deviation of the bands, for --mean and --std"))
+    _add_stats(commands.add_parser("stats", help="measure mean and std of the bands, for --mean and --std"))
     return parser
 
 
 def _add_keys(add: Any) -> None:
-    add("--input-key", metavar="NAME", help="column, or ending in a shard, of the pictures")
+    add("--input-key", metavar="NAME", help="column, or ending in a shard, of the images")
     add("--target-key", metavar="NAME", help="column, or ending or JSON field in a shard, of the classes")
 
 
 def _add_split(parser: ArgumentParser) -> None:
     parser.description = (
-        "Write OUT/train and OUT/val, with a folder for each class and a link to each picture. Each class is parted "
-        "by itself, and files of the same content go together. For pictures with several labels OUT/labels.csv takes "
-        "the place of the folders, and each label is parted as evenly as the others let it."
+        "Write OUT/train and OUT/val, with a folder for each class and a link to each image. Each class is split "
+        "by itself, and files of the same content go together. For images with several labels OUT/labels.csv takes "
+        "the place of the folders, and each label is split as evenly as the others let it."
     )
     add = parser.add_argument
-    add("folder", metavar="FOLDER", help="one folder a class; or a csv of files and labels")
+    add("folder", metavar="FOLDER", help="one folder per class; or a csv of files and labels")
     add("out", metavar="OUT", help="a new folder")
-    add("--val", **number("val"), default=0.2, help="share of the pictures of each class (default %(default)s)")
+    add("--val", **number("val"), default=0.2, help="share of the images of each class (default %(default)s)")
     add("--test", **number("test"), default=0.0, help="share for a third part, OUT/test (default: none)")
     add("--seed", **number("seed"), default=0, help="which ones are drawn (default %(default)s)")
-    add("--copy", action="store_true", help="copy the pictures; default: symbolic links to them")
+    add("--copy", action="store_true", help="copy the images; default: symbolic links to them")
     add(
         "--group-pattern",
         metavar="REGEX",
-        help="keep pictures together for whose path below FOLDER this finds the same text: 'patient[0-9]+'",
+        help="keep images together for whose path below FOLDER this finds the same text: 'patient[0-9]+'",
     )
     add("--group-key", metavar="NAME", help="the same by a column of the csv")
     _add_keys(add)
@@ -83,7 +83,7 @@ def _add_split(parser: ArgumentParser) -> None:
         "--task",
         default=CLASSIFICATION,
         choices=TASKS,
-        help="multilabel: a csv whose pictures have any number of labels; OUT/labels.csv then holds these (default: "
+        help="multilabel: a csv whose images have any number of labels; OUT/labels.csv then holds these (default: "
         "what the labels say)",
     )
     add_json(add)
@@ -92,7 +92,7 @@ def _add_split(parser: ArgumentParser) -> None:
 
 def _add_stats(parser: ArgumentParser) -> None:
     parser.description = (
-        "Measure the bands of pictures as training decodes them, before they are cropped and normalised; print the "
+        "Measure the bands of images as training decodes them, before they are cropped and normalised; print the "
         "flags of train.py."
     )
     add = parser.add_argument
@@ -103,10 +103,8 @@ def _add_stats(parser: ArgumentParser) -> None:
     _add_keys(add)
     add("--in-chans", **number("in_chans"), default=3, metavar="C", help="bands (default 3: red, green and blue)")
     add("--bit-depth", **number("bit_depth"), metavar="N", help="divide values of more than 8 bits by 2^N - 1")
-    add(
-        "--percentiles", **number("percentiles"), metavar=("LOW", "HIGH"), help="or stretch each picture between these"
-    )
-    add("--limit", **number("limit"), metavar="N", help="measure N pictures, drawn by --seed; default: all")
+    add("--percentiles", **number("percentiles"), metavar=("LOW", "HIGH"), help="or stretch each image between these")
+    add("--limit", **number("limit"), metavar="N", help="measure N images, drawn by --seed; default: all")
     add("--seed", **number("seed"), default=0, help="which ones are drawn (default %(default)s)")
     add("-j", "--workers", **number("workers"), help="loader processes; default: as many as there are cores")
     add("--json", action="store_true", help="print the recipe as JSON rather than the flags")
@@ -128,7 +126,7 @@ def _split(args: Namespace) -> None:
     for line in str(found).splitlines():
         log.info("%s", line)
     if found.groups:
-        log.info("%s groups of pictures were kept together.", f"{found.groups:,}")
+        log.info("%s groups of images were kept together.", f"{found.groups:,}")
     if found.alike:
         log.warning("%d files have the content of another one, and went where that is.", found.alike)
     document = {"folder": as_utf8(args.out), "groups": found.groups, "alike": found.alike, "report": str(found)}

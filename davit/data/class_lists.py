@@ -9,7 +9,7 @@ from pathlib import Path
 
 from .errors import DataError
 
-_NAMES = ("classes.txt", "class_names.txt", "codes.txt")  # a name a line, of many tools
+_NAMES = ("classes.txt", "class_names.txt", "codes.txt")  # a name per line, of many tools
 # Roboflow's, CamVid's of Kaggle, CVAT's, CamVid's own.
 _FILES = ("_classes.csv", "class_dict.csv", "labelmap.txt", "label_colors.txt", *_NAMES)
 _LARGEST = 1 << 20  # bytes

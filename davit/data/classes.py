@@ -32,7 +32,7 @@ def check_classes(
             only = "; ".join(f"only in {split}: {some(sorted(names))}" for split, names in alone.items() if names)
             raise DataError(
                 f"train has {len(ours)} classes and val {len(theirs)}, not the same ones ({only}); `class_map=FILE` "
-                "with a name a line says that it is meant so"
+                "with a name per line says that it is meant so"
             )
     for dataset in (train, val):
         if dataset is None or num_classes is None or not dataset.class_to_idx:
@@ -58,7 +58,7 @@ def labels_numbered(dataset: PictureDataset, names: Sequence[str], said_by: str)
     if unknown := [name for name in dataset.class_to_idx if name not in known]:
         raise DataError(
             f"the data has the labels {some(unknown)}, which {said_by} does not know ({some(names)}): correct them, "
-            "or `class_map=FILE` with a name a line says which classes there are"
+            "or `class_map=FILE` with a name per line says which classes there are"
         )
     return dataset if dataset.class_names == list(names) else dataset.numbered(names)
 
@@ -66,19 +66,19 @@ def labels_numbered(dataset: PictureDataset, names: Sequence[str], said_by: str)
 def check_labels(train: PictureDataset, val: PictureDataset) -> None:
     """Look for labels that teach nothing, once `check_classes` has found that the splits fit.
 
-    Classes without a picture in one of the splits are warned of. Named data sets that do not tell their labels are not
+    Classes without an image in one of the splits are warned of. Named data sets that do not tell their labels are not
     checked.
 
     Raises:
-        DataError: all training pictures are of one class.
+        DataError: all training images are of one class.
     """
     ours, theirs = _occurring(train), _occurring(val)
     if train.label_sets is None and len(train.class_to_idx if ours is None else ours) == 1:
         name = some(train.class_to_idx if ours is None else [train.class_names[index] for index in ours])
         raise DataError(
-            f"every training picture is of the class {name!r}: a classifier of one class is always right and learns "
+            f"every training image is of the class {name!r}: a classifier of one class is always right and learns "
             f"nothing. Add a class of what is not it, such as background or other; or give --task {MULTILABEL}, where "
-            "pictures may have no label"
+            "images may have no label"
         )
     if ours is None or theirs is None:
         return
@@ -91,7 +91,7 @@ def check_labels(train: PictureDataset, val: PictureDataset) -> None:
         )
     if unseen := sorted(ours - theirs):
         listed = some(names[index] for index in unseen)
-        log.warning("%d classes have no picture in val and are not evaluated (%s).", len(unseen), listed)
+        log.warning("%d classes have no image in val and are not evaluated (%s).", len(unseen), listed)
 
 
 def in_other_order(trained: Sequence[str] | None, names: Sequence[str]) -> str:
@@ -108,7 +108,7 @@ def in_other_order(trained: Sequence[str] | None, names: Sequence[str]) -> str:
 
 
 def _occurring(dataset: PictureDataset) -> set[int] | None:
-    """List the class indices that have pictures; None where the source does not tell."""
+    """List the class indices that have images; None where the source does not tell."""
     if dataset.label_sets is not None:
         return {*dataset.label_sets.flat.tolist()}
     targets = dataset.source.targets()

@@ -43,10 +43,10 @@ _LARGEST_ID = 2**63
 class CocoSummary:
     """What is in an annotation file, as a detector of some classes sees it.
 
-    without_area: boxes of less than a pixel or outside of their picture, which MMDetection does not train on.
+    without_area: boxes of less than a pixel or outside of their image, which MMDetection does not train on.
     other_classes: objects of categories that are none of the classes.
     ignored: objects that the file marks with ``ignore``, which MMDetection does not train on.
-    empty, small: pictures that training leaves out (``filter_empty_gt``, ``min_size``); 0 for evaluation.
+    empty, small: images that training leaves out (``filter_empty_gt``, ``min_size``); 0 for evaluation.
     """
 
     pictures: int
@@ -61,19 +61,19 @@ class CocoSummary:
 
     @property
     def used(self) -> int:
-        """How many pictures are trained or evaluated on."""
+        """How many images are trained or evaluated on."""
         return self.pictures - self.empty - self.small
 
     def __str__(self) -> str:
-        text = f"{self.pictures:,} pictures, {self.objects:,} objects of {self.classes} classes"
+        text = f"{self.pictures:,} images, {self.objects:,} objects of {self.classes} classes"
         if self.empty or self.small:
             parts = [f"{self.empty:,} without objects (filter_cfg.filter_empty_gt)"] if self.empty else []
             parts += [f"{self.small:,} too small (filter_cfg.min_size)"] if self.small else []
-            text += f"; training uses {self.used:,} pictures, and leaves out {' and '.join(parts)}"
+            text += f"; training uses {self.used:,} images, and leaves out {' and '.join(parts)}"
         if self.crowd:
             text += f"; {self.crowd:,} crowds, which training ignores and evaluation matches leniently"
         if self.without_area:
-            text += f"; {self.without_area:,} boxes under a pixel or outside of their picture, not trained on"
+            text += f"; {self.without_area:,} boxes under a pixel or outside of their image, not trained on"
         if self.ignored:
             text += f"; {self.ignored:,} objects marked `ignore`, not trained on"
         if self.other_classes:
@@ -169,7 +169,7 @@ def class_names(contents: dict[str, Any]) -> tuple[str, ...]:
 
 
 def check_annotations(file: Path, folder: Path, classes: Sequence[str] | None = None, **options: Any) -> Examined:
-    """Check an annotation file and that its pictures are there; arguments as in `examine`.
+    """Check an annotation file and that its images are there; arguments as in `examine`.
 
     Raises:
         DataError: the file is missing or of another format, or has faults: all of them are named.
@@ -200,15 +200,15 @@ def examine(
     Args:
         contents: lists of images, annotations and categories; left as it is.
         origin: where they come from, for messages.
-        folder: where the pictures are.
+        folder: where the images are.
         classes: those of the detector, in its order; None for all that the contents name. Categories are found by
             these names, whatever their order and ids.
         needs_masks: every object needs a segmentation.
         training: each class must be among the categories; else one that has no objects may lack.
         labelled: False where predictions are only written: objects are not needed.
         filter_cfg: MMDetection's rule of what training leaves out; None for none.
-        data_check: read the header of every picture.
-        skip_bad_images: leave out pictures that are missing or cannot be read, in place of a fault.
+        data_check: read the header of every image.
+        skip_bad_images: leave out images that are missing or cannot be read, in place of a fault.
         converted: the contents were made of an origin that is no COCO json, so that `Examined.file` always is a copy.
     """
     fault = _layout_fault(contents, labelled)
@@ -423,7 +423,7 @@ class _Examination:
                 self._fault("images", index, "id", "have no whole number as id", "Number the images from 1.")
             elif number in self.image_of:
                 self._fault(
-                    "images", index, "id", "have the id of another one", "Ids must be unique: number them anew."
+                    "images", index, "id", "have the id of another one", "Ids must be unique: number them again."
                 )
             name = image.get("file_name", _ABSENT)
             if not isinstance(name, str) or not name:
@@ -434,7 +434,7 @@ class _Examination:
                     self.mended.add("images", f"have a {side} written as a fraction", _named("images", index, image))
                     image = {**image, side: int(value)}
                 elif value is not _ABSENT and not (type(value) is int and 1 <= value < FAR):
-                    remedy = "Write the size of the upright picture in pixels, or leave it out: it is then measured."
+                    remedy = "Write the size of the upright image in pixels, or leave it out: it is then measured."
                     self._fault("images", index, side, "have no number of pixels as size", remedy)
                     image = {key: inner for key, inner in image.items() if key != side}
             kept.append(image)
@@ -445,8 +445,8 @@ class _Examination:
         repeated = [name for name, count in names.items() if count > 1]
         if repeated:
             self.notes.append(
-                f"{len(repeated):,} pictures are there more than once in 'images' ({some(repeated, 3)}): the objects "
-                "of one entry are background in the other. Give each picture one entry, if this is not meant."
+                f"{len(repeated):,} images are there more than once in 'images' ({some(repeated, 3)}): the objects "
+                "of one entry are background in the other. Give each image one entry, if this is not meant."
             )
 
     def _check_categories(self) -> dict[int, dict[str, Any]]:
@@ -473,10 +473,10 @@ class _Examination:
         self.categories = kept
         return found
 
-    # -- pictures --
+    # -- images --
 
     def _check_pictures(self, data_check: bool, skip_bad_images: bool, without_size: list[dict[str, Any]]) -> None:
-        """Find the pictures, and compare their headers with the file."""
+        """Find the images, and compare their headers with the file."""
         located = locate(self.folder, [image["file_name"] for image in self.images])
         for reason, names in located.respelled.items():
             first = f"{names[0]}, found as {located.found[names[0]]}"
@@ -502,9 +502,9 @@ class _Examination:
         unreadable = {name: why for name, why in bad.items() if name not in located.missing}
         if unreadable and not skip_bad_images:
             self.more_faults.append(
-                f"{len(unreadable):,} of {len(files):,} pictures in {self.folder} cannot be read: "
+                f"{len(unreadable):,} of {len(files):,} images in {self.folder} cannot be read: "
                 f"{some((f'{name}: {why}' for name, why in unreadable.items()), 4)}. Repair or replace them, take "
-                "them out of the file, or pass `skip_bad_images=True` to go on without them and their objects."
+                "them out of the file, or pass `skip_bad_images=True` to continue without them and their objects."
             )
         if bad and skip_bad_images:
             self._leave_out_pictures(bad)
@@ -522,7 +522,7 @@ class _Examination:
         kept = [entry for entry in self.annotations if _hashable(entry.get("image_id")) not in gone]
         self.annotations = kept
         if not self.images:
-            self.more_faults.append(f"none of the pictures in {self.folder} can be read: {name}: {why}.")
+            self.more_faults.append(f"none of the images in {self.folder} can be read: {name}: {why}.")
 
     def _missing(self, missing: Mapping[str, str]) -> str:
         where = f"in {self.folder}" if self.folder.is_dir() else f"there, as their folder {self.folder} does not exist"
@@ -535,12 +535,13 @@ class _Examination:
             )
         reasons = (f"{name} ({why})" if why != "not there" else name for name, why in missing.items())
         return (
-            f"{len(missing):,} of {len(self.images):,} pictures are not {where}: {some(reasons, 4)}.{hint} Copy them "
-            "there, take them out of the file, or pass `skip_bad_images=True` to go on without them and their objects."
+            f"{len(missing):,} of {len(self.images):,} images are not {where}: {some(reasons, 4)}.{hint} Copy them "
+            "there, take them out of the file, or pass `skip_bad_images=True` to continue without them and their "
+            "objects."
         )
 
     def _check_sizes(self, headers: Mapping[str, Any]) -> None:
-        """Compare sizes with those of the upright pictures, and measure those that are absent."""
+        """Compare sizes with those of the upright images, and measure those that are absent."""
         kept, wrong = [], []
         for index, image in enumerate(self.images):
             header = headers.get(image["file_name"])
@@ -557,7 +558,7 @@ class _Examination:
             return
         index, image, header = wrong[0]
         text = (
-            f"{len(wrong):,} of {len(kept):,} images have another size in the file than their pictures; the first is "
+            f"{len(wrong):,} of {len(kept):,} images have another size here than in the image file; the first is "
             f"{_named('images', index, image)}, of width {image.get('width')} and height {image.get('height')}; "
             f"{image['file_name']} has {header.width} and {header.height}"
         )
@@ -568,7 +569,7 @@ class _Examination:
             text += f" after the turn that its EXIF data ask for ({len(turned):,} are of this kind). "
             text += _advice_for_turned(turned, self.annotations)
         else:
-            text += ". The pictures were resized, or the file belongs to others: boxes and masks would be misplaced."
+            text += ". The images were resized, or the file belongs to others: boxes and masks would be misplaced."
         self.more_faults.append(text)
 
     # -- objects --
@@ -587,7 +588,7 @@ class _Examination:
             if type(number) is not int or not _is_id(number):
                 self._fault_object(index, "id", "have no whole number as id", "Number the annotations from 1.")
             elif number in seen:
-                remedy = "Ids must be unique: number the annotations anew, from 1."
+                remedy = "Ids must be unique: number the annotations again, from 1."
                 self._fault_object(index, "id", "have the id of another one", remedy)
             else:
                 seen.add(number)
@@ -656,7 +657,7 @@ class _Examination:
                 zero = len(kept)
             kept.append({**entry, **changes} if changes else entry)
         if zero is not None:
-            self.mended.add("annotations", "have the id 0, which evaluation takes for none: numbered anew", "id 0")
+            self.mended.add("annotations", "have the id 0, which evaluation takes for none: numbered again", "id 0")
             kept[zero] = {**kept[zero], "id": max(seen) + 1}
         self.annotations = kept
         self._doubt_boxes(boxes, outside, corners, positive)
@@ -684,16 +685,16 @@ class _Examination:
         """Refuse boxes that look as if they were of another format, and count those that stick out."""
         if boxes >= _FEW and relative == boxes:
             self.more_faults.append(
-                f"all {boxes:,} boxes are smaller than a pixel: they look like shares of the picture's sides (as YOLO "
+                f"all {boxes:,} boxes are smaller than a pixel: they look like shares of the image's sides (as YOLO "
                 "has them). COCO's are [x, y, width, height] in pixels."
             )
         elif boxes >= _FEW and outside > 0.3 * boxes and corners > 0.95 * boxes:
             self.more_faults.append(
-                f"{outside:,} of {boxes:,} boxes reach out of their picture, and all would fit as [x1, y1, x2, y2]. "
+                f"{outside:,} of {boxes:,} boxes reach out of their image, and all would fit as [x1, y1, x2, y2]. "
                 "COCO's are [x, y, width, height]: write x2 - x1 and y2 - y1."
             )
         elif outside:
-            self.notes.append(f"{outside:,} of {boxes:,} boxes reach out of their picture by more than a pixel.")
+            self.notes.append(f"{outside:,} of {boxes:,} boxes reach out of their image by more than a pixel.")
 
     # -- classes --
 
@@ -855,7 +856,7 @@ def _stored(header: Any) -> tuple[int, int]:
 
 
 def _advice_for_turned(turned: Sequence[tuple[int, Any, Any]], annotations: Iterable[Mapping[str, Any]]) -> str:
-    """Tell from the boxes whether they were drawn on the upright pictures or on the stored ones."""
+    """Tell from the boxes whether they were drawn on the upright images or on the stored ones."""
     headers = {image["id"]: header for _, image, header in turned}
     upright = stored = 0
     for entry in annotations:
@@ -867,20 +868,20 @@ def _advice_for_turned(turned: Sequence[tuple[int, Any, Any]], annotations: Iter
         upright += right <= header.width + 1 and bottom <= header.height + 1
         stored += right <= header.height + 1 and bottom <= header.width + 1
     if upright > stored:
-        return "The boxes fit the upright pictures: exchange width and height of these images in the file."
+        return "The boxes fit the upright images: exchange width and height of these images in the file."
     if stored > upright:
         return (
-            "The boxes fit the pictures as they are stored, while every reader here turns them: remove the tag "
+            "The boxes fit the images as they are stored, while every reader here turns them: remove the tag "
             "(`exiftool -Orientation= FILE`), or turn boxes and masks."
         )
     return (
-        "If the boxes were drawn on upright pictures, exchange width and height of these images in the file; if not, "
+        "If the boxes were drawn on upright images, exchange width and height of these images in the file; if not, "
         "remove the tag (`exiftool -Orientation= FILE`)."
     )
 
 
 def _has_area(annotation: dict[str, Any], picture: dict[str, Any]) -> bool:
-    """Tell whether MMDetection keeps a box: at least a pixel wide and high, and within its picture."""
+    """Tell whether MMDetection keeps a box: at least a pixel wide and high, and within its image."""
     x, y, width, height = annotation["bbox"]
     inside = min(x + width, picture["width"]) > max(x, 0) and min(y + height, picture["height"]) > max(y, 0)
     return bool(inside and width >= 1 and height >= 1 and annotation["area"] > 0)

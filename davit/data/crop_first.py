@@ -1,8 +1,8 @@
-"""Draw the random crop before a picture is decoded, so that a large JPEG is decoded no larger than needed.
+"""Draw the random crop before an image is decoded, so that a large JPEG is decoded no larger than needed.
 
-A JPEG is stored as frequencies of 8 x 8 blocks; its decoder can leave out the fine ones and give the picture at
+A JPEG is stored as frequencies of 8 x 8 blocks; its decoder can leave out the fine ones and give the image at
 1/2, 1/4 or 1/8 of its size for less work, and the crop then has less to shrink. The crop, and all that follows it,
-draw the same random numbers as with the whole picture. Where a crop is less than twice as large as the output,
+draw the same random numbers as with the whole image. Where a crop is less than twice as large as the output,
 nothing changes, to the last bit; elsewhere pixels differ by about one level of 255 in the mean
 (benchmarks/results/input_pipeline.md, and the test holds a bound).
 """
@@ -30,9 +30,9 @@ MARGINS = {2: 1.0, 4: 1.5, 8: 1.5}
 
 @dataclass
 class CropFirst:
-    """Transform pictures by timm's random resized crop, in two steps before and after decoding, and by the `rest`.
+    """Transform images by timm's random resized crop, in two steps before and after decoding, and by the `rest`.
 
-    Called with a whole picture it is the transform that it was made of.
+    Called with a whole image it is the transform that it was made of.
     """
 
     crop: RandomResizedCropAndInterpolation
@@ -43,7 +43,7 @@ class CropFirst:
 
 
 class PendingCrop:
-    """Crop one picture: the crop is drawn once, when the picture's size is first known."""
+    """Crop one image: the crop is drawn once, when the image's size is first known."""
 
     def __init__(self, transform: CropFirst) -> None:
         self.transform = transform
@@ -51,9 +51,9 @@ class PendingCrop:
         self.box: tuple[int, int, int, int] = (0, 0, 0, 0)  # top, left, height, width
 
     def reduction(self, width: int, height: int, scalable: bool) -> int:
-        """Draw the crop of a picture of this size; return the largest of 2, 4 and 8 at 1/which it may be decoded.
+        """Draw the crop of an image of this size; return the largest of 2, 4 and 8 at 1/which it may be decoded.
 
-        1 where the picture is to be decoded whole, or its decoder cannot scale.
+        1 where the image is to be decoded whole, or its decoder cannot scale.
         """
         crop = self.transform.crop
         self.size = (width, height)
@@ -64,7 +64,7 @@ class PendingCrop:
         return max((factor for factor, margin in MARGINS.items() if factor * margin <= room), default=1)
 
     def finish(self, image: Pixels) -> Tensor:
-        """Crop, resize and transform the decoded picture, reduced or whole."""
+        """Crop, resize and transform the decoded image, reduced or whole."""
         width, height = image.size if isinstance(image, Image.Image) else image.shape[1::-1]
         if self.size is None:
             self.reduction(width, height, scalable=False)
@@ -83,7 +83,7 @@ class PendingCrop:
 
 
 def each_band(change: Callable[[Image.Image], Image.Image], image: Pixels) -> Pixels:
-    """Change a picture, or each band of an array (H, W, C) as a greyscale picture."""
+    """Change an image, or each band of an array (H, W, C) as a greyscale image."""
     if isinstance(image, Image.Image):
         return change(image)
     bands = (Image.fromarray(np.ascontiguousarray(image[:, :, band])) for band in range(image.shape[2]))

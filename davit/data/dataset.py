@@ -24,20 +24,20 @@ from .source import NO_CLASS, ClassMap, Renumbered, Source
 
 log = logging.getLogger(__name__)
 
-# (epoch, index, repeat): `repeat` counts the occurrences of one picture in one epoch, 0 for the first. Behind them
-# may be the side of the picture in pixels, where that changes in the course of a training (`SizeSchedule`).
+# (epoch, index, repeat): `repeat` counts the occurrences of one image in one epoch, 0 for the first. Behind them
+# may be the side of the image in pixels, where that changes in the course of a training (`SizeSchedule`).
 Key = tuple[int, ...]
-Transform = Callable[[Any], Tensor]  # of a decoded picture, `Pixels`
+Transform = Callable[[Any], Tensor]  # of a decoded image, `Pixels`
 Target = int | np.ndarray[Any, Any]  # a class index, or a row of several labels
 
 
 class PictureDataset(Dataset[tuple[Any, Target]]):
-    """The pictures of one split: item i is (transform(decoded picture), class index).
+    """The images of one split: item i is (transform(decoded image), class index).
 
-    Where a picture may have several labels, the class index is a row instead, (width,) float32 of 1 and 0.
+    Where an image may have several labels, the class index is a row instead, (width,) float32 of 1 and 0.
 
     `transform` and `decoding` may be set at any time before a loader's first batch; without a transform an item's
-    picture is that of `load_picture`. `transforms` are those for other sizes, by the side in pixels. Decoding and
+    image is that of `load_picture`. `transforms` are those for other sizes, by the side in pixels. Decoding and
     transform meet in `sized` and nowhere else.
     """
 
@@ -66,12 +66,12 @@ class PictureDataset(Dataset[tuple[Any, Target]]):
         return [name_of.get(index, f"class {index}") for index in range(max(name_of, default=-1) + 1)]
 
     def numbered(self, names: Sequence[str]) -> "PictureDataset":
-        """Return the same pictures with the classes numbered in the order of `names`, which are all of them."""
+        """Return the same images with the classes numbered in the order of `names`, which are all of them."""
         source = Renumbered(self.source, {name: index for index, name in enumerate(names)})
         return PictureDataset(source, self.transform, decoding=self.decoding, mapped=self.mapped)
 
     def counts(self) -> np.ndarray[Any, Any] | None:
-        """Count the pictures of each class index, (classes,) int64; None where the source does not tell."""
+        """Count the images of each class index, (classes,) int64; None where the source does not tell."""
         if self.label_sets is not None:
             return self.label_sets.counts(self.width)
         targets = self.source.targets()
@@ -84,15 +84,15 @@ class PictureDataset(Dataset[tuple[Any, Target]]):
         return len(self.source)
 
     def filename(self, index: int) -> str:
-        """Name a picture for predictions and reports, as its source does."""
+        """Name an image for predictions and reports, as its source does."""
         return self.source.filename(index)
 
     def filenames(self) -> Sequence[str]:
-        """List the files of all pictures, in order of their positions."""
+        """List the files of all images, in order of their positions."""
         return self.source.names()
 
     def read(self, index: int, reduction: Reduction | None = None) -> tuple[Pixels, Target]:
-        """Decode a picture and return it with its class index or row; `reduction` as in `load_picture`."""
+        """Decode an image and return it with its class index or row; `reduction` as in `load_picture`."""
         stored, only = self.source.open(index)
         target: Target = only if self.label_sets is None else self.label_sets.row(index, self.width)
         with stored if isinstance(stored, io.IOBase) else nullcontext():
@@ -102,7 +102,7 @@ class PictureDataset(Dataset[tuple[Any, Target]]):
         return self.sized(index)
 
     def sized(self, index: int, size: int | None = None) -> tuple[Any, Target]:
-        """Return the item with a picture of another size than that of `transform`."""
+        """Return the item with an image of another size than that of `transform`."""
         transform = self.transform if size is None else self.transforms[size]
         if isinstance(transform, CropFirst):
             crop = PendingCrop(transform)
@@ -126,7 +126,7 @@ def open_dataset(
     task: str = CLASSIFICATION,
     **options: Any,
 ) -> "PictureDataset":
-    """Open the pictures of `split`, as an indexed data set.
+    """Open the images of `split`, as an indexed data set.
 
     Args:
         root: the data folder, with class folders, tables or shards; or one table or shard, or a pattern of them.
@@ -136,8 +136,8 @@ def open_dataset(
             after a slash; or a data set as timm names it (torch/NAME, hfds/NAME).
         class_map: a dict or file of class names and their indices, in place of the data's own.
         dataset_download: let a named data set fetch itself.
-        task: "multilabel" for pictures with any number of labels, as tables and shards hold them.
-        options: input_key and target_key, which name the columns or endings of pictures and labels, and options of
+        task: "multilabel" for images with any number of labels, as tables and shards hold them.
+        options: input_key and target_key, which name the columns or endings of images and labels, and options of
             named data sets.
 
     Raises:
@@ -151,7 +151,7 @@ def open_dataset(
     except DataError as fault:
         raise DataError(f"{fault}{of_another_task(root)}") from fault
     if len(source) == 0:
-        raise DataError(f"the data set {dataset or root} has no pictures in split {split!r}")
+        raise DataError(f"the data set {dataset or root} has no images in split {split!r}")
     found = PictureDataset(source, transform, mapped=bool(class_map))
     if task == MULTILABEL:
         _say_labels(found, dataset or str(root), split)
@@ -159,18 +159,18 @@ def open_dataset(
 
 
 def _say_labels(dataset: PictureDataset, place: str, split: str) -> None:
-    """Say how many labels the pictures have, and how many have none."""
+    """Say how many labels the images have, and how many have none."""
     sets = dataset.label_sets
     assert sets is not None
     log.info(
-        "%s, split %s: %d pictures with %d labels of %d classes (%.2f a picture), %d of them without any label.",
+        "%s, split %s: %d images with %d labels of %d classes (%.2f an image), %d of them without any label.",
         *(place, split, len(sets), len(sets.flat), len(dataset.class_to_idx), len(sets.flat) / len(sets)),
         sets.without,
     )
 
 
 class Sample(NamedTuple):
-    """A transformed picture, its class or row, its position in the data set, and the bad files met on the way."""
+    """A transformed image, its class or row, its position in the data set, and the bad files met on the way."""
 
     image: Tensor
     target: Target
@@ -181,8 +181,8 @@ class Sample(NamedTuple):
 class SeededDataset(Dataset[Sample]):
     """Make training samples by key: the item depends on the seed and the key and on nothing else.
 
-    Not on the worker, the process, or what was read before. The size in a key is no part of the seed, so the crop of a
-    picture is the same at each size. With `skip_bad_images` a picture that cannot
+    Not on the worker, the process, or what was read before. The size in a key is no part of the seed, so the crop of
+    an image is the same at each size. With `skip_bad_images` an image that cannot
     be read is replaced by the next good one of the data set, augmented under the key that was asked for;
     otherwise its `BadImageError` is raised.
     """
@@ -209,4 +209,4 @@ class SeededDataset(Dataset[Sample]):
                     bad.append((error.file, error.reason))
                 else:
                     return Sample(image, target, position, tuple(bad))
-        raise DataError(f"none of the {len(bad)} pictures can be read; the first: {': '.join(bad[0])}")
+        raise DataError(f"none of the {len(bad)} images can be read; the first: {': '.join(bad[0])}")

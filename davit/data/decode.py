@@ -1,7 +1,7 @@
 """Turn files into pixels, in one way for every reader: 8-bit RGB, or as many bands as are asked for.
 
 `load_picture`, with `load_rgb` for RGB alone and `load_stored` for values as they are in the file, is the only place
-of the package that decodes. What is no readable picture becomes a `BadImageError`.
+of the package that decodes. What is no readable image becomes a `BadImageError`.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from .samples import (
     read_tiff,
 )
 
-# Raster decoders only. Pillow's full list would let a file with a picture's name start Ghostscript (EPS).
+# Raster decoders only. Pillow's full list would let a file with an image's name start Ghostscript (EPS).
 _FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF", "HEIF")
 
 # Errors of opening and reading that belong to the one file; any other errno (EIO, EMFILE, ESTALE, ...) is the
@@ -48,17 +48,17 @@ FILE_ERRNOS = {
     *(errno.ENXIO, errno.ENODEV, errno.EINVAL, errno.EOVERFLOW, errno.EFBIG, errno.EILSEQ, errno.ENOTSUP),
 }
 
-# A picture before decoding: a path, an open file, one that a library has opened already, or its values.
+# An image before decoding: a path, an open file, one that a library has opened already, or its values.
 Stored: TypeAlias = str | Path | BinaryIO | Image.Image | NDArray[Any]
 
-# A decoded picture: of three bands Pillow's RGB, of another number an array (H, W, C) in units of 0 to 255, which is
+# A decoded image: of three bands Pillow's RGB, of another number an array (H, W, C) in units of 0 to 255, which is
 # uint8 where the file stores 8 bits or fewer, else float32 and not rounded.
 Pixels: TypeAlias = Image.Image | NDArray[Any]
 
-# (width, height of the upright picture, whether its decoder can scale) -> 1, 2, 4 or 8: decode at one over it.
+# (width, height of the upright image, whether its decoder can scale) -> 1, 2, 4 or 8: decode at one over it.
 Reduction = Callable[[int, int, bool], int]
 
-# EXIF orientation -> what makes the picture upright; 1 is upright (EXIF 2.3, tag 0x0112).
+# EXIF orientation -> what makes the image upright; 1 is upright (EXIF 2.3, tag 0x0112).
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -83,13 +83,13 @@ class Decoding:
     """Say what becomes of the values that a file stores.
 
     Attributes:
-        bands: 3 for RGB; another number for arrays of so many bands. The one band of a coloured picture is its grey.
+        bands: 3 for RGB; another number for arrays of so many bands. The one band of a coloured image is its grey.
         bit_depth: values stored with more than 8 bits, whole or real, are divided by 2^bit_depth - 1, and cut off at 0
             and 1. None divides by the range of the stored type, which for 16 bits is 65535.
-        percentiles: instead of `bit_depth`, the two percentiles of each picture, over all its bands, that become 0
+        percentiles: instead of `bit_depth`, the two percentiles of each image, over all its bands, that become 0
             and 1.
 
-    Pictures of 8 bits and fewer stay as they are, whatever `bit_depth` and `percentiles` say.
+    Images of 8 bits and fewer stay as they are, whatever `bit_depth` and `percentiles` say.
     """
 
     bands: int = 3
@@ -117,7 +117,7 @@ class Decoding:
 
     def __str__(self) -> str:
         if self.percentiles is not None:
-            return f"percentiles {self.percentiles[0]:g} to {self.percentiles[1]:g} of each picture"
+            return f"percentiles {self.percentiles[0]:g} to {self.percentiles[1]:g} of each image"
         return "the range of the stored type" if self.bit_depth is None else f"{self.bit_depth} bits"
 
 
@@ -127,7 +127,7 @@ RGB = Decoding()
 def load_rgb(
     source: Stored, name: str | None = None, reduction: Reduction | None = None, decoding: Decoding = RGB
 ) -> Image.Image:
-    """Read a picture as `load_picture` does, as 8-bit RGB whatever the number of bands of `decoding`."""
+    """Read an image as `load_picture` does, as 8-bit RGB whatever the number of bands of `decoding`."""
     image = load_picture(source, name, reduction, replace(decoding, bands=3))
     assert isinstance(image, Image.Image)
     return image
@@ -136,19 +136,19 @@ def load_rgb(
 def load_picture(
     source: Stored, name: str | None = None, reduction: Reduction | None = None, decoding: Decoding = RGB
 ) -> Pixels:
-    """Read the picture in `source`, upright; of an animation the first frame.
+    """Read the image in `source`, upright; of an animation the first frame.
 
     `reduction` is asked once the size is known and before any pixel is decoded. A JPEG is then decoded at the
     fraction that it answers, or at the next larger one where its sides are no multiples; every other format at its
     full size.
     `name` stands for the file in errors; by default the path. Raises `BadImageError` for a file that is not a whole
-    picture of these bands, and `OSError` with the file's name when the machine failed rather than the file.
+    image of these bands, and `OSError` with the file's name when the machine failed rather than the file.
     """
     return _guarded(source, name, lambda: _decode(source, reduction, decoding))
 
 
 def load_stored(source: Stored, name: str | None = None, bands: int | None = None) -> NDArray[Any]:
-    """Read a picture's values as the file stores them, upright: (H, W, C) of the file's own type.
+    """Read an image's values as the file stores them, upright: (H, W, C) of the file's own type.
 
     `bands` is the number expected, None whatever there is. A palette becomes its colours; and as 1 or 3 bands,
     transparency of 8 bits lies on white. Errors are those of `load_picture`.
@@ -187,7 +187,7 @@ def _stored(source: Stored, bands: int | None) -> NDArray[Any]:
 
 @contextlib.contextmanager
 def _opened(source: Stored) -> Iterator[tuple[Image.Image | Array, str]]:
-    """Open a picture by Pillow, with its `raw_mode`, or read its values where Pillow does not know the format."""
+    """Open an image by Pillow, with its `raw_mode`, or read its values where Pillow does not know the format."""
     if isinstance(source, np.ndarray):
         yield Array(source), ""
     elif isinstance(source, Image.Image):
@@ -207,9 +207,9 @@ def _opened(source: Stored) -> Iterator[tuple[Image.Image | Array, str]]:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Convert an opened picture to 8-bit RGB, upright; the picture itself where it is that already.
+    """Convert an opened image to 8-bit RGB, upright; the image itself where it is that already.
 
-    Transparency is composited on white: that is the page such pictures are drawn for, while dropping alpha
+    Transparency is composited on white: that is the page such images are drawn for, while dropping alpha
     would show the colours hidden beneath it. Greyscale of more than 8 bits is scaled by the range of its
     type, not clipped.
     """
@@ -229,7 +229,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def as_shown(pixels: Pixels) -> Image.Image:
-    """Make a picture to look at: RGB as it is, of more bands the first three, of fewer the first as grey."""
+    """Make an image to look at: RGB as it is, of more bands the first three, of fewer the first as grey."""
     if isinstance(pixels, Image.Image):
         return pixels
     bands = pixels[..., :3] if pixels.shape[2] >= 3 else pixels[..., [0, 0, 0]]
@@ -248,7 +248,7 @@ def readable_formats() -> list[str]:
 
 
 def orientation_of(image: Image.Image) -> int:
-    """Return EXIF's orientation of an opened picture; 1, upright, where there is none."""
+    """Return EXIF's orientation of an opened image; 1, upright, where there is none."""
     try:
         if isinstance(image, TiffImagePlugin.TiffImageFile):  # which Pillow turns as it loads, and then drops the tag
             return int(image.tag_v2.get(ExifTag.Orientation, 1))
@@ -258,7 +258,7 @@ def orientation_of(image: Image.Image) -> int:
 
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
-    """Return the width and the height that an opened picture has once it is turned as EXIF says."""
+    """Return the width and the height that an opened image has once it is turned as EXIF says."""
     width, height = image.size
     is_turned = orientation_of(image) in SIDEWAYS and image.format != "TIFF"  # whose size Pillow gives upright
     return (height, width) if is_turned else (width, height)
@@ -275,7 +275,7 @@ def _reduce(image: Image.Image, reduction: Reduction) -> None:
 
 @dataclass(frozen=True)
 class _Values:
-    """The values of a picture, upright.
+    """The values of an image, upright.
 
     Attributes:
         pixels: (H, W, C) of the stored type.
@@ -307,7 +307,7 @@ class _Values:
                 here = slice(start, start + several)
                 share = ((self.pixels[here].astype(np.float64) - low) / (high - low or 1.0)).clip(0, 1)
                 if self.is_inverted:
-                    share = 1.0 - share  # Pillow inverts such pictures only up to 8 bits
+                    share = 1.0 - share  # Pillow inverts such images only up to 8 bits
                 if self.opacity is not None:
                     share = share * self.opacity[here] + (1.0 - self.opacity[here])
                 if is_made_grey:
@@ -323,11 +323,11 @@ class _Values:
         """Find what becomes 0 and 1.
 
         Real numbers, and integers of 64 bits, have no range of their own: values within 0..1, 0..255 and 0..65535 are
-        taken for these scales, any other picture is stretched from its minimum to its maximum.
+        taken for these scales, any other image is stretched from its minimum to its maximum.
         """
         pixels = self.pixels
         if pixels.dtype.kind == "f" and not np.isfinite(pixels).all():
-            raise ValueError("float picture with NaN or infinite pixels")
+            raise ValueError("float image with NaN or infinite pixels")
         if decoding.percentiles is not None:
             low, high = np.percentile(pixels, decoding.percentiles)
             return float(low), float(high)
@@ -347,7 +347,7 @@ class _Values:
 
 
 def _values(opened: Image.Image | Array, raw: str, source: Stored, bands: int | None) -> _Values:
-    """Read the values of an opened picture, for so many bands; None for as many as it stores.
+    """Read the values of an opened image, for so many bands; None for as many as it stores.
 
     Raises:
         UnfitPictureError: it has another number of bands.
@@ -398,7 +398,7 @@ def _is_deep_grey(image: Image.Image) -> bool:
 
 
 def _deep_grey(image: Image.Image) -> _Values:
-    """Take the values of a loaded greyscale picture of 16 bits, 32 bits or real numbers.
+    """Take the values of a loaded greyscale image of 16 bits, 32 bits or real numbers.
 
     The range of integers is that of the stored type, by TIFF's BitsPerSample and SampleFormat; 16 bits unsigned
     elsewhere.
@@ -419,7 +419,7 @@ def _deep_grey(image: Image.Image) -> _Values:
 
 
 def _eight_bits(image: Image.Image, bands: int | None) -> NDArray[np.uint8]:
-    """Convert an opened picture of at most 8 bits to (H, W, C), upright."""
+    """Convert an opened image of at most 8 bits to (H, W, C), upright."""
     if bands == 3:
         return np.asarray(to_rgb(image))
     if bands == 1:
@@ -446,12 +446,12 @@ def _turned(pixels: NDArray[Any], orientation: int) -> NDArray[Any]:
     return pixels.reshape(-1, bands)[np.asarray(places.transpose(_UPRIGHT[orientation]))]
 
 
-# ---- how much of their range pictures use ----
+# ---- how much of their range images use ----
 
 
 @dataclass(frozen=True)
 class UsedRange:
-    """What part of its range a set of pictures of more than 8 bits uses.
+    """What part of its range a set of images of more than 8 bits uses.
 
     Attributes:
         pictures: whole numbers of more than 8 bits, among those that were looked at.
@@ -476,17 +476,17 @@ class UsedRange:
 
     @property
     def is_small(self) -> bool:
-        """Tell whether pictures scaled by the range of their type are nearly black."""
+        """Tell whether images scaled by the range of their type are nearly black."""
         return self.share < _SMALL_SHARE
 
     def __str__(self) -> str:
-        return f"{self.pictures:,} pictures of {self.bits} bits hold values of {self.low:,} to {self.high:,}"
+        return f"{self.pictures:,} images of {self.bits} bits hold values of {self.low:,} to {self.high:,}"
 
 
 def used_range(files: Sequence[str | Path]) -> UsedRange | None:
-    """Find which values pictures of more than 8 bits hold; None where none of the files is one.
+    """Find which values images of more than 8 bits hold; None where none of the files is one.
 
-    Only such pictures are decoded. Files that cannot be read, signed numbers and real ones do not count.
+    Only such images are decoded. Files that cannot be read, signed numbers and real ones do not count.
     """
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         found = [one for one in pool.map(_extremes, files) if one is not None]
@@ -497,7 +497,7 @@ def used_range(files: Sequence[str | Path]) -> UsedRange | None:
 
 
 def _extremes(file: str | Path) -> tuple[int, int, int] | None:
-    """Return the bits of a picture's type, its smallest and its largest value; None for one that does not count."""
+    """Return the bits of an image's type, its smallest and its largest value; None for one that does not count."""
 
     def read() -> tuple[int, int, int] | None:
         with _opened(file) as (opened, raw):
@@ -532,7 +532,7 @@ def reason_of(error: Exception, source: Stored) -> str:
     if isinstance(error, UnidentifiedImageError):
         assert not isinstance(source, Image.Image | np.ndarray)
         size = Path(source).stat().st_size if isinstance(source, str | Path) else source.seek(0, os.SEEK_END)
-        return "not a picture of a known format" if size else "empty file (0 bytes)"
+        return "not an image of a known format" if size else "empty file (0 bytes)"
     if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
         return f"decompression bomb, over {Image.MAX_IMAGE_PIXELS} pixels"
-    return f"damaged picture ({error})" if str(error) else f"damaged picture ({type(error).__name__})"
+    return f"damaged image ({error})" if str(error) else f"damaged image ({type(error).__name__})"

@@ -1,4 +1,4 @@
-"""Move batches to the device, and draw one as a picture file."""
+"""Move batches to the device, and draw one as an image file."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def prefetch(
 
 
 def save_images(batch: Batch, path: str | Path) -> None:
-    """Save the pictures of a batch as one grid, stretched from the batch's minimum to its maximum.
+    """Save the images of a batch as one grid, stretched from the batch's minimum to its maximum.
 
     Of more than three bands the first three are drawn, of two the first.
     """

@@ -31,7 +31,7 @@ _STALE_SECONDS = 600  # a writer needs about a second; an unfinished folder this
 def write_digits(root: str | Path | None = None, form: str = "folder") -> Path:
     """Lay the digits out as root/{train,val}/{0..9}/NNNN.png, or in another form, once, and return the folder.
 
-    Every picture keeps its 8x8 pixels, scaled from 0..16 to 0..255, as greyscale PNG; NNNN is its index in
+    Every image keeps its 8x8 pixels, scaled from 0..16 to 0..255, as greyscale PNG; NNNN is its index in
     scikit-learn's data. A fifth of each class is held out as val. An existing folder is counted and used.
 
     Args:
@@ -74,7 +74,7 @@ def write_once(
             shutil.rmtree(beside, ignore_errors=True)
     if lacking := missing(root):
         raise DataError(
-            f"{root} is not the whole data set of {name}: {lacking}. Remove the folder to have it written anew, "
+            f"{root} is not the whole data set of {name}: {lacking}. Remove the folder to have it written again, "
             "or set DAVIT_DATA_DIR to another place."
         )
     return root
@@ -108,7 +108,7 @@ def _missing(root: Path) -> str:
     for split, count in _COUNTS.items():
         files = [file for file in root.glob(f"{split}/[0-9]/*.png") if file.stat().st_size > 0]
         if len(files) != count:
-            return f"{split} holds {len(files)} of {count} pictures"
+            return f"{split} holds {len(files)} of {count} images"
     return ""
 
 

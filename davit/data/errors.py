@@ -13,11 +13,11 @@ from ..text import as_line
 
 
 class DataError(ValueError):
-    """A data set that cannot be used as asked: a missing split, an empty class folder, too few pictures."""
+    """A data set that cannot be used as asked: a missing split, an empty class folder, too few images."""
 
 
 class BadImageError(ValueError):
-    """One file that is not a readable picture.
+    """One file that is not a readable image.
 
     `file` and `reason` say which and why. The first argument alone builds the exception, so that it
     survives pickling and `DataLoader`'s re-raise of a worker's exception.
@@ -31,7 +31,7 @@ class BadImageError(ValueError):
     @classmethod
     def of(cls, file: str, reason: str) -> BadImageError:
         """Build the exception for `file`, with the remedy in its message."""
-        remedy = "Repair or remove the file, or pass `skip_bad_images=True` to go on without it."
+        remedy = "Repair or remove the file, or pass `skip_bad_images=True` to continue without it."
         return cls(f"{as_line(file)}: {reason}. {remedy}", file=file, reason=reason)
 
 

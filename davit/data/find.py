@@ -1,4 +1,4 @@
-"""Find out where the pictures of a split come from, and open them."""
+"""Find out where the images of a split come from, and open them."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _BESIDE_TABLE = {"images", "image", "imgs", "img", "pictures", "photos", "jpg", 
 
 @dataclass(frozen=True)
 class Found:
-    """Where the pictures of a split are.
+    """Where the images of a split are.
 
     Attributes:
         kind: "folder", "csv", "parquet" or "wds".
@@ -59,7 +59,7 @@ def open_source(
     task: str = CLASSIFICATION,
     **options: Any,
 ) -> Source:
-    """Open the pictures of a split, wherever they come from; the arguments are those of `open_dataset`."""
+    """Open the images of a split, wherever they come from; the arguments are those of `open_dataset`."""
     keys = {key: value for key, value in (("input_key", input_key), ("target_key", target_key)) if value is not None}
     several = task == MULTILABEL
     prefix, slash, rest = dataset.partition("/")
@@ -70,7 +70,7 @@ def open_source(
     elif kind is None and slash:
         if several:
             raise DataError(
-                f"`task={MULTILABEL}` does not read `dataset={dataset}`: write its pictures and labels as a csv "
+                f"`task={MULTILABEL}` does not read `dataset={dataset}`: write its images and labels as a csv "
                 "(path,labels) or as Parquet, and give that"
             )
         return NamedSource(dataset, root, split, class_map=class_map, download=dataset_download, **keys, **options)
@@ -82,13 +82,15 @@ def open_source(
     if kind is None and dataset:
         kind = "folder"
     if root is None and not rest:
-        raise DataError("no data folder: give one with train/ and val/, one folder a class, or with tables or shards")
+        raise DataError(
+            "no data folder: give one with train/ and val/, one folder per class, or with tables or shards"
+        )
     place = Path(rest) if is_local_table or root is None else Path(root, rest)
     found = find(place, split, kind, in_folders=not several)
     if several and found.kind == "folder":
         raise DataError(
             f"{place}: `task={MULTILABEL}` needs a table of labels, and there are folders alone: put labels.csv "
-            "(path,labels; with ; between the labels of a picture) beside train/ and val/, or train.csv and val.csv"
+            "(path,labels; with ; between the labels of an image) beside train/ and val/, or train.csv and val.csv"
         )
     if dataset_download or options or (keys and found.kind == "folder"):
         asked = some(["dataset_download"] * dataset_download + sorted({**keys, **options}))

@@ -60,16 +60,16 @@ def find_split(root: str | Path, split: str) -> Path:
         return found
     if any(list_folder(root / name).pictures for name in here.folders[:20]):
         raise DataError(
-            f"{root} has no split {split!r}: its own folders ({some(here.folders)}) hold pictures and look like "
+            f"{root} has no split {split!r}: its own folders ({some(here.folders)}) hold images and look like "
             f"classes. `{_parting(root)}` makes a folder with train/ and val/ of links to them; the split '.' is the "
             "folder itself"
         )
-    there = f"the folders {some(here.folders)}" if here.folders else f"no folders, {len(here.pictures)} pictures"
+    there = f"the folders {some(here.folders)}" if here.folders else f"no folders, {len(here.pictures)} images"
     tried = " or ".join(f"{name}/" for name in names_of_split(split))
     inner = [root / name for name in here.folders[:20] if split_folder(root / name, split) is not None]
     hint = f". {some(inner, 3)} has it: give that folder" if inner else ""
     if not hint and split_folder(root, "train") is not None and "val" in names_of_split(split):
-        hint = f". `{_parting(root)}` takes a part of the training pictures for it"
+        hint = f". `{_parting(root)}` takes a part of the training images for it"
     raise DataError(f"{root} has no split {split!r} ({tried}); it holds {there}{hint}")
 
 
@@ -79,11 +79,11 @@ def _parting(root: Path) -> str:
 
 
 class FolderSource(Files):
-    """Read the pictures of one split folder in timm's order, with timm's class indices.
+    """Read the images of one split folder in timm's order, with timm's class indices.
 
-    A picture's class is the folder it lies in; classes are numbered in natural order of their names (as
+    An image's class is the folder it lies in; classes are numbered in natural order of their names (as
     timm's image folder reader does), or by `class_map`, a dict or a file that timm's `load_class_map` reads;
-    folders that a class map does not name are left out, with a warning, and so are files that are no pictures
+    folders that a class map does not name are left out, with a warning, and so are files that are no images
     (`davit.data.listing` tells which).
     """
 
@@ -95,18 +95,18 @@ class FolderSource(Files):
         if meant := [name for name in empty if not class_map or name in self.class_to_idx]:
             raise DataError(
                 f"{self.folder}: empty class folder{'s' if len(meant) > 1 else ''} {some(meant)}: "
-                "add pictures or remove the folder (in train and val alike)"
+                "add images or remove the folder (in train and val alike)"
             )
 
     def _scan(self) -> tuple[list[tuple[str, str]], list[str]]:
-        """Check the layout; list the (path below the folder, class) of every picture, and the folders without one."""
+        """Check the layout; list the (path below the folder, class) of every image, and the folders without one."""
         here = list_folder(self.folder)
         classes, strays, others = here.folders, here.pictures, Counter(here.left_out)
         if not classes:
-            direct = f"{len(strays)} pictures lie in it directly"
+            direct = f"{len(strays)} images lie in it directly"
             raise DataError(f"{self.folder} has no class folders ({direct}); one folder a class is expected")
         if strays:
-            log.warning("%s: %d pictures outside any class folder are left out", self.folder, len(strays))
+            log.warning("%s: %d images outside any class folder are left out", self.folder, len(strays))
         found: list[tuple[str, str]] = []
         folder_of: dict[str, str] = {}
         empty: list[str] = []
@@ -127,7 +127,7 @@ class FolderSource(Files):
         if not found:
             note = f". {others_said}" if others_said else ""
             raise DataError(
-                f"{self.folder}: no pictures in its {len(classes)} class folders ({some(classes)}); "
+                f"{self.folder}: no images in its {len(classes)} class folders ({some(classes)}); "
                 f"files ending in {' '.join(sorted(readable_suffixes()))} count{note}"
             )
         if others_said:

@@ -1,4 +1,4 @@
-"""Read the headers of many pictures: of which kind and size each is, and which ones no reader could open."""
+"""Read the headers of many images: of which kind and size each is, and which ones no reader could open."""
 
 from __future__ import annotations
 
@@ -32,20 +32,20 @@ _SAID_FROM = 1.0  # seconds
 # Pillow's names of formats that are one kind of file.
 _ALIKE = {"MPO": "JPEG", "DIB": "BMP"}
 
-# How files begin that are often found in the place of a picture.
+# How files begin that are often found in the place of an image.
 _OTHERS = (
-    (b"version https://git-lfs", "a pointer of Git LFS, not the picture; `git lfs pull` fetches it"),
-    (b"<", "a text with tags (a web page that a failed download left there, or an SVG), not a picture"),
+    (b"version https://git-lfs", "a pointer of Git LFS, not the image; `git lfs pull` fetches it"),
+    (b"<", "a text with tags (a web page that a failed download left there, or an SVG), not an image"),
 )
 
 
 class Header(NamedTuple):
-    """What the header of a picture says.
+    """What the header of an image says.
 
-    kind: Pillow's name of the format ("JPEG", "PNG", ...); empty where it is no picture.
+    kind: Pillow's name of the format ("JPEG", "PNG", ...); empty where it is no image.
     width, height: in pixels, upright: after the turn that EXIF asks for.
     mode: Pillow's name of the pixels' layout ("RGB", "L", "I;16", ...).
-    turned: the stored picture lies on its side, so its stored width is the upright height.
+    turned: the stored image lies on its side, so its stored width is the upright height.
     fault: why it cannot be read; empty where nothing is wrong.
     """
 
@@ -58,9 +58,9 @@ class Header(NamedTuple):
 
 
 def read_headers(files: Sequence[str | Path]) -> list[Header]:
-    """Read the headers of pictures, in the order of the files, several at a time; no error is raised for a bad file.
+    """Read the headers of images, in the order of the files, several at a time; no error is raised for a bad file.
 
-    A file is faulty if it is missing, empty, cut off, or no picture. What was found sound is kept
+    A file is faulty if it is missing, empty, cut off, or no image. What was found sound is kept
     (`davit.files.cache_file`) and read again only when the size or the time of its file has changed. The log says
     how long it took when that is over a second.
     """
@@ -93,7 +93,7 @@ def read_headers(files: Sequence[str | Path]) -> list[Header]:
     taken = time.monotonic() - started
     if taken > _SAID_FROM:
         log.info(
-            "The headers of %s pictures in %s were read in %.1f s (%s of them known from before).",
+            "The headers of %s images in %s were read in %.1f s (%s of them known from before).",
             f"{len(paths):,}",
             root,
             taken,
@@ -103,18 +103,18 @@ def read_headers(files: Sequence[str | Path]) -> list[Header]:
 
 
 def is_misnamed(file: str | Path, header: Header) -> bool:
-    """Tell whether a picture is of another kind than its suffix says; it can be read all the same."""
+    """Tell whether an image is of another kind than its suffix says; it can be read all the same."""
     named = Image.registered_extensions().get(os.path.splitext(file)[1].lower())  # noqa: PTH122
     return bool(header.kind and named) and _ALIKE.get(header.kind, header.kind) != _ALIKE.get(named or "", named)
 
 
 def describe_misnamed(files: Sequence[str | Path], headers: Sequence[Header]) -> str:
-    """Say how many pictures are of another kind than their suffix, and of which; empty if there are none."""
+    """Say how many images are of another kind than their suffix, and of which; empty if there are none."""
     odd = [(file, header) for file, header in zip(files, headers, strict=True) if is_misnamed(file, header)]
     if not odd:
         return ""
     shown = some((f"{Path(file).name} is {header.kind}" for file, header in odd), 3)
-    return f"{len(odd):,} of {len(files):,} pictures are of another kind than their suffix says ({shown})"
+    return f"{len(odd):,} of {len(files):,} images are of another kind than their suffix says ({shown})"
 
 
 class _Known:
@@ -148,14 +148,14 @@ class _Known:
         self._rows[self._name(path)] = [size, changed, *header[:-1]]
 
     def save(self) -> None:
-        """Write what is known of files that still exist; where that is not possible, the next run reads anew."""
+        """Write what is known of files that still exist; where that is not possible, the next run reads again."""
         if self._file is None:
             return
         kept = {name: row for name, row in self._rows.items() if name in self._used or self._exists(name)}
         try:
             write_bytes(self._file, json.dumps(kept).encode())
         except OSError as error:
-            log.info("The headers of the pictures are not kept for the next run: %s.", error)
+            log.info("The headers of the images are not kept for the next run: %s.", error)
 
     def _exists(self, name: str) -> bool:
         return os.path.exists(os.path.join(self._root, name))  # noqa: PTH110, PTH118
@@ -180,7 +180,7 @@ def _read_all(paths: Sequence[str]) -> list[Header]:
     """Read headers in threads: Pillow's parsers are short, and what they wait for is the disk."""
     parts = [paths[first : first + _AT_ONCE] for first in range(0, len(paths), _AT_ONCE)]
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of large pictures, which become faults below, and of odd tags
+        warnings.simplefilter("ignore")  # of large images, which become faults below, and of odd tags
         with ThreadPoolExecutor(2 * len(os.sched_getaffinity(0))) as pool:
             return [header for part in pool.map(lambda part: [*map(_read, part)], parts) for header in part]
 
@@ -235,7 +235,7 @@ def _beginning(path: str) -> str:
     if kind := format_of(first):
         return f"a {kind} file that is damaged, cut off, or of a sort that cannot be read here"
     others = (words for beginning, words in _OTHERS if first.lstrip().startswith(beginning))
-    return next(others, "not a picture of a known format")
+    return next(others, "not an image of a known format")
 
 
 # ---- does a file hold all that its header announces? False only asks for a closer look ----

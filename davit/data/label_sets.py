@@ -1,4 +1,4 @@
-"""Hold the labels of pictures that may have any number of them, also none."""
+"""Hold the labels of images that may have any number of them, also none."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
-SEPARATOR = ";"  # between the labels of a picture in a table
+SEPARATOR = ";"  # between the labels of an image in a table
 _UNIT = "\x1f"  # between those that are kept as one text: no name holds it
 
 
 def joined(labels: Iterable[str]) -> str:
-    """Write the labels of a picture as one text; never "", which stands for labels that cannot be read."""
+    """Write the labels of an image as one text; never "", which stands for labels that cannot be read."""
     return _UNIT + _UNIT.join(dict.fromkeys(labels))
 
 
@@ -22,11 +22,11 @@ def taken_apart(text: str | None) -> tuple[str, ...]:
 
 
 class LabelSets:
-    """Keep the class indices of each picture in two arrays, as `davit.data.source.Texts` keeps texts.
+    """Keep the class indices of each image in two arrays, as `davit.data.source.Texts` keeps texts.
 
     Attributes:
-        flat: the indices of all pictures, one after the other, int64.
-        ends: for each picture the end of its own in `flat`.
+        flat: the indices of all images, one after the other, int64.
+        ends: for each image the end of its own in `flat`.
     """
 
     def __init__(self, sets: Iterable[Sequence[int]]) -> None:
@@ -43,23 +43,23 @@ class LabelSets:
         return found
 
     def row(self, picture: int, width: int) -> np.ndarray[Any, Any]:
-        """Return the target of a picture, (width,) float32: 1 at its classes, else 0."""
+        """Return the target of an image, (width,) float32: 1 at its classes, else 0."""
         row = np.zeros(width, dtype=np.float32)
         row[self[picture]] = 1
         return row
 
     @property
     def sizes(self) -> np.ndarray[Any, Any]:
-        """The number of labels of each picture."""
+        """The number of labels of each image."""
         return np.diff(self.ends, prepend=0)
 
     @property
     def without(self) -> int:
-        """The number of pictures without any label."""
+        """The number of images without any label."""
         return int((self.sizes == 0).sum())
 
     def counts(self, width: int) -> np.ndarray[Any, Any]:
-        """Count the pictures of each class, (width,) int64."""
+        """Count the images of each class, (width,) int64."""
         return np.bincount(self.flat, minlength=width)
 
     def renumbered(self, new: Mapping[int, int]) -> LabelSets:

@@ -26,15 +26,15 @@ log = logging.getLogger(__name__)
 
 # kind -> (task, how it looks in a folder)
 KINDS = {
-    "COCO": ("detection", "annotations/instances_train2017.json and train2017/, or any COCO json with its pictures"),
-    "Roboflow": ("detection", "train/_annotations.coco.json beside its pictures, valid/ and test/ alike"),
+    "COCO": ("detection", "annotations/instances_train2017.json and train2017/, or any COCO json with its images"),
+    "Roboflow": ("detection", "train/_annotations.coco.json beside its images, valid/ and test/ alike"),
     "YOLO": ("detection", "data.yaml, images/train/ and labels/train/, or train/images/ and train/labels/"),
     "ADE20K": ("segmentation", "images/training/ and annotations/training/"),
     "mask folders": ("segmentation", "images/train/ and masks/train/, or train/images/ and train/masks/"),
-    "tar shards": ("classification", "train-000.tar, train-001.tar ... of pictures with their classes"),
-    "parquet": ("classification", "train.parquet with the pictures and their classes"),
+    "tar shards": ("classification", "train-000.tar, train-001.tar ... of images with their classes"),
+    "parquet": ("classification", "train.parquet with the images and their classes"),
     "csv": ("classification", "train.csv with the columns path and label"),
-    "class folders": ("classification", "train/CLASS/ and val/CLASS/ with pictures"),
+    "class folders": ("classification", "train/CLASS/ and val/CLASS/ with images"),
 }
 _TOOLS = {"detection": "mmdet", "segmentation": "mmseg"}
 TASKS = tuple(dict.fromkeys(task for task, _ in KINDS.values()))
@@ -60,21 +60,21 @@ _HEAD, _TAIL = 1 << 18, 1 << 16  # bytes of a json that are read to recognise it
 _WHOLE = 16 << 20  # bytes up to which a json is read whole, for its counts
 _LISTED = 16  # folders beside one another that are searched for a json, whatever they are called
 _JSONS = 200  # json files of a folder that are looked at
-_SAMPLE = 24  # names of pictures by which their folder is found
-_LOOKED_AT = 400  # entries of a folder that are looked at for a picture
+_SAMPLE = 24  # names of images by which their folder is found
+_LOOKED_AT = 400  # entries of a folder that are looked at for an image
 
 
 @dataclass(frozen=True)
 class Split:
-    """Where the pictures and labels of one split are.
+    """Where the images and labels of one split are.
 
     Attributes:
-        pictures: the folder of the pictures; of YOLO, which may have several, one that holds them all.
+        pictures: the folder of the images; of YOLO, which may have several, one that holds them all.
         labels: the annotation file, the folder of label files or masks, or the table; None for class folders, whose
             names are the labels.
-        count: how many pictures; None where only reading all of a large file would tell.
+        count: how many images; None where only reading all of a large file would tell.
         labelled: False for a test set without annotations.
-        listed: a file that lists which pictures of the folders belong to the split, as Pascal VOC has it.
+        listed: a file that lists which images of the folders belong to the split, as Pascal VOC has it.
     """
 
     pictures: Path
@@ -115,7 +115,7 @@ class Layout:
     def __str__(self) -> str:
         parts = []
         for name, split in self.splits.items():
-            count = "" if split.count is None else f" ({split.count:,} pictures)"
+            count = "" if split.count is None else f" ({split.count:,} images)"
             parts.append(f"{name}: {below(self.root, split.labels or split.pictures)}{count}")
         classes = f"; {len(self.classes)} classes ({some(self.classes, 6)})" if self.classes else ""
         return f"{self.kind} in {self.root}: {', '.join(parts) or 'no train, no val'}{classes}"
@@ -169,7 +169,7 @@ def annotation_file(layout: Layout, split: str) -> tuple[Path, list[str]]:
     as soon as they change.
 
     Raises:
-        DataError: lines of label files are wrong, pictures cannot be read, or there is no place for the file.
+        DataError: lines of label files are wrong, images cannot be read, or there is no place for the file.
     """
     if layout.yolo is None:
         file = layout.splits[split].labels
@@ -205,7 +205,7 @@ def split_of(name: str) -> str | None:
     return next((_SPLIT_OF[word] for word in words if word in _SPLIT_OF), None)
 
 
-# --- COCO's json, as published, beside its pictures, or as Roboflow exports it ---
+# --- COCO's json, as published, beside its images, or as Roboflow exports it ---
 
 
 @dataclass(frozen=True)
@@ -213,9 +213,9 @@ class _Json:
     """A file in COCO's form: what its beginning and end tell.
 
     Attributes:
-        names: file names of its first pictures.
+        names: file names of its first images.
         labelled: whether it has annotations.
-        count: how many pictures; None for a large file.
+        count: how many images; None for a large file.
     """
 
     file: Path
@@ -356,7 +356,7 @@ def _unquoted(text: str) -> str:
 
 
 def _late_names(file: Path, encoding: str) -> list[str]:
-    """Find names of pictures in a large file whose list of images comes after its annotations."""
+    """Find names of images in a large file whose list of images comes after its annotations."""
     part = _around(file, b'"file_name"', _HEAD)
     return _FILE_NAME.findall(part.decode(encoding, "replace"))
 
@@ -401,7 +401,7 @@ def _is_special(file: Path) -> bool:
 
 
 def _with_pictures(root: Path, name: str, one: _Json) -> Split | None:
-    """Find the folder that holds the pictures that an annotation file names; None for a test set that is not there."""
+    """Find the folder that holds the images that an annotation file names; None for a test set that is not there."""
     folder = max(_folders_of_pictures(root, name, one.file), key=lambda place: _hits(place, one.names))
     if name == "test" and not one.labelled and not _hits(folder, one.names):
         return None
@@ -409,7 +409,7 @@ def _with_pictures(root: Path, name: str, one: _Json) -> Split | None:
 
 
 def _folders_of_pictures(root: Path, name: str, file: Path) -> list[Path]:
-    """List where the pictures of an annotation file may be; the likeliest first."""
+    """List where the images of an annotation file may be; the likeliest first."""
     beside, stem = file.parent, file.stem
     tail = next((stem[match.start() :] for match in re.finditer("[A-Za-z]+", stem) if split_of(match[0])), "")
     words = [word for word in (tail, beside.name if split_of(beside.name) else "", *_WORDS[name], stem) if word]
@@ -445,7 +445,7 @@ def _yolo(root: Path) -> Iterator[Layout]:
 
 
 def _without_yaml(root: Path) -> YoloSet | None:
-    """Find pictures and label files of YOLO without a data.yaml; classes.txt, as LabelImg has it, names the classes.
+    """Find images and label files of YOLO without a data.yaml; classes.txt, as LabelImg has it, names the classes.
 
     Raises:
         DataError: nothing names the classes.
@@ -463,7 +463,7 @@ def _without_yaml(root: Path) -> YoloSet | None:
         if split and _named(root / name, ("images",)) and _named(root / name, ("labels",)):
             values.setdefault(split, f"{name}/images")
             texts.append(root / name / "labels")
-        elif split and not _folders(root / name):  # labels beside their pictures, as Darknet has them
+        elif split and not _folders(root / name):  # labels beside their images, as Darknet has them
             values.setdefault(split, name)
             texts.append(root / name)
     if not any(_is_label(folder / name) for folder in texts for name in islice(_entries(folder), _SAMPLE)):
@@ -521,7 +521,7 @@ def _is_ade(root: Path) -> bool:
     return any((root / "annotations" / name).is_dir() for name in ("training", "validation"))
 
 
-_Pair = tuple[str, Path, Path, Path | None]  # split, pictures, masks, the list of those that belong to it
+_Pair = tuple[str, Path, Path, Path | None]  # split, images, masks, the list of those that belong to it
 
 
 def _named(root: Path, known: Iterable[str]) -> list[Path]:
@@ -585,14 +585,14 @@ def _unsplit(root: Path) -> Iterator[_Pair]:
 
 
 def _together(root: Path) -> Iterator[_Pair]:
-    """train with pictures and masks in one folder, as Roboflow exports them."""
+    """train with images and masks in one folder, as Roboflow exports them."""
     for folder in _folders(root):
         if split := split_of(folder):
             yield split, root / folder, root / folder, None
 
 
 def _are_masks(pictures: Path, masks: Path) -> bool:
-    """Tell whether files of one folder can be the masks of another's pictures."""
+    """Tell whether files of one folder can be the masks of another's images."""
     if not pictures.is_dir() or not masks.is_dir():
         return False
     if pictures == masks:
@@ -659,7 +659,7 @@ def _entries(folder: Path) -> list[str]:
 
 
 def _has_pictures(folder: Path, depth: int = 1) -> bool:
-    """Tell whether there is a picture in a folder, or so many folders below it."""
+    """Tell whether there is an image in a folder, or so many folders below it."""
     try:
         with os.scandir(folder) as entries:
             first = [entry.name for entry in islice(entries, _LOOKED_AT) if not entry.name.startswith(".")]

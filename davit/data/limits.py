@@ -1,7 +1,7 @@
-"""Decide how large a picture may become: the one place that bounds what every step of a pipeline makes of it.
+"""Decide how large an image may become: the one place that bounds what every step of a pipeline makes of it.
 
 A file of a hundred bytes may hold a strip of 20000 x 1 pixels, and resizing its shorter side to 256 makes 5 million
-columns of it. What a step would make is computed from the picture's size, before any pixel is decoded.
+columns of it. What a step would make is computed from the image's size, before any pixel is decoded.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from torchvision.transforms import Compose, Resize
 
 from .samples import UnfitPictureError
 
-# Pixels that a step may make of any picture: 134 MB of RGB, as Pillow holds four bytes for each. A step that is asked
-# for large pictures may make four times what is asked for.
+# Pixels that a step may make of any image: 134 MB of RGB, as Pillow holds four bytes for each. A step that is asked
+# for large images may make four times what is asked for.
 MOST_PIXELS = 2**25
 _OF_ASKED = 4
 
@@ -47,7 +47,7 @@ class ResizeWithin:
     step: Resize | ResizeKeepRatio
 
     def size(self, width: int, height: int) -> tuple[int, int]:
-        """Return the width and height that a picture of this size gets.
+        """Return the width and height that an image of this size gets.
 
         Raises:
             UnfitPictureError: it would be too large.
@@ -74,7 +74,7 @@ class ResizeWithin:
 class BoundedCompose(Compose):
     """Apply steps one after another, of which those that resize are `ResizeWithin`.
 
-    `check` is a `Reduction` of `davit.data.decode`: given to the decoder, it refuses a picture before it is decoded.
+    `check` is a `Reduction` of `davit.data.decode`: given to the decoder, it refuses an image before it is decoded.
     """
 
     def __init__(self, steps: list[Callable[[Any], Any]], sizes: list[ResizeWithin]) -> None:
@@ -82,7 +82,7 @@ class BoundedCompose(Compose):
         self._sizes = sizes
 
     def check(self, width: int, height: int, scalable: bool) -> int:
-        """Raise an error for a picture of which a step would make too many pixels; else return 1, decode it whole.
+        """Raise an error for an image of which a step would make too many pixels; else return 1, decode it whole.
 
         Raises:
             UnfitPictureError: it names the shapes and the limit.
@@ -93,7 +93,7 @@ class BoundedCompose(Compose):
 
 
 def bounded(steps: Compose) -> BoundedCompose:
-    """Let each step of timm's that resizes a whole picture refuse what becomes too large."""
+    """Let each step of timm's that resizes a whole image refuse what becomes too large."""
     sizes: list[ResizeWithin] = []
     parts: list[Callable[[Any], Any]] = []
     for step in steps.transforms:

@@ -1,6 +1,6 @@
-"""Tell pictures from other files, list folders of them, and find named ones: the one place that walks folders of data.
+"""Tell images from other files, list folders of them, and find named ones: the one place that walks folders of data.
 
-A file is a picture by its suffix, in upper or lower case. A file without a suffix is one by its first bytes; and what
+A file is an image by its suffix, in upper or lower case. A file without a suffix is one by its first bytes; and what
 has no letter or has other signs than letters and digits (IMG.1234, a.jpg_large) is no suffix. Whatever else lies in a
 folder is counted by its suffix and left out: `left_out` makes a sentence of it. Only regular files are opened.
 """
@@ -25,7 +25,7 @@ from PIL import Image
 from ..text import install_extra
 from .errors import DataError
 
-# The kinds of pictures: suffixes in lower case, and the format that each stands for, by Pillow's name of it. Only
+# The kinds of images: suffixes in lower case, and the format that each stands for, by Pillow's name of it. Only
 # raster formats: Pillow would start Ghostscript for EPS.
 SUFFIXES = {
     **dict.fromkeys((".jpg", ".jpeg", ".jpe", ".jfif"), "JPEG"),
@@ -57,7 +57,7 @@ _BEGINNINGS = (
 )
 HEAD = 32  # bytes that these need
 
-# What cameras, desktops and disk stations leave beside pictures, in lower case; names that begin with a dot
+# What cameras, desktops and disk stations leave beside images, in lower case; names that begin with a dot
 # (.DS_Store, ._a.jpg) are hidden without being listed here.
 _HIDDEN_FILES = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"})
 _HIDDEN_FOLDERS = frozenset({"__macosx", "@eadir", "$recycle.bin", "system volume information", "lost+found"})
@@ -91,12 +91,12 @@ def suffix_of(name: str) -> str:
 
 
 def format_of(head: bytes) -> str | None:
-    """Tell a picture's format from the first 32 bytes of its file, by Pillow's name of it; None for another file."""
+    """Tell an image's format from the first 32 bytes of its file, by Pillow's name of it; None for another file."""
     return next((form for form, beginning in _BEGINNINGS if beginning.match(head)), None)
 
 
 def kind_without_suffix(head: bytes) -> str | None:
-    """Name the kind of a file without suffix by its first bytes, as `left_out` counts it; None for a picture."""
+    """Name the kind of a file without suffix by its first bytes, as `left_out` counts it; None for an image."""
     form = format_of(head)
     if form is None:
         return _NO_SUFFIX
@@ -137,7 +137,7 @@ class Folder:
 
 @dataclass
 class Listing:
-    """The pictures at and below a folder.
+    """The images at and below a folder.
 
     Attributes:
         pictures: paths below the folder, in natural order.
@@ -149,7 +149,7 @@ class Listing:
 
 
 def list_pictures(folder: str | Path, deep: bool = True) -> Listing:
-    """List the pictures in a folder and, where `deep`, in all that is below it.
+    """List the images in a folder and, where `deep`, in all that is below it.
 
     Raises:
         DataError: a folder is absent or cannot be read.
@@ -258,7 +258,7 @@ def _may_be_opened(entry: os.DirEntry[str]) -> bool:
 
 
 def _kind(entry: os.DirEntry[str], suffix: str) -> str | None:
-    """Name the kind of a file by its suffix, or None for a picture by its content, where it has no suffix."""
+    """Name the kind of a file by its suffix, or None for an image by its content, where it has no suffix."""
     if not _may_be_opened(entry):
         return _NOT_REGULAR
     if suffix or entry.name.endswith("~"):  # a~ is an editor's copy of a
@@ -307,8 +307,8 @@ def locate(folder: str | Path, names: Iterable[str]) -> Located:
     r"""Find files by the names that a list or an annotation file gives them, below a folder or absolute.
 
     A name is taken as it stands, else with / for \ (as Windows writes), else in another Unicode form (macOS writes
-    e and an accent where others write é), else with its suffix in another case, else, where it has no suffix of a
-    picture, with one. Each folder is listed once, which is quick for a hundred thousand names. A name for which
+    e and an accent where others write é), else with its suffix in another case, else, where it has no suffix of an
+    image, with one. Each folder is listed once, which is quick for a hundred thousand names. A name for which
     several files fit is missing.
     """
     tree = _Tree(os.fspath(folder))
@@ -392,7 +392,7 @@ class _Tree:
         return same or ((near or self._with_suffix(folder, part)) if is_file else [])
 
     def _with_suffix(self, folder: str, part: str) -> list[str]:
-        """List the pictures of a folder that are called so beside their suffix; none for a name that has one."""
+        """List the images of a folder that are called so beside their suffix; none for a name that has one."""
         if suffix_of(part) in SUFFIXES:
             return []
         stems = self._stems.get(folder)

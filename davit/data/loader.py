@@ -1,4 +1,4 @@
-"""Load batches of pictures: for training resumable at any step, for evaluation each picture exactly once."""
+"""Load batches of images: for training resumable at any step, for evaluation each image exactly once."""
 
 import atexit
 import errno
@@ -37,9 +37,9 @@ class Batch(NamedTuple):
 
     images: (N, 3, H, W) float32, normalised; with S augmentation splits (S*N, 3, H, W), all of split 0
         first, as timm's JSD loss expects, and the targets repeated likewise.
-    targets: (N,) or (S*N,) int64 class indices; (N, K) or (S*N, K) float32 of 0 and 1 for several labels a picture.
+    targets: (N,) or (S*N,) int64 class indices; (N, K) or (S*N, K) float32 of 0 and 1 for several labels per image.
     indices: (N,) int64 positions in the data set.
-    bad: (file, reason) of the pictures that could not be read.
+    bad: (file, reason) of the images that could not be read.
     """
 
     images: Tensor
@@ -216,7 +216,7 @@ class _Loader:
 class TrainLoader(_Loader):
     """Load training micro-batches whose content depends on (seed, epoch, step) and on nothing else.
 
-    `sampler` says which pictures each of them has, and how the ranks share a step of `global_batch` pictures.
+    `sampler` says which images each of them has, and how the ranks share a step of `global_batch` images.
     `bad_images` (file -> reason) collects what `skip_bad_images` replaced on this rank; each file once. `timeout` is
     in seconds, 0 waits forever.
     """
@@ -243,10 +243,10 @@ class TrainLoader(_Loader):
 
 
 class EvalLoader(_Loader):
-    """Load every picture exactly once over all ranks: rank r has the positions r, r + world_size, ...; no padding.
+    """Load every image exactly once over all ranks: rank r has the positions r, r + world_size, ...; no padding.
 
-    Ranks may differ by one picture, and have none; `num_batches` is of this rank. With `skip_bad_images` unreadable
-    pictures are left out and stand in `bad_images` (file -> reason).
+    Ranks may differ by one image, and have none; `num_batches` is of this rank. With `skip_bad_images` unreadable
+    images are left out and stand in `bad_images` (file -> reason).
     """
 
     def __init__(
@@ -263,7 +263,7 @@ class EvalLoader(_Loader):
     ) -> None:
         require_rank(rank, world_size)
         self.num_samples = len(dataset)
-        self.num_labels = dataset.width if dataset.label_sets is not None else 0  # of a row; 0: one class a picture
+        self.num_labels = dataset.width if dataset.label_sets is not None else 0  # of a row; 0: one class per image
         self._mine = range(rank, len(dataset), world_size)
         self.split(batch_size)
         self.dataset = dataset
@@ -278,7 +278,7 @@ class EvalLoader(_Loader):
         self.num_batches = -(-len(self._mine) // batch_size)
 
     def batches(self) -> Iterator[Batch]:
-        """Yield this rank's pictures in order. Raises `DataError` if the whole data set has no readable picture."""
+        """Yield this rank's images in order. Raises `DataError` if the whole data set has no readable image."""
         step = self.batch_size
         seen = 0
         for batch in self._stream(list(self._mine[i : i + step]) for i in range(0, len(self._mine), step)):
@@ -286,7 +286,7 @@ class EvalLoader(_Loader):
             if len(batch.indices):
                 yield batch
         if self._skip_bad_images and self.num_samples and not seen:
-            # This rank's share may be bad or empty while the data set is not: look for one good picture.
+            # This rank's share may be bad or empty while the data set is not: look for one good image.
             SeededDataset(self.dataset, seed=0, skip_bad_images=True)[0, 0, 0]
 
 
@@ -371,7 +371,7 @@ def _lost(error: Exception, sentinels: list[int]) -> str | None:
     text = str(error).strip()
     if "shared memory" in text or os.strerror(errno.ENOSPC) in text:
         return f"data workers hand over batches in shared memory, and there is too little of it: {_SHARED_MEMORY}"
-    if "in DataLoader worker process" in text:  # raised there, by a worker that goes on
+    if "in DataLoader worker process" in text:  # raised there, by a worker that continues
         return None
     is_broken = isinstance(error, EOFError | ConnectionError) or any(sign in text for sign in _SIGNS)
     # One that is killed closes its connections a moment before it is dead.

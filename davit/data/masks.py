@@ -29,7 +29,7 @@ BINARY = (  # what makes masks of 0 and 255 teach something
 )
 MOSTLY_IGNORED = 0.5  # share of the pixels from which that is warned of
 _KINDS = {
-    **{"P": "a palette picture", "PA": "a palette picture", "I;16": "of 16 bits", "I;16B": "of 16 bits"},
+    **{"P": "a palette image", "PA": "a palette image", "I;16": "of 16 bits", "I;16B": "of 16 bits"},
     **{"I": "of 32 bits", "F": "of floating-point numbers", "LA": "greyscale with transparency"},
 }
 _LAYOUT = 1  # of the cached counts; another number makes them all absent
@@ -47,7 +47,7 @@ class Coding:
     Attributes:
         colours: (R, G, B) of each label, 0 first; empty where the values are the labels.
         ignored_colours: colours that are no class.
-        palette_is_labels: in palette pictures the indices are the labels, as Pascal VOC publishes them.
+        palette_is_labels: in palette images the indices are the labels, as Pascal VOC publishes them.
     """
 
     colours: tuple[Colour, ...] = ()
@@ -134,15 +134,15 @@ def as_trained(labels: Any, reduce_zero_label: bool, label_map: Mapping[int, int
 
 
 def check_pairs(pictures: Sequence[Path], masks: Sequence[Path], coding: Coding) -> None:
-    """Check by their headers that all pictures and masks can be opened, and that each mask fits its picture.
+    """Check by their headers that all images and masks can be opened, and that each mask fits its image.
 
     Raises:
-        DataError: a file that is damaged, or no mask; or sizes that differ, of the upright picture and its mask.
+        DataError: a file that is damaged, or no mask; or sizes that differ, of the upright image and its mask.
     """
     headers = read_headers([*pictures, *masks])
     shown, drawn = headers[: len(pictures)], headers[len(pictures) :]
     faults = [
-        (0, f"{file} is not a readable picture: {header.fault}. Copy it again, or take it out.")
+        (0, f"{file} is not a readable image: {header.fault}. Copy it again, or take it out.")
         for file, header in zip([*pictures, *masks], headers, strict=True)
         if header.fault
     ]
@@ -164,13 +164,13 @@ def _pair_fault(picture: Path, mask: Path, shape: Header, header: Header, coding
     remedy = "Make them the same size (a mask is scaled by nearest neighbour)."
     if shape.turned and stored == (shape.height, shape.width):
         remedy = (
-            "The mask was drawn on the picture as it is stored, while every reader turns the picture: turn the mask "
-            "alike, or remove the picture's tag (`exiftool -Orientation= FILE`)."
+            "The mask was drawn on the image as it is stored, while every reader turns the image: turn the mask "
+            "alike, or remove the image's tag (`exiftool -Orientation= FILE`)."
         )
     return [
         (
             2,
-            f"{mask} is {stored[0]} x {stored[1]} pixels, its picture {picture} {shape.width} x {shape.height}"
+            f"{mask} is {stored[0]} x {stored[1]} pixels, its image {picture} {shape.width} x {shape.height}"
             f"{', after the turn that its EXIF asks for' if shape.turned else ''}. {remedy}",
         )
     ]
@@ -196,7 +196,7 @@ def _colours_of(mask: Path, mode: str) -> str:
 def count_labels(masks: Sequence[Path], coding: Coding) -> NDArray[np.int64]:
     """Count the pixels of each label of each mask, as it is in the file; shape (masks, 256).
 
-    Counts are kept for the next run (`davit.files.cache_file`), and made anew for a file whose size or time has
+    Counts are kept for the next run (`davit.files.cache_file`), and made again for a file whose size or time has
     changed. The log says how long it took when that is over a second.
 
     Raises:
@@ -252,7 +252,7 @@ class _Known:
         self._rows[str(mask.absolute())] = [*state, counts]
 
     def save(self) -> None:
-        """Write what is known; where that is not possible, the next run counts anew."""
+        """Write what is known; where that is not possible, the next run counts again."""
         if self._file is None:
             return
         try:

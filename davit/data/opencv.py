@@ -1,4 +1,4 @@
-"""Resize pictures to the same values as OpenCV, which detectors and segmentors were trained with, without OpenCV."""
+"""Resize images to the same values as OpenCV, which detectors and segmentors were trained with, without OpenCV."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _BITS = 11  # of the fixed-point weights that OpenCV gives two neighbours
 
 
 def resize_bilinear(pixels: NDArray[Any], width: int, height: int) -> NDArray[Any]:
-    """Resize a picture (H, W) or (H, W, C) between two neighbours a direction, as ``cv2.resize`` does by default.
+    """Resize an image (H, W) or (H, W, C) between two neighbours a direction, as ``cv2.resize`` does by default.
 
     Bytes are computed in OpenCV's fixed-point numbers, so they come out the same; other types in float32, and whole
     numbers among them are rounded.
@@ -24,7 +24,7 @@ def resize_bilinear(pixels: NDArray[Any], width: int, height: int) -> NDArray[An
         return ((four + 2) >> 2).astype(np.uint8)
     columns, right = _neighbours(old_width, width)
     rows, below = _neighbours(old_height, height)
-    inside = (columns >= 0) & (columns < old_width - 1)  # beyond the outermost pixels their value goes on
+    inside = (columns >= 0) & (columns < old_width - 1)  # beyond the outermost pixels their value continues
     right = np.where(inside, right, np.float32(0))
     columns = columns.clip(0, old_width - 1)
     last = (columns + 1).clip(max=old_width - 1)

@@ -18,13 +18,13 @@ NUMBERS = frozenset({int, float})  # a bool is neither, by its type
 NONE = "no segmentation"
 POINTS = "polygons that are empty, of fewer than three points or of an odd count of numbers"
 FLAT = "polygons without area"
-OUTSIDE = "polygons outside of their picture, or reaching far beyond it"
-SIZE = "run lengths of another size than their picture"
+OUTSIDE = "polygons outside of their image, or reaching far beyond it"
+SIZE = "run lengths of another size than their image"
 CODE = "run lengths that cannot be decoded"
 EMPTY = "run lengths without a pixel of the object"
 FORM = "a segmentation that is neither polygons nor run lengths"
 
-_REACH = 10  # times its picture's longer side: further away, a polygon costs pycocotools too much memory
+_REACH = 10  # times its image's longer side: further away, a polygon costs pycocotools too much memory
 _DIGITS = 7  # of 5 bits, in a compressed run length
 
 
@@ -43,7 +43,7 @@ class Outline:
 
 
 def check_outline(segmentation: Any, width: int, height: int) -> Outline:
-    """Check one object's segmentation against the size of its picture in pixels, and leave out unusable polygons."""
+    """Check one object's segmentation against the size of its image in pixels, and leave out unusable polygons."""
     if isinstance(segmentation, dict):
         return _check_run_lengths(segmentation, width, height)
     if segmentation is None or segmentation == []:

@@ -1,4 +1,4 @@
-"""Pair pictures with their masks by name, whatever the suffixes, and say what is left over."""
+"""Pair images with their masks by name, whatever the suffixes, and say what is left over."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from ..text import some
 from .errors import DataError
 from .listing import Listing, left_out, list_folder, list_pictures, suffix_of
 
-# How names differ where a mask is not called as its picture: (before, after) what both share. The first that pairs
-# most is taken, so of Cityscapes' several masks of one picture that of the trained labels.
+# How names differ where a mask is not called as its image: (before, after) what both share. The first that pairs
+# most is taken, so of Cityscapes' several masks of one image that of the trained labels.
 _WORDS = (
     *("gtFine_labelTrainIds", "gtFine_labelIds", "labelTrainIds", "labelIds"),
     *("mask", "masks", "label", "labels", "L", "P", "gt", "seg", "segmentation", "annotation", "anno"),
@@ -37,14 +37,14 @@ Form = tuple[str, str]
 
 @dataclass(frozen=True)
 class Pairs:
-    """Pictures and their masks, sorted by the pictures' paths.
+    """Images and their masks, sorted by the images' paths.
 
     Attributes:
-        masks: of each picture; None where it is missing.
-        form: (before, after): what a mask's name has around the name that it shares with its picture.
-        without_picture: masks whose picture is missing.
-        absent: names of a list for which there is no picture.
-        unasked: pictures and masks that are not called as asked for, counted by suffix.
+        masks: of each image; None where it is missing.
+        form: (before, after): what a mask's name has around the name that it shares with its image.
+        without_picture: masks whose image is missing.
+        absent: names of a list for which there is no image.
+        unasked: images and masks that are not called as asked for, counted by suffix.
         others: files of other kinds, counted by suffix.
     """
 
@@ -58,21 +58,21 @@ class Pairs:
 
     @property
     def without_mask(self) -> list[Path]:
-        """Pictures whose mask is missing."""
+        """Images whose mask is missing."""
         return [picture for picture, mask in zip(self.pictures, self.masks, strict=True) if mask is None]
 
     @property
     def naming(self) -> str:
-        """How masks are called where that is not as their pictures; else empty."""
+        """How masks are called where that is not as their images; else empty."""
         before, after = self.form
         words = f"{before!r} before it" if before else f"{after!r} after it"
-        return f"masks are called as their pictures with {words}" if before or after else ""
+        return f"masks are called as their images with {words}" if before or after else ""
 
     def notes(self) -> Iterator[str]:
         """Say in a line each what is not used."""
         if self.without_picture:
             masks = some(self.without_picture, 3)
-            yield f"{len(self.without_picture):,} masks have no picture and are left out: {masks}"
+            yield f"{len(self.without_picture):,} masks have no image and are left out: {masks}"
         if self.unasked:
             yield unasked_for(self.unasked)
         if self.others:
@@ -80,9 +80,9 @@ class Pairs:
 
 
 def unasked_for(counts: Counter[str]) -> str:
-    """Say which readable pictures are left out because of the names that are asked for."""
+    """Say which readable images are left out because of the names that are asked for."""
     kinds = ", ".join(f"{count:,} {suffix}" for suffix, count in counts.most_common())
-    return f"{sum(counts.values()):,} pictures or masks do not end as img_suffix and seg_map_suffix ask: {kinds}"
+    return f"{sum(counts.values()):,} images or masks do not end as img_suffix and seg_map_suffix ask: {kinds}"
 
 
 def pair_masks(
@@ -92,7 +92,7 @@ def pair_masks(
     mask_suffix: str | None = None,
     names: Iterable[str] | None = None,
 ) -> Pairs:
-    """Find the pictures in a folder and below it, and for each the mask of the same name in another.
+    """Find the images in a folder and below it, and for each the mask of the same name in another.
 
     A name is the path below the folder without suffix, whatever the suffix and its case; names that differ in their
     Unicode form are the same, and in their case where there is no other. Without suffixes given, masks may also be
@@ -100,14 +100,14 @@ def pair_masks(
     names, or else the PNGs of JPEGs. Hidden files are ignored.
 
     Args:
-        masks: None where only pictures are wanted.
-        picture_suffix: what a picture's file name ends with, as ``.jpg`` or ``_leftImg8bit.png``, whatever its case;
-            without a dot what it ends with before its suffix. None takes all kinds of pictures.
+        masks: None where only images are wanted.
+        picture_suffix: what an image's file name ends with, as ``.jpg`` or ``_leftImg8bit.png``, whatever its case;
+            without a dot what it ends with before its suffix. None takes all kinds of images.
         mask_suffix: the same of masks.
-        names: pictures to take, by name with or without suffix, in this order; None for all.
+        names: images to take, by name with or without suffix, in this order; None for all.
 
     Raises:
-        DataError: two pictures or two masks have the same name.
+        DataError: two images or two masks have the same name.
     """
     pictures = Path(pictures)
     files = list_pictures(pictures)
@@ -146,7 +146,7 @@ def pair_masks(
     folded = {stem.casefold(): file for stem, file in mask_of.items()}
     pairs = [(file, mask_of.get(stems[file]) or folded.get(stems[file].casefold())) for file in chosen]
     used = {mask for _, mask in pairs}
-    if names is not None:  # masks of the pictures that the list leaves out are no fault
+    if names is not None:  # masks of the images that the list leaves out are no fault
         used |= {mask_of.get(stem) or folded.get(stem.casefold()) for stem in stems.values()}
     return Pairs(
         [pictures / file for file, _ in pairs],
@@ -160,14 +160,14 @@ def pair_masks(
 
 
 def holds_pairs(folder: str | Path) -> bool:
-    """Tell by the first files of a folder whether pictures and their masks lie in it together."""
+    """Tell by the first files of a folder whether images and their masks lie in it together."""
     stems = _stems(sorted(list_folder(folder).pictures)[:_PROBED], None)
     pictures, masks, _ = _part(stems, stems, None)
     return 2 * len(set(pictures.values()) & set(masks.values())) > len(pictures)
 
 
 def _outside(files: list[str], pictures: Path, masks: Path) -> list[str]:
-    """Leave out files of the folder of masks, where that lies in the folder of pictures."""
+    """Leave out files of the folder of masks, where that lies in the folder of images."""
     inside = os.path.relpath(masks, pictures)
     if inside == "." or inside.startswith(".."):
         return files
@@ -175,7 +175,7 @@ def _outside(files: list[str], pictures: Path, masks: Path) -> list[str]:
 
 
 def _by_suffix(found: Listing, suffix: str | None) -> tuple[list[str], Counter[str]]:
-    """Separate pictures that end as asked from others; those are counted by suffix."""
+    """Separate images that end as asked from others; those are counted by suffix."""
     ends = (suffix or "").lower()
 
     def fits(file: str) -> bool:
@@ -191,7 +191,7 @@ def _count(files: Iterable[str]) -> Counter[str]:
 
 
 def _stems(files: Iterable[str], suffix: str | None) -> dict[str, str]:
-    """Give each file the name that it shares with its mask or picture."""
+    """Give each file the name that it shares with its mask or image."""
     stems = {}
     for file in files:
         if suffix and "." in suffix:
@@ -223,7 +223,7 @@ def _choose(stems: dict[str, str], files: list[str], names: Iterable[str] | None
 
 
 def _spellings(name: str) -> Iterator[str]:
-    """List what a line may mean: a name, or the first of a picture's and a mask's path, with folders above these."""
+    """List what a line may mean: a name, or the first of an image's and a mask's path, with folders above these."""
     line = unicodedata.normalize("NFC", name.strip().replace("\\", "/"))
     for whole in dict.fromkeys((line, *line.split()[:1])):
         parts = whole.strip("/").split("/")
@@ -241,7 +241,7 @@ def _refuse_twins(folder: Path, stems: Iterable[str], files: Iterable[str], argu
             twins.append(f"{seen[stem]} and {file}")
     if twins:
         raise DataError(
-            f"{folder} has several files of one name, by which a picture is paired with its mask: {some(twins, 3)}. "
+            f"{folder} has several files of one name, by which an image is paired with its mask: {some(twins, 3)}. "
             f"Take one of each out, or say which suffix to take with {argument} of the data set."
         )
 
@@ -272,7 +272,7 @@ def _match_forms(
 ) -> tuple[dict[str, str], dict[str, str], Form, Counter[str]]:
     """Find out how masks are called; equal names win unless another form pairs more.
 
-    Returns the stems of pictures and of masks that pair, the form of the masks, and files of none counted by suffix.
+    Returns the stems of images and of masks that pair, the form of the masks, and files of none counted by suffix.
     """
     best = len(set(stems.values()) & set(mask_stems.values()))
     chosen: tuple[Form, Form] = (("", ""), ("", ""))
@@ -294,7 +294,7 @@ def _match_forms(
 def _part(
     stems: dict[str, str], mask_stems: dict[str, str], mask_suffix: str | None
 ) -> tuple[dict[str, str], dict[str, str], Form]:
-    """Tell masks from pictures where both lie in one folder."""
+    """Tell masks from images where both lie in one folder."""
     if mask_suffix:
         return {file: stem for file, stem in stems.items() if file not in mask_stems}, mask_stems, ("", "")
     best: tuple[int, dict[str, str], Form] = (0, {}, ("", ""))

@@ -1,4 +1,4 @@
-"""Read pictures that are stored one after the other in large files: each is a range of bytes of a file."""
+"""Read images that are stored one after the other in large files: each is a range of bytes of a file."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ from .errors import BadImageError, DataError
 from .source import ClassMap, Listed, Texts
 
 _OPEN_FILES = 128  # of a process and a source; most systems allow 1,024
-_LARGEST = 1 << 31  # bytes of a picture
-FILE_OF_ITS_OWN = -1  # as the size of a picture that lies beside the table and not in it
+_LARGEST = 1 << 31  # bytes of an image
+FILE_OF_ITS_OWN = -1  # as the size of an image that lies beside the table and not in it
 _GONE = (errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOTDIR)  # any other error is the machine's
 
 
 @dataclass
 class Ranges:
-    """The pictures that one file holds, as its index lists them.
+    """The images that one file holds, as its index lists them.
 
     Attributes:
         file: the file as the user calls it, for messages.
         stored_in: the file that holds the bytes.
         stamp: size and time of modification (ns) of `stored_in` when the index was made.
-        names: of the pictures, within the file.
+        names: of the images, within the file.
         labels: class names or indices as the data have them, "" for none.
-        starts, sizes: of the ranges in bytes, int64. `FILE_OF_ITS_OWN` as size: the picture's name is its path.
+        starts, sizes: of the ranges in bytes, int64. `FILE_OF_ITS_OWN` as size: the image's name is its path.
     """
 
     file: str
@@ -49,7 +49,7 @@ class Ranges:
 
 
 class RangeSource(Listed):
-    """Open pictures by their ranges in files; every process has descriptors of its own, or those it was forked with.
+    """Open images by their ranges in files; every process has descriptors of its own, or those it was forked with.
 
     Reads name their place (`os.pread`), so that processes and threads may share a descriptor.
     """
@@ -66,10 +66,10 @@ class RangeSource(Listed):
         class_names: Sequence[str] = (),
         several: bool = False,
     ) -> None:
-        """Take the pictures of all parts, or those whose places among them are in `keep`.
+        """Take the images of all parts, or those whose places among them are in `keep`.
 
         Args:
-            labels: of the pictures of all parts.
+            labels: of the images of all parts.
             place, class_map, indices, class_names, several: as `Listed` has them.
         """
         names = [name for part in parts for name in part.names]
@@ -92,21 +92,21 @@ class RangeSource(Listed):
         self._descriptor = functools.lru_cache(_OPEN_FILES)(self._open_file)
 
     def path(self, index: int) -> str:
-        """Name a picture by its file and its name in it."""
+        """Name an image by its file and its name in it."""
         return f"{self._files[self._file_of[index]][0]}/{self.filename(index)}"
 
     def open(self, index: int) -> tuple[Stored, int]:
-        """Return the picture's bytes as a stream, and its class index.
+        """Return the image's bytes as a stream, and its class index.
 
         Raises:
-            BadImageError: the file ends before the picture does, or is gone.
+            BadImageError: the file ends before the image does, or is gone.
             DataError: the file has changed since its index was made.
         """
         size, start = int(self._sizes[index]), int(self._starts[index])
         if size == FILE_OF_ITS_OWN:
             return str(Path(self._files[self._file_of[index]][0]).parent / self.filename(index)), self.target(index)
         if size > _LARGEST:
-            raise BadImageError.of(self.path(index), f"{size} bytes are too many for a picture")
+            raise BadImageError.of(self.path(index), f"{size} bytes are too many for an image")
         number = int(self._file_of[index])
         try:
             descriptor = self._descriptor(number)
@@ -116,7 +116,9 @@ class RangeSource(Listed):
                 raise OSError(error.errno, error.strerror, self.path(index)) from error
             raise BadImageError.of(self.path(index), f"its file cannot be opened ({error.strerror})") from error
         if len(data) < size:
-            reason = f"cut off: its file has {descriptor.size} bytes and it would end at {start + size}; fetch it anew"
+            reason = (
+                f"cut off: its file has {descriptor.size} bytes and it would end at {start + size}; fetch it again"
+            )
             raise BadImageError.of(self.path(index), reason)
         return io.BytesIO(data), self.target(index)
 
@@ -124,7 +126,7 @@ class RangeSource(Listed):
         name, stored_in, stamp = self._files[number]
         descriptor = _Descriptor(stored_in)
         if descriptor.stamp != stamp:
-            raise DataError(f"{name} has changed while it is read: start again, and its index is made anew")
+            raise DataError(f"{name} has changed while it is read: start again, and its index is made again")
         return descriptor
 
 

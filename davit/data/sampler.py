@@ -14,8 +14,8 @@ from .dataset import Key, PictureDataset
 from .errors import DataError, require
 from .source import NO_CLASS
 
-_REPEATS = 3  # repeated augmentation (Hoffer et al. 2020; Berman et al. 2019) shows each picture three times
-_ROUND = 256  # ... and keeps as many samples as the data has pictures, rounded down to this
+_REPEATS = 3  # repeated augmentation (Hoffer et al. 2020; Berman et al. 2019) shows each image three times
+_ROUND = 256  # ... and keeps as many samples as the data has images, rounded down to this
 
 
 class TooFewSamplesError(DataError):
@@ -38,13 +38,13 @@ class EpochSampler:
     of them. Another number of processes with the same G keeps each step's samples and their order.
 
     `epoch_repeats` passes over the data make an epoch, each in an order of its own; a fraction
-    ends within a pass; 0 is one pass. With `repeated_aug` a pass shows each picture three times in a row,
-    with different augmentations, and a micro-batch's rows are dealt to the ranks in turn, so that the three
-    meet different ranks; it ends after as many samples as there are pictures (as timm's RepeatAugSampler).
-    With `weights`, one for each picture, a pass shows a picture as often as its share of their sum says, on average:
+    ends within a pass; 0 is one pass. With `repeated_aug` a pass shows each image three times in a row,
+    with different augmentations, and a micro-batch's rows are assigned to the ranks in turn, so that the three
+    meet different ranks; it ends after as many samples as there are images (as timm's RepeatAugSampler).
+    With `weights`, one for each image, a pass shows an image as often as its share of their sum says, on average:
     for an expected 2.3 times it is there twice or three times. What is not whole is drawn (systematic sampling).
     `drop_last` leaves the last, incomplete step out; otherwise it is filled up from the start of the order.
-    `size_of` (None: no size) says the side of the pictures of (epoch, step), which then is a part of each key.
+    `size_of` (None: no size) says the side of the images of (epoch, step), which then is a part of each key.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class EpochSampler:
         self._weights = None if weights is None else torch.as_tensor(weights, dtype=torch.float64)
         if self._weights is not None and repeated_aug:
             raise ValueError(
-                "`sampler=balanced` and `repeated_aug=True` both say how often a picture is seen: give one."
+                "`sampler=balanced` and `repeated_aug=True` both say how often an image is seen: give one."
             )
         self.num_pictures, self.seed, self.repeated_aug = num_pictures, seed, repeated_aug
         self.batch_size, self.rank, self.world_size = batch_size, rank, world_size
@@ -106,7 +106,7 @@ class EpochSampler:
         return index[row], repeat[row] + wraps * further
 
     def _drawn(self, generator: torch.Generator) -> Tensor:
-        """Draw the pictures of a pass: each once, or as the weights say."""
+        """Draw the images of a pass: each once, or as the weights say."""
         shuffled = torch.randperm(self.num_pictures, generator=generator)
         if self._weights is None:
             return shuffled
@@ -153,19 +153,17 @@ class EpochSampler:
 
 
 def balanced_weights(dataset: PictureDataset) -> np.ndarray[Any, Any]:
-    """Return a weight for each picture, (N,) float64, by which each class is seen equally often.
+    """Return a weight for each image, (N,) float64, by which each class is seen equally often.
 
-    It is one over the number of pictures of its class; of several labels that of the rarest counts (as in the repeat
-    factor sampling of LVIS, Gupta et al. 2019), and pictures without any label are a class of their own.
+    It is one over the number of images of its class; of several labels that of the rarest counts (as in the repeat
+    factor sampling of LVIS, Gupta et al. 2019), and images without any label are a class of their own.
 
     Raises:
         DataError: the data set does not tell its classes.
     """
     sets, counts = dataset.label_sets, dataset.counts()
     if counts is None:
-        raise DataError(
-            "`sampler=balanced` needs to know the class of each picture, which this data set does not tell"
-        )
+        raise DataError("`sampler=balanced` needs to know the class of each image, which this data set does not tell")
     if sets is None:
         targets = np.asarray(dataset.source.targets())
         known = targets != NO_CLASS

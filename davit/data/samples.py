@@ -47,7 +47,7 @@ class Array:
     bits: int = 0
 
     def upright_size(self) -> tuple[int, int, int]:
-        """Return the width, the height and the bands of the upright picture."""
+        """Return the width, the height and the bands of the upright image."""
         height, width, bands = self.arranged(None).shape
         return (height, width, bands) if self.orientation in (5, 6, 7, 8) else (width, height, bands)
 
@@ -61,7 +61,7 @@ class Array:
         if values.ndim == 2:
             values = values[:, :, None]
         elif values.ndim != 3 or 0 in shape:
-            raise UnfitPictureError(f"an array of shape {shape}; a picture has rows, columns and bands")
+            raise UnfitPictureError(f"an array of shape {shape}; an image has rows, columns and bands")
         elif "S" in self.axes:
             values = np.moveaxis(values, self.axes.index("S"), 2)
         else:
@@ -84,7 +84,7 @@ class Array:
 
 
 def other_bands(found: int, wanted: int, kind: str = "") -> str:
-    """Say that a picture has another number of bands than is to be read."""
+    """Say that an image has another number of bands than is to be read."""
     of_kind = f" ({kind})" if kind else ""
     return (
         f"{found} band{'s' if found > 1 else ''}{of_kind}, where {wanted} {'are' if wanted > 1 else 'is'} read; "
@@ -98,7 +98,7 @@ def read_array(source: str | Path | BinaryIO, header_only: bool = False) -> Arra
     With `header_only` the values are zeros that take no memory, of the shape and type that the header says.
 
     Raises:
-        UnfitPictureError: a package is missing, or the array is no picture.
+        UnfitPictureError: a package is missing, or the array is no image.
     """
     with _stream(source) as stream:
         head = stream.read(_HEAD)
@@ -108,14 +108,14 @@ def read_array(source: str | Path | BinaryIO, header_only: bool = False) -> Arra
         if head.startswith(_TIFF):
             return _read_tiff(stream, header_only)
         if head[4:8] == b"ftyp" and head[8:12] in _HEIF:
-            raise UnfitPictureError(f"a HEIC picture, which pillow-heif reads: {install_extra('heif')}")
+            raise UnfitPictureError(f"a HEIC image, which pillow-heif reads: {install_extra('heif')}")
         if head[4:8] == b"ftyp" and head[8:12] in (b"avif", b"avis"):
-            raise UnfitPictureError("an AVIF picture, which Pillow 11.3 and later read: pip install -U pillow")
+            raise UnfitPictureError("an AVIF image, which Pillow 11.3 and later read: pip install -U pillow")
     return None
 
 
 def read_tiff(source: str | Path | BinaryIO) -> Array:
-    """Read the first picture of a TIFF by tifffile, with all its bands.
+    """Read the first image of a TIFF by tifffile, with all its bands.
 
     Raises:
         UnfitPictureError: tifffile, or what unpacks this kind of TIFF, is not installed.
@@ -163,7 +163,7 @@ def _read_tiff(stream: BinaryIO, header_only: bool = False) -> Array:
         series = file.series[0]
         whole = series if len(series.shape) <= 3 and not page.is_reduced else page
         if "S" in page.axes and len(page.shape) == 3:
-            whole = page  # of several pictures in one file the first
+            whole = page  # of several images in one file the first
         _check_size(whole.shape)
         try:
             values = np.broadcast_to(np.zeros((), whole.dtype), whole.shape) if header_only else whole.asarray()
@@ -195,9 +195,9 @@ _OTHER_BYTE = {
 
 
 def raw_mode(image: Image.Image) -> str:
-    """Return how Pillow unpacks a picture that was just opened; "" for formats and pictures where that says nothing.
+    """Return how Pillow unpacks an image that was just opened; "" for formats and images where that says nothing.
 
-    It is to be asked before anything else, as reading a PNG's EXIF decodes the picture.
+    It is to be asked before anything else, as reading a PNG's EXIF decodes the image.
     """
     if not isinstance(image, PngImagePlugin.PngImageFile | TiffImagePlugin.TiffImageFile) or not image.tile:
         return ""
@@ -224,12 +224,12 @@ def lacks_bands(image: Image.Image, raw: str, bands: int | None) -> bool:
 
 
 def is_deep_colour(raw: str) -> bool:
-    """Tell whether a picture of this raw mode stores several bands of 16 bits."""
+    """Tell whether an image of this raw mode stores several bands of 16 bits."""
     return raw == "LA;16B" or raw in _OTHER_BYTE
 
 
 def read_deep_colour(image: Image.Image, raw: str, source: str | Path | BinaryIO) -> NDArray[np.uint16]:
-    """Read the colours of 16 bits of an opened picture, as (H, W, C), by decoding the two bytes of a value apart.
+    """Read the colours of 16 bits of an opened image, as (H, W, C), by decoding the two bytes of a value apart.
 
     Args:
         image: as it was opened; it is decoded here.

@@ -1,7 +1,7 @@
 """Draw scenes of several handwritten digits: the embedded data set of detection and segmentation.
 
 Digits of different sizes and colours lie on textured grounds and may hide a part of one another. Boxes and masks are
-exact: they are made with the picture. Training and validation scenes show different handwriting.
+exact: they are made with the image. Training and validation scenes show different handwriting.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ _MOST_HIDDEN = 0.3  # share of a digit that others may cover
 def write_scenes(root: str | Path | None = None, form: str = "coco") -> Path:
     """Lay the scenes out once, and return the folder; the same pixels every time, and the same objects in each form.
 
-    "coco": train2017/, val2017/ hold the pictures (PNG, 128 x 128), annotations/instances_{train,val}2017.json the
+    "coco": train2017/, val2017/ hold the images (PNG, 128 x 128), annotations/instances_{train,val}2017.json the
     objects as COCO has them (categories 1 to 10 named 0 to 9, masks run-length encoded), and masks/{train,val}2017/ a
-    label per pixel: 0 is ground, d + 1 the digit d. "roboflow": {train,valid}/ hold pictures and
+    label per pixel: 0 is ground, d + 1 the digit d. "roboflow": {train,valid}/ hold images and
     _annotations.coco.json, whose category 0 is a parent without objects. "yolo": data.yaml, images/{train,val}/ and
     labels/{train,val}/ with a polygon for each object, which goes round its mask along the sides of the pixels.
 
@@ -82,7 +82,7 @@ def _write(form: str, folder: Path) -> None:
 
 
 def _folders(form: str, split: str) -> tuple[str, ...]:
-    """Name the folders of a split: of its pictures, its labels, and what else is needed."""
+    """Name the folders of a split: of its images, its labels, and what else is needed."""
     if form == "coco":
         return f"{split}2017", f"masks/{split}2017"
     if form == "yolo":
@@ -112,7 +112,7 @@ def _write_json(file: Path, images: list[dict[str, Any]], annotations: list[dict
 
 
 def _scene(draw: np.random.Generator, glyphs: list[tuple[int, int, Array]]) -> tuple[Array, list[tuple[int, Any]]]:
-    """Draw a picture (SIDE, SIDE, 3); return it with its (digit, visible mask) from back to front."""
+    """Draw an image (SIDE, SIDE, 3); return it with its (digit, visible mask) from back to front."""
     picture = _ground(draw)
     owner: Any = np.full((SIDE, SIDE), -1)
     digits: list[int] = []

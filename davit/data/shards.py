@@ -1,8 +1,8 @@
-"""Read pictures inside tar files at random: WebDataset's shards, and folders of classes in a tar.
+"""Read images inside tar files at random: WebDataset's shards, and folders of classes in a tar.
 
-An index says where each picture of a shard begins and how long it is. It is made in one pass over the headers and kept
-for the next run. So a picture has a position, as in a folder, which WebDataset's stream does not give: runs resume
-exactly and evaluations count each picture once. Nothing is ever unpacked.
+An index says where each image of a shard begins and how long it is. It is made in one pass over the headers and kept
+for the next run. So an image has a position, as in a folder, which WebDataset's stream does not give: runs resume
+exactly and evaluations count each image once. Nothing is ever unpacked.
 """
 
 from __future__ import annotations
@@ -50,10 +50,10 @@ _PACKED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x
 
 
 class ShardSource(RangeSource):
-    """Read the pictures of one split from tar files, in the natural order of CLASS/NAME.
+    """Read the images of one split from tar files, in the natural order of CLASS/NAME.
 
-    A picture's class stands in a member beside it, KEY.cls or KEY.json, as WebDataset has it; where no shard has such
-    members, it is the folder in the tar in which the picture lies. A label that is a whole number is a class index.
+    An image's class stands in a member beside it, KEY.cls or KEY.json, as WebDataset has it; where no shard has such
+    members, it is the folder in the tar in which the image lies. A label that is a whole number is a class index.
     """
 
     def __init__(
@@ -70,14 +70,14 @@ class ShardSource(RangeSource):
         """Index the shards, or take their kept indices.
 
         Args:
-            split: where all pictures lie in folders named as splits, those of this one are taken.
+            split: where all images lie in folders named as splits, those of this one are taken.
             split_required: it is an error if they do not.
-            input_key: endings of the members that are the pictures ("jpg", "input.png;input.jpg").
+            input_key: endings of the members that are the images ("jpg", "input.png;input.jpg").
             target_key: ending of the members, or field of the .json members, that is the class.
             several: a label is a list in a .json member, or a text with semicolons or lines.
 
         Raises:
-            DataError: a shard is no plain tar file, or the pictures have no class.
+            DataError: a shard is no plain tar file, or the images have no class.
         """
         indices = index_shards([str(shard) for shard in shards], input_key, target_key, several)
         place = f"{shards[0]} and {len(shards) - 1} more shards" if len(shards) > 1 else str(shards[0])
@@ -87,17 +87,17 @@ class ShardSource(RangeSource):
         left_out = sum((Counter(index.left_out) for index in indices), Counter[str]())
         if not names:
             others = said_left_out(left_out)
-            raise DataError(f"{place} holds no picture that can be read{f' ({others})' if others else ''}")
+            raise DataError(f"{place} holds no image that can be read{f' ({others})' if others else ''}")
         keep = _in_split(place, names, split, required=split_required)
         has_labels = any(labels[at] is not None for at in keep)
         if has_labels:
             cut = np.concatenate([part.starts + part.sizes > part.stamp[0] for part in parts])
-            labelled = [at for at in keep if labels[at] is not None or cut[at]]  # a cut one is a bad picture
-            left_out["pictures without a label"] += len(keep) - len(labelled)
+            labelled = [at for at in keep if labels[at] is not None or cut[at]]  # a cut one is a bad image
+            left_out["images without a label"] += len(keep) - len(labelled)
             keep = labelled
         else:
             if several:
-                raise DataError(f"{place}: no picture has a KEY.json or KEY.cls beside it, with its labels")
+                raise DataError(f"{place}: no image has a KEY.json or KEY.cls beside it, with its labels")
             labels = _folders_as_labels(place, parts, names, keep)
         _say(place, indices, left_out)
         super().__init__(place, parts, labels, class_map, keep=keep, indices=has_labels, several=several)
@@ -120,7 +120,7 @@ class ShardIndex:
 def index_shards(
     shards: Sequence[str], input_key: str | None = None, target_key: str | None = None, several: bool = False
 ) -> list[ShardIndex]:
-    """Return the index of each shard: the kept one, or made anew where the shard has changed or is new.
+    """Return the index of each shard: the kept one, or made again where the shard has changed or is new.
 
     Raises:
         DataError: a shard is no plain tar file.
@@ -151,7 +151,7 @@ def index_shards(
     if made:
         count = sum(len(index.ranges.starts) for index in indices)
         seconds = time.monotonic() - begun
-        log.info("Indexed %d of %d shards (%d pictures) in %.1f s.", len(made), len(shards), count, seconds)
+        log.info("Indexed %d of %d shards (%d images) in %.1f s.", len(made), len(shards), count, seconds)
     if unkept:
         log.warning("The index could not be kept and is made at each start: set DAVIT_CACHE_DIR to a folder for it.")
     return indices
@@ -265,7 +265,9 @@ class _Walk:
             elif any(rest):
                 self.fault = f"is damaged after {last}"
             elif any(os.pread(stream.fileno(), _AFTER_END, offset)):
-                self.fault = f"goes on after its end mark behind {last}: joined tars, which tar --ignore-zeros unpacks"
+                self.fault = (
+                    f"continues after its end mark behind {last}: joined tars, which tar --ignore-zeros unpacks"
+                )
         elif error:
             ended = size < before or "end of data" in error
             self.fault = f"ends within {last}, after {size} bytes" if ended else f"is damaged after {last} ({error})"
@@ -277,7 +279,7 @@ def _why_no_tar(shard: str, reason: str) -> str:
     for mark, kind in _PACKED.items():
         if begin.startswith(mark):
             return f"{shard} is packed with {kind}, where nothing can be read but from the start: unpack it to a .tar"
-    return f"{shard} is not a tar file ({reason}): fetch it anew, or remove it"
+    return f"{shard} is not a tar file ({reason}): fetch it again, or remove it"
 
 
 def _split_key(name: str) -> tuple[str, str]:
@@ -294,7 +296,7 @@ def _suffix(name: str) -> str:
 
 
 def _key_among(labels: Mapping[str, Any], name: str) -> str | None:
-    """Find the key of a picture's label: the name up to its last dot, or else to its first one."""
+    """Find the key of an image's label: the name up to its last dot, or else to its first one."""
     keys = (name.removesuffix(_suffix(name)), _split_key(name)[0])
     return next((key for key in keys if key in labels), None)
 
@@ -302,7 +304,7 @@ def _key_among(labels: Mapping[str, Any], name: str) -> str | None:
 def _one_for_each_sample(
     shard: str, pictures: list[tuple[str, int, int]], labels: Mapping[str, Any], left_out: Counter[str]
 ) -> list[tuple[str, int, int]]:
-    """Leave the further pictures of a sample out: KEY.jpg counts beside KEY.mask.png.
+    """Leave the further images of a sample out: KEY.jpg counts beside KEY.mask.png.
 
     Raises:
         DataError: a sample has two that may be meant.
@@ -314,12 +316,12 @@ def _one_for_each_sample(
     chosen = []
     for key, several in samples.items():
         plain = [picture for picture in several if picture[0].removesuffix(_suffix(picture[0])) == key]
-        if len(plain) > 1:  # what a network computed of the picture, most often
+        if len(plain) > 1:  # what a network computed of the image, most often
             plain = [picture for picture in plain if not picture[0].lower().endswith(".npy")] or plain
         if len(several) > 1 and len(plain) != 1:
             found = [name.removeprefix(f"{key}.") for name, _, _ in several]
             raise DataError(
-                f"{shard}: the sample {key} has several pictures: choose by `input_key={found[0]}`, of {found}"
+                f"{shard}: the sample {key} has several images: choose by `input_key={found[0]}`, of {found}"
             )
         chosen.append(several[0] if len(several) == 1 else plain[0])
         for name, _, _ in several:
@@ -371,7 +373,7 @@ def _as_label(value: Any) -> str | None:
 def _folders_as_labels(
     place: str, parts: Sequence[Ranges], names: Sequence[str], keep: Sequence[int]
 ) -> list[str | None]:
-    """Give each picture the folder in which it lies as its label."""
+    """Give each image the folder in which it lies as its label."""
     stems = np.repeat([Path(part.file).stem for part in parts], [len(part.starts) for part in parts])
     labels: list[str | None] = [None] * len(names)
     folder_of: dict[str, str] = {}
@@ -389,14 +391,14 @@ def _folders_as_labels(
             raise DataError(f"{place}: two folders are named as class {label!r}: {folder_of[label]} and {folder}")
     if flat:
         raise DataError(
-            f"{place}: {len(flat)} of {len(keep)} pictures have no class ({some(flat, 3)}): a shard has KEY.cls or "
-            "KEY.json beside each, or one folder a class; `target_key=NAME` names another ending, or a field of .json"
+            f"{place}: {len(flat)} of {len(keep)} images have no class ({some(flat, 3)}): a shard has KEY.cls or "
+            "KEY.json beside each, or one folder per class; `target_key=NAME` names another suffix, or a field of it"
         )
     return labels
 
 
 def _in_split(place: str, names: Sequence[str], split: str, required: bool) -> Sequence[int]:
-    """List the places of the split's pictures, where all lie in folders named as splits; else of all.
+    """List the places of the split's images, where all lie in folders named as splits; else of all.
 
     Raises:
         DataError: there are none, or no such folders though `required`.
@@ -409,13 +411,13 @@ def _in_split(place: str, names: Sequence[str], split: str, required: bool) -> S
         if found <= known and split != ".":
             keep = [at for at, parts in enumerate(folders) if parts[depth] in wanted]
             if not keep:
-                raise DataError(f"{place} holds no pictures of split {split!r}, only of {some(sorted(found))}")
+                raise DataError(f"{place} holds no images of split {split!r}, only of {some(sorted(found))}")
             return keep
         if len(found) > 1:
             break
     if required:
         raise DataError(
-            f"{place}: neither its name nor its folders tell which pictures are of split {split!r}: call the files "
+            f"{place}: neither its name nor its folders tell which images are of split {split!r}: call the files "
             f"{split}.tar or {split}-000000.tar, or name the split '.' to take all"
         )
     return range(len(names))
@@ -427,4 +429,4 @@ def _say(place: str, indices: Sequence[ShardIndex], left_out: Mapping[str, int])
         log.warning("%s: %s", place, others)
     for index in indices:
         if index.fault:
-            log.warning("%s %s. Pictures may be missing: fetch it anew.", index.ranges.file, index.fault)
+            log.warning("%s %s. Images may be missing: fetch it again.", index.ranges.file, index.fault)

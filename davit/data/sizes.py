@@ -1,4 +1,4 @@
-"""Say how large training pictures are at each step: small at first, which is faster, and at the end as evaluated."""
+"""Say how large training images are at each step: small at first, which is faster, and at the end as evaluated."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .errors import require, require_choice
 
 @dataclass(frozen=True)
 class SizeSchedule:
-    """The side of the training pictures as a function of (epoch, step), and of nothing else.
+    """The side of the training images as a function of (epoch, step), and of nothing else.
 
     With T = `epochs` * `steps_per_epoch` steps and k sizes, step t = epoch * `steps_per_epoch` + step has
 
@@ -35,7 +35,7 @@ class SizeSchedule:
         require(self.multiple >= 1, "size_multiple", self.multiple, "a number of 1 or more")
 
     def at(self, epoch: int, step: int) -> int:
-        """Return the side of the pictures of a step, in pixels."""
+        """Return the side of the images of a step, in pixels."""
         steps, done = self.epochs * self.steps_per_epoch, epoch * self.steps_per_epoch + step
         last = len(self.sizes) - 1
         if done >= steps:

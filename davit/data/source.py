@@ -1,4 +1,4 @@
-"""Say what a source of pictures is, and number and order what a list of names and labels holds."""
+"""Say what a source of images is, and number and order what a list of names and labels holds."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from .listing import natural_key
 
 log = logging.getLogger(__name__)
 
-NO_CLASS = -1  # of a picture that cannot be read, and whose label cannot be either
+NO_CLASS = -1  # of an image that cannot be read, and whose label cannot be either
 
 _WHOLE = re.compile(r"(\d{1,18})(?:\.0*)?", re.ASCII)  # a table's index column may hold 3.0
 _SIGNED = re.compile(r"[-+]?\d+(?:\.\d*)?", re.ASCII)
@@ -35,29 +35,29 @@ ClassMap: TypeAlias = str | Path | dict[str, int] | None
 
 
 class Source(Protocol):
-    """Where pictures come from: a folder, a table, shards, a named data set, a list."""
+    """Where images come from: a folder, a table, shards, a named data set, a list."""
 
     class_to_idx: dict[str, int]
 
     def __len__(self) -> int: ...
 
     def filename(self, index: int) -> str:
-        """Name a picture for predictions and reports: by its file below the split folder, where it has one."""
+        """Name an image for predictions and reports: by its file below the split folder, where it has one."""
 
     def names(self) -> Sequence[str]:
-        """List what `filename` says of all pictures: for a million of them in less than a second."""
+        """List what `filename` says of all images: for a million of them in less than a second."""
 
     def path(self, index: int) -> str:
-        """Name a picture for errors and lists of bad ones."""
+        """Name an image for errors and lists of bad ones."""
 
     def targets(self) -> Sequence[int] | None:
-        """List the class indices of all pictures; None where only opening the pictures would tell.
+        """List the class indices of all images; None where only opening the images would tell.
 
-        Also None where a picture may have several: then the source has `label_sets`.
+        Also None where an image may have several: then the source has `label_sets`.
         """
 
     def open(self, index: int) -> tuple[Stored, int]:
-        """Return a picture as it is stored, and its class index; decoding is the data set's work."""
+        """Return an image as it is stored, and its class index; decoding is the data set's work."""
 
 
 class Texts:
@@ -109,17 +109,17 @@ class Texts:
 
 
 class Listed:
-    """Hold the names, the order and the class indices of pictures that are listed with their labels.
+    """Hold the names, the order and the class indices of images that are listed with their labels.
 
-    The order is the natural one of CLASS/NAME, as a folder of the same pictures has it, whatever the order of the list
-    and however the pictures are spread over files. Subclasses say how a picture is opened.
+    The order is the natural one of CLASS/NAME, as a folder of the same images has it, whatever the order of the list
+    and however the images are spread over files. Subclasses say how an image is opened.
 
-    Pictures that may have several labels are in the order of their names alone.
+    Images that may have several labels are in the order of their names alone.
 
     Attributes:
         order: for each position, the place in the list that it was made from.
         is_indexed: the class indices are the labels themselves, or stand in the data beside the classes' names.
-        label_sets: the classes of each position, where a picture may have several; else None.
+        label_sets: the classes of each position, where an image may have several; else None.
     """
 
     def __init__(
@@ -137,18 +137,18 @@ class Listed:
 
         Args:
             place: the folder, table or shards, for messages.
-            labels: the class of each picture, by name or index; None where it cannot be read.
+            labels: the class of each image, by name or index; None where it cannot be read.
             class_map: names and their indices, which replace those of the data, or a file of them.
             indices: labels that are all whole numbers are class indices, not names.
             class_names: the names of the indices 0, 1, ..., where the data tell them.
-            several: each text of `labels` is made of all labels of a picture, by `label_sets.joined`.
+            several: each text of `labels` is made of all labels of an image, by `label_sets.joined`.
 
         Raises:
             DataError: the labels cannot be numbered, or none is in the class map; one that is not, where there are
                 several.
         """
         if not names:
-            raise DataError(f"{place} lists no pictures")
+            raise DataError(f"{place} lists no images")
         self.label_sets: LabelSets | None = None
         sets = [taken_apart(label) for label in labels] if several else []
         distinct = {label for one in sets for label in one} or {label for label in labels if label and not several}
@@ -157,7 +157,7 @@ class Listed:
         folder = Path(place) if Path(place).is_dir() else Path(place).parent
         mapping = read_class_map(class_map, folder) if class_map else None
         if several and not distinct and not class_names and mapping is None:
-            raise DataError(f"{place}: none of its {len(names)} pictures has a label, so there is no class")
+            raise DataError(f"{place}: none of its {len(names)} images has a label, so there is no class")
         self.class_to_idx, index_of, self.is_indexed = _number(place, distinct, mapping, indices, class_names)
         if several:
             self._keep_several(place, names, sets, index_of, class_map)
@@ -182,7 +182,7 @@ class Listed:
         index_of: Mapping[str, int],
         class_map: ClassMap,
     ) -> None:
-        """Keep pictures with any number of labels, by the order of their names."""
+        """Keep images with any number of labels, by the order of their names."""
         for name, labels in zip(names, sets, strict=True):
             if unknown := [label for label in labels if label not in index_of]:
                 raise DataError(
@@ -208,12 +208,12 @@ class Listed:
         return None if self.label_sets is not None else self._targets.tolist()
 
     def target(self, index: int) -> int:
-        """Return the class index of a picture."""
+        """Return the class index of an image."""
         return int(self._targets[index])
 
 
 class Files(Listed):
-    """Hold pictures that are files, by their paths below a folder, or absolute ones."""
+    """Hold images that are files, by their paths below a folder, or absolute ones."""
 
     folder: Path
 
@@ -256,7 +256,7 @@ class Renumbered:
 
 
 def _below_class(name: str, label: str | None) -> str:
-    """Name a picture as CLASS/NAME, unless it lies in a folder of its class already."""
+    """Name an image as CLASS/NAME, unless it lies in a folder of its class already."""
     if label is None or name.rpartition("/")[0].rpartition("/")[2] == label:
         return name
     return f"{label}/{name}"
@@ -304,7 +304,7 @@ def _whole_numbers(labels: set[str]) -> dict[str, int] | None:
 
 
 def read_class_map(class_map: str | Path | dict[str, int], folder: Path) -> dict[str, int]:
-    """Read class names and their indices from a dict or a file (.txt, a name a line; .pkl, a dict).
+    """Read class names and their indices from a dict or a file (.txt, a name per line; .pkl, a dict).
 
     A file is found by its path, else below `folder`. Blank lines have no index.
 
@@ -315,7 +315,7 @@ def read_class_map(class_map: str | Path | dict[str, int], folder: Path) -> dict
         found = class_map.items() if isinstance(class_map, dict) else _read_pairs(Path(class_map), folder)
     except Exception as error:  # a damaged pickle raises its own types
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-        wanted = "a .txt in UTF-8 with a name a line, or a .pkl of a dict, is needed"
+        wanted = "a .txt in UTF-8 with a name per line, or a .pkl of a dict, is needed"
         raise DataError(f"the class map {as_line(class_map)} cannot be used ({reason}): {wanted}") from error
     called = "given" if isinstance(class_map, dict) else as_line(class_map)
     mapping: dict[str, int] = {}

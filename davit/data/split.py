@@ -1,4 +1,4 @@
-"""Part a folder of class folders, or a table of pictures, also of several labels each, into train/ and val/."""
+"""Part a folder of class folders, or a table of images, also of several labels each, into train/ and val/."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ from .tables import is_of_several, read_column
 
 log = logging.getLogger(__name__)
 
-TABLE = "labels.csv"  # of pictures with several labels
+TABLE = "labels.csv"  # of images with several labels
 _WITHOUT = ""  # stands for no label, of which each split has its share too
 _MOST_SWEEPS = 50
 
 
 @dataclass(frozen=True)
 class Parting:
-    """Say which pictures were put where.
+    """Say which images were put where.
 
     Attributes:
-        counts: of each split, the pictures of each class, by name.
-        groups: how many groups of pictures were kept together; 0 where none were asked for.
+        counts: of each split, the images of each class, by name.
+        groups: how many groups of images were kept together; 0 where none were asked for.
         alike: files with the content of another one, which went where that one is.
         pictures: of each split, how many there are.
     """
@@ -56,7 +56,7 @@ class Parting:
         for split, counts in self.counts.items():
             number = self.pictures[split]
             lines.append(
-                f"{split}: {number:,} pictures ({number / total:.1%}) of {sum(map(bool, counts.values()))} classes, "
+                f"{split}: {number:,} images ({number / total:.1%}) of {sum(map(bool, counts.values()))} classes, "
                 f"{min(counts.values()):,} to {max(counts.values()):,} of each"
             )
         return "\n".join(lines)
@@ -76,27 +76,27 @@ def split_pictures(
     target_key: str | None = None,
     task: str = CLASSIFICATION,
 ) -> Parting:
-    """Write OUT/train/CLASS/..., OUT/val/CLASS/... with a link to each picture of a folder or a csv.
+    """Write OUT/train/CLASS/..., OUT/val/CLASS/... with a link to each image of a folder or a csv.
 
-    Of pictures with several labels OUT/train/..., OUT/val/... and OUT/labels.csv are written, and each label gets its
-    share of each split, as far as the other labels of its pictures let it. Else each class is parted by itself. What a
-    picture's part is follows from the seed and the names of the files, not from the order in which they lie. Files of
+    Of images with several labels OUT/train/..., OUT/val/... and OUT/labels.csv are written, and each label gets its
+    share of each split, as far as the other labels of its images let it. Else each class is split by itself. What an
+    image's part is follows from the seed and the names of the files, not from the order in which they lie. Files of
     the same content go together, so that none is trained on and evaluated.
 
     Args:
-        place: a folder with one folder a class, or a csv of files and labels.
+        place: a folder with one folder per class, or a csv of files and labels.
         out: a folder that is not there yet, or empty.
-        val, test: shares of each class; a class of two pictures or more has at least one in each split asked for, as
+        val, test: shares of each class; a class of two images or more has at least one in each split asked for, as
             far as they go, and one in training.
         copy: copy the files rather than link them.
-        group_pattern: a regular expression: pictures for whose name below the folder it finds the same text (that of
+        group_pattern: a regular expression: images for whose name below the folder it finds the same text (that of
             its first group, if it has one) are kept together, such as those of one patient.
         group_key: the same by a column of the csv.
         input_key, target_key: columns of the csv, where their names do not tell.
-        task: "multilabel" for a csv whose pictures have several labels; also taken where labels cannot be but several.
+        task: "multilabel" for a csv whose images have several labels; also taken where labels cannot be but several.
 
     Raises:
-        DataError: the pictures cannot be found, a class has one alone, or `out` is in use. A label of several that has
+        DataError: the images cannot be found, a class has one alone, or `out` is in use. A label of several that has
             one alone stays in training, which is warned of.
     """
     require(0 < val < 1, "val", val, "a share between 0 and 1")
@@ -110,7 +110,7 @@ def split_pictures(
     groups = _groups(place, source, group_pattern, group_key)
     there = [index for index in range(len(source)) if os.path.isfile(source.path(index))]  # noqa: PTH113 (many)
     if len(there) < len(source):
-        log.warning("%d pictures are not there, and are left out.", len(source) - len(there))
+        log.warning("%d images are not there, and are left out.", len(source) - len(there))
     names, files = [source.filename(index) for index in there], [source.path(index) for index in there]
     labels, groups = [labels[index] for index in there], groups and [groups[index] for index in there]
     together, alike = _keys(files, names, groups)
@@ -147,23 +147,23 @@ def split_pictures(
 def _listed(
     place: Path, input_key: str | None, target_key: str | None, task: str
 ) -> tuple[Files, list[tuple[str, ...]], list[str]]:
-    """Find the pictures; return their source, the classes of each, and the names of all."""
+    """Find the images; return their source, the classes of each, and the names of all."""
     if place.is_dir() and (train := split_folder(place, "train")) is not None:
         if (val := split_folder(place, "validation")) is not None:
             raise DataError(f"{place} has {train.name}/ and {val.name}/ already: give it to train.py as it is")
         if find(place, "train", in_folders=task != MULTILABEL).kind == "folder":
-            log.info("%s has %s/ and nothing to validate on: %s is parted.", place, train.name, train)
+            log.info("%s has %s/ and nothing to validate on: %s is split.", place, train.name, train)
             place = train
     kind = find(place, ".", in_folders=task != MULTILABEL).kind
     if kind not in ("folder", "csv"):
-        raise DataError(f"{place} holds {kind} files; a folder of class folders or a csv is parted")
+        raise DataError(f"{place} holds {kind} files; a folder of class folders or a csv is split")
     keys: dict[str, Any] = {"input_key": input_key, "target_key": target_key}
     try:
         dataset = open_dataset(place, ".", task=task, **keys)
     except DataError as error:
         if not is_of_several(error):
             raise
-        log.info("%s: pictures have several labels, or none; they are parted as for --task %s.", place, MULTILABEL)
+        log.info("%s: images have several labels, or none; they are split as for --task %s.", place, MULTILABEL)
         dataset = open_dataset(place, ".", task=MULTILABEL, **keys)
     source, class_names, targets = dataset.source, dataset.class_names, dataset.source.targets()
     assert isinstance(source, Files)
@@ -176,35 +176,33 @@ def _listed(
 
 
 def _check_parts(place: Path, labels: Sequence[Sequence[str]], parts: Sequence[str], several: bool) -> None:
-    """Look for classes without a picture to evaluate on: an error, or of several labels a warning.
+    """Look for classes without an image to evaluate on: an error, or of several labels a warning.
 
     Raises:
-        DataError: there are some, or no picture at all.
+        DataError: there are some, or no image at all.
     """
     held = {label for own, part in zip(labels, parts, strict=True) if part == "val" for label in own}
     lacking = sorted({label for own in labels for label in own} - held, key=natural_key)
     if "val" not in parts or "train" not in parts:
-        raise DataError(
-            f"{place}: there are too few pictures (or groups of them) to train on some and evaluate others"
-        )
+        raise DataError(f"{place}: there are too few images (or groups of them) to train on some and evaluate others")
     if lacking and several:
         log.warning(
-            "%d labels are in training alone and are not evaluated (%s), as too few pictures have them.",
+            "%d labels are in training alone and are not evaluated (%s), as too few images have them.",
             *(len(lacking), some(lacking)),
         )
     elif lacking:
         raise DataError(
-            f"{place}: too few pictures (or groups of them) to train on some and evaluate on others in "
-            f"{len(lacking)} of the classes, {some(lacking)}: add pictures, or remove the class"
+            f"{place}: too few images (or groups of them) to train on some and evaluate on others in "
+            f"{len(lacking)} of the classes, {some(lacking)}: add images, or remove the class"
         )
 
 
 def _rows(
     targets: Sequence[str], labels: Sequence[Sequence[str]], class_names: Sequence[str]
 ) -> list[tuple[str, ...]]:
-    """Write the table of pictures with several labels, so that it has the same classes when it is read.
+    """Write the table of images with several labels, so that it has the same classes when it is read.
 
-    That is path,labels, or a column for each class where one has no picture, or a name that cannot stand in a list.
+    That is path,labels, or a column for each class where one has no image, or a name that cannot stand in a list.
     """
     used = {label for own in labels for label in own}
     if used and all(label.isascii() and label.isdigit() for label in used):
@@ -230,9 +228,9 @@ def _check_out(place: Path, out: Path) -> None:
 
 
 def _groups(place: Path, source: Files, pattern: str | None, key: str | None) -> list[str] | None:
-    """Return the group of each picture, None where none is asked for."""
+    """Return the group of each image, None where none is asked for."""
     if pattern is not None and key is not None:
-        raise DataError(f"`group_key={key}` and `group_pattern={pattern}` both say which pictures belong together")
+        raise DataError(f"`group_key={key}` and `group_pattern={pattern}` both say which images belong together")
     if key is not None:
         if not place.is_file():
             raise DataError(f"`group_key={key}` is a column of a csv, and {place} is none")
@@ -256,7 +254,7 @@ def _groups(place: Path, source: Files, pattern: str | None, key: str | None) ->
 
 
 def _keys(files: Sequence[str], names: Sequence[str], groups: Sequence[str] | None) -> tuple[list[str], int]:
-    """Return for each picture what all that stay together share: their group, and a content that they have in common.
+    """Return for each image what all that stay together share: their group, and a content that they have in common.
 
     Also return how many files have the content of an earlier one.
     """
@@ -294,14 +292,14 @@ def _assign(
     *,
     even_out: bool = False,
 ) -> list[str]:
-    """Put each unit of pictures that stay together into a split.
+    """Put each unit of images that stay together into a split.
 
-    Units come in an order that the seed draws. One goes to the split that still lacks pictures of its classes, if it
+    Units come in an order that the seed draws. One goes to the split that still lacks images of its classes, if it
     brings that nearer to the share asked for; what none lacks is for training. Then each class that a split has
     none of gives it the smallest unit that training can do without.
 
     Args:
-        labels: the classes of each picture.
+        labels: the classes of each image.
         even_out: move units afterwards, as `_even_out` does.
     """
     labels = [own or (_WITHOUT,) for own in labels]
@@ -355,16 +353,16 @@ def _assign(
 
 
 class _Evened:
-    """Move units of pictures between splits for as long as that brings all labels nearer to their shares.
+    """Move units of images between splits for as long as that brings all labels nearer to their shares.
 
     First counts how many splits lack a label that they can have, then the sum over splits and labels of the squared
-    distance from what is wanted, divided by that; the number of pictures counts as one more label.
+    distance from what is wanted, divided by that; the number of images counts as one more label.
 
     Args:
         part_of: the split of each unit, which is changed.
-        sizes: of each unit, its pictures by label.
+        sizes: of each unit, its images by label.
         pictures: of each unit, how many there are.
-        wanted: of each split but training, the pictures by label; 0 of a label with too few units.
+        wanted: of each split but training, the images by label; 0 of a label with too few units.
         wanted_pictures: of each split but training, how many there are to be.
     """
 
@@ -379,7 +377,7 @@ class _Evened:
         self.part_of, self.wanted = part_of, wanted
         self.sizes, self.pictures, self.wanted_pictures = sizes, pictures, wanted_pictures
         self.parts = ("train", *wanted)
-        self.held: dict[str, Counter[str]] = {part: Counter() for part in self.parts}  # pictures by label
+        self.held: dict[str, Counter[str]] = {part: Counter() for part in self.parts}  # images by label
         self.units: dict[str, Counter[str]] = {part: Counter() for part in self.parts}
         self.number = Counter[str]()
         for key, part in part_of.items():
@@ -459,7 +457,7 @@ def _drawn(seed: int, key: str) -> bytes:
 
 
 def _targets(names: Sequence[str], labels: Sequence[str], parts: Sequence[str]) -> list[str]:
-    """Choose where each picture goes: below the folder of its class, by its name there; names are used once.
+    """Choose where each image goes: below the folder of its class, by its name there; names are used once.
 
     Args:
         labels: "" for no folder of a class.
@@ -468,7 +466,7 @@ def _targets(names: Sequence[str], labels: Sequence[str], parts: Sequence[str]) 
     taken: set[str] = set()
     for name, label, part in zip(names, labels, parts, strict=True):
         if label and (is_hidden(f"{label}/") or label in (".", "..") or "/" in label):
-            raise DataError(f"the class {as_line(label)!r} cannot be the name of a folder of pictures: rename it")
+            raise DataError(f"the class {as_line(label)!r} cannot be the name of a folder of images: rename it")
         flat = name.rpartition("/")[2]
         stem, suffix = flat[: len(flat) - len(suffix_of(flat))], suffix_of(flat)
         number = 1

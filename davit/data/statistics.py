@@ -1,4 +1,4 @@
-"""Measure the bands of a data set: the mean and the deviation that --mean and --std take, extremes and percentiles."""
+"""Measure the bands of a data set: the mean and the std that --mean and --std take, extremes and percentiles."""
 
 from __future__ import annotations
 
@@ -30,26 +30,26 @@ log = logging.getLogger(__name__)
 PERCENTILES = (1, 50, 99)
 
 _BINS = 4096  # from 0 to 1, in which percentiles are found
-_AT_ONCE = 16  # pictures that a worker hands over together
+_AT_ONCE = 16  # images that a worker hands over together
 _SAID_EVERY = 10.0  # seconds
 _DARK = 0.3  # of the range: values of 14 bits in 16 stay below
-_MOMENTS = 5  # in front of a picture's bins: pixels, mean, sum of squares about it, smallest, largest
+_MOMENTS = 5  # in front of an image's bins: pixels, mean, sum of squares about it, smallest, largest
 _LEAST_STD = NUMBERS["std"].least
 
 
 @dataclass(frozen=True)
 class BandStatistics:
-    """Say which values the bands of decoded pictures have, before they are normalised: shares of 0 to 1.
+    """Say which values the bands of decoded images have, before they are normalised: shares of 0 to 1.
 
     Attributes:
-        decoding: with which the pictures were read.
-        pictures, pixels: how many were measured; each pixel counts once, whatever the size of its picture.
-        listed: pictures that the data set has, of which a sample may have been taken.
-        smallest, largest: sizes of pictures, (width, height).
-        mean, std: of each band over all pixels; the deviation is that of all of them (numpy's ``ddof=0``).
+        decoding: with which the images were read.
+        pictures, pixels: how many were measured; each pixel counts once, whatever the size of its image.
+        listed: images that the data set has, of which a sample may have been taken.
+        smallest, largest: sizes of images, (width, height).
+        mean, std: of each band over all pixels; the std is that of all of them (numpy's ``ddof=0``).
         low, high: extremes of each band.
         percentiles: of each band, by the percentage, to 1/4095 of the range.
-        bad: reasons of the pictures that could not be read, by file.
+        bad: reasons of the images that could not be read, by file.
     """
 
     decoding: Decoding
@@ -67,11 +67,11 @@ class BandStatistics:
 
     @property
     def constant(self) -> list[int]:
-        """The bands that have one value in all pictures; their deviation is given as 1, as 0 divides nothing."""
+        """The bands that have one value in all images; their std is given as 1, as 0 divides nothing."""
         return [band for band, std in enumerate(self.std) if std < _LEAST_STD]
 
     def recipe(self) -> dict[str, Any]:
-        """Return the flags of train.py, by name, that read and normalise such pictures."""
+        """Return the flags of train.py, by name, that read and normalise such images."""
         decoding = self.decoding
         scaling: dict[str, Any] = {} if decoding.bit_depth is None else {"bit_depth": decoding.bit_depth}
         if decoding.percentiles is not None:
@@ -109,7 +109,7 @@ class BandStatistics:
         names = [f"p{percentage}" for percentage in self.percentiles]
         columns = ["mean", "std", "min", *names, "max"]
         lines = [
-            f"{count} pictures of {sizes} pixels, measured at these sizes, before any crop: {self.pixels:,} pixels a "
+            f"{count} images of {sizes} pixels, measured at these sizes, before any crop: {self.pixels:,} pixels a "
             "band.",
             f"Values are shares of 0 to 1; more than 8 bits are scaled by {self.decoding}.",
             "band " + "".join(f"{name:>11}" for name in columns),
@@ -127,18 +127,18 @@ def measure_bands(
     seed: int = 0,
     workers: int = 0,
 ) -> BandStatistics:
-    """Measure the pictures of a data set as training decodes them, at their own size.
+    """Measure the images of a data set as training decodes them, at their own size.
 
     The result does not depend on `workers`, to the last bit. Constant bands, values that use little of their range,
-    and pictures that cannot be read are warned of.
+    and images that cannot be read are warned of.
 
     Args:
-        limit: measure so many pictures, drawn by `seed`; None for all.
+        limit: measure so many images, drawn by `seed`; None for all.
 
     Raises:
-        DataError: no picture can be read; the message has the reason of the first.
+        DataError: no image can be read; the message has the reason of the first.
     """
-    require(limit is None or limit >= 1, "limit", limit, "a number of pictures, 1 or more")
+    require(limit is None or limit >= 1, "limit", limit, "a number of images, 1 or more")
     listed, source = len(dataset), dataset.source
     if limit is not None and limit < listed:
         draw = np.random.default_rng(derive_seeds(seed)[0])
@@ -157,7 +157,7 @@ def measure_bands(
             done += len(batch.indices)
             if time.monotonic() - said >= _SAID_EVERY:
                 said = time.monotonic()
-                log.info("Measured %s of %s pictures.", f"{done:,}", f"{len(source):,}")
+                log.info("Measured %s of %s images.", f"{done:,}", f"{len(source):,}")
     finally:
         loader.close()
     assert total is not None  # else the loader has raised
@@ -181,7 +181,7 @@ def measure_bands(
 
 
 class _Sample:
-    """Show some of the pictures of a source."""
+    """Show some of the images of a source."""
 
     def __init__(self, source: Source, positions: NDArray[np.int64]) -> None:
         self.source, self.positions = source, positions
@@ -209,7 +209,7 @@ class _Sample:
 
 
 def _measure(picture: Pixels) -> Tensor:
-    """Return (C, moments, bins, width and height) of a picture in float64."""
+    """Return (C, moments, bins, width and height) of an image in float64."""
     pixels_HWC = np.asarray(picture) if isinstance(picture, Image.Image) else picture
     height, width, bands = pixels_HWC.shape
     facts = np.zeros((bands, _MOMENTS + _BINS + 2))
@@ -251,20 +251,20 @@ def _percentile(bins: NDArray[np.float64], percentage: int) -> tuple[float, ...]
 def _warn(found: BandStatistics) -> None:
     if found.constant:
         log.warning(
-            "%s %s the same value in all pictures and %s nothing; the deviation is given as 1.",
+            "%s %s the same value in all images and %s nothing; the std is given as 1.",
             f"Band{'s' if len(found.constant) > 1 else ''} {some(found.constant)}",
             *(("have", "tell") if len(found.constant) > 1 else ("has", "tells")),
         )
     scaling = found.decoding
     if max(found.high) < _DARK and scaling.bit_depth is None and scaling.percentiles is None:
         log.warning(
-            "No value is above %.2g of the range: pictures whose bits are fewer than those of their type (12 in 16) "
+            "No value is above %.2g of the range: images whose bits are fewer than those of their type (12 in 16) "
             "need --bit-depth; `davit doctor` tells which.",
             max(found.high),
         )
     if found.bad:
         log.warning(
-            "%d pictures could not be read and are left out: %s",
+            "%d images could not be read and are left out: %s",
             len(found.bad),
             some((f"{file} ({reason})" for file, reason in found.bad.items()), 3),
         )

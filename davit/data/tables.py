@@ -1,4 +1,4 @@
-"""Read pictures that a table lists: a csv of files and labels, or a Parquet or Arrow table that holds the pictures."""
+"""Read images that a table lists: a csv of files and labels, or a Parquet or Arrow table that holds the images."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from .source import ClassMap, Files, Texts, read_class_map
 log = logging.getLogger(__name__)
 
 _SEPARATOR = re.compile(r"sep=(.)", re.IGNORECASE)
-_FORMAT = 1  # of a table's pictures in the cache
+_FORMAT = 1  # of a table's images in the cache
 PICTURES = (
     *("path", "image", "file", "filename", "file_name", "filepath", "file_path", "image_path", "image_name", "img"),
     *("img_path", "picture", "images", "image_id", "id_code", "jpg", "png", "bytes", "image_bytes", "id"),
@@ -44,14 +44,14 @@ _ON, _OFF = ("1", "1.0", "true"), ("0", "0.0", "false", "")  # of a column for e
 
 
 class CsvSource(Files):
-    """Read the pictures that a csv lists with their classes, by name or by index.
+    """Read the images that a csv lists with their classes, by name or by index.
 
     Relative paths are below the csv's folder, or another of `folders`: the first that has the first file. A first row
     of column names is recognised. Of a table with a column "split" the rows of the split are taken; else, where that
     is needed, those whose files lie in the split's folder.
 
-    With `several` a picture has any number of labels: in one cell, between semicolons, or in a column for each class
-    that holds 0 or 1. An empty cell is no label. Rows of one picture are put together.
+    With `several` an image has any number of labels: in one cell, between semicolons, or in a column for each class
+    that holds 0 or 1. An empty cell is no label. Rows of one image are put together.
     """
 
     def __init__(
@@ -93,11 +93,11 @@ class CsvSource(Files):
 
 
 class SeveralLabelsError(DataError):
-    """A table whose pictures have several labels each, or none, where one is wanted."""
+    """A table whose images have several labels each, or none, where one is wanted."""
 
 
 def is_of_several(error: BaseException | None) -> bool:
-    """Return whether an error, or one that it came from, says that pictures have several labels each, or none."""
+    """Return whether an error, or one that it came from, says that images have several labels each, or none."""
     while error is not None and not isinstance(error, SeveralLabelsError):
         error = error.__cause__
     return error is not None
@@ -119,7 +119,7 @@ def _read_rows(
     """
     delimiter, table = read_cells(file)
     if not table:
-        raise DataError(f"{file} is empty: a row for each picture is needed, path,label")
+        raise DataError(f"{file} is empty: a row for each image is needed, path,label")
     columns = [cell.strip() for cell in table[0][1]]
     class_columns: list[int] = []
     part: int | None = None
@@ -164,7 +164,7 @@ def _read_rows(
             fault = SeveralLabelsError if is_plural else DataError
             raise fault(
                 f"{file}, line {line}: {delimiter.join(cells)!r} has no label: give it one, or "
-                f"`task={MULTILABEL}`, where a picture may have none or several"
+                f"`task={MULTILABEL}`, where an image may have none or several"
             )
         if class_columns:
             on = [str(place) for place, at in enumerate(class_columns) if cells[at].lower() in _ON]
@@ -175,7 +175,7 @@ def _read_rows(
         else:
             rows.append((cells[picture], cells[label]))
     if not rows:
-        raise DataError(f"{file} has no rows of split {split!r}" if table else f"{file} lists no picture")
+        raise DataError(f"{file} has no rows of split {split!r}" if table else f"{file} lists no image")
     return rows, [columns[at] for at in class_columns]
 
 
@@ -237,12 +237,12 @@ def _rows_of_folder(
 
 
 def _put_together(file: Path, rows: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
-    """Give each picture the labels of all its rows."""
+    """Give each image the labels of all its rows."""
     labels: dict[str, list[str]] = {}
     for path, label in rows:
         labels.setdefault(path, []).extend(taken_apart(label))
     if repeated := len(rows) - len(labels):
-        log.info("%s: %d rows are of pictures that others list too; their labels are put together.", file, repeated)
+        log.info("%s: %d rows are of images that others list too; their labels are put together.", file, repeated)
     return [(path, joined(found)) for path, found in labels.items()]
 
 
@@ -285,7 +285,7 @@ def _refuse_several(file: Path, labels: Iterable[str]) -> None:
     parts = Counter(part.strip() for label in distinct for part in label.split(SEPARATOR))
     text = f"{file}: {len(several)} labels hold {SEPARATOR!r}, such as {min(several)!r}"
     if any(count > 1 and part for part, count in parts.items()):
-        raise SeveralLabelsError(f"{text}, so pictures have several labels: `task={MULTILABEL}` reads them")
+        raise SeveralLabelsError(f"{text}, so images have several labels: `task={MULTILABEL}` reads them")
     log.warning("%s: taken for names of classes; --task %s takes each for several labels", text, MULTILABEL)
 
 
@@ -305,7 +305,7 @@ def _refuse_class_columns(
     if len(found) > 1 and any(sum(cells[at].lower() in _ON for at in found) != 1 for _, cells in rows):
         raise SeveralLabelsError(
             f"{file} has columns of 0 and 1 ({some(columns[at] for at in found)}), and rows with several of them, or "
-            f"none: `task={MULTILABEL}` reads each as a class; a column of one label a picture is named by "
+            f"none: `task={MULTILABEL}` reads each as a class; a column of one label per image is named by "
             "`target_key=NAME`"
         )
 
@@ -367,7 +367,7 @@ def _is_header(
     target_key: str | None,
     is_there: Callable[[str], bool],
 ) -> bool:
-    """Tell whether the first row names the columns: by their usual names, or as no cell of it names a picture."""
+    """Tell whether the first row names the columns: by their usual names, or as no cell of it names an image."""
     if {input_key, target_key}.intersection(columns) or {*PICTURES, *LABELS}.intersection(map(str.lower, columns)):
         return True
     names_picture = [any(suffix_of(cell) in readable_suffixes() for cell in row) for _, row in table[:2]]
@@ -400,22 +400,22 @@ def _column(
 
 
 def _check_repeats(file: Path, rows: Sequence[tuple[str, str]]) -> None:
-    """Warn of pictures that are listed more than once, and of those under two labels."""
+    """Warn of images that are listed more than once, and of those under two labels."""
     repeated = [path for path, count in Counter(path for path, _ in rows).items() if count > 1]
     if not repeated:
         return
     distinct = Counter(path for path, _ in {*rows})
     if torn := [path for path in repeated if distinct[path] > 1]:
-        log.warning("%s: %d pictures have more than one label: %s", file, len(torn), some(torn))
+        log.warning("%s: %d images have more than one label: %s", file, len(torn), some(torn))
     else:
-        log.warning("%s: %d pictures are listed more than once: %s", file, len(repeated), some(repeated))
+        log.warning("%s: %d images are listed more than once: %s", file, len(repeated), some(repeated))
 
 
 def _existing(file: Path, folder: Path, paths: list[str]) -> list[str]:
     """Write paths as the files are spelled here.
 
     Raises:
-        DataError: no file is there. Some that are not are a warning; each is a bad picture once it is read.
+        DataError: no file is there. Some that are not are a warning; each is a bad image once it is read.
     """
     located = locate(folder, paths)
     if not located.found:
@@ -434,10 +434,10 @@ def _existing(file: Path, folder: Path, paths: list[str]) -> list[str]:
 
 
 class TableSource(RangeSource):
-    """Read the pictures of Parquet or Arrow files, as Hugging Face's `datasets` and pandas write them.
+    """Read the images of Parquet or Arrow files, as Hugging Face's `datasets` and pandas write them.
 
-    A column holds the pictures' bytes, or {bytes, path}; another the classes, by index or name. The classes' names
-    come from what `datasets` writes into the file. Parquet can be read in blocks alone, so its pictures are copied
+    A column holds the images' bytes, or {bytes, path}; another the classes, by index or name. The classes' names
+    come from what `datasets` writes into the file. Parquet can be read in blocks alone, so its images are copied
     once into the cache; Arrow files are read where they lie.
     """
 
@@ -453,7 +453,7 @@ class TableSource(RangeSource):
         """Index the files, or take their kept indices.
 
         Args:
-            input_key, target_key: the columns of the pictures and of the labels, where their names do not tell.
+            input_key, target_key: the columns of the images and of the labels, where their names do not tell.
             several: the labels are lists, or texts with semicolons.
 
         Raises:
@@ -469,7 +469,7 @@ class TableSource(RangeSource):
 
 
 def _table(file: str, input_key: str | None, target_key: str | None, several: bool) -> tuple[Ranges, list[str]]:
-    """Return the pictures of one file and the names of its classes, kept or made anew."""
+    """Return the images of one file and the names of its classes, kept or made again."""
     stamp = stamp_of(file)
     remedy = "set DAVIT_CACHE_DIR to a folder for it"
     keys = (input_key, target_key, *((MULTILABEL,) if several else ()))
@@ -485,7 +485,7 @@ def _table(file: str, input_key: str | None, target_key: str | None, several: bo
             save_ranges(kept, ranges, {"class_names": class_names})
             size = f"{ranges.stamp[0] / 1e6:.1f} MB copied to {copy}" if ranges.stored_in != file else "read in place"
             seconds = time.monotonic() - begun
-            log.info("Indexed %s (%d pictures, %s) in %.1f s.", file, len(ranges.starts), size, seconds)
+            log.info("Indexed %s (%d images, %s) in %.1f s.", file, len(ranges.starts), size, seconds)
             return ranges, class_names
     except PermissionError as error:
         raise DataError(f"{file}: its index cannot be kept ({error}); {remedy}") from error
@@ -574,10 +574,10 @@ def _label_column(
 
 
 class _Rows:
-    """Gather the pictures of a table batch by batch.
+    """Gather the images of a table batch by batch.
 
     Args:
-        columns: of the pictures and of the labels.
+        columns: of the images and of the labels.
         several: a label is a list, or a text with semicolons.
     """
 
@@ -606,7 +606,7 @@ class _Rows:
             raise DataError(f"{self.file}: its column {self.columns[0]!r} is {pictures.type}, not {wanted}")
         held = [False] * len(batch) if pictures is None else pictures.is_valid().to_pylist()
         if lost := [begun + at for at in rows if not held[at] and not paths[at]]:
-            raise DataError(f"{self.file}, row {lost[0]}: no picture")
+            raise DataError(f"{self.file}, row {lost[0]}: no image")
         self.names += [paths[at] or f"{begun + at:08d}" for at in rows]
         self.labels += [self._label(begun + at, value) for at, value in enumerate(labels.to_pylist())]
         places = place(pictures) if any(held) else [(0, FILE_OF_ITS_OWN)] * len(batch)
@@ -637,7 +637,7 @@ class _Rows:
 
 
 def _copied(rows: _Rows, batches: Iterable[Any], copy: Path) -> Ranges:
-    """Write the pictures' bytes one after the other into `copy`."""
+    """Write the images' bytes one after the other into `copy`."""
 
     def write(stream: Any) -> None:
         def append(pictures: Any) -> list[tuple[int, int]]:
@@ -651,7 +651,7 @@ def _copied(rows: _Rows, batches: Iterable[Any], copy: Path) -> Ranges:
 
 
 def _in_place(rows: _Rows, batches: Iterable[Any], whole: Any, stamp: tuple[int, int]) -> Ranges:
-    """Find the pictures' bytes in an Arrow file, uncompressed; `whole` is the file mapped into memory."""
+    """Find the images' bytes in an Arrow file, uncompressed; `whole` is the file mapped into memory."""
 
     def find(pictures: Any) -> list[tuple[int, int]]:
         if "view" in str(pictures.type):

@@ -60,7 +60,7 @@ class NamedSource:
         return [int(target) for target in noted]
 
     def open(self, index: int) -> tuple[Stored, int]:
-        """Return a picture's file or stream and its class index; what torchvision decodes itself comes decoded."""
+        """Return an image's file or stream and its class index; what torchvision decodes itself comes decoded."""
         name = self.path(index)
         if isinstance(self._dataset, DatasetFolder):
             file, target = self._dataset.samples[index]
@@ -71,7 +71,7 @@ class NamedSource:
         try:
             image, target = self._dataset[index]
         except (OSError, SyntaxError) as error:  # what Pillow raises inside torchvision's data sets
-            raise BadImageError.of(name, f"damaged picture ({error})") from error
+            raise BadImageError.of(name, f"damaged image ({error})") from error
         return image, _class_index(target, name)
 
 
@@ -88,7 +88,7 @@ def _create(name: str, root: str | Path | None, split: str, **options: Any) -> A
     if isinstance(dataset, IterableDataset):
         raise DataError(
             f"`dataset={name}` is a stream without positions, so a run on it can neither be resumed exactly "
-            "nor count each picture once. Use hfds/NAME for a set with positions, or export it to a folder."
+            "nor count each image once. Use hfds/NAME for a set with positions, or export it to a folder."
         )
     return dataset
 

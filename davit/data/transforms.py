@@ -57,10 +57,10 @@ def train_transform(
     no_aug: bool = False,
     scaled_decoding: bool = True,
 ) -> Transform:
-    """Build the training transform: decoded picture -> (C, H, W), or (aug_splits, 3, H, W); float32, normalised.
+    """Build the training transform: decoded image -> (C, H, W), or (aug_splits, 3, H, W); float32, normalised.
 
     `img_size` is H = W, (H, W) or (C, H, W), and C is 3 where it does not say. Other numbers of bands have a mean and
-    a deviation each, and the crop, flips and erasing; colour jitter, auto-augmentation and splits are for RGB, so that
+    a std each, and the crop, flips and erasing; colour jitter, auto-augmentation and splits are for RGB, so that
     their defaults are left out and other values refused.
 
     Of several splits the first is not augmented, and `resplit` keeps random erasing off it; without splits timm then
@@ -83,7 +83,7 @@ def train_transform(
     bands = bands_of(img_size)
     if bands != 3:
         color_jitter, aa = _without_colour(bands, color_jitter, aa)
-        require(aug_splits == 0, "aug_splits", aug_splits, f"0 for pictures of {bands} bands: splits are of RGB")
+        require(aug_splits == 0, "aug_splits", aug_splits, f"0 for images of {bands} bands: splits are of RGB")
     transform = _create(
         img_size,
         mean,
@@ -124,11 +124,11 @@ def _without_colour(
     """Leave out the defaults that change colours, which other than three bands do not have; refuse other values."""
     has_jitter = any(np.atleast_1d(color_jitter or 0.0))
     has_aa = bool(aa) and aa.lower() != "none"  # type: ignore[union-attr]
-    right = f"left out for pictures of {bands} bands: it changes the colours of RGB"
+    right = f"left out for images of {bands} bands: it changes the colours of RGB"
     require(not has_jitter or color_jitter == COLOUR_JITTER, "color_jitter", color_jitter, f"0, or {right}")
     require(not has_aa or aa == AUTO_AUGMENT, "aa", aa, f"none, or {right}")
     if has_jitter or has_aa:
-        log.info("Pictures of %d bands: no auto-augmentation or colour jitter, which are for RGB.", bands)
+        log.info("Images of %d bands: no auto-augmentation or colour jitter, which are for RGB.", bands)
     return None, None
 
 
@@ -141,7 +141,7 @@ def eval_transform(
     mean: Sequence[float] = IMAGENET_DEFAULT_MEAN,
     std: Sequence[float] = IMAGENET_DEFAULT_STD,
 ) -> Transform:
-    """Build the evaluation transform: decoded picture -> (C, H, W) float32, normalised; C is that of `img_size`, or 3.
+    """Build the evaluation transform: decoded image -> (C, H, W) float32, normalised; C is that of `img_size`, or 3.
 
     Its steps are a resizing to img_size / crop_pct and a centre crop. `crop_pct` None is timm's 0.875; `crop_mode` is
     center (default), squash or border.
@@ -154,7 +154,7 @@ def eval_transform(
 
 @dataclass
 class SplitTransform:
-    """Turn a picture into its clean split and `num_splits` - 1 augmented ones, (S, C, H, W), as AugMix asks for.
+    """Turn an image into its clean split and `num_splits` - 1 augmented ones, (S, C, H, W), as AugMix asks for.
 
     The same steps as timm's `AugMixDataset`, which wraps a data set and erases the clean split too.
     """
@@ -172,7 +172,7 @@ class SplitTransform:
 
 
 class ToNormalizedTensor:
-    """Turn a decoded picture into (C, H, W) float32, (x / 255 - mean) / std, in place.
+    """Turn a decoded image into (C, H, W) float32, (x / 255 - mean) / std, in place.
 
     The result is that of torchvision's two steps, to the last bit.
     """
@@ -221,7 +221,7 @@ def _create(img_size: Size, mean: Sequence[float], std: Sequence[float], **optio
 
 @dataclass
 class EachBand:
-    """Apply steps for greyscale pictures to each band of an array (H, W, C), padding each with its own fill."""
+    """Apply steps for greyscale images to each band of an array (H, W, C), padding each with its own fill."""
 
     steps: Sequence[Callable[[Image.Image], Image.Image]]
     fill: Sequence[int]

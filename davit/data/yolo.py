@@ -1,7 +1,7 @@
-"""Read YOLO's data.yaml, its pictures and its label files, and give their contents in COCO's form.
+"""Read YOLO's data.yaml, its images and its label files, and give their contents in COCO's form.
 
 A label file has a line for each object: ``class cx cy w h`` for a box, ``class x1 y1 x2 y2 x3 y3 ...`` for a polygon;
-coordinates are shares of the picture's width and height. The format is described at
+coordinates are shares of the image's width and height. The format is described at
 https://docs.ultralytics.com/datasets/detect and https://docs.ultralytics.com/datasets/segment.
 """
 
@@ -33,13 +33,13 @@ _SHOWN = 5  # faults of label files that a message lists
 
 @dataclass(frozen=True)
 class YoloSplit:
-    """Pictures of a split and their label files.
+    """Images of a split and their label files.
 
     Attributes:
-        folder: what holds all of the pictures.
+        folder: what holds all of the images.
         labels: what holds all of the label files.
         pictures: their paths, in natural order, or in the order of the lists.
-        label_files: for each picture its label file; None where it has none, and so no objects.
+        label_files: for each image its label file; None where it has none, and so no objects.
         notes: what is left out, a sentence each.
     """
 
@@ -55,7 +55,7 @@ class YoloSet:
     """What a data.yaml says.
 
     Attributes:
-        splits: those whose pictures are there, by name: 'train', 'val', 'test'.
+        splits: those whose images are there, by name: 'train', 'val', 'test'.
         keypoints: numbers of a label line that follow the box and are left out.
         notes: what is not there or not used, a sentence each.
     """
@@ -71,13 +71,13 @@ class YoloSet:
 
 
 def read_yolo(file: Path) -> YoloSet | None:
-    """Read a data.yaml and list the pictures that it names; None for a yaml that is something else.
+    """Read a data.yaml and list the images that it names; None for a yaml that is something else.
 
     Class names stay the text that they are in the file: ``no`` is no truth value, and ``01`` not 1.
 
     Raises:
         DataError: it is no YAML though it has the keys, it has no names or several numbers of them, or none of its
-            pictures is there.
+            images is there.
     """
     values = _read_yaml(file)
     if not ({*SPLITS, "valid", "validation"} & set(values)) or not ({"names", "nc"} & set(values)):
@@ -100,8 +100,8 @@ def yolo_of(file: Path, values: dict[str, Any]) -> YoloSet:
         if pictures:
             splits[name] = _with_labels(pictures)
     if not splits:
-        reason = "; ".join(notes) or "it names no folder of pictures for train, val or test"
-        raise DataError(f"{file}: no pictures. {reason}. Correct path, train and val in it")
+        reason = "; ".join(notes) or "it names no folder of images for train, val or test"
+        raise DataError(f"{file}: no images. {reason}. Correct path, train and val in it")
     keypoints = 0
     if shape := values.get("kpt_shape"):
         if isinstance(shape, list) and all(number.isdigit() for number in shape) and len(shape) == 2:
@@ -195,7 +195,7 @@ def _root(file: Path, values: dict[str, Any], notes: list[str]) -> Path:
 
 
 def _pictures(file: Path, root: Path, places: Sequence[str]) -> tuple[list[Path], list[str]]:
-    """List the pictures of folders, of .txt lists and of single files; return those and the places that are absent."""
+    """List the images of folders, of .txt lists and of single files; return those and the places that are absent."""
     pictures: list[Path] = []
     absent = []
     for given in places:
@@ -225,7 +225,7 @@ def _find(file: Path, root: Path, given: str) -> Path | None:
 
 
 def _listed(file: Path, root: Path) -> list[Path]:
-    """List the pictures that a .txt names, a line each: absolute, or below the list's folder or the data set's."""
+    """List the images that a .txt names, a line each: absolute, or below the list's folder or the data set's."""
     found = []
     for line in file.read_text(encoding="utf-8-sig", errors="surrogateescape").splitlines():
         name = line.strip().replace("\\", "/")
@@ -239,7 +239,7 @@ def _listed(file: Path, root: Path) -> list[Path]:
 
 
 def _with_labels(pictures: list[Path]) -> YoloSplit:
-    """Find the label file of each picture."""
+    """Find the label file of each image."""
     by_folder: dict[Path, list[Path]] = {}
     for picture in pictures:
         by_folder.setdefault(picture.parent, []).append(picture)
@@ -257,14 +257,14 @@ def _with_labels(pictures: list[Path]) -> YoloSplit:
     notes = []
     without = files.count(None)
     if without:
-        notes.append(f"{without:,} of {len(files):,} pictures have no label file, and so no objects")
+        notes.append(f"{without:,} of {len(files):,} images have no label file, and so no objects")
     if unused:
-        notes.append(f"{unused:,} label files have no picture and are not used")
+        notes.append(f"{unused:,} label files have no image and are not used")
     return YoloSplit(_common(by_folder), _common(folders), pictures, files, tuple(notes))
 
 
 def _label_folders(folder: Path) -> list[Path]:
-    """List where the label files of a folder of pictures may be: its path with labels for images, or beside them."""
+    """List where the label files of a folder of images may be: its path with labels for images, or beside them."""
     parts = list(folder.parts)
     places = []
     for place in range(len(parts) - 1, -1, -1):
@@ -322,17 +322,17 @@ def coco_of(yolo: YoloSet, split: str) -> tuple[dict[str, Any], list[str]]:
     """Give a split of a YOLO data set in COCO's form, and sentences on what is not used.
 
     Images, annotations and categories are numbered from 1, images in natural order of their paths, categories in the
-    order of the names. A picture's `file_name` is its path below the folder of the split, its size that of the
-    upright picture. Coordinates are in pixels; of a polygon, box and area are those of the polygon.
+    order of the names. An image's `file_name` is its path below the folder of the split, its size that of the
+    upright image. Coordinates are in pixels; of a polygon, box and area are those of the polygon.
 
     Raises:
-        DataError: lines of label files are wrong (file and line are named), or pictures cannot be read.
+        DataError: lines of label files are wrong (file and line are named), or images cannot be read.
     """
     part = yolo.splits[split]
     headers = read_headers(part.pictures)
     bad = [f"{file}: {one.fault}" for file, one in zip(part.pictures, headers, strict=True) if one.fault]
     if bad:
-        raise DataError(f"{len(bad)} of {len(headers)} pictures cannot be read: {some(bad, 3)}. Repair or remove them")
+        raise DataError(f"{len(bad)} of {len(headers)} images cannot be read: {some(bad, 3)}. Repair or remove them")
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     faults = _Faults()
@@ -354,7 +354,7 @@ def coco_of(yolo: YoloSet, split: str) -> tuple[dict[str, Any], list[str]]:
         more = f" and {faults.count - len(faults.shown)} more" if faults.count > len(faults.shown) else ""
         raise DataError(
             f"{faults.count} lines of {len(faults.files)} label files are wrong: {'; '.join(faults.shown)}{more}. "
-            "Correct them, or empty a file whose picture has no objects"
+            "Correct them, or empty a file whose image has no objects"
         )
     notes = [*part.notes]
     if repeated:
@@ -401,7 +401,7 @@ def _fault(values: tuple[float, ...], classes: int, keypoints: int) -> str:
     coordinates = values[1:5] if keypoints else values[1:]
     outside = next((value for value in coordinates if not -_TOLERANCE <= value <= 1 + _TOLERANCE), None)
     if outside is not None:
-        return f"{outside:.15g} is not from 0 to 1: coordinates are shares of the picture's width and height"
+        return f"{outside:.15g} is not from 0 to 1: coordinates are shares of the image's width and height"
     return ""
 
 

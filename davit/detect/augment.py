@@ -1,4 +1,4 @@
-"""Turn a decoded picture with its boxes into a tensor and a target, by torchvision's transforms."""
+"""Turn a decoded image with its boxes into a tensor and a target, by torchvision's transforms."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torchvision.tv_tensors import BoundingBoxes
 from torchvision.tv_tensors import Image as Pixels
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # with which DaViT's weights were trained
-_LARGEST = 2  # times the side of what the model sees: larger pictures are shrunk before they are augmented
+_LARGEST = 2  # times the side of what the model sees: larger images are shrunk before they are augmented
 _LEAST = 1.0  # pixels of a side; smaller boxes are left out
 
 NOTHING = -1.0  # the class of a target's rows that hold no object
@@ -29,13 +29,13 @@ def prepared(pixels: Tensor, side: int) -> Tensor:
 
 
 def pixels_of(picture: Image.Image) -> Tensor:
-    """Return the pixels of an RGB picture as a tensor (3, H, W) of 8 bits."""
+    """Return the pixels of an RGB image as a tensor (3, H, W) of 8 bits."""
     return torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous()
 
 
 @dataclass(frozen=True)
 class ForEvaluation:
-    """Prepare a picture as the saved processor does; there is no target, as boxes are compared by COCO's rules."""
+    """Prepare an image as the saved processor does; there is no target, as boxes are compared by COCO's rules."""
 
     side: int
 
@@ -45,9 +45,9 @@ class ForEvaluation:
 
 @dataclass(frozen=True)
 class ForTraining:
-    """Augment a picture, and make the target (rows, 5) of its boxes: class, and centre x, y, width, height as shares.
+    """Augment an image, and make the target (rows, 5) of its boxes: class, and centre x, y, width, height as shares.
 
-    Colours, a smaller picture on a black ground, a crop that keeps objects, flips: SSD's and YOLOX's, as RT-DETR and
+    Colours, a smaller image on a black ground, a crop that keeps objects, flips: SSD's and YOLOX's, as RT-DETR and
     D-FINE are trained. All numbers are drawn from torch's generator.
 
     Attributes:
@@ -83,7 +83,7 @@ class ForTraining:
     def _steps(self, longest: int, *, has_objects: bool) -> list[Any]:
         steps: list[Any] = []
         if longest > _LARGEST * self.side and (self.zoom_out or self.iou_crop):
-            # the longest side gets this length; a picture four times as large would follow
+            # the longest side gets this length; an image four times as large would follow
             steps.append(v2.Resize(None, max_size=_LARGEST * self.side, antialias=True))
         if self.photometric:
             steps.append(v2.RandomPhotometricDistort(p=self.photometric))

@@ -52,7 +52,7 @@ def demo_parser(words: Sequence[str] = ()) -> Parser:
 
     if _names_run(words):
         return flags.demo_parser()
-    return _also_of_runs(openmmlab.demo_parser(), "PICTURE RUN")
+    return _also_of_runs(openmmlab.demo_parser(), "IMAGE RUN")
 
 
 def _also_of_runs(parser: Parser, words: str) -> Parser:
@@ -234,7 +234,7 @@ def _evaluate(args: Namespace) -> None:
         found = within_memory(loader, work)
         loader.close()
         if world.is_main:
-            log.info("%s: %d pictures of %s, %d px.", loaded.origin, found.count, args.split, side)
+            log.info("%s: %d images of %s, %d px.", loaded.origin, found.count, args.split, side)
             if args.out:
                 write_results(args.out, scores[0].results)
                 log.info("%d detections in %s.", len(scores[0].results), args.out)

@@ -1,4 +1,4 @@
-"""Read data in COCO's or YOLO's form as pictures with boxes, for the loaders that train.py has."""
+"""Read data in COCO's or YOLO's form as images with boxes, for the loaders that train.py has."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ _ENOUGH = 1.0  # pixels that a box is wide and high at the least
 
 
 class AnnotatedPictures:
-    """The pictures of an annotation file, as a `davit.data.source.Source`; boxes lie in three arrays.
+    """The images of an annotation file, as a `davit.data.source.Source`; boxes lie in three arrays.
 
     Attributes:
-        ids: (N,) of the pictures, as the file has them.
-        sizes: (N, 2) width and height of the upright pictures.
+        ids: (N,) of the images, as the file has them.
+        sizes: (N, 2) width and height of the upright images.
     """
 
     def __init__(self, found: Examined, folder: Path) -> None:
@@ -65,28 +65,28 @@ class AnnotatedPictures:
 
     @property
     def most(self) -> int:
-        """How many objects the fullest picture has."""
+        """How many objects the fullest image has."""
         return int(np.diff(self._ends, prepend=0).max(initial=0))
 
     def objects(self, index: int) -> tuple[NDArray[Any], NDArray[Any]]:
-        """Return boxes (n, 4), x1 y1 x2 y2 in pixels of the upright picture, and their classes (n,)."""
+        """Return boxes (n, 4), x1 y1 x2 y2 in pixels of the upright image, and their classes (n,)."""
         own = slice(int(self._ends[index - 1]) if index else 0, int(self._ends[index]))
         return self._boxes[own], self._labels[own]
 
     def filename(self, index: int) -> str:
-        """Name a picture as the file does."""
+        """Name an image as the file does."""
         return self._names[index]
 
     def names(self) -> Sequence[str]:
-        """List the names of all pictures."""
+        """List the names of all images."""
         return list(self._names)
 
     def path(self, index: int) -> str:
-        """Return where a picture lies."""
+        """Return where an image lies."""
         return str(self.folder / self._names[index])
 
     def targets(self) -> Sequence[int]:
-        """Return a number for each picture that is another one as soon as its boxes or their classes are."""
+        """Return a number for each image that is another one as soon as its boxes or their classes are."""
         return [self._digest(*self.objects(index)) for index in range(len(self))]
 
     @staticmethod
@@ -95,12 +95,12 @@ class AnnotatedPictures:
         return int.from_bytes(digest, "little") >> 1  # of 63 bits
 
     def open(self, index: int) -> tuple[Stored, int]:
-        """Return a picture as it is stored; it has no one class."""
+        """Return an image as it is stored; it has no one class."""
         return self.path(index), 0
 
 
 class BoxDataset(PictureDataset):
-    """Pictures with boxes: an item is what the transform makes of both (`davit.detect.augment`).
+    """Images with boxes: an item is what the transform makes of both (`davit.detect.augment`).
 
     Attributes:
         annotations: in COCO's form, for evaluation.
@@ -115,7 +115,7 @@ class BoxDataset(PictureDataset):
         self.categories = [int(one["id"]) for one in categories_of(found)]
 
     def sized(self, index: int, size: int | None = None) -> tuple[Any, Any]:
-        """Return the item with a picture of another size than that of `transform`."""
+        """Return the item with an image of another size than that of `transform`."""
         transform: Any = self.transform if size is None else self.transforms[size]
         picture, _ = self.read(index)
         return transform(picture, *self.source.objects(index))
@@ -148,7 +148,7 @@ def open_split(
     labelled: bool = True,
     say: bool = True,
 ) -> BoxDataset:
-    """Open one split of a data folder, after its annotations and pictures are checked.
+    """Open one split of a data folder, after its annotations and images are checked.
 
     Args:
         classes: in this order; None for all that the file names.

@@ -1,4 +1,4 @@
-"""Measure detectors by COCO's average precision, each picture once on any number of processes."""
+"""Measure detectors by COCO's average precision, each image once on any number of processes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from ..text import install_extra
 from .data import BoxDataset
 from .heads import DETECTION_METRICS
 
-MOST = 100  # detections of a picture, as COCO counts them
+MOST = 100  # detections of an image, as COCO counts them
 
 # where COCOeval keeps them; the numbers of 11 others are left out
 _PLACES = dict(zip(DETECTION_METRICS, (0, 1, 2, 3, 4, 5, 8), strict=True))
@@ -55,10 +55,10 @@ class Precision:
 
 
 class BoxScores(Scores):
-    """Collect the best detections of one rank's pictures, and measure those of all ranks together.
+    """Collect the best detections of one rank's images, and measure those of all ranks together.
 
     Attributes:
-        results: of all ranks once `measures` has been called: as COCO's server takes them, ordered by picture.
+        results: of all ranks once `measures` has been called: as COCO's server takes them, ordered by image.
     """
 
     has_loss = False
@@ -70,7 +70,7 @@ class BoxScores(Scores):
         self.results: list[dict[str, Any]] = []
 
     def add(self, answers: Any, batch: Batch) -> None:
-        """Keep the best detections of a batch; those of pictures with a number that is not finite are left out."""
+        """Keep the best detections of a batch; those of images with a number that is not finite are left out."""
         logits_BQK, boxes_BQ4 = (one.float() for one in answers)
         is_finite_B = logits_BQK.isfinite().flatten(1).all(1) & boxes_BQ4.isfinite().flatten(1).all(1)
         zero = is_finite_B.new_zeros((), dtype=torch.int64)
@@ -112,10 +112,10 @@ class BoxScores(Scores):
 
 
 def best_boxes(logits_BQK: Tensor, boxes_BQ4: Tensor, sizes_B2: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Choose the best pairs of a query and a class of each picture.
+    """Choose the best pairs of a query and a class of each image.
 
     Args:
-        boxes_BQ4: centre x, y, width, height, as shares of the picture.
+        boxes_BQ4: centre x, y, width, height, as shares of the image.
         sizes_B2: width and height in pixels.
 
     Returns:

@@ -24,7 +24,7 @@ from .heads import HEADS, is_detector, saved_folder
 
 log = logging.getLogger(__name__)
 
-STRIDE = 32  # of the last map: sides of pictures are multiples of it
+STRIDE = 32  # of the last map: sides of images are multiples of it
 _STAGES = ("stage2", "stage3", "stage4")  # strides 8, 16 and 32
 
 
@@ -83,7 +83,7 @@ class Detector(nn.Module):
         return {"stem": inside + r"patch_embeds\.0", "blocks": blocks}
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Let the blocks of the backbone be computed anew in the backward pass."""
+        """Let the blocks of the backbone be computed again in the backward pass."""
         self.backbone.gradient_checkpointing = enable  # type: ignore[assignment]
 
 
@@ -97,7 +97,7 @@ def labels_of(targets: Tensor) -> list[dict[str, Tensor]]:
 
 
 def check_side(side: int) -> None:
-    """Raise `ValueError` for a side of pictures that the heads do not take."""
+    """Raise `ValueError` for a side of images that the heads do not take."""
     if side % STRIDE:
         near = sorted({max(STRIDE, side // STRIDE * STRIDE), -(-side // STRIDE) * STRIDE})
         raise ValueError(
@@ -193,7 +193,7 @@ def _start_from(detector: Detector, source: str) -> None:
             raise CheckpointError(f"{source} is a detector of another kind or size: {len(fitting)} of {len(own)} fit.")
         detector.net.load_state_dict(fitting, strict=False)
         if left := [name for name in own if name not in fitting]:
-            log.warning("%s does not have, or not in this size, and so begin anew: %s.", source, some(left, 4))
+            log.warning("%s does not have, or not in this size, and so start again: %s.", source, some(left, 4))
         return
     load_checkpoint(detector.backbone, read_source(source))
 
@@ -203,7 +203,7 @@ def _start_from(detector: Detector, source: str) -> None:
 
 @dataclass(frozen=True)
 class LoadedDetector:
-    """A trained detector, what it tells apart, and the side of its pictures in pixels."""
+    """A trained detector, what it tells apart, and the side of its images in pixels."""
 
     detector: Detector
     class_names: tuple[str, ...]

@@ -1,4 +1,4 @@
-"""Find objects in a picture: ``Predictor("output/train/RUN").predict("picture.jpg").draw()``."""
+"""Find objects in an image: ``Predictor("output/train/RUN").predict("picture.jpg").draw()``."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .model import load_detector
 
 
 class Predictor:
-    """A trained detector that is ready for pictures.
+    """A trained detector that is ready for images.
 
     Args:
         source: the folder of a run of `davit det train --head` (its best checkpoint), a checkpoint in it, or a folder
@@ -40,10 +40,10 @@ class Predictor:
 
     @torch.inference_mode()
     def predict(self, picture: Picture) -> Detections:
-        """Find the objects in a picture: a file, its bytes, a PIL image, or an array (H, W, 3) RGB.
+        """Find the objects in an image: a file, its bytes, a PIL image, or an array (H, W, 3) RGB.
 
         Raises:
-            BadImageError: the file is no picture that can be read.
+            BadImageError: the file is no image that can be read.
             ValueError: something else than a `Picture`.
         """
         name = name_of(picture)

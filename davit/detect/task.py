@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 
 class DetectionStepper(Stepper):
-    """Run steps of a detector, which computes its own loss of pictures and boxes."""
+    """Run steps of a detector, which computes its own loss of images and boxes."""
 
     has_accuracy = False
 
@@ -46,7 +46,7 @@ class Detection(Task):
         require_coco()
         reading = Reading(args.data_check, args.skip_bad_images)
         if not args.data_check:
-            log.warning("--no-data-check: the headers of pictures are not read; a bad picture stops the run later.")
+            log.warning("--no-data-check: the headers of images are not read; a bad image stops the run later.")
         train = open_split(args.data_dir, args.train_split, args.classes, world, reading, training=True)
         val = open_split(args.data_dir, args.val_split, train.class_names, world, reading, say=False)
         return Data(train, val, train.class_names, len(train.class_names))
@@ -86,7 +86,7 @@ class Detection(Task):
         return nn.Identity()
 
     def example(self, data: Data) -> Tensor:
-        """Return the target of a picture with as many objects as any has."""
+        """Return the target of an image with as many objects as any has."""
         assert isinstance(data.train, BoxDataset)
         rows = max(1, data.train.source.most)
         draw = np.random.default_rng(0)
@@ -96,7 +96,7 @@ class Detection(Task):
         return torch.from_numpy(np.concatenate([labels, centres, sides], 1).astype(np.float32))
 
     def trial_loss(self, model: nn.Module, image: Tensor) -> Tensor:
-        """Return the loss of pictures with an object each."""
+        """Return the loss of images with an object each."""
         target = image.new_tensor([0.0, 0.5, 0.5, 0.4, 0.4]).expand(len(image), 1, 5)
         # queries for noisy boxes are there in training alone; batch norms keep their statistics
         changed = [one for one in model.modules() if not one.training and not isinstance(one, nn.BatchNorm2d)]

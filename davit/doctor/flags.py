@@ -24,7 +24,7 @@ def doctor_parser() -> Parser:
         help="data that train.py or the tools of mmdet/ and mmseg/ take (a folder, a data.yaml, a table, a shard), a "
         "recipe (.yaml), or a config of mmdet/ or mmseg/ (.py)",
     )
-    parser.add_argument("--all", action="store_true", help="open every picture, however many there are")
+    parser.add_argument("--all", action="store_true", help="open every image, however many there are")
     parser.add_argument(
         "--sample",
         **number("sample"),

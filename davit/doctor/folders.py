@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from ..choices import CLASSIFICATION, MULTILABEL
+from ..commands import command_name
 from ..data import BadImageError, DataError, PictureDataset, check_classes, labels_numbered, open_dataset
 from ..data.class_lists import ClassList, find_class_list
 from ..data.classes import check_labels
@@ -36,10 +37,10 @@ from ..text import some
 from .findings import Finding, error, ok, warning
 
 _SHOWN = 20  # bad files that get a finding each; more are counted
-_UNBALANCED = 20  # from so many times as many pictures in the largest class as in the smallest
-_VALUES = 40  # pictures of a split whose values are looked at
+_UNBALANCED = 20  # from so many times as many images in the largest class as in the smallest
+_VALUES = 40  # images of a split whose values are looked at
 _USUAL_BANDS = 4  # grey or coloured, each with transparency
-_READ = Callable[[], object]  # opens one picture to its last pixel
+_READ = Callable[[], object]  # opens one image to its last pixel
 
 
 def examine_folder(root: Path, limit: int | None) -> Iterator[Finding]:
@@ -47,7 +48,7 @@ def examine_folder(root: Path, limit: int | None) -> Iterator[Finding]:
 
     Args:
         root: a folder of any layout of `davit.data.layouts`, or the data.yaml, json, table or shard that is meant.
-        limit: open no more than so many pictures of a split, evenly spread; None opens all.
+        limit: open no more than so many images of a split, evenly spread; None opens all.
     """
     try:
         layout = find_layout(root)
@@ -71,12 +72,12 @@ def examine_folder(root: Path, limit: int | None) -> Iterator[Finding]:
 
 
 def _pictures(root: Path, limit: int | None) -> Iterator[Finding]:
-    """Look at the pictures of a folder whose labels are not known."""
+    """Look at the images of a folder whose labels are not known."""
     with suppress(DataError):  # a finding already
         found = list_pictures(root)
         if found.pictures:
-            yield ok("pictures", f"{len(found.pictures)} in {root}")
-            yield from _readable_files("pictures", [root / name for name in found.pictures], limit)
+            yield ok("images", f"{len(found.pictures)} in {root}")
+            yield from _readable_files("images", [root / name for name in found.pictures], limit)
 
 
 @dataclass
@@ -86,8 +87,8 @@ class Counted:
     Attributes:
         pictures: to train on; None if they were not counted.
         has_masks: every object to train on has polygons or a mask; None if they were not read.
-        several: pictures have several labels.
-        decoding: the flags with which the pictures to train on are read, where the defaults do not fit.
+        several: images have several labels.
+        decoding: the flags with which the images to train on are read, where the defaults do not fit.
     """
 
     pictures: int | None = None
@@ -97,33 +98,45 @@ class Counted:
 
 
 def _command(layout: Layout, root: Path, counted: Counted) -> str:
-    """Give the command that trains on a data set."""
+    """Give the command that trains on a data set: `davit`'s where the doctor was called so, else the script."""
     place = shlex.quote(str(root))
     unchecked = "" if "val" in layout.splits or "test" in layout.splits else " --no-validate"
     if layout.task == "classification":
         task = f" --task {MULTILABEL}" if counted.several else ""
         flags = f"{task}{counted.decoding}{_batch_size(layout, counted.pictures)}"
-        return f"python train.py {place} --model DaViT_tiny{flags}"
+        trainer = f"{program} train" if (program := _program()) else "python train.py"
+        return f"{trainer} {place} --model DaViT_tiny{flags}"
     if layout.task == "detection":
         config = "davit_maskrcnn_1x_coco" if _has_masks(layout, counted.has_masks) else "davit_retinanet_1x_coco"
-        return f"python mmdet/tools/train.py mmdet/configs/{config}.py --data-root {place}{unchecked}"
+        return f"{_trainer('mmdet', config)} --data-root {place}{unchecked}"
     if layout.kind == "ADE20K":
-        return f"python mmseg/tools/train.py mmseg/configs/upernet_davit_512x512_160k_ade20k.py --data-root {place}"
+        return f"{_trainer('mmseg', 'upernet_davit_512x512_160k_ade20k')} --data-root {place}"
     classes = ""
     with suppress(DataError):  # a finding already
         classes = " --classes NAME NAME ..." if _class_list(layout) is None else ""
-    return (
-        f"python mmseg/tools/train.py mmseg/configs/upernet_davit_folders.py --data-root {place}{classes}{unchecked}"
-    )
+    return f"{_trainer('mmseg', 'upernet_davit_folders')} --data-root {place}{classes}{unchecked}"
+
+
+def _program() -> str:
+    """Return what the user typed before `doctor`, davit or python -m davit: there may be no scripts at hand then."""
+    name = command_name() or ""
+    return name.removesuffix(" doctor") if name.endswith(" doctor") else ""
+
+
+def _trainer(library: str, config: str) -> str:
+    """Begin the command that trains a detector or segmentor by a config."""
+    if program := _program():
+        return f"{program} {'det' if library == 'mmdet' else 'seg'} train {config}"
+    return f"python {library}/tools/train.py {library}/configs/{config}.py"
 
 
 # --- classification ---
 
-_MISSING = "train/ and val/ are expected, each with one folder a class; a fifth of each class in val/ is usual"
+_MISSING = "train/ and val/ are expected, each with one folder per class; a fifth of each class in val/ is usual"
 
 
 def _batch_size(layout: Layout, pictures: int | None) -> str:
-    """Give the flag that a training needs if an epoch has fewer pictures than train.py's batch."""
+    """Give the flag that a training needs if an epoch has fewer images than train.py's batch."""
     if pictures is None:
         with suppress(DataError), _warnings():  # findings already
             pictures = len(open_dataset(layout.chosen_by or layout.root, "train"))
@@ -171,7 +184,7 @@ def _classes(layout: Layout, limit: int | None, counted: Counted) -> Iterator[Fi
 
 
 def _has_several(layout: Layout, split: str) -> bool:
-    """Tell whether a split cannot be read but as pictures with several labels, or none."""
+    """Tell whether a split cannot be read but as images with several labels, or none."""
     try:
         with _warnings():
             open_dataset(layout.chosen_by or layout.root, split)
@@ -187,14 +200,14 @@ def _reader(dataset: PictureDataset, index: int) -> _READ:
 def _counts(split: str, dataset: PictureDataset) -> Iterator[Finding]:
     counts, sets = dataset.counts(), dataset.label_sets
     if counts is None:
-        yield ok(split, f"{len(dataset)} pictures")
+        yield ok(split, f"{len(dataset)} images")
         return
     names = {index: name for name, index in dataset.class_to_idx.items()}
     held = sorted((int(counts[index]), index) for index in names if counts[index])
     smallest, largest = held[0], held[-1]
-    text = f"{len(dataset)} pictures in {len(held)} classes, {smallest[0]} to {largest[0]} a class"
+    text = f"{len(dataset)} images in {len(held)} classes, {smallest[0]} to {largest[0]} a class"
     if sets is not None:
-        text += f"; {len(sets.flat) / len(sets):.3g} labels a picture, {sets.without} pictures without any"
+        text += f"; {len(sets.flat) / len(sets):.3g} labels per image, {sets.without} images without any"
     ratio = largest[0] / smallest[0]
     if ratio > _UNBALANCED:
         least = some((f"{names[index]} {count}" for count, index in held if count * _UNBALANCED < largest[0]), 5)
@@ -203,7 +216,7 @@ def _counts(split: str, dataset: PictureDataset) -> Iterator[Finding]:
             "--class-weights auto or --sampler balanced; accuracy says little of the small classes, so look at each"
         )
         if split != "train":
-            remedy = "accuracy will say little about the small ones: add pictures to them, or look at each class"
+            remedy = "accuracy will say little about the small ones: add images to them, or look at each class"
         yield warning(split, text, remedy)
     else:
         yield ok(split, f"{text} (1 to {ratio:.3g})" if ratio > 1 else text)
@@ -233,7 +246,7 @@ def _readable(
     limit: int | None,
     remedy: str = "repair or remove it, or pass --skip-bad-images",
 ) -> Iterator[Finding]:
-    """Open pictures to the last pixel; yield a finding for each bad one."""
+    """Open images to the last pixel; yield a finding for each bad one."""
     chosen = _spread(readers, limit)
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         bad = [fault for fault in pool.map(_why_bad, chosen) if fault is not None]
@@ -263,16 +276,16 @@ def _why_bad(read: _READ) -> str | None:
 
 
 def _readable_files(subject: str, files: Sequence[Path], limit: int | None) -> Iterator[Finding]:
-    """Look at the values of pictures, and open them to the last pixel."""
+    """Look at the values of images, and open them to the last pixel."""
     decoding, _ = yield from _values(subject, _spread(files, _VALUES))
     yield from _readable(subject, [partial(load_picture, file, decoding=decoding) for file in files], limit)
 
 
 def _values(subject: str, files: Sequence[Path]) -> Generator[Finding, None, tuple[Decoding, str]]:
-    """Look at a few pictures for another number of bands than 3, and for a range that is hardly used.
+    """Look at a few images for another number of bands than 3, and for a range that is hardly used.
 
     Returns:
-        How the pictures are to be read, and the flags of train.py that say so, each after a space.
+        How the images are to be read, and the flags of train.py that say so, each after a space.
     """
     used = used_range(files)
     depth_flag = f" --bit-depth {used.bit_depth}" if used is not None and used.is_small else ""
@@ -285,8 +298,8 @@ def _values(subject: str, files: Sequence[Path]) -> Generator[Finding, None, tup
         yield ok(subject, f"{used}")
     bands = {count for file in files if (count := _bands(file))}
     if len(bands) > 1 and max(bands) > _USUAL_BANDS:
-        text = f"pictures of {' and '.join(map(str, sorted(bands)))} bands"
-        yield error(subject, text, "give all pictures the same bands")
+        text = f"images of {' and '.join(map(str, sorted(bands)))} bands"
+        yield error(subject, text, "give all images the same bands")
     bit_depth = used.bit_depth if used is not None and used.is_small else None
     if len(bands) != 1 or max(bands) <= _USUAL_BANDS:
         return Decoding(3, bit_depth), depth_flag
@@ -302,12 +315,12 @@ def _values(subject: str, files: Sequence[Path]) -> Generator[Finding, None, tup
     std[std < NUMBERS["std"].least] = 1  # of a band with one value: 0 divides nothing
     means, deviations = (" ".join(f"{round(one, 4):g}" for one in values) for values in (mean, std))
     flags = f"--in-chans {count} --mean {means} --std {deviations}"
-    yield ok(subject, f"{count} bands a picture; over {len(files)} of them: {flags}")
+    yield ok(subject, f"{count} bands an image; over {len(files)} of them: {flags}")
     return rule, f" {flags}{depth_flag}"
 
 
 def _bands(file: Path) -> int:
-    """Count the bands of a picture; 0 where it cannot be read."""
+    """Count the bands of an image; 0 where it cannot be read."""
     try:
         return load_stored(file).shape[2]
     except (BadImageError, OSError):
@@ -324,7 +337,7 @@ def _boxes(layout: Layout, limit: int | None, counted: Counted) -> Iterator[Find
         try:
             contents, notes, origin = _annotations(layout, name, split)
         except DataError as fault:
-            yield error(name, str(fault), "correct the file, or fetch it anew")
+            yield error(name, str(fault), "correct the file, or fetch it again")
             continue
         if name == next(iter(layout.splits)):
             counted.has_masks = _all_masked(contents)
@@ -367,20 +380,20 @@ def _objects(contents: dict[str, Any], classes: Sequence[str]) -> str:
 
 
 def _unnamed(named: dict[Path, set[str]]) -> Iterator[Finding]:
-    """Say which files lie among the pictures and are not used."""
+    """Say which files lie among the images and are not used."""
     for folder, names in named.items():
         inside = {os.path.normpath(name.replace("\\", "/")) for name in names}
         inner = [other for other in named if other != folder and other.is_relative_to(folder)]
-        if not folder.is_dir() or inner:  # the pictures of several splits lie below it
+        if not folder.is_dir() or inner:  # the images of several splits lie below it
             continue
         found = list_pictures(folder, deep=any("/" in name for name in inside))
         unused = [name for name in found.pictures if name not in inside]
         if unused and len(unused) < len(found.pictures):
-            text = f"{len(unused):,} pictures in {folder} are in no annotation file: {some(unused, 3)}"
-            yield warning("pictures", text, "pictures without objects belong into the file too; remove the rest")
+            text = f"{len(unused):,} images in {folder} are in no annotation file: {some(unused, 3)}"
+            yield warning("images", text, "images without objects belong into the file too; remove the rest")
         labels = {kind: count for kind, count in found.left_out.items() if kind not in (".json", ".txt", ".xml")}
         if labels:
-            yield warning("pictures", f"{folder}: {left_out(labels)}", "convert or remove them, if that is not meant")
+            yield warning("images", f"{folder}: {left_out(labels)}", "convert or remove them, if that is not meant")
 
 
 def _has_masks(layout: Layout, known: bool | None) -> bool:
@@ -421,17 +434,17 @@ def _masks(layout: Layout, limit: int | None, counted: Counted) -> Iterator[Find
             listed = split.listed.read_text().split() if split.listed else None
             pairs = pair_masks(split.pictures, split.labels, names=listed)
         except (DataError, OSError, UnicodeError) as fault:
-            yield error(name, str(fault), "name each picture and its mask alike")
+            yield error(name, str(fault), "name each image and its mask alike")
             continue
         if not pairs.pictures:
-            yield error(name, f"no pictures in {split.pictures}", "unpack all of the data set there")
+            yield error(name, f"no images in {split.pictures}", "unpack all of the data set there")
             continue
         if pairs.without_mask:
-            text = f"{len(pairs.without_mask)} of {len(pairs.pictures)} pictures have no mask"
+            text = f"{len(pairs.without_mask)} of {len(pairs.pictures)} images have no mask"
             wanted = some((file.name for file in pairs.without_mask), 3)
             yield error(name, f"{text} ({wanted})", f"put a mask of the same name into {split.labels}")
         if pairs.absent:
-            text = f"{len(pairs.absent)} names of {split.listed} have no picture: {some(pairs.absent, 3)}"
+            text = f"{len(pairs.absent)} names of {split.listed} have no image: {some(pairs.absent, 3)}"
             yield error(name, text, "take them out of the list")
         for note in pairs.notes():
             yield warning(name, note, "nothing, if that is meant")
@@ -450,7 +463,7 @@ def _class_list(layout: Layout) -> ClassList | None:
 def _labels(
     name: str, pairs: Sequence[tuple[Path, Path]], listed: ClassList | None, reduced: bool, limit: int | None
 ) -> Iterator[Finding]:
-    """Check masks against their pictures, and say which labels they hold."""
+    """Check masks against their images, and say which labels they hold."""
     first = pairs[0][1]
     coding = Coding(palette_is_labels="segmentationclass" in first.as_posix().lower())
     if listed is not None and listed.colours and read_headers([first])[0].mode in ("RGB", "RGBA", "P"):
@@ -482,4 +495,4 @@ def _labels(
         yield error(name, text, "label what is something else too")
     shares = counts.sum(axis=0) / counts.sum()
     held = some((f"{label} ({100 * shares[label]:.3g} %)" for label in np.flatnonzero(shares)), 12)
-    yield ok(name, f"{len(pairs)} pictures, each with its mask; {len(chosen)} masks were read, with the labels {held}")
+    yield ok(name, f"{len(pairs)} images, each with its mask; {len(chosen)} masks were read, with the labels {held}")

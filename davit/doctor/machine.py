@@ -145,7 +145,7 @@ def _run_nms() -> None:
 
 
 def check_mmcv(versions: Mapping[str, str]) -> Finding:
-    """Check where mmcv's operators come from, compiled or bridged by davit.openmmlab, by the packages' versions."""
+    """Check where mmcv's operators come from: compiled, or torchvision's by davit.openmmlab."""
     if not versions["mmcv"]:
         return ok("mmcv ops", "not installed; only detection and segmentation need them")
     installed = ", ".join(f"{name} {version}" for name, version in versions.items() if version)
@@ -158,7 +158,8 @@ def check_mmcv(versions: Mapping[str, str]) -> Finding:
     if status == "missing":
         remedy = "import davit.openmmlab first, as mmdet/tools and mmseg/tools do, or compile mmcv's"
         return warning("mmcv ops", f"not installed ({installed})", remedy)
-    return ok("mmcv ops", f"{status} ({installed})")
+    of = "torchvision's and PyTorch's, as mmcv has no compiled ones" if status == "bridged" else status
+    return ok("mmcv ops", f"{of} ({installed})")
 
 
 # --- GPUs and process groups ---

@@ -1,4 +1,4 @@
-"""Keep the features of pictures in a file, and find the pictures that are most alike."""
+"""Keep the features of images in a file, and find the images that are most alike."""
 
 from typing import TYPE_CHECKING
 

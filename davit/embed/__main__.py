@@ -1,4 +1,4 @@
-"""Write the features of a folder's pictures to a file, and find those most like a picture."""
+"""Write the features of a folder's images to a file, and find those most like an image."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ _PREPARED = ("input_size", "interpolation", "mean", "std", "crop_pct", "crop_mod
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Embed pictures; return exit status 0, 1 where some could not be read, 2 for a mistake."""
+    """Embed images; return exit status 0, 1 where some could not be read, 2 for a mistake."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     return run_cli(lambda: _main(arguments))
 
 
 def _main(arguments: Sequence[str] | None) -> list[str]:
-    """Return the pictures that could not be read."""
+    """Return the images that could not be read."""
     args = embed_parser().parse_args(arguments)
     require_writable(args.output)
     out, sheet = Path(args.out), Path(args.sheet) if args.sheet else _beside(Path(args.out))
@@ -56,20 +56,20 @@ def _main(arguments: Sequence[str] | None) -> list[str]:
     bad: dict[str, str] = {}
 
     def embed(pictures: Sequence[Any], label: str) -> tuple[list[str], Features]:
-        """Return the names of the pictures that could be read, and their features."""
+        """Return the names of the images that could be read, and their features."""
         source = PictureSource(pictures, loaded.decoding.bands)
         features = _features(loaded, source, precision, args, label)
         bad.update(features.bad_images)
         return [source.path(int(position)) for position in features.positions_N], features
 
-    asked = embed(args.neighbours, "pictures to compare with") if args.neighbours else None  # a mistake shows at once
-    files, features = embed(found, "pictures")
+    asked = embed(args.neighbours, "images to compare with") if args.neighbours else None  # a mistake shows at once
+    files, features = embed(found, "images")
     root = args.folder if Path(args.folder).is_dir() else ""
     names = tuple(_below(root, file) for file in files)
     about = _about(loaded, str(request.checkpoint or ""), precision, root)
     embeddings = Embeddings(names, features.vectors_NC, {**about, "count": len(names), "skipped": len(bad)})
     write_embeddings(out, embeddings)
-    log.info("%d pictures, %d features each, by %s: %s", *embeddings.features_NC.shape, loaded.name, as_line(out))
+    log.info("%d images, %d features each, by %s: %s", *embeddings.features_NC.shape, loaded.name, as_line(out))
     shown = [] if asked is None else _neighbours(embeddings, files, *asked, args.count)
     if asked is not None:
         _draw(embeddings, files, shown, sheet)
@@ -100,7 +100,7 @@ def _features(
 
 
 def _below(root: str, file: str) -> str:
-    """Name a picture by its path below the folder that was given."""
+    """Name an image by its path below the folder that was given."""
     prefix = "" if not root or str(Path(root)) == "." else f"{Path(root)}/".replace("//", "/")
     return file.removeprefix(prefix)
 
@@ -123,13 +123,13 @@ def _about(loaded: LoadedModel, checkpoint: str, precision: Precision, root: str
 
 
 _Near = tuple[str, list[tuple[int, float]]]
-"""A picture that is asked for, and those most like it: places and cosines, the nearest first."""
+"""An image that is asked for, and those most like it: places and cosines, the nearest first."""
 
 
 def _neighbours(
     embeddings: Embeddings, files: Sequence[str], asked: Sequence[str], features: Features, count: int
 ) -> list[_Near]:
-    """Find the pictures most like each of those asked for, without itself."""
+    """Find the images most like each of those asked for, without itself."""
     found = []
     for picture, vector_C in zip(asked, features.vectors_NC, strict=True):
         itself = {place for place, file in enumerate(files) if os.path.realpath(file) == os.path.realpath(picture)}

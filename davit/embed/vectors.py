@@ -1,4 +1,4 @@
-"""Hold features with the names of their pictures; write them as .npz or .parquet, and read them back."""
+"""Hold features with the names of their images; write them as .npz or .parquet, and read them back."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ _ENTRY = "davit"  # of a Parquet file's own metadata
 
 @dataclass(frozen=True)
 class Embeddings:
-    """The features of pictures.
+    """The features of images.
 
     Attributes:
         names: of the files, in order; bytes that are no UTF-8 are lone surrogates, as `open` takes them.
         features_NC: float32, a row for each name.
-        metadata: which model and weights, and how pictures were prepared.
+        metadata: which model and weights, and how images were prepared.
     """
 
     names: tuple[str, ...]
@@ -48,13 +48,13 @@ class Embeddings:
         return len(self.names)
 
     def nearest(self, vector_C: NDArray[Any], count: int = 10) -> list[tuple[int, float]]:
-        """Find the pictures whose features are most like a vector: their places, and the cosines, the largest first.
+        """Find the images whose features are most like a vector: their places, and the cosines, the largest first.
 
         Of equal ones the first comes first. All, where there are fewer than `count`.
         """
         unit_NC = _to_length_one(self.features_NC.astype(np.float64))
         cosine_N = unit_NC @ _to_length_one(np.asarray(vector_C, np.float64)[None])[0]
-        order = np.argsort(-cosine_N.round(6), kind="stable")[:count]  # copies of a picture differ by rounding alone
+        order = np.argsort(-cosine_N.round(6), kind="stable")[:count]  # copies of an image differ by rounding alone
         return [(int(place), float(cosine_N[place])) for place in order]
 
 

@@ -79,10 +79,10 @@ class Parts:
     """What a run is made of.
 
     Attributes:
-        config: how pictures are prepared, as `data_config` returns it.
+        config: how images are prepared, as `data_config` returns it.
         ema: the moving average of the weights, if one is kept; in float32 whatever the weights' dtype.
         num_epochs: with the cool-down.
-        sizes: of the training pictures, where they grow.
+        sizes: of the training images, where they grow.
         task: what is learnt.
     """
 
@@ -101,7 +101,7 @@ class Parts:
 
 
 class Task:
-    """Make those parts of a run, and measure its epochs, that depend on what is learnt: here the classes of pictures.
+    """Make those parts of a run, and measure its epochs, that depend on what is learnt: here the classes of images.
 
     Another task, such as detection (`davit.detect.task`), replaces methods. All else of a run is the same for all.
     """
@@ -118,7 +118,7 @@ class Task:
         return build_model(args, data.num_classes, data.class_names)
 
     def prepare(self, args: Namespace, data: Data, model: nn.Module) -> dict[str, Any]:
-        """Give both splits their transforms; return how pictures are prepared (`data_config`)."""
+        """Give both splits their transforms; return how images are prepared (`data_config`)."""
         settle_sizes(args, model)
         config = data_config(args, model)
         set_transforms(args, data, config)
@@ -130,7 +130,7 @@ class Task:
         return build_loss(args, mixup, data.train)
 
     def example(self, data: Data) -> Tensor:
-        """Return a picture's target, as large as they come, for trying how many pictures fit into memory."""
+        """Return an image's target, as large as they come, for trying how many images fit into memory."""
         is_multilabel = data.train.label_sets is not None
         return torch.zeros(data.num_classes) if is_multilabel else torch.zeros((), dtype=torch.int64)
 
@@ -152,7 +152,7 @@ def build_parts(
     """Build what a run needs beside its model and data; the model is on its device and gets its dtype here.
 
     Args:
-        learning: what is learnt; None for the classes of pictures.
+        learning: what is learnt; None for the classes of images.
     """
     learning = learning or Task()
     precision = precision_from(args, world.device, world.everywhere)
@@ -204,7 +204,7 @@ def _say_average(decay: float, steps: int) -> None:
 def open_data(args: Namespace, world: World) -> Data:
     """Open both splits of the data set and check that they agree. One process may download, before the others."""
     options = {name: getattr(args, name) or None for name in ("class_map", "input_key", "target_key")}
-    task = getattr(args, "task", CLASSIFICATION)  # other commands than train.py know one class a picture
+    task = getattr(args, "task", CLASSIFICATION)  # other commands than train.py know one class per image
     is_multilabel = task == MULTILABEL
     try:
         train, val = [
@@ -215,7 +215,7 @@ def open_data(args: Namespace, world: World) -> Data:
         if hasattr(args, "task") or not is_of_several(error):
             raise
         raise ValueError(
-            f"{args.data_dir}: its pictures have several labels, or none, and this command needs one class a picture; "
+            f"{args.data_dir}: its images have several labels, or none, and this command needs one class per image; "
             "train.py and validate.py know several."
         ) from error
     if is_multilabel:
@@ -227,7 +227,7 @@ def open_data(args: Namespace, world: World) -> Data:
     if 1 in (found, num_classes) and not is_multilabel:
         raise ValueError(
             f"there is one class ({', '.join(train.class_names[:1]) or '0'}), so every answer would be right: add a "
-            f"class of pictures that do not show it (a background), or give --task {MULTILABEL}, where a picture may "
+            f"class of images that do not show it (a background), or give --task {MULTILABEL}, where an image may "
             "have no label."
         )
     check_classes(train, val, num_classes)
@@ -266,7 +266,7 @@ def open_once(
 def name_model(args: Namespace) -> None:
     """Put what `--model hf-hub:OWNER/NAME` or `local-dir:DIR` stands for into the flags.
 
-    They then say the architecture with its arguments and how its pictures are prepared, unless other flags do, and
+    They then say the architecture with its arguments and how its images are prepared, unless other flags do, and
     with --pretrained its weights.
 
     Raises:
@@ -295,7 +295,7 @@ def build_model(args: Namespace, num_classes: int, class_names: Sequence[str] = 
         load_checkpoint(model, checkpoint)
         if other := in_other_order(checkpoint.class_names, class_names):
             log.warning(
-                "%s was trained on the same classes in another order: %s. Its head has to learn them anew, or give "
+                "%s was trained on the same classes in another order: %s. Its head has to learn them again, or give "
                 "--class-map FILE with the names in its order.",
                 *(args.initial_checkpoint, other),
             )
@@ -357,13 +357,13 @@ def _create(args: Namespace, num_classes: int) -> nn.Module:
 
 
 def data_config(args: Namespace, model: nn.Module) -> dict[str, Any]:
-    """Decide picture size, mean, std, interpolation and crop: the flags', else the model's own."""
+    """Decide image size, mean, std, interpolation and crop: the flags', else the model's own."""
     bands = bands_asked_for(vars(args)) or 3
     try:
         return picture_config(vars(args), model, bands)
     except AssertionError as error:
         raise ValueError(
-            f"pictures cannot be prepared with --img-size {args.img_size}, --input-size {args.input_size}, --mean "
+            f"images cannot be prepared with --img-size {args.img_size}, --input-size {args.input_size}, --mean "
             f"{args.mean} and --std {args.std}: a size is one number (--input-size three), the others one "
             f"or {bands}, for each band."
         ) from error
@@ -393,14 +393,14 @@ def settle_sizes(args: Namespace, model: nn.Module) -> None:
 
 
 def stride_of(model: nn.Module) -> int:
-    """Return by how much a model's last map is smaller than its picture; 32 for one that does not tell."""
+    """Return by how much a model's last map is smaller than its image; 32 for one that does not tell."""
     stages: Any = getattr(model, "feature_info", None)
     found = [stage["reduction"] for stage in stages or () if isinstance(stage, dict) and "reduction" in stage]
     return int(max(found, default=32))
 
 
 def size_schedule(args: Namespace, steps_per_epoch: int) -> SizeSchedule | None:
-    """Build the schedule of the training pictures' sizes; None where there is one size."""
+    """Build the schedule of the training images' sizes; None where there is one size."""
     if len(getattr(args, "sizes", ())) < 2:
         return None
     return SizeSchedule(tuple(args.sizes), args.size_schedule, args.size_multiple, args.epochs, steps_per_epoch)
@@ -421,13 +421,13 @@ def require_sizes(args: Namespace, model: nn.Module, config: dict[str, Any], siz
             size = f"{height}" if height == width else f"{height} x {width}"
             if len(sizes) == 1:
                 raise ValueError(
-                    f"{args.model} does not take pictures of {size} px ({text}). Leave the size out for its own, or "
+                    f"{args.model} does not take images of {size} px ({text}). Leave the size out for its own, or "
                     "make the model for this one, where that can be (--model-kwargs img_size=N for timm's ViTs)."
                 ) from error
             raise ValueError(
-                f"{args.model} does not take pictures of {size} px, which --size-schedule {args.size_schedule} leads "
-                f"to ({text}). A model with a table of positions has one size: give one --img-size, a --size-multiple "
-                "that it can divide, or let it resample the table where it can (--model-kwargs dynamic_img_size=true "
+                f"{args.model} does not take images of {size} px, which --size-schedule {args.size_schedule} leads "
+                f"to ({text}). A model with position embeddings has one size: give one --img-size, a --size-multiple "
+                "that it can divide, or let it resample them if it can (--model-kwargs dynamic_img_size=true "
                 "for timm's ViTs, strict_img_size=false for its Swins)."
             ) from error
 
@@ -437,7 +437,7 @@ def set_transforms(args: Namespace, data: Data, config: dict[str, Any]) -> None:
     decoding = Decoding.asked_for(config["input_size"][0], vars(args))
     data.train.decoding = data.val.decoding = decoding
     if decoding != Decoding():
-        log.info("Pictures have %d bands; more than 8 bits are scaled by %s.", decoding.bands, decoding)
+        log.info("Images have %d bands; more than 8 bits are scaled by %s.", decoding.bands, decoding)
     both = {"img_size": config["input_size"], "mean": config["mean"], "std": config["std"]}
     crop_and_colour = ("no_aug", "scale", "ratio", "hflip", "vflip", "color_jitter", "aa")
     erasing = ("reprob", "remode", "recount", "resplit", "aug_splits")
@@ -490,7 +490,7 @@ def build_loaders(args: Namespace, data: Data, world: World) -> tuple[TrainLoade
 
 
 def mixes(args: Namespace) -> bool:
-    """Return whether the flags ask for mixup or cutmix, which pair the pictures of a micro-batch."""
+    """Return whether the flags ask for mixup or cutmix, which pair the images of a micro-batch."""
     return bool(args.mixup > 0 or args.cutmix > 0 or args.cutmix_minmax)
 
 
@@ -502,7 +502,7 @@ def build_mixup(args: Namespace, num_classes: int) -> Mixup | None:
         raise ValueError("--aug-splits cannot be combined with mixup: pass --mixup 0 --cutmix 0.")
     if args.batch_size % 2:
         raise ValueError(
-            f"--batch-size {args.batch_size} is odd, and mixup pairs pictures: make it even, or pass "
+            f"--batch-size {args.batch_size} is odd, and mixup pairs images: make it even, or pass "
             "--mixup 0 --cutmix 0."
         )
     return Mixup(
@@ -629,7 +629,7 @@ def wrap_for_training(
     """Wrap the model as the forward pass runs it: compiled as the flags ask for, data-parallel in a job.
 
     Args:
-        dtype: of the pictures as the model gets them.
+        dtype: of the images as the model gets them.
         schedule: of their sizes, for each of which there is one compiled graph.
         trial_loss: as `Task` has it.
 
@@ -658,7 +658,7 @@ def wrap_for_training(
             dynamic, number = False, len(schedule.all_sizes)
             limit = max(torch._dynamo.config.recompile_limit, 2 * number)  # evaluation has its own
             torch._dynamo.config.recompile_limit = limit
-            log.info("torch.compile makes a graph for each of up to %d sizes of pictures, when it comes.", number)
+            log.info("torch.compile makes a graph for each of up to %d sizes of images, when it comes.", number)
         forward = torch.compile(forward, backend=args.torchcompile, mode=mode, dynamic=dynamic)  # type: ignore[assignment]
     return DataParallel(forward, world.device) if world.is_distributed else forward
 

@@ -33,13 +33,13 @@ SUFFIX = ".temperature.json"
 LEAST, MOST = 0.05, 20.0  # of a temperature that is fitted: answers that are all right ask for 0
 
 _MOST_BYTES = 1 << 20
-_ROWS = 4096  # pictures whose logits are looked at together
+_ROWS = 4096  # images whose logits are looked at together
 _STEPS = 100
 
 
 @dataclass(frozen=True)
 class Bin:
-    """The pictures whose confidence lies from `low` to below `high`; a confidence of exactly 1 has a bin of its own.
+    """The images whose confidence lies from `low` to below `high`; a confidence of exactly 1 has a bin of its own.
 
     `confidence` and `accuracy` are means, NaN where `count` is 0.
     """
@@ -52,7 +52,7 @@ class Bin:
 
 
 def reliability(confidence: Array, right: Array, bins: int = BINS) -> list[Bin]:
-    """Sort pictures by confidence into bins of equal width, and a last one for what is exactly 1 (as torchmetrics).
+    """Sort images by confidence into bins of equal width, and a last one for what is exactly 1 (as torchmetrics).
 
     Args:
         confidence: (N,) the probability of the first class, float32.
@@ -84,10 +84,10 @@ def ece(bins: list[Bin]) -> float:
 
 @dataclass(frozen=True)
 class Calibration:
-    """How well the probabilities of some pictures agree with reality.
+    """How well the probabilities of some images agree with reality.
 
     Attributes:
-        count: the pictures: those with a label and finite logits.
+        count: the images: those with a label and finite logits.
         nll: the mean of -log(probability of the right class), in nats.
         ece: of 15 bins, 0 to 1.
     """
@@ -98,7 +98,7 @@ class Calibration:
 
     @classmethod
     def of(cls, outcomes: Outcomes) -> Calibration:
-        """Measure it on those of the pictures that have a label and finite logits."""
+        """Measure it on those of the images that have a label and finite logits."""
         kept = outcomes.only(outcomes.scored & outcomes.finite)
         nll = float(kept.loss.astype(np.float64).mean()) if len(kept) else math.nan
         return cls(len(kept), nll, ece(reliability(kept.confidence, kept.right)))
@@ -123,7 +123,7 @@ def fit_temperature(
     leaves the bracket.
 
     Args:
-        logits_NC: finite; of this process's pictures.
+        logits_NC: finite; of this process's images.
         column_N: which of them is right.
         total: sums a tensor over all processes; each must call this function.
     """
@@ -145,7 +145,7 @@ def fit_temperature(
 
 
 def _slope(logits_NC: Tensor, column_N: Tensor, scale: float) -> Tensor:
-    """Sum the first and second derivative of the cross-entropy by the factor on the logits, over pictures."""
+    """Sum the first and second derivative of the cross-entropy by the factor on the logits, over images."""
     sums = torch.zeros(2, dtype=torch.float64)
     for some_NC, right_N in zip(logits_NC.split(_ROWS), column_N.split(_ROWS), strict=True):
         z_NC = some_NC.double()
@@ -163,9 +163,9 @@ class Fitted:
 
     Attributes:
         temperature: what logits are divided by.
-        part: "all" of the data, or every second picture ("half").
+        part: "all" of the data, or every second image ("half").
         pictures: how many it was fitted on.
-        held, held_calibrated: pictures that it was not fitted on, without and with the temperature. With the part
+        held, held_calibrated: images that it was not fitted on, without and with the temperature. With the part
             "all" each half of the data under the temperature of the other half.
         data: the data's place and split.
         weights: as `fingerprint` of the model.
@@ -181,17 +181,17 @@ class Fitted:
 
 
 def fit(records: Records, part: str, world: World) -> tuple[float, int, Calibration, Calibration]:
-    """Fit a temperature on the pictures of all processes, and measure it on pictures that it was not fitted on.
+    """Fit a temperature on the images of all processes, and measure it on images that it was not fitted on.
 
     Args:
-        records: with logits, of this process's pictures.
-        part: of `davit.choices.FITTED_ON`: all pictures, or those at the even positions of the data set.
+        records: with logits, of this process's images.
+        part: of `davit.choices.FITTED_ON`: all images, or those at the even positions of the data set.
 
     Returns:
-        The temperature, the number of pictures it was fitted on, and held pictures without and with it.
+        The temperature, the number of images it was fitted on, and held images without and with it.
 
     Raises:
-        ValueError: there are not two pictures for it.
+        ValueError: there are not two images for it.
     """
     own = {name: records.column(name) for name in ("index", "scored", "finite", "logits", "column")}
     usable_N = own["scored"].bool() & own["finite"].bool()
@@ -200,7 +200,7 @@ def fit(records: Records, part: str, world: World) -> tuple[float, int, Calibrat
     counts = world.sum(torch.tensor([int(half.sum()) for half in halves], device=world.device)).tolist()
     if not all(counts):
         raise ValueError(
-            "--fit-temperature needs pictures with a label and finite logits at even and odd positions of the data, "
+            "--fit-temperature needs images with a label and finite logits at even and odd positions of the data, "
             f"to fit on the ones and test on the others; there are {counts[0]} and {counts[1]}."
         )
 
@@ -224,7 +224,7 @@ def fit(records: Records, part: str, world: World) -> tuple[float, int, Calibrat
 
 
 def records_at(records: Records, temperature: float | Tensor, world: World) -> Outcomes:
-    """Gather the outcomes with logits divided by a temperature, or by one for each picture, (N,)."""
+    """Gather the outcomes with logits divided by a temperature, or by one for each image, (N,)."""
     own = {one.name: records.column(one.name) for one in fields(Outcomes)}
     own["confidence"], own["loss"] = at_temperature(records.column("logits"), records.column("column"), temperature)
     return gather_outcomes(own, world)
@@ -305,14 +305,14 @@ def temperature_for(asked: float | None, checkpoint: Path | None, model: nn.Modu
             raise ValueError(f"its temperature is not {NUMBERS['temperature']}")
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         log.warning(
-            "%s cannot be used (%s): probabilities are not calibrated; validate.py --fit-temperature writes it anew",
+            "%s cannot be used (%s): probabilities are not calibrated; validate.py --fit-temperature writes it again",
             *(named, as_line(error)),
         )
         return 1.0
     if weights != fingerprint(model):
         log.warning(
             "%s was fitted for other weights than these: probabilities are not calibrated; validate.py "
-            "--fit-temperature fits it anew, --temperature %g takes it all the same",
+            "--fit-temperature fits it again, --temperature %g takes it all the same",
             *(named, temperature),
         )
         return 1.0

@@ -1,4 +1,4 @@
-"""Note on which classes and files a run stands, and compare them with those that it goes on with."""
+"""Note on which classes and files a run stands, and compare them with those that it continues with."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ Facts: TypeAlias = Mapping[str, Mapping[str, Any]]
 """By split, as `facts_of` notes them."""
 SPLITS = ("train", "val")
 _ACCEPT = "--accept-changed-data"
-_MOST_CONTENTS = 128  # pictures of a split that are looked into: a second on a slow network disk
+_MOST_CONTENTS = 128  # images of a split that are looked into: a second on a slow network disk
 _BEGINNING = 1 << 16  # bytes
 
 
 def facts_of(data: Data, world: World) -> dict[str, dict[str, Any]]:
-    """Note of each split the number of pictures, a hash of its list of files with their classes, and a few contents.
+    """Note of each split the number of images, a hash of its list of files with their classes, and a few contents.
 
     Places and times of the files have no part in it: a copy of a data set is the same data.
 
@@ -44,7 +44,7 @@ def facts_of(data: Data, world: World) -> dict[str, dict[str, Any]]:
         if differing:
             split = differing[0]
             raise ValueError(
-                f"process {rank} finds other {split} pictures than process {world.rank}: "
+                f"process {rank} finds other {split} images than process {world.rank}: "
                 f"{theirs[split]['pictures']} and {facts[split]['pictures']}, in lists that differ. All machines of a "
                 "job need the same files."
             )
@@ -57,7 +57,7 @@ def facts_of(data: Data, world: World) -> dict[str, dict[str, Any]]:
 def _list_of(dataset: PictureDataset) -> dict[str, Any]:
     sets = dataset.label_sets
     targets = dataset.source.targets() if sets is None else [*sets.flat.tolist(), *sets.ends.tolist()]
-    if targets is None:  # its names may cost as much as its pictures
+    if targets is None:  # its names may cost as much as its images
         return {"pictures": len(dataset), "classes": None, "files": None}
     classes = hashlib.blake2b(np.asarray(targets, dtype="<i8").tobytes(), digest_size=16)
     files = hashlib.blake2b("\0".join(dataset.filenames()).encode(errors="surrogateescape"), digest_size=16)
@@ -77,7 +77,7 @@ def _looked_at(dataset: PictureDataset) -> list[int]:
 
 
 def _contents_of(dataset: PictureDataset) -> list[list[Any]]:
-    """Note of some pictures the class index and a hash of length and beginning; "" for those that cannot be read."""
+    """Note of some images the class index and a hash of length and beginning; "" for those that cannot be read."""
     return [_content(dataset, position) for position in _looked_at(dataset)]
 
 
@@ -93,7 +93,7 @@ def _content(dataset: PictureDataset, position: int) -> list[Any]:
         with stored:
             begin = stored.read(_BEGINNING)
             length = stored.seek(0, os.SEEK_END)
-    except (OSError, BadImageError, DataError):  # whoever needs the picture says what is wrong
+    except (OSError, BadImageError, DataError):  # whoever needs the image says what is wrong
         return [int(target), ""]
     return [int(target), hashlib.blake2b(begin + length.to_bytes(8, "little"), digest_size=8).hexdigest()]
 
@@ -103,7 +103,7 @@ def _list_in(facts: Facts, split: str) -> tuple[Any, ...]:
 
 
 def _is_renamed(before: Facts, now: Facts, split: str) -> bool:
-    """Return whether these are the same pictures in the same order under other names, such as in another form."""
+    """Return whether these are the same images in the same order under other names, such as in another form."""
     same = all(before[split][fact] == now[split][fact] for fact in ("pictures", "classes"))
     contents = now[split]["contents"]
     return same and before[split].get("contents") == contents and all(content for _, content in contents)
@@ -138,7 +138,7 @@ def compare_classes(before: Sequence[str], now: Sequence[str], *, same_outputs: 
     if not gone and not new:
         remedy += ", or give --class-map FILE with the names in their former order"
     if same_outputs:
-        remedy += f", or go on with {_ACCEPT}: each output then learns anew what its index stands for"
+        remedy += f", or continue with {_ACCEPT}: each output then learns again what its index stands for"
     else:
         remedy += ", or start a new run from the weights with --initial-checkpoint FILE, which leaves the head out"
     raise ValueError(f"the classes are not those that the state was trained on: {differs}. Either {remedy}.")
@@ -172,7 +172,7 @@ def compare_files(
     differing = [split for split in SPLITS if _list_in(before, split) != _list_in(now, split)]
     if renamed := [split for split in differing if _is_renamed(before, now, split)]:
         log.warning(
-            "Pictures of %s have other names than in the state. Their number, classes and order are the same, and so "
+            "Images of %s have other names than in the state. Their number, classes and order are the same, and so "
             "are the contents that were looked into: they are taken for the same.",
             " and ".join(renamed),
         )
@@ -180,46 +180,46 @@ def compare_files(
     if not differing:
         return set()
     what = "; ".join(
-        f"{split} has {now[split]['pictures']} pictures and had {before[split]['pictures']}"
+        f"{split} has {now[split]['pictures']} images and had {before[split]['pictures']}"
         if now[split]["pictures"] != before[split]["pictures"]
-        else f"{split} has {now[split]['pictures']} pictures as before, but other names, classes or another order"
+        else f"{split} has {now[split]['pictures']} images as before, but other names, classes or another order"
         for split in differing
     )
     follows = []
     if "train" in differing:
         follows.append(
-            f"epoch {epoch} begins anew on the weights as they are: all its pictures are seen, those of its {step} "
+            f"epoch {epoch} starts again on the weights as they are: all its images are seen, those of its {step} "
             f"steps done (about {pictures}) once more"
             if step
-            else f"from epoch {epoch} on, the order of the pictures is another"
+            else f"from epoch {epoch} on, the order of the images is another"
         )
     if "val" in differing:
-        follows.append("epochs kept so far were measured on other pictures and are set aside")
+        follows.append("epochs kept so far were measured on other images and are set aside")
     if step and not accepted:
         raise ValueError(
             f"the list of files is not that of the state, which was saved within epoch {epoch}, after step {step}: "
-            f"{what}. Put the data back as they were, or go on with {_ACCEPT}: {'; '.join(follows)}."
+            f"{what}. Put the data back as they were, or continue with {_ACCEPT}: {'; '.join(follows)}."
         )
     log.warning("The list of files is not that of the state: %s. What follows: %s.", what, "; ".join(follows))
     return {*differing}
 
 
 def compare_pairs(before: Facts | None, now: Facts, names: Sequence[str], *, accepted: bool) -> None:
-    """Look whether the pictures of a class are those that another one had, which lists of files need not show.
+    """Look whether the images of a class are those that another one had, which lists of files need not show.
 
     Args:
         names: of the classes.
         accepted: --accept-changed-data is given; then it is a warning.
 
     Raises:
-        ValueError: at least half of the pictures of a class that were looked into are those of another one.
+        ValueError: at least half of the images of a class that were looked into are those of another one.
     """
     for split in SPLITS if before is not None else ():
         assert before is not None
         classes: dict[str, set[int]] = {}
         for target, content in before[split].get("contents", []):
             classes.setdefault(content, set()).add(target)
-        origins: dict[int, list[int]] = {}  # class index -> those that its pictures had
+        origins: dict[int, list[int]] = {}  # class index -> those that its images had
         for target, content in now[split]["contents"]:
             then = classes.get(content, {target}) if content else {target}
             origins.setdefault(target, []).append(target if target in then else min(then))
@@ -231,20 +231,20 @@ def compare_pairs(before: Facts | None, now: Facts, names: Sequence[str], *, acc
         if not exchanged:
             continue
         called = dict(enumerate(names))
-        text = f"pictures of {split} have been exchanged between classes: " + some(
+        text = f"images of {split} have been exchanged between classes: " + some(
             f"{called.get(target, target)} holds those of {called.get(origin, origin)}"
             for target, origin in exchanged.items()
         )
         if not accepted:
             raise ValueError(
-                f"{text}. Put the data back as they were, or go on with {_ACCEPT}: each output then learns anew "
+                f"{text}. Put the data back as they were, or continue with {_ACCEPT}: each output then learns again "
                 "what its class holds now."
             )
         log.warning("%s. As %s accepts, each output learns what its class holds now.", text, _ACCEPT)
 
 
 def name_replaced(before: Facts | None, now: Facts, data: Data) -> None:
-    """Warn of pictures that have another content under the same name, among those that were looked into."""
+    """Warn of images that have another content under the same name, among those that were looked into."""
     for split, dataset in zip(SPLITS, (data.train, data.val), strict=True):
         if before is None or _list_in(before, split) != _list_in(now, split):
             continue
@@ -256,7 +256,7 @@ def name_replaced(before: Facts | None, now: Facts, data: Data) -> None:
         ]
         if changed:
             log.warning(
-                "%d of %d pictures of %s that were looked into have another content under the same name: %s. The run "
-                "goes on with what they hold now.",
+                "%d of %d images of %s that were looked into have another content under the same name: %s. The run "
+                "continues with what they hold now.",
                 *(len(changed), len(new), split, some(changed, 4)),
             )

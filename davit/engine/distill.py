@@ -36,10 +36,10 @@ TASKS: Mapping[str, type[TrainingTask]] = {
 
 
 class SizedTeacher(nn.Module):
-    """A teacher that gets pictures of its own size, and gives classes in the student's order.
+    """A teacher that gets images of its own size, and gives classes in the student's order.
 
     Args:
-        size: (H, W) to which pictures of another size are resampled.
+        size: (H, W) to which images of another size are resampled.
         order: the teacher's index of each of the student's classes; None where both have the same order.
     """
 
@@ -76,7 +76,7 @@ def build_task(
 
     Args:
         class_names: of the data.
-        config: how pictures are prepared for the student.
+        config: how images are prepared for the student.
 
     Raises:
         ValueError: the teacher cannot be had, or does not fit the student.
@@ -183,7 +183,7 @@ def _check(
         )
     bands, wanted = config["input_size"][0], loaded.config["input_size"][0]
     if bands != wanted:
-        raise ValueError(f"--teacher {name} takes pictures of {wanted} bands, and the student of {bands}.")
+        raise ValueError(f"--teacher {name} takes images of {wanted} bands, and the student of {bands}.")
     lacking = [one for one in ("forward_features", "forward_head") if not hasattr(loaded.model, one)]
     if how == "features" and lacking:
         raise ValueError(f"--distill features: the teacher {name} has no {' and no '.join(lacking)}; take logits.")

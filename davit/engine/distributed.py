@@ -151,7 +151,7 @@ class DataParallel(nn.parallel.DistributedDataParallel):
 
     The others would wait for ever for the gradients of the one that failed. So each counts what it has averaged of a
     step, and one that fails takes part in the rest with zeros (`finish`). The gradients are worthless then; all
-    processes have to tell one another, and to wrap their models anew.
+    processes have to tell one another, and to wrap their models again.
     """
 
     def __init__(self, module: nn.Module, device: torch.device) -> None:

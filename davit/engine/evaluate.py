@@ -1,4 +1,4 @@
-"""Measure accuracy and loss of a model on a data set, each picture once, on any number of processes."""
+"""Measure accuracy and loss of a model on a data set, each image once, on any number of processes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 
 class MiscountError(RuntimeError):
-    """A picture was evaluated twice or not at all: an error of this program, so its figures are not given."""
+    """An image was evaluated twice or not at all: an error of this program, so its figures are not given."""
 
 
 @dataclass(frozen=True)
@@ -37,19 +37,19 @@ class Evaluation:
     """The figures of one pass over a data set, over all processes.
 
     Attributes:
-        count: pictures that went through the model.
+        count: images that went through the model.
         scored: those of them that have a label (fewer than `count` with ReaL labels only).
-        correct1, correct5: scored pictures with a right class as the first, and among the first five.
+        correct1, correct5: scored images with a right class as the first, and among the first five.
         loss: mean cross-entropy with the data set's classes; NaN or infinite where a logit is.
-        nonfinite: pictures with a NaN or infinite logit, which count as wrong.
-        skipped: pictures that could not be read.
+        nonfinite: images with a NaN or infinite logit, which count as wrong.
+        skipped: images that could not be read.
         correct1_of_all: as `correct1` if all of the model's classes compete; None where they do anyway.
         images_per_second: of all processes together, reading included.
-        data_wait: share of the time spent waiting for pictures, 0 to 1, mean of the processes.
+        data_wait: share of the time spent waiting for images, 0 to 1, mean of the processes.
         peak_memory_mb: the largest of any process, as by `peak_memory_mb`.
-        bad_images: file -> reason of the pictures skipped.
-        measures: of pictures with several labels; else None. Then the loss is the mean binary cross-entropy, and a
-            picture is right where the first class is one of its labels.
+        bad_images: file -> reason of the images skipped.
+        measures: of images with several labels; else None. Then the loss is the mean binary cross-entropy, and an
+            image is right where the first class is one of its labels.
         has_loss: False where none is computed in an evaluation, as of detectors.
     """
 
@@ -123,15 +123,15 @@ def evaluate(
         limit_batches: end after so many batches of each rank; then nothing is checked against the data set.
         log_freq: batches between two lines of the log.
         stop: asked before each batch whether to end, by `StoppedError` on every rank.
-        records: filled with what each picture of this rank got; what is in there is dropped.
-        answers: the same for pictures with several labels.
+        records: filled with what each image of this rank got; what is in there is dropped.
+        answers: the same for images with several labels.
         thresholds: (K,) of the probabilities of several labels; 0.5 where None.
         scores: add up what another task measures; None for classes.
 
     Raises:
         BadImageError, DataError, LoaderError: as the loader does. An error on one rank stops all: the others
             raise `PeerError`.
-        MiscountError: not every picture was seen exactly once.
+        MiscountError: not every image was seen exactly once.
     """
     loader.bad_images.clear()
     if scores is not None:
@@ -244,7 +244,7 @@ class Scores:
             )
 
     def measures(self, world: World) -> Measures | None:
-        """Measure what is only known of all pictures together."""
+        """Measure what is only known of all images together."""
         return None
 
     def timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
@@ -259,7 +259,7 @@ class Scores:
 
 
 class _LabelScores(Scores):
-    """Add up the scores of one rank's batches of pictures with several labels, and keep their answers."""
+    """Add up the scores of one rank's batches of images with several labels, and keep their answers."""
 
     def __init__(
         self, num_samples: int, device: torch.device, answers: AnswerRecords, thresholds: Tensor | None
@@ -299,7 +299,7 @@ def _reduce(scores: Scores, loader: EvalLoader, world: World, is_whole: bool) ->
     skipped = sum(len(files) for files in bad)
     if twice or (is_whole and count + skipped != loader.num_samples):
         raise MiscountError(
-            f"internal error: of {loader.num_samples} pictures {count} were evaluated ({twice} of them more "
+            f"internal error: of {loader.num_samples} images {count} were evaluated ({twice} of them more "
             f"than once) and {skipped} skipped; the figures are not to be trusted"
         )
     return Evaluation(
@@ -335,7 +335,7 @@ def _paced(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
     """Keep the CPU at most one batch ahead of a CUDA device.
 
     Further ahead it would hold the memory of all batches launched, and time spent waiting for the device
-    would be taken for time spent waiting for pictures.
+    would be taken for time spent waiting for images.
     """
     if device.type != "cuda":
         yield from batches

@@ -82,7 +82,7 @@ class ExportedNetwork(nn.Module):
 
 
 class ToBytes:
-    """Turn a decoded and cropped picture into (C, H, W) uint8, for programs that normalise themselves."""
+    """Turn a decoded and cropped image into (C, H, W) uint8, for programs that normalise themselves."""
 
     def __call__(self, image: Any) -> Tensor:
         if isinstance(image, Image.Image):

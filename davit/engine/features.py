@@ -1,4 +1,4 @@
-"""Compute the features of pictures: what a model hands to its last layer, which names the classes."""
+"""Compute the features of images: what a model hands to its last layer, which names the classes."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ from .progress import Progress
 
 log = logging.getLogger(__name__)
 
-CPU_BATCH = 32  # pictures at once on a CPU: more gain nothing there and cost memory
-WORKERS_FROM = 64  # pictures: for fewer, starting loader processes takes longer than it saves
+CPU_BATCH = 32  # images at once on a CPU: more gain nothing there and cost memory
+WORKERS_FROM = 64  # images: for fewer, starting loader processes takes longer than it saves
 _MUCH = 1 << 30  # bytes of features that are worth a line
 _WORKING_COPIES = 3  # of the features, that a classifier on top of them makes
-_PROGRESS_FROM = 16  # pictures
+_PROGRESS_FROM = 16  # images
 NOT_FINITE = "its features are not finite (are the weights damaged?)"
 
 
 @dataclass(frozen=True)
 class Features:
-    """The features of the readable pictures of a data set, in its order.
+    """The features of the readable images of a data set, in its order.
 
     Attributes:
         vectors_NC: float32, what ``forward_head(forward_features(x), pre_logits=True)`` gives.
         targets_N: class indices.
-        positions_N: of the pictures in the data set.
-        bad_images: file -> reason of the pictures that are left out.
+        positions_N: of the images in the data set.
+        bad_images: file -> reason of the images that are left out.
         seconds: that it took, reading included.
     """
 
@@ -52,10 +52,10 @@ class Features:
 
 
 def pooled_features(model: nn.Module, images_BCHW: Tensor) -> Tensor:
-    """Compute the features (B, C) of pictures, one vector each, by timm's protocol.
+    """Compute the features (B, C) of images, one vector each, by timm's protocol.
 
     Raises:
-        ValueError: the model has no such features, or gives a map or tokens instead of one vector a picture.
+        ValueError: the model has no such features, or gives a map or tokens instead of one vector an image.
     """
     forward_features, forward_head = (getattr(model, name, None) for name in ("forward_features", "forward_head"))
     if forward_features is None or forward_head is None or not _takes_pre_logits(forward_head):
@@ -69,8 +69,8 @@ def pooled_features(model: nn.Module, images_BCHW: Tensor) -> Tensor:
         return features.flatten(1)
     if len(shape) != 2:
         raise ValueError(
-            f"{type(model).__name__} gives features of shape {shape or type(features).__name__}, and one vector a "
-            "picture is needed: choose a pooling, such as `gp=avg`."
+            f"{type(model).__name__} gives features of shape {shape or type(features).__name__}, and one vector an "
+            "image is needed: choose a pooling, such as `gp=avg`."
         )
     return features
 
@@ -100,22 +100,22 @@ def extract_features(
     precision: Precision,
     batch_size: int = CPU_BATCH,
     workers: int = 0,
-    label: str = "pictures",
+    label: str = "images",
     log_freq: int = 10,
 ) -> Features:
-    """Compute the features of a data set's pictures; those that cannot be read are left out and listed.
+    """Compute the features of a data set's images; those that cannot be read are left out and listed.
 
     Args:
         model: in eval mode, on `device`.
         dataset: with the model's transform and decoding.
-        batch_size: pictures that go through the model at once; on a CPU never more than 32.
-        workers: loader processes, for more than 64 pictures.
+        batch_size: images that go through the model at once; on a CPU never more than 32.
+        workers: loader processes, for more than 64 images.
         label: what is counted, for the progress.
         log_freq: batches between two lines of progress; 0: one at the end.
 
     Raises:
         ValueError: as `pooled_features`; the features would take more memory than there is.
-        DataError: no picture can be read.
+        DataError: no image can be read.
         LoaderError: a loader process died.
     """
     begun = time.perf_counter()
@@ -155,7 +155,7 @@ def extract_features(
 
 
 def _readable(loader: EvalLoader, dataset: PictureDataset) -> Iterator[Batch]:
-    """Hand out the loader's batches, without an error where no picture at all can be read."""
+    """Hand out the loader's batches, without an error where no image at all can be read."""
     try:
         yield from loader.batches()
     except DataError:
@@ -168,14 +168,14 @@ def _room_for(count: int, width: int) -> NDArray[np.float32]:
     needed, free = 4 * count * width, free_memory()
     if needed > _MUCH:
         log.info(
-            "The features of %s pictures, %d numbers each, take %.1f GB of memory, and a classifier on top of them up "
+            "The features of %s images, %d numbers each, take %.1f GB of memory, and a classifier on top of them up "
             "to %.1f GB more.",
             *(f"{count:,}", width, needed / 1e9, _WORKING_COPIES * needed / 1e9),
         )
     if free is not None and needed > free:
         raise ValueError(
-            f"the features of {count:,} pictures take {needed / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are "
-            "free: take fewer pictures, or a model with fewer features."
+            f"the features of {count:,} images take {needed / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are "
+            "free: take fewer images, or a model with fewer features."
         )
     return np.empty((count, width), np.float32)
 

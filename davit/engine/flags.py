@@ -554,7 +554,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_record(add: Callable[..., Any]) -> None:
-    """Add how often a run is saved, where, and from where it goes on."""
+    """Add how often a run is saved, where, and from where it continues."""
     add("--seed", **number("seed"), default=42, help="of everything random")
     add("--log-interval", **number("log_interval"), default=50, help="steps between two lines of the log")
     add(
@@ -573,10 +573,12 @@ def _add_record(add: Callable[..., Any]) -> None:
     add("--output", default="", metavar="DIR", help="folder for runs; default: output/train")
     add("--experiment", default="", metavar="NAME", help="folder of this run; default: time, model, size")
     add("--overwrite", action="store_true", help="replace an earlier run in the same folder")
-    add("--resume", default="", metavar="FILE", help="go on from this state")
+    add("--resume", default="", metavar="FILE", help="continue from this state")
     add("--no-resume-opt", action="store_true", help="with --resume: weights and epoch alone")
-    add("--auto-resume", action="store_true", help="go on from the newest whole state in the run's folder")
-    add("--accept-changed-data", action="store_true", help="go on, now, though classes or files are not the state's")
+    add("--auto-resume", action="store_true", help="continue from the newest whole state in the run's folder")
+    add(
+        "--accept-changed-data", action="store_true", help="continue, now, though classes or files are not the state's"
+    )
     add("--log-tensorboard", action="store_true", help="write TensorBoard events")
     add("--log-wandb", action="store_true", help="log to Weights & Biases")
     add("--dry-run", action="store_true", help="measure memory and time in about a minute; write nothing")
@@ -938,7 +940,7 @@ def validate_parser() -> argparse.ArgumentParser:
         parents=[model_flags(), picture_flags()],
         usage="%(prog)s [DIR] [-c FILE] [flags]",
         description="Evaluate a checkpoint or a published model on an image folder. Or several: --checkpoint may be a "
-        "folder of checkpoints; --model a wildcard such as 'DaViT_*', 'all', or a text file with a name a line, for "
+        "folder of checkpoints; --model a wildcard such as 'DaViT_*', 'all', or a text file with a name per line, for "
         "published weights.",
         epilog="Exit status: 0 done, 1 some of several evaluations failed (the results say which) or an error "
         "of this program, 2 a mistake in the flags, the checkpoint or the data.",

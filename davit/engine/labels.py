@@ -26,8 +26,8 @@ class Labels:
     Attributes:
         columns: the classes that take part, as columns of the logits; None for all.
         column_of: the data set's class index -> which of `columns` is right; None where they are the same.
-        real: for each picture of the data set the classes (columns of the model's logits) that are right; a
-            picture with none is not scored. None: the data set's class is right.
+        real: for each image of the data set the classes (columns of the model's logits) that are right; an
+            image with none is not scored. None: the data set's class is right.
     """
 
     columns: tuple[int, ...] | None = None
@@ -79,8 +79,8 @@ def labels_by_name(dataset: PictureDataset, names: Sequence[str] | None) -> Labe
     labels = labels_of(ours, names)
     absent = [name for name in names if name not in ours]
     log.warning(
-        "%d of the model's %d classes have no pictures here (%s): the other %d compete alone, as ImageNet-A and -R "
-        "are published; --class-map FILE with the model's classes, a line each, lets all compete",
+        "%d of the model's %d classes have no images here (%s). Only the other %d can be the answer, as in published "
+        "results on ImageNet-A and -R. With --class-map FILE, a list of the model's classes, all can be the answer.",
         *(len(absent), len(names), some(absent), len(ours)),
     )
     return labels
@@ -134,37 +134,37 @@ def subset_labels(path: str | Path, dataset: PictureDataset, num_classes: int) -
             f"the data has {len(found)} classes, --valid-labels {path} {len(columns)} and the model "
             f"{num_classes}: the folders must be those of the file, or --class-map must give their indices"
         )
-    # a class map may name more classes than there are folders: only those with pictures count
+    # a class map may name more classes than there are folders: only those with images count
     targets = dataset.source.targets()  # None where the source does not tell
     present = set(found if targets is None else targets).difference(column_of)
     if outside := sorted(name for name, index in dataset.class_to_idx.items() if index in present):
         raise DataError(
-            f"the data has pictures of classes that are not in --valid-labels {path}: {some(outside)}; "
+            f"the data has images of classes that are not in --valid-labels {path}: {some(outside)}; "
             "leave these folders out of the split"
         )
     return Labels(columns, column_of)
 
 
 def real_labels(path: str | Path, dataset: PictureDataset, labels: Labels) -> Labels:
-    """Find ReaL labels (Beyer et al. 2020) by the pictures' file names; `labels` says which classes take part.
+    """Find ReaL labels (Beyer et al. 2020) by the images' file names; `labels` says which classes take part.
 
     `path` is the published JSON list, whose n-th entry belongs to ILSVRC2012_val_n (n of 8 digits, from 1),
     or "timm" for the copy that timm carries. A part of the validation set will do.
 
     Raises:
-        DataError: the file cannot be used, or a picture is none of ImageNet's validation set.
+        DataError: the file cannot be used, or an image is none of ImageNet's validation set.
     """
     known = {Path(name).stem: classes for name, classes in _read_real(path).items()}
     real: list[Sequence[int]] = []
     for name in dataset.filenames():
         if (stem := Path(name).stem) not in known:
             raise DataError(
-                f"--real-labels {path} has no labels for {name}: its list is of {len(known)} pictures, "
+                f"--real-labels {path} has no labels for {name}: its list is of {len(known)} images, "
                 "called ILSVRC2012_val_00000001 and so on"
             )
         real.append(known[stem])
     if not any(real):
-        raise DataError(f"--real-labels {path} has a label for none of the {len(real)} pictures")
+        raise DataError(f"--real-labels {path} has a label for none of the {len(real)} images")
     return Labels(labels.columns, labels.column_of, real)
 
 
@@ -193,5 +193,5 @@ def _read_real(path: str | Path) -> dict[str, list[int]]:
     if not isinstance(entries, list) or not all(
         isinstance(entry, list) and all(isinstance(index, int) for index in entry) for entry in entries
     ):
-        raise DataError(f"--real-labels {path} must be a JSON list with a list of class indices a picture")
+        raise DataError(f"--real-labels {path} must be a JSON list with a list of class indices an image")
     return dict(RealLabelsImagenet([""] * len(entries), real_json=str(path)).real_labels)

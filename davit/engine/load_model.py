@@ -1,4 +1,4 @@
-"""Load a model with its weights, and say how pictures are prepared for it.
+"""Load a model with its weights, and say how images are prepared for it.
 
 A checkpoint of a training says most of it; `ModelOptions`, which command lines and `davit.load` fill, says the rest.
 """
@@ -40,7 +40,7 @@ log = logging.getLogger(__name__)
 _SIZE = ("img_size", "input_size")
 _CROP = ("crop_pct", "crop_mode", "interpolation", "mean", "std")
 _SMALL_MODEL = 10_000_000  # parameters that may always be made
-_UNKNOWN_BAND = 0.5  # mean and deviation of bands of which nothing is known: 0..1 becomes -1..1
+_UNKNOWN_BAND = 0.5  # mean and std of bands of which nothing is known: 0..1 becomes -1..1
 
 
 def why_no_backend(name: str) -> str | None:
@@ -52,7 +52,7 @@ def why_no_backend(name: str) -> str | None:
 
 @dataclass(frozen=True)
 class ModelOptions:
-    """Say how a model is built, loaded and run, and how pictures are prepared for it.
+    """Say how a model is built, loaded and run, and how images are prepared for it.
 
     An option that is None, empty or False is left to the checkpoint, or else to the model.
 
@@ -61,21 +61,21 @@ class ModelOptions:
             "never".
         gp: global pooling: avg, max, avgmax.
         model_kwargs: for the constructor. A DaViT is accelerated unless they hold ``accelerate=False``.
-        img_size: side of the pictures in pixels.
+        img_size: side of the images in pixels.
         input_size: (bands, height, width), instead of `img_size`.
-        in_chans: bands of the pictures; 3 are red, green and blue.
+        in_chans: bands of the images; 3 are red, green and blue.
         bit_depth, percentiles: what becomes of values stored with more than 8 bits, as in `davit.data.Decoding`.
         crop_pct: share of the side that the centre crop keeps.
         crop_mode: center, squash or border.
         mean, std: of each band.
-        interpolation: how pictures are resampled.
-        test_time_pool: insist on `TestTimePool`, by default done for pictures larger than those of the training.
+        interpolation: how images are resampled.
+        test_time_pool: insist on `TestTimePool`, by default done for images larger than those of the training.
         no_test_pool: pool larger maps as a whole, as in training.
         torchscript: compile by torch.jit.script.
         torchcompile: compile by torch.compile, with this backend.
         temperature: what logits are divided by before they become probabilities; None takes that which
             validate.py --fit-temperature left beside the checkpoint, if any.
-        model_dtype: float32, bfloat16 or float16, of the weights and of the pictures that the model gets.
+        model_dtype: float32, bfloat16 or float16, of the weights and of the images that the model gets.
         task: "multilabel" for a probability of each class by itself.
         threshold: from which probability on a class of several is named; None takes those that validate.py
             --fit-threshold left beside the checkpoint, else 0.5.
@@ -131,19 +131,19 @@ class ModelOptions:
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model with its weights, and how pictures are prepared for it.
+    """A model with its weights, and how images are prepared for it.
 
     Attributes:
         model: on its device, in eval mode.
         classifier: the model as it is run: with test-time pooling where `is_pooled`, compiled where asked for.
         checkpoint: what it was loaded from; None for published weights and exports.
         weights: "EMA" or "plain" of a checkpoint, else "published"; for an export those that it was made of.
-        config: how pictures are prepared, as timm's `resolve_data_config` says it.
+        config: how images are prepared, as timm's `resolve_data_config` says it.
         decoding: how files are decoded for it.
         kwargs: what the model was built with beside its name.
         temperature: what logits are divided by before they become probabilities.
         file: of the checkpoint; None for published weights.
-        thresholds: (K,) from which probability on each of several classes is named; None for one class a picture.
+        thresholds: (K,) from which probability on each of several classes is named; None for one class per image.
         program: what computes `model`, where that is an exported one.
     """
 
@@ -194,9 +194,9 @@ class LoadedModel:
         ]
 
     def transform(self) -> Transform:
-        """Build the transform that `config` describes: decoded picture -> normalised tensor.
+        """Build the transform that `config` describes: decoded image -> normalised tensor.
 
-        An export that normalises pictures itself gets them as uint8.
+        An export that normalises images itself gets them as uint8.
         """
         transform = eval_transform(img_size=self.config["input_size"], **{name: self.config[name] for name in _CROP})
         is_raw = self.program is not None and self.program.metadata.preprocess == "uint8"
@@ -254,7 +254,7 @@ def load_model(
     if not options.no_test_pool:
         window = _pooling_window(options.test_time_pool, model, trained_size, config["input_size"][-2:], bands)
     if window is not None and options.crop_pct is None:
-        config["crop_pct"] = 1.0  # as the original: the whole of the larger picture
+        config["crop_pct"] = 1.0  # as the original: the whole of the larger image
     classifier = model if window is None else TestTimePool(model, window)
     if options.torchcompile:
         classifier.compile(backend=options.torchcompile)
@@ -291,12 +291,12 @@ def _require_for_task(options: ModelOptions, is_multilabel: bool) -> None:
     """Raise `OtherTaskError` for options that are for the other task."""
     if options.threshold is not None and not is_multilabel:
         raise OtherTaskError(
-            f"`threshold={options.threshold:g}` is for pictures with several labels, and this model tells one class: "
+            f"`threshold={options.threshold:g}` is for images with several labels, and this model tells one class: "
             f"leave it out, or give `task={MULTILABEL}`."
         )
     if is_multilabel and options.temperature not in (None, 1):
         raise OtherTaskError(
-            f"`temperature={options.temperature:g}` is for one class a picture; of several labels `threshold=...` "
+            f"`temperature={options.temperature:g}` is for one class per image; of several labels `threshold=...` "
             "says from which probability on they count."
         )
 
@@ -312,7 +312,7 @@ def _load_exported(
     asked_bands = bands_asked_for(vars(options))
     if asked_bands not in (None, metadata.bands):
         said = next(iter(_bands_said(vars(options))))
-        raise ValueError(f"{path} takes pictures of {metadata.bands} bands: {said} cannot be applied to it.")
+        raise ValueError(f"{path} takes images of {metadata.bands} bands: {said} cannot be applied to it.")
     config = {"input_size": metadata.input_size, **{one: getattr(metadata, one) for one in _CROP}}
     config.update({one: value for one in _CROP if (value := getattr(options, one))})
     for one in ("mean", "std"):
@@ -327,7 +327,7 @@ def _load_exported(
     if options.task is not None and (options.task == MULTILABEL) != is_multilabel:
         what = "several labels" if is_multilabel else "one class"
         raise ValueError(
-            f"{path} was exported from a model that tells {what} a picture: leave `task={options.task}` out."
+            f"{path} was exported from a model that tells {what} an image: leave `task={options.task}` out."
         )
     _require_for_task(options, is_multilabel)
     temperature = 1.0 if is_multilabel else options.temperature
@@ -369,7 +369,7 @@ def _noted(checkpoint: Checkpoint, options: ModelOptions) -> dict[str, Any]:
     """Return what a training noted of itself, without what `options` replace and makes no sense.
 
     Raises:
-        ValueError: a number is outside the limits of its flag, or a picture so large that it must be asked for.
+        ValueError: a number is outside the limits of its flag, or an image so large that it must be asked for.
     """
     args = checkpoint.metadata.get("args")
     noted = dict(args) if isinstance(args, dict) else {}
@@ -390,7 +390,7 @@ def _noted(checkpoint: Checkpoint, options: ModelOptions) -> dict[str, Any]:
     sides = [noted.get("img_size") or 0, *(noted.get("input_size") or ())[1:]]
     if max(sides) > MOST_NOTED and not given.intersection(_SIZE):
         raise ValueError(
-            f"{checkpoint.origin} asks for pictures of {max(sides)} pixels a side; give `img_size={max(sides)}` if so "
+            f"{checkpoint.origin} asks for images of {max(sides)} pixels a side; give `img_size={max(sides)}` if so "
             "large ones are meant, or a smaller one."
         )
     return noted
@@ -540,7 +540,7 @@ def _outputs(name: str, checkpoint: Checkpoint) -> int:
 def _preprocessing(
     options: ModelOptions, trained: Mapping[str, Any], model: nn.Module, bands: int
 ) -> tuple[dict[str, Any], tuple[int, int]]:
-    """Decide how pictures are prepared, and find the size (H, W) that the model was trained for."""
+    """Decide how images are prepared, and find the size (H, W) that the model was trained for."""
     noted = {name: trained[name] for name in (*_SIZE, *_CROP) if trained.get(name)}
     asked = {name: value for name in (*_SIZE, *_CROP) if (value := getattr(options, name))}
     resized = any(name in asked for name in _SIZE)
@@ -552,7 +552,7 @@ def _preprocessing(
     except AssertionError as error:
         values = ", ".join(f"`{name}={value}`" for name, value in {**noted, **asked}.items())
         raise ValueError(
-            f"pictures of {bands} bands cannot be prepared with {values}: img_size is one number of pixels, "
+            f"images of {bands} bands cannot be prepared with {values}: img_size is one number of pixels, "
             "input_size three, and mean and std one number or one for each band."
         ) from error
     return config, before["input_size"][-2:]
@@ -561,9 +561,9 @@ def _preprocessing(
 def picture_config(
     values: Mapping[str, Any], model: nn.Module, bands: int, use_test_size: bool = False
 ) -> dict[str, Any]:
-    """Decide how pictures are prepared, as timm's `resolve_data_config`, for any number of bands.
+    """Decide how images are prepared, as timm's `resolve_data_config`, for any number of bands.
 
-    Bands of which neither `values` nor the model knows a mean and deviation get 0.5 and 0.5, with a warning.
+    Bands of which neither `values` nor the model knows a mean and std get 0.5 and 0.5, with a warning.
     """
     config = dict(resolve_data_config({**values, "in_chans": bands}, model=model, use_test_size=use_test_size))
     config["input_size"] = (bands, *config["input_size"][-2:])
@@ -590,7 +590,7 @@ def _pooling_window(
         return None
     if window is None and is_asked_for:
         raise ValueError(
-            f"`test_time_pool=True` is for pictures larger both ways than the {trained} that the model was trained "
+            f"`test_time_pool=True` is for images larger both ways than the {trained} that the model was trained "
             f"on, not {size}; give a larger `img_size=...`."
         )
     return window
@@ -599,7 +599,7 @@ def _pooling_window(
 def pooling_window(
     model: Any, trained: tuple[int, int], size: tuple[int, int], bands: int = 3
 ) -> tuple[int, int] | None:
-    """Find the window of test-time pooling at pictures of `size` for a model trained at `trained` (both H, W).
+    """Find the window of test-time pooling at images of `size` for a model trained at `trained` (both H, W).
 
     None unless `size` is larger both ways, as in timm: the head then sees no more than in training. The model
     must be in eval mode.

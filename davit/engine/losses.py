@@ -36,9 +36,9 @@ _NO_MIXING = "pass --mixup 0 --cutmix 0"
 
 
 class WeightedCrossEntropy(nn.Module):
-    """Cross-entropy in which each class has a weight, divided by the number of pictures.
+    """Cross-entropy in which each class has a weight, divided by the number of images.
 
-    torch's own mean divides by the weights of the batch, so that it depends on which pictures meet in one.
+    torch's own mean divides by the weights of the batch, so that it depends on which images meet in one.
 
     Args:
         weight: (K,) of each class.
@@ -76,11 +76,11 @@ def loss_of(args: Namespace) -> str:
     if is_multilabel and asked not in MULTI_LABEL_LOSS_TYPES:
         flag = "--jsd" if args.jsd else f"--loss {asked}"
         raise ValueError(
-            f"{flag} is for one class a picture; with --task {MULTILABEL} take one of "
+            f"{flag} is for one class per image; with --task {MULTILABEL} take one of "
             f"{', '.join(MULTI_LABEL_LOSS_TYPES)}."
         )
     if not is_multilabel and asked in ("twoway", "zlpr", "db"):
-        raise ValueError(f"--loss {asked} is for pictures with several labels: give --task {MULTILABEL}, or another.")
+        raise ValueError(f"--loss {asked} is for images with several labels: give --task {MULTILABEL}, or another.")
     if asked != "bce" and (args.bce_sum or args.bce_target_thresh is not None):
         flag = "--bce-sum" if args.bce_sum else f"--bce-target-thresh {args.bce_target_thresh:g}"
         raise ValueError(f"{flag} is for --loss bce, and the loss is {asked}; leave one out.")
@@ -91,7 +91,7 @@ def build_loss(args: Namespace, mixup: Mixup | None, train: PictureDataset | Non
     """Build the training loss that fits the task and the augmentation.
 
     Args:
-        train: the training pictures, whose classes are counted where weights or the loss need it.
+        train: the training images, whose classes are counted where weights or the loss need it.
 
     Raises:
         ValueError: the flags contradict one another, or the classes cannot be counted.
@@ -102,7 +102,7 @@ def build_loss(args: Namespace, mixup: Mixup | None, train: PictureDataset | Non
     if loss == "jsd" and args.aug_splits < 2:
         raise ValueError(f"{'--jsd' if args.jsd else '--loss jsd'} needs --aug-splits of 2 or more.")
     if mixup is not None and loss in ("asl", "twoway", "zlpr", "jsd") and not (loss == "asl" and is_multilabel):
-        wanted = "labels that are not mixed" if is_multilabel else "one class a picture"
+        wanted = "labels that are not mixed" if is_multilabel else "one class per image"
         raise ValueError(f"--loss {loss} needs {wanted}: {_NO_MIXING}.")
     if loss in ("twoway", "zlpr") and args.smoothing:
         raise ValueError(f"--loss {loss} needs labels of 0 and 1: pass --smoothing 0.")
@@ -140,11 +140,11 @@ def _checked(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _counts(train: PictureDataset | None, flag: str) -> tuple[list[int], int]:
-    """Count the pictures of each class, and all."""
+    """Count the images of each class, and all."""
     counts = None if train is None else train.counts()
     if train is None or counts is None:
         raise ValueError(
-            f"{flag} counts the pictures of each class, and this data set does not tell them: "
+            f"{flag} counts the images of each class, and this data set does not tell them: "
             "--class-weights FILE gives the weights themselves."
         )
     return counts.tolist(), len(train)
@@ -153,9 +153,9 @@ def _counts(train: PictureDataset | None, flag: str) -> tuple[list[int], int]:
 def class_weights(args: Namespace, loss: str, train: PictureDataset | None) -> tuple[str, Tensor]:
     """Compute or read the weights of --class-weights; they are logged.
 
-    auto is for several labels a picture the weight negatives / positives of a class's positives ("neg_pos"), but at
-    most 100, for one class a picture that of Cui et al. 2019 ("effective_num"). Those of one class a picture have a
-    mean of 1 over the pictures. A class without a picture has no part in this and weighs 1, which is said.
+    auto is for several labels per image the weight negatives / positives of a class's positives ("neg_pos"), but at
+    most 100, for one class per image that of Cui et al. 2019 ("effective_num"). Those of one class per image have a
+    mean of 1 over the images. A class without an image has no part in this and weighs 1, which is said.
 
     Returns:
         What timm calls them, "pos_weight" or "class_weight", and the weights (K,) float32.
@@ -189,7 +189,7 @@ def class_weights(args: Namespace, loss: str, train: PictureDataset | None) -> t
     weights[there] = found.float()
     if not there.all():
         absent = [_name(train.class_names, index) for index in (~there).nonzero()[:, 0].tolist()]
-        log.warning("Classes without a training picture weigh 1: %s.", some(absent))
+        log.warning("Classes without a training image weigh 1: %s.", some(absent))
     said = f"{asked} ({method})" if asked == "auto" else asked
     _say(said, kind, weights, train.class_names)
     return kind, weights

@@ -1,4 +1,4 @@
-"""Fit a step into memory: how many pictures go through the model at once, so that the global batch stays as it is."""
+"""Fit a step into memory: how many images go through the model at once, so that the global batch stays as it is."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ _NO_LIMIT = 1 << 60  # of version 1 of control groups
 
 
 def divisors(share: int, *, even: bool = False) -> list[int]:
-    """List the sizes of micro-batches that a process's share of a step can be dealt in, rising.
+    """List the sizes of micro-batches that a process's share of a step can be divided into, rising.
 
     Args:
-        even: of an even number of pictures alone, as mixup pairs them.
+        even: of an even number of images alone, as mixup pairs them.
     """
     small = [size for size in range(1, int(share**0.5) + 1) if share % size == 0]
     found = sorted({*small, *(share // size for size in small)})
@@ -57,13 +57,13 @@ def settle_batch(args: Namespace, processes: int, *, even: bool) -> bool:
         even: as in `divisors`.
 
     Raises:
-        ValueError: the global batch cannot be dealt in such micro-batches; the choices are named.
+        ValueError: the global batch cannot be divided into such micro-batches; the choices are named.
     """
     is_auto, total = args.batch_size == AUTO, args.global_batch
     if total is None:
         if is_auto:
             raise ValueError(
-                "--batch-size auto needs --global-batch N, the pictures of one step, which the learning rate is for."
+                "--batch-size auto needs --global-batch N, the images of one step, which the learning rate is for."
             )
         return False
     share, rest = divmod(total, processes)
@@ -73,20 +73,20 @@ def settle_batch(args: Namespace, processes: int, *, even: bool) -> bool:
         least = processes * (2 if even else 1)
         near = sorted({max(1, total // least) * least, -(-total // least) * least})
         raise ValueError(
-            f"--global-batch {total} cannot be dealt to {processes} processes{pairs}: take "
+            f"--global-batch {total} cannot be assigned to {processes} processes{pairs}: take "
             f"{' or '.join(map(str, near))}."
         )
     if is_auto:
         args.batch_size = choices[-1]
     elif share % args.batch_size:
         raise ValueError(
-            f"--batch-size {args.batch_size} does not divide the {share} pictures that each of {processes} processes "
+            f"--batch-size {args.batch_size} does not divide the {share} images that each of {processes} processes "
             f"has of --global-batch {total}: choose from {some(choices, 12)}, or auto."
         )
     accumulate = share // args.batch_size
     if not is_auto and args.grad_accum_steps not in (1, accumulate):
         log.warning(
-            "--grad-accum-steps %d gives way to %d: --global-batch %d is %d pictures x %d processes x %d.",
+            "--grad-accum-steps %d gives way to %d: --global-batch %d is %d images x %d processes x %d.",
             *(args.grad_accum_steps, accumulate, total, args.batch_size, processes, accumulate),
         )
     args.grad_accum_steps = accumulate
@@ -96,12 +96,12 @@ def settle_batch(args: Namespace, processes: int, *, even: bool) -> bool:
 def noted_batch(
     state: Mapping[str, Any], flags: Mapping[str, Any], choices: Sequence[int], is_auto: bool
 ) -> int | None:
-    """Return the micro-batch that a state of ours goes on with exactly; None where the flags ask for another.
+    """Return the micro-batch that a state of ours continues with exactly; None where the flags ask for another.
 
     Args:
         flags: every flag's value now.
         choices: sizes that this run can have.
-        is_auto: the flags leave it open; then pictures of another size than the state's ask for a new trial.
+        is_auto: the flags leave it open; then images of another size than the state's ask for a new trial.
     """
     before = state.get("args") or {}
     size = state.get("micro_batch", before.get("batch_size"))
@@ -113,7 +113,7 @@ def noted_batch(
 
 
 def smaller(size: int, choices: Sequence[int]) -> int | None:
-    """Return the largest of the choices that is at most half as many pictures; None where there is none."""
+    """Return the largest of the choices that is at most half as many images; None where there is none."""
     return max((choice for choice in choices if choice <= size // 2), default=None)
 
 
@@ -124,7 +124,7 @@ def within_memory(loader: EvalLoader, work: Callable[[], T]) -> T:
         work: goes through the loader, and fails in every process if in one (`in_step`).
 
     Raises:
-        ValueError: it does not suffice for one picture.
+        ValueError: it does not suffice for one image.
     """
     while True:
         try:
@@ -135,12 +135,12 @@ def within_memory(loader: EvalLoader, work: Callable[[], T]) -> T:
             reason = reason_of(error)
             if loader.batch_size == 1:
                 raise ValueError(
-                    f"memory does not suffice to evaluate one picture ({reason}): take smaller pictures (--img-size), "
+                    f"memory does not suffice to evaluate one image ({reason}): take smaller images (--img-size), "
                     "or --amp."
                 ) from error
         free()
         loader.split(loader.batch_size // 2)
-        log.warning("Memory ran out in the evaluation (%s): anew, %d pictures at once.", reason, loader.batch_size)
+        log.warning("Memory ran out in the evaluation (%s): again, %d images at once.", reason, loader.batch_size)
 
 
 def free() -> None:
@@ -155,20 +155,20 @@ def free() -> None:
 
 @dataclass
 class Trial:
-    """Run steps on random pictures, of micro-batches of a given size, and say whether they fit.
+    """Run steps on random images, of micro-batches of a given size, and say whether they fit.
 
     Everything that takes memory in the run does so here: the model in its precision, compiled and with checkpointing
-    as it is, the teacher, the average of the weights, gradients, the optimizer's own values, the pictures of a step.
+    as it is, the teacher, the average of the weights, gradients, the optimizer's own values, the images of a step.
     On a CPU, where the kernel ends a process that takes too much, a size is tried only if it fits by what smaller
     ones took.
 
     Attributes:
         optimizer: one like the run's, which is used up.
-        shape: of a picture as the model gets it.
-        share: pictures of a step in this process.
-        splits: augmented copies of each picture in a batch, or 1.
+        shape: of an image as the model gets it.
+        share: images of a step in this process.
+        splits: augmented copies of each image in a batch, or 1.
         waiting: batches that workers hold ready.
-        target: of one picture.
+        target: of one image.
     """
 
     stepper: Stepper
@@ -199,7 +199,7 @@ class Trial:
             if not self._fits(choices[0]):
                 height, width = self.shape[1:]
                 raise ValueError(
-                    f"memory does not suffice to train on {choices[0]} picture{'s' * (choices[0] > 1)} of {height} x "
+                    f"memory does not suffice to train on {choices[0]} image{'s' * (choices[0] > 1)} of {height} x "
                     f"{width} at once ({self.reason}): take smaller ones (--img-size), --grad-checkpointing, --amp, "
                     "or a smaller model."
                 )
@@ -365,7 +365,7 @@ def peak_of(device: torch.device) -> Iterator[list[int]]:
         torch.cuda.synchronize(device)
         return
     try:
-        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+        Path("/proc/self/clear_refs").write_text("5")  # the peak starts again
     except OSError:
         done = threading.Event()
 

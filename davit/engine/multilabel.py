@@ -1,4 +1,4 @@
-"""Measure answers of several labels a picture over a whole data set, and fit thresholds to them."""
+"""Measure answers of several labels per image over a whole data set, and fit thresholds to them."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _LEAST = float(np.finfo(np.float32).min)
 
 @dataclass(frozen=True)
 class Answers:
-    """What the pictures of a data set got, in its order; a picture that could not be read is left out.
+    """What the images of a data set got, in its order; an image that could not be read is left out.
 
     Attributes:
         index: (N,) the positions in the data set.
-        logits: (N, K) float32; the least number there is where a picture's were not finite.
+        logits: (N, K) float32; the least number there is where an image's were not finite.
         targets: (N, K) bool.
         finite: (N,) all logits were.
     """
@@ -38,7 +38,7 @@ class Answers:
         return len(self.index)
 
     def only(self, chosen: Array) -> Answers:
-        """Take some of the pictures, by a mask or by places."""
+        """Take some of the images, by a mask or by places."""
         return Answers(self.index[chosen], self.logits[chosen], self.targets[chosen], self.finite[chosen])
 
     def probabilities(self) -> Array:
@@ -47,7 +47,7 @@ class Answers:
 
 
 class AnswerRecords:
-    """Collect what the pictures of one process get, batch by batch, on the CPU."""
+    """Collect what the images of one process get, batch by batch, on the CPU."""
 
     def __init__(self, num_labels: int) -> None:
         self.num_labels = num_labels
@@ -77,12 +77,12 @@ class Measures:
     """How good answers are. All are shares of 1, and NaN where there is nothing to divide by.
 
     Attributes:
-        support: (K,) the pictures that have each class.
+        support: (K,) the images that have each class.
         predicted: (K,) those whose probability reaches the threshold; `hits` of them are right.
-        average_precision: (K,) as scikit-learn defines it; NaN for a class without pictures.
+        average_precision: (K,) as scikit-learn defines it; NaN for a class without images.
         micro_map: average precision of all answers in one list.
-        without: pictures that have no label.
-        exact: pictures whose labels are all found, and no other.
+        without: images that have no label.
+        exact: images whose labels are all found, and no other.
     """
 
     support: Array
@@ -96,12 +96,12 @@ class Measures:
 
     @property
     def absent(self) -> Array:
-        """The classes that no picture has, which are left out of `map` and `macro_f1`."""
+        """The classes that no image has, which are left out of `map` and `macro_f1`."""
         return np.flatnonzero(self.support == 0)
 
     @property
     def map(self) -> float:
-        """Mean average precision: over the classes that a picture has."""
+        """Mean average precision: over the classes that an image has."""
         return _mean(self.average_precision[self.support > 0])
 
     @property
@@ -155,7 +155,7 @@ def f1_of(hits: Any, predicted: Any, support: Any) -> Any:
 def measure(answers: Answers, thresholds: Tensor) -> Measures:
     """Measure answers against labels.
 
-    Average precision is scikit-learn's: the sum of the precision at each score that a picture with the class has,
+    Average precision is scikit-learn's: the sum of the precision at each score that an image with the class has,
     weighted by the recall that it adds; equal scores count together.
 
     Args:
@@ -182,23 +182,23 @@ def measure(answers: Answers, thresholds: Tensor) -> Measures:
 
 # ---- thresholds ----
 
-LEAST_POSITIVES = 5  # pictures of a class for a threshold of its own
+LEAST_POSITIVES = 5  # images of a class for a threshold of its own
 
 
 def fit_thresholds(answers: Answers, part: str) -> Array:
     """Find the thresholds with the best macro F1, (K,) float32.
 
     Args:
-        part: of `davit.choices.THRESHOLDS`: one for all classes, or one for each that has `LEAST_POSITIVES` pictures
+        part: of `davit.choices.THRESHOLDS`: one for all classes, or one for each that has `LEAST_POSITIVES` images
             or more; the others then take the one for all.
 
     Raises:
-        ValueError: no picture has a label.
+        ValueError: no image has a label.
     """
     probabilities, targets = answers.probabilities(), answers.targets
     support = targets.sum(0)
     if not support.sum():
-        raise ValueError("--fit-threshold needs pictures with labels, and none has one.")
+        raise ValueError("--fit-threshold needs images with labels, and none has one.")
     present = np.flatnonzero(support)
     single = _best_cut(probabilities[:, present], targets[:, present])
     thresholds = np.full(targets.shape[1], single, dtype=np.float32)

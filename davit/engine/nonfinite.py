@@ -76,9 +76,9 @@ def report_nonfinite(
         loss: of this process's batch.
         grad_norm: after the gradients were averaged over processes, so not finite on all of them if on one.
         batch: the images as the model got them, and their targets.
-        filename: tells a picture's name from its index.
+        filename: tells an image's name from its index.
         reseed: sets the random states as before the failing forward pass, so that dropout and drop path draw
-            the same again. Without it the run in training mode draws anew.
+            the same again. Without it the run in training mode draws again.
     """
     folder = Path(folder)
     files = [filename(index) for index in batch.indices.tolist()]
@@ -101,7 +101,7 @@ def report_nonfinite(
     except OSError as error:
         kept = f"The batch could not be kept in {file} ({error})"
     what = f"Epoch {epoch}, step {step}, process {rank}: loss {loss:g}, gradient norm {grad_norm:g}."
-    names = f" (pictures {', '.join(files[:3])}{', ...' if len(files) > 3 else ''})" if files else ""
+    names = f" (images {', '.join(files[:3])}{', ...' if len(files) > 3 else ''})" if files else ""
     return NonFiniteError(" ".join([what, origin, f"{kept}{names}.", _afterwards(folder, dump)]), found, dump)
 
 
@@ -129,7 +129,7 @@ def _origin(model: nn.Module, images: Tensor, autocast: Autocast) -> tuple[str, 
 
 def _described(found: str) -> str:
     if found == "input":
-        return "the input: a picture, or what was done to it, holds NaN or infinity"
+        return "the input: an image, or what was done to it, holds NaN or infinity"
     if found.startswith(("parameter ", "buffer ")):
         return f"the model's {found}"
     return f"the module {found}" if found else "the model's own forward, outside any module"
@@ -146,7 +146,7 @@ def _afterwards(folder: Path, dump: Path | None) -> str:
     replay = f" To see it again: python -m davit.engine.nonfinite {dump} --checkpoint {last}." if dump else ""
     return (
         f"The last good checkpoint, {last}, is untouched.{replay} --auto-resume would repeat the failure as it "
-        "was; go on with a lower --lr, with --clip-grad, or with --amp-dtype bf16 or none."
+        "was; continue with a lower --lr, with --clip-grad, or with --amp-dtype bf16 or none."
     )
 
 
@@ -192,7 +192,7 @@ def replay(file: Path, checkpoint: Path, device: str = "cpu") -> str:
     if found is None:
         found, mode = first_nonfinite(model.eval(), images, autocast), "without dropout and drop path"
     lines = [
-        f"batch       {len(dump['indices'])} pictures of epoch {dump['epoch']}, step {dump['step']}, process "
+        f"batch       {len(dump['indices'])} images of epoch {dump['epoch']}, step {dump['step']}, process "
         f"{dump['rank']}: loss {dump['loss']:g}, gradient norm {dump['grad_norm']:g}",
         f"then        {'every output was finite' if dump['found'] is None else _described(dump['found'])}",
         f"now         {'every output is finite' if found is None else f'{_described(found)}, {mode}'}",
@@ -202,7 +202,7 @@ def replay(file: Path, checkpoint: Path, device: str = "cpu") -> str:
     if found == "input":
         bad = ~torch.isfinite(images).flatten(1).all(1)
         names = [name for name, is_bad in zip(dump["files"], bad.tolist(), strict=False) if is_bad]
-        lines.append(f"pictures    {', '.join(names) or f'{int(bad.sum())} of the batch'}")
+        lines.append(f"images    {', '.join(names) or f'{int(bad.sum())} of the batch'}")
     return "\n".join(lines)
 
 

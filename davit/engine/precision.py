@@ -31,7 +31,7 @@ class Precision:
     """Mixed precision in ``dtype``, or none where it is None: then all is computed in the dtype of the weights.
 
     Attributes:
-        weights: of the model, and of the pictures that it gets.
+        weights: of the model, and of the images that it gets.
         remark: why it is not what the flags ask for, or what it costs; "" where there is nothing to say.
     """
 
@@ -68,7 +68,7 @@ class Precision:
         """Log what the flags do not tell, in one line; nothing where there is nothing.
 
         Args:
-            before: the precision recorded in the state that a run goes on from, if any.
+            before: the precision recorded in the state that a run continues from, if any.
         """
         words = [self.remark] if self.remark else []
         if before is not None and before != self.name:
@@ -119,7 +119,7 @@ def precision_from(options: Any, device: torch.device, agree: Callable[[bool], b
 
 
 def dtype_of(model: nn.Module) -> torch.dtype | None:
-    """Return the dtype of a model's weights, in which it takes pictures; None where it has none, and takes any."""
+    """Return the dtype of a model's weights, in which it takes images; None where it has none, and takes any."""
     return next((parameter.dtype for parameter in model.parameters()), None)
 
 

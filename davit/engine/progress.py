@@ -34,7 +34,7 @@ _BEFORE_RATE = ("loss", "top1", "top5")  # where a narrow terminal cuts the rest
 class Progress:
     """Show steps done, the latest numbers, images/s of the last seconds and the time left.
 
-    Where `stream` is a terminal: one bar, redrawn a few times a second, removed by `close` (the caller logs
+    Where `stream` is a terminal: one bar, redrawn a few times per second, removed by `close` (the caller logs
     what the pass came to); log lines that the root logger sends to the console meanwhile appear above it.
     Elsewhere: a line through `logging` every `interval` steps and at the last one.
 

@@ -1,4 +1,4 @@
-"""Keep what each picture of an evaluation got, and put those of all processes together."""
+"""Keep what each image of an evaluation got, and put those of all processes together."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 @dataclass(frozen=True)
 class Outcomes:
-    """What the pictures of a data set got, in its order; a picture that could not be read is left out.
+    """What the images of a data set got, in its order; an image that could not be read is left out.
 
     Attributes:
         index: the position in the data set.
@@ -45,15 +45,15 @@ class Outcomes:
         return len(self.index)
 
     def only(self, chosen: Array) -> Outcomes:
-        """Take some of the pictures, by a mask or by places."""
+        """Take some of the images, by a mask or by places."""
         return Outcomes(**{one.name: getattr(self, one.name)[chosen] for one in fields(self)})
 
 
 class Records:
-    """Collect what the pictures of one process get, batch by batch, without waiting for the device.
+    """Collect what the images of one process get, batch by batch, without waiting for the device.
 
     Attributes:
-        keep_logits: also keep the logits of the classes that compete, in float32 on the CPU: 4 bytes for each picture
+        keep_logits: also keep the logits of the classes that compete, in float32 on the CPU: 4 bytes for each image
             and class.
     """
 
@@ -74,7 +74,7 @@ class Records:
         self._batches.append(batch)
 
     def column(self, name: str) -> Tensor:
-        """Return one column of this process's pictures, on the CPU, in the order in which they came."""
+        """Return one column of this process's images, on the CPU, in the order in which they came."""
         parts = [batch[name].cpu() for batch in self._batches]
         if parts:
             return torch.cat(parts)
@@ -94,7 +94,7 @@ def gather_outcomes(own: dict[str, Tensor], world: World) -> Outcomes:
 
 
 def wilson(right: float, count: float) -> tuple[float, float]:
-    """Return the 95 % interval of a share: Wilson's score interval (JASA 22, 1927); (0, 1) of no pictures."""
+    """Return the 95 % interval of a share: Wilson's score interval (JASA 22, 1927); (0, 1) of no images."""
     if not count:
         return 0.0, 1.0
     share, spread = right / count, _Z**2 / count
@@ -105,7 +105,7 @@ def wilson(right: float, count: float) -> tuple[float, float]:
 
 
 def interval_of_shares(values: Array) -> tuple[float, float]:
-    """Return the 95 % interval of a mean of shares, one for each picture and each 0 to 1; (0, 1) of no pictures.
+    """Return the 95 % interval of a mean of shares, one for each image and each 0 to 1; (0, 1) of no images.
 
     Wilson's interval, for as many independent right or wrong answers as have the same variance of the mean.
     """
@@ -118,7 +118,7 @@ def interval_of_shares(values: Array) -> tuple[float, float]:
 
 
 def interval_of_mean(values: Array) -> tuple[float, float]:
-    """Return the mean's 95 % interval by the pictures' spread (normal approximation); NaN for fewer than two."""
+    """Return the mean's 95 % interval by the images' spread (normal approximation); NaN for fewer than two."""
     if len(values) < 2:
         return math.nan, math.nan
     middle, half = float(values.mean()), _Z * float(values.std(ddof=1)) / math.sqrt(len(values))

@@ -45,7 +45,7 @@ _SCHEDULE_FLAGS = {
     *("lr_cycle_mul", "lr_cycle_limit", "lr_cycle_decay", "lr_k_decay"),
 }
 _GROUPING_FLAGS = ("weight_decay", "layer_decay")  # by which timm groups the parameters
-# how pictures are prepared, as evaluation needs it too
+# how images are prepared, as evaluation needs it too
 _PREPARATION = ("input_size", "mean", "std", "crop_pct", "crop_mode", "interpolation")
 
 
@@ -58,9 +58,9 @@ class Standing:
         totals: sums over the steps done of this epoch.
         kept: epoch -> metric of the checkpoints that are kept.
         results: epoch -> all that was measured of these, by name.
-        is_judged_anew: the metric of kept epochs is another than in the folder that the run goes on in.
+        is_judged_anew: the metric of kept epochs is another than in the folder that the run continues in.
         aside: epochs kept there whose metric cannot be compared with those of today.
-        bad_images: file -> reason of the pictures left out so far.
+        bad_images: file -> reason of the images left out so far.
     """
 
     epoch: int = 0
@@ -85,7 +85,7 @@ def state_of(
     facts: dict[str, dict[str, Any]],
     metric: float | None = None,
 ) -> dict[str, Any]:
-    """Gather everything that a run going on from here needs, as plain values and tensors.
+    """Gather everything that a run continuing from here needs, as plain values and tensors.
 
     Args:
         flags: every flag's value, for the record.
@@ -136,7 +136,7 @@ def _edited_states_named() -> Iterator[None]:
         yield
     except (KeyError, TypeError, AttributeError, IndexError, OverflowError) as error:
         raise CheckpointError(
-            f"the state does not hold what a run goes on from ({type(error).__name__}: {error}): it was edited, or "
+            f"the state does not hold what a run continues from ({type(error).__name__}: {error}): it was edited, or "
             "written by another program."
         ) from error
 
@@ -150,7 +150,7 @@ def restore(
     is_own: bool,
     accepted: bool = False,
 ) -> Standing:
-    """Put the parts of a run where a saved state was, and return where the run goes on.
+    """Put the parts of a run where a saved state was, and return where the run continues.
 
     Args:
         flags: every flag's value now, to be compared with those of the state.
@@ -253,11 +253,11 @@ def _restore_kept(standing: Standing, state: dict[str, Any], name: str, val_chan
 
 
 def _compare_preparation(parts: Parts, before: Mapping[str, Any]) -> None:
-    """Warn where pictures are prepared in another way than the state's were."""
+    """Warn where images are prepared in another way than the state's were."""
     for name in _PREPARATION:
         now = plain(parts.config[name])
         if name in before and before[name] != now:
-            log.warning("Pictures were prepared with %s %r, and are with %r from here on.", name, before[name], now)
+            log.warning("Images were prepared with %s %r, and are with %r from here on.", name, before[name], now)
 
 
 def enter_schedule(parts: Parts, standing: Standing) -> None:
@@ -269,7 +269,7 @@ def enter_schedule(parts: Parts, standing: Standing) -> None:
 
 
 def _restore_optimizer(parts: Parts, standing: Standing, state: dict[str, Any], flags: dict[str, Any]) -> None:
-    """Put back the optimizer's moments, and the schedule: the saved one, or anew if its flags changed."""
+    """Put back the optimizer's moments, and the schedule: the saved one, or again if its flags changed."""
     optimizer, scheduler = parts.stepper.optimizer, parts.scheduler
     sizes = {"img_size": state["sizes"]} if "sizes" in state else {}
     changed = _changed(flags, {**state["args"], **sizes})
@@ -301,7 +301,7 @@ def _restore_optimizer(parts: Parts, standing: Standing, state: dict[str, Any], 
         if judged_by(state) not in (None, metric_name(parts, flags)):  # what was best is a value of another metric
             rule.load_state_dict({key: fresh[key] for key in ("mode", "mode_worse", "best", "num_bad_epochs")})
         scheduler.restore_lr = state["plateau"]["restore_lr"]
-    if standing.step == 0 and state["step"]:  # the epoch begins anew
+    if standing.step == 0 and state["step"]:  # the epoch starts again
         scheduler.step_update(standing.epoch * steps)
 
 
@@ -325,7 +325,7 @@ def _names_then(parts: Parts, state: dict[str, Any], flags: dict[str, Any]) -> l
         if [len(group) for group in names] == sizes:
             return names
     raise ValueError(
-        f"the state's optimizer has groups of {sizes} parameters, which cannot be told by name: go on with the "
+        f"the state's optimizer has groups of {sizes} parameters, which cannot be told by name: continue with the "
         "flags of then, or start a new run from the weights with --resume FILE --no-resume-opt."
     )
 
@@ -340,7 +340,7 @@ def _changed(flags: dict[str, Any], before: dict[str, Any]) -> set[str]:
 
 
 def _position(parts: Parts, state: dict[str, Any], train_changed: bool) -> int:
-    """Return the step within the epoch, where the global batch or the training pictures may have changed."""
+    """Return the step within the epoch, where the global batch or the training images may have changed."""
     loader, step = parts.train_loader, int(state["step"])
     before, now = state["global_batch"], loader.global_batch
     if step and step == state.get("steps_per_epoch"):  # trained, and yet to be evaluated
@@ -351,7 +351,7 @@ def _position(parts: Parts, state: dict[str, Any], train_changed: bool) -> int:
         samples = step * before
         if samples % now:
             raise ValueError(
-                f"the state was saved in the middle of an epoch, after {samples} pictures, which is no multiple of "
+                f"the state was saved in the middle of an epoch, after {samples} images, which is no multiple of "
                 f"the global batch of {now} (it was {before}): choose --batch-size, --grad-accum-steps and "
                 "processes so that their product is the same as before."
             )
@@ -360,7 +360,7 @@ def _position(parts: Parts, state: dict[str, Any], train_changed: bool) -> int:
     if step > loader.steps_per_epoch:
         raise ValueError(
             f"the state was saved at step {step} of an epoch, which has {loader.steps_per_epoch} steps now: there are "
-            "fewer pictures than then, or --epoch-repeats is another. Put back what it was, or start a new run from "
+            "fewer images than then, or --epoch-repeats is another. Put back what it was, or start a new run from "
             "the weights with --resume FILE --start-epoch N."
         )
     return step

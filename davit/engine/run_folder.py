@@ -74,7 +74,7 @@ _OF_A_RUN = (
 _LOCK = ".lock"
 _STAMP = "%Y%m%d-%H%M%S"
 _STAMPED = re.compile(r"(\d{8}-\d{6})-.+")  # the folder of a run without a name
-_FOLDER = "davit/folder"  # the key under which a job remembers its folder over restarts
+_FOLDER = "davit/folder"  # the key under which restarts of a job find its folder
 
 
 def has_our_format(state: dict[str, Any]) -> bool:
@@ -223,7 +223,7 @@ class RunFolder:
             self._lock.close()
 
     def secure(self, state: Callable[[], dict[str, Any]]) -> bool:
-        """See that the folder is there and held by this run, as it was; return whether it had to be made anew.
+        """See that the folder is there and held by this run, as it was; return whether it had to be made again.
 
         To be called before anything is written. A folder or a lock that somebody removed is made again.
 
@@ -246,12 +246,12 @@ class RunFolder:
             beside = self._save_beside(state())
             raise FolderTakenError(
                 f"the file {lock} was removed, and another run writes into {self.path} now, so this one stops. Its "
-                f"state is in {beside}: go on with --experiment {beside.name} --auto-resume."
+                f"state is in {beside}: continue with --experiment {beside.name} --auto-resume."
             ) from None
         if is_gone:
-            log.warning("%s was removed or renamed: it is made anew, and this run goes on in it.", self.path)
+            log.warning("%s was removed or renamed: it is made again, and this run continues in it.", self.path)
         else:
-            log.warning("%s was removed, by which other runs see that this one writes here: it is made anew.", lock)
+            log.warning("%s was removed, by which other runs see that this one writes here: it is made again.", lock)
         return is_gone
 
     def _save_beside(self, state: dict[str, Any]) -> Path:
@@ -365,10 +365,10 @@ class RunFolder:
         advice = "Start over with --overwrite, or from other weights with --initial-checkpoint."
         found = newest_whole(sorted(self.path.glob("*.pth.tar"), key=_age), log, advice)
         if found is None:
-            log.info("Nothing to resume in %s: starting anew.", self.path)
+            log.info("Nothing to resume in %s: starting from the beginning.", self.path)
             return None
         file, state = found
-        log.info("Going on from %s.", file)
+        log.info("Continuing from %s.", file)
         last = self.path / LAST
         if last.exists() and not last.samefile(file):
             last.replace(self.path / f"{LAST}.damaged")
@@ -409,7 +409,7 @@ def _epoch_file(epoch: int) -> str:
 
 @dataclass(frozen=True)
 class FolderOptions:
-    """The flags that say where a run is written, and from where it goes on; their names are the flags'."""
+    """The flags that say where a run is written, and from where it continues; their names are the flags'."""
 
     model: str
     output: str
@@ -424,7 +424,7 @@ class FolderOptions:
 
 @dataclass(frozen=True)
 class Opened:
-    """The open folder of a run and the state that it goes on from, if any.
+    """The open folder of a run and the state that it continues from, if any.
 
     Attributes:
         is_own: the state is of this very run (--auto-resume, a restart), rather than the file of --resume.
@@ -436,13 +436,13 @@ class Opened:
 
 
 def open_folder(options: FolderOptions, size: int, world: World) -> Opened:
-    """Open the folder of a run, on the main process, and read the state that it goes on from.
+    """Open the folder of a run, on the main process, and read the state that it continues from.
 
-    A job that torchrun restarted goes on in the folder that it had opened, without --auto-resume; one that had
+    A job that torchrun restarted continues in the folder that it had opened, without --auto-resume; one that had
     opened none yet is as new.
 
     Args:
-        size: side of the pictures, for the name of a run without one.
+        size: side of the images, for the name of a run without one.
 
     Raises:
         ValueError: the folder holds another run, or one is writing there (also `CheckpointError`: no whole state).
@@ -460,7 +460,7 @@ def open_folder(options: FolderOptions, size: int, world: World) -> Opened:
         if not is_own and opened is None and not options.auto_resume and folder.holds_a_run():
             if not options.overwrite:
                 raise ValueError(
-                    f"{path} holds an earlier run: pass --auto-resume to go on with it, --overwrite to replace it, "
+                    f"{path} holds an earlier run: pass --auto-resume to continue with it, --overwrite to replace it, "
                     "or another --experiment."
                 )
             folder.clear()

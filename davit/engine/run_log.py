@@ -33,9 +33,9 @@ class RunLog:
         tensorboard: write TensorBoard's events under folder/tensorboard.
         wandb: log to Weights & Biases.
         config: the run's arguments, for TensorBoard and wandb to show.
-        resume_epoch: the epoch the run goes on with. Rows of it and of later ones, which an interrupted run
+        resume_epoch: the epoch the run continues with. Rows of it and of later ones, which an interrupted run
             left, are dropped from the summary, and a TensorBoard drops its points: what is recorded in the
-            end is what one uninterrupted run would have. 0 begins anew.
+            end is what one uninterrupted run would have. 0 starts again.
 
     Raises:
         ValueError: TensorBoard or wandb is asked for and not installed, or wandb cannot start.
@@ -61,7 +61,7 @@ class RunLog:
             self._board.add_text("arguments", f"```\n{_as_yaml(config)}```", resume_epoch)
         self._wandb = None
         if service is not None:
-            # a resumed run goes on as the same run of wandb's
+            # a resumed run continues as the same run of wandb's
             file = self.folder / _WANDB_ID
             if not file.exists():
                 write_bytes(file, uuid.uuid4().hex[:8].encode())
@@ -97,7 +97,7 @@ class RunLog:
         return self._summary.numbers()
 
     def write_again(self) -> None:
-        """Write the summary so far into a folder that was made anew."""
+        """Write the summary so far into a folder that was made again."""
         self._summary.write()
 
     def finish(self) -> None:

@@ -1,4 +1,4 @@
-"""Split the accuracy by what a csv says of each picture: camera, place, age, weather."""
+"""Split the accuracy by what a csv says of each image: camera, place, age, weather."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ _LOGGED = 20  # values of a column, at most
 
 @dataclass(frozen=True)
 class Slices:
-    """What a csv says of the pictures of a data set.
+    """What a csv says of the images of a data set.
 
     Attributes:
-        values: column -> a value for each picture by its position; `EMPTY` for an empty cell, `ABSENT` for a picture
+        values: column -> a value for each image by its position; `EMPTY` for an empty cell, `ABSENT` for an image
             that has no row.
     """
 
@@ -38,13 +38,13 @@ class Slices:
 
 
 def read_slices(file: str | Path, dataset: PictureDataset, root: str | Path | None = None) -> Slices:
-    """Read a csv with a column of paths, and others that say something of each picture.
+    """Read a csv with a column of paths, and others that say something of each image.
 
-    A path may be absolute, or start at the split's folder, at the data folder `root`, or at the csv's own. Pictures
-    without a row and rows without a picture are warned of by name.
+    A path may be absolute, or start at the split's folder, at the data folder `root`, or at the csv's own. Images
+    without a row and rows without an image are warned of by name.
 
     Raises:
-        DataError: it is no such csv, none of its paths is a picture of the data set, or one has two rows that differ.
+        DataError: it is no such csv, none of its paths is an image of the data set, or one has two rows that differ.
     """
     file = Path(file)
     if not file.is_file():
@@ -71,13 +71,13 @@ def read_slices(file: str | Path, dataset: PictureDataset, root: str | Path | No
             raise DataError(f"--slices {file}, line {line}: {as_line(cells[picture])} has two rows that differ")
     if not found:
         raise DataError(
-            f"--slices {file}: none of its {len(table) - 1} rows is of a picture of the data; it has paths such as "
+            f"--slices {file}: none of its {len(table) - 1} rows is of an image of the data; it has paths such as "
             f"{some(strays, 2)}, and the data {some((dataset.filename(i) for i in range(min(2, len(dataset)))), 2)}"
         )
     if strays:
-        log.warning("%s: %d rows are of no picture of the data: %s", as_line(file), len(strays), some(strays))
+        log.warning("%s: %d rows are of no image of the data: %s", as_line(file), len(strays), some(strays))
     if absent := [dataset.filename(index) for index in range(len(dataset)) if index not in found]:
-        log.warning("%s has no row for %d of %d pictures: %s", as_line(file), len(absent), len(dataset), some(absent))
+        log.warning("%s has no row for %d of %d images: %s", as_line(file), len(absent), len(dataset), some(absent))
     nothing = (ABSENT,) * len(columns)
     rows = [found.get(index, nothing) for index in range(len(dataset))]
     return Slices({name: [row[at] for row in rows] for at, name in enumerate(columns.values())})
@@ -90,7 +90,7 @@ def _path_names(header: Sequence[str]) -> Iterator[str]:
 
 
 class _Finder:
-    """Find the position of a picture by a path that starts anywhere sensible."""
+    """Find the position of an image by a path that starts anywhere sensible."""
 
     def __init__(self, dataset: PictureDataset, file: Path, root: str | Path | None) -> None:
         self._position: dict[str, int] = {}
@@ -110,9 +110,9 @@ class _Finder:
 
 
 def accuracy_by_slice(slices: Slices, outcomes: Outcomes) -> list[dict[str, Any]]:
-    """Return a row for each value of each column: pictures, right ones, top-1 in percent and its 95 % interval.
+    """Return a row for each value of each column: images, right ones, top-1 in percent and its 95 % interval.
 
-    Values are in natural order, what has none at the end. Pictures without a label are not counted.
+    Values are in natural order, what has none at the end. Images without a label are not counted.
     """
     scored = outcomes.only(outcomes.scored)
     rows: list[dict[str, Any]] = []
@@ -137,7 +137,7 @@ def log_slices(rows: Sequence[dict[str, Any]]) -> None:
             log.info("%s has %d values; those that are surely worst:", as_line(column), len(mine))
         for row in shown:
             log.info(
-                "%s = %s: top-1 %.2f %% (95 %% interval %.2f to %.2f), %d pictures",
+                "%s = %s: top-1 %.2f %% (95 %% interval %.2f to %.2f), %d images",
                 *(
                     as_line(column),
                     as_line(row["value"]),

@@ -136,7 +136,7 @@ def check_types(state: Mapping[str, Any], path: Path) -> None:
 def check_whole(state: Mapping[str, Any]) -> None:
     """Check that a state of ours holds all that a run needs; raises `CheckpointError` where it does not."""
     if missing := [name for name in _NEEDED if name not in state]:
-        raise CheckpointError(f"the state lacks {', '.join(missing)}, and a run cannot go on from it.")
+        raise CheckpointError(f"the state lacks {', '.join(missing)}, and a run cannot continue from it.")
 
 
 def are_alike(fresh: Any, saved: Any) -> bool:

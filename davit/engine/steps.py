@@ -309,7 +309,7 @@ class Stepper:
                 if name in saved:
                     tensor.copy_(saved[name])
                 else:
-                    log.warning("The state has no %s, which begins anew.", name)
+                    log.warning("The state has no %s, which starts again.", name)
         return same
 
 

@@ -1,4 +1,4 @@
-"""Open a model of the transformers library as a teacher: its classifier or features, and how it prepares pictures."""
+"""Open a model of the transformers library as a teacher: its classifier or features, and how it prepares images."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Teacher:
     """A model to learn from, of any library, in eval mode.
 
     Attributes:
-        config: input_size (C, H, W), mean and std, as it wants its pictures.
+        config: input_size (C, H, W), mean and std, as it wants its images.
         class_names: by index; None where nothing tells them.
         num_classes: of its logits; 0 for a model without a classifier.
     """
@@ -67,7 +67,7 @@ def open_transformers(name: str, device: torch.device) -> Teacher:
     Nothing from the model's own files is run, and weights are read from safetensors alone.
 
     Raises:
-        ValueError: the library is not installed, or it cannot read the model as one for pictures.
+        ValueError: the library is not installed, or it cannot read the model as one for images.
     """
     try:
         import transformers
@@ -99,12 +99,12 @@ def open_transformers(name: str, device: torch.device) -> Teacher:
     adapter.to(device).eval()
     try:
         adapter.measure(torch.zeros(1, *preparation["input_size"], device=device))
-    except Exception as error:  # a model of any kind meets a picture
+    except Exception as error:  # a model of any kind meets an image
         reason = " ".join(str(error).split())
         size = preparation["input_size"]
         raise ValueError(
-            f"{type(model).__name__} gives nothing for a picture of {size} ({type(error).__name__}: {reason[:300]}); "
-            "a model of pictures with one vector each, or with logits, is needed."
+            f"{type(model).__name__} gives nothing for an image of {size} ({type(error).__name__}: {reason[:300]}); "
+            "a model of images with one vector each, or with logits, is needed."
         ) from error
     names = _class_names(config) if has_head else None
     return Teacher(f"{type(model).__name__} of {name}", adapter, preparation, names, adapter.num_classes)
@@ -133,7 +133,7 @@ class TransformersTeacher(nn.Module):
 
     @torch.no_grad()
     def measure(self, image_BCHW: Tensor) -> None:
-        """Find the number of classes and of features by a picture."""
+        """Find the number of classes and of features by an image."""
         self.num_features = self.forward_features(image_BCHW).shape[1]
         self.num_classes = self(image_BCHW).shape[1] if self._has_head else 0
 
@@ -147,7 +147,7 @@ class TransformersTeacher(nn.Module):
         return logits
 
     def forward_features(self, image_BCHW: Tensor) -> Tensor:
-        """Return one vector for each picture (B, C)."""
+        """Return one vector for each image (B, C)."""
         if self._classifier:
             taken: list[Tensor] = []
             linear = self.model.get_submodule(self._classifier)
@@ -157,7 +157,7 @@ class TransformersTeacher(nn.Module):
             finally:
                 handle.remove()
             return _one_vector(taken[-1])
-        if hasattr(self.model, "get_image_features"):  # towers of text and pictures
+        if hasattr(self.model, "get_image_features"):  # towers of text and images
             output = self._run(image_BCHW, self.model.get_image_features)
         else:
             output = self._run(image_BCHW)
@@ -184,7 +184,7 @@ def _preparation(transformers: Any, name: str, config: Any) -> dict[str, Any]:
         processor = transformers.AutoImageProcessor.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError, KeyError, ImportError) as error:
         log.warning(
-            "--teacher %s has no image processor (%s): its pictures are normalised as ImageNet's.",
+            "--teacher %s has no image processor (%s): its images are normalised as ImageNet's.",
             *(name, " ".join(str(error).split())[:120]),
         )
         processor = None
@@ -218,7 +218,7 @@ def _vision(config: Any) -> Any:
 
 
 def _size(processor: Any, config: Any) -> tuple[int, int]:
-    """Find the height and the width of the pictures: as they leave the processor, else of the model's config."""
+    """Find the height and the width of the images: as they leave the processor, else of the model's config."""
     crops = getattr(processor, "do_center_crop", None)
     for size in (getattr(processor, "crop_size", None) if crops else None, getattr(processor, "size", None)):
         if not size:

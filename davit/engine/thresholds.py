@@ -100,14 +100,14 @@ def thresholds_for(
             raise ValueError(f"it has none for {some(missing)}")
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         log.warning(
-            "%s cannot be used (%s): the threshold is %g; validate.py --fit-threshold writes it anew",
+            "%s cannot be used (%s): the threshold is %g; validate.py --fit-threshold writes it again",
             *(named, as_line(error), DEFAULT),
         )
         return default
     if weights != fingerprint(model):
         log.warning(
             "%s was fitted for other weights than these: the threshold is %g; validate.py --fit-threshold fits it "
-            "anew, --threshold P takes another",
+            "again, --threshold P takes another",
             *(named, DEFAULT),
         )
         return default

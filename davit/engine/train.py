@@ -197,7 +197,9 @@ class Trainer:
         self.parts, self.options, self.record, self.world = parts, options, record, world
         self.is_auto = is_auto
         share = parts.train_loader.global_batch // world.size
-        self.micro_batches = divisors(share, even=parts.stepper.mixup is not None)  # those that a step can be dealt in
+        self.micro_batches = divisors(
+            share, even=parts.stepper.mixup is not None
+        )  # those that a step can be divided into
         self._head_group = head_group(parts.stepper.optimizer, parts.model)
         self.standing = Standing(options.start_epoch or 0)
         if self.standing.epoch:
@@ -239,10 +241,10 @@ class Trainer:
             )
 
     def settle_batch(self, state: dict[str, Any] | None) -> None:
-        """Decide how a step is dealt in micro-batches: as a state has it, by trying, or as the flags say; and say it.
+        """Decide on the micro-batches of a step: as a state has them, by trying, or as the flags say; and log it.
 
         Args:
-            state: that the run goes on from, if any.
+            state: that the run continues from, if any.
         """
         sampler = self.parts.train_loader.sampler
         flags = {**self.record, "input_size": plain(self.parts.config["input_size"])}
@@ -388,7 +390,7 @@ class Trainer:
     # ---- where the run is written, and from where it goes on ----
 
     def prepare_folder(self) -> None:
-        """Open the run's folder and, if asked, go on from what is saved; all processes agree or all stop."""
+        """Open the run's folder and, if asked, continue from what is saved; all processes agree or all stop."""
         loggers = {"tensorboard": self.options.log_tensorboard, "wandb": self.options.log_wandb}
 
         def open_it() -> Opened:
@@ -445,7 +447,7 @@ class Trainer:
             if is_stalled:
                 log.info("No better %s for %d epochs: stopped by --early-stop.", metric, standing.epoch - 1 - best)
             elif standing.epoch < self.parts.num_epochs:
-                log.info("Stopped by --stop-epoch %d; --auto-resume with a later one goes on.", num_epochs)
+                log.info("Stopped by --stop-epoch %d; --auto-resume with a later one continues.", num_epochs)
             adapters: Any = getattr(self.parts.model, "adapter_config", None)
             if adapters is not None:
                 self.folder.write_adapters(adapters)
@@ -680,7 +682,7 @@ class Trainer:
     def _stop(self) -> NoReturn:
         epoch = self.standing.epoch
         raise Interrupted(
-            f"Told to stop: saved at epoch {epoch}. The same command with --auto-resume goes on from there."
+            f"Told to stop: saved at epoch {epoch}. The same command with --auto-resume continues from there."
         )
 
     def _on_nonfinite(self, step: int) -> OnNonFinite:

@@ -115,7 +115,7 @@ class _Data:
         self.error: Exception | None = None
 
     def of(self, task: str) -> _Opened:
-        """Return the split with one class a picture, or with several; all processes ask together."""
+        """Return the split with one class per image, or with several; all processes ask together."""
         if task not in self._opened:
             args, world = self._args, self._world
             try:
@@ -225,7 +225,7 @@ def _check_flags(args: argparse.Namespace) -> None:
         raise ValueError(f"--fit-threshold finds what --threshold {args.threshold:g} gives; give one of them.")
     if args.fit_temperature and args.fit_threshold:
         raise ValueError(
-            "--fit-temperature is for one class a picture and --fit-threshold for several labels; give one of them."
+            "--fit-temperature is for one class per image and --fit-threshold for several labels; give one of them."
         )
     if args.fit_temperature and args.temperature is not None:
         raise ValueError(
@@ -330,7 +330,7 @@ def _evaluate(request: Request, job: _Job) -> Row:
     with in_step(world):
         if args.fit_threshold:
             raise OtherTaskError(
-                "--fit-threshold is for pictures with several labels, and this model tells one class: "
+                "--fit-threshold is for images with several labels, and this model tells one class: "
                 "--fit-temperature makes its probabilities agree with the data."
             )
         num_classes = loaded.model.num_classes
@@ -344,7 +344,7 @@ def _evaluate(request: Request, job: _Job) -> Row:
         dataset.transform, dataset.decoding = loaded.transform(), loaded.decoding
     config, params = loaded.config, loaded.parameter_count / 1e6
     log.info(
-        "%s, %s weights: %.2f M parameters, %d classes, %d pictures at %dx%d, crop %.4g (%s), %s%s",
+        "%s, %s weights: %.2f M parameters, %d classes, %d images at %dx%d, crop %.4g (%s), %s%s",
         *(loaded.name, loaded.weights, params, num_classes, len(dataset)),
         *(*config["input_size"][-2:], config["crop_pct"], config["crop_mode"], config["interpolation"]),
         _how_run(loaded),
@@ -353,7 +353,7 @@ def _evaluate(request: Request, job: _Job) -> Row:
     result, batch_size = evaluate_within_memory(loaded, dataset, labels, records, args, world, job.precision)
     low, high = result.top1_interval
     log.info(
-        "%s: top-1 %.3f %% (95 %% interval %.3f to %.3f), top-5 %.3f %%, loss %.5g, %d pictures",
+        "%s: top-1 %.3f %% (95 %% interval %.3f to %.3f), top-5 %.3f %%, loss %.5g, %d images",
         *(loaded.name, result.top1, low, high, result.top5, result.loss, result.count),
     )
     if result.correct1_of_all is not None:
@@ -416,7 +416,7 @@ def _how_run(loaded: LoadedModel) -> str:
 
 
 def evaluate_labels(request: Request, loaded: LoadedModel, job: _Job) -> Row:
-    """Evaluate a model of several labels a picture, and return its row."""
+    """Evaluate a model of several labels per image, and return its row."""
     args, world, num_classes = job.args, job.world, loaded.model.num_classes
     with in_step(world):
         _check_labels_flags(args)
@@ -432,7 +432,7 @@ def evaluate_labels(request: Request, loaded: LoadedModel, job: _Job) -> Row:
     assert loaded.thresholds is not None
     config, params = loaded.config, loaded.parameter_count / 1e6
     log.info(
-        "%s, %s weights: %.2f M parameters, %d classes, several a picture, %d pictures at %dx%d%s",
+        "%s, %s weights: %.2f M parameters, %d classes, several an image, %d images at %dx%d%s",
         *(loaded.name, loaded.weights, params, num_classes, len(dataset), *config["input_size"][-2:]),
         _how_run(loaded),
     )
@@ -463,16 +463,16 @@ def evaluate_labels(request: Request, loaded: LoadedModel, job: _Job) -> Row:
 
 
 def _check_labels_flags(args: argparse.Namespace) -> None:
-    """Raise `ValueError` for flags that are for one class a picture."""
+    """Raise `ValueError` for flags that are for one class per image."""
     for name, why in (
         ("fit_temperature", "--fit-threshold says from which probability on a class counts"),
-        ("real_labels", "ImageNet's ReaL labels are for its one class a picture"),
+        ("real_labels", "ImageNet's ReaL labels are for its one class per image"),
         ("valid_labels", "classes of several labels do not compete"),
         ("slices", "accuracy by a column is not measured for several labels; evaluate the parts as csv files"),
     ):
         if getattr(args, name):
             raise OtherTaskError(
-                f"--{name.replace('_', '-')} {getattr(args, name)} is for one class a picture, and this model tells "
+                f"--{name.replace('_', '-')} {getattr(args, name)} is for one class per image, and this model tells "
                 f"several: {why}."
             )
 
@@ -495,12 +495,12 @@ def _fit_thresholds(
     span = f"{cuts.min():.4g}" if cuts.min() == cuts.max() else f"{cuts.min():.4g} to {cuts.max():.4g}"
     own = int((usable.targets.sum(0) >= LEAST_POSITIVES).sum()) if part == "class" else 0
     what = f"for each class, {own} of {len(names)} with one of their own" if own else "for all classes"
-    log.info("threshold %s %s, fitted on %s (%d pictures)", span, what, place, len(usable))
+    log.info("threshold %s %s, fitted on %s (%d images)", span, what, place, len(usable))
     if part == "class" and not own:
-        log.warning("no class has %d pictures, as many as a threshold of its own needs", LEAST_POSITIVES)
+        log.warning("no class has %d images, as many as a threshold of its own needs", LEAST_POSITIVES)
     log.info("macro F1 on the half that it was not fitted on: %.2f %% at 0.5, %.2f %% with it", before, after)
     if after < before:
-        log.warning("the thresholds make these worse: there are too few pictures%s", ", try all" * bool(own))
+        log.warning("the thresholds make these worse: there are too few images%s", ", try all" * bool(own))
     fitted = thresholds.FittedThresholds(
         named(cuts.numpy(), names), part, len(usable), before, after, place, calibration.fingerprint(loaded.model)
     )
@@ -516,7 +516,7 @@ def _fit_thresholds(
 def _say_measures(name: str, result: Evaluation, measures: Measures, names: Sequence[str]) -> None:
     figures = measures.percent()
     log.info(
-        "%s: mAP %.3f %%, micro AP %.3f %%, F1 macro %.3f %%, micro %.3f %%, loss %.5g, %d pictures, %d of them "
+        "%s: mAP %.3f %%, micro AP %.3f %%, F1 macro %.3f %%, micro %.3f %%, loss %.5g, %d images, %d of them "
         "without labels, %d all right",
         *(name, figures["map"], figures["micro_map"], figures["macro_f1"], figures["micro_f1"], result.loss),
         *(result.count, measures.without, measures.exact),
@@ -524,7 +524,7 @@ def _say_measures(name: str, result: Evaluation, measures: Measures, names: Sequ
     if len(absent := measures.absent):
         share = 1 - len(absent) / len(names)
         log.warning(
-            "%d of %d classes have no picture here and are left out of mAP and macro F1: %s (counted as 0, as "
+            "%d of %d classes have no image here and are left out of mAP and macro F1: %s (counted as 0, as "
             "scikit-learn does, mAP is %.3f %%)",
             *(len(absent), len(names), some(names[index] for index in absent), figures["map"] * share),
         )
@@ -548,13 +548,13 @@ def _labelled(
 
 
 def _name_empty_classes(dataset: PictureDataset) -> None:
-    """Warn of classes that a class map or a table names, and that have no picture."""
+    """Warn of classes that a class map or a table names, and that have no image."""
     targets = dataset.source.targets()
     if targets is None:
         return
     present = set(targets)
     if empty := [name for name, index in dataset.class_to_idx.items() if index not in present]:
-        log.warning("%d of %d classes have no picture here: %s", len(empty), len(dataset.class_to_idx), some(empty))
+        log.warning("%d of %d classes have no image here: %s", len(empty), len(dataset.class_to_idx), some(empty))
 
 
 def _calibration(loaded: LoadedModel, records: Records, outcomes: Outcomes, job: _Job) -> tuple[Row, Outcomes | None]:
@@ -564,7 +564,7 @@ def _calibration(loaded: LoadedModel, records: Records, outcomes: Outcomes, job:
         Columns of the results, and the outcomes at the temperature, where there is one.
     """
     raw = Calibration.of(outcomes)
-    log.info("NLL %.5g, ECE %.2f %% (%d pictures, 15 bins of confidence)", raw.nll, 100 * raw.ece, raw.count)
+    log.info("NLL %.5g, ECE %.2f %% (%d images, 15 bins of confidence)", raw.nll, 100 * raw.ece, raw.count)
     row: Row = {"nll": raw.nll, "ece": raw.ece}
     part, temperature = job.args.fit_temperature, loaded.temperature
     if not part and temperature == 1:
@@ -583,15 +583,15 @@ def _calibration(loaded: LoadedModel, records: Records, outcomes: Outcomes, job:
 def _say_fitted(file: Path | None, fitted: Fitted, world: World) -> Row:
     """Keep a temperature beside its checkpoint, say what it was fitted on and how it fares, and return the columns."""
     held, after = fitted.held, fitted.held_calibrated
-    what = "every second picture" if fitted.part == "half" else "all pictures"
+    what = "every second image" if fitted.part == "half" else "all images"
     tested = "the others" if fitted.part == "half" else "each half at the temperature of the other"
     log.info("temperature %g, fitted on %s of %s (%d)", fitted.temperature, what, fitted.data, fitted.pictures)
     log.info(
-        "on %d pictures that it was not fitted on (%s): NLL %.5g, then %.5g with it; ECE %.2f %%, then %.2f %%",
+        "on %d images that it was not fitted on (%s): NLL %.5g, then %.5g with it; ECE %.2f %%, then %.2f %%",
         *(held.count, tested, held.nll, after.nll, 100 * held.ece, 100 * after.ece),
     )
     if after.nll > held.nll:
-        log.warning("the temperature makes these worse: there are too few pictures, or the model needs none")
+        log.warning("the temperature makes these worse: there are too few images, or the model needs none")
     if fitted.temperature in (calibration.LEAST, calibration.MOST):
         log.warning("the temperature is at its limit: the answers are all right, or no better than chance")
     with in_step(world):
@@ -678,13 +678,13 @@ def evaluate_within_memory(
             reason = str(error).partition("\n")[0]
             if batch_size == 1:
                 raise ValueError(
-                    f"memory does not suffice for one picture of {loaded.config['input_size']} ({reason}); pass "
+                    f"memory does not suffice for one image of {loaded.config['input_size']} ({reason}); pass "
                     "a smaller --img-size, or --amp"
                 ) from error
         finally:
             loader.close()
         batch_size //= 2
-        log.warning("out of memory (%s): starting anew with --batch-size %d", reason, batch_size)
+        log.warning("out of memory (%s): starting from the beginning with --batch-size %d", reason, batch_size)
         if world.device.type == "cuda":
             torch.cuda.empty_cache()
 
@@ -696,11 +696,11 @@ def _log_circumstances(result: Evaluation, world: World) -> None:
         *(100 * result.data_wait, result.peak_memory_mb, world.device),
     )
     if result.scored < result.count:
-        log.info("%d pictures have no ReaL label and are not scored", result.count - result.scored)
+        log.info("%d images have no ReaL label and are not scored", result.count - result.scored)
     if result.nonfinite:
-        log.warning("%d pictures gave NaN or infinite logits and count as wrong", result.nonfinite)
+        log.warning("%d images gave NaN or infinite logits and count as wrong", result.nonfinite)
     if result.skipped:
-        log.warning("%d pictures could not be read and were skipped:", result.skipped)
+        log.warning("%d images could not be read and were skipped:", result.skipped)
         for file, reason in result.bad_images.items():
             log.warning("  %s: %s", as_line(file), reason)
 
@@ -719,7 +719,7 @@ def as_table(rows: Sequence[Row]) -> str:
     """Write rows for reading: a line each, under titles, in columns; --json and --output have every figure."""
     done = [row for row in rows if "error" not in row]
     text = ""
-    for task in dict.fromkeys("map" in row for row in done):  # of several labels a picture, or of one class
+    for task in dict.fromkeys("map" in row for row in done):  # of several labels per image, or of one class
         few = ("mAP %", "micro mAP %", "macro F1 %", "micro F1 %") if task else ("top-1 %", "95 % interval", "top-5 %")
         lines: list[Sequence[str]] = [("model", "weights", *few, "loss", "n")]
         for row in (row for row in done if ("map" in row) == task):

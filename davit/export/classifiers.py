@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 _TAIL = ("norms.", "head.")
 TOLERANCE = 1e-5
-#: sizes of every check: odd, not square, smaller than a window of the last stages, more than one picture
+#: sizes of every check: odd, not square, smaller than a window of the last stages, more than one image
 SIZES: tuple[Size, ...] = ((1, 33, 33), (2, 47, 101), (1, 96, 64), (3, 150, 75))
 
 
@@ -152,7 +152,7 @@ def _pyramid(loaded: LoadedModel) -> DaViTPyramid:
     if norms:
         log.warning(
             "The weights are a classifier's, which has no norms of the four maps: each is normalised to mean 0 and "
-            "deviation 1 at every position, without weights, as at the start of a detector's training."
+            "std 1 at every position, without weights, as at the start of a detector's training."
         )
     return pyramid.eval().requires_grad_(False)
 

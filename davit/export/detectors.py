@@ -1,10 +1,10 @@
-"""Write a built detector of MMDetection as one module from pictures to boxes, of operators that every exporter has.
+"""Write a built detector of MMDetection as one module from images to boxes, of operators that every exporter has.
 
 `detector_graph` takes the networks of a detector (backbone, neck, heads) as they are, and writes what lies between and
-behind them anew: anchors, the choice of candidates, decoding, suppression, RoIAlign. Shapes never depend on values:
+behind them again: anchors, the choice of candidates, decoding, suppression, RoIAlign. Shapes never depend on values:
 what is no candidate has the score -1. So batch, height and width are free in the exported graph.
 
-Shape legend: B batch, N anchors of a level or candidates, R regions of a picture, K objects of a picture, C classes,
+Shape legend: B batch, N anchors of a level or candidates, R regions of an image, K objects of an image, C classes,
 h, w height and width of a level's map.
 """
 
@@ -24,7 +24,7 @@ _OUTSIDE = -1  # the label of a row without an object
 
 
 class Normalised(nn.Module):
-    """Take pictures as exported graphs do, and give a network those that its preprocessor would: padded, in its order.
+    """Take images as exported graphs do, and give a network those that its preprocessor would: padded, in its order.
 
     Args:
         divisor: sides are padded to multiples of it, at the right and the bottom.
@@ -296,7 +296,7 @@ class MaskHead(nn.Module):
 
 
 class SingleStage(nn.Module):
-    """From pictures to boxes (B, K, 4), scores and labels (B, K); raw: boxes (B, N, 4) and scores (B, N, C)."""
+    """From images to boxes (B, K, 4), scores and labels (B, K); raw: boxes (B, N, 4) and scores (B, N, C)."""
 
     def __init__(self, detector: Any, images: Normalised, raw: bool):
         super().__init__()
@@ -307,7 +307,7 @@ class SingleStage(nn.Module):
             raise ValueError(f"model.test_cfg.nms_pre={self.head.candidates}: an export needs a number of 1 or more.")
         if self.head.smallest > 0:
             raise ValueError(
-                f"model.test_cfg.min_bbox_size={self.head.smallest:g} is in pixels of the picture, which an exported "
+                f"model.test_cfg.min_bbox_size={self.head.smallest:g} is in pixels of the image, which an exported "
                 "graph does not know: set it to 0."
             )
 
@@ -319,7 +319,7 @@ class SingleStage(nn.Module):
 
 
 class TwoStages(nn.Module):
-    """From pictures to boxes (B, K, 4), scores, labels (B, K) and, with a mask head, masks (B, K, 28, 28).
+    """From images to boxes (B, K, 4), scores, labels (B, K) and, with a mask head, masks (B, K, 28, 28).
 
     Also cascades, whose second stage is done several times.
     """
@@ -371,7 +371,7 @@ class TwoStages(nn.Module):
 
 
 def detector_graph(detector: Any, images: Normalised, *, raw: bool = False) -> tuple[nn.Module, tuple[str, ...]]:
-    """Write a built detector as a module from normalised pictures (B, channels, H, W) to tensors, and name these.
+    """Write a built detector as a module from normalised images (B, channels, H, W) to tensors, and name these.
 
     Args:
         detector: RetinaNet, Faster, Mask or Cascade R-CNN with any backbone and neck.

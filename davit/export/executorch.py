@@ -27,7 +27,7 @@ def build(program: Program, options: ExportOptions) -> Save:
     found = traced(program)
 
     def save(metadata: Metadata, path: Path) -> None:
-        # Lowered anew each time: `to_executorch` changes what it is called on, and fails at a second call. The
+        # Lowered again each time: `to_executorch` changes what it is called on, and fails at a second call. The
         # metadata are a method of the program that returns a constant.
         with quiet(), path.open("wb") as stream:
             methods = {KEY: metadata.to_json()}

@@ -145,14 +145,14 @@ def _axes(names: tuple[str, ...], raw: bool) -> list[dict[int, str]]:
 def _preparation(
     preprocessor: Any, bands: int, is_segmentor: bool
 ) -> tuple[Normalised, tuple[float, ...], tuple[float, ...]]:
-    """Read a data_preprocessor: what is done in the graph, and the mean and deviation of RGB from 0 to 1."""
+    """Read a data_preprocessor: what is done in the graph, and the mean and std of RGB from 0 to 1."""
     padding = {"size_divisor": getattr(preprocessor, "pad_size_divisor", 1)}
     value = float(getattr(preprocessor, "pad_value", 0) or 0)
     if is_segmentor:  # it pads in training, and in tests by its test_cfg alone
         padding, value = dict(preprocessor.test_cfg or {}), float(preprocessor.pad_val)
         if padding.get("size"):
             raise ValueError(
-                f"data_preprocessor.test_cfg.size={padding['size']} pads pictures to one size; an export takes any: "
+                f"data_preprocessor.test_cfg.size={padding['size']} pads images to one size; an export takes any: "
                 "leave it out, or give size_divisor."
             )
     mean, std = [0.0] * bands, [1.0] * bands
@@ -166,7 +166,7 @@ def _preparation(
 
 
 def _resize_rule(steps: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """Read a test pipeline behind its loader: how pictures are resized; None where they are not.
+    """Read a test pipeline behind its loader: how images are resized; None where they are not.
 
     Raises:
         ValueError: it does something else.
@@ -195,7 +195,7 @@ def _resize_rule(steps: list[dict[str, Any]]) -> dict[str, Any] | None:
 
 
 def blots(bands: int, as_bytes: bool) -> Callable[[Size, torch.Generator], Tensor]:
-    """Return what draws pictures for the check: coloured blots with sharp and soft edges, that heads react to."""
+    """Return what draws images for the check: coloured blots with sharp and soft edges, that heads react to."""
 
     def draw(size: Size, generator: torch.Generator) -> Tensor:
         batch, height, width = size

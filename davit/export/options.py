@@ -16,7 +16,7 @@ class Format:
         suffix: of its files; that of OUT chooses the format.
         module: below `davit.export`, with `build(program, options) -> Save`.
         extra: of the package, which brings what writes and runs it; "" for PyTorch's own.
-        is_dynamic: whether a program takes pictures of any size and number; else it is for one.
+        is_dynamic: whether a program takes images of any size and number; else it is for one.
         halves_itself: whether what writes it makes float16 of float32, rather than being given float16.
         runs_here: whether `davit.runtimes` runs it, so that an export is compared with PyTorch.
         tolerance: the least that its runtime needs, whose rounding is coarser than that of others.
@@ -70,7 +70,7 @@ class ExportOptions:
         to: one of `FORMATS`; None takes that of the file's suffix.
         task: "classification", "features" or "pyramid" of a classifier's checkpoint.
         model: the architecture; None leaves it to the checkpoint.
-        model_options: how it is built and how pictures are prepared: the arguments of
+        model_options: how it is built and how images are prepared: the arguments of
             `davit.engine.load_model.ModelOptions`.
         config: of a detector's or segmentor's checkpoint (MMDetection, MMSegmentation); a work folder has its own.
         raw: of a detector, boxes and scores before suppression; of a segmentor, logits in place of labels.

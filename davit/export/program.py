@@ -38,7 +38,7 @@ class Program:
     Attributes:
         module: in eval mode on the CPU, of plain PyTorch; from a batch (N, C, H, W), or as `metadata.preprocess` and
             `metadata.layout` say, to a tuple with a tensor for each of the metadata's `output_names`.
-        metadata: task, names, preparation of pictures; `format`, `axes` and what is measured are filled in by the
+        metadata: task, names, preparation of images; `format`, `axes` and what is measured are filled in by the
             export.
         output_axes: of each output, axis -> name ("batch", "height_4" ...), for axes that are free.
         least: smallest height and width that the module takes.

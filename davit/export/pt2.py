@@ -43,7 +43,7 @@ def state_sizes(found: ExportedProgram, metadata: Metadata) -> None:
     """Let a traced program take the sizes that its metadata say.
 
     torch.export states sizes from `PROVEN_LEAST` on, and guards that are about larger ones. The graph computes
-    smaller ones as well, as the check of each export shows, and models of small pictures need them.
+    smaller ones as well, as the check of each export shows, and models of small images need them.
     """
     (name,) = found.graph_signature.user_inputs
     image = next(node.meta["val"] for node in found.graph.nodes if node.name == name)

@@ -96,9 +96,7 @@ def program_of(source: str | Path | None, options: ExportOptions, out: Path) -> 
             raise ValueError("`int8=DATA` is judged by the objects found, and `raw=True` leaves them out: choose one.")
         if unused := [*options.model_options, *(["class_map"] if options.class_map else [])]:
             flags = ", ".join(f"--{name.replace('_', '-')}" for name in unused)
-            log.warning(
-                "%s: not used for a detector or segmentor, whose config says how pictures are prepared.", flags
-            )
+            log.warning("%s: not used for a detector or segmentor, whose config says how images are prepared.", flags)
         return openmmlab_program(*found, options, options.format_for(out))
     if options.raw:
         raise ValueError("`raw=True` is for detectors and segmentors, which are exported with a `config`.")
@@ -161,9 +159,7 @@ def write_program(program: Program, out: Path, options: ExportOptions) -> Export
 
 def _warn_of_unused(options: ExportOptions, to: str) -> None:
     if options.batch != 1 and FORMATS[to].is_dynamic and not options.fixed:
-        log.warning(
-            "--batch-size %d does nothing without --fixed: %s takes any number of pictures.", options.batch, to
-        )
+        log.warning("--batch-size %d does nothing without --fixed: %s takes any number of images.", options.batch, to)
     if options.opset != OPSETS[0] and to not in ("onnx", "openvino", "tensorrt"):
         log.warning("--opset %d does nothing for %s.", options.opset, to)
     if options.class_map and options.task != "classification":

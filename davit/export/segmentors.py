@@ -1,4 +1,4 @@
-"""Write a built segmentor of MMSegmentation as one module from pictures to a class for every pixel.
+"""Write a built segmentor of MMSegmentation as one module from images to a class for every pixel.
 
 The backbone, the neck and the decode head are taken as they are. Pooling to a fixed number of cells, which ONNX has
 for fixed sizes alone, becomes two products with matrices that are computed from the map's size.
@@ -38,9 +38,9 @@ def _cells(length: int, cells: int, like: Tensor) -> Tensor:
 
 
 class Segments(nn.Module):
-    """From pictures (B, channels, H, W) to labels (B, H, W) and the head's own logits (B, C, h, w).
+    """From images (B, channels, H, W) to labels (B, H, W) and the head's own logits (B, C, h, w).
 
-    The logits are those before they are enlarged: who wants labels of another size than the pictures that went in
+    The logits are those before they are enlarged: who wants labels of another size than the images that went in
     enlarges them first. Raw: the logits alone, enlarged to (B, C, H, W).
     """
 
@@ -67,7 +67,7 @@ class Segments(nn.Module):
 
 
 def segmentor_graph(segmentor: Any, images: Normalised, *, raw: bool = False) -> tuple[nn.Module, tuple[str, ...]]:
-    """Write a built segmentor as a module from normalised pictures (B, channels, H, W), and name its outputs.
+    """Write a built segmentor as a module from normalised images (B, channels, H, W), and name its outputs.
 
     Args:
         segmentor: an EncoderDecoder with any backbone, neck and decode head whose prediction is its forward pass.
@@ -83,7 +83,7 @@ def segmentor_graph(segmentor: Any, images: Normalised, *, raw: bool = False) ->
     mode = segmentor.test_cfg.get("mode", "whole")
     if mode != "whole":
         raise ValueError(
-            f"model.test_cfg.mode={mode!r} cuts a picture into several, and an export computes it as a whole: set it "
+            f"model.test_cfg.mode={mode!r} cuts an image into several, and an export computes it as a whole: set it "
             "to 'whole' in the config if that is what you want."
         )
     head = type(segmentor.decode_head)

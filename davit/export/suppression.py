@@ -26,7 +26,7 @@ def suppress(boxes: Tensor, scores: Tensor, iou_threshold: float, limit: int) ->
         boxes: (B, N, 4), x1 y1 x2 y2.
         scores: (B, N); a negative one is of no candidate.
         iou_threshold: intersection over union above which the box with the lower score is suppressed.
-        limit: how many stay at most, of each picture.
+        limit: how many stay at most, of each image.
     """
     left = torch.full_like(scores, NONE)
     for picture in range(boxes.shape[0]):
@@ -43,7 +43,7 @@ def _(boxes: Tensor, scores: Tensor, iou_threshold: float, limit: int) -> Tensor
 
 
 def _suppress_in_onnx(boxes: Any, scores: Any, iou_threshold: float, limit: int) -> Any:
-    """Write the operator as NonMaxSuppression, whose rows (picture, class, box) are scattered into the scores."""
+    """Write the operator as NonMaxSuppression, whose rows (image, class, box) are scattered into the scores."""
     from onnxscript import opset18 as op
 
     rows = op.NonMaxSuppression(

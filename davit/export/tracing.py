@@ -25,7 +25,7 @@ _LOGGERS = ("onnxscript", "onnx_ir", "torch.onnx", "torch.export", "torch.fx", "
 
 
 class _Wrapped(nn.Module):
-    """Take pictures in the layout and type that were asked for, and compute in float16 if so."""
+    """Take images in the layout and type that were asked for, and compute in float16 if so."""
 
     mean: Tensor
     std: Tensor
@@ -53,11 +53,11 @@ def wrapped(program: Program, options: ExportOptions, to: str) -> Program:
     """Put what `preprocess`, `layout` and `fp16` ask for around a program that takes normalised float32 NCHW.
 
     Raises:
-        ValueError: pictures of more than 8 bits cannot be taken as bytes.
+        ValueError: images of more than 8 bits cannot be taken as bytes.
     """
     if options.preprocess == "uint8" and (bits := _more_than_bytes(program.metadata.decoding)):
         raise ValueError(
-            f"`preprocess=True` takes pictures as bytes, and this model reads values of more than 8 bits ({bits}); "
+            f"`preprocess=True` takes images as bytes, and this model reads values of more than 8 bits ({bits}); "
             "leave it out, and normalise outside."
         )
     tolerance = options.tolerance or max(program.tolerance, FORMATS[to].tolerance)

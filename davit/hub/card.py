@@ -27,8 +27,8 @@ class Result:
     """One figure that a training measured.
 
     Attributes:
-        low, high: the 95 % interval of a share in percent; None where the number of pictures is not known.
-        count: pictures it was measured on.
+        low, high: the 95 % interval of a share in percent; None where the number of images is not known.
+        count: images it was measured on.
     """
 
     name: str
@@ -116,7 +116,7 @@ def _numbers(row: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _pictures(checkpoint: Checkpoint) -> list[int]:
-    """List the numbers of pictures that an evaluation of the training may have had, the likeliest first."""
+    """List the numbers of images that an evaluation of the training may have had, the likeliest first."""
     data, bad = checkpoint.metadata.get("data"), checkpoint.metadata.get("bad_images")
     val = data.get("val") if isinstance(data, dict) else None
     count = val.get("pictures") if isinstance(val, dict) else None
@@ -131,7 +131,7 @@ def _whole(pictures: Sequence[int]) -> int | None:
 
 
 def _counted(percent: float, pictures: Sequence[int]) -> tuple[int | None, int | None]:
-    """Find how many of how many pictures a percentage is."""
+    """Find how many of how many images a percentage is."""
     for count in pictures:
         correct = round(percent * count / 100)
         if abs(100 * correct / count - percent) < 1e-4:
@@ -216,10 +216,10 @@ def _facts(card: Card) -> str:
     bands, height, width = cfg["input_size"]
     rows = [
         ("parameters", f"{card.parameters:,}"),
-        ("pictures", f"{width} x {height} pixels, {bands} band{'s' if bands != 1 else ''}"),
+        ("images", f"{width} x {height} pixels, {bands} band{'s' if bands != 1 else ''}"),
         ("crop", f"{cfg['crop_pct']:.4g} of the side, {cfg['crop_mode']}, {cfg['interpolation']}"),
         ("mean", ", ".join(f"{value:.4g}" for value in cfg["mean"])),
-        ("deviation", ", ".join(f"{value:.4g}" for value in cfg["std"])),
+        ("std", ", ".join(f"{value:.4g}" for value in cfg["std"])),
         (
             "licence",
             _escaped(licence_fields(card.license).get("license_name") or licence_fields(card.license)["license"]),
@@ -236,7 +236,7 @@ def _results(card: Card) -> str:
     if not card.results:
         return "## Results\nNone are noted in the checkpoint."
     lines = ["## Results", "Measured at the end of training, on its validation split.", ""]
-    lines += ["| figure | value | 95 % interval (Wilson) | pictures |", "|---|---|---|---|"]
+    lines += ["| figure | value | 95 % interval (Wilson) | images |", "|---|---|---|---|"]
     for result in card.results:
         interval = f"{result.low:.2f} to {result.high:.2f}" if result.low is not None else ""
         count = f"{result.count:,}" if result.count else "not known"

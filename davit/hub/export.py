@@ -59,7 +59,7 @@ class ExportOptions:
 
     Attributes:
         model: the architecture; None leaves it to the checkpoint.
-        model_options: how it is built and how pictures are prepared.
+        model_options: how it is built and how images are prepared.
         architecture: "timm" insists on timm's port of a DaViT, "davit" keeps ours, "auto" takes timm's where it can.
         class_map: a file or data folder with the class names, in place of the checkpoint's.
         name: of the model, in the card; None for that of the folder.
@@ -111,7 +111,7 @@ def export(
 ) -> Exported:
     """Write a checkpoint as a folder in timm's format: model.safetensors, config.json and README.md, and no pickle.
 
-    The folder is read back by timm, and compared with the model in logits on drawn pictures, before it gets its name.
+    The folder is read back by timm, and compared with the model in logits on drawn images, before it gets its name.
 
     Args:
         checkpoint: any source that `davit.load` takes for a classifier.
@@ -310,7 +310,7 @@ def _check(model: nn.Module, folder: Path, input_size: list[int]) -> float:
                 raise DifferentError(
                     f"the exported model cannot be run by timm ({type(error).__name__}: {error}); nothing was written."
                 ) from error
-            continue  # a model for one size of pictures
+            continue  # a model for one size of images
         if not torch.isfinite(ours).all():
             raise DifferentError(
                 "the model's own outputs are not finite: its weights are damaged; nothing was written."

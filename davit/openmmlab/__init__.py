@@ -8,18 +8,18 @@ torchvision. Configs import it by ``custom_imports``; the tools import it first 
     swap.py            DaViT in the place of another backbone
     backbone.py        DaViTPyramid with the arguments of configs
     loading.py         LoadImageFromFile, by the decoder of davit.data
-    resizing.py        no picture becomes larger than davit.data allows
-    bands.py           pictures of other than three bands
+    resizing.py        no image becomes larger than davit.data allows
+    bands.py           images of other than three bands
     config.py          configs, and what flags and old names change in them
     parts.py           whether a config's parts are parts
     datasets.py        checks before a run starts, by masks.py and davit/data/coco.py
-    mask_layouts.py    where pictures, masks and polygons lie below --data-root
+    mask_layouts.py    where images, masks and polygons lie below --data-root
     regions.py         polygons and masks of COCO's form as a label for every pixel
     segmentation.py    for MMSegmentation: data sets, views averaged one at a time, predictions drawn
     runner.py          mmengine's runner: checkpoints read safely, audited, written whole
     cli.py             train.py and test.py of mmdet/tools and mmseg/tools
     flops.py           get_flops.py: parameters and FLOPs
-    predictor.py       a trained model for pictures: boxes, masks and segments, drawn or as values
+    predictor.py       a trained model for images: boxes, masks and segments, drawn or as values
     demo.py            image_demo.py, by the predictor
 """
 

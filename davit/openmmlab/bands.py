@@ -1,4 +1,4 @@
-"""Let detectors and segmentors take pictures of any number of bands, with a mean and a deviation for each."""
+"""Let detectors and segmentors take images of any number of bands, with a mean and a std for each."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def _forward(self: Any, data: dict[str, Any], training: bool = False) -> Any:
 
 
 def install_bands() -> None:
-    """Give mmengine's preprocessor, and with it mmdet's and mmseg's, a mean and deviation for each of any bands."""
+    """Give mmengine's preprocessor, and with it mmdet's and mmseg's, a mean and std for each of any bands."""
     ImgDataPreprocessor.__init__, ImgDataPreprocessor.forward = _init, _forward
 
 
@@ -51,7 +51,7 @@ install_bands()
 
 
 def follow_bands(cfg: Config) -> None:
-    """Let a config's pictures have as many bands as the backbone takes (``in_chans``), in all of its pipelines.
+    """Let a config's images have as many bands as the backbone takes (``in_chans``), in all of its pipelines.
 
     Transforms of colours are left out for other than three bands, which is logged.
 
@@ -67,14 +67,14 @@ def follow_bands(cfg: Config) -> None:
         return
     left_out = _leave_out_colours(cfg._cfg_dict)
     if left_out:
-        log.warning("Pictures have %d bands: %s left out, for colours alone.", bands, " and ".join(sorted(left_out)))
+        log.warning("Images have %d bands: %s left out, for colours alone.", bands, " and ".join(sorted(left_out)))
     preprocessor = cfg.model.get("data_preprocessor") or {}
     for name in ("mean", "std"):
         values = preprocessor.get(name)
         if isinstance(values, Sequence) and len(values) not in (1, bands):
             numbers = ",".join(["..."] * bands)
             raise ValueError(
-                f"model.data_preprocessor.{name} has {len(values)} values for pictures of {bands} bands "
+                f"model.data_preprocessor.{name} has {len(values)} values for images of {bands} bands "
                 f"(model.backbone.in_chans): pass --cfg-options model.data_preprocessor.{name}=[{numbers}], or "
                 "set both mean and std to None."
             )

@@ -17,7 +17,7 @@ _COCO = ("CocoDataset", "mmdet.CocoDataset")
 _NEXT_BEST = {"train": (), "val": ("test",), "test": ("val",)}
 _REMEDIES = {
     "train": "Name its annotation file with --cfg-options train_dataloader.dataset.ann_file=FILE.",
-    "val": "Hold some pictures back for it, or pass --no-validate to train without.",
+    "val": "Hold some images back for it, or pass --no-validate to train without.",
     "test": "Name its annotation file with --cfg-options test_dataloader.dataset.ann_file=FILE.",
 }
 
@@ -25,9 +25,9 @@ _REMEDIES = {
 def use_box_layout(
     datasets: Mapping[str, Sequence[Any]], root: Path, options: Collection[str] = (), labelled: bool = True
 ) -> bool:
-    """Set annotation files and picture folders of `CocoDataset` configs to what a folder holds, and say so in a line.
+    """Set annotation files and image folders of `CocoDataset` configs to what a folder holds, and say so in a line.
 
-    A file that the config names itself and that is there stays, and so does what the user has named; a picture folder
+    A file that the config names itself and that is there stays, and so does what the user has named; an image folder
     that is not there is then looked for. YOLO's labels are written in COCO's form (`annotation_file`).
 
     Args:
@@ -89,7 +89,7 @@ def _is_there(root: Path, dataset: Any) -> bool:
 
 
 def _find_pictures(root: Path, dataset: Any) -> None:
-    """Find the pictures of an annotation file whose folder is not there."""
+    """Find the images of an annotation file whose folder is not there."""
     file, prefix = _file(root, dataset), (dataset.get("data_prefix") or {}).get("img") or ""
     if file.is_file() and not (root / prefix).is_dir():
         for split in find_layout(file, "detection").splits.values():

@@ -194,9 +194,9 @@ def _check_data(args: Namespace, cfg: Config, splits: Sequence[str], labelled: b
     options = {"data_check": args.data_check, "skip_bad_images": args.skip_bad_images}
     if cfg.default_scope != "mmdet":
         if args.skip_bad_images:
-            raise ValueError("--skip-bad-images: only a detector can go on without some of its pictures.")
+            raise ValueError("--skip-bad-images: only a detector can continue without some of its images.")
     if not args.data_check:
-        log.warning("--no-data-check: the headers of the pictures are not read; a bad picture stops the run later.")
+        log.warning("--no-data-check: the headers of the images are not read; a bad image stops the run later.")
     problem: Exception | None = None
     if int(os.environ.get("LOCAL_RANK", 0)) == 0:
         try:

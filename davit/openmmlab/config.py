@@ -283,10 +283,10 @@ def use_train_flags(cfg: Config, args: Namespace) -> None:
     """Put the flags of train.py into a config.
 
     Raises:
-        ValueError: flags contradict one another or the config, or a process would have a batch of one picture.
+        ValueError: flags contradict one another or the config, or a process would have a batch of one image.
     """
     if args.resume and args.load_from:
-        raise ValueError("--resume goes on with a run, --load-from starts one from weights: pass one of the two.")
+        raise ValueError("--resume continues with a run, --load-from starts one from weights: pass one of the two.")
     cfg.resume = bool(args.resume)
     cfg.load_from = args.load_from or (None if args.resume == "auto" else args.resume)
     if cfg.load_from and not Path(cfg.load_from).is_file():
@@ -307,14 +307,14 @@ def use_train_flags(cfg: Config, args: Namespace) -> None:
 
 
 def _check_batch(cfg: Config) -> None:
-    """Refuse a batch of one picture where UPerNet pools it to a single cell, which batch norm cannot normalise."""
+    """Refuse a batch of one image where UPerNet pools it to a single cell, which batch norm cannot normalise."""
     head = cfg.model.get("decode_head") or {}
     norm = (head.get("norm_cfg") or {}).get("type") if isinstance(head, dict) else None
     shared = norm == "SyncBN" and cfg.launcher != "none" and torch.cuda.is_available()
     if norm in ("BN", "SyncBN") and not shared and 1 in head.get("pool_scales", ()):
         if cfg.train_dataloader.get("batch_size") == 1:
             raise ValueError(
-                "train_dataloader.batch_size=1: the decode head pools each picture to one cell, and batch norm in one "
+                "train_dataloader.batch_size=1: the decode head pools each image to one cell, and batch norm in one "
                 "process needs two. Pass --cfg-options train_dataloader.batch_size=2 or more."
             )
 

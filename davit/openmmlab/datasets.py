@@ -33,8 +33,8 @@ def check_dataset(
         split: 'train', 'val' or 'test'.
         model: the config of the model, which says whether it needs masks, and how many classes it has.
         labelled: False where predictions are only written: a segmentor then needs no masks, a detector no objects.
-        data_check: read the header of every picture, and the labels of masks.
-        skip_bad_images: leave pictures of a detection data set that are missing or cannot be read out.
+        data_check: read the header of every image, and the labels of masks.
+        skip_bad_images: leave images of a detection data set that are missing or cannot be read out.
 
     Raises:
         DataError: something is missing, broken or does not fit.
@@ -135,7 +135,7 @@ def named_classes(dataset: Any) -> tuple[str, ...]:
 def classes_of(dataset: Any) -> tuple[str, ...] | None:
     """Return the class names that a data set will have, None if it has none; one name may be written as a text."""
     classes = metainfo_of(dataset).get("classes")
-    if isinstance(classes, str):  # as mmengine: a file with a name a line, else a name
+    if isinstance(classes, str):  # as mmengine: a file with a name per line, else a name
         file = Path(classes)
         classes = file.read_text().splitlines() if file.is_file() else [classes]
     return tuple(map(str, classes)) if classes is not None else None

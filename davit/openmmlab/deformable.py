@@ -234,10 +234,10 @@ def modulated_deform_conv_backward(
 
 
 def _of_size(planes: Tensor, size: torch.Size) -> Tensor:
-    """Read the planes of each picture, (N, C, H, W), as mmcv's kernel does: as if they were of the output's size.
+    """Read the planes of each image, (N, C, H, W), as mmcv's kernel does: as if they were of the output's size.
 
     MMDetection's DyHead gives the offsets of one level to the convolution of the next, which has a quarter of its
-    positions. The kernel does not look at their shape and reads a picture's numbers one after another; weights
+    positions. The kernel does not look at their shape and reads an image's numbers one after another; weights
     trained with it expect that.
 
     Raises:

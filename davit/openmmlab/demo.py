@@ -1,4 +1,4 @@
-"""Run image_demo.py of mmdet/tools and mmseg/tools: draw what is found in pictures, and list it in a json."""
+"""Run image_demo.py of mmdet/tools and mmseg/tools: draw what is found in images, and list it in a json."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ log = logging.getLogger(__name__)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Draw and list what is in one picture or a folder of them; returns the exit status.
+    """Draw and list what is in one image or a folder of them; returns the exit status.
 
-    A file that is no picture is named and passed over; the status at the end is then 2.
+    A file that is no image is named and passed over; the status at the end is then 2.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
 

@@ -1,4 +1,4 @@
-"""Write what is predicted of test pictures under names that no two pictures share, for `--show-dir` and `--out`."""
+"""Write what is predicted of test images under names that no two images share, for `--show-dir` and `--out`."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from .predictor import Detections
 
 
 def names_of(dataset: Any, root: Path | None = None) -> dict[Path, str]:
-    """Name what is written of each picture of a data set, as `distinct_names` does; keys are absolute paths."""
+    """Name what is written of each image of a data set, as `distinct_names` does; keys are absolute paths."""
     paths = (dataset.get_data_info(index)["img_path"] for index in range(len(dataset)))
     return distinct_names((Path(path).absolute() for path in paths), root)
 
 
 @HOOKS.register_module(force=True)
 class DrawnDetections(Hook):
-    """Write every test picture with the objects found in it to ``out_dir``, as PNG, in every process.
+    """Write every test image with the objects found in it to ``out_dir``, as PNG, in every process.
 
     Args:
         score_thr: objects of a lower score are left out.
@@ -38,7 +38,7 @@ class DrawnDetections(Hook):
         self._loader = LoadImageFromFile()
 
     def before_test(self, runner: Any) -> None:
-        """Name the pictures and the classes of the test set."""
+        """Name the images and the classes of the test set."""
         dataset = runner.test_dataloader.dataset
         self._names = names_of(dataset)
         self._classes = tuple(dataset.metainfo["classes"])
@@ -55,7 +55,7 @@ class DrawnDetections(Hook):
 
 @HOOKS.register_module(force=True)
 class DistinctMaskNames(Hook):
-    """Have mmseg's metrics write each mask under a name of its own; they take the picture's alone, without folder."""
+    """Have mmseg's metrics write each mask under a name of its own; they take the image's alone, without folder."""
 
     def before_test(self, runner: Any) -> None:
         """Tell the metrics the names."""

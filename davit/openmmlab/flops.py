@@ -1,6 +1,6 @@
 """Count parameters and FLOPs of detectors and segmentors, as the published tables do.
 
-One picture, multiply-adds by fvcore, convention of `davit.complexity`. A two-stage detector's heads see 1000
+One image, multiply-adds by fvcore, convention of `davit.complexity`. A two-stage detector's heads see 1000
 proposals, and its mask head the first 100 of them, whatever the weights would propose. A segmentor is counted without
 its auxiliary head, which only training has. RoIAlign, NMS and resizing are not counted.
 """
@@ -34,7 +34,7 @@ class Cost:
     """What the model of one config costs.
 
     Attributes:
-        size: (height, width) of the picture.
+        size: (height, width) of the image.
         flops: multiply-adds.
         shares: multiply-adds of backbone, neck and heads.
     """
@@ -54,7 +54,7 @@ class Cost:
 
 
 class _Forward(nn.Module):
-    """Compute all that a detector or segmentor computes for one picture, with the proposals given."""
+    """Compute all that a detector or segmentor computes for one image, with the proposals given."""
 
     def __init__(self, model: Any):
         super().__init__()
@@ -80,7 +80,7 @@ class _Forward(nn.Module):
 
 
 def _spread_rois(height: float, width: float) -> Tensor:
-    """Spread (PROPOSALS, 5) boxes over the picture, from 16 pixels to all of it."""
+    """Spread (PROPOSALS, 5) boxes over the image, from 16 pixels to all of it."""
     place = torch.linspace(0, 1, PROPOSALS)
     side = 16 + place * (min(height, width) - 16)
     left, top = place.flip(0) * (width - side), (place * 7 % 1) * (height - side)
@@ -91,7 +91,7 @@ def cost_of(cfg: Any, name: str, size: tuple[int, int] | None = None) -> Cost:
     """Count the parameters and FLOPs of a config's model.
 
     Args:
-        size: (height, width) of the picture; by default that of the published tables.
+        size: (height, width) of the image; by default that of the published tables.
     """
     init_default_scope(cfg.default_scope)
     size = size or SIZES[cfg.default_scope]

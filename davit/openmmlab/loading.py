@@ -1,4 +1,4 @@
-"""Load pictures in MMDetection and MMSegmentation as the rest of this package does: one decoder for all readers.
+"""Load images in MMDetection and MMSegmentation as the rest of this package does: one decoder for all readers.
 
 Importing this module puts `LoadImageFromFile` in the place of mmcv's transform of that name, in every config.
 """
@@ -30,7 +30,7 @@ _CV2_TYPES = (np.uint8, np.uint16, np.float32)  # that the transforms of mmcv ta
 
 
 class LoadImageFromFile(mmcv.transforms.LoadImageFromFile):
-    """Load a picture by `davit.data.decode`: upright, whatever its format, and with transparency on white.
+    """Load an image by `davit.data.decode`: upright, whatever its format, and with transparency on white.
 
     `img` is BGR of 8 bits (H, W, 3); with ``bands`` other than 3, or a ``color_type`` other than color, the bands in
     the order of the file, (H, W, C), or (H, W) where there is one.
@@ -66,7 +66,7 @@ class LoadImageFromFile(mmcv.transforms.LoadImageFromFile):
         )
         if color_type not in _BANDS:
             raise ValueError(
-                f"LoadImageFromFile(color_type={color_type!r}) is not one of {', '.join(_BANDS)}; pictures are always "
+                f"LoadImageFromFile(color_type={color_type!r}) is not one of {', '.join(_BANDS)}; images are always "
                 "turned upright, as EXIF says."
             )
         if color_type == "grayscale" and bands not in (None, 1):
@@ -78,10 +78,10 @@ class LoadImageFromFile(mmcv.transforms.LoadImageFromFile):
         self.as_stored = color_type == "unchanged" and self.decoding == Decoding(self.decoding.bands)
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any] | None:
-        """Set ``img``, ``img_shape`` and ``ori_shape`` (height and width of the upright picture) by ``img_path``.
+        """Set ``img``, ``img_shape`` and ``ori_shape`` (height and width of the upright image) by ``img_path``.
 
         Raises:
-            DataError: the file is no such picture; with ``ignore_empty`` None comes back.
+            DataError: the file is no such image; with ``ignore_empty`` None comes back.
         """
         file = str(results["img_path"])
         try:
@@ -109,7 +109,7 @@ class LoadImageFromFile(mmcv.transforms.LoadImageFromFile):
         return file
 
     def read(self, stored: Stored, name: str | None = None) -> NDArray[Any]:
-        """Decode a picture as ``img``.
+        """Decode an image as ``img``.
 
         Raises:
             BadImageError: it cannot be read, or has another number of bands.
@@ -131,13 +131,13 @@ class LoadImageFromFile(mmcv.transforms.LoadImageFromFile):
         return Decoding(bands, self.decoding.bit_depth, self.decoding.percentiles)
 
     def shown(self, stored: Stored, name: str | None = None) -> Image.Image:
-        """Decode a picture to be looked at: in colours, or of other bands the first three, or the first as grey."""
+        """Decode an image to be looked at: in colours, or of other bands the first three, or the first as grey."""
         bands = self.bands or load_stored(stored, name).shape[2]
         return as_shown(load_picture(stored, name, decoding=self._with_bands(bands)))
 
 
 def loader_of(dataset: Any) -> LoadImageFromFile:
-    """Return the step by which a built data set loads its pictures, to load them in the same way elsewhere."""
+    """Return the step by which a built data set loads its images, to load them in the same way elsewhere."""
     steps = dataset.pipeline.transforms
     return next((step for step in steps if isinstance(step, LoadImageFromFile)), LoadImageFromFile())
 

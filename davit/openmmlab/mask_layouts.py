@@ -40,7 +40,7 @@ def use_mask_layout(
         The classes that the folder's own files name, where neither the user nor the config has named any.
 
     Raises:
-        DataError: there is no such folder, or no pictures with masks or polygons in it.
+        DataError: there is no such folder, or no images with masks or polygons in it.
     """
     own = {split: [one for one in parts if one.get("type") == "MaskFolders"] for split, parts in datasets.items()}
     if not any(own.values()) or any(map(_SET_BY_HAND.search, options)):
@@ -54,7 +54,7 @@ def use_mask_layout(
         layout = _find(root)
     except DataError:
         if any(_is_there(root, one, "img_path") for one in parts):
-            return ()  # pictures without masks, as those of a server's test set; the check names what is missing
+            return ()  # images without masks, as those of a server's test set; the check names what is missing
         raise
     sources = _sources(layout.splits)
     as_regions = layout.task != "segmentation"

@@ -1,4 +1,4 @@
-"""Check the pictures and masks of a config before a run starts rather than when the first bad mask is drawn.
+"""Check the images and masks of a config before a run starts rather than when the first bad mask is drawn.
 
 Headers of all files are read, for their sizes and kinds. Labels need the whole mask: of up to `ALL` masks all are
 read, of more a sample spread evenly over the list. What stops a run is a `DataError`; what only takes something away
@@ -58,11 +58,11 @@ class MaskSummary:
 
     def __str__(self) -> str:
         if not self.read:
-            return f"{self.pictures:,} pictures; masks are not needed, or not checked"
+            return f"{self.pictures:,} images; masks are not needed, or not checked"
         masks = "all masks" if self.read == self.pictures else f"{self.read:,} masks spread over them"
         absent_classes = f", {self.absent} classes do not occur" if self.absent else ""
         return (
-            f"{self.pictures:,} pictures with masks of {self.classes} classes; all sizes checked; labels of {masks} "
+            f"{self.pictures:,} images with masks of {self.classes} classes; all sizes checked; labels of {masks} "
             f"checked: {100 * self.ignored:.3g} % of the pixels are ignored{absent_classes}"
         )
 
@@ -79,10 +79,10 @@ def check_masks(
         cls: its class.
         model: the config of the segmentor, for its number of classes.
         with_masks: False where predictions are only written, which needs no masks.
-        data_check: read the headers of all pictures and masks, and labels.
+        data_check: read the headers of all images and masks, and labels.
 
     Raises:
-        DataError: a folder or file is missing, unreadable, or no mask that fits its picture and the classes; or the
+        DataError: a folder or file is missing, unreadable, or no mask that fits its image and the classes; or the
             masks teach nothing.
     """
     options = {name: value for name, value in dataset.items() if name not in ("type", "pipeline", "lazy_init")}
@@ -170,7 +170,7 @@ def _as_list(value: Any) -> list[Any]:
 
 
 def _list_infos(listing: Any, folder: Path) -> list[dict[str, Any]]:
-    """List the pictures and their masks as the data set does, and check that they are there."""
+    """List the images and their masks as the data set does, and check that they are there."""
     if not folder.is_dir():
         raise DataError(
             f"there is no folder {folder}. ADE20K belongs into mmseg/data/ade/ADEChallengeData2016 "
@@ -179,10 +179,10 @@ def _list_infos(listing: Any, folder: Path) -> list[dict[str, Any]]:
             "examples)."
         )
     if listing.ann_file and not Path(listing.ann_file).exists():
-        raise DataError(f"there is no list of pictures {listing.ann_file} (ann_file of the data set).")
+        raise DataError(f"there is no list of images {listing.ann_file} (ann_file of the data set).")
     infos: list[dict[str, Any]] = listing.load_data_list()
     if not infos and listing.ann_file:
-        raise DataError(f"the list of pictures {listing.ann_file} is empty.")
+        raise DataError(f"the list of images {listing.ann_file} is empty.")
     if not infos:
         found = list_pictures(folder)
         kinds = found.left_out + Counter(suffix_of(name) for name in found.pictures)
@@ -194,34 +194,34 @@ def _list_infos(listing: Any, folder: Path) -> list[dict[str, Any]]:
             ((suffix, _),) = suffixes.most_common(1)
             flags = (f"{split}_dataloader.dataset.img_suffix={suffix}" for split in ("train", "val"))
             remedy += f", or set its img_suffix (--cfg-options {' '.join(flags)})"
-        raise DataError(f"{folder} holds no picture{ends}; there are {there}. {remedy}.")
+        raise DataError(f"{folder} holds no image{ends}; there are {there}. {remedy}.")
     return infos
 
 
 def _check_files(listing: Any, folder: Path, infos: Sequence[Any], with_masks: bool) -> None:
-    """Check that all pictures and masks are there, and warn of files that are not used."""
+    """Check that all images and masks are there, and warn of files that are not used."""
     pairs = getattr(listing, "pairs", None)  # of `MaskFolders`
     if pairs is None:
         pictures = [Path(info["img_path"]) for info in infos]
-        _check_present(pictures, "the list of pictures names")
+        _check_present(pictures, "the list of images names")
         if with_masks and "seg_map_path" in infos[0]:
             masks = [Path(info["seg_map_path"]) for info in infos]
-            _check_present(masks, f"for {len(pictures):,} pictures in {folder} masks are missing:")
+            _check_present(masks, f"for {len(pictures):,} images in {folder} masks are missing:")
         if not listing.ann_file:
             _warn_of_unused(folder, pictures)
         return
     if pairs.absent:
         absent_pictures = some((f"{name}{listing.img_suffix or ''}" for name in pairs.absent), 3)
         raise DataError(
-            f"{len(pairs.absent):,} names of {listing.ann_file} have no picture in {folder}: {absent_pictures}. "
+            f"{len(pairs.absent):,} names of {listing.ann_file} have no image in {folder}: {absent_pictures}. "
             "Copy them there, or take them out of the list."
         )
     if with_masks and pairs.without_mask:
         wanted = [info for info, mask in zip(infos, listing.masks_found(infos), strict=True) if not mask]
         named = (f"{info['img_path']} (its mask would be {info['seg_map_path']})" for info in wanted)
         raise DataError(
-            f"{len(wanted):,} of {len(infos):,} pictures have no mask: {some(named, 2)}. Copy the masks there, take "
-            "the pictures out, or set data_prefix, img_suffix and seg_map_suffix of the data set to how the files are "
+            f"{len(wanted):,} of {len(infos):,} images have no mask: {some(named, 2)}. Copy the masks there, take "
+            "the images out, or set data_prefix, img_suffix and seg_map_suffix of the data set to how the files are "
             "called."
         )
     if with_masks and pairs.naming:
@@ -243,6 +243,6 @@ def _check_present(files: Sequence[Path], what: str) -> None:
     missing = absent(files)
     if missing:
         raise DataError(
-            f"{what} {some(missing, 3)}: not there. Copy them, take their pictures out, or set data_prefix, "
+            f"{what} {some(missing, 3)}: not there. Copy them, take their images out, or set data_prefix, "
             "img_suffix and seg_map_suffix of the data set to how the files are called."
         )

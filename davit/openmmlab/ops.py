@@ -4,7 +4,7 @@ The functions have the names, arguments and results that mmcv's Python side expe
 fill tensors that they are given. They run wherever torchvision's operators run, forward and backward. Half
 precision is computed in float32 and rounded once, at the end.
 
-Boxes are (x1, y1, x2, y2) in pixels; RoIs are (picture, x1, y1, x2, y2).
+Boxes are (x1, y1, x2, y2) in pixels; RoIs are (image, x1, y1, x2, y2).
 """
 
 from __future__ import annotations

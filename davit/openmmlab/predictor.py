@@ -1,4 +1,4 @@
-"""Predict with a trained detector or segmentor: ``Predictor(config, checkpoint).predict(picture).draw()``."""
+"""Predict with a trained detector or segmentor: ``Predictor(config, checkpoint).predict(image).draw()``."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ __all__ = ["Detections", "Predictor", "Segmentation", "draw_segments"]
 
 
 class Predictor:
-    """A detector or segmentor that is ready for pictures.
+    """A detector or segmentor that is ready for images.
 
     Args:
         config: a config file, or a loaded `Config`.
@@ -35,7 +35,7 @@ class Predictor:
         device: 'auto' (CUDA where there is one), 'cpu', 'cuda' ...
 
     Attributes:
-        bands, decoding, as_stored, as_float: how pictures are decoded.
+        bands, decoding, as_stored, as_float: how images are decoded.
         steps: what the config's test pipeline does with them then.
 
     Raises:
@@ -63,7 +63,7 @@ class Predictor:
         if (
             getattr(type(loader), "transform", None) is not LoadImageFromFile.transform
         ):  # of a subclass that reads arrays
-            raise ValueError(f"pictures are read by LoadImageFromFile, and this config begins with {loader}.")
+            raise ValueError(f"images are read by LoadImageFromFile, and this config begins with {loader}.")
         self._loader = loader
         self.bands: int = loader.bands or 3
         self.decoding, self.as_stored = loader.decoding, loader.as_stored
@@ -73,12 +73,12 @@ class Predictor:
 
     @torch.no_grad()
     def predict(self, picture: Picture) -> Detections | Segmentation:
-        """Predict what is in a picture: a file, its bytes, a PIL image, or an array (H, W, 3) RGB.
+        """Predict what is in an image: a file, its bytes, a PIL image, or an array (H, W, 3) RGB.
 
-        A model of C bands takes arrays (H, W, C). The picture is decoded as the config's test pipeline does.
+        A model of C bands takes arrays (H, W, C). The image is decoded as the config's test pipeline does.
 
         Raises:
-            BadImageError: the file is no picture that can be read, or of a shape that cannot be resized.
+            BadImageError: the file is no image that can be read, or of a shape that cannot be resized.
             ValueError: something else than a `Picture`.
         """
         name = name_of(picture)
@@ -107,7 +107,7 @@ def tested_dataset(cfg: Config) -> Any:
         if cfg.get("test_pipeline"):
             return ConfigDict({**dataset, "pipeline": cfg.test_pipeline})
     raise ValueError(
-        "the config has neither data for testing nor a test_pipeline, which prepare pictures: name the config that "
+        "the config has neither data for testing nor a test_pipeline, which prepare images: name the config that "
         "the run was started with (--config FILE)."
     )
 

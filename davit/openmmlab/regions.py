@@ -26,10 +26,10 @@ _POINTS = 3  # that a polygon needs
 
 @dataclass(frozen=True)
 class Regions:
-    """The objects of one picture.
+    """The objects of one image.
 
     Attributes:
-        height, width: of the picture, upright.
+        height, width: of the image, upright.
         objects: (label, whether it is a crowd, its shape as COCO has it: polygons, or a run-length encoding).
         ground: the label where no object is.
     """
@@ -94,7 +94,7 @@ def _is_ground(name: str) -> bool:
 
 
 class RegionFile:
-    """Hold the pictures and objects of a file in COCO's form; made by `read_regions`.
+    """Hold the images and objects of a file in COCO's form; made by `read_regions`.
 
     Attributes:
         classes: in the order of their labels.
@@ -130,7 +130,7 @@ class RegionFile:
                 log.warning("%s: %s objects %s are left out.", file, f"{count:,}", why)
 
     def pictures(self, folder: Path) -> Iterator[tuple[str, Regions]]:
-        """List the pictures, by their paths below a folder, with their objects."""
+        """List the images, by their paths below a folder, with their objects."""
         found = locate(folder, [str(image["file_name"]) for image in self._images]).found
         for image in self._images:
             name = str(image["file_name"])
@@ -139,7 +139,7 @@ class RegionFile:
 
 
 def count_regions(regions: Sequence[Regions]) -> NDArray[np.int64]:
-    """Count the pixels of each label of pictures, shape (pictures, 256)."""
+    """Count the pixels of each label of images, shape (images, 256)."""
     return np.array([np.bincount(one.draw().ravel(), minlength=256) for one in regions]).reshape(-1, 256)
 
 

@@ -1,4 +1,4 @@
-"""Let pictures become no larger in MMDetection and MMSegmentation than in the rest of this package.
+"""Let images become no larger in MMDetection and MMSegmentation than in the rest of this package.
 
 Importing this module puts functions that ask `davit.data.limits` in the place of mmcv's that resize, by which all
 transforms of mmcv, mmdet and mmseg do it.
@@ -28,7 +28,7 @@ def imresize(img: NDArray[Any], size: tuple[int, int], *rest: Any, **more: Any) 
     """Resize to a width and height as mmcv does.
 
     Raises:
-        UnfitPictureError: that is too large for a picture of this size, or without pixels.
+        UnfitPictureError: that is too large for an image of this size, or without pixels.
     """
     before = (img.shape[1], img.shape[0])
     require_room(before, size, asked=before)
@@ -55,14 +55,14 @@ def imrescale(
 
 
 def _naming(resize: Callable[[Any, dict[str, Any]], None]) -> Callable[[Any, dict[str, Any]], None]:
-    """Let a transform name the picture that it cannot resize."""
+    """Let a transform name the image that it cannot resize."""
 
     @functools.wraps(resize)
     def named(self: Any, results: dict[str, Any]) -> None:
         try:
             resize(self, results)
         except UnfitPictureError as error:
-            file, reason = str(results.get("img_path") or "a picture"), str(error)
+            file, reason = str(results.get("img_path") or "an image"), str(error)
             message = f"{as_line(file)}: {reason}. Take it out of the data set, or resize to another scale."
             raise BadImageError(message, file=file, reason=reason) from error
 

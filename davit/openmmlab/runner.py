@@ -44,7 +44,7 @@ class DaViTRunner(Runner):
     """mmengine's `Runner`, whose checkpoints survive a crash, a damaged file and a malicious file.
 
     ``load_from`` takes detectors and segmentors of ours and of the original code base; every tensor is accounted
-    for. Resuming without a file goes on from the newest state that is whole.
+    for. Resuming without a file continues from the newest state that is whole.
     """
 
     _hooks: list[Any]
@@ -99,7 +99,7 @@ class DaViTRunner(Runner):
         self.logger.info(f"Resumed from {filename}: epoch {self.epoch}, iteration {self.iter}.")
 
     def _refuse_other_classes(self, filename: str, trained: Any) -> None:
-        """Refuse to go on with classes of other names or in another order than those of the state."""
+        """Refuse to continue with classes of other names or in another order than those of the state."""
         current = self.train_dataloader.dataset.metainfo.get("classes")
         if trained and current and list(trained) != list(current):
             raise CheckpointError(
@@ -129,7 +129,7 @@ class DaViTRunner(Runner):
         newest_first = sorted(states, key=lambda file: int(states[file][1]), reverse=True)
         newest = newest_whole(newest_first, self.logger, "Start over with another --work-dir.")
         if newest is None:
-            self.logger.info(f"Nothing to resume in {folder}: starting anew.")
+            self.logger.info(f"Nothing to resume in {folder}: starting from the beginning.")
         else:
             self._resume_state(str(newest[0]), newest[1])
 
@@ -197,7 +197,7 @@ def load_whole(
     """Load a whole detector's or segmentor's weights by their names, every tensor accounted for.
 
     Args:
-        may_adapt: for training: layers whose width is the number of classes may differ, and start anew, as do
+        may_adapt: for training: layers whose width is the number of classes may differ, and start again, as do
             tensors that an edit added to the backbone and the file lacks.
 
     Raises:

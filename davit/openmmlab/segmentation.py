@@ -35,19 +35,19 @@ _CODING = Coding()
 
 @DATASETS.register_module(force=True)
 class MaskFolders(BaseSegDataset):
-    """Pictures in one folder, and for each a mask of the same name in another, or in the same one.
+    """Images in one folder, and for each a mask of the same name in another, or in the same one.
 
     Names are paired as `davit.data.pairs.pair_masks` says, whatever the suffixes. With ``reduce_zero_label`` the
     values below are those after reducing.
 
     Args:
-        img_suffix, seg_map_suffix: what names of pictures and masks end with, as ``_leftImg8bit.png``; None for all
-            kinds of pictures.
+        img_suffix, seg_map_suffix: what names of images and masks end with, as ``_leftImg8bit.png``; None for all
+            kinds of images.
         ignored_labels: values of the masks that are no class, such as CamVid's 11 for "void", or colours; neither
             trained on nor counted. 255 is such a value unless ``label_map`` has it.
         label_map: value in the masks -> class, such as {255: 1}; other values stay as they are.
         colours: (R, G, B) of each class, where the masks are coloured. Other colours are an error unless ignored.
-        palette_is_labels: in palette pictures the indices are the labels.
+        palette_is_labels: in palette images the indices are the labels.
         kwargs: those of mmseg's ``BaseSegDataset``: data_root, data_prefix, ann_file, metainfo, reduce_zero_label ...
 
     Raises:
@@ -94,7 +94,7 @@ class MaskFolders(BaseSegDataset):
 
     @cached_property
     def pairs(self) -> Pairs:
-        """The pictures and their masks; without a folder of masks, as a server's test set is, the pictures alone."""
+        """The images and their masks; without a folder of masks, as a server's test set is, the images alone."""
         folders = [self.data_prefix.get(name) for name in ("img_path", "seg_map_path")]
         pictures = Path(folders[0] or self.data_root or ".")
         masks = Path(folders[1]) if folders[1] is not None and Path(folders[1]).is_dir() else None
@@ -105,12 +105,12 @@ class MaskFolders(BaseSegDataset):
         return pair_masks(pictures, masks, self.img_suffix, self.seg_map_suffix, names)
 
     def masks_found(self, infos: Sequence[dict[str, Any]]) -> list[bool]:
-        """Tell of which of the listed pictures there are masks."""
+        """Tell of which of the listed images there are masks."""
         without = set(map(str, self.pairs.without_mask))
         return [info["img_path"] not in without for info in infos]
 
     def load_data_list(self) -> list[dict[str, Any]]:
-        """List pictures and masks, sorted by the pictures' paths, or in the order of ``ann_file``.
+        """List images and masks, sorted by the images' paths, or in the order of ``ann_file``.
 
         A missing mask is listed where it should be, so that opening it says so.
         """
@@ -146,14 +146,14 @@ def _colour(value: Any) -> tuple[int, int, int]:
 
 @DATASETS.register_module(force=True)
 class CocoRegions(BaseSegDataset):
-    """Pictures whose segments are the polygons and masks of a file in COCO's form, drawn when they are loaded.
+    """Images whose segments are the polygons and masks of a file in COCO's form, drawn when they are loaded.
 
     The label of a pixel is the class of the smallest object there; crowds lie below all others. A class that is no
     category of the file ("background") is where no object is; where there is no such class, that is ignored.
 
     Args:
         kwargs: those of mmseg's ``BaseSegDataset``. ``ann_file`` is the file, ``data_prefix.img_path`` the folder of
-            its pictures, and ``metainfo.classes`` the classes; without these: "background" and all categories.
+            its images, and ``metainfo.classes`` the classes; without these: "background" and all categories.
     """
 
     def __init__(self, metainfo: Mapping[str, Any] | None = None, **kwargs: Any):
@@ -163,7 +163,7 @@ class CocoRegions(BaseSegDataset):
         super().__init__(metainfo={**(metainfo or {}), "classes": self._file.classes}, **kwargs)
 
     def load_data_list(self) -> list[dict[str, Any]]:
-        """List pictures with what is to be drawn of each, sorted by their paths."""
+        """List images with what is to be drawn of each, sorted by their paths."""
         folder = Path(self.data_prefix.get("img_path") or self.data_root or ".")
         infos = []
         for name, regions in self._file.pictures(folder):
@@ -183,7 +183,7 @@ class CocoRegions(BaseSegDataset):
         """Check the file of a config's data set as for detection, and give the config a corrected copy of it.
 
         Raises:
-            DataError: the file has faults, or its pictures are missing, damaged or of another size.
+            DataError: the file has faults, or its images are missing, damaged or of another size.
         """
         root = Path(dataset.get("data_root") or ".")
         folder = root / (dataset.get("data_prefix") or {}).get("img_path", "")
@@ -204,7 +204,7 @@ class CocoRegions(BaseSegDataset):
 
 @TRANSFORMS.register_module(name="LoadAnnotations", force=True)
 class LoadLabels(LoadAnnotations):
-    """Load the labels of a picture as mmseg's ``LoadAnnotations`` does, also from coloured masks and from polygons.
+    """Load the labels of an image as mmseg's ``LoadAnnotations`` does, also from coloured masks and from polygons.
 
     It takes that name, so that every config has it. Of `MaskFolders` and `CocoRegions` it adds ``gt_seg_map``
     (H, W), uint8; data sets of mmseg's own are read by mmseg.
@@ -228,7 +228,7 @@ class LoadLabels(LoadAnnotations):
 class AveragedTTA(SegTTAModel):
     """Average the softmax maps of all views as mmseg's ``SegTTAModel`` does, but hold only one view at a time.
 
-    mmseg keeps the maps of all views until the end: for ADE20K's 12 views of 150 classes that is 7 GB for a picture
+    mmseg keeps the maps of all views until the end: for ADE20K's 12 views of 150 classes that is 7 GB for an image
     of a million pixels.
     """
 
@@ -236,8 +236,8 @@ class AveragedTTA(SegTTAModel):
         """Predict a batch in which every value is a list of views.
 
         Returns:
-            A ``SegDataSample`` for each picture: the label of each pixel, and as ``seg_logits`` the mean
-            probabilities (classes, H, W), both at the picture's own size.
+            A ``SegDataSample`` for each image: the label of each pixel, and as ``seg_logits`` the mean
+            probabilities (classes, H, W), both at the image's own size.
         """
         if self.module.out_channels == 1:  # a single class is found by a threshold, without softmax
             return list(super().test_step(data))
@@ -261,9 +261,9 @@ class AveragedTTA(SegTTAModel):
 
 @HOOKS.register_module(force=True)
 class DrawnPredictions(SegVisualizationHook):
-    """Write every test picture with its predicted segments to ``out_dir``, in every process (mmseg: only the first).
+    """Write every test image with its predicted segments to ``out_dir``, in every process (mmseg: only the first).
 
-    A file is named as its picture is below the data set's folder of pictures (`distinct_names`), and ends with .png.
+    A file is named as its image is below the data set's folder of images (`distinct_names`), and ends with .png.
     """
 
     def __init__(self, out_dir: str):
@@ -271,7 +271,7 @@ class DrawnPredictions(SegVisualizationHook):
         self.out_dir = Path(out_dir)
 
     def before_test(self, runner: Any) -> None:
-        """Remember the classes of the test set, and how each of its pictures is to be called."""
+        """Remember the classes of the test set, and how each of its images is to be called."""
         dataset = runner.test_dataloader.dataset
         self._meta = dataset.metainfo
         root = Path(dataset.data_prefix.get("img_path") or dataset.data_root or ".").absolute()

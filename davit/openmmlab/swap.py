@@ -17,7 +17,7 @@ from ..variants import VARIANTS
 
 log = logging.getLogger(__name__)
 
-_SIDE = 128  # of the picture by which the maps of a backbone are measured
+_SIDE = 128  # of the image by which the maps of a backbone are measured
 _STRIDES = (4, 8, 16, 32)  # of DaViT's levels
 _KEPT = ("in_chans", "drop_path_rate", "frozen_stages", "with_cp", "accelerate")  # of a DaViT that is replaced
 
@@ -26,7 +26,7 @@ def swap_backbone(cfg: Config, variant: str) -> None:
     """Give a config a DaViT of another size, or in place of another backbone.
 
     The levels are those with the strides of the old backbone's, and every ``in_channels`` behind it that states the
-    old widths states the new ones. Pictures are normalised as DaViT's weights need it. What is changed is logged.
+    old widths states the new ones. Images are normalised as DaViT's weights need it. What is changed is logged.
 
     Args:
         variant: a name in `davit.VARIANTS`.
@@ -183,7 +183,7 @@ def _dictionaries(part: Any, skip: tuple[str, ...] = (), path: str = "") -> Iter
 
 
 def _normalise_as_imagenet(cfg: Config) -> None:
-    """Let the model's preprocessor give RGB with ImageNet's mean and deviation, on which DaViT was trained."""
+    """Let the model's preprocessor give RGB with ImageNet's mean and std, on which DaViT was trained."""
     preprocessor = cfg.model.get("data_preprocessor")
     if preprocessor is None:
         return
@@ -193,6 +193,6 @@ def _normalise_as_imagenet(cfg: Config) -> None:
         "bgr_to_rgb": True,
     }
     if changed := {name: preprocessor.get(name) for name, value in wanted.items() if preprocessor.get(name) != value}:
-        log.info("Pictures are RGB with ImageNet's mean and deviation (the config had %s).", changed)
+        log.info("Images are RGB with ImageNet's mean and deviation (the config had %s).", changed)
     preprocessor.update(wanted)
     preprocessor.pop("rgb_to_bgr", None)

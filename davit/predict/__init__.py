@@ -1,4 +1,4 @@
-"""Tell what a trained model sees in pictures: from Python by `load`, from the command line by predict.py."""
+"""Tell what a trained model sees in images: from Python by `load`, from the command line by predict.py."""
 
 from typing import TYPE_CHECKING
 

@@ -54,7 +54,7 @@ def _main(argv: Sequence[str] | None) -> list[Failure]:
     interval = args.log_freq * args.batch_size or len(pictures)
 
     def watched() -> Iterator[Prediction | Failure]:
-        with Progress(len(pictures), "pictures", images_per_step=1, interval=interval, enabled=is_many) as progress:
+        with Progress(len(pictures), "images", images_per_step=1, interval=interval, enabled=is_many) as progress:
             for result in results:
                 if args.output:
                     kept.append(result)

@@ -1,7 +1,7 @@
-"""Predict with an exported detector or segmentor: ``ExportedDetector("model.onnx").predict(picture).draw()``.
+"""Predict with an exported detector or segmentor: ``ExportedDetector("model.onnx").predict(image).draw()``.
 
 What the checkpoint's `davit.openmmlab.predictor.Predictor` does around its model is done here by the file's metadata,
-without OpenMMLab's packages: decoding, resizing, normalising; and afterwards boxes and masks in the picture's pixels.
+without OpenMMLab's packages: decoding, resizing, normalising; and afterwards boxes and masks in the image's pixels.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Prepared:
 
 
 class ExportedDetector:
-    """An exported detector or segmentor that is ready for pictures.
+    """An exported detector or segmentor that is ready for images.
 
     Args:
         model: a file of `python -m davit.export`, or what `open_exported` made of it.
@@ -70,7 +70,7 @@ class ExportedDetector:
             self._facts = _Facts(self.metadata)
         except (KeyError, TypeError, ValueError) as error:
             raise ExportedError(
-                f"{self.model.path}: its metadata do not say how pictures are prepared ({error!r}); export it again."
+                f"{self.model.path}: its metadata do not say how images are prepared ({error!r}); export it again."
             ) from error
         if self.metadata.task == "detection" and "labels" not in self.metadata.output_names:
             raise ExportedError(
@@ -81,12 +81,12 @@ class ExportedDetector:
         self.classes: tuple[str, ...] = self.metadata.class_names or ()
 
     def predict(self, picture: Picture) -> Detections | Segmentation:
-        """Predict what is in a picture: a file, its bytes, a PIL image, or an array (H, W, 3) RGB.
+        """Predict what is in an image: a file, its bytes, a PIL image, or an array (H, W, 3) RGB.
 
         A model of C bands takes arrays (H, W, C).
 
         Raises:
-            BadImageError: the file is no picture that can be read, or of a shape that cannot be resized.
+            BadImageError: the file is no image that can be read, or of a shape that cannot be resized.
             ValueError: something else than a `Picture`, or of a size that the program does not take.
         """
         ready = self.prepare(picture)
@@ -112,7 +112,7 @@ class ExportedDetector:
         return Prepared(self._prepared(resize_bilinear(pixels, *after)), shown, before, after)
 
     def _decoded(self, stored: Stored, name: str) -> tuple[NDArray[Any], NDArray[np.uint8]]:
-        """Return what the model sees of a picture, (H, W, bands), and what people see of it, (H, W, 3)."""
+        """Return what the model sees of an image, (H, W, bands), and what people see of it, (H, W, 3)."""
         decoding = self._facts.decoding
         if self._facts.as_stored:
             pixels = load_stored(stored, name, decoding.bands)
@@ -139,12 +139,12 @@ class ExportedDetector:
         return (values - mean[:, None, None]) / std[:, None, None]
 
     def _labels(self, outputs: dict[str, Tensor], size: tuple[int, int], wanted: tuple[int, int]) -> NDArray[np.int64]:
-        """Return the class of each pixel of the picture, from logits that are enlarged as MMSegmentation does."""
+        """Return the class of each pixel of the image, from logits that are enlarged as MMSegmentation does."""
         facts = self._facts
         if size == wanted and "labels" in outputs:
             return outputs["labels"].numpy().astype(np.int64)
         large = outputs["logits"][None]
-        if "labels" in outputs:  # these are the head's own, of the padded picture
+        if "labels" in outputs:  # these are the head's own, of the padded image
             padded = [-(-side // facts.divisor) * facts.divisor for side in size]
             large = F.interpolate(large, padded, mode="bilinear", align_corners=facts.align_corners)
             large = large[:, :, : size[0], : size[1]]
@@ -157,7 +157,7 @@ class ExportedDetector:
     def _detections(
         self, outputs: dict[str, Tensor], shown: NDArray[np.uint8], before: tuple[int, int], after: tuple[int, int]
     ) -> Detections:
-        """Bring boxes and masks back to the picture's own pixels."""
+        """Bring boxes and masks back to the image's own pixels."""
         found = (outputs["labels"] >= 0) & (outputs["scores"] >= self.score_threshold)
         scores, labels = outputs["scores"][found], outputs["labels"][found]
         scale = torch.tensor([after[0] / before[0], after[1] / before[1]] * 2)
@@ -169,7 +169,7 @@ class ExportedDetector:
 
 
 class _Facts:
-    """What the metadata of an exported detector or segmentor say of preparing pictures."""
+    """What the metadata of an exported detector or segmentor say of preparing images."""
 
     def __init__(self, metadata: Metadata) -> None:
         extra = metadata.extra
@@ -189,7 +189,7 @@ class _Facts:
         self.palette = tuple((int(red), int(green), int(blue)) for red, green, blue in extra["palette"])
 
     def size(self, width: int, height: int) -> tuple[int, int]:
-        """Return the width and height that a picture is resized to, as mmcv's Resize counts."""
+        """Return the width and height that an image is resized to, as mmcv's Resize counts."""
         asked = self.asked
         if self.factors is not None:
             asked = (int(width * self.factors[0] + 0.5), int(height * self.factors[1] + 0.5))
@@ -202,11 +202,11 @@ class _Facts:
 
 
 def paste_masks(masks: Tensor, boxes: Tensor, height: int, width: int, threshold: float) -> NDArray[np.bool_]:
-    """Lay the masks of objects over a picture: true where a mask's probability is at least a threshold.
+    """Lay the masks of objects over an image: true where a mask's probability is at least a threshold.
 
     Args:
         masks: (N, h, w), probabilities on a grid over each box.
-        boxes: (N, 4), x1 y1 x2 y2 in pixels of the picture.
+        boxes: (N, 4), x1 y1 x2 y2 in pixels of the image.
 
     Returns:
         (N, height, width).

@@ -22,7 +22,7 @@ def class_names(
 
     Args:
         noted: the names that the checkpoint's training noted; taken where there is no `source`.
-        source: a class map (.txt with a name a line), or a data folder, whose class folders are the names.
+        source: a class map (.txt with a name per line), or a data folder, whose class folders are the names.
 
     Returns:
         `num_classes` names: those of the source or of the training, ImageNet's where there are neither and 1000

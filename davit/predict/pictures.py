@@ -1,4 +1,4 @@
-"""Find and open the pictures to look at: files, folders, standard input, or what a program holds."""
+"""Find and open the images to look at: files, folders, standard input, or what a program holds."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ log = logging.getLogger(__name__)
 _BINARY = re.compile(rb"[\x01-\x08\x0e-\x1a\x1c-\x1f\x7f]")  # what text does not hold, not even a list of odd names
 _ROOM = 200  # bytes of a name, of the 255 that file systems have
 
-# A path, a picture of Pillow's, the bytes of a file, or an array (H, W), (H, W, 3) or (H, W, 4) of uint8; where other
+# A path, an image of Pillow's, the bytes of a file, or an array (H, W), (H, W, 3) or (H, W, 4) of uint8; where other
 # than three bands are read, an array (H, W, C) of any type.
 Picture: TypeAlias = str | Path | Image.Image | bytes | np.ndarray[Any, Any]
 
 
 def open_picture(picture: Picture, decoding: Decoding = RGB) -> Pixels:
-    """Open a picture, upright, as `decoding` says: 8-bit RGB unless it has another number of bands.
+    """Open an image, upright, as `decoding` says: 8-bit RGB unless it has another number of bands.
 
     Raises:
-        BadImageError: a file or bytes that are no readable picture.
+        BadImageError: a file or bytes that are no readable image.
         ValueError: not a `Picture`.
     """
     name = name_of(picture)
@@ -44,12 +44,12 @@ def open_picture(picture: Picture, decoding: Decoding = RGB) -> Pixels:
 
 
 def name_of(picture: Picture) -> str:
-    """Name a picture for errors."""
-    return str(picture) if isinstance(picture, str | Path) else "the picture given"
+    """Name an image for errors."""
+    return str(picture) if isinstance(picture, str | Path) else "the image given"
 
 
 def as_stored(picture: Picture, name: str, bands: int = 3) -> Stored:
-    """Make of a picture what the decoder takes.
+    """Make of an image what the decoder takes.
 
     Raises:
         ValueError: not a `Picture`, or an array that is none of so many bands.
@@ -60,7 +60,7 @@ def as_stored(picture: Picture, name: str, bands: int = 3) -> Stored:
         return io.BytesIO(bytes(picture))
     if not isinstance(picture, np.ndarray):
         raise ValueError(
-            f"{name} is a {type(picture).__name__}; give a path, bytes, a picture of Pillow's or an "
+            f"{name} is a {type(picture).__name__}; give a path, bytes, an image of Pillow's or an "
             "array of uint8, (H, W) or (H, W, 3)."
         )
     if bands != 3 and picture.dtype.kind in "buif":
@@ -68,18 +68,18 @@ def as_stored(picture: Picture, name: str, bands: int = 3) -> Stored:
     has_shape = picture.ndim == 2 or (picture.ndim == 3 and picture.shape[2] in (3, 4))
     if picture.dtype != np.uint8 or not has_shape or picture.size == 0:
         raise ValueError(
-            f"an array of {picture.dtype} and shape {picture.shape} is no picture: it must be uint8, (H, W), "
+            f"an array of {picture.dtype} and shape {picture.shape} is no image: it must be uint8, (H, W), "
             "(H, W, 3) or (H, W, 4), with values of 0 to 255."
         )
     return Image.fromarray(np.ascontiguousarray(picture))
 
 
 class StandardInput(bytes):
-    """A picture's bytes that came by standard input."""
+    """An image's bytes that came by standard input."""
 
 
 class PictureSource:
-    """Give pictures the interface of a data set's source (`davit.data.source.Source`), without classes."""
+    """Give images the interface of a data set's source (`davit.data.source.Source`), without classes."""
 
     class_to_idx: dict[str, int] = {}  # noqa: RUF012
 
@@ -97,27 +97,27 @@ class PictureSource:
         return list(map(self.path, range(len(self))))
 
     def path(self, index: int) -> str:
-        """Name the file, or which of the pictures it is, from 0."""
+        """Name the file, or which of the images it is, from 0."""
         picture = self._pictures[index]
         if isinstance(picture, StandardInput):
             return "-"
-        return str(picture) if isinstance(picture, str | Path) else f"picture {index}"
+        return str(picture) if isinstance(picture, str | Path) else f"image {index}"
 
     def targets(self) -> None:
-        """Return None: pictures without classes."""
+        """Return None: images without classes."""
 
     def open(self, index: int) -> tuple[Stored, int]:
         return as_stored(self._pictures[index], self.path(index), self._bands), 0
 
 
 def find_pictures(places: Sequence[str], stdin: bytes | None = None) -> list[str | bytes]:
-    """List the pictures of a command line: each file as it stands, each folder with all that is below it.
+    """List the images of a command line: each file as it stands, each folder with all that is below it.
 
-    "-" is `stdin`: the bytes of a picture, or a list of paths, one a line, or separated by NUL as `find -print0` does.
-    Names may hold any bytes. Of a folder in such a list, pictures that the list names itself are not listed twice.
+    "-" is `stdin`: the bytes of an image, or a list of paths, one a line, or separated by NUL as `find -print0` does.
+    Names may hold any bytes. Of a folder in such a list, images that the list names itself are not listed twice.
 
     Raises:
-        DataError: a folder without pictures, or no picture at all.
+        DataError: a folder without images, or no image at all.
     """
     found: list[str | bytes] = []
     for place in places:
@@ -126,19 +126,19 @@ def find_pictures(places: Sequence[str], stdin: bytes | None = None) -> list[str
         else:
             found += _below(place)
     if not found:
-        raise DataError("there is no picture to look at: give files, folders, or - with paths on standard input")
+        raise DataError("there is no image to look at: give files, folders, or - with paths on standard input")
     return found
 
 
 def distinct_names(files: Iterable[Path], root: Path | None = None) -> dict[Path, str]:
-    """Give what is drawn or written of each picture a name of its own, without suffix.
+    """Give what is drawn or written of each image a name of its own, without suffix.
 
-    That is the picture's name without its suffix; with it, where two pictures would share a name (which is logged);
+    That is the image's name without its suffix; with it, where two images would share a name (which is logged);
     the path below the folder of all, where they still would; and a number after it as the last resort. Names that
     differ only in case, or in their Unicode form, count as shared, as some file systems take them for one.
 
     Args:
-        root: names are paths below this folder, with / in them, for the pictures that lie in it.
+        root: names are paths below this folder, with / in them, for the images that lie in it.
     """
     several = sorted(set(files))
     for name_of in (_without_suffix, _with_suffix, _path_below(several)):
@@ -147,7 +147,7 @@ def distinct_names(files: Iterable[Path], root: Path | None = None) -> dict[Path
         shared = [str(file) for file, name in names.items() if counts[_folded(name)] > 1]
         if not shared:
             return names
-        log.info("%s share a name: what is written of the pictures has longer names.", some(shared, 4))
+        log.info("%s share a name: what is written of the images has longer names.", some(shared, 4))
     taken: set[str] = set()
     for file, name in names.items():
         tries = (name, *(f"{name}-{number}" for number in range(2, len(names) + 2)))
@@ -197,14 +197,14 @@ def _folded(name: str) -> str:
 
 
 def _below(place: str, may_be_empty: bool = False) -> list[str]:
-    """List the pictures of a folder and its subfolders in natural order, hidden ones left out; a file is itself."""
+    """List the images of a folder and its subfolders in natural order, hidden ones left out; a file is itself."""
     if not Path(place).is_dir():
         return [place]  # a missing file is reported when it is opened, as a broken one is
     listing = list_pictures(place)
     note = left_out(listing.left_out)
     if not listing.pictures and not may_be_empty:
         suffixes = " ".join(sorted(readable_suffixes()))
-        raise DataError(f"{as_line(place)} holds no pictures: files ending in {suffixes} count{note and '. '}{note}")
+        raise DataError(f"{as_line(place)} holds no images: files ending in {suffixes} count{note and '. '}{note}")
     if note:
         log.warning("%s: %s", as_line(place), note)
     folder = str(Path(place))
@@ -234,7 +234,7 @@ def _is_list(data: bytes) -> bool:
 
 
 def _listed(data: bytes) -> list[str | bytes]:
-    """Find the pictures of a list: names as they stand, else without what surrounds them in a line."""
+    """Find the images of a list: names as they stand, else without what surrounds them in a line."""
     data = data.removeprefix(codecs.BOM_UTF8)
     names = list(map(os.fsdecode, data.split(b"\0" if b"\0" in data else b"\n")))
     if b"\0" not in data:
@@ -246,6 +246,6 @@ def _listed(data: bytes) -> list[str | bytes]:
             continue
         if not Path(name).is_dir():
             found.append(name)
-        else:  # `find` lists folders with or without pictures in them, and then the pictures
+        else:  # `find` lists folders with or without images in them, and then the images
             found += [file for file in _below(name, may_be_empty=True) if os.path.normpath(file) not in named]
     return found

@@ -1,4 +1,4 @@
-"""Classify pictures by a model, with all that its checkpoint says about them."""
+"""Classify images by a model, with all that its checkpoint says about them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .names import class_names
 from .pictures import Picture, PictureSource
 from .result import Failure, Guess, Prediction
 
-DEFAULT_TOPK = 5  # classes that are named, where a picture has one
+DEFAULT_TOPK = 5  # classes that are named, where an image has one
 
 
 class Predictor:
@@ -30,11 +30,11 @@ class Predictor:
         name: of the architecture.
         model: in eval mode on `device`.
         class_names: a name for each output; none for a model without a classifier, which only embeds.
-        config: how pictures are prepared, as timm's `resolve_data_config` says it.
+        config: how images are prepared, as timm's `resolve_data_config` says it.
         decoding: how files are decoded: their bands, and the range of values of more than 8 bits.
-        transform: decoded picture -> (C, H, W), as `config` says.
+        transform: decoded image -> (C, H, W), as `config` says.
         temperature: what logits are divided by before they become probabilities; 1 unless one was fitted or asked for.
-        thresholds: (num_classes,) from which probability on each of several classes is named; None where a picture has
+        thresholds: (num_classes,) from which probability on each of several classes is named; None where an image has
             one class.
         program: what computes `model`, where that is an exported one; else None.
     """
@@ -66,16 +66,16 @@ class Predictor:
     def predict(
         self, pictures: Picture | list[Any] | tuple[Any, ...], topk: int | None = None
     ) -> Prediction | list[Prediction]:
-        """Classify one picture, or each of a list.
+        """Classify one image, or each of a list.
 
         Args:
-            pictures: a path, a picture of Pillow's, the bytes of a file, an array (H, W[, 3 or 4]) of uint8, or a
+            pictures: a path, an image of Pillow's, the bytes of a file, an array (H, W[, 3 or 4]) of uint8, or a
                 list of such. For a model of C bands an array is (H, W, C) of any type.
-            topk: how many classes to name at most; 5 where None. Of several classes a picture those that reach their
+            topk: how many classes to name at most; 5 where None. Of several classes per image those that reach their
                 threshold, all of them where None.
 
         Raises:
-            ValueError: a picture cannot be read (`BadImageError` for a file), or its outputs are not finite.
+            ValueError: an image cannot be read (`BadImageError` for a file), or its outputs are not finite.
         """
         self._require_classes()
         single = not isinstance(pictures, list | tuple)
@@ -91,17 +91,17 @@ class Predictor:
         return results[0] if single else results
 
     def embed(self, pictures: Picture | list[Any] | tuple[Any, ...]) -> Tensor:
-        """Compute the features of pictures: what the model hands to its last layer, which names the classes.
+        """Compute the features of images: what the model hands to its last layer, which names the classes.
 
         Args:
             pictures: one, or a list of them, as `predict` takes them.
 
         Returns:
-            (N, C) float32 on the CPU, a row a picture: ``forward_head(forward_features(x), pre_logits=True)``. They
-            are not normalised, and are of the whole picture, without test-time pooling.
+            (N, C) float32 on the CPU, a row per image: ``forward_head(forward_features(x), pre_logits=True)``. They
+            are not normalised, and are of the whole image, without test-time pooling.
 
         Raises:
-            ValueError: a picture cannot be read (`BadImageError` for a file), its features are not finite, or the
+            ValueError: an image cannot be read (`BadImageError` for a file), its features are not finite, or the
                 model gives no such features (`davit.engine.features.pooled_features`).
         """
         several = pictures if isinstance(pictures, list | tuple) else [pictures]
@@ -115,7 +115,7 @@ class Predictor:
         return torch.cat(found) if found else torch.empty(0, int(getattr(self.model, "head_hidden_size", 0)))
 
     def _batches(self, source: PictureSource) -> Iterator[tuple[int, Tensor]]:
-        """Yield the place of the first picture and the pictures (N, C, H, W), on the device."""
+        """Yield the place of the first image and the images (N, C, H, W), on the device."""
         dataset = PictureDataset(source, self.transform, decoding=self.decoding)
         for start in range(0, len(source), CPU_BATCH):
             images = [dataset[index][0] for index in range(start, min(start + CPU_BATCH, len(source)))]
@@ -130,11 +130,11 @@ class Predictor:
     def predict_each(
         self, pictures: Sequence[Picture], topk: int | None = None, *, batch_size: int = 32, workers: int = 0
     ) -> Iterator[Prediction | Failure]:
-        """Classify pictures in order, as they are asked for; one that cannot be read gives a `Failure`.
+        """Classify images in order, as they are asked for; one that cannot be read gives a `Failure`.
 
         Args:
-            batch_size: pictures that go through the model at once; on a CPU never more than 32.
-            workers: loader processes, for more than 64 pictures.
+            batch_size: images that go through the model at once; on a CPU never more than 32.
+            workers: loader processes, for more than 64 images.
 
         Raises:
             ValueError: `topk`, `batch_size` or `workers` is not a number that makes sense.
@@ -188,7 +188,7 @@ class Predictor:
         """Name the most probable classes; a `Failure` where the probabilities are not finite.
 
         Args:
-            topk: how many; 5 where None, or of several classes a picture all that reach their threshold.
+            topk: how many; 5 where None, or of several classes per image all that reach their threshold.
         """
         if topk is not None and topk < 1:
             raise ValueError(f"topk={topk} is not a number of 1 or more.")
@@ -245,7 +245,7 @@ def load_with(
 
 
 def _readable(loader: EvalLoader, source: PictureSource) -> Iterator[Batch]:
-    """Hand out the loader's batches, without an error where no picture at all can be read."""
+    """Hand out the loader's batches, without an error where no image at all can be read."""
     try:
         yield from loader.batches()
     except DataError:

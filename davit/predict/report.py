@@ -21,7 +21,7 @@ def write_results(
 ) -> None:
     """Write results in a format of `FORMATS`, each as soon as it is known; json, which is one list, at the end.
 
-    csv has a row a picture: file, index_1, name_1, probability_1, index_2, ..., error. Without `topk`, for pictures of
+    csv has a row per image: file, index_1, name_1, probability_1, index_2, ..., error. Without `topk`, for images of
     several classes: path, labels and probabilities between semicolons, error; train.py reads that as data. A table's
     bars are of ASCII where the stream cannot take others.
 
@@ -88,7 +88,7 @@ def _as_labels(result: Prediction | Failure) -> dict[str, Any]:
 
 
 def as_object(result: Prediction | Failure) -> dict[str, Any]:
-    """Make the JSON object of a picture: its file, and either predictions or an error."""
+    """Make the JSON object of an image: its file, and either predictions or an error."""
     if isinstance(result, Failure):
         return {"file": result.file, "error": result.reason}
     guesses = [{**vars(guess), "probability": round(guess.probability, 8)} for guess in result.guesses]
@@ -96,9 +96,9 @@ def as_object(result: Prediction | Failure) -> dict[str, Any]:
 
 
 def write_topk_ids(folder: Path, predictions: Sequence[Prediction]) -> Path:
-    """Write the original's topk_ids.csv: no header, a row a picture, its file's own name and then the class indices.
+    """Write the original's topk_ids.csv: no header, a row per image, its file's own name and then the class indices.
 
-    The most probable class comes first. Pictures that could not be read have no row.
+    The most probable class comes first. Images that could not be read have no row.
     """
     stream = io.StringIO(newline="")
     rows = csv.writer(stream, lineterminator="\n")

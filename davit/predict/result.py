@@ -1,4 +1,4 @@
-"""Hold the answer of a model for one picture, and write it as a table."""
+"""Hold the answer of a model for one image, and write it as a table."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _LEAST_NAME = 12
 class Guess:
     """One class, and the probability that the model gives it, 0 to 1: its softmax at the predictor's temperature.
 
-    Of several classes a picture it is the sigmoid.
+    Of several classes per image it is the sigmoid.
     """
 
     index: int
@@ -27,11 +27,11 @@ class Guess:
 
 @dataclass(frozen=True)
 class Prediction:
-    """The answer of a model for one picture.
+    """The answer of a model for one image.
 
     Attributes:
-        file: the path, or which of the pictures given.
-        guesses: the most probable classes, the first first; equal ones by their index. Of several classes a picture
+        file: the path, or which of the images given.
+        guesses: the most probable classes, the first first; equal ones by their index. Of several classes per image
             those that reach their threshold: also none.
         probabilities: (num_classes,) float32 on the CPU, of all classes; of several each by itself, else they add up
             to 1.
@@ -64,7 +64,7 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Failure:
-    """A picture that could not be looked at, and why."""
+    """An image that could not be looked at, and why."""
 
     file: str
     reason: str

@@ -1,4 +1,4 @@
-"""Measure what the features of a frozen model are worth: classify pictures by them alone, without training it."""
+"""Measure what the features of a frozen model are worth: classify images by them alone, without training it."""
 
 from typing import TYPE_CHECKING
 

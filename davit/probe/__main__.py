@@ -44,7 +44,7 @@ class _Job:
     """What all models of a call share, and what they left behind.
 
     Attributes:
-        bad_images: file -> reason of the pictures that were left out.
+        bad_images: file -> reason of the images that were left out.
         answers: column of --predictions -> position in the validation split -> class index.
     """
 
@@ -58,20 +58,20 @@ class _Job:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Probe models; return exit status 0, 1 where some models or pictures failed, 2 for a mistake."""
+    """Probe models; return exit status 0, 1 where some models or images failed, 2 for a mistake."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     return run_cli(lambda: _main(arguments))
 
 
 def _main(arguments: Sequence[str] | None) -> list[object]:
-    """Return the rows of the models that failed, and the pictures that could not be read."""
+    """Return the rows of the models that failed, and the images that could not be read."""
     args = probe_parser().parse_args(arguments)
     requests, args.data_dir = read_places(args)
     require_writable(args.results_file, "--output (--results-file)")
     require_writable(args.predictions, "--predictions")
     if args.train_split in names_of_split(args.val_split):
         raise ValueError(
-            f"--train-split {args.train_split} and --val-split {args.val_split} are the same pictures, each of which "
+            f"--train-split {args.train_split} and --val-split {args.val_split} are the same images, each of which "
             "would find itself: name two splits."
         )
     world = World(0, 0, 1, device_named(args.device))
@@ -110,14 +110,14 @@ def _probe(request: Request, job: _Job) -> list[Row]:
     loaded = load_model(request.model, request.checkpoint, job.options, where, needs_head=False, takes_exported=True)
     parameters = loaded.parameter_count / 1e6
     log.info(
-        "%s, %s weights: %.2f M parameters, %d training and %d validation pictures at %dx%d.",
+        "%s, %s weights: %.2f M parameters, %d training and %d validation images at %dx%d.",
         *(loaded.name, loaded.weights, parameters, len(data.train), len(data.val), *loaded.config["input_size"][-2:]),
     )
     train, test = (_features(loaded, job, split) for split in ("train", "val"))
     classes = np.unique(train.targets_N)
     if len(classes) < 2:
         raise DataError(
-            f"every readable training picture is of the class {_class_name(data, int(classes[0]))!r}, so there is "
+            f"every readable training image is of the class {_class_name(data, int(classes[0]))!r}, so there is "
             "nothing to tell apart: add another class."
         )
     about = {
@@ -158,7 +158,7 @@ def _features(loaded: LoadedModel, job: _Job, split: str) -> Features:
         precision=job.precision,
         batch_size=job.args.batch_size,
         workers=usable_workers(job.args.workers),
-        label="training pictures" if split == "train" else "validation pictures",
+        label="training images" if split == "train" else "validation images",
         log_freq=job.args.log_freq,
     )
     job.bad_images |= found.bad_images
@@ -221,7 +221,7 @@ def _cells(row: Row) -> tuple[str, ...]:
 
 
 def _write_predictions(file: Path, job: _Job) -> None:
-    """Write a csv: each validation picture, its class, and what each classifier of each model called it."""
+    """Write a csv: each validation image, its class, and what each classifier of each model called it."""
     data = job.data
     targets: Sequence[int] | None = data.val.source.targets()
     rows: list[dict[str, Any]] = []

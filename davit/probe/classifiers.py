@@ -20,7 +20,7 @@ Vectors = NDArray[np.float32]  # (N, C)
 Classes = NDArray[np.int64]  # (N,)
 
 _NEIGHBOURS = (1, 3, 5, 10, 20, 50, 100, 200)  # numbers to choose from
-_MOST_ASKED = 10_000  # training pictures that the choice asks; more change it little
+_MOST_ASKED = 10_000  # training images that the choice asks; more change it little
 _STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)  # of scikit-learn's C, for standardised features
 _FOLDS = 5
 _MOST_STEPS, _STEPS_TO_CHOOSE = 1000, 200  # of the solver; those for the choice begin where the last ended
@@ -28,7 +28,7 @@ _MOST_STEPS, _STEPS_TO_CHOOSE = 1000, 200  # of the solver; those for the choice
 
 @dataclass(frozen=True)
 class Fitted:
-    """What a classifier says of the validation pictures.
+    """What a classifier says of the validation images.
 
     Attributes:
         classes_N: a class index for each.
@@ -42,19 +42,19 @@ class Fitted:
 def nearest_neighbours(
     train_NC: Vectors, targets_N: Classes, test_NC: Vectors, *, k: int | None = None, temperature: float | None = None
 ) -> Fitted:
-    """Classify by the k nearest training pictures, by the cosine of their features.
+    """Classify by the k nearest training images, by the cosine of their features.
 
     It is scikit-learn's ``KNeighborsClassifier(k, metric="cosine")``, and decides ties as that does: of classes with
     equal votes the first.
 
     Args:
-        k: None chooses the number that is right most often where each training picture is classified by all others
+        k: None chooses the number that is right most often where each training image is classified by all others
             (at most 10,000 of them); of equally good ones the smallest.
         temperature: let each neighbour vote with the weight exp(cosine / temperature), as DINO does (0.07 there);
             None: all alike.
 
     Raises:
-        ValueError: `k` is more than there are training pictures.
+        ValueError: `k` is more than there are training images.
     """
     require_neighbours(k, len(train_NC))
     weights = None if temperature is None else _weights_at(temperature)
@@ -65,9 +65,9 @@ def nearest_neighbours(
 
 
 def require_neighbours(k: int | None, count: int) -> None:
-    """Raise `ValueError` for more neighbours than there are training pictures."""
+    """Raise `ValueError` for more neighbours than there are training images."""
     if k is not None and k > count:
-        raise ValueError(f"`k={k}` is more than the {count} training pictures: give 1 to {count}, or leave it out.")
+        raise ValueError(f"`k={k}` is more than the {count} training images: give 1 to {count}, or leave it out.")
 
 
 def _neighbours(k: int, weights: str | Callable[[Any], Any] = "uniform") -> Any:
@@ -82,7 +82,7 @@ def _weights_at(temperature: float) -> Callable[[Any], Any]:
 
 
 def _best_number(train_NC: Vectors, targets_N: Classes, weights: Callable[[Any], Any] | None) -> int:
-    """Choose the number of neighbours by classifying training pictures, each without itself."""
+    """Choose the number of neighbours by classifying training images, each without itself."""
     count = len(train_NC)
     if count < 3:
         return 1
@@ -109,17 +109,17 @@ def _best_number(train_NC: Vectors, targets_N: Classes, weights: Callable[[Any],
 def regression(train_NC: Vectors, targets_N: Classes, test_NC: Vectors) -> Fitted:
     """Classify by scikit-learn's logistic regression of standardised features.
 
-    Its C, of 1e-4 to 10, is the one with which most training pictures are right where each fifth of them is classified
+    Its C, of 1e-4 to 10, is the one with which most training images are right where each fifth of them is classified
     by the other four; of equally good ones the smallest. Two values in a row that do no better end the search.
 
     Raises:
-        ValueError: all training pictures are of one class.
+        ValueError: all training images are of one class.
     """
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
     if len(np.unique(targets_N)) < 2:
-        raise ValueError("all training pictures are of one class, so nothing can be told apart: add another.")
+        raise ValueError("all training images are of one class, so nothing can be told apart: add another.")
     strength = _best_strength(train_NC, targets_N)
     model = make_pipeline(StandardScaler(), _solver(strength, _MOST_STEPS))
     _fit(model, train_NC, targets_N)
@@ -150,7 +150,7 @@ def _best_strength(train_NC: Vectors, targets_N: Classes) -> float:
         right = 0
         for (learnt, asked), model in zip(parts, models, strict=True):
             scaler = StandardScaler().fit(train_NC[learnt])
-            # goes on from the solution of the C before
+            # continues from the solution of the C before
             _fit(model.set_params(C=strength), scaler.transform(train_NC[learnt]), targets_N[learnt])
             right += int((model.predict(scaler.transform(train_NC[asked])) == targets_N[asked]).sum())
         if right > most_right:

@@ -1,4 +1,4 @@
-"""Train one linear layer on a frozen model's features of augmented pictures, by the parts that train.py is made of."""
+"""Train one linear layer on a frozen model's features of augmented images, by the parts that train.py is made of."""
 
 from __future__ import annotations
 
@@ -46,9 +46,9 @@ class Schedule:
 
 
 class _Probed(nn.Module):
-    """A frozen model in eval mode, and a linear layer on its features, each brought to mean 0 and deviation 1.
+    """A frozen model in eval mode, and a linear layer on its features, each brought to mean 0 and std 1.
 
-    Mean and deviation are those of the pictures as they are evaluated.
+    Mean and std are those of the images as they are evaluated.
     """
 
     mean_C: Tensor
@@ -88,14 +88,14 @@ def linear_probe(
     precision: Precision,
     world: World,
 ) -> Fitted:
-    """Train the layer on augmented pictures and classify the validation pictures by their features.
+    """Train the layer on augmented images and classify the validation images by their features.
 
     Args:
         loaded: its parameters are frozen and stay as they are.
-        features: of the training and of the validation pictures.
+        features: of the training and of the validation images.
 
     Raises:
-        ValueError: the loss became NaN or infinite, or fewer pictures than make a batch.
+        ValueError: the loss became NaN or infinite, or fewer images than make a batch.
     """
     train, test = features
     model = _Probed(loaded.model, train, data.num_classes).to(world.device)

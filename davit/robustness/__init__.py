@@ -1,4 +1,4 @@
-"""Measure how a classifier does on pictures unlike those of its training: ImageNet's variants, and corrupted pictures.
+"""Measure how a classifier does on images unlike those of its training: ImageNet's variants, and corrupted images.
 
 `python -m davit.robustness CHECKPOINT ROOT`; import the submodules.
 """

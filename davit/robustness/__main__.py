@@ -1,4 +1,4 @@
-"""Evaluate a classifier on ImageNet's variants and on corrupted pictures."""
+"""Evaluate a classifier on ImageNet's variants and on corrupted images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Show a data set under one corruption at several severities, each picture always corrupted in the same way."""
+"""Show a data set under one corruption at several severities, each image always corrupted in the same way."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ _ORDER = tuple(CORRUPTIONS)
 
 
 class CorruptedDataset(PictureDataset):
-    """Some pictures of a data set, all at the first severity, then all at the next.
+    """Some images of a data set, all at the first severity, then all at the next.
 
-    A picture is resized and cropped as its data set's transform does, corrupted at 8 bits, and normalised. What is
-    random depends on the seed, the corruption, the severity and the picture's name: not on the other pictures, the
+    An image is resized and cropped as its data set's transform does, corrupted at 8 bits, and normalised. What is
+    random depends on the seed, the corruption, the severity and the image's name: not on the other images, the
     processes or their number.
     """
 
     def __init__(
         self, dataset: PictureDataset, positions: Sequence[int], corruption: str, severities: Sequence[int], seed: int
     ) -> None:
-        """Take pictures at positions of a data set whose transform is an `eval_transform` for RGB."""
+        """Take images at positions of a data set whose transform is an `eval_transform` for RGB."""
         super().__init__(dataset.source, dataset.transform, decoding=dataset.decoding, mapped=dataset.mapped)
         self.positions = positions
         self.corruption = corruption
@@ -47,25 +47,25 @@ class CorruptedDataset(PictureDataset):
         return self._ending(self.corrupted(self._crop(image), position, self.severities[place])), target
 
     def corrupted(self, image: Image.Image, position: int, severity: int) -> Image.Image:
-        """Corrupt the picture at a position of the data set, which is cropped."""
+        """Corrupt the image at a position of the data set, which is cropped."""
         name = hashlib.blake2b(self.filename(position).encode("utf-8", "surrogateescape"), digest_size=7).digest()
         key = (self.seed, _ORDER.index(self.corruption), severity, int.from_bytes(name, "little"))
         return corrupt(image, self.corruption, severity, np.random.default_rng(derive_seeds(*key)[1]))
 
     def cropped(self, position: int) -> Image.Image:
-        """Return a picture as the model sees it, not corrupted."""
+        """Return an image as the model sees it, not corrupted."""
         image, _ = self.read(position, getattr(self.transform, "check", None))
         return self._crop(image)
 
 
 def split_transform(transform: Any) -> tuple[Any, Transform]:
-    """Split a transform of `eval_transform` into what crops a picture, and what makes a tensor of it."""
+    """Split a transform of `eval_transform` into what crops an image, and what makes a tensor of it."""
     *steps, ending = transform.transforms
     return Compose(steps), ending
 
 
 def spread(count: int, limit: int | None) -> list[int]:
-    """List the positions of `limit` of `count` pictures, evenly spread; all where there are no more."""
+    """List the positions of `limit` of `count` images, evenly spread; all where there are no more."""
     if limit is None or limit >= count:
         return list(range(count))
     return [position * count // limit for position in range(limit)]

@@ -1,12 +1,12 @@
-"""Corrupt pictures in the 15 ways and 5 severities of ImageNet-C.
+"""Corrupt images in the 15 ways and 5 severities of ImageNet-C.
 
 Hendrycks and Dietterich, "Benchmarking Neural Network Robustness to Common Corruptions and Perturbations" (ICLR 2019).
 What each corruption stands for is the paper's, and the numbers of each severity are those that its data set was made
-with; the code is ours. Frost there is a photograph of ice laid over the picture; none is shipped here, and the ice is
-drawn by `_ice`. The paper's pictures have 224 pixels a side: at other sizes lengths grow and shrink with the side, so
-that the same share of the picture is touched; noise, and the blocks of JPEG, are of pixels as they are.
+with; the code is ours. Frost there is a photograph of ice laid over the image; none is shipped here, and the ice is
+drawn by `_ice`. The paper's images have 224 pixels a side: at other sizes lengths grow and shrink with the side, so
+that the same share of the image is touched; noise, and the blocks of JPEG, are of pixels as they are.
 
-Shapes: H, W rows and columns, C = 3 bands. Pictures are float32 of 0 to 1.
+Shapes: H, W rows and columns, C = 3 bands. Images are float32 of 0 to 1.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from scipy.ndimage import gaussian_filter, map_coordinates  # type: ignore[impor
 from scipy.signal import fftconvolve  # type: ignore[import-untyped]
 from scipy.spatial import cKDTree  # type: ignore[import-untyped]
 
-SIDE = 224  # pixels, of the pictures for which the severities were chosen
+SIDE = 224  # pixels, of the images for which the severities were chosen
 SEVERITIES = (1, 2, 3, 4, 5)
 
 Array: TypeAlias = np.ndarray[Any, Any]
@@ -30,12 +30,12 @@ Random: TypeAlias = np.random.Generator
 
 
 def corrupt(image: Image.Image, corruption: str, severity: int, random: Random) -> Image.Image:
-    """Return a corrupted copy of an RGB picture.
+    """Return a corrupted copy of an RGB image.
 
     Args:
         corruption: of `CORRUPTIONS`.
         severity: 1 to 5.
-        random: where all that is random comes from; the same state gives the same picture.
+        random: where all that is random comes from; the same state gives the same image.
 
     Raises:
         ValueError: there is no such corruption or severity.
@@ -115,7 +115,7 @@ def motion_blur(image_HWC: Array, severity: int, scale: float, random: Random) -
 
 
 def zoom_blur(image_HWC: Array, severity: int, scale: float, random: Random) -> Array:
-    """Average the picture with magnified ones, as a camera that comes nearer does."""
+    """Average the image with magnified ones, as a camera that comes nearer does."""
     largest, step = ((1.11, 0.01), (1.16, 0.01), (1.2, 0.02), (1.26, 0.02), (1.33, 0.03))[severity]
     picture = Image.fromarray((255 * image_HWC).round().astype(np.uint8))
     W, H = picture.size
@@ -132,7 +132,7 @@ def zoom_blur(image_HWC: Array, severity: int, scale: float, random: Random) -> 
 
 
 def snow(image_HWC: Array, severity: int, scale: float, random: Random) -> Array:
-    """Whiten the picture, and let flakes fall through it, drawn out along their way."""
+    """Whiten the image, and let flakes fall through it, drawn out along their way."""
     mean, deviation, size, threshold, radius, sigma, kept = (
         (0.1, 0.3, 3, 0.5, 10, 4, 0.8),
         (0.2, 0.3, 2, 0.5, 12, 4, 0.7),
@@ -152,7 +152,7 @@ def snow(image_HWC: Array, severity: int, scale: float, random: Random) -> Array
 
 
 def frost(image_HWC: Array, severity: int, scale: float, random: Random) -> Array:
-    """Lay ice over the picture, as on a cold window."""
+    """Lay ice over the image, as on a cold window."""
     kept, added = ((1, 0.4), (0.8, 0.6), (0.7, 0.7), (0.65, 0.7), (0.6, 0.75))[severity]
     H, W = image_HWC.shape[:2]
     return kept * image_HWC + added * _ice(H, W, scale, random)
@@ -187,7 +187,7 @@ def contrast(image_HWC: Array, severity: int, scale: float, random: Random) -> A
 
 
 def elastic_transform(image_HWC: Array, severity: int, scale: float, random: Random) -> Array:
-    """Stretch and press small parts of the picture, after a slight affine change."""
+    """Stretch and press small parts of the image, after a slight affine change."""
     alpha, sigma, shift = (
         (488, 170.8, 24.4),
         (488, 19.52, 48.8),
@@ -199,7 +199,7 @@ def elastic_transform(image_HWC: Array, severity: int, scale: float, random: Ran
     middle, arm = np.array([H / 2, W / 2]), min(H, W) / 3
     before = middle + arm * np.array([[1, 1], [1, -1], [-1, -1]])
     after = before + random.uniform(-shift * scale, shift * scale, (3, 2))
-    # where each point of the new picture comes from: [y, x, 1] @ map
+    # where each point of the new image comes from: [y, x, 1] @ map
     source = np.linalg.solve(np.c_[after, np.ones(3)], before)
     y, x = np.mgrid[:H, :W].astype(np.float64)
     moved_2HW = np.einsum("kHW,kd->dHW", np.stack([y, x, np.ones_like(y)]), source)
@@ -213,7 +213,7 @@ def elastic_transform(image_HWC: Array, severity: int, scale: float, random: Ran
 
 
 def pixelate(image_HWC: Array, severity: int, scale: float, random: Random) -> Array:
-    """Make the picture smaller, and large again without smoothing."""
+    """Make the image smaller, and large again without smoothing."""
     share = (0.6, 0.5, 0.4, 0.3, 0.25)[severity]
     picture = Image.fromarray((255 * image_HWC).round().astype(np.uint8))
     W, H = picture.size
@@ -302,7 +302,7 @@ def _ice(H: int, W: int, scale: float, random: Random) -> Array:
     Random cells at two sizes give the rims (a point is near one if its two nearest seeds are equally far), clouds the
     thickness.
     """
-    y, x = np.mgrid[:H, :W].astype(np.float32) / max(scale, 1e-3)  # in pixels of a picture of 224
+    y, x = np.mgrid[:H, :W].astype(np.float32) / max(scale, 1e-3)  # in pixels of an image of 224
     bend = 14 * (_plasma(H, W, 2.2, random) - 0.5), 14 * (_plasma(H, W, 2.2, random) - 0.5)
     places = np.stack([y + bend[0], x + bend[1]], axis=-1).reshape(-1, 2)
     rims_HW = np.zeros((H, W), dtype=np.float32)

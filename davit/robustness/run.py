@@ -1,4 +1,4 @@
-"""Run the robustness command: evaluate a model on every set that a folder has, and on corrupted pictures."""
+"""Run the robustness command: evaluate a model on every set that a folder has, and on corrupted images."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class _Run:
         return published(self.loaded.name)
 
     def evaluate(self, dataset: PictureDataset, labels: Labels | None) -> tuple[Evaluation, Outcomes]:
-        """Evaluate each picture once, over all processes."""
+        """Evaluate each image once, over all processes."""
         records = Records()
         result, _ = evaluate_within_memory(
             self.loaded, dataset, labels, records, self.args, self.world, self.precision
@@ -83,7 +83,7 @@ class _Run:
         return result, records.gather(self.world)
 
     def add(self, *rows: Row) -> None:
-        """Add rows, and write the file of results anew."""
+        """Add rows, and write the file of results again."""
         self.rows += rows
         if self.args.results_file:
             with in_step(self.world):
@@ -141,7 +141,7 @@ def _run(args: argparse.Namespace, given: set[str], world: World) -> list[Row]:
         loaded = load_model(name, file, options, world.device, takes_exported=True)
         if loaded.is_multilabel:
             raise ValueError(
-                "ImageNet's variants have one class a picture, and this model tells several; `davit validate` "
+                "ImageNet's variants have one class per image, and this model tells several; `davit validate` "
                 "measures it on data of its own."
             )
     job = _Run(args, world, loaded, precision, model_classes(loaded.class_names, loaded.model.num_classes))
@@ -200,11 +200,11 @@ def _model_asked_for(args: argparse.Namespace, given: set[str]) -> tuple[str | N
     return source, None
 
 
-# ---- the validation pictures, and what is made of them ----
+# ---- the validation images, and what is made of them ----
 
 
 def _evaluate_val(job: _Run, root: Path, wanted: Sequence[str], is_optional: bool) -> None:
-    """Evaluate the validation pictures, by their labels and by ReaL labels, and corrupted."""
+    """Evaluate the validation images, by their labels and by ReaL labels, and corrupted."""
     asked = [key for key in ("val", "real", "c") if key in wanted]
     if not asked:
         return
@@ -215,7 +215,7 @@ def _evaluate_val(job: _Run, root: Path, wanted: Sequence[str], is_optional: boo
         if not is_optional:
             raise
         job.left_out.update(dict.fromkeys(asked, f"no split {args.split}"))
-        log.info("no validation pictures: %s", with_flags(str(error)))
+        log.info("no validation images: %s", with_flags(str(error)))
         return
     with in_step(job.world):
         labels = labels_of_val(dataset, job.names, job.num_classes)
@@ -225,10 +225,10 @@ def _evaluate_val(job: _Run, root: Path, wanted: Sequence[str], is_optional: boo
         named = is_imagenet(dataset) and labels is not None
         real = _real_of(job, root, dataset, named) if "real" in asked else None
     title = "ImageNet" if named else "validation"
-    log.info("%s: %d pictures", title, len(dataset))
+    log.info("%s: %d images", title, len(dataset))
     result, outcomes = job.evaluate(dataset, labels)
     if not len(outcomes):
-        raise DataError(f"none of the {len(dataset)} validation pictures could be read")
+        raise DataError(f"none of the {len(dataset)} validation images could be read")
     if "val" in asked:
         known = job.published.get("val") if named else None
         job.add(set_row("val", title, outcomes.right, result.top5, job.num_classes, known))
@@ -247,7 +247,7 @@ def _prepare(job: _Run, dataset: PictureDataset) -> None:
 
 
 def _real_of(job: _Run, root: Path, dataset: PictureDataset, named: bool) -> list[list[int]] | None:
-    """Find the ReaL labels of the pictures, by the model's indices; None where there are none.
+    """Find the ReaL labels of the images, by the model's indices; None where there are none.
 
     Args:
         named: the class folders are ImageNet's, and the model has these classes.
@@ -256,7 +256,7 @@ def _real_of(job: _Run, root: Path, dataset: PictureDataset, named: bool) -> lis
     if place is None:
         if job.args.sets and "real" in job.args.sets:
             raise DataError(
-                f"--sets real: {root} has no real.json, and the pictures are not called ILSVRC2012_val_00000001 and "
+                f"--sets real: {root} has no real.json, and the images are not called ILSVRC2012_val_00000001 and "
                 "so on, for which timm has these labels"
                 if named
                 else "--sets real: ReaL labels, real.json, are for ImageNet's classes, and these are others"
@@ -278,11 +278,11 @@ def _real_of(job: _Run, root: Path, dataset: PictureDataset, named: bool) -> lis
 def _evaluate_corrupted(
     job: _Run, dataset: PictureDataset, labels: Labels | None, clean: Outcomes, named: bool
 ) -> None:
-    """Evaluate pictures under each corruption; their rows are written as each is done."""
+    """Evaluate images under each corruption; their rows are written as each is done."""
     args, loaded = job.args, job.loaded
     height, width = loaded.config["input_size"][-2:]
     if loaded.decoding.bands != 3:
-        job.left_out["c"] = f"corruptions are of pictures of 3 bands, not {loaded.decoding.bands}"
+        job.left_out["c"] = f"corruptions are of images of 3 bands, not {loaded.decoding.bands}"
         return
     chosen = [int(clean.index[at]) for at in spread(len(clean), args.limit)]  # of those that can be read
     corruptions, severities = args.corruptions or list(CORRUPTIONS), tuple(args.severities or SEVERITIES)
@@ -292,7 +292,7 @@ def _evaluate_corrupted(
                 _write_samples(Path(args.samples), dataset, chosen[0], corruptions, severities, args.seed)
     if named and ((height, width) != (SIDE, SIDE) or len(chosen) != _VAL_PICTURES):
         log.info(
-            "published mCE is of 50,000 pictures at %dx%d; this one is of %d at %dx%d, and not to be compared with it",
+            "published mCE is of 50,000 images at %dx%d; this one is of %d at %dx%d, and not to be compared with it",
             *(SIDE, SIDE, len(chosen), height, width),
         )
     top1 = 100 * float(clean.only(np.isin(clean.index, chosen)).right.mean())
@@ -302,7 +302,7 @@ def _evaluate_corrupted(
             corrupted = CorruptedDataset(dataset, chosen, name, severities, args.seed)
         _, outcomes = job.evaluate(corrupted, labels)
         if len(outcomes) != len(corrupted):
-            raise DataError("pictures that could be read before cannot be read any more; do they change?")
+            raise DataError("images that could be read before cannot be read any more; do they change?")
         rows = corruption_rows(name, outcomes, severities, top1, named)
         log.info("%s: top-1 %s %%", name, ", ".join(f"{row['top1']:.2f}" for row in rows[:-1]))
         wrong[name] = ~outcomes.right.reshape(len(severities), -1)
@@ -319,7 +319,7 @@ def _write_samples(
     severities: Sequence[int],
     seed: int,
 ) -> None:
-    """Draw one picture under each corruption and severity, in one step."""
+    """Draw one image under each corruption and severity, in one step."""
     from ..engine.report_figures import draw_grid
 
     rows = []
@@ -339,18 +339,18 @@ def _write_samples(
 
 
 def _evaluate_variant(job: _Run, variant: Variant, folder: Path) -> None:
-    """Evaluate one set; what is wrong with it is its row, and the others go on."""
+    """Evaluate one set; what is wrong with it is its row, and the others continue."""
     try:
         with in_step(job.world):
             dataset = open_dataset(folder, ".", dataset="folder")
             labels = labels_of_variant(variant, dataset, job.names)
             _prepare(job, dataset)
-        log.info("%s: %d pictures of %d classes", variant.title, len(dataset), len(dataset.class_to_idx))
+        log.info("%s: %d images of %d classes", variant.title, len(dataset), len(dataset.class_to_idx))
         result, outcomes = job.evaluate(dataset, labels)
     except NotApplicableError as error:
         job.left_out[variant.key] = str(error)
         return
-    except ValueError as error:  # of the data: a folder too many, a picture that cannot be read
+    except ValueError as error:  # of the data: a folder too many, an image that cannot be read
         log.error("%s: %s", variant.title, with_flags(str(error)))
         job.add({"set": variant.key, "failed": with_flags(str(error))})
         return

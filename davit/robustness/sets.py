@@ -67,7 +67,7 @@ def find_variants(root: Path) -> dict[str, Path]:
 
 
 def find_real(root: Path, dataset: PictureDataset) -> str | None:
-    """Find ReaL labels: real.json in `root`, or beside the pictures' folder; else timm's copy, for ImageNet's files.
+    """Find ReaL labels: real.json in `root`, or beside the images' folder; else timm's copy, for ImageNet's files.
 
     Returns:
         As `davit.engine.labels.real_labels` takes it, None where there are none.
@@ -114,7 +114,7 @@ def labels_of_variant(variant: Variant, dataset: PictureDataset, names: Sequence
             f"{len(extra)} of its {len(synset_of)} folders are none of the {len(members)} classes of {variant.title}: "
             f"{some(extra)}; move them away"
         )
-    # classes that compete must be the model's; where all do, those with pictures
+    # classes that compete must be the model's; where all do, those with images
     needed = members if variant.alone else synset_of.values()
     if lacking := [synset for synset in needed if synset not in place]:
         raise NotApplicableError(
@@ -128,13 +128,13 @@ def labels_of_variant(variant: Variant, dataset: PictureDataset, names: Sequence
 
 
 def labels_of_val(dataset: PictureDataset, names: Sequence[str] | None, num_classes: int) -> Labels | None:
-    """Match the validation pictures with a model's classes, all of which compete; None where the indices are the same.
+    """Match the validation images with a model's classes, all of which compete; None where the indices are the same.
 
     Args:
         names: of the model's classes, as folders are named; None where they are not known.
 
     Raises:
-        DataError: the pictures have classes that the model lacks.
+        DataError: the images have classes that the model lacks.
     """
     ours, place = dataset.class_to_idx, _places(names)
     if not dataset.mapped and ours and set(ours) <= place.keys():
@@ -142,7 +142,7 @@ def labels_of_val(dataset: PictureDataset, names: Sequence[str] | None, num_clas
     unknown = [name for name in ours if name not in place]
     if names is not None and not dataset.mapped and len(unknown) < len(ours):
         raise DataError(
-            f"{len(unknown)} of the {len(ours)} classes of the validation pictures are none of the model's: "
+            f"{len(unknown)} of the {len(ours)} classes of the validation images are none of the model's: "
             f"{some(unknown)}; move these folders away"
         )
     check_classes(None, dataset, num_classes)

@@ -16,7 +16,7 @@ Row: TypeAlias = dict[str, Any]
 
 
 def set_row(key: str, title: str, right: Array, top5: float | None, competing: int, published: float | None) -> Row:
-    """Make the row of a set from whether each of its pictures is right; percentages."""
+    """Make the row of a set from whether each of its images is right; percentages."""
     count, correct = len(right), int(right.sum())
     low, high = wilson(correct, count)
     return {
@@ -39,8 +39,8 @@ def corruption_rows(
     """Make the rows of one corruption: one for each severity, and their mean.
 
     Args:
-        outcomes: of a `CorruptedDataset` with as many pictures at each severity.
-        clean: top-1 of the same pictures as they are, in percent.
+        outcomes: of a `CorruptedDataset` with as many images at each severity.
+        clean: top-1 of the same images as they are, in percent.
         is_imagenet: the classes are ImageNet's, so that AlexNet's errors are a measure.
     """
     right = outcomes.right.reshape(len(severities), -1)
@@ -77,7 +77,7 @@ def mean_row(wrong: Mapping[str, Array], clean: float, severities: Sequence[int]
     """Make the row over all corruptions: the mean error, and mCE where it is defined.
 
     Args:
-        wrong: corruption -> whether each picture is wrong, (severities, pictures).
+        wrong: corruption -> whether each image is wrong, (severities, images).
     """
     mean_N = np.mean([one.mean(0) for one in wrong.values()], axis=0)
     low, high = interval_of_shares(mean_N)
@@ -98,7 +98,7 @@ def as_table(rows: Sequence[Row]) -> str:
     lines: list[Sequence[str]] = []
     if sets:
         has_published = any(row["published_top1"] is not None for row in sets)
-        head = ["set", "pictures", "top-1", "95 % interval", "top-5", "classes"]
+        head = ["set", "images", "top-1", "95 % interval", "top-5", "classes"]
         lines.append([*head, *(["published (timm, crop 0.95)"] if has_published else [])])
         for row in sets:
             top5, published = row["top5"], row["published_top1"]

@@ -39,7 +39,7 @@ def open_program(path: Path, threads: int) -> ExecutorchModel:
         raise ExportedError(f"{path} cannot be opened by ExecuTorch ({error}); export it again.") from error
     if KEY not in names or "forward" not in names:
         raise ExportedError(
-            f"{path} is a program of ExecuTorch without davit's metadata: nothing says how its pictures are prepared "
+            f"{path} is a program of ExecuTorch without davit's metadata: nothing says how its images are prepared "
             "and what its outputs mean. Export its checkpoint by `python -m davit.export CHECKPOINT OUT.pte`."
         )
     try:

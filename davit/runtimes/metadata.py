@@ -26,12 +26,12 @@ class Metadata:
     Attributes:
         task: one of `TASKS`.
         model: the architecture's name.
-        input_size: (bands, height, width) that pictures are prepared to; a program of free sizes takes others too.
+        input_size: (bands, height, width) that images are prepared to; a program of free sizes takes others too.
         output_names: in the order of the outputs.
         class_names: a name for each logit, label or class of a mask; None where they are not known.
         mean, std: of each band, for values of 0 to 1.
-        crop_pct, crop_mode, interpolation: how a picture becomes one of `input_size`; never part of the program.
-        preprocess: "none": the program takes normalised float32; "uint8": it takes the bytes of the cropped picture
+        crop_pct, crop_mode, interpolation: how an image becomes one of `input_size`; never part of the program.
+        preprocess: "none": the program takes normalised float32; "uint8": it takes the bytes of the cropped image
             (RGB for three bands) and normalises them itself.
         layout: of the program's input: "NCHW" or "NHWC". An `ExportedModel` is always called with NCHW.
         decoding: how files are decoded: `bands`, `bit_depth`, `percentiles`, as in `davit.data.Decoding`.
@@ -91,7 +91,7 @@ class Metadata:
 
     @property
     def is_dynamic(self) -> bool:
-        """Whether it takes pictures of more than one size."""
+        """Whether it takes images of more than one size."""
         return any(least != most for name, (least, most) in self.axes.items() if name != "batch")
 
     @property

@@ -1,4 +1,4 @@
-"""Define what all runtimes give: a function from pictures to outputs, and what it takes."""
+"""Define what all runtimes give: a function from images to outputs, and what it takes."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class ExportedModel(ABC):
         return self.metadata.output_names
 
     def __call__(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Compute the outputs of pictures.
+        """Compute the outputs of images.
 
         Args:
             images: (N, C, H, W): normalised float32, or uint8 where the metadata's `preprocess` is "uint8".
@@ -59,18 +59,17 @@ class ExportedModel(ABC):
 
     @abstractmethod
     def _run(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Compute the outputs of pictures of the right size and type, in the program's layout."""
+        """Compute the outputs of images of the right size and type, in the program's layout."""
 
     def _require_fitting(self, images: Tensor) -> None:
         metadata, name = self.metadata, self.path.name
         if images.dim() != 4 or images.shape[1] != metadata.bands:
             raise ValueError(
-                f"{name} takes pictures (N, {metadata.bands}, H, W), and the input has the shape "
-                f"{tuple(images.shape)}."
+                f"{name} takes images (N, {metadata.bands}, H, W), and the input has the shape {tuple(images.shape)}."
             )
         wanted = torch.uint8 if metadata.preprocess == "uint8" else torch.float32
         if images.dtype != wanted:
-            what = "the bytes of pictures" if metadata.preprocess == "uint8" else "normalised pictures"
+            what = "the bytes of images" if metadata.preprocess == "uint8" else "normalised images"
             raise ValueError(f"{name} takes {what} as {wanted}, not {images.dtype}.")
         for axis, size in (("batch", images.shape[0]), ("height", images.shape[2]), ("width", images.shape[3])):
             least, most = metadata.axes.get(axis, (1, None))

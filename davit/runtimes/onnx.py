@@ -57,7 +57,7 @@ def _foreign(session: Any) -> str:
     inputs = ", ".join(f"{one.name} {one.type} {one.shape}" for one in session.get_inputs()[:4])
     outputs = ", ".join(f"{one.name} {one.shape}" for one in session.get_outputs()[:8])
     return (
-        f"is an ONNX model without davit's metadata, from {inputs} to {outputs}: nothing says how its pictures are "
+        f"is an ONNX model without davit's metadata, from {inputs} to {outputs}: nothing says how its images are "
         "prepared and what its outputs mean. Export its checkpoint by `python -m davit.export CHECKPOINT OUT.onnx`; "
         "or run it by onnxruntime itself."
     )

@@ -46,7 +46,7 @@ def open_program(path: Path, threads: int) -> OpenvinoModel:
         ) from error
     if not model.has_rt_info([KEY]):
         raise ExportedError(
-            f"{path} is an OpenVINO model without davit's metadata: nothing says how its pictures are prepared and "
+            f"{path} is an OpenVINO model without davit's metadata: nothing says how its images are prepared and "
             "what its outputs mean. Export its checkpoint by `python -m davit.export CHECKPOINT OUT.xml`; or run it "
             "by openvino itself."
         )

@@ -89,7 +89,7 @@ def open_program(path: Path, threads: int) -> Pt2Model:
         raise ExportedError(f"{path} is not opened: {error}.") from error
     if text is None:
         raise ExportedError(
-            f"{path} is a program of torch.export without davit's metadata: nothing says how its pictures are "
+            f"{path} is a program of torch.export without davit's metadata: nothing says how its images are "
             "prepared and what its outputs mean. Write it by `python -m davit.export CHECKPOINT OUT.pt2`, "
             "or run it by torch.export.load if you trust it: that can run code of the file."
         )

@@ -67,7 +67,7 @@ def load_engine(args: argparse.Namespace, given: set[str], most_pixels: int) -> 
 
     Args:
         given: the names of the flags that were given, as `given_flags` finds them.
-        most_pixels: of a picture.
+        most_pixels: of an image.
 
     Raises:
         ValueError: no model is named, or the model and the flags do not fit one another.

@@ -1,4 +1,4 @@
-"""Gather pictures of several requests into batches, for the one thread that runs the model."""
+"""Gather images of several requests into batches, for the one thread that runs the model."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Done:
-    """What came of one picture.
+    """What came of one image.
 
     Attributes:
         output: of the model.
         waited: seconds between its arrival here and the start of its batch.
         took: seconds of the batch in the model.
-        batch: pictures in it.
+        batch: images in it.
     """
 
     output: Any
@@ -45,20 +45,20 @@ class _Waiting:
 
     @property
     def sort(self) -> tuple[Any, ...]:
-        """Pictures of one sort share a batch."""
+        """Images of one sort share a batch."""
         return self.kind, tuple(getattr(self.prepared, "shape", ()))
 
 
 class Batcher:
     """Run a model in one thread, on what has arrived together.
 
-    The first picture of a batch waits for others at most `delay` seconds, and not at all when none is on its way.
+    The first image of a batch waits for others at most `delay` seconds, and not at all when none is on its way.
 
     Args:
-        size: pictures in a batch, at most.
+        size: images in a batch, at most.
         threads: of PyTorch in the model's thread; None leaves them.
-        is_more_coming: tells whether a picture is being read or decoded.
-        observe: is told of each batch its pictures and seconds.
+        is_more_coming: tells whether an image is being read or decoded.
+        observe: is told of each batch its images and seconds.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class Batcher:
         return self._thread.is_alive()
 
     def submit(self, kind: str, prepared: Any) -> asyncio.Future[Done]:
-        """Queue a picture; a future that is cancelled takes it out again."""
+        """Queue an image; a future that is cancelled takes it out again."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Done] = loop.create_future()
         with self._changed:
@@ -114,7 +114,7 @@ class Batcher:
                 self._run(batch)
 
     def _next(self) -> list[_Waiting] | None:
-        """Wait for a batch; None when there will be none, and none of its pictures where all were taken out."""
+        """Wait for a batch; None when there will be none, and none of its images where all were taken out."""
         with self._changed:
             while not self._waiting and not self._is_closed:
                 self._changed.wait()
@@ -125,7 +125,7 @@ class Batcher:
                 left = until - time.monotonic()
                 if left <= 0:
                     break
-                # a picture that turns out to be none is not announced: look again soon
+                # an image that turns out to be none is not announced: look again soon
                 self._changed.wait(min(left, 0.002))
             first = self._waiting[0].sort
             batch: list[_Waiting] = []
@@ -155,7 +155,7 @@ class Batcher:
         kind, prepared = batch[0].kind, [one.prepared for one in batch]
         try:
             return self._engine.run(kind, prepared)
-        except ValueError:  # of a program that was exported for another number of pictures
+        except ValueError:  # of a program that was exported for another number of images
             if len(batch) == 1:
                 raise
             return [self._engine.run(kind, [one])[0] for one in prepared]

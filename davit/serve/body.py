@@ -1,4 +1,4 @@
-"""Read the pictures of a request: one as the body, or several in a form; in memory, within limits."""
+"""Read the images of a request: one as the body, or several in a form; in memory, within limits."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _FIELDS = 16  # of a form, beside files
 _FIELD = 4096  # bytes of one
 _SHOWN = 200  # signs of a file's name in an answer
 
-_HOW = "send one picture as the body with its type, such as Content-Type: image/jpeg, or several in a form"
+_HOW = "send one image as the body with its type, such as Content-Type: image/jpeg, or several in a form"
 
 
 class Refusal(Exception):  # noqa: N818
@@ -72,18 +72,18 @@ def require_pictures(headers: Mapping[str, str], largest: int) -> str:
     """Check what the headers of a request say of its body, and return its media type.
 
     Raises:
-        Refusal: it is too large (413), or not of a type that pictures have (415).
+        Refusal: it is too large (413), or not of a type that images have (415).
     """
     length = headers.get("content-length", "0")
     if not length.isdecimal() or int(length[:20]) > largest:
         raise too_large(largest)
     if headers.get("content-encoding", "identity").lower() != "identity":
-        raise Refusal(415, "a compressed body is not taken: send the picture's file as it is")
+        raise Refusal(415, "a compressed body is not taken: send the image's file as it is")
     media = headers.get("content-type", "").partition(";")[0].strip().lower()
     if media == "image/svg+xml":
         raise Refusal(415, "drawings in SVG are not read: send pixels, such as a PNG")
     if media != _FORM and not media.startswith("image/") and media != "application/octet-stream":
-        raise Refusal(415, f"{as_line(media[:60])} is no picture: {_HOW}" if media else f"no Content-Type: {_HOW}")
+        raise Refusal(415, f"{as_line(media[:60])} is no image: {_HOW}" if media else f"no Content-Type: {_HOW}")
     return media
 
 
@@ -141,4 +141,4 @@ async def _read_form(request: Request, chunks: AsyncGenerator[bytes, None], uplo
     finally:
         await form.close()
     if not upload.files:
-        raise Refusal(400, "the form has no file: send each picture as a field with a file name")
+        raise Refusal(400, "the form has no file: send each image as a field with a file name")

@@ -20,8 +20,8 @@ from ..engine.features import NOT_FINITE
 from ..predict import Failure, Predictor
 from ..predict.pictures import PictureSource
 
-_LARGE = 2**24  # pixels; of larger pictures one is decoded at a time
-_NAME = "the picture"
+_LARGE = 2**24  # pixels; of larger images one is decoded at a time
+_NAME = "the image"
 
 Answer = Mapping[str, Any]
 
@@ -33,7 +33,7 @@ class Engine(Protocol):
         name: of the model.
         task: classification, features, detection or segmentation.
         kinds: what may be asked of it: "predict", "embed".
-        batches: several pictures may go through the model at once.
+        batches: several images may go through the model at once.
         about: what else is told of the model.
     """
 
@@ -44,11 +44,11 @@ class Engine(Protocol):
     about: Mapping[str, Any]
 
     def prepare(self, data: bytes) -> Any:
-        """Decode a picture, in any thread; `BadImageError` says why it is none, a Tensor may share a batch."""
+        """Decode an image, in any thread; `BadImageError` says why it is none, a Tensor may share a batch."""
         ...
 
     def run(self, kind: str, prepared: Sequence[Any]) -> Sequence[Any]:
-        """Compute an output for each picture, in the model's thread."""
+        """Compute an output for each image, in the model's thread."""
         ...
 
     def answer(self, kind: str, output: Any, topk: int | None) -> Answer:
@@ -56,7 +56,7 @@ class Engine(Protocol):
         ...
 
     def sample(self) -> Any:
-        """Make what `prepare` makes, of a grey picture, in any thread."""
+        """Make what `prepare` makes, of a grey image, in any thread."""
         ...
 
 
@@ -64,7 +64,7 @@ class Classifier:
     """A classifier, or a model without one that only embeds.
 
     Args:
-        most_pixels: of a picture, by its header; more are refused before any is decoded.
+        most_pixels: of an image, by its header; more are refused before any is decoded.
     """
 
     batches = True
@@ -72,7 +72,7 @@ class Classifier:
     def __init__(self, predictor: Predictor, most_pixels: int) -> None:
         self._predictor = predictor
         self._most_pixels = most_pixels
-        self._turn = threading.Lock()  # several large pictures at once may take more memory than there is
+        self._turn = threading.Lock()  # several large images at once may take more memory than there is
         self.name = predictor.name
         self.task = "classification" if predictor.class_names else "features"
         self._size = tuple(int(number) for number in predictor.config["input_size"])
@@ -119,7 +119,7 @@ class Classifier:
 
 
 class Finder:
-    """A detector or segmentor of OpenMMLab's, which takes pictures of any size one by one.
+    """A detector or segmentor of OpenMMLab's, which takes images of any size one by one.
 
     Args:
         finder: a `davit.openmmlab.predictor.Predictor`, or what has its `predict`.
@@ -164,16 +164,16 @@ def _grey() -> bytes:
 
 
 def require_few(width: int, height: int, most: int) -> None:
-    """Raise `UnfitPictureError` for a picture of more pixels than are taken."""
+    """Raise `UnfitPictureError` for an image of more pixels than are taken."""
     if width * height > most:
         raise UnfitPictureError(f"{width} x {height} pixels, and at most {most:,} are taken")
 
 
 class _Bounded:
-    """Refuse large pictures before a transform sees them: `check` is asked by the decoder, before any pixel.
+    """Refuse large images before a transform sees them: `check` is asked by the decoder, before any pixel.
 
     Args:
-        most: pixels of a picture.
+        most: pixels of an image.
         wait: called before a large one is decoded.
     """
 
@@ -195,7 +195,7 @@ class _Bounded:
 
 
 class _Given(PictureSource):
-    """One picture whose bytes are given."""
+    """One image whose bytes are given."""
 
     def path(self, index: int) -> str:
         return _NAME

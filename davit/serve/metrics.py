@@ -22,7 +22,7 @@ class Metrics:
     """Hold the numbers of one service.
 
     Args:
-        waiting: counts the pictures that are taken and not answered.
+        waiting: counts the images that are taken and not answered.
         held: counts the bytes of bodies in memory.
         is_ready: tells whether the model is warm.
     """
@@ -38,8 +38,8 @@ class Metrics:
         self.seconds = Histogram(
             "davit_request_seconds", "from the headers to the answer", ["path"], buckets=_SECONDS, registry=registry
         )
-        self.pictures = Counter("davit_pictures", "pictures answered", ["outcome"], registry=registry)
-        self.decode_seconds = Histogram("davit_decode_seconds", "of a picture", buckets=_SECONDS, registry=registry)
+        self.pictures = Counter("davit_pictures", "images answered", ["outcome"], registry=registry)
+        self.decode_seconds = Histogram("davit_decode_seconds", "of an image", buckets=_SECONDS, registry=registry)
         self.batch_pictures = Histogram("davit_batch_pictures", "in a batch", buckets=_PICTURES, registry=registry)
         self.batch_seconds = Histogram("davit_batch_seconds", "of a batch", buckets=_SECONDS, registry=registry)
         Gauge("davit_waiting_pictures", "taken and not answered", registry=registry).set_function(waiting)

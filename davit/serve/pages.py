@@ -1,4 +1,4 @@
-"""Write the pages for people, which ask no other machine for anything: no script, no style, no picture."""
+"""Write the pages for people, which ask no other machine for anything: no script, no style, no image."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def front_page(engine: Engine) -> str:
     """Write the line with links that the service's address shows."""
     links = " · ".join(f'<a href="{path}">{path}</a>' for path in ("docs", "openapi.json", "health", "metrics"))
     ways = " and ".join(f"<code>POST /{kind}</code>" for kind in engine.kinds)
-    return f"{_HEAD.format(title=escape(engine.name))}<p>{escape(engine.name)}: {ways} with a picture. {links}</p>\n"
+    return f"{_HEAD.format(title=escape(engine.name))}<p>{escape(engine.name)}: {ways} with an image. {links}</p>\n"
 
 
 def docs_page(schema: Mapping[str, Any]) -> str:

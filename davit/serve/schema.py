@@ -16,7 +16,7 @@ class Guess(BaseModel):
 
 
 class Timing(BaseModel):
-    """Where the time went, in milliseconds, and how many pictures shared the batch."""
+    """Where the time went, in milliseconds, and how many images shared the batch."""
 
     decode_ms: float
     wait_ms: float
@@ -25,7 +25,7 @@ class Timing(BaseModel):
 
 
 class Result(BaseModel):
-    """The answer for one picture: for a classifier its classes, for a detector its objects; or an error."""
+    """The answer for one image: for a classifier its classes, for a detector its objects; or an error."""
 
     file: str | None
     classes: list[Guess] | dict[str, float] | None = None
@@ -35,7 +35,7 @@ class Result(BaseModel):
 
 
 class Predicted(BaseModel):
-    """The answers for the pictures of a request, in its order."""
+    """The answers for the images of a request, in its order."""
 
     model: str
     results: list[Result]
@@ -43,7 +43,7 @@ class Predicted(BaseModel):
 
 
 class Vector(BaseModel):
-    """The features of one picture, or an error."""
+    """The features of one image, or an error."""
 
     file: str | None
     features: list[float] | None = None
@@ -52,7 +52,7 @@ class Vector(BaseModel):
 
 
 class Embedded(BaseModel):
-    """The features of the pictures of a request, in its order."""
+    """The features of the images of a request, in its order."""
 
     model: str
     results: list[Vector]
@@ -77,7 +77,7 @@ _BINARY = {"schema": {"type": "string", "format": "binary"}}
 BODY: dict[str, Any] = {
     "requestBody": {
         "required": True,
-        "description": "one picture as it is, or several files in a form",
+        "description": "one image as it is, or several files in a form",
         "content": {
             "image/*": _BINARY,
             "application/octet-stream": _BINARY,

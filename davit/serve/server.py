@@ -31,7 +31,7 @@ def serve(service: Service, listener: socket.socket) -> None:
     """Answer requests until SIGTERM or SIGINT: those at work are answered, new ones refused; a second SIGINT ends it.
 
     Raises:
-        Exception: what the model raised at its first picture.
+        Exception: what the model raised at its first image.
     """
     make_server(service).run(sockets=[listener])
     if service.fault is not None:

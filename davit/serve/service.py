@@ -44,16 +44,16 @@ class Bounds:
     """Say how much the service takes.
 
     Attributes:
-        max_batch: pictures that go through the model at once.
-        max_delay: milliseconds that a picture waits for others to share its batch.
+        max_batch: images that go through the model at once.
+        max_delay: milliseconds that an image waits for others to share its batch.
         max_megabytes: of a request.
-        max_megapixels: of a picture.
+        max_megapixels: of an image.
         max_files: of a request.
-        max_queue: pictures that are taken and not answered.
+        max_queue: images that are taken and not answered.
         timeout: seconds until a request is given up.
         receiving: seconds in which a request must have arrived.
         threads: of PyTorch; None leaves them.
-        decoders: threads that decode pictures.
+        decoders: threads that decode images.
     """
 
     max_batch: int = 8
@@ -69,11 +69,11 @@ class Bounds:
 
     def __post_init__(self) -> None:
         if self.max_files > self.max_queue:
-            raise ValueError(f"`max_files={self.max_files}` is more than the `max_queue={self.max_queue}` pictures.")
+            raise ValueError(f"`max_files={self.max_files}` is more than the `max_queue={self.max_queue}` images.")
 
     @property
     def most_pixels(self) -> int:
-        """Pixels of a picture."""
+        """Pixels of an image."""
         return int(1e6 * self.max_megapixels)
 
     @property
@@ -84,7 +84,7 @@ class Bounds:
 
 @dataclass(frozen=True)
 class _Outcome:
-    """What became of one picture: an answer, or a status and why."""
+    """What became of one image: an answer, or a status and why."""
 
     answer: dict[str, Any]
     decoded: float = 0.0
@@ -104,12 +104,12 @@ class Service:
         self.bounds = bounds
         self.fault: BaseException | None = None
         self._is_warm = False
-        self._taken = 0  # pictures that are not answered
+        self._taken = 0  # images that are not answered
         self._coming = 0  # of them, those not yet before the model
-        self._seconds = 0.0  # of the model for a picture, lately
+        self._seconds = 0.0  # of the model for an image, lately
         self._held = Held(_HELD_OF_LARGEST * bounds.largest)
         self._decoders = ThreadPoolExecutor(bounds.decoders, "decode")
-        self._ahead: asyncio.Semaphore  # decoded pictures take memory too
+        self._ahead: asyncio.Semaphore  # decoded images take memory too
         self.metrics = Metrics(engine.name, lambda: self._taken, lambda: self._held.bytes, self.is_ready)
         self._batcher = Batcher(
             engine,
@@ -130,7 +130,7 @@ class Service:
     def _routes(self, own: OwnAddresses) -> FastAPI:
         app = FastAPI(
             title=f"{self.engine.name}, by DaViT",
-            description="Send pictures, get JSON. Errors are a JSON object whose `detail` is a sentence.",
+            description="Send images, get JSON. Errors are a JSON object whose `detail` is a sentence.",
             docs_url=None,  # the usual pages fetch their scripts from others
             redoc_url=None,
             redirect_slashes=False,
@@ -145,8 +145,8 @@ class Service:
             for status, why in (
                 (400, "an empty or malformed body"),
                 (413, "too many bytes or files"),
-                (415, "not a type that pictures have"),
-                (422, "none of the pictures can be read, or a parameter makes no sense"),
+                (415, "not a type that images have"),
+                (422, "none of the images can be read, or a parameter makes no sense"),
                 (429, "the queue is full; Retry-After says when to try again"),
                 (503, "the model is not ready"),
                 (504, "no answer in time"),
@@ -159,14 +159,14 @@ class Service:
                 request: Request,
                 topk: int | None = Query(None, ge=1, le=int(NUMBERS["topk"].most), description=_TOPK),
             ) -> Response:
-                """Say what is in pictures."""
+                """Say what is in images."""
                 return await self._answer("predict", request, topk)
 
         if "embed" in self.engine.kinds:
 
             @app.post("/embed", responses={200: {"model": Embedded}, **faults}, openapi_extra=BODY)
             async def embed(request: Request) -> Response:
-                """Give the features of pictures: what the model hands to its last layer."""
+                """Give the features of images: what the model hands to its last layer."""
                 return await self._answer("embed", request, None)
 
         @app.get("/health", responses={200: {"model": Health}, 503: {"model": Health}})
@@ -217,7 +217,7 @@ class Service:
                     await asyncio.gather(*several)
         except Exception as error:
             self.fault = error
-            log.error("the model fails at its first picture: %s", error)
+            log.error("the model fails at its first image: %s", error)
             return
         self._is_warm = True
         log.info("ready after %.1f s", time.monotonic() - begun)
@@ -229,7 +229,7 @@ class Service:
         status = "warming up" if self.fault is None and self._batcher.is_alive() else "failed"
         return JSONResponse({"status": status, **about}, 503, headers={"retry-after": "1"})
 
-    # ---- a request for pictures ----
+    # ---- a request for images ----
 
     async def _answer(self, kind: str, request: Request, topk: int | None) -> Response:
         begun = time.monotonic()
@@ -262,7 +262,7 @@ class Service:
             raise Refusal(503, "the model is not ready: see /health", 1)
         if self._taken + pictures > self.bounds.max_queue:
             seconds = math.ceil(self._taken * self._seconds)
-            sentence = f"{self._taken} pictures are waiting, and at most {self.bounds.max_queue} may: try again later"
+            sentence = f"{self._taken} images are waiting, and at most {self.bounds.max_queue} may: try again later"
             raise Refusal(429, sentence, min(60, max(1, seconds)))
 
     async def _read(self, request: Request, media: str, upload: Upload) -> None:
@@ -282,7 +282,7 @@ class Service:
     async def _outcomes(
         self, kind: str, request: Request, files: Sequence[bytes], topk: int | None, begun: float
     ) -> list[_Outcome]:
-        """Work on all pictures of a request at once, unless the client leaves or the time is over."""
+        """Work on all images of a request at once, unless the client leaves or the time is over."""
         work = asyncio.create_task(self._outcomes_of(kind, files, topk))
         leaving = asyncio.create_task(_disconnected(request))
         try:
@@ -292,7 +292,7 @@ class Service:
                 return work.result()
             if leaving.done():
                 raise ClientDisconnect
-            raise Refusal(504, f"no answer within {self.bounds.timeout:g} s: try again, with fewer pictures", 1)
+            raise Refusal(504, f"no answer within {self.bounds.timeout:g} s: try again, with fewer images", 1)
         finally:
             leaving.cancel()
             work.cancel()
@@ -320,7 +320,7 @@ class Service:
         except BadImageError as error:
             return _Outcome({"error": f"{error.reason or error}"}, status=422)
         except Exception as error:
-            log.exception("a picture could not be answered")
+            log.exception("an image could not be answered")
             sentence = str(error) if isinstance(error, ValueError) else "an error of this program: its log says which"
             return _Outcome({"error": sentence}, status=500)
         finally:

@@ -1,7 +1,7 @@
 # Cascade Mask R-CNN, DaViT_base, 3x (36 epochs).
 # Command, in mmdet/:
 #   bash tools/dist_train.sh configs/davit_base_cascade_maskrcnn_3x_coco.py 8 --cfg-options model.pretrained=FILE
-# Hardware: 8 GPUs x 2 pictures; other numbers with --auto-scale-lr.
+# Hardware: 8 GPUs x 2 images; other numbers with --auto-scale-lr.
 # Expected: not published for DaViT, and not measured here.
 _base_ = "./davit_cascade_maskrcnn_3x_coco.py"
 model = dict(

@@ -1,7 +1,7 @@
 # RetinaNet, DaViT_base, 3x (36 epochs).
 # Command, in mmdet/:
 #   bash tools/dist_train.sh configs/davit_base_retinanet_3x_coco.py 8 --cfg-options model.pretrained=FILE
-# Hardware: 8 GPUs x 2 pictures; other numbers with --auto-scale-lr.
+# Hardware: 8 GPUs x 2 images; other numbers with --auto-scale-lr.
 # Expected: box mAP 48.7 (published, not re-run here).
 _base_ = "./davit_retinanet_3x_coco.py"
 model = dict(

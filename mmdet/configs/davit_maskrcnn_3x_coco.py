@@ -1,7 +1,7 @@
 # Mask R-CNN, DaViT_tiny, 3x (36 epochs).
 # Command, in mmdet/:
 #   bash tools/dist_train.sh configs/davit_maskrcnn_3x_coco.py 8 --cfg-options model.pretrained=FILE
-# Hardware: 8 GPUs x 2 pictures; other numbers with --auto-scale-lr.
+# Hardware: 8 GPUs x 2 images; other numbers with --auto-scale-lr.
 # Expected: box mAP 47.4, mask mAP 42.9 (published, not re-run here).
 _base_ = ["./_base_/mask_rcnn.py", "./_base_/schedule_3x.py"]
 model = dict(backbone=dict(drop_path_rate=0.2))

@@ -1,6 +1,6 @@
 # RTMDet-l's head, 100 epochs, DaViT_tiny.
 # Command, in mmdet/:
 #   bash tools/dist_train.sh configs/davit_rtmdet_100e_coco.py 8 --cfg-options model.pretrained=FILE
-# Hardware: 4 GPUs x 32 pictures; other numbers with --auto-scale-lr.
+# Hardware: 4 GPUs x 32 images; other numbers with --auto-scale-lr.
 # Expected: not published for DaViT, and not measured here.
 _base_ = "./_base_/rtmdet.py"

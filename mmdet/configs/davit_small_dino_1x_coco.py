@@ -1,7 +1,7 @@
 # DINO (4 scales), 1x (12 epochs), DaViT_small.
 # Command, in mmdet/:
 #   bash tools/dist_train.sh configs/davit_small_dino_1x_coco.py 8 --cfg-options model.pretrained=FILE
-# Hardware: 8 GPUs x 2 pictures; other numbers with --auto-scale-lr.
+# Hardware: 8 GPUs x 2 images; other numbers with --auto-scale-lr.
 # Expected: not published for DaViT, and not measured here.
 _base_ = "./davit_dino_1x_coco.py"
 model = dict(

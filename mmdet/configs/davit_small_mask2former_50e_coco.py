@@ -1,7 +1,7 @@
 # Mask2Former (instances), 50 epochs, DaViT_small.
 # Command, in mmdet/:
 #   bash tools/dist_train.sh configs/davit_small_mask2former_50e_coco.py 8 --cfg-options model.pretrained=FILE
-# Hardware: 8 GPUs x 2 pictures; other numbers with --auto-scale-lr.
+# Hardware: 8 GPUs x 2 images; other numbers with --auto-scale-lr.
 # Expected: not published for DaViT, and not measured here.
 _base_ = "./davit_mask2former_50e_coco.py"
 model = dict(

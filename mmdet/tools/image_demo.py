@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Draw boxes and masks: ``python tools/image_demo.py PICTURE|FOLDER CONFIG CHECKPOINT [--out-dir DIR]``."""
+"""Draw boxes and masks: ``python tools/image_demo.py IMAGE|FOLDER CONFIG CHECKPOINT [--out-dir DIR]``."""
 
 import sys
 

@@ -1,6 +1,6 @@
-# UPerNet, DaViT_tiny, 160,000 iterations, on data of your own: pictures with masks or polygons.
+# UPerNet, DaViT_tiny, 160,000 iterations, on data of your own: images with masks or polygons.
 # Command:  python tools/train.py THIS --data-root DIR --classes NAME NAME ... (examples are in mmseg/README.md)
-# Hardware: 8 GPUs x 2 pictures; other numbers with --auto-scale-lr.
+# Hardware: 8 GPUs x 2 images; other numbers with --auto-scale-lr.
 # Expected: depends on the data.
 _base_ = "./upernet_davit_512x512_160k_ade20k.py"
 

@@ -14,7 +14,7 @@ metainfo = dict(
 )
 weights = [0.3] + [1.0] * 10  # nine tenths of the pixels are ground
 
-crop_size = (96, 96)  # with less ground in it than the whole picture, and twice as many of them
+crop_size = (96, 96)  # with less ground in it than the whole image, and twice as many of them
 
 model = dict(
     data_preprocessor=dict(size=crop_size),

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Draw segments: ``python tools/image_demo.py PICTURE|FOLDER CONFIG CHECKPOINT [--out-dir DIR]``."""
+"""Draw segments: ``python tools/image_demo.py IMAGE|FOLDER CONFIG CHECKPOINT [--out-dir DIR]``."""
 
 import sys
 

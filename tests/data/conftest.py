@@ -1,4 +1,4 @@
-"""Write small picture folders."""
+"""Write small image folders."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def pictures(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture
 def make_folder(pictures: Callable[..., Path]) -> Callable[..., Path]:
-    """``make_folder(train=40, val=10, classes=(...))``: so many pictures, dealt to the classes in turn."""
+    """``make_folder(train=40, val=10, classes=(...))``: so many images, assigned to the classes in turn."""
 
     def make(*, train: int = 40, val: int = 10, classes: tuple[str, ...] = ("ant", "bee")) -> Path:
         counts = {"train": train, "val": val}

@@ -1,4 +1,4 @@
-"""Values of more than 8 bits, and pictures of other than three bands: how they are decoded and augmented."""
+"""Values of more than 8 bits, and images of other than three bands: how they are decoded and augmented."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def contents() -> dict[str, Any]:
-    """Two pictures, each with an object; the second is a crowd."""
+    """Two images, each with an object; the second is a crowd."""
     crowd = {"size": [HEIGHT, WIDTH], "counts": [20, 5, 175]}
     polygon = [[1, 1, 9, 1, 9, 9, 1, 9]]
     boxes = [
@@ -459,7 +459,7 @@ def test_a_parent_of_the_same_name(check: Check, contents: dict[str, Any], paren
     assert check(contents, classes=("dog",)).summary.objects == 1
 
 
-# -- pictures
+# -- images
 
 
 def test_pictures_that_cannot_be_read(check: Check, contents: dict[str, Any], folder: Path) -> None:
@@ -474,7 +474,7 @@ def test_pictures_that_cannot_be_read(check: Check, contents: dict[str, Any], fo
     assert [image["id"] for image in found.contents["images"]] == [1] and found.summary.objects == 1
     assert len(found.notes) == 2 and "1 of 2" in found.notes[0]  # the class without objects, too
     contents["images"][0]["file_name"] = "gone.png"
-    with pytest.raises(DataError, match="none of the pictures"):
+    with pytest.raises(DataError, match="none of the images"):
         check(contents, skip_bad_images=True)
 
 

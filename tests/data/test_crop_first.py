@@ -78,7 +78,7 @@ def test_a_picture_is_decoded_at_the_largest_fraction_that_leaves_the_margin(wid
 def test_pixels_differ_by_about_one_level_and_random_numbers_not_at_all(saved, mode, orientation):
     """Of 255: below 1.5 in the mean of every sample, and 99 of 100 below 8. What follows the crop, a flip, agrees.
 
-    The sides of the upright picture count, which are swapped for orientations 5 to 8.
+    The sides of the upright image count, which are swapped for orientations 5 to 8.
     """
     exif = Image.Exif()
     exif[0x0112] = orientation

@@ -53,7 +53,7 @@ NOISE = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
 JPEG = _saved("JPEG", NOISE)
 BAD = {
     "empty": b"",
-    "text": b"this is not a picture\n" * 50,
+    "text": b"this is not an image\n" * 50,
     "html": b"<!DOCTYPE html><html>404</html>",
     "postscript": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n",
     "bomb": _png_header(30_000, 30_000),
@@ -215,7 +215,7 @@ def _tiff(values: np.ndarray, photometric: int) -> bytes:
     return b"II*\0" + struct.pack("<I", where) + data + struct.pack("<H", len(tags)) + entries + b"\0\0\0\0"
 
 
-STORED = {  # what a camera held that way writes: the inverse of what makes the picture upright
+STORED = {  # what a camera held that way writes: the inverse of what makes the image upright
     1: lambda upright: upright,
     2: lambda upright: upright[:, ::-1],
     3: lambda upright: upright[::-1, ::-1],

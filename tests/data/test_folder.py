@@ -55,7 +55,7 @@ def test_suffixes_in_any_case_and_hidden_files(pictures: Pictures):
     names = ["a.JPEG", "b.png", "c.webp", "d.BMP", "e.tif", "f.ppm", "g.Jpg", "h.gif", "i.TIFF"]
     root = pictures("train/.cache/a.png", *(f"train/x/{name}" for name in names))
     for other in ("._a.JPEG", ".b.png", "notes.txt", "Thumbs.db"):
-        (root / "train" / "x" / other).write_bytes(b"not a picture")
+        (root / "train" / "x" / other).write_bytes(b"not an image")
     dataset = open_dataset(root, "train")
     assert dataset.filenames() == [f"x/{name}" for name in names]
     assert dataset.class_names == ["x"]
@@ -132,13 +132,13 @@ def test_a_wrong_folder_is_named_with_what_it_holds(
             pictures(file)
         else:
             (tmp_path / file).parent.mkdir(parents=True)
-            (tmp_path / file).write_text("no picture")
+            (tmp_path / file).write_text("no image")
     with refused(*named):
         open_dataset(tmp_path / folder, split)
 
 
 def test_what_is_left_out_is_warned_of(pictures: Pictures, make_folder: MakeFolder, caplog: pytest.LogCaptureFixture):
-    """Pictures beside the class folders, and folders that the class map does not name."""
+    """Images beside the class folders, and folders that the class map does not name."""
     root = make_folder()
     pictures("train/stray.png")
     with caplog.at_level(logging.WARNING):

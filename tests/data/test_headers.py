@@ -1,4 +1,4 @@
-"""Headers of pictures: kind, size, faults, and what is remembered of them."""
+"""Headers of images: kind, size, faults, and what is remembered of them."""
 
 import json
 import os
@@ -133,7 +133,7 @@ def test_only_changed_files_are_read_again(tmp_path: Path, reads: list[str]) -> 
     state = files[0].stat()
     os.utime(files[0], ns=(state.st_atime_ns, state.st_mtime_ns + 1))
     read_headers(files[:2])  # of the same folder: what is known of the others is kept
-    files[0].write_bytes(b"no picture")
+    files[0].write_bytes(b"no image")
     assert read_headers(files)[0].fault and read_headers(files)[0].fault
     noise().save(files[0])
     assert read_headers(files)[0] == first[0]
@@ -181,7 +181,7 @@ def _no_space(*args: object) -> Path:
 
 
 def test_an_end_that_a_camera_wrote_more_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Found without decoding: thousands of pictures of one phone would take minutes."""
+    """Found without decoding: thousands of images of one phone would take minutes."""
     noise().save(tmp_path / "a.jpg")
     (tmp_path / "b.jpg").write_bytes((tmp_path / "a.jpg").read_bytes() + bytes(3000))
     looked_at: list[object] = []

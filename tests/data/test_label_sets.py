@@ -1,4 +1,4 @@
-"""Pictures with any number of labels, in each form in which people have them."""
+"""Images with any number of labels, in each form in which people have them."""
 
 import json
 from pathlib import Path
@@ -34,7 +34,7 @@ def png(path: Path, value: int = 0) -> bytes:
 
 
 def found(dataset: PictureDataset) -> dict[str, list[str]]:
-    """The labels of each picture by name, from the rows that a loss gets."""
+    """The labels of each image by name, from the rows that a loss gets."""
     assert dataset.label_sets is not None
     names = dataset.class_names
     rows = {Path(dataset.filename(at)).name: np.asarray(dataset[at][1]) for at in range(len(dataset))}
@@ -110,7 +110,7 @@ def test_folders_of_pictures_beside_a_table_of_their_names(root: Path) -> None:
 @pytest.mark.parametrize("place", ["{}.csv", "{}/labels.csv"])
 def test_a_table_for_each_split(root: Path, place: str) -> None:
     for split in ("train", "val"):
-        (root / split / "more").mkdir()  # folders of pictures are no classes here
+        (root / split / "more").mkdir()  # folders of images are no classes here
         (root / place.format(split)).write_text("path,labels\n" + rows())
     assert found(open_dataset(root, "train", task="multilabel")) == LABELS
 

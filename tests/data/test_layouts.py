@@ -17,7 +17,7 @@ Pictures = Callable[..., Path]
 
 
 def coco(file: Path, *names: str, **changes: Any) -> None:
-    """Write a COCO json of pictures with one cat on the first."""
+    """Write a COCO json of images with one cat on the first."""
     box = {"id": 1, "image_id": 1, "category_id": 5, "bbox": [1, 1, 8, 8], "area": 64, "iscrowd": 0}
     contents = {
         "info": {"images": ["not", "these"], "description": 'a "quoted" [text] with {signs}'},
@@ -34,7 +34,7 @@ def write(file: Path, text: str) -> None:
 
 
 def places(root: Path, task: str | None = None) -> dict[str, tuple[str, str]]:
-    """For each split the folder of its pictures and its labels, below the root."""
+    """For each split the folder of its images and its labels, below the root."""
     splits = find_layout(root, task).splits
     below = {name: (split.pictures, split.labels or split.pictures) for name, split in splits.items()}
     return {name: tuple(str(path.relative_to(root)) for path in pair) for name, pair in below.items()}
@@ -63,7 +63,7 @@ def test_coco_as_it_is_published(pictures: Pictures) -> None:
         coco(file.with_name(f"person_keypoints_{split}2017.json"), "1.jpg")
         coco(file.with_name(f"captions_{split}2017.json"), "1.jpg", annotations=[{"image_id": 1, "caption": "a cat"}])
         coco(file.with_name(f"panoptic_{split}2017.json"), "1.jpg", annotations=[{"segments_info": []}])
-    coco(root / "annotations" / "image_info_test-dev2017.json", "9.jpg", annotations=[])  # its pictures are not there
+    coco(root / "annotations" / "image_info_test-dev2017.json", "9.jpg", annotations=[])  # its images are not there
     layout = find_layout(root)
     assert (layout.task, layout.kind, layout.classes) == ("detection", "COCO", ("cat", "dog"))
     assert places(root) == {
@@ -203,7 +203,7 @@ def test_yolo(pictures: Pictures, form: str) -> None:
 
 
 def test_darknet(pictures: Pictures) -> None:
-    """Labels beside their pictures, and names of the classes in a file, as Roboflow and LabelImg write them."""
+    """Labels beside their images, and names of the classes in a file, as Roboflow and LabelImg write them."""
     root = pictures("train/a.png", "valid/a.png")
     for folder in ("train", "valid"):
         write(root / folder / "a.txt", "1 .5 .5 .1 .1\n")

@@ -24,7 +24,7 @@ HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic"
 def write(tmp_path: Path) -> Callable[..., Path]:
     """Write files of the same content below a folder of the test, and return the folder."""
 
-    def write_files(*names: str | bytes, content: bytes = b"no picture") -> Path:
+    def write_files(*names: str | bytes, content: bytes = b"no image") -> Path:
         for name in names:
             file = os.path.join(os.fsencode(tmp_path), os.fsencode(name))  # noqa: PTH118
             os.makedirs(os.path.dirname(file), exist_ok=True)  # noqa: PTH103, PTH120
@@ -68,7 +68,7 @@ def test_a_picture_without_suffix_is_known_by_its_content(form: str, tmp_path: P
     assert load_rgb(file).size == (9, 7)
 
 
-@pytest.mark.parametrize("head", [b"", b"BM is no picture, it is a text", b"P5", b"RIFF1234WAVE", b"\xff\xd8", b"II*"])
+@pytest.mark.parametrize("head", [b"", b"BM is no image, it is a text", b"P5", b"RIFF1234WAVE", b"\xff\xd8", b"II*"])
 def test_other_content(head: bytes):
     assert format_of(head) is None
 
@@ -81,7 +81,7 @@ def test_every_format_has_a_beginning_and_those_of_pillow_are_read():
 
 
 def test_what_is_left_out_is_counted_by_suffix(write: Callable[..., Path], without_heif: None):
-    """Case 5: pictures without suffix count, HEIC does not without its package; hidden files are nobody's loss."""
+    """Case 5: images without suffix count, HEIC does not without its package; hidden files are nobody's loss."""
     png = tmp_png()
     root = write("x/a.PNG", "x/IMG_1", "y/IMG_2", content=png)
     write("x/IMG_1.HEIC", "y/b.heic", content=bytes(100))
@@ -224,7 +224,7 @@ def test_an_exact_name_comes_first(write: Callable[..., Path]):
     ["b.JPG", "A.png", "nowhere/a.png", "nowhere\\a.png", "C:\\data\\a.png", "", "a\0.png", "\0/a.png", "/no.png"],
 )
 def test_what_is_not_found_has_a_reason(name: str, write: Callable[..., Path]):
-    """Of several that fit none is taken: they may be two pictures."""
+    """Of several that fit none is taken: they may be two images."""
     root = write("b.jpg", "b.Jpg", "a.png")
     located = locate(root, [name])
     assert located.missing[name]

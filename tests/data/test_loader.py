@@ -57,7 +57,7 @@ def workers(request: pytest.FixtureRequest) -> int:
 
 @pytest.fixture
 def heavy(train_set: PictureDataset) -> PictureDataset:
-    """40 pictures with all augmentation."""
+    """40 images with all augmentation."""
     train_set.transform = train_transform(**HEAVY)
     return train_set
 
@@ -81,7 +81,7 @@ def digest(batches: Iterable[Batch]) -> list[str]:
 
 
 class MemorySource:
-    """Pictures of one colour each; every position that is decoded is written to a log that all processes share."""
+    """Images of one colour each; every position that is decoded is written to a log that all processes share."""
 
     class_to_idx: dict[str, int] = {}  # noqa: RUF012
 
@@ -250,7 +250,7 @@ def test_evaluation_counts_every_picture_once(count: int, world_size: int, batch
     assert sorted(seen) == list(range(count)) or bad.issuperset(range(count))
 
 
-# Bad pictures
+# Bad images
 
 
 BAD = {0: b"", 11: b"text", 12: b"\xff\xd8\xff\xe0 cut", 39: b""}
@@ -258,7 +258,7 @@ BAD = {0: b"", 11: b"text", 12: b"\xff\xd8\xff\xe0 cut", 39: b""}
 
 @pytest.fixture
 def spoilt(heavy: PictureDataset) -> set[str]:
-    """Overwrites pictures of the data set; their paths."""
+    """Overwrites images of the data set; their paths."""
     for position, content in BAD.items():
         Path(heavy.source.path(position)).write_bytes(content)
     return {heavy.source.path(position) for position in BAD}

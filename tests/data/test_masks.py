@@ -34,7 +34,7 @@ def counts(*found: dict[int, int]) -> Any:
 
 @pytest.mark.parametrize("mode", [None, "RGBA", "P"])
 def test_colours_are_labels(tmp_path: Path, mode: str | None) -> None:
-    """In pictures of any kind; a listed colour that is no class is ignored."""
+    """In images of any kind; a listed colour that is no class is ignored."""
     coding = Coding(COLOURS[:2], (COLOURS[2],))
     file = save(np.array(COLOURS)[LABELS], tmp_path / "a.png", mode)
     assert np.array_equal(coding.read(file), np.where(LABELS == 2, IGNORED, LABELS))

@@ -1,4 +1,4 @@
-"""Pictures and masks are paired by name, whatever their suffixes; what is left over is named."""
+"""Images and masks are paired by name, whatever their suffixes; what is left over is named."""
 
 import unicodedata
 from collections import Counter
@@ -18,7 +18,7 @@ def lay(root: Path, *names: str) -> Path:
 
 
 def found(pairs: Pairs) -> dict[str, str | None]:
-    """Name each picture's mask, without folders."""
+    """Name each image's mask, without folders."""
     return {picture.name: mask and mask.name for picture, mask in zip(pairs.pictures, pairs.masks, strict=True)}
 
 
@@ -117,7 +117,7 @@ def test_names_of_other_platforms(tmp_path: Path) -> None:
 
 
 def test_lists_of_names(tmp_path: Path) -> None:
-    """A line is a name, a file, or the paths of a picture and its mask; the rest of the folder is no fault."""
+    """A line is a name, a file, or the paths of an image and its mask; the rest of the folder is no fault."""
     lay(tmp_path, *(f"img/{name}.jpg" for name in "abcd"), *(f"mask/{name}.png" for name in "abcd"))
     lines = ["b", "a.jpg", "/data/img/c.jpg /data/mask/c.png", "nowhere"]
     pairs = pair_masks(tmp_path / "img", tmp_path / "mask", names=lines)

@@ -1,4 +1,4 @@
-"""Check what becomes of pictures that are far longer than wide, and of files that are no regular ones."""
+"""Check what becomes of images that are far longer than wide, and of files that are no regular ones."""
 
 import os
 import socket
@@ -59,7 +59,7 @@ def test_modes_that_shrink_the_longer_side(crop_mode: str) -> None:
 
 
 def test_what_is_asked_for_may_be_large() -> None:
-    """Panoramas pass, and so does any picture of the shape that is asked for."""
+    """Panoramas pass, and so does any image of the shape that is asked for."""
     assert eval_transform(img_size=224).check(30000, 300, False) == 1
     assert eval_transform(img_size=20000, crop_pct=1.0).check(100, 100, False) == 1
 

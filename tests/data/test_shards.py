@@ -1,4 +1,4 @@
-"""Pictures in tar files: which there are, their classes and order, and what damage and malice do."""
+"""Images in tar files: which there are, their classes and order, and what damage and malice do."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def test_where_a_class_stands(members, options, classes, targets, tmp_path: Path
 
 
 def test_a_label_beside_the_class_of_another_kind(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """A .cls counts before a .json; further pictures and files of a sample are counted in one line."""
+    """A .cls counts before a .json; further images and files of a sample are counted in one line."""
     members = [
         *samples(("0", "a"), ("1", "b")),
         ("0.json", b'{"label": "z"}'),
@@ -160,14 +160,14 @@ def test_a_picture_without_label_among_others_is_left_out(tmp_path: Path, caplog
     members[5] = ("2.cls", b"\xff\x00")
     dataset = open_dataset(write_tar(tmp_path / "train.tar", members), "train")
     assert dataset.filenames() == ["0.png", "1.png"]
-    assert "2 pictures without a label" in caplog.text
+    assert "2 images without a label" in caplog.text
 
 
 # Damage
 
 
 def test_what_desktops_pack_beside_pictures_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """A zip of macOS, made a tar, has a second tree of names; a disk station puts small copies beside pictures."""
+    """A zip of macOS, made a tar, has a second tree of names; a disk station puts small copies beside images."""
     odd = ("__MACOSX/cat/0.png", "cat/@eaDir/0.png", "cat/._0.png", "cat/Thumbs.db", "desktop.ini")
     members = [("cat/0.png", png()), ("dog/1.png", png(1)), *((name, png(2)) for name in odd)]
     source = ShardSource([write_tar(tmp_path / "train.tar", members)])
@@ -191,7 +191,7 @@ def test_members_without_suffix_are_known_by_their_content(tmp_path: Path) -> No
     members = [
         ("cat/0", png()),
         ("cat/IMG.1234", png(1)),
-        ("dog/notes", b"no picture"),
+        ("dog/notes", b"no image"),
         ("dog/empty", b""),
         ("dog/2", png(2)),
     ]

@@ -1,4 +1,4 @@
-"""Training pictures that grow: the size of a step is a function of (epoch, step), and belongs to the sample."""
+"""Training images that grow: the size of a step is a function of (epoch, step), and belongs to the sample."""
 
 from collections.abc import Callable
 from pathlib import Path

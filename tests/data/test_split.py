@@ -21,7 +21,7 @@ Pictures = Callable[..., Path]
 
 @pytest.fixture
 def folder(pictures: Pictures) -> Path:
-    """Classes of 30, 9 and 2 pictures."""
+    """Classes of 30, 9 and 2 images."""
     counts = {"ant": 30, "bee": 9, "crow": 2}
     return pictures(*(f"all/{name}/{i}.png" for name, count in counts.items() for i in range(count))) / "all"
 
@@ -73,7 +73,7 @@ def test_groups_are_kept_together(pictures: Pictures, tmp_path: Path) -> None:
     parts = parts_of(tmp_path / "out")
     patients = {split: {name.partition("/")[2].partition("_")[0] for name in names} for split, names in parts.items()}
     assert not patients["train"] & patients["val"]
-    assert found.groups == 10 and len(parts["val"]) == 16  # a patient has four pictures of each class
+    assert found.groups == 10 and len(parts["val"]) == 16  # a patient has four images of each class
 
 
 def test_files_of_the_same_content_go_together(pictures: Pictures, tmp_path: Path) -> None:
@@ -145,11 +145,11 @@ def test_mistakes_write_nothing(folder: Path, tmp_path: Path, words: list[str]) 
     assert sorted(place.name for place in tmp_path.iterdir()) == ["all", "full"]
 
 
-# ---- several labels a picture ----
+# ---- several labels per image ----
 
 
 def labelled(pictures: Pictures, rows: dict[str, str]) -> Path:
-    """Pictures with a table of their labels."""
+    """Images with a table of their labels."""
     root = pictures(*(f"all/{name}" for name in rows)) / "all"
     (root / "labels.csv").write_text("path,labels\n" + "".join(f"{name},{text}\n" for name, text in rows.items()))
     return root
@@ -163,7 +163,7 @@ def drawn_labels(count: int, seed: int) -> dict[str, str]:
 
 
 def sets_of(out: Path) -> dict[str, dict[str, set[str]]]:
-    """The labels of each picture of each split, as training reads them."""
+    """The labels of each image of each split, as training reads them."""
     found = {}
     for split in ("train", "val", "test"):
         if (out / split).is_dir():

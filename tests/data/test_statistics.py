@@ -1,4 +1,4 @@
-"""The mean and the deviation of bands, as numpy has them over all pixels, and as train.py takes them."""
+"""The mean and the std of bands, as numpy has them over all pixels, and as train.py takes them."""
 
 from __future__ import annotations
 

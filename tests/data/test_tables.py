@@ -1,4 +1,4 @@
-"""Tables of pictures: csv as people write them, Parquet and Arrow."""
+"""Tables of images: csv as people write them, Parquet and Arrow."""
 
 from __future__ import annotations
 

@@ -152,7 +152,7 @@ def test_wrong_values_are_errors_with_their_names_and_choices(wrong: dict[str, A
 
 @pytest.mark.parametrize("mode", ["RGB", "L"])
 def test_pictures_become_torchvisions_tensors(mode: str):
-    """Every level, to the last bit; a grey picture has three equal bands before their means are taken away."""
+    """Every level, to the last bit; a grey image has three equal bands before their means are taken away."""
     levels = np.arange(256, dtype=np.uint8).reshape(16, 16)
     picture = Image.fromarray(np.stack([levels, levels.T, levels[::-1]], axis=-1)).convert(mode)
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

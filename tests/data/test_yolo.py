@@ -18,7 +18,7 @@ YAML = "train: images/train\nval: images/val\nnames: [cat, dog]\n"
 
 @pytest.fixture
 def root(pictures: Callable[..., Path]) -> Path:
-    """Two pictures to train on and one to evaluate, 24 x 20; the first has a box and a triangle."""
+    """Two images to train on and one to evaluate, 24 x 20; the first has a box and a triangle."""
     root = pictures("images/train/2.png", "images/train/10.png", "images/val/a.png")
     label(root, "train/2", "1 0.5 0.25 0.125 0.5", "0 0 0 1 0 1 0.5")
     label(root, "train/10")

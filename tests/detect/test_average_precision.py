@@ -1,4 +1,4 @@
-"""Detections are measured by COCO's rules, each picture once."""
+"""Detections are measured by COCO's rules, each image once."""
 
 import json
 from pathlib import Path
@@ -15,7 +15,7 @@ from tests.detect.test_boxes import ALONE, opened
 
 
 def logits_of(dataset: BoxDataset, position: int, queries: int = 8) -> tuple[Tensor, Tensor]:
-    """What a detector without a fault would say of a picture."""
+    """What a detector without a fault would say of an image."""
     boxes, labels = (torch.from_numpy(one) for one in dataset.source.objects(position))
     width, height = dataset.source.sizes[position].tolist()
     logits, shares = torch.full((queries, len(dataset.class_names)), -9.0), torch.full((queries, 4), 0.01)

@@ -1,4 +1,4 @@
-"""Boxes of a file reach the model as shares of the picture, whatever was done to the picture."""
+"""Boxes of a file reach the model as shares of the image, whatever was done to the image."""
 
 import json
 import re

@@ -155,7 +155,7 @@ def test_a_killed_run_equals_one_that_never_stopped(few: Path, tmp_path: Path, s
 
 @pytest.mark.long
 def test_two_processes(few: Path, tmp_path: Path) -> None:
-    """Also of pictures without objects, where nothing is to be denoised; killed, and evaluated by both."""
+    """Also of images without objects, where nothing is to be denoised; killed, and evaluated by both."""
     root = shutil.copytree(few, tmp_path / "data")
     file = root / "annotations/instances_train2017.json"
     contents = json.loads(file.read_text())

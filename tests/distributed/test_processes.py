@@ -36,7 +36,7 @@ def two(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> Run:
 
 
 def test_two_processes_equal_one_of_twice_the_batch(one: Run, two: Run) -> None:
-    """And evaluate each of 13 pictures once."""
+    """And evaluate each of 13 images once."""
     assert len(one[1]) == len(two[1]) == 18
     assert one[1] == pytest.approx(two[1], abs=1e-5)
     assert record(one[0]) == pytest.approx(record(two[0]), abs=1e-4)
@@ -69,7 +69,7 @@ def test_a_dead_rank_is_brought_back(tmp_path: Path, pictures: Path, two: Run) -
         _, errors = launcher.communicate(timeout=300)
     assert launcher.returncode == 0, errors
     assert re.fullmatch(r"\d{8}-\d{6}-DaViT_nano-16", own[0].parent.name)
-    assert f"Going on from {own[0].relative_to(tmp_path)}" in errors
+    assert f"Continuing from {own[0].relative_to(tmp_path)}" in errors
     assert [f for f in tmp_path.glob("runs/*/last.pth.tar") if f != other] == own
     assert [f.name for f in other.parent.iterdir()] == ["last.pth.tar"]
     assert weights_hash(own[0]) == weights_hash(two[0] / "last.pth.tar")

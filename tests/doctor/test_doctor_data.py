@@ -1,5 +1,6 @@
 """Check findings about data folders and configs: good ones, and ones with each fault."""
 
+import itertools
 import json
 import shutil
 import sys
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from davit.commands import called_as
 from davit.data.layouts import find_layout
 from davit.doctor import Finding
 from davit.doctor.__main__ import main
@@ -27,7 +29,7 @@ def picture(file: Path, seed: int = 0) -> Path:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Two classes: 4 pictures of training and 2 of validation."""
+    """Two classes: 4 images of training and 2 of validation."""
     root = tmp_path / "data"
     for split, each in (("train", 2), ("val", 1)):
         for number in range(each):
@@ -49,8 +51,24 @@ def test_a_good_folder(folder: Path) -> None:
     assert faults(findings) == []
     subjects = ["layout", "train", "validation", "classes", "train", "validation", "command"]
     assert [finding.subject for finding in findings] == subjects
-    assert "4 pictures in 2 classes" in findings[1].text and "all 4 files" in findings[4].text
+    assert "4 images in 2 classes" in findings[1].text and "all 4 files" in findings[4].text
     assert findings[0].text.startswith("class folders") and f"train.py {folder}" in findings[-1].text
+
+
+def test_the_command_is_the_one_that_the_user_has(folder: Path, tmp_path: Path) -> None:
+    """Who typed `davit doctor` may have no clone with train.py in it."""
+    masks = tmp_path / "masks"
+    for split, kind in itertools.product(("train", "val"), ("images", "masks")):
+        for number in range(2):
+            (masks / kind / split).mkdir(parents=True, exist_ok=True)
+            pixels = np.full((40, 40) if kind == "masks" else (40, 40, 3), number, np.uint8)
+            Image.fromarray(pixels).save(masks / kind / split / f"{number}.png")
+    for program in ("davit", "python -m davit"):
+        with called_as(f"{program} doctor"):
+            assert examine(folder)[-1].text.startswith(f"{program} train {folder} ")
+            text = examine(masks)[-1].text
+        assert text.startswith(f"{program} seg train upernet_davit_folders --data-root {masks}")
+    assert examine(masks)[-1].text.startswith("python mmseg/tools/train.py mmseg/configs/upernet_davit_folders.py ")
 
 
 def test_the_command_fits_a_small_folder(folder: Path) -> None:
@@ -87,7 +105,7 @@ def test_files_outside_of_classes_and_imbalance(folder: Path, caplog: pytest.Log
         picture(folder / "train" / "ant" / f"more{number}.png")
     outside, unequal = faults(examine(folder))
     assert outside[:2] == unequal[:2] == ("warning", "train")
-    assert "1 pictures" in outside[2] and "2 to 52" in unequal[2]
+    assert "1 images" in outside[2] and "2 to 52" in unequal[2]
     assert caplog.records == []  # it is a finding instead
 
 
@@ -110,8 +128,8 @@ def test_several_labels_are_counted(tmp_path: Path) -> None:
     rows = [row.replace("ant;bee", "ant") if row.startswith("val") else row for row in rows]
     (tmp_path / "labels.csv").write_text("\n".join(rows))
     findings = examine(tmp_path)
-    (train,) = [finding for finding in findings if finding.subject == "train" and "labels a picture" in finding.text]
-    assert "1 to 22 a class" in train.text and "2 pictures without any" in train.text
+    (train,) = [finding for finding in findings if finding.subject == "train" and "labels per image" in finding.text]
+    assert "1 to 22 a class" in train.text and "2 images without any" in train.text
     assert any("bee" in text and "val" in text for _, subject, text in faults(findings) if subject == "classes")
     assert "--task multilabel" in findings[-1].text
 
@@ -174,20 +192,20 @@ def test_files_of_other_kinds_and_one_class(folder: Path) -> None:
     """What a run leaves out is counted by suffix; one class alone teaches nothing."""
     for number in range(3):
         (folder / "train" / "ant" / f"IMG_{number}.xyz").write_bytes(bytes(100))
-    (folder / "train" / "ant" / "notes").write_text("no picture")
+    (folder / "train" / "ant" / "notes").write_text("no image")
     (folder / "train" / "ant" / "IMG_9").write_bytes((folder / "train" / "ant" / "0.png").read_bytes())
     ((level, subject, text),) = faults(examine(folder))
     assert (level, subject) == ("warning", "train") and all(
         word in text for word in ("4 ", "3 .xyz", "1 without suffix")
     )
-    assert any("5 pictures" in finding.text for finding in examine(folder))
+    assert any("5 images" in finding.text for finding in examine(folder))
     for split in ("train", "val"):
         shutil.rmtree(folder / split / "bee")
     assert ("error", "classes") in [one[:2] for one in faults(examine(folder))]
 
 
 def test_tables_and_shards(folder: Path, tmp_path: Path) -> None:
-    """A csv beside the folders of pictures, and shards, one of them cut off."""
+    """A csv beside the folders of images, and shards, one of them cut off."""
     for split in ("train", "val"):
         files = sorted((folder / split).rglob("*.png"))
         rows = "".join(f"{file},{file.parent.name}\n" for file in files)
@@ -199,7 +217,7 @@ def test_tables_and_shards(folder: Path, tmp_path: Path) -> None:
                 shard.add(file, f"{file.parent.name}/{file.name}")
     for root in (tmp_path / "tables", tmp_path / "shards"):
         findings = examine(root)
-        assert faults(findings) == [] and "4 pictures in 2 classes" in findings[1].text
+        assert faults(findings) == [] and "4 images in 2 classes" in findings[1].text
         assert f"train.py {root}" in findings[-1].text
     shard = tmp_path / "shards" / "train.tar"
     shard.write_bytes(shard.read_bytes()[:1900])
@@ -207,7 +225,7 @@ def test_tables_and_shards(folder: Path, tmp_path: Path) -> None:
 
 
 def test_bits_and_bands(folder: Path, tmp_path: Path) -> None:
-    """12 bits stored as 16 are named with the flag; pictures of 6 bands are read, with their mean and deviation."""
+    """12 bits stored as 16 are named with the flag; images of 6 bands are read, with their mean and std."""
     draws = np.random.default_rng(0)
     for file in sorted(folder.rglob("*.png")):
         Image.fromarray(draws.integers(0, 4096, (9, 11), dtype=np.uint16)).save(file)
@@ -310,14 +328,14 @@ def test_pictures_that_no_annotation_names(coco: Path) -> None:
     picture(coco / "train2017" / "3.jpg")
     (coco / "train2017" / "4.psd").write_text("")
     unnamed, other = faults(examine(coco))
-    assert unnamed[:2] == other[:2] == ("warning", "pictures") and "3.jpg" in unnamed[2] and "1 .psd" in other[2]
+    assert unnamed[:2] == other[:2] == ("warning", "images") and "3.jpg" in unnamed[2] and "1 .psd" in other[2]
 
 
 # --- segmentation ---
 
 
 def masks(root: Path, *places: tuple[str, str], values: tuple[int, ...] = (0, 1)) -> Path:
-    """Write pictures, and masks of these values in stripes."""
+    """Write images, and masks of these values in stripes."""
     for place, mask in places:
         picture(root / place)
         (root / mask).parent.mkdir(parents=True, exist_ok=True)
@@ -369,10 +387,10 @@ def test_a_list_of_classes_beside_the_masks(tmp_path: Path) -> None:
 
 
 def test_suffixes_of_pictures_and_masks(tmp_path: Path) -> None:
-    """Each picture has its mask, whatever its suffix."""
+    """Each image has its mask, whatever its suffix."""
     names = [("a.jpg", "a.png"), ("b.JPG", "b.png"), ("c.jpeg", "c.png"), ("d.png", "d.png")]
     findings = examine(masks(tmp_path, *((f"img/{one}", f"mask/{mask}") for one, mask in names)))
-    assert faults(findings) == [] and any("4 pictures" in finding.text for finding in findings)
+    assert faults(findings) == [] and any("4 images" in finding.text for finding in findings)
 
 
 def test_ade(tmp_path: Path) -> None:
@@ -401,11 +419,11 @@ def test_a_folder_of_nothing_known(tmp_path: Path) -> None:
     ((level, subject, text),) = faults(examine(tmp_path))
     assert (level, subject) == ("error", "layout") and ".docx" in text
     Image.fromarray(np.linspace(0, 4095, 4096).reshape(64, 64).astype(np.uint16)).save(tmp_path / "x12.png")
-    _, (level, subject, text) = faults(examine(tmp_path))  # its pictures are looked at all the same
-    assert (level, subject) == ("warning", "pictures") and "4,095" in text
+    _, (level, subject, text) = faults(examine(tmp_path))  # its images are looked at all the same
+    assert (level, subject) == ("warning", "images") and "4,095" in text
     (tmp_path / "ant").mkdir()
     (tmp_path / "x12.png").rename(tmp_path / "ant" / "x12.png")  # classes without splits
-    assert [subject for _, subject, _ in faults(examine(tmp_path))] == ["train", "validation", "pictures"]
+    assert [subject for _, subject, _ in faults(examine(tmp_path))] == ["train", "validation", "images"]
 
 
 def test_two_layouts_in_one_folder(coco: Path) -> None:

@@ -1,4 +1,4 @@
-"""The checkpoint and the pictures of the tests of prediction, and the command within this process."""
+"""The checkpoint and the images of the tests of prediction, and the command within this process."""
 
 import io
 import logging

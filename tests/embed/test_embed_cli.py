@@ -1,4 +1,4 @@
-"""Embed folders: features equal to the model's own, names in order, and the nearest pictures."""
+"""Embed folders: features equal to the model's own, names in order, and the nearest images."""
 
 import shutil
 from collections.abc import Callable
@@ -22,7 +22,7 @@ IN_ORDER = ["deep/deeper/8.png", "deep/deeper/9.png", *(f"near/{number}.png" for
 
 
 def features_of(network: Any, pictures: list[Image.Image]) -> np.ndarray[Any, Any]:
-    """By the model itself, one picture of 16 x 16 pixels at a time."""
+    """By the model itself, one image of 16 x 16 pixels at a time."""
     mean, std = torch.tensor((0.485, 0.456, 0.406)), torch.tensor((0.229, 0.224, 0.225))
     rows = []
     for picture in pictures:

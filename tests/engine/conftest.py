@@ -14,7 +14,7 @@ from tests.engine.runs import Train, run_here
 
 @pytest.fixture(scope="session")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three classes of coloured noise, 16 x 16: 48 training and 13 validation pictures."""
+    """Three classes of coloured noise, 16 x 16: 48 training and 13 validation images."""
     root = tmp_path_factory.mktemp("pictures")
     draw = np.random.default_rng(0)
     for split, count in (("train", 16), ("val", 4)):

@@ -34,7 +34,7 @@ SHORT = [
 
 
 def small_model(num_classes: int = 3, seed: int = 0, **options: Any) -> DaViT:
-    """The small model with random weights, and a head that does not give all pictures one answer."""
+    """The small model with random weights, and a head that does not give all images one answer."""
     torch.manual_seed(seed)
     model = create_model("DaViT_nano", num_classes=num_classes, **{**SMALL, **options})
     assert isinstance(model, DaViT)

@@ -1,8 +1,8 @@
-"""train.py whose memory holds so many pictures: MOST=PICTURES for each process, RUN_OUT=STEP,RANK for one error there.
+"""train.py whose memory holds so many images: MOST=PICTURES for each process, RUN_OUT=STEP,RANK for one error there.
 
 Both raise `torch.OutOfMemoryError`: MOST in any forward pass of the bare model, of the evaluation too; RUN_OUT in that
-of the last micro-batch, or in its backward pass with IN=backward. What was trained on is written to SEEN: a line a
-step, with the positions of this process's pictures, and their size. KILL=STEP kills the process behind that step,
+of the last micro-batch, or in its backward pass with IN=backward. What was trained on is written to SEEN: a line per
+step, with the positions of this process's images, and their size. KILL=STEP kills the process behind that step,
 before its state is saved.
 """
 
@@ -41,7 +41,7 @@ class _Fail(torch.autograd.Function):
 
 def limited(self: DaViT, images: Tensor, *rest: Any) -> Tensor:
     if len(images) > most:
-        raise torch.OutOfMemoryError(f"CUDA out of memory: {len(images)} pictures")
+        raise torch.OutOfMemoryError(f"CUDA out of memory: {len(images)} images")
     if not torch.is_grad_enabled() or not self.training:
         return forward(self, images, *rest)
     now["pass"] += 1

@@ -1,4 +1,4 @@
-"""Training, evaluation, prediction and drawings of pictures of four bands and 12 bits."""
+"""Training, evaluation, prediction and drawings of images of four bands and 12 bits."""
 
 from __future__ import annotations
 

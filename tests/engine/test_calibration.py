@@ -48,7 +48,7 @@ def recorded(logits: Tensor, targets: Tensor, scored: Tensor | None = None, fini
 
 
 def ece_by_hand(probabilities: np.ndarray, targets: np.ndarray, bins: int = 15) -> float:
-    """Picture by picture: gather those between two edges, and weigh the gap of their means."""
+    """Image by image: gather those between two edges, and weigh the gap of their means."""
     groups: dict[int, list[tuple[float, bool]]] = {}
     edges = torch.linspace(0, 1, bins + 1).tolist()
     for row, target in zip(probabilities, targets, strict=True):

@@ -1,4 +1,4 @@
-"""Check the one evaluation: right figures, each picture once, and nothing of the training disturbed."""
+"""Check the one evaluation: right figures, each image once, and nothing of the training disturbed."""
 
 import json
 import math
@@ -31,7 +31,7 @@ READ = eval_transform(img_size=16)
 
 @pytest.fixture
 def dataset(pictures: Path) -> PictureDataset:
-    """13 validation pictures of 3 classes."""
+    """13 validation images of 3 classes."""
     return open_dataset(pictures, "val", transform=READ)
 
 
@@ -133,7 +133,7 @@ def test_bad_pictures_stop_it_or_are_counted(pictures: Path, tmp_path: Path) -> 
     dataset = open_dataset(tmp_path, "val", transform=READ)
     with pytest.raises(BadImageError, match=r"red/0\.png"):
         run(small_model(), dataset)
-    # batches of one: a batch of nothing but the bad picture is never handed out
+    # batches of one: a batch of nothing but the bad image is never handed out
     skipping = loader(dataset, 1, skip_bad_images=True)
     for _ in range(2):
         found = evaluate(small_model(), skipping, world=ALONE)
@@ -208,7 +208,7 @@ def write_lines(folder: Path, *lines: object) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("class_map", "columns", "wanted"),  # wanted: the class index of a picture -> its column
+    ("class_map", "columns", "wanted"),  # wanted: the class index of an image -> its column
     [(None, [6, 2], {0: 0, 1: 1}), ({"blue": 4, "red": 2, "green": 0}, [2, 4, 5], {4: 1, 2: 0})],
     ids=["in the order of the folders", "by the model's own indices"],
 )
@@ -245,7 +245,7 @@ def test_subsets_that_cannot_be_used(
 
 @pytest.fixture
 def imagenet_like(tmp_path: Path, pictures: Path) -> PictureDataset:
-    """Six pictures under ImageNet's names, of numbers 2, 3, 5, 7, 8, 9."""
+    """Six images under ImageNet's names, of numbers 2, 3, 5, 7, 8, 9."""
     numbers = iter((5, 2, 9, 3, 8, 7))
     for name in ("blue", "green", "red"):
         (tmp_path / "val" / name).mkdir(parents=True)
@@ -256,7 +256,7 @@ def imagenet_like(tmp_path: Path, pictures: Path) -> PictureDataset:
 
 
 def test_real_labels_are_found_by_file_name(imagenet_like: PictureDataset, tmp_path: Path) -> None:
-    answers = [[0], [2, 6], [], [1], [5, 6, 0], [4], [], [3], [6], [6]]  # of the pictures 1 to 10
+    answers = [[0], [2, 6], [], [1], [5, 6, 0], [4], [], [3], [6], [6]]  # of the images 1 to 10
     (tmp_path / "real.json").write_text(json.dumps(answers))
     model = small_model(num_classes=7, seed=3)
     found = run(model, imagenet_like, 4, labels=real_labels(tmp_path / "real.json", imagenet_like, Labels()))
@@ -283,7 +283,7 @@ def test_real_labels_that_cannot_be_used(
     (tmp_path / "real.json").write_text(text)
     with pytest.raises(DataError, match=r"real\.json"):
         real_labels(tmp_path / "real.json", imagenet_like, Labels())
-    with pytest.raises(DataError, match=r"blue/0\.png"):  # no picture of ImageNet's
+    with pytest.raises(DataError, match=r"blue/0\.png"):  # no image of ImageNet's
         real_labels(BUNDLED_REAL, dataset, Labels())
 
 

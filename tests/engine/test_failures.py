@@ -30,7 +30,7 @@ def test_full_disk_keeps_the_old_checkpoints_whole(train: Train, small_disk: Pat
 
 
 def test_a_nan_pixel_is_caught_on_its_step(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No picture file holds a NaN, but a transform of one's own may make one."""
+    """No image file holds a NaN, but a transform of one's own may make one."""
     normalise = ToNormalizedTensor.__call__
     monkeypatch.setattr(ToNormalizedTensor, "__call__", lambda self, image: normalise(self, image) * float("nan"))
     result = train(*SHORT, status=3)

@@ -1,4 +1,4 @@
-"""Compute features of models of many kinds: one vector a picture, or an error that says what to choose."""
+"""Compute features of models of many kinds: one vector per image, or an error that says what to choose."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Runs whose training pictures grow: resumed within and between sizes, recorded, and refused where a model cannot."""
+"""Runs whose training images grow: resumed within and between sizes, recorded, and refused where a model cannot."""
 
 import json
 from pathlib import Path
@@ -15,7 +15,7 @@ from davit.engine.validate import main as validate
 from tests.engine.runs import SHORT, Train, run_here, small_model, summary, weights_hash
 from tests.engine.test_memory import starving
 
-# 48 pictures: 6 steps an epoch; multiples of 8 as the small model's stride is 8
+# 48 images: 6 steps per epoch; multiples of 8 as the small model's stride is 8
 GROWING = [
     *(*SHORT, "--epochs", "3", "--lr", "1e-3", "--mixup", "0.8", "--drop-path", "0.3", "--recovery-interval", "1"),
     *("--img-size", "8,16,24", "--size-schedule", "linear"),
@@ -24,7 +24,7 @@ STEPS = 18
 
 
 def seen(cwd: Path, rank: int = 0) -> dict[tuple[int, int], list[int]]:
-    """The size of the pictures of each step."""
+    """The size of the images of each step."""
     lines = (cwd / f"seen-{rank}.jsonl").read_text().splitlines()
     return {(epoch, step): sizes for epoch, step, _, sizes in map(json.loads, lines)}
 

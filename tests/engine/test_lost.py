@@ -1,4 +1,4 @@
-"""What somebody removes under a running run is noticed; runs without a name keep apart, and the right one goes on."""
+"""What somebody removes under a running run is noticed; nameless runs keep apart, and the right one continues."""
 
 import os
 import shutil
@@ -20,7 +20,7 @@ from davit.engine.train import RunOptions
 from tests.engine.runs import SHORT, Train, run_here, summary, weights_hash
 from tests.engine.test_resume import asked
 
-RUN = [*SHORT, "--epochs", "3", "--recovery-interval", "4", "--lr", "1e-3"]  # 6 steps an epoch
+RUN = [*SHORT, "--epochs", "3", "--recovery-interval", "4", "--lr", "1e-3"]  # 6 steps per epoch
 Meddle = Callable[[int, Callable[[], object]], None]
 
 
@@ -68,7 +68,7 @@ def test_a_folder_that_vanishes_is_made_anew(
     }
     after(steps, acts[way])
     result = train(*RUN)
-    assert any("made anew" in line and "runs/a" in line for line in result.stderr.splitlines())
+    assert any("made again" in line and "runs/a" in line for line in result.stderr.splitlines())
     assert weights_hash(folder / LAST) == whole
     assert [row["epoch"] for row in summary(folder)] == ["0", "1", "2"]
     assert (folder / "args.yaml").exists()
@@ -140,7 +140,7 @@ def test_a_lock_that_was_removed_is_made_again(train: Train, tmp_path: Path, aft
     lock = tmp_path / "runs/a/.lock"
     after(8, lock.unlink)
     result = train(*RUN)
-    assert any(".lock" in line and "made anew" in line for line in result.stderr.splitlines())
+    assert any(".lock" in line and "made again" in line for line in result.stderr.splitlines())
     assert lock.exists()
     assert [row["epoch"] for row in summary(tmp_path / "runs/a")] == ["0", "1", "2"]
 

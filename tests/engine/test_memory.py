@@ -34,7 +34,7 @@ from tests.engine.runs import (
 )
 
 ALONE = World(0, 0, 1, torch.device("cpu"))
-# 48 training pictures: two steps of 24 in an epoch
+# 48 training images: two steps of 24 in an epoch
 RANDOM = [
     *(*SHORT, "--lr", "1e-3", "--mixup", "0.8", "--cutmix", "1.0", "--drop-path", "0.3", "--reprob", "0.5"),
     *("--model-ema", "--model-ema-decay", "0.9", "--clip-grad", "1.0", "--recovery-interval", "1"),
@@ -51,7 +51,7 @@ def starving(data: Path, cwd: Path, *flags: str, processes: int = 0, status: int
 
 
 def samples(cwd: Path, processes: int = 1) -> dict[tuple[int, int], list[int]]:
-    """The pictures of each step that was done, over all processes."""
+    """The images of each step that was done, over all processes."""
     found: dict[tuple[int, int], list[int]] = {}
     for rank in range(processes):
         for line in (cwd / f"seen-{rank}.jsonl").read_text().splitlines():
@@ -147,7 +147,7 @@ def test_what_a_state_goes_on_with() -> None:
 
 
 def test_auto_is_the_setting_that_it_finds(tmp_path: Path, pictures: Path) -> None:
-    """Bit for bit, as args.yaml says it, and so is a run that goes on with it."""
+    """Bit for bit, as args.yaml says it, and so is a run that continues with it."""
     found = starving(pictures, tmp_path / "auto", *TWENTY_FOUR, "--batch-size", "auto", MOST=6)
     assert "--batch-size 6 --grad-accum-steps 4" in found.stderr
     starving(pictures, tmp_path / "named", *RANDOM, "--batch-size", "6", "--grad-accum-steps", "4")
@@ -194,13 +194,13 @@ def test_auto_of_sixty_where_seventeen_fit(
 def test_memory_that_an_evaluation_lacks_changes_no_result(
     train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lacking: int
 ) -> None:
-    """Thirteen pictures in batches of 8 are two passes, of the weights and then of their average, in each epoch."""
+    """Thirteen images in batches of 8 are two passes, of the weights and then of their average, in each epoch."""
     train(*RANDOM)
     whole, forward = summary(tmp_path / "runs/a"), DaViT.forward
     weights, passes = weights_hash(tmp_path / "runs/a" / LAST), []
 
     def limited(self: DaViT, images: Tensor, *rest: Any) -> Tensor:
-        if not self.training and len(images) > 1:  # one picture is tried before the run
+        if not self.training and len(images) > 1:  # one image is tried before the run
             passes.append(len(images))
             if len(passes) == lacking:
                 raise torch.OutOfMemoryError("CUDA out of memory")
@@ -228,7 +228,7 @@ def test_auto_in_two_processes(tmp_path: Path, pictures: Path) -> None:
 
 def test_a_size_is_named_where_not_even_the_smallest_fits(tmp_path: Path, pictures: Path) -> None:
     failed = starving(pictures, tmp_path, *TWENTY_FOUR, "--batch-size", "auto", status=2, MOST=1)
-    for word in ("2 pictures", "16 x 16", "--grad-checkpointing", "--img-size"):
+    for word in ("2 images", "16 x 16", "--grad-checkpointing", "--img-size"):
         assert word in failed.stderr
 
 
@@ -239,7 +239,7 @@ def stepper(model: nn.Module, **options: Any) -> Stepper:
 
 
 class Small(nn.Module):
-    """With a batch norm, dropout and a layer in evaluation mode; it fails above so many pictures."""
+    """With a batch norm, dropout and a layer in evaluation mode; it fails above so many images."""
 
     def __init__(self, most: int = 10**9) -> None:
         super().__init__()
@@ -279,7 +279,7 @@ def test_trying_finds_the_largest_and_changes_nothing(most: int) -> None:
 
 
 def test_on_a_cpu_a_size_that_would_not_fit_is_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Peaks are those of a process that takes 100 MB and 10 MB a picture; the kernel would kill it above 500."""
+    """Peaks are those of a process that takes 100 MB and 10 MB an image; the kernel would kill it above 500."""
     model, tried = Small(), []
 
     class Peak:
@@ -309,7 +309,7 @@ def test_on_a_cpu_a_size_that_would_not_fit_is_not_tried(monkeypatch: pytest.Mon
 def test_the_peak_of_a_step_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     cpu = torch.device("cpu")
     for is_allowed in (True, False):
-        if not is_allowed:  # some systems do not let a process begin its peak anew
+        if not is_allowed:  # some systems do not let a process begin its peak again
             monkeypatch.setattr(Path, "write_text", lambda *_: (_ for _ in ()).throw(PermissionError()))
         start = memory.resident_bytes()
         with memory.peak_of(cpu) as peak:
@@ -497,7 +497,7 @@ def test_a_run_ends_with_the_remedy_where_nothing_is_smaller(train: Train, monke
 
     monkeypatch.setattr(DaViT, "forward", fail)
     failed = train(*RANDOM, status=2)
-    assert "8 pictures" in failed.stderr or "2 pictures" in failed.stderr
+    assert "8 images" in failed.stderr or "2 images" in failed.stderr
     assert "--grad-checkpointing" in failed.stderr
 
 
@@ -513,7 +513,7 @@ def test_the_evaluation_halves_its_batch(train: Train, tmp_path: Path, monkeypat
 
     monkeypatch.setattr(DaViT, "forward", limited)
     train(*RANDOM)
-    tried = [size for size in sizes if size > 1]  # one picture is tried before the run
+    tried = [size for size in sizes if size > 1]  # one image is tried before the run
     assert tried[:3] == [8, 4, 2]
     assert max(tried[3:]) == 2
     assert read_state(tmp_path / "runs/a" / LAST)["eval_batch"] == 2

@@ -1,4 +1,4 @@
-"""Memory that holds 24 pictures and steps of 96, with DaViT_nano on digits: bit for bit the run that was dealt so."""
+"""Memory that holds 24 images and steps of 96, with DaViT_nano on digits: bit for bit the run that was dealt so."""
 
 import shutil
 import signal

@@ -1,4 +1,4 @@
-"""Several labels a picture: losses as timm has them, measures as scikit-learn has them, thresholds, and whole runs."""
+"""Several labels per image: losses as timm has them, measures as scikit-learn has them, thresholds, and whole runs."""
 
 import csv
 import json
@@ -140,7 +140,7 @@ def test_mixed_rows_are_mixed_themselves() -> None:
     np.random.seed(0)
     mixed = mixup(torch.zeros(8, 3, 4, 4), several)[1]
     assert mixed.equal(expected)
-    share = (several * 0.9 + 0.05) - mixed  # of the picture mixed in
+    share = (several * 0.9 + 0.05) - mixed  # of the image mixed in
     other = several.flip(0) - several
     lam = (share[other != 0] / (-0.9 * other[other != 0])).unique()
     assert lam.max() - lam.min() < 1e-5
@@ -380,7 +380,7 @@ def test_too_few_pictures_for_a_threshold_of_each_class_are_said(
     for module in (multilabel_module, validate_module):
         monkeypatch.setattr(module, "LEAST_POSITIVES", 10**6)
     assert validate([str(digits), "--checkpoint", str(checkpoint), "--workers", "0", "--fit-threshold", "class"]) == 0
-    assert "no class has 1000000 pictures" in caplog.text
+    assert "no class has 1000000 images" in caplog.text
     assert "for all classes" in caplog.text
 
 
@@ -399,7 +399,7 @@ def test_a_run_is_judged_by_map_and_its_checkpoint_knows_the_task(trained: Path,
 
 
 def true_answers(trained: Path, digits: Path) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """Logits and labels of the validation pictures, computed here."""
+    """Logits and labels of the validation images, computed here."""
     predictor = davit.load(trained / "model_best.pth.tar")
     with (digits / "labels.csv").open() as stream:
         rows = [row for row in csv.DictReader(stream) if row["path"].startswith("val/")]

@@ -73,7 +73,7 @@ def test_bar_shows_progress_numbers_speed_and_time_left(tty: Terminal, clock: Cl
             clock.now += 0.25
             bar.update(loss=5 / step, top1=42.5, lr=5e-4, grad_norm=1.25, data_share=0.071)
         line = tty.lines()[-1]
-        # 4 steps/s of 32 pictures, 150 steps to go
+        # 4 steps/s of 32 images, 150 steps to go
         assert re.match(r"epoch 3/299  25%\|.{10,}\| 50/200, loss 0\.1000, top-1 42\.50 %, ", line)
         assert "128 images/s, 00:37 left" in line
         assert line.endswith("lr 0.0005, grad norm 1.25, waiting for data 7%")
@@ -105,9 +105,9 @@ def test_log_lines_appear_above_the_bar(tty: Terminal, clock: Clock, monkeypatch
         with Progress(10, "epoch", images_per_step=1) as bar:
             clock.now += 1
             bar.update(loss=1.0)
-            logging.getLogger("davit.test").warning("a picture was bad")
+            logging.getLogger("davit.test").warning("an image was bad")
             above, drawn = tty.lines()
-        assert above == "a picture was bad"
+        assert above == "an image was bad"
         assert drawn.startswith("epoch  10%|")
         tty.look()
         logging.getLogger("davit.test").warning("after")

@@ -1,4 +1,4 @@
-"""The report of an evaluation: its tables against a plain count, and its pictures at few and many classes."""
+"""The report of an evaluation: its tables against a plain count, and its images at few and many classes."""
 
 import csv
 import json
@@ -41,7 +41,7 @@ def report_on(dataset: PictureDataset, predicted: list[int], names: list[str], *
 
 
 def test_the_tables_are_a_plain_count(dataset: PictureDataset, tmp_path: Path) -> None:
-    names = ["blue", "green", "red", "none, really"]  # the last has no picture, and a comma
+    names = ["blue", "green", "red", "none, really"]  # the last has no image, and a comma
     predicted = [0, 0, 1, 0, 3, 1, 1, 1, 2, 2, 2, -1, 0]  # blue x 5, green x 4, red x 4
     write_report(tmp_path, report_on(dataset, predicted, names))
     rows = {row["class"]: row for row in read(tmp_path / "per_class.csv")}

@@ -1,4 +1,4 @@
-"""From where a run goes on, and what it never does to the run before."""
+"""From where a run continues, and what it never does to the run before."""
 
 import os
 import signal
@@ -177,7 +177,7 @@ def test_no_resume_opt_takes_the_weights_and_the_epoch(train: Train, tmp_path: P
     folder = tmp_path / "runs/b"
     assert [row["epoch"] for row in summary(folder)] == ["2", "3", "4"]
     assert rates(folder) == pytest.approx([1e-3] * 3)
-    # interrupted, it goes on from its own state, optimizer and all, rather than from --resume again
+    # interrupted, it continues from its own state, optimizer and all, rather than from --resume again
     whole = weights_hash(folder / "last.pth.tar")
     for name in (LAST, "checkpoint-4.pth.tar"):
         (folder / name).unlink(missing_ok=True)

@@ -235,7 +235,7 @@ def test_args_are_plain_yaml_in_the_order_given(tmp_path: Path) -> None:
 
 def test_bad_images_are_listed_sorted(tmp_path: Path) -> None:
     odd = b"caf\xe9.png".decode(errors="surrogateescape")
-    write_bad_images(tmp_path, {"b/2.png": "truncated, at 12", 'a/"1".png': "empty", odd: "no picture"})
+    write_bad_images(tmp_path, {"b/2.png": "truncated, at 12", 'a/"1".png': "empty", odd: "no image"})
     assert (tmp_path / "bad_images.csv").read_bytes() == (
-        b'file,reason\n"a/""1"".png",empty\nb/2.png,"truncated, at 12"\ncaf\\xe9.png,no picture\n'
+        b'file,reason\n"a/""1"".png",empty\nb/2.png,"truncated, at 12"\ncaf\\xe9.png,no image\n'
     )

@@ -33,7 +33,7 @@ WITHIN, BETWEEN = 8, 6  # steps after which a run is stopped: in epoch 1, and be
 
 @pytest.fixture
 def data(tmp_path: Path, pictures: Path) -> Path:
-    """A copy of the pictures that a test may change."""
+    """A copy of the images that a test may change."""
     return Path(shutil.copytree(pictures, tmp_path / "data"))
 
 
@@ -126,7 +126,7 @@ def test_other_classes_are_refused(
 def test_exchanged_classes_of_the_same_file_names_are_refused(
     data: Path, tmp_path: Path, stopped: Any, go_on: Any, steps: int
 ) -> None:
-    """The list of files is the same, and the pictures tell."""
+    """The list of files is the same, and the images tell."""
     stopped(steps)
     exchange(data)
     refused = go_on(status=2)
@@ -177,12 +177,12 @@ def rename(split: str, data: Path) -> None:
 
 
 def move(split: str, data: Path) -> None:
-    """Move a picture into another class."""
+    """Move an image into another class."""
     (data / split / "red/2.png").rename(data / split / "green/99.png")
 
 
 def shrink(split: str, data: Path) -> None:
-    """Leave fewer steps an epoch than are done."""
+    """Leave fewer steps per epoch than are done."""
     for number in range(4, 16):
         for name in ("blue", "green", "red"):
             (data / split / name / f"{number}.png").unlink(missing_ok=True)
@@ -211,10 +211,10 @@ def test_other_files_within_an_epoch_are_refused(
     state = read_state(tmp_path / "runs/a" / LAST)
     count = len(list((data / "train").rglob("*.png")))
     assert state["data"][split]["pictures"] == len(list((data / split).rglob("*.png")))
-    if split == "train":  # the epoch began anew, and has all its pictures
+    if split == "train":  # the epoch began again, and has all its images
         assert state["totals"]["samples"] == count // 8 * 8
         assert state["updates"] == 8 + count // 8
-    else:  # training goes on where it was, and what was measured on other pictures is set aside
+    else:  # training continues where it was, and what was measured on other images is set aside
         assert state["updates"] == 12
         assert {*state["kept"]} <= {1} and (tmp_path / "runs/a/checkpoint-0.aside.pth.tar").exists()
         assert read_state(tmp_path / "runs/a/model_best.pth.tar")["epoch"] == 2
@@ -229,7 +229,7 @@ def test_other_files_between_epochs_are_warned_of(
     before = len(list((data / split).rglob("*.png")))
     change(split, data)
     now = len(list((data / split).rglob("*.png")))
-    (line,) = [line for line in go_on().stderr.splitlines() if f"{split} has {now} pictures" in line]
+    (line,) = [line for line in go_on().stderr.splitlines() if f"{split} has {now} images" in line]
     assert str(before) in line or before == now
     assert [row["epoch"] for row in summary(tmp_path / "runs/a")] == ["0", "1"]
     assert (tmp_path / "runs/a/checkpoint-0.aside.pth.tar").exists() == (split == "val")
@@ -251,7 +251,7 @@ def test_the_same_data_elsewhere_are_the_same(data: Path, tmp_path: Path, stoppe
 def test_files_changed_before_an_epochs_evaluation(
     data: Path, tmp_path: Path, go_on: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All its steps are done, so the order of its pictures no longer matters."""
+    """All its steps are done, so the order of its images no longer matters."""
     evaluate = build.evaluate
 
     def interrupted(*words: Any, **options: Any) -> Any:
@@ -262,7 +262,7 @@ def test_files_changed_before_an_epochs_evaluation(
         patch.setattr(build, "evaluate", interrupted)
         run_here(data, *RUN, cwd=tmp_path, status=75)
     shrink("train", data)
-    assert "12 pictures" in go_on().stderr
+    assert "12 images" in go_on().stderr
     state = read_state(tmp_path / "runs/a" / LAST)
     assert (state["epoch"], state["updates"]) == (2, 6 + 1)
 
@@ -312,7 +312,7 @@ class Listed:
         return len(self._names)
 
     def names(self) -> list[str]:
-        assert self.labels is not None, "a name may cost opening the picture"
+        assert self.labels is not None, "a name may cost opening the image"
         return self._names
 
     def filename(self, index: int) -> str:

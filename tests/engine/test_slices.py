@@ -1,4 +1,4 @@
-"""Accuracy by what a csv says of each picture."""
+"""Accuracy by what a csv says of each image."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from davit.engine.slices import ABSENT, EMPTY, accuracy_by_slice, log_slices, re
 
 @pytest.fixture
 def dataset(pictures: Path) -> PictureDataset:
-    """13 validation pictures: blue/0 to 4, green/0 to 3, red/0 to 3."""
+    """13 validation images: blue/0 to 4, green/0 to 3, red/0 to 3."""
     return open_dataset(pictures, "val")
 
 

@@ -1,4 +1,4 @@
-"""A run on tables or shards is the run on the folder: the same weights, killed or not; each picture counts once."""
+"""A run on tables or shards is the run on the folder: the same weights, killed or not; each image counts once."""
 
 import json
 import re

@@ -95,7 +95,7 @@ def test_the_loss_is_that_of_timms_task(tmp_path: Path) -> None:
 
 
 def tower(kind: str) -> Any:
-    """A small model without or with a classifier, and its features for a picture."""
+    """A small model without or with a classifier, and its features for an image."""
     torch.manual_seed(5)
     if kind == "dinov2":
         config = transformers.Dinov2Config(**{**VIT, "image_size": 12})

@@ -250,7 +250,7 @@ def test_bad_pictures_stop_the_run_or_are_listed(tmp_path: Path, pictures: Path)
     data = tmp_path / "data"
     shutil.copytree(pictures, data)
     (data / "train/red/3.png").write_bytes(b"")
-    (data / "val/blue/1.png").write_text("not a picture")
+    (data / "val/blue/1.png").write_text("not an image")
     stopped = run_here(data, *SHORT, cwd=tmp_path, status=2)
     assert "red/3.png" in stopped.stderr
     run_here(data, *SHORT, "--skip-bad-images", "--experiment", "b", cwd=tmp_path)

@@ -393,11 +393,11 @@ def test_mistakes_are_named_and_end_with_status_2(
 
 @pytest.fixture
 def odd(pictures: Path, tmp_path: Path) -> Path:
-    """13 pictures, of which process 0 of 2 has 7 and process 1 has 6, the bad one among them."""
+    """13 images, of which process 0 of 2 has 7 and process 1 has 6, the bad one among them."""
     root = tmp_path / "odd"
     shutil.copytree(pictures / "val", root / "val")
     names = open_dataset(root, "val").filenames()
-    (root / "val" / names[3]).write_bytes(b"not a picture")
+    (root / "val" / names[3]).write_bytes(b"not an image")
     return root
 
 

@@ -47,7 +47,7 @@ def test_a_folder_of_some_of_imagenets_classes_is_matched_by_their_names(go: Any
     model = save_model(tmp_path / "m.pth", 1000)
     place = {name: index for index, name in enumerate(synsets())}
     present = [place[name] for name in synsets_of("imagenet_a")[:30]]
-    while True:  # only the classes that are there compete: until each of those planted among has a picture
+    while True:  # only the classes that are there compete: until each of those planted among has an image
         shutil.rmtree(tmp_path / "data", ignore_errors=True)
         plant(tmp_path / "data/val", model, draw(40, 3), 26, lambda i: synsets()[i], present)
         found = {path.name for path in (tmp_path / "data/val").iterdir()}
@@ -101,7 +101,7 @@ def test_equal_logits_give_the_lower_class_as_predictions_do(go: Any, tmp_path: 
 
 @pytest.fixture
 def sure(tmp_path: Path) -> Path:
-    """A model that is far too sure, and 60 pictures, of which it has 36 right."""
+    """A model that is far too sure, and 60 images, of which it has 36 right."""
     names = ["one", "three", "two"]
     model = save_model(tmp_path / "m.pth", 3, class_names=names)
     state = torch.load(tmp_path / "m.pth")
@@ -207,7 +207,7 @@ def test_some_classes_have_no_temperature_for_all(go: Any, tmp_path: Path) -> No
 def test_two_processes_report_and_calibrate_as_one(go: Any, sure: Path) -> None:
     names = sorted(path.relative_to(sure / "val").as_posix() for path in (sure / "val").glob("*/*"))
     (sure / names[-1]).parent.mkdir(exist_ok=True)
-    (sure / "val" / names[-1]).unlink()  # 59 pictures
+    (sure / "val" / names[-1]).unlink()  # 59 images
     (sure / "s.csv").write_text("path,x\n" + "".join(f"{name},{len(name) % 2}\n" for name in names[:-1]))
     flags = [
         str(sure),

@@ -24,7 +24,7 @@ CLASSES = ["dark", "light"]
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Dark and light pictures."""
+    """Dark and light images."""
     root, draw = tmp_path_factory.mktemp("data"), np.random.default_rng(0)
     for split, count in (("train", 12), ("val", 8)):
         for index, name in enumerate(CLASSES * count):
@@ -46,7 +46,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _difference(one: Path, other: Path, data: Path) -> float:
-    """How far the logits of training pictures lie apart, relative to their norm."""
+    """How far the logits of training images lie apart, relative to their norm."""
     cpu = torch.device("cpu")
     models = [load_model(None, path, ModelOptions(), cpu, takes_exported=True) for path in (one, other)]
     images = calibration_images(models[0], str(data), 12, seed=3)

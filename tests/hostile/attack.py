@@ -55,7 +55,7 @@ class Trial:
         prints, hides: words that the output must hold, and must not.
         seconds: of the processor for each of its processes. In `PATIENCE` times as many it must have ended, however
             busy the machine is.
-        megabytes: above what an ordinary picture takes to predict.
+        megabytes: above what an ordinary image takes to predict.
     """
 
     name: str
@@ -227,7 +227,7 @@ def _attack_one(tell: Connection, name: str, count: int, seed: int, lab: Path, s
     tally, scratch = Tally(), lab.parent / f"scratch-{name.replace(' ', '-')}"
     if name in _PREPARE:
         _PREPARE[name](lab)
-    base = attempt(Trial("an ordinary picture", lambda: predict_good(lab), megabytes=10_000), scratch)[3]
+    base = attempt(Trial("an ordinary image", lambda: predict_good(lab), megabytes=10_000), scratch)[3]
     for trial in itertools.islice(KINDS[name][1](random.Random(f"{seed} {name}"), lab), count):
         failure, code, seconds, megabytes = attempt(trial, scratch, base)
         tally.statuses[code] = tally.statuses.get(code, 0) + 1

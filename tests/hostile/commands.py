@@ -390,7 +390,7 @@ def commands(rng: random.Random, lab: Path) -> Iterator[Trial]:
 
 @kind("openmmlab", 0.015, _import_openmmlab)
 def openmmlab(rng: random.Random, lab: Path) -> Iterator[Trial]:
-    """Run the tools of mmdet/ and mmseg/ with odd flags, options of configs, configs, checkpoints and pictures."""
+    """Run the tools of mmdet/ and mmseg/ with odd flags, options of configs, configs, checkpoints and images."""
     while True:
         yield _trial(_openmmlab, lab, rng.randrange(2**32), (0, 2, 3), 1500)
 

@@ -64,7 +64,7 @@ class Setting:
 
 
 def write_data(lab: Path) -> Path:
-    """Write the pictures that these runs train on, and return their folder."""
+    """Write the images that these runs train on, and return their folder."""
 
     def write(root: Path) -> None:
         drawn = np.random.default_rng(1)

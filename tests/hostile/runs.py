@@ -440,7 +440,7 @@ def _harm(rng: random.Random, folder: Path) -> tuple[str, bool]:
 
 @kind("damage", 0.06)
 def damage(rng: random.Random, lab: Path) -> Iterator[Trial]:
-    """States damaged, cut, exchanged, removed or with odd values: a run goes on from a whole one, or says so."""
+    """States damaged, cut, exchanged, removed or with odd values: a run continues from a whole one, or says so."""
     setting = Setting(1, True)
     while True:
         steps = rng.choice((3, STEPS, STEPS + 1, 2 * STEPS + 3))
@@ -524,7 +524,7 @@ def _change(rng: random.Random, root: Path) -> tuple[str, bool]:
         _exchange(one, other)
     elif way == "file cut":
         one.write_bytes(one.read_bytes()[:200])
-    else:  # the same pictures in the same order under other names
+    else:  # the same images in the same order under other names
         for name in CLASSES:
             for file in pick[name]:
                 file.rename(file.with_name(f"p{file.name}"))

@@ -1,4 +1,4 @@
-"""A picture of 138 bytes, 20000 x 1 pixels, costs no command 300 MB more than an ordinary one does."""
+"""An image of 138 bytes, 20000 x 1 pixels, costs no command 300 MB more than an ordinary one does."""
 
 import itertools
 import logging
@@ -39,7 +39,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def costs(work: Callable[[str], int | None], folder: Path) -> dict[str, float]:
-    """The megabytes that a command takes for each strip above those for an ordinary picture."""
+    """The megabytes that a command takes for each strip above those for an ordinary image."""
     found = {}
     for name in ("good.png", "strip.png", "upright.png"):
         trial = Trial(name, lambda name=name: work(name), (0, 1, 2), megabytes=10_000)

@@ -1,4 +1,4 @@
-"""Make the trials of each kind: numbers, recipes, class maps, checkpoints, pictures.
+"""Make the trials of each kind: numbers, recipes, class maps, checkpoints, images.
 
 To add a kind: a function from a generator of random numbers and the lab's folder to an endless iterator of trials,
 under `@kind(name, share)`. The lab holds data/ (two classes), good.png and its like, and model.pth.tar (a training's
@@ -50,7 +50,7 @@ KWARGS = {"embed_dims": [8, 16], "depths": [1, 1], "num_heads": [1, 2], "window_
 MODEL = ["--model", "DaViT_nano", "--img-size", "16", "--model-kwargs"]
 MODEL += [f"{name}={value}".replace(" ", "") for name, value in KWARGS.items()]
 SHORT = [*("--epochs", "2", "--warmup-epochs", "1", "--cooldown-epochs", "0", "--batch-size", "4"), "--workers=0"]
-BLAME = ("damaged picture", "Repair or remove the file", "could not be read")
+BLAME = ("damaged image", "Repair or remove the file", "could not be read")
 
 # the values of the first attack, and then any
 VALUES = ("0", "-1", "1", "1e30", "1e12", "-inf", "inf", "nan", "1e309", "0.5", "-0.5", "1000000000000", "")
@@ -73,7 +73,7 @@ MORE = (
 
 
 def build_lab(folder: Path) -> Path:
-    """Make the data, the picture and the checkpoint that trials start from."""
+    """Make the data, the image and the checkpoint that trials start from."""
     lab = folder / "lab"
     torch.set_num_threads(1)
     os.environ.update(DAVIT_CACHE_DIR=str(folder / "cache"), CUDA_VISIBLE_DEVICES="", MPLBACKEND="agg")
@@ -97,7 +97,7 @@ def _args(**changed: Any) -> dict[str, Any]:
 
 
 def predict_good(lab: Path) -> int:
-    """Predict the ordinary picture, whose memory others are compared with."""
+    """Predict the ordinary image, whose memory others are compared with."""
     return predict([str(lab / "good.png"), "--checkpoint", str(lab / "model.pth.tar"), "--workers=0"])
 
 
@@ -586,7 +586,7 @@ def checkpoints(rng: random.Random, lab: Path) -> Iterator[Trial]:
         yield Trial(f"{command} {special or way} {notes or ''}", work, (0, 1, 2, 3), hides=("\x1b[2J",), seconds=30)
 
 
-# ---- pictures ----
+# ---- images ----
 
 
 def _png(width: int, height: int, rows: bytes = b"", depth: int = 8, colour: int = 2) -> bytes:
@@ -607,7 +607,7 @@ def _strip(rng: random.Random) -> bytes:
 
 @kind("pictures", 0.09)
 def pictures(rng: random.Random, lab: Path) -> Iterator[Trial]:
-    """A damaged picture, header or strip between whole ones through predict: the whole ones are always answered."""
+    """A damaged image, header or strip between whole ones through predict: the whole ones are always answered."""
     suffixes = ("png", "jpg", "gif", "bmp", "tif", "webp", "ppm")
     while True:
         suffix, special = rng.choice(suffixes), ""

@@ -325,14 +325,14 @@ import pathlib, timm, torch
 from PIL import Image
 from transformers import pipeline
 files = sorted(pathlib.Path("{root}", "val").glob("*/*.png"))
-pictures = [Image.open(file).convert("RGB") for file in files]
+images = [Image.open(file).convert("RGB") for file in files]
 model = timm.create_model("local-dir:{done.folder}", pretrained=True).eval()
 transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model), is_training=False)
 with torch.inference_mode():
-    guessed = model(torch.stack([transform(picture) for picture in pictures])).argmax(1).tolist()
+    guessed = model(torch.stack([transform(image) for image in images])).argmax(1).tolist()
 names = model.pretrained_cfg["label_names"]
 by_timm = sum(names[guess] == file.parent.name for guess, file in zip(guessed, files))
-found = pipeline("image-classification", model="{done.folder}")(pictures)
+found = pipeline("image-classification", model="{done.folder}")(images)
 print(by_timm, sum(guesses[0]["label"] == file.parent.name for guesses, file in zip(found, files)))
 """
     run = subprocess.run(

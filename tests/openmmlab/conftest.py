@@ -31,7 +31,7 @@ DET, SEG = REPOSITORY / "mmdet" / "configs", REPOSITORY / "mmseg" / "configs"
 DET_TOOLS, SEG_TOOLS = REPOSITORY / "mmdet" / "tools", REPOSITORY / "mmseg" / "tools"
 SEGMENTOR = Path(__file__).with_name("tiny_segmentor.py")
 CLASSES = ("ground", "disc", "bar")  # of the segmentor
-SIZE = (64, 48)  # width and height of its pictures
+SIZE = (64, 48)  # width and height of its images
 
 _DETECTOR = f"""
 _base_ = {str(DET / "davit_nano_maskrcnn_digits.py")!r}
@@ -122,7 +122,7 @@ def masks(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def write_masks(root: Path, train: int = 4, val: int = 3) -> Path:
-    """Write pictures and masks of three classes, in which a border is 255."""
+    """Write images and masks of three classes, in which a border is 255."""
     for split, first, count in (("train", 0, train), ("val", 100, val)):
         for number in range(count):
             draws = np.random.default_rng(first + number)
@@ -139,7 +139,7 @@ def write_masks(root: Path, train: int = 4, val: int = 3) -> Path:
 
 
 def save(pixels: Any, file: Path, mode: str | None = None, **words: Any) -> None:
-    """Write an array as a picture, of another mode if that is named."""
+    """Write an array as an image, of another mode if that is named."""
     file.parent.mkdir(parents=True, exist_ok=True)
     image = Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
     (image.convert(mode) if mode else image).save(file, **words)

@@ -32,7 +32,7 @@ def load(file: Path, root: Path, *words: Any, **flags: Any) -> tuple[Config, Nam
 
 
 def files(cfg: Config, *splits: str) -> list[tuple[Path, Path]]:
-    """For each split the annotation file and the folder of pictures."""
+    """For each split the annotation file and the folder of images."""
     found = []
     for split in splits:
         dataset = cfg[f"{split}_dataloader"].dataset
@@ -51,7 +51,7 @@ def classes_of(cfg: Config, args: Namespace, split: str = "train", checkpoint: s
 
 
 def coco(file: Path, *names: str, pictures: Path | None = None) -> None:
-    """Write a json of a cat and a dog on the first picture, and black pictures."""
+    """Write a json of a cat and a dog on the first image, and black images."""
     contents = {
         "images": [{"id": n, "file_name": name, "width": 20, "height": 10} for n, name in enumerate(names, 1)],
         "annotations": [
@@ -101,7 +101,7 @@ def test_a_test_set_without_annotations_is_for_predictions_alone(roboflow: Path)
 
 
 def test_the_readmes_own_data_set(tmp_path: Path) -> None:
-    """Two json beside a folder of all pictures; what is named on the command line stays."""
+    """Two json beside a folder of all images; what is named on the command line stays."""
     for split in ("train", "val"):
         coco(tmp_path / f"{split}.json", f"{split}.png", pictures=tmp_path / "images")
     cfg, args = load(MASKRCNN, tmp_path)

@@ -333,7 +333,7 @@ def test_deformable_convolution(modulated: bool, numbers: dict) -> None:
 
 
 def test_offsets_of_a_larger_map() -> None:
-    """A picture's numbers are read one after another, as mmcv's kernel does, on which DyHead's weights rely."""
+    """An image's numbers are read one after another, as mmcv's kernel does, on which DyHead's weights rely."""
     layer = mmcv_ops.ModulatedDeformConv2d(2, 3, 3, padding=1).double()
     image = torch.randn(2, 2, 4, 4, dtype=torch.float64)
     offset = torch.randn(2, 18, 8, 8, dtype=torch.float64, requires_grad=True)

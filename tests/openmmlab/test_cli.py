@@ -79,7 +79,7 @@ def test_a_full_disk_leaves_the_state_before(
 
 
 def test_nothing_whole_to_resume(go: Go, detector: Path, few_scenes: Path, tmp_path: Path) -> None:
-    """Neither a file that was cut off nor one that would run a program; without any, a run starts anew."""
+    """Neither a file that was cut off nor one that would run a program; without any, a run starts again."""
 
     class Program:
         def __reduce__(self) -> Any:
@@ -317,7 +317,7 @@ def test_two_processes_killed_in_the_second_epoch_and_resumed(
 @pytest.mark.long
 @pytest.mark.parametrize("root", [False, True])
 def test_the_published_command_lines(shared: Path, tmp_path: Path, root: bool) -> None:
-    """spec/commands.md, from mmdet/ and from the root, on two processes for eight and on few, small pictures."""
+    """spec/commands.md, from mmdet/ and from the root, on two processes for eight and on few, small images."""
     torch.save({"state_dict": create_model("DaViT_tiny").state_dict()}, tmp_path / "tiny.pth")
     cwd, prefix = (REPOSITORY, "mmdet/") if root else (REPOSITORY / "mmdet", "")
     few = [f"{split}_dataloader.dataset.indices=2" for split in ("train", "val")]

@@ -30,7 +30,7 @@ model["data_preprocessor"] = dict(type="DetDataPreprocessor")
 
 @pytest.fixture
 def scenes(few_scenes: Path, tmp_path: Path) -> Path:
-    """A copy of the scenes whose annotations a test may change; the pictures are shared."""
+    """A copy of the scenes whose annotations a test may change; the images are shared."""
     root = tmp_path / "scenes"
     shutil.copytree(few_scenes / "annotations", root / "annotations")
     for split in ("train2017", "val2017"):

@@ -1,4 +1,4 @@
-"""What test.py and image_demo.py write of pictures whose names are alike: each has a file."""
+"""What test.py and image_demo.py write of images whose names are alike: each has a file."""
 
 import json
 import shutil
@@ -38,7 +38,7 @@ def test_detections_of_pictures_that_share_a_name(go: Go, detector: Path, few_sc
 
 
 def test_masks_of_pictures_that_share_a_name(go: Go, masks: Path, segmentor_weights: Path) -> None:
-    """A single name stays the picture's own, as servers want it."""
+    """A single name stays the image's own, as servers want it."""
     folder = Path("set/images/val")
     first, second = sorted((masks / "images/val").iterdir())[:2]
     for number, file in enumerate((first, second)):
@@ -67,7 +67,7 @@ def test_names_that_no_font_can_draw(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_masks_that_overlap() -> None:
-    """There the picture is tinted too: by the mean of the objects' colours."""
+    """There the image is tinted too: by the mean of the objects' colours."""
     picture, boxes = np.full((400, 400, 3), 200, np.uint8), np.array([[0, 0, 9, 9]] * 3, np.float32)
     masks = np.zeros((3, 400, 400), bool)
     masks[0, 100:300], masks[1, 200:390], masks[2, :, 300:] = True, True, True

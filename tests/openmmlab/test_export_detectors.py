@@ -100,7 +100,7 @@ def lively(file: Path, seed: int = 0) -> Any:
 
 
 def in_mmdet(model: Any, images: Tensor) -> list[Any]:
-    """What mmdet itself finds in normalised pictures."""
+    """What mmdet itself finds in normalised images."""
     from mmdet.structures import DetDataSample
 
     height, width = images.shape[2:]
@@ -168,7 +168,7 @@ def test_what_is_not_written_is_refused_by_name(detectors: dict[str, Path]) -> N
 
 
 def test_suppression_in_onnx(tmp_path: Path) -> None:
-    """Of each picture by itself; what is no candidate stays out, and no more than the limit stay."""
+    """Of each image by itself; what is no candidate stays out, and no more than the limit stay."""
     import onnxruntime
 
     class Best(nn.Module):

@@ -1,4 +1,4 @@
-"""How pictures of any kind and number of bands come into MMDetection and MMSegmentation."""
+"""How images of any kind and number of bands come into MMDetection and MMSegmentation."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_files_elsewhere(rgba: Path):
 
 
 def test_what_cannot_be_read(tmp_path: Path, rgba: Path, monkeypatch: pytest.MonkeyPatch):
-    (tmp_path / "broken.png").write_text("no picture")
+    (tmp_path / "broken.png").write_text("no image")
     for wrong in ("broken.png", "missing.png"):
         with pytest.raises(DataError, match=wrong):
             load(tmp_path / wrong)
@@ -219,7 +219,7 @@ def test_means_of_another_number_of_bands_are_refused():
 
 @pytest.fixture(scope="module")
 def multispectral(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Pictures whose fourth band alone shows the disc that the masks have."""
+    """Images whose fourth band alone shows the disc that the masks have."""
     root = tmp_path_factory.mktemp("multispectral")
     for split in ("train", "val"):
         for part in ("images", "masks"):

@@ -67,7 +67,7 @@ def test_colours_reach_the_model_as_it_was_trained(detector: Path, checkpoint: P
 
 
 def test_segmentation_draws_and_counts() -> None:
-    """What is no class keeps its picture; names are below it."""
+    """What is no class keeps its image; names are below it."""
     labels = np.zeros((400, 400), np.int64)
     labels[:, 100:] = 2
     labels[:, 200:] = 255
@@ -81,9 +81,9 @@ def test_segmentation_draws_and_counts() -> None:
 
 
 def test_image_demo(go: Go, detector: Path, checkpoint: Path, few_scenes: Path) -> None:
-    """A file that is no picture does not stop the others; two that differ in suffix have a drawing each."""
+    """A file that is no image does not stop the others; two that differ in suffix have a drawing each."""
     shutil.copytree(few_scenes / "val2017", "pictures")
-    Path("pictures/broken.jpg").write_text("no picture")
+    Path("pictures/broken.jpg").write_text("no image")
     words = ["pictures", detector, checkpoint, "--score-thr", "0", "--out-dir"]
     assert "broken.jpg" in go(demo.main, *words, "out", status=2)
     listed = json.loads(Path("out/predictions.json").read_text())

@@ -14,7 +14,7 @@ from davit.openmmlab.predictor import Predictor
 from tests.conftest import REPOSITORY
 from tests.openmmlab.conftest import SEG, Go, save, weights_of
 
-SEGMENTOR = (  # a model and pictures of seconds; everything that is about the data stays as written
+SEGMENTOR = (  # a model and images of seconds; everything that is about the data stays as written
     *("model.backbone.embed_dims=8,16,24,32", "model.backbone.num_heads=1,2,2,4", "model.backbone.depths=1,1,1,1"),
     *("model.decode_head.in_channels=8,16,24,32", "model.decode_head.channels=8"),
     *("model.auxiliary_head.in_channels=24", "model.auxiliary_head.channels=8"),
@@ -61,7 +61,7 @@ def test_detection_of_classes_of_ones_own(go: Go, detector: Path, few_scenes: Pa
     options = ["--cfg-options", "train_cfg.max_epochs=1", "--work-dir", "out"]
     go(train, detector, *written["train"][1:], *options)
     said = go(evaluate, detector, "out/epoch_1.pth", *written["test"][2:])
-    assert "4 pictures" in said and "10 classes" in said
+    assert "4 images" in said and "10 classes" in said
     assert Predictor(detector, "out/epoch_1.pth", device="cpu").classes == tuple(f"my {digit}" for digit in range(10))
 
 
@@ -70,7 +70,7 @@ def test_camvid(go: Go, tmp_path: Path) -> None:
     for split in ("train", "val"):
         lay_out(tmp_path / "CamVid", f"{split}/{{}}.png", f"{split}annot/{{}}.png", list(range(12)))
     words = commands("mmseg", "CamVid")["train"]
-    assert re.search(r"train: 2 pictures .* 8\.\d* %", go(train, *words, *SEGMENTOR, *STEP))
+    assert re.search(r"train: 2 images .* 8\.\d* %", go(train, *words, *SEGMENTOR, *STEP))
     (weights,) = tmp_path.glob("work_dirs/*/iter_1.pth")
     assert weights_of(weights)["decode_head.conv_seg.weight"].shape[0] == 11
     words = ["CamVid/val", SEG / "upernet_davit_folders.py", weights, "--out-dir", "drawn", "--options", *SEGMENTOR]
@@ -87,7 +87,7 @@ def test_cityscapes(go: Go, tmp_path: Path) -> None:
         lay_out(root, f"leftImg8bit/{split}/{pictures}", f"gtFine/{split}/{masks}", [*range(19), 255])
     written = commands("mmseg", "cityscapes")
     said = go(train, *written["train"], *SEGMENTOR, *STEP)
-    assert re.search("val: 2 pictures .* 19 classes", said)
+    assert re.search("val: 2 images .* 19 classes", said)
     (weights,) = tmp_path.glob("work_dirs/*/iter_1.pth")
     words = [str(weights) if word == "TRAINED_MODEL_PATH" else word for word in written["test"]]
     assert "mIoU" in go(evaluate, *words, *SEGMENTOR)

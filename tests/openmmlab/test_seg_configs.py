@@ -57,7 +57,7 @@ def test_a_config_trains_a_step_and_predicts(size: str) -> None:
     assert all(p.grad is not None for p in model.parameters())
     with torch.no_grad():
         found = model.eval().test_step(batch)[0]
-    assert found.pred_sem_seg.data.shape == (1, 50, 60)  # the size of the picture before its resize
+    assert found.pred_sem_seg.data.shape == (1, 50, 60)  # the size of the image before its resize
     assert found.seg_logits.data.shape == (150, 50, 60)
 
 
@@ -80,7 +80,7 @@ def test_the_recipe_is_the_published_one() -> None:
 
 
 def test_multi_scale_ratios_are_of_the_test_size() -> None:
-    """Of 2048x512, as the original multiplied; mmseg's own base scales the picture's size instead."""
+    """Of 2048x512, as the original multiplied; mmseg's own base scales the image's size instead."""
     resizes, flips = ade20k("tiny").tta_pipeline[1].transforms[:2]
     ratios = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
     assert [tuple(step["scale"]) for step in resizes] == [(int(2048 * r), int(512 * r)) for r in ratios]

@@ -73,7 +73,7 @@ def test_a_mask_that_cannot_be_read_is_named(data: Path) -> None:
     save(LABELS, mask(data))
     mask(data).write_bytes(mask(data).read_bytes()[:-400])
     refused(data, mask(data))
-    mask(data).write_bytes(b"no picture")
+    mask(data).write_bytes(b"no image")
     refused(data, mask(data))
     mask(data).unlink()
     refused(data, mask(data))
@@ -84,7 +84,7 @@ def test_a_mask_that_cannot_be_read_is_named(data: Path) -> None:
 
 def test_pictures_that_are_broken_or_not_there(data: Path) -> None:
     broken = data / "images" / "train" / "002.png"
-    broken.write_bytes(b"no picture")
+    broken.write_bytes(b"no image")
     refused(data, broken)
     refused(data / "elsewhere", data / "elsewhere", "--data-root")
     refused(data, ".jpg", "4 of .png", "train_dataloader.dataset.img_suffix=.png", img_suffix=".jpg")
@@ -129,7 +129,7 @@ def test_a_palette_is_fine_where_it_is_the_rule(data: Path) -> None:
 
 
 def test_a_rotated_photograph_fits_its_mask(data: Path) -> None:
-    """OpenCV rotates a picture as its EXIF says, so its mask is as wide as the stored picture is high."""
+    """OpenCV rotates an image as its EXIF says, so its mask is as wide as the stored image is high."""
     exif = Image.Exif()
     exif[0x0112] = 6
     for folder in ("images", "masks"):
@@ -161,7 +161,7 @@ def test_train_stops_before_it_starts(go: Go, data: Path) -> None:
     assert not Path("run").exists()
 
 
-# -- pictures and masks as they are called
+# -- images and masks as they are called
 
 
 def warnings_of(caplog: Any) -> str:
@@ -300,7 +300,7 @@ def test_ade20ks_zero(shared: Path, tmp_path: Path) -> None:
         found = item["data_samples"]
         raw = np.asarray(Image.open(found.seg_map_path))
         labels = found.gt_sem_seg.data.numpy()
-        assert labels.shape == (1, *raw.shape)  # at full size, though the picture was resized
+        assert labels.shape == (1, *raw.shape)  # at full size, though the image was resized
         assert max(item["inputs"].shape[1:]) <= 2048
         assert min(item["inputs"].shape[1:]) == 512
         counts = np.bincount(raw.ravel(), minlength=256)

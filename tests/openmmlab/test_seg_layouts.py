@@ -1,4 +1,4 @@
-"""Folders as labelling tools and data sets lay them out: --data-root finds pictures, labels and classes by itself."""
+"""Folders as labelling tools and data sets lay them out: --data-root finds images, labels and classes by itself."""
 
 import json
 import shutil
@@ -199,7 +199,7 @@ def test_a_layout_of_the_config_stays(segmentor: Path, tmp_path: Path) -> None:
     assert json.dumps(parts, default=str) == before
     shutil.move(root / "train", root / "images/train")
     shutil.move(root / "val", root / "images/val")
-    assert use_mask_layout(parts, root) == ()  # pictures alone
+    assert use_mask_layout(parts, root) == ()  # images alone
     for split in ("train", "val"):
         shutil.move(root / f"{split}annot", root / "masks" / split)
     assert use_mask_layout(parts, root) == ()

@@ -18,7 +18,7 @@ TRAIN, TEST = SEG_TOOLS / "dist_train.sh", SEG_TOOLS / "dist_test.sh"
 
 @pytest.mark.long
 def test_two_processes_measure_what_one_does(go: Go, masks: Path, segmentor_weights: Path, tmp_path: Path) -> None:
-    """Three pictures: one process gets two, the other one, and none counts twice."""
+    """Three images: one process gets two, the other one, and none counts twice."""
     words = ["--data-root", masks, "--eval", "mIoU", "--aug-test"]
     go(evaluate, SEGMENTOR, segmentor_weights, "--work-dir", "one", *words)
     ours = [*words, "--work-dir", tmp_path / "two", "--show-dir", tmp_path / "shown", "--out", tmp_path / "out"]
@@ -32,7 +32,7 @@ def test_two_processes_measure_what_one_does(go: Go, masks: Path, segmentor_weig
 
 @pytest.mark.long
 def test_a_resumed_run_ends_where_it_would_have(masks: Path, tmp_path: Path) -> None:
-    """Two processes, plain batch norm; no dropout, whose random numbers are drawn anew after resuming."""
+    """Two processes, plain batch norm; no dropout, whose random numbers are drawn again after resuming."""
 
     def run(name: str, *words: Any, iterations: int = 8) -> str:
         options = ["model.decode_head.dropout_ratio=0", "model.auxiliary_head.dropout_ratio=0", "log_level=INFO"]
@@ -58,7 +58,7 @@ def test_a_data_error_stops_every_process(masks: Path, tmp_path: Path) -> None:
 
 @pytest.fixture
 def repository(tmp_path: Path) -> Path:
-    """The checkout with ADE20K in its place: four pictures of noise with labels 0 to 150."""
+    """The checkout with ADE20K in its place: four images of noise with labels 0 to 150."""
     root = tmp_path / "checkout"
     root.mkdir()
     (root / "davit").symlink_to(REPOSITORY / "davit")
@@ -77,7 +77,7 @@ def repository(tmp_path: Path) -> Path:
 @pytest.mark.long
 @pytest.mark.parametrize("folder", ["mmseg", "."], ids=["from mmseg", "from the root"])
 def test_the_commands_of_the_originals_users(repository: Path, tmp_path: Path, folder: str) -> None:
-    """shared/spec/commands.md, with two processes in place of eight and a smaller picture, both given by --options."""
+    """shared/spec/commands.md, with two processes in place of eight and a smaller image, both given by --options."""
     classifier = tmp_path / "classifier.pth"
     torch.save(create_model("DaViT_tiny").state_dict(), classifier)
     prefix = "" if folder == "mmseg" else "mmseg/"

@@ -60,7 +60,7 @@ def test_every_picture_is_drawn(whole: Path, masks: Path) -> None:
 
 
 def test_augmented_and_sliding_runs(go: Go, whole: Path, masks: Path, segmentor_weights: Path, tmp_path: Path) -> None:
-    """Sliding equals whole where one window covers the picture; each run of a process has a folder of its own."""
+    """Sliding equals whole where one window covers the image; each run of a process has a folder of its own."""
     sliding = ["model.test_cfg.mode=slide", "model.test_cfg.crop_size=48,64", "model.test_cfg.stride=32,42"]
     words = [SEGMENTOR, segmentor_weights, "--data-root", masks]
     go(evaluate, *words, "--work-dir", "slide", "--out", "slide_out", "--cfg-options", *sliding)
@@ -90,7 +90,7 @@ def test_format_only_needs_no_masks(go: Go, whole: Path, masks: Path, segmentor_
 
 @torch.no_grad()
 def test_augmentation_averages_as_mmseg_does(masks: Path, segmentor_weights: Path) -> None:
-    """Of two pictures in twelve views each; mmseg's model holds all maps at once."""
+    """Of two images in twelve views each; mmseg's model holds all maps at once."""
     from mmseg.models.segmentors import SegTTAModel
     from mmseg.registry import DATASETS, MODELS
 
@@ -113,7 +113,7 @@ def test_augmentation_averages_as_mmseg_does(masks: Path, segmentor_weights: Pat
 
 
 def test_segmentors_of_other_code_and_classes(go: Go, masks: Path, segmentor_weights: Path) -> None:
-    """mmseg 0.11's layout loads; what does not fit is named, and nothing is loaded; new classifiers start anew."""
+    """mmseg 0.11's layout loads; what does not fit is named, and nothing is loaded; new classifiers start again."""
     state = weights_of(segmentor_weights)
     words = [SEGMENTOR, "old.pth", "--data-root", masks, "--eval", "mIoU"]
     torch.save({"meta": {"CLASSES": ("a", "b", "c"), "iter": 160000}, "state_dict": state, "optimizer": {}}, "old.pth")

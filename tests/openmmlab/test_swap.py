@@ -1,4 +1,4 @@
-"""DaViT in the place of other backbones: levels by stride, widths behind them, pictures as its weights need them."""
+"""DaViT in the place of other backbones: levels by stride, widths behind them, images as its weights need them."""
 
 import logging
 import sys
@@ -33,7 +33,7 @@ def test_a_neck_over_four_levels() -> None:
     assert cfg.model.backbone == {"type": "DaViT", "variant": "DaViT_nano"}
     assert cfg.model.neck.in_channels == NANO
     assert cfg.model.rpn_head.in_channels == 256  # of the neck's own maps
-    given = cfg.model.data_preprocessor  # the Caffe backbone took BGR without a deviation
+    given = cfg.model.data_preprocessor  # the Caffe backbone took BGR without a std
     assert given.bgr_to_rgb is True and given.std == [58.395, 57.12, 57.375] and given.mean[0] == 123.675
 
 

@@ -51,7 +51,7 @@ def last(folder: Path, metric: str) -> float:
 
 
 def test_camvid_from_scratch(shared: Path, tmp_path: Path) -> None:
-    """0.30 on the 26 validation pictures; a picture of nothing but road would give 0.03."""
+    """0.30 on the 26 validation images; an image of nothing but road would give 0.03."""
     data = shared / "data" / "camvid" / "CamVid"
     assert train(SEG_TOOLS, SEG / "upernet_davit_nano_camvid.py", data, tmp_path, "mIoU") >= 30
 

@@ -1,4 +1,4 @@
-"""Write a checkpoint as train.py does, of a model with random weights, and pictures to show it."""
+"""Write a checkpoint as train.py does, of a model with random weights, and images to show it."""
 
 import io
 import logging
@@ -57,7 +57,7 @@ def loaded(checkpoint: Path) -> Predictor:
 
 
 def noise(seed: int, size: tuple[int, int] = (16, 16)) -> Image.Image:
-    """A picture of coloured noise."""
+    """An image of coloured noise."""
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
 
 
@@ -69,13 +69,13 @@ def png(picture: Image.Image) -> bytes:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Nine pictures, two levels deep, and what is no picture."""
+    """Nine images, two levels deep, and what is no image."""
     root = tmp_path / "pictures"
     for number in range(1, 10):
         place = root / ("deep/deeper" if number > 7 else "near")
         place.mkdir(parents=True, exist_ok=True)
         noise(number).save(place / f"{number}.png")
-    (root / "notes.txt").write_text("no picture")
+    (root / "notes.txt").write_text("no image")
     (root / ".hidden").mkdir()
     noise(0).save(root / ".hidden" / "0.png")
     noise(0).save(root / "near" / ".0.png")

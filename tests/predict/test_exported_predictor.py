@@ -100,7 +100,7 @@ def test_validate(exports: Path, checkpoint: Path, tmp_path: Path, capsys: pytes
 
 @pytest.mark.long
 def test_validate_in_two_processes(exports: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Each process opens the file; every picture of an odd number counts once."""
+    """Each process opens the file; every image of an odd number counts once."""
     for index in range(11):
         place = tmp_path / "val" / CLASSES[index % len(CLASSES)]
         place.mkdir(parents=True, exist_ok=True)
@@ -205,7 +205,7 @@ def test_page_shows_classes_and_says_what_is_missing(exports: Path, tmp_path: Pa
 
 
 class _Fixed:
-    """A program that takes four pictures at a time, and gives their means."""
+    """A program that takes four images at a time, and gives their means."""
 
     path = Path("fixed.onnx")
 

@@ -17,7 +17,7 @@ def found(height: int, width: int, boxes: list[list[float]], labels: list[int]) 
 
 @pytest.mark.parametrize("side", [64, 256, 1000, 4000])
 def test_names_are_read_at_every_size(side: int) -> None:
-    """A name fills a row of its colour, at least a 75th of the picture high and 12 pixels."""
+    """A name fills a row of its colour, at least a 75th of the image high and 12 pixels."""
     box = [0.3 * side, 0.3 * side, 0.8 * side, 0.8 * side]
     drawn = np.asarray(found(side, side, [box], [4]).draw())
     times = len(drawn) // side

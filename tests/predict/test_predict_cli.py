@@ -86,7 +86,7 @@ def test_a_terminal_without_unicode(loaded: Predictor) -> None:
 
 @pytest.mark.parametrize("form", ["table", "csv", "json", "jsonl"])
 def test_bad_pictures_do_not_end_the_batch(predict: Predict, folder: Path, form: str) -> None:
-    (folder / "near" / "5.png").write_bytes(b"no picture at all")
+    (folder / "near" / "5.png").write_bytes(b"no image at all")
     done = predict(folder, folder / "nowhere.png", "--format", form, "--output_dir", "out")
     assert done.status == 1
     for text in (done.err, done.out):
@@ -124,12 +124,12 @@ ODD = [
 
 @pytest.fixture
 def odd(tmp_path: Path) -> Path:
-    """Pictures whose names are hard to write, and one of them that is none."""
+    """Images whose names are hard to write, and one of them that is none."""
     folder = tmp_path / "odd"
     folder.mkdir()
     for name in ODD:
         (folder / os.fsdecode(name)).write_bytes(png(noise(1)))
-    (folder / os.fsdecode(b"bad\xe9.png")).write_bytes(b"no picture")
+    (folder / os.fsdecode(b"bad\xe9.png")).write_bytes(b"no image")
     return folder
 
 
@@ -153,7 +153,7 @@ def test_any_name_has_a_row_in_every_format(predict: Predict, odd: Path) -> None
 
 
 def test_a_list_of_any_names(predict: Predict, folder: Path, odd: Path) -> None:
-    """`find FOLDER -print0` names folders and what is in them: a picture has one row."""
+    """`find FOLDER -print0` names folders and what is in them: an image has one row."""
     (odd / "empty").mkdir()
     everything = [os.fsencode(path) for path in (odd, *odd.rglob("*"))]
     done = predict("-", "--format", "json", stdin=b"\0".join(everything) + b"\0")

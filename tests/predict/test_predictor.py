@@ -1,4 +1,4 @@
-"""Check predictions from Python: equal to the model's own outputs, for every kind of picture."""
+"""Check predictions from Python: equal to the model's own outputs, for every kind of image."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +20,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def expected(model: torch.nn.Module, picture: Image.Image) -> torch.Tensor:
-    """The softmax of a 16 x 16 picture that is neither resized nor cropped."""
+    """The softmax of a 16 x 16 image that is neither resized nor cropped."""
     x_HWC = (torch.from_numpy(np.array(picture)).float() / 255 - torch.tensor(MEAN)) / torch.tensor(STD)
     with torch.no_grad():
         return model(x_HWC.permute(2, 0, 1)[None]).softmax(1)[0]
@@ -61,7 +61,7 @@ def test_every_kind_of_picture(loaded: Predictor, tmp_path: Path) -> None:
     assert [type(one) for one in together] == [Prediction] * len(kinds)
     for one in (*together, loaded.predict(kinds[2])):
         torch.testing.assert_close(one.probabilities, together[0].probabilities)
-    assert [one.file for one in together[2:4]] == ["picture 2", "picture 3"]
+    assert [one.file for one in together[2:4]] == ["image 2", "image 3"]
     assert loaded.predict([]) == []
     assert [len(loaded.predict(picture, topk).guesses) for topk in (2, 99)] == [2, 3]
     with pytest.raises(ValueError, match="topk=0"):
@@ -81,10 +81,10 @@ def test_what_is_no_picture_is_refused(loaded: Predictor, wrong: Any, why: str) 
 
 
 def test_a_broken_picture_is_named(loaded: Predictor, tmp_path: Path) -> None:
-    (tmp_path / "broken.jpg").write_bytes(b"not a picture")
+    (tmp_path / "broken.jpg").write_bytes(b"not an image")
     with pytest.raises(BadImageError, match=r"broken\.jpg"):
         loaded.predict([noise(0), tmp_path / "broken.jpg"])
-    with pytest.raises(BadImageError, match="picture 1"):
+    with pytest.raises(BadImageError, match="image 1"):
         loaded.predict([noise(0), png(noise(1))[:90]])
 
 

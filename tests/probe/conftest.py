@@ -38,7 +38,7 @@ def coloured(number: int, draw: np.random.Generator, noise: int = 190) -> Image.
 
 @pytest.fixture(scope="session")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """48 training and 30 validation pictures."""
+    """48 training and 30 validation images."""
     root = tmp_path_factory.mktemp("pictures")
     draw = np.random.default_rng(0)
     for split, count in (("train", 16), ("val", 10)):
@@ -50,7 +50,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def features_of(network: torch.nn.Module, folder: Path) -> tuple[np.ndarray[Any, Any], list[str], list[str]]:
-    """Features, classes and names of a split's pictures, in order, one picture at a time."""
+    """Features, classes and names of a split's images, in order, one image at a time."""
     files = sorted(folder.glob("*/*.png"), key=lambda file: (file.parent.name, int(file.stem)))
     mean, std = torch.tensor((0.485, 0.456, 0.406)), torch.tensor((0.229, 0.224, 0.225))
     rows: list[Any] = []

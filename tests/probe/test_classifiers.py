@@ -80,7 +80,7 @@ def test_of_many_pictures_some_are_asked(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(classifiers, "_MOST_ASKED", 50)
     first, second = (nearest_neighbours(train, targets, test) for _ in range(2))
     assert first.setting == second.setting
-    copies = np.repeat(train[:4], 50, axis=0)  # more copies of a picture than neighbours are looked for
+    copies = np.repeat(train[:4], 50, axis=0)  # more copies of an image than neighbours are looked for
     assert nearest_neighbours(copies, np.repeat([0, 1, 0, 1], 50), train[:4], k=None).classes_N.tolist() == [
         0,
         1,

@@ -257,7 +257,7 @@ def test_the_linear_layer_learns_and_the_model_stays(
     monkeypatch.setattr("davit.probe.__main__.load_model", load_and_keep)
     words = ("--methods", "linear", "--epochs", 8, "--format", "json")
     one, two = (probe(checkpoint, tmp_path / "data", *words).rows[0] for _ in range(2))
-    assert one["top1"] > 80 and one["correct"] == two["correct"]  # the same pictures in the same order
+    assert one["top1"] > 80 and one["correct"] == two["correct"]  # the same images in the same order
     for network, before in kept:
         assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
 

@@ -1,4 +1,4 @@
-"""Folders with planted errors: a model's own answers decide into which class folder each picture goes."""
+"""Folders with planted errors: a model's own answers decide into which class folder each image goes."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,7 +18,7 @@ READ = eval_transform(img_size=SIDE, crop_pct=1.0)
 def save_model(file: Path, num_classes: int, seed: int = 0, **entries: Any) -> Any:
     """A small model whose checkpoint notes its size, and no class names unless `entries` have them."""
     model = small_model(num_classes=num_classes, seed=seed)
-    with torch.no_grad():  # answers that differ from picture to picture
+    with torch.no_grad():  # answers that differ from image to image
         model.head.weight.mul_(20)
     args = {
         "model": "DaViT_nano",
@@ -54,7 +54,7 @@ def plant(
     competing: Sequence[int] | None = None,
     suffix: str = ".png",
 ) -> dict[str, int]:
-    """Write pictures so that the first `right` of them lie in the class that the model gives, and the others do not.
+    """Write images so that the first `right` of them lie in the class that the model gives, and the others do not.
 
     Args:
         name_of: a class index -> the name of its folder.

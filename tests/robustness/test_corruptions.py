@@ -1,4 +1,4 @@
-"""What each corruption does to a picture, and that the same random state gives the same picture."""
+"""What each corruption does to an image, and that the same random state gives the same image."""
 
 import numpy as np
 import pytest

@@ -298,7 +298,7 @@ def test_a_root_without_anything_says_what_is_looked_for(go: Any, tmp_path: Path
 def test_two_processes_find_what_one_does(go: Any, tmp_path: Path) -> None:
     model = save_model(tmp_path / "m.pth", 5, class_names=list("abcde"))
     plant(tmp_path / "root/val", model, draw(17), 9, lambda i: "abcde"[i])
-    (tmp_path / "root/val/a/bad.png").write_bytes(b"not a picture")
+    (tmp_path / "root/val/a/bad.png").write_bytes(b"not an image")
     words = [
         str(tmp_path / "m.pth"),
         str(tmp_path / "root"),
@@ -330,7 +330,7 @@ def test_real_labels_that_do_not_fit_are_a_row_and_timms_copy_is_taken_where_the
     known = real_labels("timm", open_dataset(tmp_path / "root", "val"), Labels()).real
     assert status == 0 and row["count"] == sum(bool(classes) for classes in known) and "timm" in said
 
-    (tmp_path / "root/real.json").write_text("[[1], [2]]")  # of two pictures
+    (tmp_path / "root/real.json").write_text("[[1], [2]]")  # of two images
     status, found, _, said = go(model, tmp_path / "root", "--leave-out", "c")
     assert status == 1 and "ILSVRC2012_val_" in rows_of(found)["real"]["failed"]
     assert rows_of(found)["val"]["correct"] == 24
@@ -357,7 +357,7 @@ def test_a_broken_picture_stops_its_set_and_no_other(go: Any, imagenet: tuple[Pa
     shutil.copytree(root / "imagenet-r", tmp_path / "root/imagenet-r")
     (tmp_path / "root/sketch").symlink_to(root / "sketch")
     broken = next((tmp_path / "root/imagenet-r").glob("*/*.png"))
-    broken.write_bytes(b"not a picture")
+    broken.write_bytes(b"not an image")
     status, found, _, _ = go(model, tmp_path / "root")
     assert status == 1 and broken.name in rows_of(found)["r"]["failed"]
     assert rows_of(found)["sketch"]["correct"] == 3

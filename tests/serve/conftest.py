@@ -44,7 +44,7 @@ def png(seed: int = 0, height: int = 40, width: int = 50, kind: str = "PNG") -> 
 
 
 class Slow:
-    """An engine whose model waits for `go`; a picture is its length in bytes."""
+    """An engine whose model waits for `go`; an image is its length in bytes."""
 
     name, task, kinds, batches = "slow", "classification", ("predict",), True
     about: dict[str, Any] = {"classes": 1}  # noqa: RUF012

@@ -33,7 +33,7 @@ LOGS = ("asyncio", "uvicorn.error", "davit.serve.service")
 
 
 def is_well(service: Running) -> bool:
-    """Whether a picture is answered and nothing is left of what came before."""
+    """Whether an image is answered and nothing is left of what came before."""
     return service.post(png()).status_code == 200 and service.is_idle()
 
 
@@ -58,7 +58,7 @@ def request(port: int, *lines: str, body: bytes = b"", path: str = "/predict", h
     return "\r\n".join(head).encode("latin-1") + body
 
 
-# --- pictures ---
+# --- images ---
 
 
 def claimed_png(side: int) -> bytes:

@@ -133,7 +133,7 @@ def test_a_signal_ends_it_when_what_it_works_on_is_answered(command: Any, number
     said = "".join(lines)
     assert "Traceback" not in said and "ended" in said
     assert all(len(line) < 200 for line in said.splitlines())
-    assert list(tmp_path.iterdir()) == []  # no picture on the disk
+    assert list(tmp_path.iterdir()) == []  # no image on the disk
 
 
 @pytest.mark.long

@@ -114,10 +114,10 @@ def test_topk_that_makes_no_sense(service: Running, topk: str) -> None:
 
 
 def test_one_picture_of_several_that_cannot_be_read(service: Running) -> None:
-    answer = service.client.post("/predict", files=as_files([png(), b"no picture", png(1)]))
+    answer = service.client.post("/predict", files=as_files([png(), b"no image", png(1)]))
     results = answer.json()["results"]
     assert answer.status_code == 200 and ["error" in result for result in results] == [False, True, False]
-    reply = service.client.post("/predict", files=as_files([b"no picture", b""]))
+    reply = service.client.post("/predict", files=as_files([b"no image", b""]))
     assert reply.status_code == 422 and "0.png" in reply.json()["detail"] and "1.png" in reply.json()["detail"]
 
 
@@ -290,7 +290,7 @@ def test_a_program_of_one_picture_is_run_picture_by_picture() -> None:
     class Single(Slow):
         def run(self, kind: str, prepared: Any) -> Any:
             if len(prepared) != 1 or prepared[0] < 0:
-                raise ValueError("it was exported for 1 picture")
+                raise ValueError("it was exported for 1 image")
             return prepared
 
     async def trial() -> None:

@@ -1,4 +1,4 @@
-"""Run the programs of docs/other_libraries.md, with a small model and small pictures."""
+"""Run the programs of docs/other_libraries.md, with a small model and small images."""
 
 import importlib.util
 import re

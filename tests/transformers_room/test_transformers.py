@@ -499,7 +499,7 @@ def targets(name: str, height: int, width: int) -> dict[str, Any]:
     if name == "UperNet":
         return {"labels": torch.randint(0, 5, (2, height, width))}
     mask = torch.ones(2, height, width, dtype=torch.long)
-    mask[1, :, width // 2 :] = 0  # the second picture is narrower
+    mask[1, :, width // 2 :] = 0  # the second image is narrower
     if name == "Mask2Former":
         masks = [torch.randint(0, 2, (2, height, width)).float()] * 2
         return {"pixel_mask": mask, "mask_labels": masks, "class_labels": [torch.tensor([0, 3])] * 2}

@@ -1,4 +1,4 @@
-"""Choose calibration pictures, and measure what quantization costs and gives."""
+"""Choose calibration images, and measure what quantization costs and gives."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _ALONE = World(0, 0, 1, torch.device("cpu"))
 
 
 def calibration_places(targets: Sequence[int] | None, count: int, total: int, seed: int) -> list[int]:
-    """Choose pictures by a seed, of all classes in turn, so that none is left out while others have several."""
+    """Choose images by a seed, of all classes in turn, so that none is left out while others have several."""
     draw = random.Random(derive_seeds(seed, total)[0])
     classes: dict[int, list[int]] = {}
     for place in range(total):
@@ -41,7 +41,7 @@ def calibration_places(targets: Sequence[int] | None, count: int, total: int, se
 
 
 def calibration_images(loaded: LoadedModel, data: str, count: int, seed: int) -> Tensor:
-    """Read calibration pictures (N, C, H, W) of the training split, as the program takes them."""
+    """Read calibration images (N, C, H, W) of the training split, as the program takes them."""
     dataset = open_dataset(data, "train")
     dataset.transform, dataset.decoding = loaded.transform(), loaded.decoding
     places = calibration_places(dataset.source.targets(), count, len(dataset), seed)
@@ -56,7 +56,7 @@ def validation_pictures(loaded: LoadedModel, data: str) -> PictureDataset:
 
 
 def accuracy(loaded: LoadedModel, dataset: PictureDataset) -> Evaluation:
-    """Evaluate a model on the validation pictures."""
+    """Evaluate a model on the validation images."""
     names = model_classes(loaded.class_names, loaded.model.num_classes)
     loader = EvalLoader(dataset, batch_size=_BATCH)
     try:

@@ -76,7 +76,7 @@ def _silent() -> Iterator[None]:
 
 
 class _Reader(CalibrationDataReader):
-    """Hand out the calibration pictures, as ONNX Runtime asks for them."""
+    """Hand out the calibration images, as ONNX Runtime asks for them."""
 
     def __init__(self, name: str, batches: Sequence[Tensor]) -> None:
         self._left = iter([{name: batch.numpy()} for batch in batches])

@@ -14,5 +14,5 @@ val_dataloader = dict(dataset=dict(data_root=data_root))
 test_dataloader = val_dataloader
 val_evaluator = dict(ann_file=data_root + "annotations/instances_val2017.json")
 test_evaluator = val_evaluator
-auto_scale_lr = dict(base_batch_size=128)  # 4 GPUs x 32 pictures
+auto_scale_lr = dict(base_batch_size=128)  # 4 GPUs x 32 images
 default_hooks = dict(checkpoint=dict(max_keep_ckpts=3, save_best="auto"))

@@ -20,7 +20,7 @@ test_pipeline = [
     dict(type="LoadAnnotations"),  # after the resize: predictions are scaled back and compared at full size
     dict(type="PackSegInputs"),
 ]
-# --aug-test: six ratios of the scale above (not of the picture's own size), each flipped too.
+# --aug-test: six ratios of the scale above (not of the image's own size), each flipped too.
 img_ratios = [0.5, 0.75, 1.0, 1.25, 1.5, 1.75]
 tta_pipeline = [
     dict(type="LoadImageFromFile"),
