@@ -26,7 +26,7 @@ SOME_FAILED = 1  # of several evaluations or images; the output says which
 USER_ERROR = 2  # a flag, a file or the data: the message says what to change
 NONFINITE = 3  # a loss or gradient became NaN or infinite; the batch was dumped
 DISK_FULL = 4  # the last state could not be written, the disk or a limit being reached; older ones are whole
-INTERRUPTED = 75  # SIGTERM or SIGINT: saved; --auto-resume goes on from there (EX_TEMPFAIL)
+INTERRUPTED = 75  # SIGTERM or SIGINT: saved; --auto-resume continues from there (EX_TEMPFAIL)
 
 # no more room: on the disk, by the quota, by a limit on the size of a file (ulimit -f)
 _FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

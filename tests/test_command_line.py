@@ -33,9 +33,9 @@ PRINTS = {
     "validate": ("a table of accuracies", True, True),
     "predict": ("a table of classes", True, True),
     "probe": ("a table of classifiers", True, True),
-    "embed": ("the nearest pictures", True, True),
+    "embed": ("the nearest images", True, True),
     "robustness": ("a table of sets", True, True),
-    "visualize": ("nothing: pictures", True, False),
+    "visualize": ("nothing: images", True, False),
     "app": ("nothing: a page", False, False),
     "serve": ("nothing: a service", False, False),
     "doctor": ("a line for each finding", True, True),
@@ -51,7 +51,7 @@ PRINTS = {
     "data stats": ("flags of train.py", True, True),
     "det train": ("nothing: the log; a document of the run", True, False),
     "det test": ("a table of measures", True, True),
-    "det demo": ("nothing: pictures and predictions.json", True, False),
+    "det demo": ("nothing: images and predictions.json", True, False),
     "det flops": ("a line for each config", True, True),
 }
 

@@ -137,7 +137,7 @@ def test_mistakes_and_exit_statuses_are_those_of_the_mains(
     monkeypatch.chdir(tmp_path)
     assert main(["train", "nowhere", "-c", "davit_tiny_224"]) == 2
     assert main(["checkpoint", "inspect", "nowhere.pth"]) == 2
-    (tmp_path / "no.png").write_bytes(b"not a picture")
+    (tmp_path / "no.png").write_bytes(b"not an image")
     assert main(["predict", "no.png", "--model", "DaViT_nano", "--checkpoint", "none.pth"]) == 2
     with pytest.raises(SystemExit) as leave:
         main(["train", "--no-such-flag"])
@@ -219,7 +219,7 @@ def test_warnings_that_a_user_cannot_act_on_are_hidden(asked: list[str], monkeyp
 
 @pytest.mark.long
 def test_torchrun_starts_the_command_as_a_module(tmp_path: Path) -> None:
-    """Two processes train together, and each picture counts once."""
+    """Two processes train together, and each image counts once."""
     tiny = "--img-size 16 --epochs 1 --warmup-epochs 0 --cooldown-epochs 0 --workers 0 --experiment one"
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "davit", "train"]
     done = run(*torchrun, *tiny.split(), at=tmp_path, OMP_NUM_THREADS="1")

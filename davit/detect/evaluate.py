@@ -136,7 +136,7 @@ def measure(dataset: BoxDataset, results: list[dict[str, Any]], images: list[int
     """Compare detections with annotations by COCO's rules, as pycocotools has them.
 
     Args:
-        images: ids of the pictures that were looked at.
+        images: ids of the images that were looked at.
         kind: what overlaps: "bbox", or "segm" for masks, which results and annotations then have.
     """
     from pycocotools.coco import COCO

@@ -48,7 +48,7 @@ class LabelReport:
 def write_label_report(folder: Path, report: LabelReport) -> None:
     """Write a report's tables and its drawing, each in one step, in place of an earlier one, which is said.
 
-    per_class.csv has a row a class; pictures.csv one an image, with its labels, those found, those missed and those
+    per_class.csv has a row per class; pictures.csv one an image, with its labels, those found, those missed and those
     that are too many; worst.csv the answers of each class that are furthest from right; curves.png precision and
     recall of the worst and the best classes.
     """

@@ -49,7 +49,7 @@ class Report:
     Attributes:
         names: of all the model's classes.
         competing: the indices of those that compete, rising.
-        shown: how the tensors of the data set become images again: the mean and deviation of each band.
+        shown: how the tensors of the data set become images again: the mean and std of each band.
         calibrated: the outcomes at the model's temperature, where it has one.
     """
 

@@ -213,10 +213,10 @@ def restore(
 
 def _load_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
     try:
-        load_checkpoint(model, unwrap({"state_dict": weights}, "the state to go on from"), head="require")
+        load_checkpoint(model, unwrap({"state_dict": weights}, "the state to continue from"), head="require")
     except CheckpointError as error:
         raise CheckpointError(
-            f"{error} A run goes on with the model that it began with. For another one name another folder "
+            f"{error} A run continues with the model that it began with. For another one name another folder "
             "(--experiment), and these weights, if they are to start it, with --initial-checkpoint."
         ) from error
 

@@ -256,7 +256,7 @@ class Trainer:
             asked = state["args"]["batch_size"]
             if noted != asked:
                 log.warning(
-                    "Memory had brought micro-batches of %d images to %d: the run goes on with these. Another "
+                    "Memory had brought micro-batches of %d images to %d: the run continues with these. Another "
                     "--batch-size takes effect.",
                     *(asked, noted),
                 )

@@ -50,9 +50,9 @@ class Int8Options:
     """Say how an export is quantized.
 
     Attributes:
-        data: a data set as train.py takes it: its training pictures calibrate, its validation pictures decide.
+        data: a data set as train.py takes it: its training images calibrate, its validation images decide.
         max_drop: the largest loss in percentage points: of top-1 accuracy; of a detector of AP50, of boxes and masks.
-        calibration: how many training pictures the ranges of activations are measured on.
+        calibration: how many training images the ranges of activations are measured on.
         seed: which ones.
     """
 

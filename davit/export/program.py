@@ -84,7 +84,7 @@ class Program:
         return self.arranged(self.draw(size, torch.Generator().manual_seed(0)))
 
     def arranged(self, images: Tensor) -> Tensor:
-        """Bring pictures (N, C, H, W) into the module's layout."""
+        """Bring images (N, C, H, W) into the module's layout."""
         return images.permute(0, 2, 3, 1).contiguous() if self.metadata.layout == "NHWC" else images
 
     def described(self, **values: Any) -> Program:

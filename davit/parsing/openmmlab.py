@@ -86,7 +86,7 @@ def train_parser() -> Parser:
     add = parser.add_argument_group("training").add_argument
     add("--amp", action="store_true", help="mixed precision (GPU)")
     add("--auto-scale-lr", action="store_true", help="learning rate in proportion to the global batch")
-    add("--resume", nargs="?", const="auto", metavar="FILE", help="go on from FILE or the newest state")
+    add("--resume", nargs="?", const="auto", metavar="FILE", help="continue from FILE or the newest state")
     add("--auto-resume", action="store_const", const="auto", dest="resume", help="the same as --resume")
     add("--resume-from", dest="resume", metavar="FILE", help="the same as --resume FILE")
     add("--load-from", metavar="FILE", help="start from the weights of a whole detector or segmentor")
@@ -155,7 +155,7 @@ def add_data_checks(add: Callable[..., Any]) -> None:
     add(
         "--skip-bad-images",
         action="store_true",
-        help="detection: go on without images that are missing or cannot be read; they are counted",
+        help="detection: continue without images that are missing or cannot be read; they are counted",
     )
 
 

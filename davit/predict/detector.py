@@ -30,12 +30,12 @@ TASKS = ("detection", "segmentation")
 
 @dataclass(frozen=True)
 class Prepared:
-    """A picture that is ready for a program.
+    """An image that is ready for a program.
 
     Attributes:
         images: (1, bands, H, W), what the program takes.
         shown: (h, w, 3) RGB, what people see.
-        before, after: width and height of the picture, and of what the program takes.
+        before, after: width and height of the image, and of what the program takes.
     """
 
     images: Tensor
@@ -99,7 +99,7 @@ class ExportedDetector:
         return self._detections(outputs, ready.shown, before, after)
 
     def prepare(self, picture: Picture) -> Prepared:
-        """Decode, resize and normalise a picture, as `predict` does (errors as there)."""
+        """Decode, resize and normalise an image, as `predict` does (errors as there)."""
         name = name_of(picture)
         pixels, shown = self._decoded(as_stored(picture, name, self.metadata.bands), name)
         before = (pixels.shape[1], pixels.shape[0])

@@ -117,7 +117,7 @@ def test_calibration_takes_all_classes_in_turn() -> None:
 def test_mistakes_are_told_before_the_export(
     exported: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A format without quantization, and data that are not there or have no validation pictures."""
+    """A format without quantization, and data that are not there or have no validation images."""
     monkeypatch.setattr("davit.export.onnx.translated", None)  # nothing may come this far
     checkpoint = exported.with_name("model.pth.tar")
     (tmp_path / "half").mkdir()

@@ -148,7 +148,7 @@ def test_the_gradient_of_averages(aligned: bool, ratio: int, size: tuple[int, in
     image = torch.randn(3, 5, *size, dtype=torch.float64, requires_grad=True)
     corner = torch.rand(60, 2, dtype=torch.float64) * 500 - 100
     extent = torch.rand(60, 2, dtype=torch.float64) * torch.tensor([1.0, 30, 400]).repeat(20)[:, None] - 0.5
-    where = torch.cat([torch.randint(2, (60, 1)).double(), corner, corner + extent], 1)  # none of the third picture
+    where = torch.cat([torch.randint(2, (60, 1)).double(), corner, corner + extent], 1)  # none of the third image
     ours = mmcv_ops.RoIAlign((7, 5), 1 / 8, ratio, "avg", aligned)(image, where)
     usable = where if ratio else torch.cat([where[:, :3], torch.maximum(where[:, 1:3], where[:, 3:])], 1)
     theirs = torchvision.ops.roi_align(image, usable, (7, 5), 1 / 8, ratio, aligned)

@@ -332,7 +332,7 @@ def test_int8_is_refused_before_much_time_is_spent(
 
 
 def test_a_detectors_judge(detector: Path, trained: Path, few_scenes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It calibrates by training pictures as they are predicted, and measures objects, boxes and masks."""
+    """It calibrates by training images as they are predicted, and measures objects, boxes and masks."""
     program = openmmlab_program(detector, trained / "epoch_2.pth", ExportOptions())
     judge = Detectors(Unexported(program), Int8Options(str(few_scenes), calibration=3))  # type: ignore[arg-type]
     assert (judge.pictures, judge.judged, len(judge.batches)) == (3, 3, 3)
@@ -414,7 +414,7 @@ def test_the_command_writes_a_detector_of_any_size(
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("kind", ["retinanet", "mask"])
 def test_nano_detectors_at_ten_drawn_sizes(tmp_path: Path, kind: str) -> None:
-    """Odd, not square, of one picture and of two: boxes, scores, labels and masks are PyTorch's."""
+    """Odd, not square, of one image and of two: boxes, scores, labels and masks are PyTorch's."""
     file = tmp_path / "retinanet.py"
     file.write_text(NANO)
     file = file if kind == "retinanet" else DET / "davit_nano_maskrcnn_digits.py"

@@ -19,7 +19,7 @@ MODEL_KWARGS: dict[str, Any] = {"embed_dims": [24, 48], "depths": [1, 1], "num_h
 
 
 class Scene(NamedTuple):
-    """A picture (SIDE, SIDE, 3) of uint8, its class, and the centre of its object (row, column)."""
+    """An image (SIDE, SIDE, 3) of uint8, its class, and the centre of its object (row, column)."""
 
     pixels: np.ndarray[Any, Any]
     colour: int

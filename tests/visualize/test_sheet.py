@@ -1,4 +1,4 @@
-"""Draw sheets of pictures: each in its place, with text of any kind below it."""
+"""Draw sheets of images: each in its place, with text of any kind below it."""
 
 from pathlib import Path
 

@@ -40,7 +40,7 @@ def test_what_the_panels_hold(predictor: Predictor, scene_file: Path) -> None:
 
 
 def test_maps_of_a_picture_that_is_not_square(predictor: Predictor, scene_file: Path) -> None:
-    """Each lies over the whole picture and keeps its shape."""
+    """Each lies over the whole image and keeps its shape."""
     seen = figure.look(predictor, scene_file)
     wide = dataclasses.replace(seen, shown_HWC=seen.shown_HWC[:32])
     drawn = figure.render(predictor, wide)
@@ -124,7 +124,7 @@ def test_the_curves_of_several_runs(tmp_path: Path) -> None:
     [
         *(("", "--checkpoint"), ("{picture} --runs run", "--runs"), ("--runs .", "summary.csv")),
         *(("{given} --class mauve", "mauve"), ("{given} --class 3", "'3'"), ("{given} --class e", "'e'")),
-        *(("{given} --out out.doc", "out.doc"), ("{picture} {given} --out out.png", "2 pictures")),
+        *(("{given} --out out.doc", "out.doc"), ("{picture} {given} --out out.png", "2 images")),
         ("{picture} --checkpoint nowhere.pth", "nowhere.pth"),
         ("{given} --pretrained", "--pretrained"),
     ],

@@ -1,4 +1,4 @@
-"""Judge what quantization does to a classifier: by its logits, and by top-1 on the validation pictures."""
+"""Judge what quantization does to a classifier: by its logits, and by top-1 on the validation images."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Classifiers:
         self._float = _loaded(source)
         if self._float.is_multilabel:
             raise ValueError(
-                "int8 is decided by top-1, and this model tells several labels a picture: export it without."
+                "int8 is decided by top-1, and this model tells several labels per image: export it without."
             )
         assert self._float.program is not None
         self.program: ExportedModel = self._float.program
@@ -56,12 +56,12 @@ class Classifiers:
         return torch.cat([loaded.classifier(part) for part in self.batches])
 
     def change(self, file: Path) -> float:
-        """Return by how much int8 changes the logits of the calibration pictures, relative to their norm."""
+        """Return by how much int8 changes the logits of the calibration images, relative to their norm."""
         found = self._logits(_loaded(file))
         return float((found - self._wanted).norm() / self._wanted.norm())
 
     def compare(self, file: Path) -> dict[str, float | int]:
-        """Measure the accuracy and the loss of both on the validation pictures."""
+        """Measure the accuracy and the loss of both on the validation images."""
         before, after = (self._evaluated(name, one) for name, one in (("float", self._float), ("int8", _loaded(file))))
         return {
             "top1_float": round(before.top1, 4),
@@ -74,7 +74,7 @@ class Classifiers:
     def _evaluated(self, name: str, loaded: LoadedModel) -> Evaluation:
         found = accuracy(loaded, self._dataset)
         log.info(
-            "%-5s top-1 %.3f %% (%d of %d pictures), loss %.4g",
+            "%-5s top-1 %.3f %% (%d of %d images), loss %.4g",
             *(name, found.top1, found.correct1, found.scored, found.loss),
         )
         return found

@@ -22,12 +22,10 @@ from .measure import calibration_places
 
 log = logging.getLogger(__name__)
 
-_JUDGED = (
-    32  # calibration pictures on which groups are judged: a detector takes a hundred times as long as a classifier
-)
+_JUDGED = 32  # calibration images on which groups are judged: a detector takes a hundred times as long as a classifier
 _ALONE = World(0, 0, 1, torch.device("cpu"))
 
-Objects = tuple[Tensor, ...]  # boxes (K, 4), scores (K,), labels (K,) and, of some, masks (K, h, w) of one picture
+Objects = tuple[Tensor, ...]  # boxes (K, 4), scores (K,), labels (K,) and, of some, masks (K, h, w) of one image
 
 
 class Detectors:
@@ -64,7 +62,7 @@ class Detectors:
         return train, val
 
     def _objects(self, program: ExportedModel) -> Iterator[Objects]:
-        """Find the objects of the calibration pictures that are judged."""
+        """Find the objects of the calibration images that are judged."""
         for place in range(self.judged):
             outputs = [one[0] for one in program(self.batches[place])]
             real = outputs[2] >= 0
@@ -75,14 +73,14 @@ class Detectors:
         return objects_change(list(self._objects(open_exported(file, threads=self.program.threads))), self._wanted)
 
     def compare(self, file: Path) -> dict[str, float | int]:
-        """Measure the precision of both on the validation pictures."""
+        """Measure the precision of both on the validation images."""
         int8 = ExportedDetector(open_exported(file, threads=self.program.threads), 0.0)
         found: dict[str, float | int] = {}
         for name, suffix, detector in (("float", "_float", self._float), ("int8", "", int8)):
             figures = self._precision(detector)
             found |= {f"{key}{suffix}": round(value, 4) for key, value in figures.items()}
             said = ", ".join(f"{words} {figures[key]:.2f} %" for key, words in self.scores.items())
-            log.info("%-5s %s (%d pictures)", name, said, len(self._dataset))
+            log.info("%-5s %s (%d images)", name, said, len(self._dataset))
         return {**found, "pictures": len(self._dataset)}
 
     def _precision(self, detector: ExportedDetector) -> dict[str, float]:
@@ -101,7 +99,7 @@ class Detectors:
 
 
 class _Pictures(Sequence[Tensor]):
-    """Reads a picture, as a program takes it, each time that it is asked for: all of them may not fit into memory."""
+    """Reads an image, as a program takes it, each time that it is asked for: all of them may not fit into memory."""
 
     def __init__(self, detector: ExportedDetector, files: Sequence[str]) -> None:
         self._detector, self._files = detector, files
@@ -114,7 +112,7 @@ class _Pictures(Sequence[Tensor]):
 
 
 def _rows(found: Detections, picture: int, dataset: BoxDataset, with_masks: bool) -> Iterator[dict[str, Any]]:
-    """Write the detections of a picture as COCO has them."""
+    """Write the detections of an image as COCO has them."""
     if not with_masks:
         found = Detections(found.picture, found.boxes, found.scores, found.labels, None, found.classes)
     for one, label in zip(found.to_json()["objects"], found.labels.tolist(), strict=True):
@@ -125,7 +123,7 @@ def _rows(found: Detections, picture: int, dataset: BoxDataset, with_masks: bool
 
 
 def objects_change(found: Sequence[Objects], wanted: Sequence[Objects]) -> float:
-    """Return by how much objects differ from others of the same pictures: 0 not at all, 1 in all.
+    """Return by how much objects differ from others of the same images: 0 not at all, 1 in all.
 
     Of an object stays the overlap with its best counterpart of the same class, times the lower of the two scores. Each
     counts by the square of its score: a few sure objects for more than the many unsure ones that a detector adds.

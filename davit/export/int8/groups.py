@@ -24,7 +24,7 @@ _LAST = re.compile(r"\.(rpn_cls|rpn_reg|retina_cls|retina_reg|fc_cls|fc_reg|conv
 class Places:
     """Tells the backbone of a detector from its neck and its heads, by the names of weights and what comes after what.
 
-    Many weights of the backbone lose their names in the translation; those of the neck and the heads begin anew
+    Many weights of the backbone lose their names in the translation; those of the neck and the heads start again
     with a convolution that has one.
     """
 
@@ -58,7 +58,7 @@ def group_of(
 
     Args:
         is_first: no convolution comes before it.
-        has_weight: one factor is a weight; else both are computed from the picture, as in attention.
+        has_weight: one factor is a weight; else both are computed from the image, as in attention.
         place: as `Places.follow` counts.
         weight: its name.
     """

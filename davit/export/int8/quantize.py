@@ -50,9 +50,9 @@ class Judge(Protocol):
 
     Attributes:
         what: the results that `change` is about, in words.
-        scores: what is measured on the validation pictures: name in `compare` -> words.
+        scores: what is measured on the validation images: name in `compare` -> words.
         program: in float.
-        batches: calibration pictures, (N, C, H, W).
+        batches: calibration images, (N, C, H, W).
         pictures: how many these are.
         judged: how many of them `change` looks at.
     """
@@ -65,11 +65,11 @@ class Judge(Protocol):
     judged: int
 
     def change(self, file: Path) -> float:
-        """Return by how much an int8 version changes the results of calibration pictures, as a share of them."""
+        """Return by how much an int8 version changes the results of calibration images, as a share of them."""
         ...
 
     def compare(self, file: Path) -> dict[str, float | int]:
-        """Measure an int8 version on the validation pictures: each score, with `_float` behind it for the float one.
+        """Measure an int8 version on the validation images: each score, with `_float` behind it for the float one.
 
         Scores are in percent; `pictures` says on how many.
         """
@@ -79,7 +79,7 @@ class Judge(Protocol):
 def quantize(source: Path, out: Path, options: Int8Options) -> Metadata:
     """Quantize a float export of a classifier or a detector, and write the int8 program.
 
-    Each group of operations is quantized alone, and what that changes in the results of calibration pictures decides
+    Each group of operations is quantized alone, and what that changes in the results of calibration images decides
     whether it stays in float. Then the chosen ones are judged together: the most sensitive are left in float until
     that changes no more than one alone may. The metadata's `int8` says what was measured.
 
@@ -150,7 +150,7 @@ def _chosen(to: str, metadata: Metadata) -> tuple[type[Classifiers | Detectors],
 
 
 class _Arranged(Sequence[Tensor]):
-    """Brings calibration pictures (N, C, H, W) into the program's layout."""
+    """Brings calibration images (N, C, H, W) into the program's layout."""
 
     def __init__(self, batches: Sequence[Tensor], metadata: Metadata) -> None:
         self._batches, self._is_nhwc = batches, metadata.layout == "NHWC"
@@ -198,7 +198,7 @@ def _say_choice(
     for name, nodes in groups.items():
         alone = 100 * errors.get(name, 0.0)
         if name in chosen:
-            reason = f"int8 (alone it changes the {judge.what} of {judge.judged} pictures by {alone:.2g} %)"
+            reason = f"int8 (alone it changes the {judge.what} of {judge.judged} images by {alone:.2g} %)"
         elif name in left:
             reason = f"float: with the others in int8 too much changes (alone {alone:.2g} %)"
         elif errors.get(name) == math.inf:
@@ -216,7 +216,7 @@ def _cost(judge: Judge, source: Path, trial: Path) -> dict[str, float | int]:
     sizes, threads = [size_of(source), size_of(trial)], judge.program.threads
     times = medians([judge.program, open_exported(trial, threads=threads)], judge.batches[0][:1], _TIMES)
     for name, size, taken in zip(("float", "int8"), sizes, times, strict=True):
-        log.info("%-5s %.2f MB, p50 %.2f ms for one picture on %d threads", *(name, size / 1e6, taken), threads)
+        log.info("%-5s %.2f MB, p50 %.2f ms for one image on %d threads", *(name, size / 1e6, taken), threads)
     return {
         "bytes_float": sizes[0],
         "bytes": sizes[1],
@@ -232,7 +232,7 @@ def _require_small_drop(judge: Judge, facts: Mapping[str, float | int], most: fl
         drop = facts[f"{key}_float"] - facts[key]
         if not drop <= most:
             raise DropError(
-                f"int8 costs {drop:.3f} points of {words} on {facts['pictures']} pictures, and `max_drop={most:g}` "
+                f"int8 costs {drop:.3f} points of {words} on {facts['pictures']} images, and `max_drop={most:g}` "
                 "are allowed. Nothing was written."
             )
 
