@@ -783,8 +783,8 @@ class _Examination:
             return summary
         if self.labelled and not summary.objects:
             remedy = (
-                "Label some of the pictures, or name other classes with --classes; predictions without labels are written by "
-                "the test command with --format-only."
+                "Label some of the pictures, or name other classes with --classes; predictions without labels are "
+                "written by the test command with --format-only."
                 if self.training
                 else "Evaluating needs some: name another split, or train without evaluation (--no-validate of a "
                 "config). The test command writes predictions without labels with --format-only, the demo draws them."
