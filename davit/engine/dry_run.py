@@ -15,7 +15,7 @@ from ..data import Batch
 
 log = logging.getLogger(__name__)
 
-LONGEST_STEP = 30.0  # seconds; of a step that is foretold to take longer a part is measured
+LONGEST_STEP = 30.0  # seconds; of a step that is predicted to take longer a part is measured
 LIMIT = 60.0  # seconds, after which what is being measured is ended
 COMPILING = 10  # times as long, where the first step compiles the model
 
@@ -103,7 +103,7 @@ def step_seconds(
     limit: float,
     slowest: Callable[[float], float],
 ) -> tuple[float, int] | None:
-    """Measure a step on a few images, and on more where a whole one is foretold to take longer than `LONGEST_STEP`.
+    """Measure a step on a few images, and on more where a whole one is predicted to take longer than `LONGEST_STEP`.
 
     Args:
         step: runs an optimizer step on micro-batches.

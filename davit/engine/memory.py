@@ -206,7 +206,7 @@ class Trial:
             low, high = 0, len(choices)
             while high - low > 1:
                 aim = high - 1 if high == len(choices) else (low + high) // 2
-                # what is foretold is as good as the step from what was measured is small
+                # what is predicted is as good as the step from what was measured is small
                 near = [i for i in range(low + 1, aim + 1) if choices[i] <= _LEAP * choices[low]]
                 probe = max(near, default=low + 1)
                 if self._fits(choices[probe]):
@@ -218,8 +218,8 @@ class Trial:
     def _fits(self, size: int) -> bool:
         """Try one size in all processes at once."""
         world = self.stepper.world
-        foretold = self._foretold(size)
-        if not world.everywhere(foretold is None or self.limit is None or foretold <= self.limit):
+        predicted = self._predicted(size)
+        if not world.everywhere(predicted is None or self.limit is None or predicted <= self.limit):
             self.reason = "it would take more than there is left of it"
             return False
         is_good = True
@@ -237,8 +237,8 @@ class Trial:
         free()
         return world.everywhere(is_good)
 
-    def _foretold(self, size: int) -> int | None:
-        """Foretell the peak of a larger size by the last two, on a straight line; None where none is known."""
+    def _predicted(self, size: int) -> int | None:
+        """Predict the peak of a larger size by the last two, on a straight line; None where none is known."""
         if not self.peaks:
             return None
         (first, low), (second, high) = [(0, self.base), *sorted(self.peaks.items())][-2:]

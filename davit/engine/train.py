@@ -331,9 +331,9 @@ class Trainer:
         limit = limit_of(is_compiled)
         parts.stepper.train()
         epoch = 0 if parts.sizes is None else parts.sizes.epochs  # with images of the last size
-        foretold = (0.0, 0) if is_compiled else self._foretold_step(epoch, limit)
-        seconds, images = (limit, 0) if foretold is None else (foretold[0], foretold[1] * world.size)
-        is_least = foretold is None
+        predicted = (0.0, 0) if is_compiled else self._predicted_step(epoch, limit)
+        seconds, images = (limit, 0) if predicted is None else (predicted[0], predicted[1] * world.size)
+        is_least = predicted is None
         if not is_least and not is_long(seconds):
             measured = self._whole_steps(epoch, limit)
             is_least = measured is None
@@ -357,8 +357,8 @@ class Trainer:
         log.info("%s", found)
         return found
 
-    def _foretold_step(self, epoch: int, limit: float) -> tuple[float, int] | None:
-        """Foretell the seconds of a step by a smaller one (`step_seconds`)."""
+    def _predicted_step(self, epoch: int, limit: float) -> tuple[float, int] | None:
+        """Predict the seconds of a step by a smaller one (`step_seconds`)."""
         loader, first = self.parts.train_loader, []
         stream = self._on_device(loader.batches(epoch, 0))
         if timed(lambda: first.append(next(stream)), limit) is None:

@@ -69,22 +69,22 @@ def sleeping(each: float) -> tuple[list[int], Any]:
     return asked, step
 
 
-def foretold(step: Any, images: int, limit: float) -> tuple[float, int] | None:
+def predicted(step: Any, images: int, limit: float) -> tuple[float, int] | None:
     batch = Batch(torch.zeros(images, 1), torch.zeros(images), torch.arange(images))
     return step_seconds(step, batch, images, limit, lambda mine: mine)
 
 
-def test_a_long_step_is_foretold_by_as_many_images_as_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_long_step_is_predicted_by_as_many_images_as_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dry_run, "LONGEST_STEP", 0.4)
     asked, step = sleeping(0.02)
-    found = foretold(step, 64, 60)
+    found = predicted(step, 64, 60)
     assert found is not None and found[0] == pytest.approx(64 * 0.02, rel=1)
     assert asked == [2, found[1]] and 2 < found[1] <= 10
     asked, step = sleeping(0.001)
-    found = foretold(step, 64, 60)
+    found = predicted(step, 64, 60)
     assert found is not None and found[1] == 2 and asked == [2], "a short step needs no second trial"
     asked, step = sleeping(1)
-    assert foretold(step, 64, 0.05) is None
+    assert predicted(step, 64, 0.05) is None
 
 
 # ---- train.py ----
