@@ -111,6 +111,16 @@ class ChannelSpan(Span):
         return 4 * self.dim * (self.dim // self.heads)
 
 
+class ChannelQkSpan(ChannelSpan):
+    """The same in Florence-2's function."""
+
+    def plain(self, x: Tensor) -> tuple[Tensor, ...]:
+        return (ops.channel_formula(x, self.heads, True)[0],)
+
+    def kernel(self, x: Tensor) -> tuple[Tensor, ...]:
+        return (ops.channel_attention(x, self.heads, True)[0],)
+
+
 class EncodingSpan(Span):
     def __init__(self, dim: int, heads: int):
         super().__init__(dim, heads)
@@ -152,6 +162,7 @@ class GeluSpan(Span):
 SPANS: dict[str, type[Span]] = {
     "window": WindowSpan,
     "channel": ChannelSpan,
+    "channel_qk": ChannelQkSpan,
     "encoding": EncodingSpan,
     "gelu": GeluSpan,
 }

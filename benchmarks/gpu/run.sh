@@ -3,7 +3,8 @@
 #
 #   bash benchmarks/gpu/run.sh [STAGE ...] [--rehearse] [--fresh]
 #
-# STAGE: correctness kernels models train detect real; all of them by default, in this order.
+# STAGE: correctness kernels models train detect real; all of them by default, in this order. And tensorrt, if it is asked
+# for: it builds an engine of DaViT_tiny by trtexec, which must be on the PATH, and times it.
 # --rehearse   the same code on the CPU, in Triton's interpreter, with tiny sizes; its numbers mean nothing
 # --fresh      measure again what an earlier run of the same code on the same card has measured
 #
@@ -14,14 +15,14 @@ set -u
 cd "$(dirname "$0")/../.."
 
 # Seconds of each stage: two calls of at most seven minutes are "correctness kernels models" and "train detect real".
-declare -A LIMIT=([correctness]=95 [kernels]=95 [models]=98 [train]=95 [detect]=85 [real]=225)
+declare -A LIMIT=([correctness]=95 [kernels]=95 [models]=98 [train]=95 [detect]=85 [real]=225 [tensorrt]=300)
 stages=() flags=() rehearse=
 for word in "$@"; do
   case $word in
     --rehearse) rehearse=1; flags+=("$word") ;;
     --fresh) flags+=("$word") ;;
     -h|--help) sed -n '2,/^set/s/^# \{0,1\}//p' "$0"; exit 0 ;;
-    *) [ -n "${LIMIT[$word]:-}" ] || { echo "no stage $word: choose from correctness kernels models train detect real" >&2; exit 2; }
+    *) [ -n "${LIMIT[$word]:-}" ] || { echo "no stage $word: choose from correctness kernels models train detect real tensorrt" >&2; exit 2; }
        stages+=("$word") ;;
   esac
 done
@@ -50,6 +51,16 @@ for stage in "${stages[@]}"; do
   # Whole models in the interpreter would take minutes; the other stages rehearse with the functions of the CPU.
   case ${rehearse:+$stage} in correctness|kernels) export TRITON_INTERPRET=1 ;; *) unset TRITON_INTERPRET ;; esac
   echo "== $stage, at most $limit s; $(date +%T)"
+  if [ "$stage" = tensorrt ]; then
+    engine=$scratch/tiny.engine
+    { "$PYTHON" -c 'import sys, torch, davit; noted = {"model": "DaViT_tiny", "img_size": 224}
+torch.save({"state_dict": davit.create_model("DaViT_tiny").state_dict(), "args": noted}, sys.argv[1])' "$scratch/tiny.pth" \
+      && timeout -k 5 "$limit" "$PYTHON" -m davit.export "$scratch/tiny.pth" "$engine" --fp16 --overwrite \
+      && trtexec --loadEngine="$engine" --shapes=images:1x3x224x224 \
+      && trtexec --loadEngine="$engine" --shapes=images:32x3x224x224; } 2>&1 | tee "$OUT/tensorrt.txt"
+    [ "${PIPESTATUS[0]}" -eq 0 ] || status=1
+    continue
+  fi
   # The stage ends by itself some seconds earlier; the time-out is for one that hangs. Then its JSON has what was measured.
   timeout -k 5 "$limit" "$PYTHON" benchmarks/gpu/stages.py "$stage" --seconds "$((limit - 7))" "${flags[@]}" || {
     code=$?

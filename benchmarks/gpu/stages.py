@@ -61,6 +61,10 @@ def correctness_cells(rehearse: bool) -> dict[str, Task]:
     for dtype in ("bfloat16",) if rehearse else dtypes:
         for way, *size in models:
             found[f"{name}, {size[0]} x {size[1]}/{dtype}/{way}"] = ("model", name, dtype, way, tuple(size))
+    if not rehearse:
+        found |= {
+            f"DaViT_base_fl, 224 x 224/{d}/eager": ("model", "DaViT_base_fl", d, "eager", (224, 224)) for d in dtypes
+        }
     for dim, heads, height, width in sizes:
         for dtype in dtypes:
             for kernel in kernels.SPANS:
@@ -181,7 +185,7 @@ def kernel_cells(rehearse: bool) -> dict[str, Task]:
     listed = [(16, 1, 4)] if rehearse else list(kernels.stages(["DaViT_tiny"], 224))
     for batch in (1,) if rehearse else (256, 1, 32):
         for dim, heads, side in listed:
-            for kernel in kernels.SPANS:
+            for kernel in [name for name in kernels.SPANS if batch in (1, 256) or name != "channel_qk"]:
                 found[f"{kernel}, batch {batch}, {side} x {side} x {dim}"] = (kernel, batch, dim, heads, side)
     return found
 
@@ -293,6 +297,12 @@ def model_waves() -> list[list[Group]]:
         ],
         [
             group("base, batch 256", both.format("bfloat16").replace("tiny", "base"), batch=256),
+            group(
+                "Florence-2's base, batch 32",
+                "DaViT_base_fl:plain/bfloat16/eager DaViT_base_fl/bfloat16/eager "
+                "DaViT_base_fl:plain/bfloat16/compile DaViT_base_fl/bfloat16/compile",
+                batch=32,
+            ),
             group("small, batch 256", both.format("bfloat16").replace("tiny", "small"), batch=256),
         ],
         [group("batch 256, tuned", "davit_tiny/bfloat16/autotune DaViT_tiny/bfloat16/autotune", batch=256)],
