@@ -69,6 +69,7 @@ def test_a_wheel_without_a_compiler_is_for_every_platform_and_holds_what_is_need
         for file in (REPOSITORY / source).rglob(suffix)
     }
     modules = {str(file.relative_to(REPOSITORY)) for file in (REPOSITORY / "davit").rglob("*.py")}
+    wanted |= {str(file.relative_to(REPOSITORY)) for file in (REPOSITORY / "davit").rglob("*.css")}
     assert names >= wanted | modules
     others = names - wanted - modules
     assert all(name.startswith(about) for name in others), others  # no tests, no C++, no data

@@ -51,6 +51,8 @@ def drop(tab: Any, files: list[Path]) -> None:
     if clear := tab.query_selector('#file button[aria-label="Clear"]'):
         clear.click()
         tab.wait_for_selector("#file input[type=file]", state="attached", timeout=PATIENCE)
+        for left in ("#scores li", "#message [role=alert]"):  # nobody drops the next file before the page is empty
+            tab.wait_for_selector(left, state="hidden", timeout=PATIENCE)
     tab.set_input_files("#file input[type=file]", list(map(str, files)))
 
 

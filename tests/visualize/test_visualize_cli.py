@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 import davit
+from davit import style
 from davit.predict import Predictor
 from davit.visualize import figure
 from davit.visualize.__main__ import main
@@ -112,8 +113,8 @@ def test_the_curves_of_several_runs(tmp_path: Path) -> None:
     runs, out = [str(tmp_path / "fast"), str(tmp_path / "slow" / "summary.csv")], tmp_path / "curves.svg"
     assert main(["--runs", *runs, "--out", str(out)]) == 0
     drawn = out.read_text()
-    assert all(word in drawn for word in ("fast", "slow", "accuracy", "gradient norm", "#1f77b4", "#d62728"))
-    assert "#2ca02c" not in drawn and "speed" not in drawn
+    assert all(word in drawn for word in ("fast", "slow", "accuracy", "gradient norm", *style.COLOURS[:2]))
+    assert style.COLOURS[2] not in drawn and "speed" not in drawn
 
 
 # --- mistakes ---
