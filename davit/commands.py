@@ -187,9 +187,10 @@ def time_limit(seconds: float) -> Iterator[None]:
     """Raise `TookTooLong` in the body after so many seconds, and say of any error behind it that this is why.
 
     Python hears the alarm between two of its operations: sleeping and waiting for data end at once, and a backward
-    pass, which is one operation, ends first. Without effect outside of the main thread, which alone hears signals.
+    pass, which is one operation, ends first. Without effect on Windows, which has no alarm, and outside of the main
+    thread, which alone hears signals.
     """
-    if threading.current_thread() is not threading.main_thread():
+    if not hasattr(signal, "SIGALRM") or threading.current_thread() is not threading.main_thread():
         yield
         return
     has_rung = False

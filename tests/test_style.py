@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from davit import style
-from davit.data.imagenet import readable_names
+from davit.data.imagenet import readable_names, without_id
 from davit.engine import curves
 from davit.engine.calibration import reliability
 from davit.engine.report_figures import Tile, draw_confusion, draw_reliability, draw_sheet
@@ -112,6 +112,9 @@ def test_sheets_are_drawn_in_the_figures_font() -> None:
 
 
 def test_ids_of_imagenet_are_put_into_words_where_all_names_are_such() -> None:
+    ids = ["n01440764", "n13133613"]
+    assert [without_id(name) for name in readable_names(ids)] == ["tench", "ear"]
+    assert without_id("a screw (n04, steel)") == "a screw (n04, steel)"
     assert readable_names(["n01440764", "n02102040"]) == ("tench (n01440764)", "English springer (n02102040)")
     assert readable_names(["n01440764", "dog"]) == ("n01440764", "dog") and readable_names([]) == ()
     labels = [

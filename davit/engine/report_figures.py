@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 from PIL import Image, ImageDraw
 
+from ..data.imagenet import without_id
 from ..fonts import drawable, pillow_font
 from ..style import GREY, MAP, ORANGE, SKY, SMALL, TEXT, TITLE, figure_style, pixels
 from .calibration import Bin, ece
@@ -29,7 +30,7 @@ _HEAD = 36  # pixels, of a sheet's title
 
 
 def _short(name: str, index: int, length: int = _SHORT) -> str:
-    name = drawable(name.partition(" (n0")[0], index)
+    name = drawable(without_id(name), index)
     return name if len(name) <= length else f"{name[: length - 1]}…"
 
 

@@ -197,9 +197,8 @@ class Trainer:
         self.parts, self.options, self.record, self.world = parts, options, record, world
         self.is_auto = is_auto
         share = parts.train_loader.global_batch // world.size
-        self.micro_batches = divisors(
-            share, even=parts.stepper.mixup is not None
-        )  # those that a step can be divided into
+        # the sizes of micro-batches that divide a step evenly
+        self.micro_batches = divisors(share, even=parts.stepper.mixup is not None)
         self._head_group = head_group(parts.stepper.optimizer, parts.model)
         self.standing = Standing(options.start_epoch or 0)
         if self.standing.epoch:

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..data.imagenet import without_id
 from ..files import write_atomically
 from ..fonts import drawable
 from ..model import DaViT
@@ -302,7 +303,7 @@ def _draw_bars(axes: Axes, prediction: Prediction, names: Mapping[int, str]) -> 
 
 
 def _short(name: str, length: int = _SHORT) -> str:
-    name = name.partition(" (n0")[0]
+    name = without_id(name)
     return name if len(name) <= length else name[: length - 1] + "…"
 
 

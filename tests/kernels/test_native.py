@@ -336,6 +336,14 @@ def test_blocks_call_them(model, picture, called, monkeypatch):
     assert called == []
 
 
+@pytest.fixture
+def use_threads():
+    """Set PyTorch's number of threads for one test."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize(("positions", "threads", "C", "found"), [
     (native.FEW_POSITIONS, 4, 128, True),
     (native.FEW_POSITIONS + 1, 4, 128, True),  # 28 rows for each thread
@@ -344,13 +352,13 @@ def test_blocks_call_them(model, picture, called, monkeypatch):
     (200, 8, 128, False),
     (280, 11, 384, False),  # neither few positions nor enough rows
 ])  # fmt: skip
-def test_few_positions_need_columns_for_every_thread(monkeypatch, positions, threads, C, found):
-    monkeypatch.setattr(native, "_threads", lambda: threads)
+def test_few_positions_need_columns_for_every_thread(use_threads, positions, threads, C, found):
+    use_threads(threads)
     assert native.supports_block(torch.ones(1, 1, positions, C), 7, 4, 4 * C, False) is found
 
 
-def test_few_positions_leave_the_gram_matrix_to_many_rows(monkeypatch):
-    monkeypatch.setattr(native, "_threads", lambda: 2)
+def test_few_positions_leave_the_gram_matrix_to_many_rows(monkeypatch, use_threads):
+    use_threads(2)
     map_of = functools.partial(torch.ones, 1, 1)
     assert native.supports_block(map_of(40, 64), 7, 2, 256, False)
     assert native.supports_block(map_of(40, 64), 0, 2, 256, False)
