@@ -8,8 +8,8 @@ make demo-det && python benchmarks/runtimes.py int8 output/demo-det/epoch_3.pth 
 
 Runs take turns, one of each runtime at a time in an order drawn anew, so that what else the machine does meets all of
 them; a pause lets the threads of the last one sleep. Ratios are of medians over these turns. OMP_WAIT_POLICY=passive
-slows PyTorch alone, as the other runtimes have threads of their own: `speed` refuses to run with it. Each call adds its
-rows to benchmarks/results/runtimes.json and writes runtimes.md anew.
+slows PyTorch alone, as the other runtimes have threads of their own: `speed` refuses to run with it. Each call adds
+its rows to benchmarks/results/runtimes.json and writes runtimes.md anew.
 """
 
 from __future__ import annotations
