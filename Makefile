@@ -57,15 +57,13 @@ demo-det: setup
 	$(RUN) -m davit.data scenes
 	CUDA_VISIBLE_DEVICES= PYTHON=$(abspath $(RUN)) bash mmdet/tools/dist_train.sh $(DETECTOR) 2 --work-dir output/demo-det \
 	  --seed 0 --no-validate --cfg-options $(addprefix train_dataloader.,batch_size=4 num_workers=0 persistent_workers=False)
-	$(RUN) mmdet/tools/test.py $(DETECTOR) output/demo-det/epoch_3.pth --work-dir output/demo-det/test
-	$(RUN) mmdet/tools/image_demo.py data/scenes/val2017 $(DETECTOR) output/demo-det/epoch_3.pth --out-dir output/demo-det/drawn --score-thr 0.5
+	$(RUN) mmdet/tools/test.py $(DETECTOR) output/demo-det/epoch_3.pth --work-dir output/demo-det/test --show-dir output/demo-det/drawn
 
 demo-seg: SEGMENTOR = mmseg/configs/upernet_davit_nano_digits.py
 demo-seg: setup
 	$(RUN) -m davit.data scenes
 	$(RUN) mmseg/tools/train.py $(SEGMENTOR) --work-dir output/demo-seg --seed 0 --no-validate
-	$(RUN) mmseg/tools/test.py $(SEGMENTOR) output/demo-seg/iter_1800.pth --work-dir output/demo-seg/test
-	$(RUN) mmseg/tools/image_demo.py data/scenes/val2017 $(SEGMENTOR) output/demo-seg/iter_1800.pth --out-dir output/demo-seg/drawn
+	$(RUN) mmseg/tools/test.py $(SEGMENTOR) output/demo-seg/iter_1800.pth --work-dir output/demo-seg/test --show-dir output/demo-seg/drawn
 
 test: setup
 	$(PYTEST) -m "not long" --cov --cov-report=term:skip-covered --cov-fail-under=95

@@ -30,7 +30,7 @@ from davit.data.scenes import COUNTS
 
 ROOT = Path(__file__).resolve().parents[1]
 TITLES = {"mask_rcnn": "Mask R-CNN", "rtmdet": "RTMDet", "dfine": "D-FINE"}
-EPOCHS = {"mask_rcnn": 3, "rtmdet": 5, "dfine": 3}
+EPOCHS = {"mask_rcnn": 3, "rtmdet": 7, "dfine": 3}
 BATCH = 8
 
 _OF_MM = {"mask_rcnn": "davit_nano_maskrcnn_digits", "rtmdet": "davit_nano_rtmdet_digits"}

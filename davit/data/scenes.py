@@ -28,6 +28,7 @@ _SEED = 0
 _SIZES = (24, 64)  # pixels, a digit's height and width
 _DIGITS = (2, 6)
 _INK = 0.4  # share of full intensity from which a pixel belongs to the digit
+_COMPRESSION = 1  # of the PNG files; the usual 6 takes longer than drawing, and saves little of a noisy image
 _MOST_HIDDEN = 0.3  # share of a digit that others may cover
 
 
@@ -62,7 +63,7 @@ def _write(form: str, folder: Path) -> None:
             if form == "roboflow":  # as it names its copies
                 stem = f"{stem}_png.rf.{hashlib.sha256(picture.tobytes()).hexdigest()[:32]}"
             name = f"{stem}.png"
-            Image.fromarray(picture).save(pictures / name)
+            Image.fromarray(picture).save(pictures / name, compress_level=_COMPRESSION)
             images.append({"id": index + 1, "file_name": name, "width": SIDE, "height": SIDE})
             for digit, mask in objects:
                 annotations.append(_annotation(len(annotations) + 1, index + 1, digit, mask))
@@ -70,7 +71,7 @@ def _write(form: str, folder: Path) -> None:
                 label = np.zeros((SIDE, SIDE), dtype=np.uint8)
                 for digit, mask in objects:
                     label[mask] = digit + 1
-                Image.fromarray(label).save(labels / name)
+                Image.fromarray(label).save(labels / name, compress_level=_COMPRESSION)
             elif form == "yolo":
                 lines = (" ".join(map(str, (digit, *outline(mask).ravel() / SIDE))) for digit, mask in objects)
                 (labels / f"{stem}.txt").write_text("".join(f"{line}\n" for line in lines))

@@ -52,6 +52,10 @@ class DrawnDetections(Hook):
             found = Detections.of(picture, sample.pred_instances, self._least, self._classes)
             found.draw().save(self._out / f"{self._names[Path(sample.img_path).absolute()]}.png")
 
+    def after_test(self, runner: Any) -> None:
+        """Say where the drawn images are."""
+        runner.logger.info(f"The {len(self._names)} images with their predictions are in {self._out}.")
+
 
 @HOOKS.register_module(force=True)
 class DistinctMaskNames(Hook):

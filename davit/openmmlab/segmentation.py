@@ -287,3 +287,7 @@ class DrawnPredictions(SegVisualizationHook):
             image = np.asarray(self._loader.shown(sample.img_path))
             labels = sample.pred_sem_seg.data.squeeze().cpu().numpy()
             draw_segments(image, labels, self._meta["classes"], self._meta["palette"]).save(target)
+
+    def after_test(self, runner: Any) -> None:
+        """Say where the drawn images are."""
+        runner.logger.info(f"The {len(self._names)} images with their predictions are in {self.out_dir}.")

@@ -32,6 +32,9 @@ test_dataloader = val_dataloader
 val_evaluator = dict(ann_file=data_root + "annotations/instances_val2017.json")
 test_evaluator = val_evaluator
 
-optim_wrapper = dict(type="OptimWrapper", optimizer=dict(type="AdamW", lr=1e-4, betas=(0.9, 0.999), weight_decay=0.05))
+optim_wrapper = dict(
+    type="OptimWrapper",
+    optimizer=dict(type="AdamW", lr=1e-4, betas=(0.9, 0.999), weight_decay=0.05, fused=True),
+)
 auto_scale_lr = dict(enable=False, base_batch_size=16)  # 8 GPUs x 2 images
 default_hooks = dict(checkpoint=dict(max_keep_ckpts=3, save_best="auto"))
