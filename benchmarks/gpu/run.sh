@@ -72,7 +72,8 @@ torch.save({"state_dict": davit.create_model("DaViT_tiny").state_dict(), "args":
     continue
   fi
   # The stage ends by itself some seconds earlier; the time-out is for one that hangs. Then its JSON has what was measured.
-  timeout -k 5 "$limit" "$PYTHON" benchmarks/gpu/stages.py "$stage" --seconds "$((limit - 7))" "${flags[@]}" || {
+  until=$(($(date +%s) + limit - 7))  # not seconds from now: imports take some, on a machine that has just started
+  timeout -k 5 "$limit" "$PYTHON" benchmarks/gpu/stages.py "$stage" --until "$until" "${flags[@]}" || {
     code=$?
     status=1
     [ $code -ne 124 ] && [ $code -ne 137 ] || echo "$stage: stopped after $limit s"

@@ -1,6 +1,6 @@
 """Run one stage of run.sh, most important cells first, until its time is over.
 
-    python benchmarks/gpu/stages.py STAGE --seconds N [--rehearse] [--fresh]
+    python benchmarks/gpu/stages.py STAGE [--until SECONDS] [--rehearse] [--fresh]
 
 How to measure is in measure.py, kernels.py and openmmlab_throughput.py; here is what, at which sizes, in which order.
 """
@@ -526,7 +526,7 @@ def wave_stage(stage: str, cells: Cells, _tasks: dict[str, Task], device: str, r
         listed = [case for _, cases in wave for case in cases]
         results = measure.compare(
             listed, listed[0], 2 if rehearse else 20, cells.say, rehearsed if rehearse else prepared,
-            together=not rehearse, ready_by=now + 0.7 * left, end_by=now + min(left - 6, 0.7 * left + 25),
+            together=not rehearse, ready_by=now + 0.7 * left, end_by=now + min(left - 8, 0.7 * left + 25),
             left_out=failures,
         )  # fmt: skip
         for heading, cases in wave:
@@ -665,7 +665,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("stage", choices=tuple(STAGES))
-    parser.add_argument("--seconds", type=float, default=90, help="no new cell begins after these")
+    parser.add_argument(
+        "--until", type=float, default=time.time() + 90, metavar="SECONDS",
+        help="no new cell begins after this time, as `date +%%s` gives it; default: 90 seconds from now",
+    )  # fmt: skip
     parser.add_argument("--rehearse", action="store_true", help="on the CPU, with tiny sizes")
     parser.add_argument("--fresh", action="store_true", help="keep nothing of an earlier run")
     options = parser.parse_args(arguments)
@@ -677,7 +680,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     tasks, device = list_cells(options.rehearse), "cpu" if options.rehearse else "cuda"
     folder = Path(os.environ.get("OUT", measure.RESULTS / "gpu"))
     folder.mkdir(parents=True, exist_ok=True)
-    cells = Cells(options.stage, folder, tasks, options.seconds, options.rehearse, options.fresh)
+    cells = Cells(options.stage, folder, tasks, options.until - time.time(), options.rehearse, options.fresh)
     if options.stage not in ("correctness", "kernels") and (broken := broken_kernels(cells)):
         os.environ[WITHOUT] = " ".join(broken)
         cells.leave_out(broken)
