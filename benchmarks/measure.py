@@ -41,6 +41,7 @@ EXECUTIONS = ("eager", "compile", "autotune", "graph")
 SIZED = ("swin", "deit", "vit")  # timm builds these for the size of image that they read
 MODES = ("inference", "training")
 TASKS = ("classify", "pyramid")
+STEP_LIMIT = 10  # seconds for two steps, where the time has an end: what hangs is left out
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
@@ -287,18 +288,20 @@ def compare(
         started.append((Measured(case), process, ours))
 
     def await_ready(measured: Measured, process: Any, connection: Connection) -> None:
-        case = measured.case
         kind, value = _answer(connection, ready_by)
         if kind == "failed":
-            failures[case] = value
-            log(f"{case.name}: left out: {value}")
-            connection.close()
-            process.kill()
-            process.join()
+            leave_out(measured.case, value, process, connection)
             return
         measured.peak_bytes = int(value)
-        log(f"{case.name}: ready, peak memory {value / 2**20:.0f} MiB")
+        log(f"{measured.case.name}: ready, peak memory {value / 2**20:.0f} MiB")
         running.append((measured, process, connection))
+
+    def leave_out(case: Case, reason: str, process: Any, connection: Connection) -> None:
+        failures[case] = reason
+        log(f"{case.name}: left out: {reason}")
+        connection.close()
+        process.kill()
+        process.join(timeout=20 if end_by == math.inf else 1)
 
     try:
         for case in cases:
@@ -312,11 +315,13 @@ def compare(
             if time.monotonic() > end_by:
                 log(f"the time is over after {number} of {rounds} rounds")
                 break
-            for measured, _, connection in running:
-                connection.send("step")
-                kind, value = _answer(connection)
-                if kind == "failed":
-                    raise RuntimeError(f"{measured.case.name}: {value}")
+            for one in list(running):
+                measured, process, connection = one
+                kind, value = _ask(connection, math.inf if end_by == math.inf else time.monotonic() + STEP_LIMIT)
+                if kind == "failed":  # the other cases go on; without this one's times rounds have no gaps
+                    leave_out(measured.case, value, process, connection)
+                    running.remove(one)
+                    continue
                 measured.seconds.append(float(value))
             log(f"round {number + 1} of {rounds}: " + ", ".join(f"{m.seconds[-1]:.3f}" for m, _, _ in running))
     finally:
@@ -344,8 +349,17 @@ def _answer(connection: Connection, by: float = math.inf) -> tuple[str, Any]:
         if not connection.poll(None if by == math.inf else max(0.0, by - time.monotonic())):
             return "failed", "not ready in time"
         return connection.recv()
-    except EOFError:
+    except (EOFError, OSError):
         return "failed", "its process ended (out of memory?)"
+
+
+def _ask(connection: Connection, by: float) -> tuple[str, Any]:
+    """Ask a case for a step."""
+    try:
+        connection.send("step")
+    except OSError:
+        return "failed", "its process ended (out of memory?)"
+    return _answer(connection, by)
 
 
 # --- bfloat16 ---
@@ -422,14 +436,12 @@ def _driver() -> str:
 
 
 def _commit() -> str:
-    done = subprocess.run(
-        ["git", "describe", "--always", "--dirty"],
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return done.stdout.strip() or os.environ.get("DAVIT_COMMIT") or "an unknown commit"
+    asked = ["git", "describe", "--always", "--dirty"]
+    try:
+        done = subprocess.run(asked, cwd=Path(__file__).parent, capture_output=True, text=True, check=False).stdout
+    except OSError:  # no git on a machine that was lent
+        done = ""
+    return done.strip() or os.environ.get("DAVIT_COMMIT") or "an unknown commit"
 
 
 def command_line() -> str:

@@ -35,18 +35,30 @@ class Cells:
     """
 
     def __init__(self, stage: str, folder: Path, names: Iterable[str], seconds: float, rehearse: bool, fresh: bool):
-        self.path = folder / f"{stage}.json"
+        self.folder, self.path = folder, folder / f"{stage}.json"
         self.end = time.monotonic() + seconds
         self.names = list(names)
         around = {**environment(), "source": source(), "rehearsal": rehearse}
         self.data: dict[str, Any] = {"stage": stage, "environment": around, "cells": {}, "failed": {}}
-        for earlier in () if fresh or rehearse else (self.path, RESULTS / "gpu" / self.path.name):
-            if earlier.is_file():
-                found = json.loads(earlier.read_text())
-                if all(found["environment"].get(key) == around[key] for key in (*SAME, "rehearsal")):
-                    self.data["cells"] = found["cells"]
-                    break
+        if not fresh and not rehearse and (found := self.same(stage)) is not None:
+            self.data["cells"] = found["cells"]
         self.write()
+
+    def same(self, stage: str) -> dict[str, Any] | None:
+        """Read what a stage has found with the same code, card and versions, in this call or an earlier one."""
+        around = self.data["environment"]
+        for path in (self.folder / f"{stage}.json", RESULTS / "gpu" / f"{stage}.json"):
+            if path.is_file():
+                found: dict[str, Any] = json.loads(path.read_text())
+                if all(found["environment"].get(key) == around[key] for key in (*SAME, "rehearsal")):
+                    return found
+        return None
+
+    def leave_out(self, kernels: list[str]) -> None:
+        """Note the kernels that fail on this card: PyTorch computes their spans in the models of this stage."""
+        self.data["left_to_pytorch"] = kernels
+        self.write()
+        self.say(f"left to PyTorch, since the stage correctness found them broken: {', '.join(kernels)}")
 
     def left(self) -> float:
         return self.end - time.monotonic()

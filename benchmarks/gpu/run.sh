@@ -8,14 +8,16 @@
 # --rehearse   the same code on the CPU, in Triton's interpreter, with tiny sizes; its numbers mean nothing
 # --fresh      measure again what an earlier run of the same code on the same card has measured
 #
-# Results: $OUT, or benchmarks/results/gpu where that is unset. Environment: PYTHON (python3), GPU_DATA (an image
-# folder for the stage real; .gpu_data), and DAVIT_COMMIT where the copy has no .git. Wheels in .whl are installed first.
+# Results: $OUT, or benchmarks/results/gpu where that is unset. Those of earlier calls on the same machine, and of that
+# folder, are copied to $OUT first. Environment: PYTHON (python3), GPU_DATA (an image folder for the stage real;
+# .gpu_data), and DAVIT_COMMIT where the copy has no .git. Wheels in .whl are installed first.
 # The status is 1 if a stage failed or a cell of one was wrong; the stages after it ran all the same.
 set -u
 cd "$(dirname "$0")/../.."
 
-# Seconds of each stage: two calls of at most seven minutes are "correctness kernels models" and "train detect real".
-declare -A LIMIT=([correctness]=95 [kernels]=95 [models]=98 [train]=95 [detect]=85 [real]=225 [tensorrt]=300)
+# Seconds of each stage: two calls of at most six minutes are "correctness kernels models" and "train detect real".
+# What the others of a call leave of theirs is given to models, and to real.
+declare -A LIMIT=([correctness]=85 [kernels]=75 [models]=150 [train]=120 [detect]=80 [real]=130 [tensorrt]=300)
 stages=() flags=() rehearse=
 for word in "$@"; do
   case $word in
@@ -31,22 +33,30 @@ done
 PYTHON=${PYTHON:-python3}
 OUT=${OUT:-$PWD/benchmarks/results/gpu}
 scratch=${TMPDIR:-/tmp}/davit-gpu-$UID
-mkdir -p "$OUT" "$scratch"
+mkdir -p "$OUT" "$scratch/results"
 export OUT PYTHONUNBUFFERED=1 PYTHONPATH="$PWD:$scratch/site${PYTHONPATH:+:$PYTHONPATH}"
 # One cache for all stages and processes: what one has compiled, the others load.
 export TORCHINDUCTOR_CACHE_DIR=$scratch/inductor TRITON_CACHE_DIR=$scratch/triton
 export TORCHINDUCTOR_FX_GRAPH_CACHE=1 TORCHINDUCTOR_AUTOGRAD_CACHE=1
-export OMP_WAIT_POLICY=passive
+# Many processes prepare at the same time: a few threads for each, as many as a machine of 16 cores has room for.
+export OMP_WAIT_POLICY=passive OMP_NUM_THREADS=${OMP_NUM_THREADS:-2}
+export TORCHINDUCTOR_COMPILE_THREADS=${TORCHINDUCTOR_COMPILE_THREADS:-4}
 if [ -n "$rehearse" ]; then
   export OMP_NUM_THREADS=1 CUDA_VISIBLE_DEVICES=
-elif ls .whl/*.whl >/dev/null 2>&1 && [ ! -d "$scratch/site" ]; then
+else
+  for kept in "$scratch"/results/*.json benchmarks/results/gpu/*.json; do
+    [ ! -f "$kept" ] || [ -e "$OUT/${kept##*/}" ] || cp "$kept" "$OUT"
+  done
+fi
+if [ -z "$rehearse" ] && ls .whl/*.whl >/dev/null 2>&1 && [ ! -d "$scratch/site" ]; then
   "$PYTHON" -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --upgrade --target "$scratch/site" .whl/*.whl \
-    || echo "the wheels in .whl could not be installed; stages that need them will say what is missing" >&2
+    || for wheel in .whl/*.whl; do "$PYTHON" -m zipfile -e "$wheel" "$scratch/site"; done  # without pip
 fi
 
-status=0
+status=0 spare=0
 for stage in "${stages[@]}"; do
-  limit=${LIMIT[$stage]}
+  limit=${LIMIT[$stage]} began=$SECONDS
+  case $stage in models|real) limit=$((limit + spare)) ;; esac
   [ -z "$rehearse" ] || limit=300  # a rehearsal checks that cells work, on a machine of any speed
   # Whole models in the interpreter would take minutes; the other stages rehearse with the functions of the CPU.
   case ${rehearse:+$stage} in correctness|kernels) export TRITON_INTERPRET=1 ;; *) unset TRITON_INTERPRET ;; esac
@@ -62,11 +72,14 @@ torch.save({"state_dict": davit.create_model("DaViT_tiny").state_dict(), "args":
     continue
   fi
   # The stage ends by itself some seconds earlier; the time-out is for one that hangs. Then its JSON has what was measured.
-  timeout -k 5 "$limit" "$PYTHON" benchmarks/gpu/stages.py "$stage" --seconds "$((limit - 7))" "${flags[@]}" || {
+  until=$(($(date +%s) + limit - 7))  # not seconds from now: imports take some, on a machine that has just started
+  timeout -k 5 "$limit" "$PYTHON" benchmarks/gpu/stages.py "$stage" --until "$until" "${flags[@]}" || {
     code=$?
     status=1
     [ $code -ne 124 ] && [ $code -ne 137 ] || echo "$stage: stopped after $limit s"
   }
+  [ $((SECONDS - began)) -ge "$limit" ] || spare=$((spare + limit - (SECONDS - began)))
+  [ -n "$rehearse" ] || cp "$OUT"/*.json "$scratch/results" 2>/dev/null
 done
 "$PYTHON" benchmarks/gpu/tables.py "$OUT" || status=1
 exit $status

@@ -81,6 +81,8 @@ def section(stage: str, data: dict[str, Any]) -> str:
         rates = top["bytes_per_second"] / 1e12, top["operations_per_second"] / 1e12
         lines += ["", f"Ceilings: a copy moves {rates[0]:.2f} TB/s, a bfloat16 product does {rates[1]:.0f} TFLOP/s."]
     header, rows = ROWS.get(stage, case_rows)(cells)
+    if broken := data.get("left_to_pytorch"):
+        lines += ["", f"**Computed by PyTorch, since the stage correctness found them broken: {', '.join(broken)}.**"]
     lines += ["", table(header, rows) if rows else "No cell was measured.", ""]
     lines += [f"- failed: {name}: {reason.splitlines()[0][:200]}" for name, reason in data["failed"].items()]
     if data["not_reached"]:
@@ -108,7 +110,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         path = options.folder / f"{stage}.json"
         if path.is_file():
             data = json.loads(path.read_text())
-            sections.append(section(stage, data))
+            try:
+                sections.append(section(stage, data))
+            except (AttributeError, KeyError, TypeError) as error:  # the others are shown all the same
+                sections.append(f"## {stage}\n\nNo table: {type(error).__name__}: {error}\n")
+                found.append(f"{stage}: {type(error).__name__}: {error}")
             found += faults(stage, data)
         else:
             found.append(f"{stage}: {path} is not there")

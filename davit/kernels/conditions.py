@@ -386,8 +386,6 @@ def _is_supported(x: Tensor) -> bool:
     if support.runs_on(x):
         if x.dtype not in (torch.float32, torch.bfloat16, torch.float16):
             return False
-        if x.is_cuda and not _is_recent(x.device.index):
-            return False
     elif (
         x.device.type != "cpu"
         or x.dtype not in (torch.float32, torch.bfloat16)
@@ -423,11 +421,6 @@ def _is_transformed() -> bool:
 def _is_exporting() -> bool:
     """Tell whether torch.export runs; in torch 2.11 torch.compiler.is_exporting() is true in torch.compile too."""
     return bool(torch.compiler._is_exporting_flag)
-
-
-@torch.compiler.assume_constant_result
-def _is_recent(index: int) -> bool:
-    return torch.version.cuda is not None and torch.cuda.get_device_capability(index) >= (8, 0)
 
 
 @torch.compiler.assume_constant_result

@@ -1,9 +1,11 @@
 """Rehearse benchmarks/gpu/run.sh: each stage has every cell, with finite numbers; what it keeps, and its tables."""
 
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -43,6 +45,63 @@ def test_numbers_are_finite_at_any_depth(tool):
     assert kept.is_finite({"a": 1, "b": {"c": [2.5]}, "d": "text", "e": None})
     assert not kept.is_finite({"a": 1, "b": {"c": [float("nan")]}})
     assert not kept.is_finite({"a": "text"})
+
+
+CELL = """
+import os, time
+import torch
+
+def cell(task, device, rehearse):
+    if task == "ends":
+        os._exit(7)
+    if task == "hangs":
+        time.sleep(100)
+    if task == "raises":
+        raise ValueError("no")
+    return {"ms": task}
+"""
+
+
+@pytest.mark.long
+def test_a_process_that_ends_hangs_or_raises_costs_its_cell_alone(tool, tmp_path, monkeypatch):
+    (tmp_path / "cell_of_a_test.py").write_text(CELL)
+    monkeypatch.syspath_prepend(tmp_path)
+    stages = tool("stages")
+    cell = __import__("cell_of_a_test").cell
+    tasks = {"a": 1.5, "b": "ends", "c": "raises", "d": "hangs", "e": 2.5}
+    end = time.monotonic() + 300
+    found = stages.in_processes(tasks, cell, "cpu", True, lambda: end - time.monotonic(), cell_limit=25)
+    kinds = {name: (kind, value) for name, kind, value in found}
+    assert kinds["a"] == ("done", {"ms": 1.5}) and kinds["e"] == ("done", {"ms": 2.5})
+    assert [kinds[name][0] for name in "bcd"] == ["failed"] * 3 and "7" in kinds["b"][1]
+    assert not multiprocessing.active_children()
+    assert list(stages.in_processes(tasks, cell, "cpu", True, lambda: 0.0, 25)) == []
+
+
+def test_kernels_that_fail_in_bfloat16_are_left_out_of_whole_models(tool, tmp_path, monkeypatch):
+    stages, kept = tool("stages"), tool("cells")
+    right = {"error": 1e-3, "error_plain": 1e-3, "bound": 4e-2}
+    names = [f"{kernel}, 56 x 56 x 96/{dtype}" for kernel in stages.kernels.SPANS for dtype in stages.BOUNDS]
+    cells = kept.Cells("correctness", tmp_path, names, 100, False, True)
+    assert stages.broken_kernels(cells) == []
+    for name in names:
+        cells.record(name, right)
+    cells.record("DaViT_tiny, 224 x 224/bfloat16/eager", {**right, "error": 0.9})  # does not say which kernel
+    cells.record("encoding, 56 x 56 x 96/float32", {**right, "error": 0.9})
+    cells.record("gelu, 56 x 56 x 96/bfloat16", {**right, "error": float("nan")})
+    cells.fail("window, 56 x 56 x 96/bfloat16", "OutOfResources: out of resource: shared memory")
+    cells.fail("channel_qk, 56 x 56 x 96/bfloat16", "OutOfResources: shared memory")
+    models = kept.Cells("models", tmp_path, ["a"], 100, False, True)
+    broken = stages.broken_kernels(models)
+    assert broken == ["gelu", "window"]
+    monkeypatch.setattr(stages.conditions, "KERNELS", {"window", "channel", "encoding", "gelu", "patches"})
+    monkeypatch.setenv(stages.WITHOUT, " ".join(broken))
+    stages.without_broken_kernels()
+    assert {"window", "channel", "encoding", "gelu"} & stages.conditions.KERNELS == {"channel", "encoding"}
+    models.leave_out(broken)
+    assert "gelu, window" in tool("tables").section("models", json.loads(models.path.read_text()))
+    models.data["environment"]["gpu"] = "another card"
+    assert stages.broken_kernels(models) == []
 
 
 def test_an_unknown_stage_is_refused():

@@ -61,6 +61,31 @@ def test_cases_are_compared_in_processes_of_their_own(throughput, tmp_path, capf
     assert text == captured.out and "`DaViT_nano/float32/eager`" in text and "no_such_model" not in text
 
 
+STEP = """
+def prepared(case):
+    steps = []
+
+    def step():
+        steps.append(case)
+        if case.model == "fails" and len(steps) > 5:  # in the second round
+            raise RuntimeError("out of memory")
+
+    return step
+"""
+
+
+@pytest.mark.long
+def test_a_case_that_fails_in_a_round_is_left_out(measure, tmp_path, monkeypatch):
+    (tmp_path / "step_of_a_test.py").write_text(STEP)
+    monkeypatch.syspath_prepend(tmp_path)
+    good, bad = measure.Case("works", "float32", "eager"), measure.Case("fails", "float32", "eager")
+    left_out: dict = {}
+    prepare = __import__("step_of_a_test").prepared
+    results = measure.compare([bad, good], bad, 4, lambda _: None, prepare, together=True, left_out=left_out)
+    assert [m.case for m in results] == [good] and len(results[0].seconds) == 4 and results[0].ratios == []
+    assert list(left_out) == [bad] and "out of memory" in left_out[bad]
+
+
 @pytest.mark.parametrize("clock", ["wall", "cpu"])
 def test_the_process_of_a_case_times_training_steps(measure, clock):
     """The same conversation, with a thread in place of the process."""

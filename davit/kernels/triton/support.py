@@ -1,10 +1,14 @@
 """Import Triton, which not every wheel of PyTorch brings, and provide the helpers that the kernels share."""
 
+import functools
+import logging
 from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
+
+_logger = logging.getLogger(__name__)
 
 try:
     import triton
@@ -47,8 +51,30 @@ def dot(a, b):  # type: ignore[no-untyped-def]
 
 
 def runs_on(x: Tensor) -> bool:
-    """Tell whether kernels can be launched for this tensor."""
-    return HAS_TRITON and (x.is_cuda or (INTERPRETED and x.device.type == "cpu"))
+    """Tell whether kernels can be launched for this tensor: on GPUs from Ampere on, or interpreted on the CPU."""
+    return HAS_TRITON and (_launches_on(x.device.index) if x.is_cuda else INTERPRETED and x.device.type == "cpu")
+
+
+@torch.compiler.assume_constant_result
+def _launches_on(index: int) -> bool:
+    return _can_launch(index)
+
+
+@functools.cache
+def _can_launch(index: int) -> bool:
+    """Launch an empty kernel on a GPU: besides the GPU, Triton needs a C compiler and the headers of Python."""
+    if torch.version.cuda is None or torch.cuda.get_device_capability(index) < (8, 0):
+        return False
+    try:
+        with torch.cuda.device(index):
+            _probe[(1,)]()
+    except Exception as error:  # whatever a compiler, a loader or a driver raises
+        _logger.warning(
+            "Triton cannot launch a kernel on cuda:%d (%s: %s), so PyTorch computes everything: slower, never wrong.",
+            index, type(error).__name__, " ".join(str(error).split())[:300],
+        )  # fmt: skip
+        return False
+    return True
 
 
 def launch(kernel: Any, programs: int, device: torch.device, *arguments: Any, **constants: Any) -> None:
