@@ -16,6 +16,7 @@ import pytest
 import davit
 from davit import cli
 from davit.cli import COMMANDS, Group
+from davit.detect import flags as detect_flags
 from davit.parsing import Parser
 from davit.parsing.results import as_columns, give, json_alone, put, require_writable
 
@@ -110,15 +111,37 @@ def test_help_shows_every_default_and_groups_flags(name: str) -> None:
     for action in parser._actions:
         if action.help == argparse.SUPPRESS or not action.option_strings or action.nargs == 0:
             continue
-        if action.default == argparse.SUPPRESS:
+        if action.default == argparse.SUPPRESS or action.required:
             continue
         shown = parser._get_formatter()._expand_help(action)
-        assert "default" in shown, f"{name} {action.option_strings}: {shown}"
+        assert shown.count("(default") == 1, f"{name} {action.option_strings}: {shown}"
         assert " ".join(shown.split()).replace(" ", "") in text.replace(" ", "")
     groups = {group.title: group._group_actions for group in parser._action_groups}
     loose = [action for action in groups["options"] if action.help != argparse.SUPPRESS]
     shown_flags = [action for action in parser._actions if action.option_strings]
     assert len(shown_flags) <= 20 or len(loose) <= 8, [action.dest for action in loose]
+
+
+#: Flags that mean something else, or take something else, in some commands.
+DIFFER = {
+    *("--amp", "--auto-resume", "--batch-size", "--class-map", "--classes", "--config", "--dry-run", "--epochs"),
+    *("--eval-metric", "--force", "--freeze", "--gpu-ids", "--hflip", "--img-size", "--initial-checkpoint", "--json"),
+    *("--limit", "--lr", "--max-megabytes", "--model", "--no-aug", "--out", "--output", "--overwrite", "--pin-mem"),
+    *("--pretrained", "--results-file", "--resume", "--runs", "--scale", "--seed", "--skip-bad-images", "--split"),
+    *("--task", "--to"),
+}
+
+
+def test_a_flag_has_the_same_words_in_all_commands() -> None:
+    """But for its default, and for those flags that are not the same."""
+    words: dict[str, set[str]] = {}
+    of_detectors = (detect_flags.detector_parser(), detect_flags.test_parser(), detect_flags.demo_parser())
+    for parser in (*LEAVES.values(), *of_detectors):
+        for action in parser._actions:
+            for flag in action.option_strings:
+                if action.help != argparse.SUPPRESS:
+                    words.setdefault(flag, set()).add((action.help or "").partition(" (default")[0])
+    assert {flag for flag, said in words.items() if len(said) > 1 and flag.startswith("--")} == DIFFER
 
 
 def _mistyped() -> list[tuple[str, str, str]]:
