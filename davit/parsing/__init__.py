@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 from ..limits import Limits, number
 from ..text import is_number, nearest
 
-__all__ = ["ANY_MODEL", "Help", "Parser", "add_address", "add_device"]
+__all__ = ["ANY_MODEL", "Help", "Parser", "RawHelp", "add_address", "add_device"]
 
 ANY_MODEL = "a DaViT variant such as DaViT_tiny, or any model that timm knows"
 
@@ -47,6 +47,10 @@ class Help(argparse.HelpFormatter):
         if "(default" in text or action.required or isinstance(action, argparse._HelpAction):
             return text
         return f"{text} (default: {_as_words(action.default)})".lstrip()
+
+
+class RawHelp(Help, argparse.RawDescriptionHelpFormatter):
+    """Leave the lines of the description as they are, beside what `Help` does."""
 
 
 def _as_words(value: Any) -> str:
