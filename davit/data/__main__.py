@@ -130,7 +130,7 @@ def _split(args: Namespace) -> None:
     if found.groups:
         log.info("%s groups of images were kept together.", f"{found.groups:,}")
     if found.alike:
-        log.warning("%d files have the content of another one, and went where that is.", found.alike)
+        log.warning("%d files have the same content as another one, and are in the same part.", found.alike)
     document = {"folder": as_utf8(args.out), "groups": found.groups, "alike": found.alike, "report": str(found)}
     give(args, str(args.out), document)
 

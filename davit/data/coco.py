@@ -818,7 +818,7 @@ class _Examination:
                 summary.small += 1
         if not summary.used:
             self.more_faults.append(
-                f"training would leave out all {summary.pictures:,} pictures: {summary.empty:,} have no objects, and "
+                f"training would leave out all {summary.pictures:,} images: {summary.empty:,} have no objects, and "
                 f"{summary.small:,} have a side of less than {least} pixels. Enlarge them, or pass --cfg-options "
                 "train_dataloader.dataset.filter_cfg.min_size=1 to train on such small ones."
             )

@@ -61,11 +61,11 @@ class DryRun:
         about = "over" if self.is_least else "about"
         hours = f"{about} {self.hours:.1f} hours for {self.epochs} epochs"
         if not self.images_measured:
-            took = f"{self.step_seconds:.0f} s did not suffice for a step, and it was ended"
+            took = f"a step did not end within {self.step_seconds:.0f} s and was stopped"
         elif self.images_measured < self.images_per_step:
             took = (
-                f"a step of {self.images_measured} in place of {self.images_per_step} images was measured, by which a "
-                f"whole one takes {about} {self.step_seconds:.0f} s and more memory"
+                f"a step of {self.images_measured} instead of {self.images_per_step} images was measured; a whole one "
+                f"would take {about} {self.step_seconds:.0f} s, and more memory"
             )
         else:
             took = f"{self.step_seconds:.2f} s for a step"

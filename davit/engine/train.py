@@ -225,8 +225,8 @@ class Trainer:
             len(parts.data.val),
         )
         log.info(
-            "Global batch %d = %d images x %d processes x %d micro-batches; learning rate %g for it; %d epochs of "
-            "%d steps = %d steps; %s on %s.",
+            "Global batch %d (%d images x %d processes x %d micro-batches); learning rate %g, not scaled; %d epochs "
+            "of %d steps = %d steps; %s on %s.",
             *(loader.global_batch, sampler.batch_size, self.world.size, sampler.grad_accum_steps, options.lr),
             *(parts.num_epochs, loader.steps_per_epoch, parts.num_epochs * loader.steps_per_epoch),
             *(parts.precision.name, self.world.device),
@@ -255,8 +255,8 @@ class Trainer:
             asked = state["args"]["batch_size"]
             if noted != asked:
                 log.warning(
-                    "Memory had brought micro-batches of %d images to %d: the run continues with these. Another "
-                    "--batch-size takes effect.",
+                    "Micro-batches of %d images had been reduced to %d when memory ran out, and the run continues so. "
+                    "Give another --batch-size to change that.",
                     *(asked, noted),
                 )
             self._deal(noted)
@@ -311,9 +311,9 @@ class Trainer:
         size = smaller(sampler.batch_size, self.micro_batches)
         if size is None:
             raise ValueError(
-                f"memory does not suffice for a micro-batch of {sampler.batch_size} images ({reason_of(error)}), "
-                "and none is smaller: take smaller images (--img-size), --grad-checkpointing, --amp or a smaller "
-                "model."
+                f"there is not enough memory for a micro-batch of {sampler.batch_size} images ({reason_of(error)}), "
+                "and it cannot be made smaller: take smaller images (--img-size), --grad-checkpointing, --amp or a "
+                "smaller model."
             ) from error
         before = sampler.batch_size
         self._deal(size)
