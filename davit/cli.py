@@ -12,6 +12,7 @@ import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from .commands import OK, USER_ERROR, called_as
@@ -178,7 +179,8 @@ def _run(command: Command, words: list[str], prog: str | None) -> int:
             if not command.extra or missing == "davit":
                 raise
             remedy = install_extra(command.extra)
-            sys.stderr.write(f"{prog} needs {missing}, which is not installed: {remedy}\n")
+            called = prog or Path(sys.argv[0]).name
+            sys.stderr.write(f"{called} needs {missing}, which is not installed: {remedy}\n")
             return USER_ERROR
         importlib.import_module(".registry", __package__)  # the variants are timm's, as after `import davit`
         with json_alone(getattr(args, "json", False)), warnings.catch_warnings():
@@ -189,9 +191,18 @@ def _run(command: Command, words: list[str], prog: str | None) -> int:
 
 def run_script(name: str) -> int:
     """Run a command by the words of this process, as train.py, validate.py and predict.py do."""
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     command = COMMANDS[name]
     assert isinstance(command, Command)
+    return _run_words(command)
+
+
+def run_tool(name: str) -> int:
+    """Run a command that works by a config by the words of this process, as mmdet/tools and mmseg/tools do."""
+    return _run_words(_openmmlab("detector or segmentor")[name])
+
+
+def _run_words(command: Command) -> int:
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     return _run(command, sys.argv[1:], None)
 
 

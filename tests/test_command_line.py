@@ -27,6 +27,11 @@ WORDS = [
     for inner in ([(word,) for word in entry.commands] if isinstance(entry, Group) else [()])
 ]
 SCRIPTS = ("train.py", "validate.py", "predict.py")
+TOOLS = [
+    f"{library}/tools/{name}.py"
+    for library in ("mmdet", "mmseg")
+    for name in ("train", "test", "image_demo", "get_flops")
+]
 
 #: What each command prints: (on standard output, has --json, has --output FILE).
 PRINTS = {
@@ -235,6 +240,14 @@ def test_scripts_answer_help_and_mistakes_in_under_a_second(script: str, tmp_pat
     assert done.returncode == 0 and done.stdout.startswith(f"usage: {script} ") and seconds < 1
     done, seconds = told(str(ROOT / script), "DIR", "--modle", "x", at=tmp_path)
     assert done.returncode == 2 and "--model" in done.stderr.partition("error:")[2] and seconds < 1
+
+
+@pytest.mark.parametrize("script", TOOLS)
+def test_tools_answer_help_and_mistakes_in_under_a_second(script: str, tmp_path: Path) -> None:
+    done, seconds = told(str(ROOT / script), "--help", at=tmp_path)
+    assert done.returncode == 0 and done.stdout.startswith(f"usage: {Path(script).name} ") and seconds < 1
+    done, seconds = told(str(ROOT / script), "CONFIG", "CHECKPOINT", "--clases", "x", at=tmp_path)
+    assert done.returncode == 2 and "--classes" in done.stderr.partition("error:")[2] and seconds < 1
 
 
 # ---- results ----
