@@ -116,13 +116,14 @@ def detector_parser() -> Parser:
     add("--photometric", **number("photometric"), default=0.5, help="probability of changing the colours")
     add("--zoom-out", **number("zoom_out"), default=0.5, help="probability of shrinking the image on a larger canvas")
     add("--iou-crop", **number("iou_crop"), default=0.8, help="probability of a random crop that keeps objects")
-    parser.add_argument(
+    parser.add_argument_group("run").add_argument(
         "--eval-metric",
         default="ap",
         choices=DETECTION_METRICS,
         help="metric that decides which epoch is the best: COCO's average precision over all IoUs (ap), at IoU 0.5 "
         "or 0.75, of small, medium or large objects, or its average recall (ar)",
     )
+    parser.put_first("data", "model", "augmentation")
     parser.set_defaults(
         batch_size=8,
         lr=1e-4,

@@ -29,7 +29,7 @@ def embed_parser() -> Parser:
         help="a folder with all images below it, an image, or '-' for an image or a list of paths on standard input",
     )
     add("out", metavar="OUT", help=f"file to write; its name ends in {' or '.join(SUFFIXES)}")
-    add = parser.add_argument_group("which model").add_argument
+    add = parser.add_argument_group("model").add_argument
     add(
         "--model",
         "-m",

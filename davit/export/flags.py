@@ -30,7 +30,7 @@ def export_parser() -> argparse.ArgumentParser:
     add = parser.add_argument_group("export").add_argument
     add("--to", choices=list(FORMATS), help="format of the file (default: by OUT's suffix)")
     add("--pretrained", action="store_true", help="use the published weights of --model, without a CHECKPOINT")
-    what = parser.add_mutually_exclusive_group()
+    what = parser.add_argument_group("export").add_mutually_exclusive_group()
     what.add_argument(
         "--features", action="store_true", help="the output is the features before the last layer, not the logits"
     )

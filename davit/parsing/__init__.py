@@ -74,6 +74,17 @@ class Parser(argparse.ArgumentParser):
         self._words = list(sys.argv[1:] if args is None else args)
         return super().parse_known_args(args, namespace)
 
+    def add_argument_group(self, *args: Any, **options: Any) -> Any:
+        """Return the group of a title, which parents of the parser may have begun."""
+        title = args[0] if args else options.get("title")
+        known = next((group for group in self._action_groups if title and group.title == title), None)
+        return known or super().add_argument_group(*args, **options)
+
+    def put_first(self, *titles: str) -> None:
+        """Let help begin with these groups, after the positional arguments and the options without a group."""
+        order = ["positional arguments", "options", *titles]
+        self._action_groups.sort(key=lambda group: order.index(group.title) if group.title in order else len(order))
+
     def error(self, message: str) -> NoReturn:
         """Say which flags are unknown and what is near; or else what argparse says; end with status 2."""
         for action in self._actions:

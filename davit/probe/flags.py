@@ -31,7 +31,7 @@ def probe_parser() -> Parser:
         metavar="CHECKPOINT|MODEL ... DATA",
         help="checkpoints, or models' names for their published weights; the last word is the data, as for train.py",
     )
-    add = parser.add_argument_group("which models").add_argument
+    add = parser.add_argument_group("model").add_argument
     add(
         "--model",
         "-m",

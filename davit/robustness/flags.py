@@ -63,8 +63,8 @@ def robustness_parser() -> Parser:
     form = "as csv or JSON (--results-format), after each set and corruption"
     add_output(add, "--results-file", dest="results_file", form=form)
     add_results_format(add)
-    add = made.add_argument_group("running").add_argument
+    add_channels_last(made.add_argument_group("model").add_argument)
+    add = made.add_argument_group("images").add_argument
     add_skip_bad_images(add)
-    add_channels_last(add)
     add_pin_mem(add)
     return made
