@@ -123,8 +123,9 @@ def _split(args: Namespace) -> None:
     from .split import split_pictures
 
     names = ("val", "test", "seed", "copy", "group_pattern", "group_key", "task")
-    keys = {name: getattr(args, name) or None for name in ("input_key", "target_key")}
-    found = split_pictures(args.folder, args.out, **keys, **{name: getattr(args, name) for name in names})
+    options = {name: getattr(args, name) for name in names}
+    options |= {name: getattr(args, name) or None for name in ("input_key", "target_key")}
+    found = split_pictures(args.folder, args.out, **options)
     for line in str(found).splitlines():
         log.info("%s", line)
     if found.groups:

@@ -99,8 +99,8 @@ class Watch:
         Args:
             say: tells what is known when the job is ended; called in the main process, once.
         """
-        assert world.lasting is not None
-        self._store, self._is_main, self._say = world.lasting, world.is_main, say
+        assert world.store is not None
+        self._store, self._is_main, self._say = world.store, world.is_main, say
         self._key = f"davit/too_long/{world.broadcast(uuid.uuid4().hex)}"
         self._deadline = math.inf
         self._over = threading.Event()

@@ -339,7 +339,7 @@ class Trainer:
             log.info("%s", found)
             tell(found.document())
 
-        watch = Watch(world, say) if world.is_distributed and world.lasting is not None else None
+        watch = Watch(world, say) if world.is_distributed and world.store is not None else None
         parts.stepper.train()
         epoch = 0 if parts.sizes is None else parts.sizes.epochs  # with images of the last size
         predicted = (0.0, 0) if is_compiled else self._predicted_step(epoch, limit, watch)
