@@ -106,10 +106,19 @@ def compare(checkouts: Sequence[Path], case: str, rounds: int) -> list[list[tupl
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("other", type=Path, nargs="?", help="the other checkout")
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--cases", nargs="+", default=list(CASES), metavar="CASE")
-    parser.add_argument("--folder", type=Path, default=HERE.parent / "results")
+    parser.add_argument("other", type=Path, nargs="?", help="folder of the other checkout")
+    parser.add_argument(
+        "--rounds", type=int, default=15, help="measurements of each case, taken in turns (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--cases", nargs="+", default=list(CASES), metavar="CASE", help="cases to measure (default: all)"
+    )
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        default=HERE.parent / "results",
+        help="folder to write the results into (default: benchmarks/results)",
+    )
     parser.add_argument("--serve", metavar="CHECKOUT", help=argparse.SUPPRESS)
     parser.add_argument("--case", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)

@@ -6,7 +6,6 @@ CAMVID_DIR holds train/, trainannot/, val/ and valannot/. Writes README.md, log.
 benchmarks/results/camvid/. A work folder that holds a finished run is evaluated and drawn without training again.
 """
 
-import argparse
 import json
 import platform
 import re
@@ -22,6 +21,7 @@ from PIL import Image
 import davit.openmmlab  # noqa: F401  before mmseg
 from davit.openmmlab.config import read_config
 from davit.openmmlab.predictor import draw_segments
+from davit.parsing import Parser, RawHelp
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "camvid"
@@ -42,9 +42,9 @@ def evaluate(data: Path, weights: Path, work: Path, *words: object) -> dict[str,
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", type=Path)
-    parser.add_argument("--work-dir", type=Path, default=ROOT / "output" / "camvid")
+    parser = Parser(description=__doc__, formatter_class=RawHelp)
+    parser.add_argument("data", type=Path, help="folder of CamVid")
+    parser.add_argument("--work-dir", type=Path, default=ROOT / "output" / "camvid", help="folder of the run")
     args = parser.parse_args()
     data, work = args.data.resolve(), args.work_dir.resolve()
     cfg = read_config(CONFIG)

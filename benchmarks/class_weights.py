@@ -1,7 +1,7 @@
 """Train on digits of which 0 to 4 are rare, with and without --class-weights auto, and compare the recall of these.
 
-One in twenty of the training pictures (digits 0 to 4) is kept, or of two-digit pictures as many of these digits are
-drawn. Each setting trains with three seeds and is evaluated on validation pictures in which all digits are equally
+One in twenty of the training images (digits 0 to 4) is kept, or of two-digit images as many of these digits are
+drawn. Each setting trains with three seeds and is evaluated on validation images in which all digits are equally
 frequent.
 
     python benchmarks/class_weights.py [--seeds 0 1 2] [--epochs 6] [--settings plain weights]
@@ -11,7 +11,6 @@ About 8 minutes on two idle CPU cores. Writes benchmarks/results/class_weights.{
 
 from __future__ import annotations
 
-import argparse
 import csv
 import json
 import logging
@@ -28,6 +27,7 @@ from PIL import Image
 from davit.data.digits import load_glyphs
 from davit.engine.train import main as train
 from davit.engine.validate import main as validate
+from davit.parsing import Parser, RawHelp
 
 RESULTS = Path(__file__).parent / "results"
 RARE, SHARE = range(5), 1 / 20
@@ -112,12 +112,14 @@ def recalls(data: Path, words: Sequence[str], folder: Path) -> dict[str, float]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run all settings and write the results."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--epochs", type=int, default=6)
-    parser.add_argument("--tasks", nargs="+", choices=list(TASKS), default=list(TASKS))
-    parser.add_argument("--settings", nargs="+", choices=list(SETTINGS), default=["plain", "weights"])
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser = Parser(description=__doc__, formatter_class=RawHelp)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds of the trainings")
+    parser.add_argument("--epochs", type=int, default=6, help="epochs of each training")
+    parser.add_argument("--tasks", nargs="+", choices=list(TASKS), default=list(TASKS), help="tasks to train")
+    parser.add_argument(
+        "--settings", nargs="+", choices=list(SETTINGS), default=["plain", "weights"], help="settings to compare"
+    )
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder to write the results into")
     args = parser.parse_args(arguments)
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as temporary:

@@ -29,6 +29,7 @@ import davit
 from davit.kernels import conditions, modules, ops, training
 from davit.kernels.cpu import native, onednn
 from davit.model import ChannelAttention, DualAttentionBlock
+from davit.parsing import Parser, RawHelp
 from davit.variants import VARIANTS
 from davit.windows import window_partition, window_unpartition
 
@@ -223,16 +224,23 @@ def dtypes_to_time(asked: Sequence[str] | None) -> list[torch.dtype]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--threads", type=int, default=0, help="default: PyTorch's choice")
-    parser.add_argument("--clock", choices=tuple(CLOCKS), default="wall")
+    parser = Parser(description=__doc__, formatter_class=RawHelp)
+    parser.add_argument("--batch", type=int, default=8, help="images in a batch")
+    parser.add_argument("--rounds", type=int, default=7, help="measurements of each case, taken in turns")
+    parser.add_argument("--threads", type=int, default=0, help="threads that compute; 0 is PyTorch's choice")
     parser.add_argument(
-        "--dtypes", nargs="+", choices=tuple(DTYPES),
-        help="default: all, on a CPU without instructions for bfloat16 float32",
-    )  # fmt: skip
-    parser.add_argument("--folder", type=Path, default=RESULTS)
+        "--clock",
+        choices=tuple(CLOCKS),
+        default="wall",
+        help="measure wall time, or processor time, which other programs on the machine disturb less",
+    )
+    parser.add_argument(
+        "--dtypes",
+        nargs="+",
+        choices=tuple(DTYPES),
+        help="dtypes to measure (default: all; on a CPU without instructions for bfloat16 float32)",
+    )
+    parser.add_argument("--folder", type=Path, default=RESULTS, help="folder to write the results into")
     options = parser.parse_args(arguments)
     if options.batch < 1 or options.rounds < 1:
         parser.error("--batch and --rounds must be 1 or more")

@@ -1,12 +1,11 @@
-"""Measure how long the check of a detection data set takes before a run: headers of pictures, anew and remembered.
+"""Measure how long the check of a detection data set takes before a run: headers of images, anew and remembered.
 
     python benchmarks/data_check.py                 # 5,000 JPEGs and 118,000 links to them, made for the purpose
 
-Headers are read by `davit.data.headers.read_headers`, annotations (10 polygons of 20 points a picture) checked by
+Headers are read by `davit.data.headers.read_headers`, annotations (10 polygons of 20 points an image) checked by
 `davit.data.coco.examine`. The files have just been written, so the disk is not measured.
 """
 
-import argparse
 import os
 import sys
 import tempfile
@@ -23,6 +22,7 @@ from measure import RESULTS, table, write_report
 
 from davit.data.coco import examine
 from davit.data.headers import read_headers
+from davit.parsing import Parser, RawHelp
 
 KINDS = 20  # of pictures that differ; the others are copies
 SIZE = (640, 480)
@@ -70,11 +70,16 @@ def annotations(files: list[Path], headers: list) -> dict:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pictures", type=int, default=5000)
-    parser.add_argument("--many", type=int, default=118_000, help="as COCO's training set has")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser = Parser(description=__doc__, formatter_class=RawHelp)
+    parser.add_argument("--pictures", type=int, default=5000, help="images to write and check")
+    parser.add_argument(
+        "--many",
+        type=int,
+        default=118_000,
+        help="links to them to check too, by default as many as COCO has training images",
+    )
+    parser.add_argument("--rounds", type=int, default=5, help="measurements of each case, taken in turns")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder to write the results into")
     args = parser.parse_args(argv)
     times: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as folder:

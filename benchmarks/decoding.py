@@ -7,7 +7,6 @@ of a classifier, by the page, by the loading transform of MMDetection's and MMSe
 predictor of image_demo.py. What reaches the model's transform is compared, value by value.
 """
 
-import argparse
 import io
 import statistics
 import sys
@@ -29,6 +28,7 @@ from measure import RESULTS, table, write_report
 import davit
 from davit.data import Decoding, EpochSampler, EvalLoader, PictureDataset, TrainLoader, load_rgb
 from davit.data.folder import FolderSource
+from davit.parsing import Parser, RawHelp
 
 HEIGHT, WIDTH = 24, 36
 DRAW = np.random.default_rng(0)
@@ -302,10 +302,10 @@ def time_against_mmcv(rounds: int, count: int = 40) -> dict[str, Any]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--name", default="decoding")
-    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser = Parser(description=__doc__, formatter_class=RawHelp)
+    parser.add_argument("--rounds", type=int, default=15, help="measurements of each case, taken in turns")
+    parser.add_argument("--name", default="decoding", help="the results are written into NAME.json and NAME.md")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder to write the results into")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as temporary:

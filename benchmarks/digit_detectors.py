@@ -9,7 +9,6 @@ fit into the time that three of Mask R-CNN take, and measured on the 100 held-ou
 average precision of boxes. Nothing else should run meanwhile. Writes benchmarks/results/digit_detectors.md and .json.
 """
 
-import argparse
 import json
 import os
 import platform
@@ -27,6 +26,7 @@ from measure import RESULTS, table
 
 from davit.data import write_scenes
 from davit.data.scenes import COUNTS
+from davit.parsing import Parser, RawHelp
 
 ROOT = Path(__file__).resolve().parents[1]
 TITLES = {"mask_rcnn": "Mask R-CNN", "rtmdet": "RTMDet", "dfine": "D-FINE"}
@@ -125,11 +125,13 @@ Mask R-CNN learns masks in this time as well. The commands are in `benchmarks/di
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--heads", nargs="+", choices=tuple(TITLES), default=[*TITLES], help="default: all")
-    parser.add_argument("--seed", type=int, default=0, help="of the trainings (default %(default)s)")
-    parser.add_argument("--threads", type=int, default=2, help="that compute at once (default %(default)s)")
-    parser.add_argument("--rehearse", action="store_true", help="a step of each, on few scenes; keep nothing")
+    parser = Parser(description=__doc__, formatter_class=RawHelp)
+    parser.add_argument("--heads", nargs="+", choices=tuple(TITLES), default=[*TITLES], help="detectors to train")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the trainings")
+    parser.add_argument("--threads", type=int, default=2, help="threads that compute")
+    parser.add_argument(
+        "--rehearse", action="store_true", help="only try it: run one step of each on few scenes, and write no results"
+    )
     args = parser.parse_args(arguments)
     if args.rehearse:
         fewer = mock.patch.dict(COUNTS, train=BATCH, val=BATCH)

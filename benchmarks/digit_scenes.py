@@ -7,7 +7,6 @@ Reads output/demo-seg or output/demo-det; writes README.md, log.txt and drawn.pn
 benchmarks/results/digit_scenes_segmentation or _detection.
 """
 
-import argparse
 import json
 import platform
 import re
@@ -18,6 +17,7 @@ from measure import RESULTS, table
 from PIL import Image
 
 from davit.data.scenes import COUNTS
+from davit.parsing import Parser, RawHelp
 
 ROOT = Path(__file__).resolve().parents[1]
 DRAWN, ACROSS = 10, 5
@@ -65,8 +65,8 @@ def minutes(log: str) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("task", choices=tuple(FOLDERS))
+    parser = Parser(description=__doc__, formatter_class=RawHelp)
+    parser.add_argument("task", choices=tuple(FOLDERS), help="which demo to record")
     task = parser.parse_args().task
     run, target = ROOT / "output" / FOLDERS[task], RESULTS / f"digit_scenes_{task}"
     found = json.loads(newest(run / "test", "*/*.json").read_text())

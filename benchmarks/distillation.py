@@ -19,6 +19,7 @@ import torch
 
 from davit.data import write_digits
 from davit.engine.train import main as train
+from davit.parsing import Parser, RawHelp
 
 PER_CLASS = 30
 COMMON = ["-c", "configs/digits.yaml", "--img-size", "32", "--workers", "1", "--val-interval", "1000"]
@@ -31,13 +32,18 @@ WAYS = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--first-seed", type=int, default=0)
-    parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=WAYS)
-    parser.add_argument("--flags", nargs=argparse.REMAINDER, default=[], help="in addition, where there is a teacher")
-    parser.add_argument("--results", type=Path)
+    parser = Parser(description=__doc__, formatter_class=RawHelp)
+    parser.add_argument("folder", type=Path, help="folder for the data, the teacher and the runs")
+    parser.add_argument("--seeds", type=int, default=3, help="number of seeds")
+    parser.add_argument("--first-seed", type=int, default=0, help="first of the seeds")
+    parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=WAYS, help="ways of training to compare")
+    parser.add_argument(
+        "--flags",
+        nargs=argparse.REMAINDER,
+        default=[],
+        help="more flags of train.py for the runs with a teacher; all words after it",
+    )
+    parser.add_argument("--results", type=Path, help="file to write the table into")
     options = parser.parse_args()
     digits = write_digits(options.folder / "digits")
     runs = str((options.folder / "runs").absolute())

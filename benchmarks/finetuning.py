@@ -1,15 +1,14 @@
-"""Fine-tune on few pictures, with configs/finetune.yaml and with the default flags of train.py, on several seeds.
+"""Fine-tune on few images, with configs/finetune.yaml and with the default flags of train.py, on several seeds.
 
     python benchmarks/finetuning.py CHECKPOINT IMAGENETTE_DIR --epochs 3 10
 
-CHECKPOINT is that of configs/imagenette_64.yaml. Of five classes each seed draws 100 training pictures; all validation
-pictures of these classes count. Prints one line a run and writes a table with --results FILE, which is written after
+CHECKPOINT is that of configs/imagenette_64.yaml. Of five classes each seed draws 100 training images; all validation
+images of these classes count. Prints one line a run and writes a table with --results FILE, which is written after
 each run and taken up again. Recipes are to be chosen with other classes and seeds than those that are reported:
 
     python benchmarks/finetuning.py CHECKPOINT IMAGENETTE_DIR --classes 5 --first-seed 100 --recipe TRIED.yaml ...
 """
 
-import argparse
 import itertools
 import json
 import logging
@@ -22,22 +21,27 @@ from typing import Any
 from davit.checkpoint import read_checkpoint
 from davit.engine.train import main as train
 from davit.files import write_atomically
+from davit.parsing import Parser, RawHelp
 
 CLASSES, PICTURES = 5, 100
 CONFIG = Path(__file__).resolve().parents[1] / "configs" / "finetune.yaml"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", type=Path)
-    parser.add_argument("data", type=Path)
-    parser.add_argument("--epochs", type=int, nargs="+", default=[10])
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--first-seed", type=int, default=0)
+    parser = Parser(description=__doc__, formatter_class=RawHelp)
+    parser.add_argument("checkpoint", type=Path, help="checkpoint of configs/imagenette_64.yaml")
+    parser.add_argument("data", type=Path, help="folder of Imagenette")
+    parser.add_argument("--epochs", type=int, nargs="+", default=[10], help="epochs of the trainings")
+    parser.add_argument("--seeds", type=int, default=3, help="number of seeds")
+    parser.add_argument("--first-seed", type=int, default=0, help="first of the seeds")
     parser.add_argument("--classes", type=int, default=0, help="number of the first of the five classes")
-    parser.add_argument("--recipe", type=Path, nargs="+", default=[CONFIG], help="compared with the default flags")
-    parser.add_argument("--no-default", action="store_true", help="try recipes alone")
-    parser.add_argument("--results", type=Path)
+    parser.add_argument(
+        "--recipe", type=Path, nargs="+", default=[CONFIG], help="recipes to compare with the default flags"
+    )
+    parser.add_argument(
+        "--no-default", action="store_true", help="train only by the recipes, not by the default flags"
+    )
+    parser.add_argument("--results", type=Path, help="file to write the table into")
     options = parser.parse_args()
     noted = read_checkpoint(options.checkpoint).metadata["args"]
     model = ["--model", noted["model"], "--img-size", str(noted["img_size"]), "--initial-checkpoint"]

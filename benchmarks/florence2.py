@@ -1,13 +1,12 @@
 """Time a block of Florence-2's channel attention by its modules and by kernels, and DaViT's beside it.
 
-    python benchmarks/florence2.py                  # the stages of Florence-2-base, one picture of 768 px
+    python benchmarks/florence2.py                  # the stages of Florence-2-base, one image of 768 px
     python benchmarks/florence2.py --size 384 --clock cpu --threads 1
 
 Modules and kernels take turns within a round. A cell is the median over the rounds of modules' time over kernels',
 and the range of that ratio. Writes results/florence2.{json,md}.
 """
 
-import argparse
 import copy
 import statistics
 import sys
@@ -21,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from davit import VARIANTS, accelerate
 from davit.model import ChannelAttention, ChannelAttentionQK, DualAttentionBlock
+from davit.parsing import Parser, RawHelp
 
 KINDS = {"Florence-2's": ChannelAttentionQK, "DaViT's": ChannelAttention}
 
@@ -55,14 +55,31 @@ def timed(ways: dict[str, Callable[[], torch.Tensor]], rounds: int, clock: str) 
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", type=int, default=768, help="side of the picture in pixels")
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--threads", type=int, default=0, help="default: PyTorch's choice")
-    parser.add_argument("--clock", choices=tuple(CLOCKS), default="wall")
-    parser.add_argument("--dtypes", nargs="+", choices=("float32", "bfloat16"), default=["float32", "bfloat16"])
-    parser.add_argument("--widths", nargs="+", type=int, default=VARIANTS["DaViT_base_fl"].embed_dims)
-    parser.add_argument("--folder", type=Path, default=RESULTS)
+    parser = Parser(description=__doc__, formatter_class=RawHelp)
+    parser.add_argument("--size", type=int, default=768, help="side of the image in pixels")
+    parser.add_argument("--rounds", type=int, default=7, help="measurements of each case, taken in turns")
+    parser.add_argument("--threads", type=int, default=0, help="threads that compute; 0 is PyTorch's choice")
+    parser.add_argument(
+        "--clock",
+        choices=tuple(CLOCKS),
+        default="wall",
+        help="measure wall time, or processor time, which other programs on the machine disturb less",
+    )
+    parser.add_argument(
+        "--dtypes",
+        nargs="+",
+        choices=("float32", "bfloat16"),
+        default=["float32", "bfloat16"],
+        help="dtypes to measure",
+    )
+    parser.add_argument(
+        "--widths",
+        nargs="+",
+        type=int,
+        default=VARIANTS["DaViT_base_fl"].embed_dims,
+        help="channels of the blocks to measure",
+    )
+    parser.add_argument("--folder", type=Path, default=RESULTS, help="folder to write the results into")
     options = parser.parse_args(arguments)
     if options.size < 1 or options.rounds < 1:
         parser.error("--size and --rounds must be 1 or more")

@@ -1,6 +1,6 @@
-"""Measure how many pictures one core decodes and augments per second: ours against timm's data set and transform.
+"""Measure how many images one core decodes and augments per second: ours against timm's data set and transform.
 
-    python benchmarks/input_pipeline.py --folder DATASET_DIR/train     # pictures of your own
+    python benchmarks/input_pipeline.py --folder DATASET_DIR/train     # images of your own
     python benchmarks/input_pipeline.py                                # JPEGs of 1500 x 1000 made for the purpose
 
 Both sides read the same files in the same order, in one process and one thread, by turns; the time is the
@@ -8,7 +8,6 @@ processor's. Beside the speed stands how far pixels lie apart (levels of 255, be
 decoding at a fraction costs. Then ours from a folder against ours from tar shards of the same files.
 """
 
-import argparse
 import io
 import random
 import statistics
@@ -29,6 +28,7 @@ from measure import RESULTS, table, write_report
 from timm.data import create_dataset, create_transform
 
 from davit.data import PictureDataset, open_dataset, train_transform
+from davit.parsing import Parser, RawHelp
 
 AUGMENTATIONS = {
     "default (RandAugment, erasing)": {"aa": "rand-m9-mstd0.5-inc1", "color_jitter": 0.4, "reprob": 0.25},
@@ -158,13 +158,13 @@ def differences(root: Path, split: str, limit: int) -> tuple[str, dict[str, floa
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, nargs="*", default=[], help="folders with one folder a class")
-    parser.add_argument("--limit", type=int, default=200, help="pictures read of each folder")
-    parser.add_argument("--made", type=int, default=40, help="pictures made of 1500 x 1000 (0: none)")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--name", default="input_pipeline")
-    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser = Parser(description=__doc__, formatter_class=RawHelp)
+    parser.add_argument("--folder", type=Path, nargs="*", default=[], help="folders with a folder for each class")
+    parser.add_argument("--limit", type=int, default=200, help="images to read from each folder")
+    parser.add_argument("--made", type=int, default=40, help="images of 1500 x 1000 to make and read too; 0: none")
+    parser.add_argument("--rounds", type=int, default=5, help="measurements of each case, taken in turns")
+    parser.add_argument("--name", default="input_pipeline", help="the results are written into NAME.json and NAME.md")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder to write the results into")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     sections: list[tuple[str, str]] = []

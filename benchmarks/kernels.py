@@ -33,6 +33,7 @@ from davit.kernels.cpu import native
 from davit.kernels.training import GeluLinear
 from davit.kernels.triton import channel, encoding, gelu, support, window
 from davit.model import ConvPosEnc
+from davit.parsing import Parser, RawHelp
 
 WINDOW = 7
 
@@ -369,25 +370,35 @@ def compile_all(options: argparse.Namespace) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kernels", nargs="+", choices=tuple(SPANS), default=list(SPANS))
+    parser = Parser(description=__doc__, formatter_class=RawHelp)
+    parser.add_argument("--kernels", nargs="+", choices=tuple(SPANS), default=list(SPANS), help="kernels to measure")
     parser.add_argument(
-        "--models", nargs="+", choices=tuple(VARIANTS), default=["DaViT_tiny", "DaViT_base"], metavar="NAME",
-        help="whose stages; DaViT_small has the sizes of DaViT_tiny",
-    )  # fmt: skip
-    parser.add_argument(
-        "--dtype", choices=("float32", "bfloat16", "float16"),
-        help="default: bfloat16, or float32 on a CPU without instructions for bfloat16",
-    )  # fmt: skip
-    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
-    parser.add_argument("--batch", type=int, help="default: 256 on CUDA, 8 on the CPU")
-    parser.add_argument("--size", type=int, default=224, help="pixels of a side of the image")
-    parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument(
-        "--compile", type=int, metavar="CAPABILITY", help="compile only, for 80, 90, ...: no GPU is needed"
+        "--models",
+        nargs="+",
+        choices=tuple(VARIANTS),
+        default=["DaViT_tiny", "DaViT_base"],
+        metavar="NAME",
+        help="models whose stages give the sizes; DaViT_small has those of DaViT_tiny",
     )
-    parser.add_argument("--name", help="results/NAME.json and .md are written")
-    parser.add_argument("--folder", type=Path, default=RESULTS)
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
+        help="dtype to measure (default: bfloat16; on a CPU without instructions for it float32)",
+    )
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="device to measure on")
+    parser.add_argument("--batch", type=int, help="images in a batch (default: 256 on CUDA, 8 on the CPU)")
+    parser.add_argument("--size", type=int, default=224, help="side of the image in pixels")
+    parser.add_argument("--rounds", type=int, default=20, help="measurements of each case, taken in turns")
+    parser.add_argument(
+        "--compile",
+        type=int,
+        metavar="CAPABILITY",
+        help="only compile, for a GPU of this compute capability (80, 90 ...); needs no GPU",
+    )
+    parser.add_argument(
+        "--name", help="the results are written into NAME.json and NAME.md (default: by device and dtype)"
+    )
+    parser.add_argument("--folder", type=Path, default=RESULTS, help="folder to write the results into")
     options = parser.parse_args(arguments)
     if options.batch == 0 or min(options.batch or 1, options.rounds, options.size // 4) < 1:
         parser.error("--batch and --rounds must be 1 or more, --size 4 or more")

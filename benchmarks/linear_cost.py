@@ -7,7 +7,6 @@ slope of time over pixels between the smallest and the largest size, both logari
 attention is global tends to 2. A model that cannot read a size is left out there.
 """
 
-import argparse
 import math
 import sys
 from collections import defaultdict
@@ -15,6 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
+
+from davit.parsing import Parser, RawHelp
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -56,16 +57,23 @@ def draw(times: dict[str, dict[int, float]], memory: dict[str, dict[int, float]]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", default=MODELS)
-    parser.add_argument("--sizes", nargs="+", type=int, default=(224, 384, 512, 768, 1024, 1536))
-    parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--threads", type=int, default=0)
-    parser.add_argument("--clock", choices=tuple(CLOCKS), default="wall")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--name", default="linear_cost")
-    parser.add_argument("--folder", type=Path, default=RESULTS)
+    parser = Parser(description=__doc__, formatter_class=RawHelp)
+    parser.add_argument("--models", nargs="+", default=MODELS, help="models to measure")
+    parser.add_argument(
+        "--sizes", nargs="+", type=int, default=(224, 384, 512, 768, 1024, 1536), help="sides of the images in pixels"
+    )
+    parser.add_argument("--dtype", default="float32", help="dtype to measure")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="device to measure on")
+    parser.add_argument("--threads", type=int, default=0, help="threads that compute; 0 is PyTorch's choice")
+    parser.add_argument(
+        "--clock",
+        choices=tuple(CLOCKS),
+        default="wall",
+        help="measure wall time, or processor time, which other programs on the machine disturb less",
+    )
+    parser.add_argument("--rounds", type=int, default=5, help="measurements of each case, taken in turns")
+    parser.add_argument("--name", default="linear_cost", help="the results are written into NAME.json and NAME.md")
+    parser.add_argument("--folder", type=Path, default=RESULTS, help="folder to write the results into")
     options = parser.parse_args(arguments)
     results: list[Measured] = []
     for side in options.sizes:

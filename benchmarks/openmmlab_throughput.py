@@ -1,4 +1,4 @@
-"""Measure pictures per second and peak memory of detectors and segmentors that differ in the backbone alone.
+"""Measure images per second and peak memory of detectors and segmentors that differ in the backbone alone.
 
     python benchmarks/openmmlab_throughput.py                                    # Mask R-CNN, RetinaNet, UPerNet
     python benchmarks/openmmlab_throughput.py --device cuda --dtype amp --batch 8
@@ -8,10 +8,9 @@
 
 Heads, losses and post-processing are those of mmdet/configs and mmseg/configs; the backbone is ours, ours by its plain
 modules, or timm's of the same widths; "own" is the config's, of any size. Every case runs in a process of its own, two
-steps a turn, the second timed, as in throughput.py; weights and pictures are random, with eight objects in each.
+steps a turn, the second timed, as in throughput.py; weights and images are random, with eight objects in each.
 """
 
-import argparse
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,6 +19,8 @@ from typing import Any
 import torch
 from measure import Case, as_data, compare, comparison_table, size_argument, step_of, takes_bfloat16, write_report
 from torch import Tensor, nn
+
+from davit.parsing import Parser, RawHelp
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = {
@@ -131,18 +132,33 @@ def log(line: str) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=RawHelp)
     methods = f"{', '.join(CONFIGS)}, or configs: names of ours, mmdet::NAME, files"
     parser.add_argument("--methods", nargs="+", default=list(CONFIGS), help=methods)
-    parser.add_argument("--backbones", nargs="+", default=list(BACKBONES), help="the first is the reference")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--mode", choices=("inference", "training"), default="inference")
-    parser.add_argument("--dtype", choices=("float32", "amp"), default="float32", help="amp: autocast to bfloat16")
-    parser.add_argument("--batch", type=int, help="default 1, in training 2: UPerNet's batch norm needs two")
-    parser.add_argument("--size", type=size_argument, metavar="PIXELS", help="default 800x1344, segmentors 512x512")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--name", default="openmmlab_throughput", help="results/NAME.json and .md are written")
-    parser.add_argument("--folder", type=Path, default=ROOT / "benchmarks" / "results")
+    parser.add_argument(
+        "--backbones", nargs="+", default=list(BACKBONES), help="backbones to measure; the first is the reference"
+    )
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="device to measure on")
+    parser.add_argument("--mode", choices=("inference", "training"), default="inference", help="what to measure")
+    parser.add_argument(
+        "--dtype", choices=("float32", "amp"), default="float32", help="dtype; amp is autocast to bfloat16"
+    )
+    parser.add_argument(
+        "--batch", type=int, help="images in a batch (default: 1; in training 2, since UPerNet's batch norm needs two)"
+    )
+    parser.add_argument(
+        "--size",
+        type=size_argument,
+        metavar="PIXELS",
+        help="height and width of the images (default: 800x1344; segmentors 512x512)",
+    )
+    parser.add_argument("--rounds", type=int, default=5, help="measurements of each case, taken in turns")
+    parser.add_argument(
+        "--name", default="openmmlab_throughput", help="the results are written into NAME.json and NAME.md"
+    )
+    parser.add_argument(
+        "--folder", type=Path, default=ROOT / "benchmarks" / "results", help="folder to write the results into"
+    )
     options = parser.parse_args(arguments)
     batch = options.batch if options.batch is not None else 2 if options.mode == "training" else 1
     if batch < 1 or options.rounds < 1:

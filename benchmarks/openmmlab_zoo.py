@@ -3,7 +3,7 @@
     python benchmarks/openmmlab_zoo.py [--only NAME ...] [--out benchmarks/results/openmmlab_zoo.md]
 
 Each installed config gets DaViT_nano by `davit.openmmlab.swap.swap_backbone` and is run in a process of its own: the
-loss and gradients of two pictures of 256 pixels with objects, and a prediction. The table says what ran, and the
+loss and gradients of two images of 256 pixels with objects, and a prediction. The table says what ran, and the
 reason for what did not.
 """
 
@@ -18,6 +18,8 @@ from datetime import date
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from davit.parsing import Parser
 
 CONFIGS = [
     "mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py",
@@ -150,9 +152,11 @@ def _segments() -> dict[str, Any]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", nargs="+", default=CONFIGS, metavar="NAME", help="configs, by their full names")
-    parser.add_argument("--out", type=Path, help="where the table is written; it is printed in any case")
+    parser = Parser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--only", nargs="+", default=CONFIGS, metavar="NAME", help="full names of the configs to run (default: all)"
+    )
+    parser.add_argument("--out", type=Path, help="file to write the table into; it is printed too")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one:

@@ -9,7 +9,6 @@ cache. Weights are read once a batch, so their bytes are divided by it. Operatio
 machine's own ratio a part lies on.
 """
 
-import argparse
 import sys
 from collections import defaultdict
 from collections.abc import Sequence
@@ -28,6 +27,7 @@ from measure import RESULTS, size_argument, table, write_report
 from davit import VARIANTS, create_model
 from davit.kernels.cpu import native
 from davit.model import DaViT, DualAttentionBlock, WindowAttention
+from davit.parsing import Parser, RawHelp
 
 KINDS = {  # what an operation's name contains, first match
     "native.cpp, with products": ("davit_block", "davit_patch_embed", "davit_linear", "davit_mlp"),
@@ -138,15 +138,17 @@ def profiled(name: str, batch: int, size: tuple[int, int], accelerate: bool, tra
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=RawHelp)
     names = ("DaViT_tiny", "DaViT_small", "DaViT_base", "DaViT_large")
-    parser.add_argument("--models", nargs="+", default=names, choices=tuple(VARIANTS), metavar="VARIANT")
-    parser.add_argument("--profile", metavar="VARIANT", help="also time one step of it, by kind of operation")
-    parser.add_argument("--peer", default="davit_tiny", help="of timm, profiled beside it")
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--size", type=size_argument, default=(224, 224))
-    parser.add_argument("--name", default="roofline")
-    parser.add_argument("--folder", type=Path, default=RESULTS)
+    parser.add_argument(
+        "--models", nargs="+", default=names, choices=tuple(VARIANTS), metavar="VARIANT", help="variants to count"
+    )
+    parser.add_argument("--profile", metavar="VARIANT", help="also time a step of this variant, by kind of operation")
+    parser.add_argument("--peer", default="davit_tiny", help="model of timm to profile beside it")
+    parser.add_argument("--batch", type=int, default=8, help="images in a batch")
+    parser.add_argument("--size", type=size_argument, default=(224, 224), help="height and width of the images")
+    parser.add_argument("--name", default="roofline", help="the results are written into NAME.json and NAME.md")
+    parser.add_argument("--folder", type=Path, default=RESULTS, help="folder to write the results into")
     options = parser.parse_args(arguments)
     text, data = counted(options.models, options.batch)
     sections = [(f"The count, for one image of a batch of {options.batch}", text)]

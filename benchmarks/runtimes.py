@@ -36,6 +36,7 @@ from davit.export import ExportOptions, export
 from davit.export.int8.quantize import quantize
 from davit.export.options import Int8Options
 from davit.files import write_bytes
+from davit.parsing import Parser, RawHelp
 from davit.runtimes import open_exported
 
 RESULTS = Path(__file__).parent / "results"
@@ -49,21 +50,23 @@ log = logging.getLogger(__name__)
 
 def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=RawHelp)
     commands = parser.add_subparsers(dest="command", required=True)
     speed = commands.add_parser("speed")
-    speed.add_argument("--model", default="DaViT_tiny")
-    speed.add_argument("--size", type=int, default=224)
-    speed.add_argument("--batches", type=int, nargs="+", default=[1, 8])
-    speed.add_argument("--turns", type=int, default=31)
-    speed.add_argument("--threads", type=int, default=2)
+    speed.add_argument("--model", default="DaViT_tiny", help="model to measure")
+    speed.add_argument("--size", type=int, default=224, help="side of the images in pixels")
+    speed.add_argument("--batches", type=int, nargs="+", default=[1, 8], help="batch sizes to measure")
+    speed.add_argument("--turns", type=int, default=31, help="measurements of each runtime")
+    speed.add_argument("--threads", type=int, default=2, help="threads that compute")
     int8 = commands.add_parser("int8")
-    int8.add_argument("checkpoint")
-    int8.add_argument("data")
-    int8.add_argument("--name", required=True, help="of the rows")
-    int8.add_argument("--calibration", type=int, default=128)
-    int8.add_argument("--config", help="of a detector's checkpoint")
-    int8.add_argument("--formats", nargs="+", choices=list(FORMATS), default=["onnx", "xml", "pt2"])
+    int8.add_argument("checkpoint", help="checkpoint to export")
+    int8.add_argument("data", help="data set to calibrate and evaluate with")
+    int8.add_argument("--name", required=True, help="name of the rows in the table")
+    int8.add_argument("--calibration", type=int, default=128, help="training images to calibrate with")
+    int8.add_argument("--config", help="config of a detector's checkpoint")
+    int8.add_argument(
+        "--formats", nargs="+", choices=list(FORMATS), default=["onnx", "xml", "pt2"], help="formats to compare"
+    )
     args = parser.parse_args()
     rows = _speed(args) if args.command == "speed" else _int8(args)
     _write(args.command, rows)

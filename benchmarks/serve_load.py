@@ -7,7 +7,7 @@ what slows the machine for a while slows all of them:
 - `no batches`: the same with ``--max-batch 1``
 - `plain`: plain PyTorch behind the same server: ``--max-batch 1 --model-kwargs accelerate=False``
 
-A client sends one picture, waits for its answer, and sends the next, over a connection that it keeps. Clients are
+A client sends one image, waits for its answer, and sends the next, over a connection that it keeps. Clients are
 coroutines of this process, on the same processors as the services. Memory is the service's own, by /metrics.
 """
 
@@ -40,6 +40,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from measure import RESULTS, environment, table, write_report
 
 from davit import create_model
+from davit.parsing import Parser, RawHelp
 
 SERVICES = {
     "service": [],
@@ -189,16 +190,16 @@ def size(text: str) -> tuple[int, int]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=RawHelp)
     add = parser.add_argument
-    add("--models", nargs="+", default=["DaViT_tiny", "DaViT_nano"], help="with random weights; default: %(default)s")
-    add("--img-size", type=int, nargs="+", default=[224, 64], help="of the models in turn (default %(default)s)")
-    add("--clients", type=int, default=64)
-    add("--requests", type=int, nargs="+", default=[256, 1024], help="of a round, for each model")
-    add("--rounds", type=int, default=5)
-    add("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of PyTorch in each service")
-    add("--picture", type=size, default=(500, 375), metavar="WxH", help="of the JPEGs (default 500x375)")
-    add("--name", default="serve", help="of the files under benchmarks/results")
+    add("--models", nargs="+", default=["DaViT_tiny", "DaViT_nano"], help="models to serve, with random weights")
+    add("--img-size", type=int, nargs="+", default=[224, 64], help="side of the images of each model in pixels")
+    add("--clients", type=int, default=64, help="clients that send at the same time")
+    add("--requests", type=int, nargs="+", default=[256, 1024], help="requests of a round, for each model")
+    add("--rounds", type=int, default=5, help="measurements of each case, taken in turns")
+    add("--threads", type=int, default=len(os.sched_getaffinity(0)), help="threads of PyTorch in each service")
+    add("--picture", type=size, default=(500, 375), metavar="WxH", help="width and height of the JPEGs that are sent")
+    add("--name", default="serve", help="the results are written into NAME.json and NAME.md")
     args = parser.parse_args()
     before = environment()["load"]
     sections: list[tuple[str, str]] = []

@@ -1,4 +1,4 @@
-"""Measure how long a run notes the names and classes of as many pictures as ImageNet's training set has.
+"""Measure how long a run notes the names and classes of as many images as ImageNet's training set has.
 
     python benchmarks/start_of_a_run.py             # 1.28 million names, five times
 
@@ -7,7 +7,6 @@ for each name, as sources that know no better do it. What is measured is the tim
 programs on the machine disturb less; the work has one thread and waits for nothing.
 """
 
-import argparse
 import statistics
 import sys
 import time
@@ -21,6 +20,7 @@ from measure import table, write_report
 from davit.data.dataset import PictureDataset
 from davit.data.source import Files
 from davit.engine.data_facts import _list_of
+from davit.parsing import Parser, RawHelp
 
 
 class OneByOne(Files):
@@ -45,10 +45,10 @@ def seconds(work: Callable[[], object]) -> float:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pictures", type=int, default=1_281_167)
-    parser.add_argument("--classes", type=int, default=1000)
-    parser.add_argument("--repeats", type=int, default=5)
+    parser = Parser(description=__doc__, formatter_class=RawHelp)
+    parser.add_argument("--pictures", type=int, default=1_281_167, help="number of names")
+    parser.add_argument("--classes", type=int, default=1000, help="number of classes")
+    parser.add_argument("--repeats", type=int, default=5, help="measurements")
     options = parser.parse_args()
     kinds = {
         "ASCII names": (Files, ""),

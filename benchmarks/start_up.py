@@ -9,9 +9,10 @@ import os
 import resource
 import subprocess
 import sys
-from argparse import ArgumentParser
 from pathlib import Path
 from statistics import median
+
+from davit.parsing import Parser, RawHelp
 
 CONSOLE = "import sys; from davit_command import main; sys.exit(main(sys.argv[1:]))"  # as pip's script has it
 PROCESSES = {
@@ -43,8 +44,8 @@ def processor_time(words: list[str]) -> float:
 
 
 def main() -> None:
-    parser = ArgumentParser(description=__doc__)
-    parser.add_argument("-n", type=int, default=7, help="rounds (default %(default)s)")
+    parser = Parser(description=__doc__, formatter_class=RawHelp)
+    parser.add_argument("-n", type=int, default=7, help="measurements of each start")
     rounds = parser.parse_args().n
     times: dict[str, list[float]] = {name: [] for name in PROCESSES}
     for _ in range(rounds):

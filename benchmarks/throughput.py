@@ -35,6 +35,8 @@ from measure import (
     write_report,
 )
 
+from davit.parsing import Parser, RawHelp
+
 BFLOAT16 = ("bfloat16", "amp")  # the dtypes whose products are in bfloat16
 PEERS = {
     "tiny": ("davit_tiny", "swin_tiny_patch4_window7_224", "convnext_tiny"),
@@ -90,30 +92,47 @@ def cases(names: Sequence[str], common: dict[str, Any], **more: Any) -> list[Cas
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--suite", choices=("targets", "all"), help="a list of comparisons instead of --cases")
+    parser = Parser(description=__doc__, formatter_class=RawHelp)
+    parser.add_argument("--suite", choices=("targets", "all"), help="measure a list of comparisons instead of --cases")
     parser.add_argument(
-        "--cases", nargs="+", default=[], metavar="MODEL/DTYPE/EXECUTION", help="the first is the reference"
+        "--cases",
+        nargs="+",
+        default=[],
+        metavar="MODEL/DTYPE/EXECUTION",
+        help="cases to measure; the first is the reference",
     )
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--mode", choices=MODES, default="inference")
-    parser.add_argument("--task", choices=TASKS, default="classify")
-    parser.add_argument("--batch", type=int, help="default: 8 on the CPU, 256 on CUDA")
-    parser.add_argument("--size", type=size_argument, default=(224, 224), metavar="PIXELS", help="224, or 800x1333")
-    parser.add_argument("--threads", type=int, default=0, help="default: PyTorch's choice")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="device to measure on")
+    parser.add_argument("--mode", choices=MODES, default="inference", help="what to measure")
     parser.add_argument(
-        "--channels-last", action="store_true", help="images and convolution weights in channels-last memory"
+        "--task", choices=TASKS, default="classify", help="output of the model: logits, or the maps of a backbone"
+    )
+    parser.add_argument("--batch", type=int, help="images in a batch (default: 8 on the CPU, 256 on CUDA)")
+    parser.add_argument(
+        "--size",
+        type=size_argument,
+        default=(224, 224),
+        metavar="PIXELS",
+        help="side, or height and width, of the images, such as 224 or 800x1333",
+    )
+    parser.add_argument("--threads", type=int, default=0, help="threads that compute; 0 is PyTorch's choice")
+    parser.add_argument(
+        "--channels-last", action="store_true", help="use the channels-last memory format for images and weights"
     )
     parser.add_argument(
-        "--clock", choices=tuple(CLOCKS), default="wall", help="cpu: processor time, for a shared machine"
+        "--clock",
+        choices=tuple(CLOCKS),
+        default="wall",
+        help="measure wall time, or processor time, which other programs on the machine disturb less",
     )
     parser.add_argument(
-        "--bfloat16", action="store_true", help="a suite's cases of it also on a CPU without instructions for it"
+        "--bfloat16",
+        action="store_true",
+        help="with --suite: measure bfloat16 also on a CPU without instructions for it",
     )
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--only", help="of a suite: the comparisons whose heading contains this")
-    parser.add_argument("--name", default="throughput", help="results/NAME.json and .md are written")
-    parser.add_argument("--folder", type=Path, default=RESULTS)
+    parser.add_argument("--rounds", type=int, default=15, help="measurements of each case, taken in turns")
+    parser.add_argument("--only", help="with --suite: measure only the comparisons whose heading contains this")
+    parser.add_argument("--name", default="throughput", help="the results are written into NAME.json and NAME.md")
+    parser.add_argument("--folder", type=Path, default=RESULTS, help="folder to write the results into")
     options = parser.parse_args(arguments)
     common = {
         "device": options.device,

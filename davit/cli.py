@@ -12,6 +12,7 @@ import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from .commands import OK, USER_ERROR, called_as
@@ -65,14 +66,14 @@ COMMANDS: dict[str, Command | Group] = {
     "validate": Command(
         "engine.validate:main", "evaluate checkpoints or published models", "engine.flags:validate_parser"
     ),
-    "predict": Command("predict.cli:main", "say what is in images", "predict.flags:predict_parser"),
+    "predict": Command("predict.cli:main", "name the classes of images", "predict.flags:predict_parser"),
     "probe": Command(
         "probe.__main__:main",
         "compare the features of frozen models by simple classifiers",
         "probe.flags:probe_parser",
     ),
     "embed": Command(
-        "embed.__main__:main", "write the features of images, or draw the nearest ones", "embed.flags:embed_parser"
+        "embed.__main__:main", "write the features of images, or find similar images", "embed.flags:embed_parser"
     ),
     "robustness": Command(
         "robustness.__main__:main",
@@ -81,16 +82,18 @@ COMMANDS: dict[str, Command | Group] = {
     ),
     "visualize": Command(
         "visualize.__main__:main",
-        "draw what a model looks at, or the curves of runs",
+        "draw where a model sees evidence, or the curves of runs",
         "visualize.flags:visualize_parser",
     ),
-    "app": Command("app.__main__:main", "serve a page on which one drops images", "app.flags:app_parser"),
+    "app": Command("app.__main__:main", "serve a web page where you drop images", "app.flags:app_parser"),
     "serve": Command("serve.__main__:main", "serve a model by HTTP", "serve.flags:serve_parser", "serve"),
     "doctor": Command(
-        "doctor.__main__:main", "say what a machine, a data folder or a config lacks", "doctor.flags:doctor_parser"
+        "doctor.__main__:main", "check a machine, a data set or a config before a run", "doctor.flags:doctor_parser"
     ),
     "checkpoint": Command(
-        "checkpoint.__main__:main", "look into a checkpoint, or convert one", "parsing.checkpoint:checkpoint_parser"
+        "checkpoint.__main__:main",
+        "show what a checkpoint holds, or convert it",
+        "parsing.checkpoint:checkpoint_parser",
     ),
     "export": Command(
         "export.__main__:main",
@@ -103,7 +106,7 @@ COMMANDS: dict[str, Command | Group] = {
     ),
     "data": Command(
         "data.__main__:main",
-        "part a folder into train and val, measure its bands, write a sample set",
+        "split a folder into train and val, measure its bands, write a sample set",
         "data.__main__:data_parser",
     ),
     "det": Group(
@@ -176,7 +179,8 @@ def _run(command: Command, words: list[str], prog: str | None) -> int:
             if not command.extra or missing == "davit":
                 raise
             remedy = install_extra(command.extra)
-            sys.stderr.write(f"{prog} needs {missing}, which is not installed: {remedy}\n")
+            called = prog or Path(sys.argv[0]).name
+            sys.stderr.write(f"{called} needs {missing}, which is not installed: {remedy}\n")
             return USER_ERROR
         importlib.import_module(".registry", __package__)  # the variants are timm's, as after `import davit`
         with json_alone(getattr(args, "json", False)), warnings.catch_warnings():
@@ -187,9 +191,18 @@ def _run(command: Command, words: list[str], prog: str | None) -> int:
 
 def run_script(name: str) -> int:
     """Run a command by the words of this process, as train.py, validate.py and predict.py do."""
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     command = COMMANDS[name]
     assert isinstance(command, Command)
+    return _run_words(command)
+
+
+def run_tool(name: str) -> int:
+    """Run a command that works by a config by the words of this process, as mmdet/tools and mmseg/tools do."""
+    return _run_words(_openmmlab("detector or segmentor")[name])
+
+
+def _run_words(command: Command) -> int:
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     return _run(command, sys.argv[1:], None)
 
 

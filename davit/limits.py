@@ -148,7 +148,7 @@ def _written(value: object, room: int) -> str:
 
 
 def _short(text: str) -> str:
-    return repr(text) if len(text) <= 80 else f"{text[:60]!r}... ({len(text)} signs)"
+    return repr(text) if len(text) <= 80 else f"{text[:60]!r}... ({len(text)} characters)"
 
 
 def _cut(text: str, length: int) -> str:
@@ -392,7 +392,7 @@ def read_yaml(text: str) -> Any:
         ValueError: it is no such YAML; the message is a part of a sentence, without the name of the file.
     """
     if len(text) > MOST_YAML:
-        raise ValueError(f"it has {len(text):,} signs, and at most {MOST_YAML:,} are read")
+        raise ValueError(f"it has {len(text):,} characters, and at most {MOST_YAML:,} are read")
     try:
         value = yaml.load(text, Loader=_Loader)  # noqa: S506 (derived from the safe one)
     except RecursionError:

@@ -16,6 +16,7 @@ import pytest
 import davit
 from davit import cli
 from davit.cli import COMMANDS, Group
+from davit.detect import flags as detect_flags
 from davit.parsing import Parser
 from davit.parsing.results import as_columns, give, json_alone, put, require_writable
 
@@ -26,6 +27,11 @@ WORDS = [
     for inner in ([(word,) for word in entry.commands] if isinstance(entry, Group) else [()])
 ]
 SCRIPTS = ("train.py", "validate.py", "predict.py")
+TOOLS = [
+    f"{library}/tools/{name}.py"
+    for library in ("mmdet", "mmseg")
+    for name in ("train", "test", "image_demo", "get_flops")
+]
 
 #: What each command prints: (on standard output, has --json, has --output FILE).
 PRINTS = {
@@ -110,15 +116,37 @@ def test_help_shows_every_default_and_groups_flags(name: str) -> None:
     for action in parser._actions:
         if action.help == argparse.SUPPRESS or not action.option_strings or action.nargs == 0:
             continue
-        if action.default == argparse.SUPPRESS:
+        if action.default == argparse.SUPPRESS or action.required:
             continue
         shown = parser._get_formatter()._expand_help(action)
-        assert "default" in shown, f"{name} {action.option_strings}: {shown}"
+        assert shown.count("(default") == 1, f"{name} {action.option_strings}: {shown}"
         assert " ".join(shown.split()).replace(" ", "") in text.replace(" ", "")
     groups = {group.title: group._group_actions for group in parser._action_groups}
     loose = [action for action in groups["options"] if action.help != argparse.SUPPRESS]
     shown_flags = [action for action in parser._actions if action.option_strings]
     assert len(shown_flags) <= 20 or len(loose) <= 8, [action.dest for action in loose]
+
+
+#: Flags that mean something else, or take something else, in some commands.
+DIFFER = {
+    *("--amp", "--auto-resume", "--batch-size", "--class-map", "--classes", "--config", "--dry-run", "--epochs"),
+    *("--eval-metric", "--force", "--freeze", "--gpu-ids", "--hflip", "--img-size", "--initial-checkpoint", "--json"),
+    *("--limit", "--lr", "--max-megabytes", "--model", "--no-aug", "--out", "--output", "--overwrite", "--pin-mem"),
+    *("--pretrained", "--results-file", "--resume", "--runs", "--scale", "--seed", "--skip-bad-images", "--split"),
+    *("--task", "--to"),
+}
+
+
+def test_a_flag_has_the_same_words_in_all_commands() -> None:
+    """But for its default, and for those flags that are not the same."""
+    words: dict[str, set[str]] = {}
+    of_detectors = (detect_flags.detector_parser(), detect_flags.test_parser(), detect_flags.demo_parser())
+    for parser in (*LEAVES.values(), *of_detectors):
+        for action in parser._actions:
+            for flag in action.option_strings:
+                if action.help != argparse.SUPPRESS:
+                    words.setdefault(flag, set()).add((action.help or "").partition(" (default")[0])
+    assert {flag for flag, said in words.items() if len(said) > 1 and flag.startswith("--")} == DIFFER
 
 
 def _mistyped() -> list[tuple[str, str, str]]:
@@ -212,6 +240,14 @@ def test_scripts_answer_help_and_mistakes_in_under_a_second(script: str, tmp_pat
     assert done.returncode == 0 and done.stdout.startswith(f"usage: {script} ") and seconds < 1
     done, seconds = told(str(ROOT / script), "DIR", "--modle", "x", at=tmp_path)
     assert done.returncode == 2 and "--model" in done.stderr.partition("error:")[2] and seconds < 1
+
+
+@pytest.mark.parametrize("script", TOOLS)
+def test_tools_answer_help_and_mistakes_in_under_a_second(script: str, tmp_path: Path) -> None:
+    done, seconds = told(str(ROOT / script), "--help", at=tmp_path)
+    assert done.returncode == 0 and done.stdout.startswith(f"usage: {Path(script).name} ") and seconds < 1
+    done, seconds = told(str(ROOT / script), "CONFIG", "CHECKPOINT", "--clases", "x", at=tmp_path)
+    assert done.returncode == 2 and "--classes" in done.stderr.partition("error:")[2] and seconds < 1
 
 
 # ---- results ----

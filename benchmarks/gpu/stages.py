@@ -5,7 +5,6 @@
 How to measure is in measure.py, kernels.py and openmmlab_throughput.py; here is what, at which sizes, in which order.
 """
 
-import argparse
 import copy
 import csv
 import math
@@ -41,6 +40,7 @@ from torch import Tensor
 import davit
 from davit.kernels import conditions
 from davit.kernels.triton import channel, encoding, gelu, support, window
+from davit.parsing import Parser, RawHelp
 
 Task = tuple[Any, ...]  # the arguments of a function that measures one cell
 
@@ -663,14 +663,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if arguments[:1] == [TRAINING]:
         train_py(arguments[1:])
         return 0
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stage", choices=tuple(STAGES))
+    parser = Parser(description=__doc__, formatter_class=RawHelp)
+    parser.add_argument("stage", choices=tuple(STAGES), help="stage to run")
     parser.add_argument(
         "--until", type=float, default=time.time() + 90, metavar="SECONDS",
-        help="no new cell begins after this time, as `date +%%s` gives it; default: 90 seconds from now",
+        help="begin no new cell after this time, as `date +%%s` gives it (default: 90 seconds from now)",
     )  # fmt: skip
-    parser.add_argument("--rehearse", action="store_true", help="on the CPU, with tiny sizes")
-    parser.add_argument("--fresh", action="store_true", help="keep nothing of an earlier run")
+    parser.add_argument("--rehearse", action="store_true", help="only try it: on the CPU, with tiny sizes")
+    parser.add_argument("--fresh", action="store_true", help="drop the results of an earlier run")
     options = parser.parse_args(arguments)
     if not options.rehearse and not (torch.cuda.is_available() and support.HAS_TRITON):
         parser.error("this machine has no CUDA device that PyTorch can use, or no Triton; --rehearse runs on the CPU")

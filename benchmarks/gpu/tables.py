@@ -3,12 +3,13 @@
 Also checks a rehearsal: with --complete the status is 1 unless each stage has every cell, with finite numbers.
 """
 
-import argparse
 import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from davit.parsing import Parser, RawHelp
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parent))
@@ -101,9 +102,9 @@ def faults(stage: str, data: dict[str, Any]) -> list[str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--complete", action="store_true")
+    parser = Parser(description=__doc__, formatter_class=RawHelp)
+    parser.add_argument("folder", type=Path, help="folder of the results")
+    parser.add_argument("--complete", action="store_true", help="all stages are done: write the final tables")
     options = parser.parse_args(arguments)
     sections, found = [], []
     for stage in STAGES:

@@ -112,7 +112,7 @@ def _inspect(options: argparse.Namespace) -> None:
             lines.append(f"{len(names)} tensors {title}: {', '.join(names[:4])}{', ...' if len(names) > 4 else ''}")
     gone, bad = lacking(found), [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
     if gone:
-        lines.append(f"WARNING: {len(gone)} tensors are lacking that the rest calls for: {some(gone)}")
+        lines.append(f"WARNING: {len(gone)} tensors are missing that the others need: {some(gone)}")
     if bad:
         lines.append(f"WARNING: NaN or infinite values in {len(bad)} tensors: {', '.join(bad[:4])}")
     lines += ["", "beside the weights"] if checkpoint.metadata or checkpoint.skipped else []

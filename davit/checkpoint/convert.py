@@ -115,7 +115,7 @@ def convert_with_report(
     if to == "pyramid" and "level" not in slots:
         report.notes.append("the result has no norms of the levels, which only a backbone has")
     if gone := lacking(found):
-        report.notes.append(f"{origin} lacks {len(gone)} tensors that the rest of it calls for: {some(gone)}")
+        report.notes.append(f"{origin} lacks {len(gone)} tensors that its other tensors need: {some(gone)}")
     report.notes += [note for note in {spelling.note, found.spelling.note} if note and spelling is not found.spelling]
     if spelling is SPELLINGS["davit"] or function != spelling.function:
         converted = with_note(converted, function)

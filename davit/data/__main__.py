@@ -9,13 +9,13 @@ import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from ..choices import CLASSIFICATION, MULTILABEL, TASKS
 from ..commands import command_name, run_cli
 from ..files import write_bytes
 from ..limits import number
 from ..parsing import Parser
+from ..parsing.data import add_bands, add_data_form, add_keys, add_split, add_workers
 from ..parsing.results import add_json, give, put, require_writable
 from ..text import as_line, as_utf8
 from . import digits, scenes
@@ -40,51 +40,51 @@ def _main(arguments: Sequence[str] | None) -> None:
 def data_parser() -> Parser:
     """Make the parser, without PyTorch."""
     prog = command_name("python -m davit.data")
-    parser = Parser(prog=prog, description="Write an embedded data set, or prepare one of your own.")
+    parser = Parser(prog=prog, description="Write a sample data set, or prepare one of your own.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, (_, forms) in _SETS.items():
-        of = "classes of images" if name == "digits" else "images for detection and segmentation"
-        one = commands.add_parser(name, help=f"write an embedded set of {of}, unless it is there")
-        one.add_argument("folder", nargs="?", help=f"where to (default: data/{name})")
-        one.add_argument("--as", dest="form", default=forms[0], choices=forms, help="default: %(default)s")
+        of = "handwritten digits, to classify" if name == "digits" else "drawn scenes, for detection and segmentation"
+        one = commands.add_parser(name, help=f"write a sample set of {of}")
+        one.description = f"Write a sample set of {of}, unless it is there."
+        one.add_argument("folder", nargs="?", metavar="FOLDER", help=f"folder to write (default: data/{name})")
+        one.add_argument("--as", dest="form", default=forms[0], choices=forms, help="form to write it in")
         add_json(one.add_argument)
         one.set_defaults(run=_write, name=name)
-    _add_split(commands.add_parser("split", help="part a folder of class folders, or a csv, into train/ and val/"))
-    _add_stats(commands.add_parser("stats", help="measure mean and std of the bands, for --mean and --std"))
+    _add_split(commands.add_parser("split", help="split a folder of class folders, or a csv, into train/ and val/"))
+    _add_stats(commands.add_parser("stats", help="measure the mean and std of the bands, for --mean and --std"))
     return parser
-
-
-def _add_keys(add: Any) -> None:
-    add("--input-key", metavar="NAME", help="column, or ending in a shard, of the images")
-    add("--target-key", metavar="NAME", help="column, or ending or JSON field in a shard, of the classes")
 
 
 def _add_split(parser: ArgumentParser) -> None:
     parser.description = (
         "Write OUT/train and OUT/val, with a folder for each class and a link to each image. Each class is split "
-        "by itself, and files of the same content go together. For images with several labels OUT/labels.csv takes "
-        "the place of the folders, and each label is split as evenly as the others let it."
+        "separately. Files with the same content go into the same part. If images have several labels, OUT/labels.csv "
+        "is written instead of class folders, and each label is split as evenly as possible."
     )
     add = parser.add_argument
-    add("folder", metavar="FOLDER", help="one folder per class; or a csv of files and labels")
-    add("out", metavar="OUT", help="a new folder")
-    add("--val", **number("val"), default=0.2, help="share of the images of each class (default %(default)s)")
-    add("--test", **number("test"), default=0.0, help="share for a third part, OUT/test (default: none)")
-    add("--seed", **number("seed"), default=0, help="which ones are drawn (default %(default)s)")
-    add("--copy", action="store_true", help="copy the images; default: symbolic links to them")
+    add("folder", metavar="FOLDER", help="folder with one folder for each class, or a csv of files and labels")
+    add("out", metavar="OUT", help="new folder to write")
+    add("--val", **number("val"), default=0.2, help="share of each class's images for OUT/val, 0 to 1")
+    add("--test", **number("test"), default=0.0, help="share of each class's images for OUT/test, 0 to 1")
+    add("--seed", **number("seed"), default=0, help="seed of the choice of images")
+    add("--copy", action="store_true", help="copy the images instead of writing symbolic links to them")
     add(
         "--group-pattern",
         metavar="REGEX",
-        help="keep images together for whose path below FOLDER this finds the same text: 'patient[0-9]+'",
+        help="keep images together if this finds the same text in their paths below FOLDER, such as 'patient[0-9]+'",
     )
-    add("--group-key", metavar="NAME", help="the same by a column of the csv")
-    _add_keys(add)
+    add(
+        "--group-key",
+        metavar="NAME",
+        help="keep images together if they have the same text in this column of the csv",
+    )
+    add_keys(add)
     add(
         "--task",
         default=CLASSIFICATION,
         choices=TASKS,
-        help="multilabel: a csv whose images have any number of labels; OUT/labels.csv then holds these (default: "
-        "what the labels say)",
+        help="classification: one class for each image; multilabel: any number of them, which OUT/labels.csv then has "
+        "(default: as the labels are)",
     )
     add_json(add)
     parser.set_defaults(run=_split)
@@ -92,23 +92,24 @@ def _add_split(parser: ArgumentParser) -> None:
 
 def _add_stats(parser: ArgumentParser) -> None:
     parser.description = (
-        "Measure the bands of images as training decodes them, before they are cropped and normalised; print the "
-        "flags of train.py."
+        "Measure the mean and std of each band of the images, as they are before cropping and normalisation; print "
+        "them as flags of train.py."
     )
     add = parser.add_argument
-    add("data_dir", metavar="DATASET_DIR", help="data folder, table, shard or pattern, as train.py takes it")
-    add("--split", default="train", help="which is measured (default %(default)s); '.' is all that lies there")
-    add("--dataset", "-d", default="", help="'' for what DATASET_DIR holds; or as train.py's flag")
-    add("--class-map", metavar="FILE", help="class names and their indices")
-    _add_keys(add)
-    add("--in-chans", **number("in_chans"), default=3, metavar="C", help="bands (default 3: red, green and blue)")
-    add("--bit-depth", **number("bit_depth"), metavar="N", help="divide values of more than 8 bits by 2^N - 1")
-    add("--percentiles", **number("percentiles"), metavar=("LOW", "HIGH"), help="or stretch each image between these")
-    add("--limit", **number("limit"), metavar="N", help="measure N images, drawn by --seed; default: all")
-    add("--seed", **number("seed"), default=0, help="which ones are drawn (default %(default)s)")
-    add("-j", "--workers", **number("workers"), help="loader processes; default: as many as there are cores")
-    add("--json", action="store_true", help="print the recipe as JSON rather than the flags")
-    add("--output", type=Path, metavar="FILE", help="write a recipe that `-c FILE` takes: YAML, or JSON by its suffix")
+    add("data_dir", metavar="DATASET_DIR", help="data folder, table, tar shard, or pattern of files, as for train.py")
+    add_split(add, "train")
+    add_data_form(add)
+    add_bands(add, 3)
+    add("--limit", **number("limit"), help="measure only N images, drawn by --seed (default: all)")
+    add("--seed", **number("seed"), default=0, help="seed of the choice of images")
+    add_workers(add, None)
+    add("--json", action="store_true", help="print one JSON document, the recipe, and nothing else")
+    add(
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="also write the results to FILE: a recipe for train.py -c, as JSON if it ends in .json, else as YAML",
+    )
     parser.set_defaults(run=_stats)
 
 
@@ -121,14 +122,16 @@ def _write(args: Namespace) -> None:
 def _split(args: Namespace) -> None:
     from .split import split_pictures
 
-    names = ("val", "test", "seed", "copy", "group_pattern", "group_key", "input_key", "target_key", "task")
-    found = split_pictures(args.folder, args.out, **{name: getattr(args, name) for name in names})
+    names = ("val", "test", "seed", "copy", "group_pattern", "group_key", "task")
+    options = {name: getattr(args, name) for name in names}
+    options |= {name: getattr(args, name) or None for name in ("input_key", "target_key")}
+    found = split_pictures(args.folder, args.out, **options)
     for line in str(found).splitlines():
         log.info("%s", line)
     if found.groups:
         log.info("%s groups of images were kept together.", f"{found.groups:,}")
     if found.alike:
-        log.warning("%d files have the content of another one, and went where that is.", found.alike)
+        log.warning("%d files have the same content as another one, and are in the same part.", found.alike)
     document = {"folder": as_utf8(args.out), "groups": found.groups, "alike": found.alike, "report": str(found)}
     give(args, str(args.out), document)
 
@@ -141,7 +144,7 @@ def _stats(args: Namespace) -> None:
     require_writable(str(args.output or ""))
     decoding = Decoding.asked_for(args.in_chans, vars(args))
     names = ("class_map", "input_key", "target_key")
-    options = {"dataset": args.dataset, **{name: getattr(args, name) for name in names}}
+    options = {"dataset": args.dataset, **{name: getattr(args, name) or None for name in names}}
     try:
         dataset = open_dataset(args.data_dir, args.split, **options)
     except DataError as error:

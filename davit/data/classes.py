@@ -77,8 +77,8 @@ def check_labels(train: PictureDataset, val: PictureDataset) -> None:
         name = some(train.class_to_idx if ours is None else [train.class_names[index] for index in ours])
         raise DataError(
             f"every training image is of the class {name!r}: a classifier of one class is always right and learns "
-            f"nothing. Add a class of what is not it, such as background or other; or give --task {MULTILABEL}, where "
-            "images may have no label"
+            f"nothing. Add a class of images without it, such as background or other; or give --task {MULTILABEL}, "
+            "where images may have no label"
         )
     if ours is None or theirs is None:
         return

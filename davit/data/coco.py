@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from ..files import cache_file, write_bytes
-from ..text import did_you_mean, some
+from ..text import as_line, did_you_mean, some
 from .errors import DataError
 from .headers import describe_misnamed, read_headers
 from .listing import locate
@@ -31,6 +31,8 @@ from .outlines import FAR, NONE, NUMBERS, area_of, check_outline
 log = logging.getLogger(__name__)
 
 LISTS = ("images", "annotations", "categories")
+ORIGIN = "converted_from"  # in a file that is made of others: which file the user wrote
+LINE = "converted_from"  # in an annotation of it: which line, as FILE:NUMBER
 
 _ABSENT = object()
 _SHOWN = 12  # kinds of faults in one message
@@ -86,8 +88,9 @@ class Examined:
     """What `examine` found.
 
     contents: the annotations as they are to be used; ids are the original's, except annotation ids of 0.
-    origin: where they come from.
+    origin: where they come from, for messages.
     classes: those of the detector, in its order.
+    source: the file that holds them, where that is not the origin.
     faults: what must be corrected by the user, a sentence for each kind.
     notes: what was mended, left out or looks odd, a sentence for each kind.
     is_changed: the contents are no longer those of the origin.
@@ -100,6 +103,7 @@ class Examined:
     faults: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     is_changed: bool = False
+    source: Path | None = None
 
     def refuse_faults(self) -> None:
         """Raise a `DataError` that names all faults, if there are any."""
@@ -111,13 +115,13 @@ class Examined:
             raise DataError(f"{self.origin}: {listed}{more}")
 
     def file(self) -> Path:
-        """Return the annotation file to use: the origin, or a corrected copy, which is written once.
+        """Return the annotation file to use: that of the contents, or a corrected copy, which is written once.
 
         Raises:
             DataError: there is no place for the copy.
         """
         if not self.is_changed:
-            return self.origin
+            return self.source or self.origin
         return keep_annotations(self.contents, self.origin)
 
 
@@ -125,12 +129,12 @@ def keep_annotations(contents: dict[str, Any], origin: Path) -> Path:
     """Write annotations that are not those of their file into the cache, once, and return the file.
 
     Args:
-        origin: where they come from, for messages.
+        origin: where they come from, which the file notes: messages about it name that.
 
     Raises:
         DataError: there is no place for them.
     """
-    data = json.dumps(contents).encode()  # ASCII, which is read alike wherever it is read
+    data = json.dumps({**contents, ORIGIN: str(origin)}).encode()  # ASCII, which is read alike wherever it is read
     try:
         copy = cache_file("annotations", hashlib.sha256(data).hexdigest())
         if not copy.is_file() or copy.stat().st_size != len(data):
@@ -171,11 +175,15 @@ def class_names(contents: dict[str, Any]) -> tuple[str, ...]:
 def check_annotations(file: Path, folder: Path, classes: Sequence[str] | None = None, **options: Any) -> Examined:
     """Check an annotation file and that its images are there; arguments as in `examine`.
 
+    Messages about a file that `keep_annotations` has written name what it was made of.
+
     Raises:
         DataError: the file is missing or of another format, or has faults: all of them are named.
     """
     contents, is_plain = _read(file, options.get("labelled", True))
-    found = examine(contents, file, folder, classes, **options)
+    noted = contents.get(ORIGIN)
+    found = examine(contents, Path(noted) if isinstance(noted, str) else file, folder, classes, **options)
+    found.source = file
     found.is_changed |= not is_plain
     found.refuse_faults()
     return found
@@ -810,7 +818,7 @@ class _Examination:
                 summary.small += 1
         if not summary.used:
             self.more_faults.append(
-                f"training would leave out all {summary.pictures:,} pictures: {summary.empty:,} have no objects, and "
+                f"training would leave out all {summary.pictures:,} images: {summary.empty:,} have no objects, and "
                 f"{summary.small:,} have a side of less than {least} pixels. Enlarge them, or pass --cfg-options "
                 "train_dataloader.dataset.filter_cfg.min_size=1 to train on such small ones."
             )
@@ -843,7 +851,9 @@ def _short(value: Any) -> str:
 
 
 def _named(kind: str, index: int, entry: Mapping[str, Any]) -> str:
-    """Name an entry by its place and its id, an image by its file name too."""
+    """Name an entry by its place and its id, an image by its file name too; by the line that it was read from."""
+    if kind == "annotations" and isinstance(entry.get(LINE), str):
+        return as_line(entry[LINE])
     parts = [f"id {_short(entry['id'])}"] if "id" in entry else []
     if kind == "images" and "file_name" in entry:
         parts.append(_short(entry["file_name"]))

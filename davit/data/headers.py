@@ -231,7 +231,7 @@ def _beginning(path: str) -> str:
     if not first:
         return "empty file (0 bytes)"
     if not first.strip(b"\0"):
-        return "zeros, as a copy leaves them that was broken off"
+        return "only zeros, as an interrupted copy leaves them"
     if kind := format_of(first):
         return f"a {kind} file that is damaged, cut off, or of a sort that cannot be read here"
     others = (words for beginning, words in _OTHERS if first.lstrip().startswith(beginning))

@@ -147,7 +147,7 @@ def find_layout(root: str | Path, task: str | None = None) -> Layout:
     if not fitting:
         raise faults[0] if faults else DataError(_nothing_known(root, task, found))
     best, *others = (*fitting, *(layout for layout in found if layout not in fitting))
-    notes = (*best.notes, *(f"another layout beside it is not taken: {fault}" for fault in faults))
+    notes = (*best.notes, *(f"another layout there is not used: {fault}" for fault in faults))
     return replace(best, notes=notes, others=tuple(others))
 
 
@@ -190,7 +190,7 @@ def say_layout(layout: Layout, note: str = "") -> None:
         log.warning("%s.", text)
     for other in layout.others:
         if other.task == layout.task:
-            log.info("Also there, and not taken: %s; --data-root %s takes it.", other, other.chosen_by)
+            log.info("Also there, and not used: %s; --data-root %s uses it.", other, other.chosen_by)
 
 
 def classes_in(file: Path) -> tuple[str, ...]:

@@ -197,7 +197,7 @@ def _class_columns(
         elif held <= {*_ON, *_OFF, "-1", "-1.0"}:
             raise DataError(
                 f"{file}: the column {name!r} holds -1 beside 0 and 1: write 1 where the class is there, 0 or nothing "
-                "where it is not, and leave out rows of which it is not known"
+                "where it is not, and leave out rows where it is not known"
             )
         else:
             unused.append(name)

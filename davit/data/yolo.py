@@ -18,6 +18,7 @@ from typing import Any
 import yaml
 
 from ..text import is_number, some
+from .coco import LINE
 from .errors import DataError
 from .headers import read_headers
 from .listing import list_pictures, natural_key
@@ -323,7 +324,8 @@ def coco_of(yolo: YoloSet, split: str) -> tuple[dict[str, Any], list[str]]:
 
     Images, annotations and categories are numbered from 1, images in natural order of their paths, categories in the
     order of the names. An image's `file_name` is its path below the folder of the split, its size that of the
-    upright image. Coordinates are in pixels; of a polygon, box and area are those of the polygon.
+    upright image. Coordinates are in pixels; of a polygon, box and area are those of the polygon. An annotation notes
+    the line of the label file that it comes from, for messages (`davit.data.coco.LINE`).
 
     Raises:
         DataError: lines of label files are wrong (file and line are named), or images cannot be read.
@@ -343,13 +345,14 @@ def coco_of(yolo: YoloSet, split: str) -> tuple[dict[str, Any], list[str]]:
         name = os.path.relpath(os.path.abspath(picture), part.folder)  # noqa: PTH100
         images.append({"id": number, "file_name": name, "width": header.width, "height": header.height})
         seen = set()
-        for values in _lines(labels, yolo, faults) if labels else ():
+        for line, values in _lines(labels, yolo, faults) if labels else ():
             if values in seen:
                 repeated += 1
                 continue
             seen.add(values)
             annotation = _annotation(values, header.width, header.height)
-            annotations.append({"id": len(annotations) + 1, "image_id": number, **annotation})
+            place = {"id": len(annotations) + 1, "image_id": number, LINE: f"{labels}:{line}"}
+            annotations.append({**place, **annotation})
     if faults.count:
         more = f" and {faults.count - len(faults.shown)} more" if faults.count > len(faults.shown) else ""
         raise DataError(
@@ -363,8 +366,8 @@ def coco_of(yolo: YoloSet, split: str) -> tuple[dict[str, Any], list[str]]:
     return {"images": images, "annotations": annotations, "categories": categories}, notes
 
 
-def _lines(file: Path, yolo: YoloSet, faults: _Faults) -> Iterator[tuple[float, ...]]:
-    """Yield the numbers of each right line: the class, and the coordinates of a box or polygon."""
+def _lines(file: Path, yolo: YoloSet, faults: _Faults) -> Iterator[tuple[int, tuple[float, ...]]]:
+    """Yield each right line, by its number and its own numbers: the class, and the coordinates of a box or polygon."""
     try:
         if file.stat().st_size > _LARGEST_LABELS:
             faults.add(file, 1, f"larger than {_LARGEST_LABELS >> 20} MiB, which no label file is")
@@ -386,7 +389,7 @@ def _lines(file: Path, yolo: YoloSet, faults: _Faults) -> Iterator[tuple[float, 
         if wrong:
             faults.add(file, number, wrong)
         else:
-            yield values[:5] if yolo.keypoints else values
+            yield number, values[:5] if yolo.keypoints else values
 
 
 def _fault(values: tuple[float, ...], classes: int, keypoints: int) -> str:

@@ -19,8 +19,8 @@ from .heads import HEADS, is_detector
 log = logging.getLogger(__name__)
 
 _HEAD = "--head"
-_FIRST = next(iter(HEADS))
 _HEADS = " or ".join(f"{_HEAD} {head}" for head in HEADS)
+_OF_RUNS = f"For a run of `davit det train {_HEAD}` give {{}} instead, without CONFIG."
 _DATA_FILES = (".json", ".yaml", ".yml")
 
 
@@ -31,10 +31,10 @@ def train_parser(words: Sequence[str] = ()) -> Parser:
     if _names_head(words) or (words and _data_in(words[0])):
         return flags.detector_parser()
     parser = openmmlab.train_parser()
-    parser.epilog = (
-        f"DATA and {_HEADS} in place of CONFIG train without MMDetection; {_HEAD} {_FIRST} --help lists their flags."
+    return _also_without_config(
+        parser,
+        f"To train without MMDetection, give DATA and {_HEADS} instead of CONFIG; add --help to list their flags.",
     )
-    return parser
 
 
 def test_parser(words: Sequence[str] = ()) -> Parser:
@@ -43,7 +43,7 @@ def test_parser(words: Sequence[str] = ()) -> Parser:
 
     if _names_run(words):
         return flags.test_parser()
-    return _also_of_runs(openmmlab.test_parser(), "RUN [DATA]")
+    return _also_without_config(openmmlab.test_parser(), _OF_RUNS.format("RUN [DATA]"))
 
 
 def demo_parser(words: Sequence[str] = ()) -> Parser:
@@ -52,11 +52,11 @@ def demo_parser(words: Sequence[str] = ()) -> Parser:
 
     if _names_run(words):
         return flags.demo_parser()
-    return _also_of_runs(openmmlab.demo_parser(), "IMAGE RUN")
+    return _also_without_config(openmmlab.demo_parser(), _OF_RUNS.format("IMAGE RUN"))
 
 
-def _also_of_runs(parser: Parser, words: str) -> Parser:
-    parser.epilog = f"{words}, with a run of `davit det train {_HEAD}` that is there, needs no CONFIG."
+def _also_without_config(parser: Parser, said: str) -> Parser:
+    parser.epilog = f"{said} {parser.epilog}"
     return parser
 
 

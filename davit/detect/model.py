@@ -190,10 +190,16 @@ def _start_from(detector: Detector, source: str) -> None:
         own = detector.net.state_dict()
         fitting = {name: value for name, value in names.items() if name in own and value.shape == own[name].shape}
         if len(fitting) < len(own) / 2:
-            raise CheckpointError(f"{source} is a detector of another kind or size: {len(fitting)} of {len(own)} fit.")
+            raise CheckpointError(
+                f"{source} is a detector of another kind or size: {len(fitting)} of {len(own)} tensors fit."
+            )
         detector.net.load_state_dict(fitting, strict=False)
         if left := [name for name in own if name not in fitting]:
-            log.warning("%s does not have, or not in this size, and so start again: %s.", source, some(left, 4))
+            log.warning(
+                "These tensors are not in %s, or not in this size, and keep their initial values: %s.",
+                source,
+                some(left, 4),
+            )
         return
     load_checkpoint(detector.backbone, read_source(source))
 

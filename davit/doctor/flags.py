@@ -14,25 +14,26 @@ def doctor_parser() -> Parser:
     """Make the parser of ``python -m davit.doctor``."""
     parser = Parser(
         prog=command_name("python -m davit.doctor"),
-        description="Say what a machine, a data folder or a config lacks for a run, and what to do about it.",
+        description="Check this machine, a data set or a config before a run, and say what to do about each problem.",
     )
     parser.add_argument(
         "path",
         nargs="?",
         type=Path,
         metavar="DATASET_DIR|CONFIG",
-        help="data that train.py or the tools of mmdet/ and mmseg/ take (a folder, a data.yaml, a table, a shard), a "
-        "recipe (.yaml), or a config of mmdet/ or mmseg/ (.py)",
+        help="a data set (folder, table, tar shard, or YOLO's data.yaml), a recipe (.yaml), or a config of mmdet/ or "
+        "mmseg/ (.py) (default: check this machine)",
     )
-    parser.add_argument("--all", action="store_true", help="open every image, however many there are")
+    parser.add_argument("--all", action="store_true", help="open every image of the data set")
     parser.add_argument(
         "--sample",
         **number("sample"),
         default=2000,
-        metavar="N",
-        help="otherwise: no more of a split (default %(default)s)",
+        help="without --all: open at most N images of each split",
     )
-    parser.add_argument("--runs", default="output", metavar="DIR", help="where runs write, for the free disk")
+    parser.add_argument(
+        "--runs", default="output", metavar="DIR", help="folder of runs, whose free disk space is checked"
+    )
     add_json(parser.add_argument)
     add_output(parser.add_argument)
     return parser

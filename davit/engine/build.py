@@ -195,8 +195,8 @@ def _say_average(decay: float, steps: int) -> None:
     if share > _MOST_BEGINNING:
         fitting = 1 - 10 / max(steps, 20)
         log.warning(
-            "--model-ema-decay %g: after all %d steps %.0f %% of the average are the weights of the beginning, "
-            "and the best epoch is judged by it. Lower it, to %.4g for example, or give --model-ema-warmup.",
+            "--model-ema-decay %g: after all %d steps %.0f %% of the EMA are the initial weights, and the "
+            "best epoch is judged by the EMA. Lower the decay, to %.4g for example, or give --model-ema-warmup.",
             *(decay, steps, 100 * share, fitting),
         )
 

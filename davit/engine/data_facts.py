@@ -141,7 +141,7 @@ def compare_classes(before: Sequence[str], now: Sequence[str], *, same_outputs: 
         remedy += f", or continue with {_ACCEPT}: each output then learns again what its index stands for"
     else:
         remedy += ", or start a new run from the weights with --initial-checkpoint FILE, which leaves the head out"
-    raise ValueError(f"the classes are not those that the state was trained on: {differs}. Either {remedy}.")
+    raise ValueError(f"the classes are not those that the checkpoint was trained on: {differs}. Either {remedy}.")
 
 
 def compare_files(
@@ -165,15 +165,13 @@ def compare_files(
         ValueError: they differ within an epoch and are not accepted.
     """
     if before is None:
-        log.info(
-            "The state is of an earlier version, which did not note its files: whether they are the same is not seen."
-        )
+        log.info("The checkpoint is of an earlier version, which did not note its files, so they are not compared.")
         return set()
     differing = [split for split in SPLITS if _list_in(before, split) != _list_in(now, split)]
     if renamed := [split for split in differing if _is_renamed(before, now, split)]:
         log.warning(
-            "Images of %s have other names than in the state. Their number, classes and order are the same, and so "
-            "are the contents that were looked into: they are taken for the same.",
+            "Images of %s have other names than in the checkpoint. Their number, classes and order are the same, and "
+            "so are the contents that were compared: they are taken for the same.",
             " and ".join(renamed),
         )
         differing = [split for split in differing if split not in renamed]
@@ -197,10 +195,10 @@ def compare_files(
         follows.append("epochs kept so far were measured on other images and are set aside")
     if step and not accepted:
         raise ValueError(
-            f"the list of files is not that of the state, which was saved within epoch {epoch}, after step {step}: "
-            f"{what}. Put the data back as they were, or continue with {_ACCEPT}: {'; '.join(follows)}."
+            f"the list of files is not that of the checkpoint, which was saved within epoch {epoch}, after step "
+            f"{step}: {what}. Put the data back as they were, or continue with {_ACCEPT}: {'; '.join(follows)}."
         )
-    log.warning("The list of files is not that of the state: %s. What follows: %s.", what, "; ".join(follows))
+    log.warning("The list of files is not that of the checkpoint: %s. What follows: %s.", what, "; ".join(follows))
     return {*differing}
 
 
@@ -212,7 +210,7 @@ def compare_pairs(before: Facts | None, now: Facts, names: Sequence[str], *, acc
         accepted: --accept-changed-data is given; then it is a warning.
 
     Raises:
-        ValueError: at least half of the images of a class that were looked into are those of another one.
+        ValueError: at least half of the images of a class that were compared are those of another one.
     """
     for split in SPLITS if before is not None else ():
         assert before is not None
@@ -244,7 +242,7 @@ def compare_pairs(before: Facts | None, now: Facts, names: Sequence[str], *, acc
 
 
 def name_replaced(before: Facts | None, now: Facts, data: Data) -> None:
-    """Warn of images that have another content under the same name, among those that were looked into."""
+    """Warn of images that have another content under the same name, among those that were compared."""
     for split, dataset in zip(SPLITS, (data.train, data.val), strict=True):
         if before is None or _list_in(before, split) != _list_in(now, split):
             continue
@@ -256,7 +254,7 @@ def name_replaced(before: Facts | None, now: Facts, data: Data) -> None:
         ]
         if changed:
             log.warning(
-                "%d of %d images of %s that were looked into have another content under the same name: %s. The run "
+                "%d of %d images of %s that were compared have another content under the same name: %s. The run "
                 "continues with what they hold now.",
                 *(len(changed), len(new), split, some(changed, 4)),
             )

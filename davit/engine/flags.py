@@ -39,12 +39,15 @@ from ..choices import (
 from ..commands import command_name
 from ..files import read_small
 from ..limits import MOST_YAML, NUMBERS, check_model_kwargs, number, read_yaml, short
-from ..parsing import Parser
+from ..parsing import ANY_MODEL, Parser, add_device
+from ..parsing.data import add_bands, add_data_form, add_skip_bad_images, add_split, add_workers
 from ..parsing.results import add_json, add_output
 from ..text import nearest
 
 log = logging.getLogger(__name__)
 
+_MODELS = "(default: the model's)"
+_CHECKPOINTS = "(default: the checkpoint's, else the model's)"
 NO_LONGER = {
     "apex_amp": "NVIDIA Apex is no longer used; PyTorch's own mixed precision runs instead (as --amp)",
     "local_rank": "the launcher's LOCAL_RANK variable is used",
@@ -145,12 +148,12 @@ def train_parser() -> argparse.ArgumentParser:
     """Make the parser of train.py."""
     parser = Parser(
         prog=command_name(),
-        description="Train DaViT, or any model that timm knows, on an image folder.",
-        usage="%(prog)s [DIR] [-c FILE] [flags]",  # all 130 of them would hide the error below
+        description="Train DaViT, or any model that timm knows, to classify images.",
+        usage="%(prog)s [DIR] [-c FILE] [flags]",
         epilog="Exit status: 0 done, 2 a mistake in the flags or the data, 3 a non-finite loss, 4 the disk is full, "
         "75 interrupted and saved (run again with --auto-resume).",
     )
-    _add_config(parser)
+    _add_config(parser, "none; without DIR digits")
     _add_data(parser)
     _add_model(parser)
     _add_optimizer(parser)
@@ -161,64 +164,96 @@ def train_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_config(parser: argparse.ArgumentParser) -> None:
+def _add_config(parser: argparse.ArgumentParser, default: str = "none") -> None:
     ours = ", ".join(recipes.names_of("recipe"))
-    overridden = f"YAML recipe, a file or one of {ours}; flags on the command line override it"
-    parser.add_argument("-c", "--config", metavar="FILE", help=overridden)
+    recipe = f"YAML recipe: a file, or one of {ours}; flags on the command line override it (default: {default})"
+    parser.add_argument("-c", "--config", metavar="FILE", help=recipe)
 
 
-def _add_shared(add: Callable[..., Any]) -> None:
+def _add_shared(add: Callable[..., Any], default: str = _CHECKPOINTS) -> None:
     """Add what train.py, validate.py and predict.py call alike: how a model is made and where it runs."""
-    add("--gp", metavar="POOL", help="global pooling: avg, max, avgmax")
-    add("--model-kwargs", nargs="+", default={}, action=KeyValues, metavar="KEY=VALUE", help="to the constructor")
-    _add_device(add)
+    _add_pooling(add, default)
+    add_model_kwargs(add)
+    add_device_and_precision(add)
 
 
-def _add_device(add: Callable[..., Any]) -> None:
-    add("--device", default="auto", help="auto, cpu, cuda, cuda:N")
-    add("--amp", action="store_true", help="mixed precision")
+def _add_pooling(add: Callable[..., Any], default: str = _CHECKPOINTS) -> None:
+    pools = f"global pooling before the classifier: avg, max or avgmax {default}"
+    add("--gp", metavar="POOL", help=pools)
+
+
+def add_model_kwargs(add: Callable[..., Any]) -> None:
+    """Add more arguments of a model."""
     add(
-        "--amp-dtype",
-        choices=tuple(AMP_DTYPES),
-        help="default: fp16 on CUDA; else bf16, or float32 where the CPU has no instructions for it",
+        "--model-kwargs",
+        nargs="+",
+        default={},
+        action=KeyValues,
+        metavar="KEY=VALUE",
+        help="arguments of the model's constructor, such as window_size=12",
     )
+
+
+def add_device_and_precision(add: Callable[..., Any], *, dtype: bool = True) -> None:
+    """Add where a model runs, and in which precision.
+
+    Args:
+        dtype: with --amp-dtype; a command that leaves the dtype to the machine goes without.
+    """
+    add_device(add)
+    add("--amp", action="store_true", help="use mixed precision")
+    if dtype:
+        add(
+            "--amp-dtype",
+            choices=tuple(AMP_DTYPES),
+            help="dtype of --amp (default: fp16 on CUDA; on a CPU bf16 if it has instructions for bf16, else float32)",
+        )
 
 
 def _add_running(add: Callable[..., Any]) -> None:
     """Add what train.py and validate.py call alike: how a model runs."""
-    add("--torchcompile", nargs="?", const="inductor", type=backend, metavar="BACKEND", help="torch.compile the model")
-    add("--torchcompile-mode", choices=COMPILE_MODES, help="mode of torch.compile, which --torchcompile asks for")
+    add(
+        "--torchcompile",
+        nargs="?",
+        const="inductor",
+        type=backend,
+        metavar="BACKEND",
+        help="compile the model by torch.compile; BACKEND is inductor if left out (default: no compilation)",
+    )
+    add("--torchcompile-mode", choices=COMPILE_MODES, help="mode of --torchcompile (default: torch.compile's own)")
     add(
         "--model-dtype",
         choices=MODEL_DTYPES,
-        help="dtype of weights and images, without mixed precision; default: float32",
+        help="dtype of the weights and images, without mixed precision (default: float32)",
     )
-    add("--torchscript", action="store_true", help="torch.jit.script the model")
-    add("--channels-last", action="store_true", help="channels-last memory format")
+    add("--torchscript", action="store_true", help="compile the model by torch.jit.script")
+    add_channels_last(add)
     add("--native-amp", action="store_true", help="the same as --amp")
     add("--apex-amp", action="store_true", help=argparse.SUPPRESS)
     add("--local_rank", "--local-rank", **number("local_rank"), default=0, help=argparse.SUPPRESS)
 
 
+def add_channels_last(add: Callable[..., Any]) -> None:
+    """Add the memory format."""
+    add("--channels-last", action="store_true", help="use the channels-last memory format")
+
+
 def _add_dataset(add: Callable[..., Any]) -> None:
     """Add what train.py and validate.py call alike: which data set."""
-    add(
-        "--dataset",
-        "-d",
-        default="",
-        help="'' for what DIR holds; or folder, csv, parquet, wds, torch/NAME, hfds/NAME",
-    )
-    add("--class-map", default="", metavar="FILE", help="class names and their indices")
-    add("--input-key", default="", metavar="NAME", help="column, or ending in a shard, of the images")
-    add("--target-key", default="", metavar="NAME", help="column, or ending or JSON field in a shard, of the classes")
-    add("--dataset-download", action="store_true", help="let a torch/NAME data set download itself")
+    add_data_form(add)
+    add("--dataset-download", action="store_true", help="download a torch/NAME or hfds/NAME data set if it is missing")
     add("--no-prefetcher", action="store_true", help=argparse.SUPPRESS)
-    add("--skip-bad-images", action="store_true", help="skip and list unreadable images instead of stopping")
+    add_skip_bad_images(add)
 
 
 def _add_splits(add: Callable[..., Any]) -> None:
-    add("--train-split", default="train", help="name of the training split")
-    add("--val-split", default="validation", help="name of the validation split (val is found too)")
+    add("--train-split", default="train", metavar="NAME", help="name of the training split")
+    add(
+        "--val-split",
+        default="validation",
+        metavar="NAME",
+        help="name of the validation split (default: validation, or val if that is there)",
+    )
 
 
 def add_picture_size(add: Callable[..., Any]) -> None:
@@ -228,19 +263,29 @@ def add_picture_size(add: Callable[..., Any]) -> None:
         type=sizes,
         default=640,
         metavar="N",
-        help=f"side in pixels (default %(default)s){_SEVERAL_SIZES}",
+        help=f"side of the images in pixels; {_SEVERAL_SIZES} (default: %(default)s)",
     )
 
 
 def add_model_of_run(add: Callable[..., Any]) -> None:
     """Add where and in which numbers a detector is trained."""
-    _add_device(add)
-    add("--channels-last", action="store_true", help="channels-last memory format")
-    add("--dist-bn", default="", choices=("", "broadcast", "reduce"), help="share batch-norm statistics each epoch")
-    add("--sync-bn", action="store_true", help="synchronised batch norm")
+    add_device_and_precision(add)
+    add_channels_last(add)
+    _add_batch_norms(add)
 
 
-_SEVERAL_SIZES = "; several, as 128,160,224: of training images, which grow to the last (--size-schedule)"
+def _add_batch_norms(add: Callable[..., Any]) -> None:
+    add("--sync-bn", action="store_true", help="compute batch norms over all GPUs")
+    add(
+        "--dist-bn",
+        default="",
+        choices=("", "broadcast", "reduce"),
+        help="before evaluation, take the batch-norm statistics of the first process (broadcast) or their mean "
+        "(reduce) (default: each keeps its own)",
+    )
+
+
+_SEVERAL_SIZES = "several, such as 128,160,224: training images grow from the first to the last (--size-schedule)"
 
 
 def _add_decoding(add: Callable[..., Any], *, has_schedule: bool = False) -> None:
@@ -249,25 +294,22 @@ def _add_decoding(add: Callable[..., Any], *, has_schedule: bool = False) -> Non
     Args:
         has_schedule: there may be several sizes.
     """
-    default = "side in pixels; default: the checkpoint's, else the model's"
+    default = _MODELS if has_schedule else _CHECKPOINTS
     if has_schedule:
-        add("--img-size", type=sizes, metavar="N", help=f"{default}{_SEVERAL_SIZES}")
+        add("--img-size", type=sizes, metavar="N", help=f"side of the images in pixels; {_SEVERAL_SIZES} {default}")
     else:
-        add("--img-size", **number("img_size"), help=default)
-    add("--input-size", **number("input_size"), metavar=("C", "H", "W"), help="bands, height and width, instead")
-    add("--in-chans", **number("in_chans"), metavar="C", help="bands of the images; default: 3, red, green and blue")
+        _add_img_size(add)
     add(
-        "--bit-depth",
-        **number("bit_depth"),
-        metavar="N",
-        help="divide values stored with more than 8 bits by 2^N - 1; default: by the range of their type",
+        "--input-size",
+        **number("input_size"),
+        metavar=("C", "H", "W"),
+        help=f"instead of --img-size: number of bands, height and width in pixels {default}",
     )
-    add(
-        "--percentiles",
-        **number("percentiles"),
-        metavar=("LOW", "HIGH"),
-        help="instead of --bit-depth: stretch such an image from one of its percentiles to the other",
-    )
+    add_bands(add)
+
+
+def _add_img_size(add: Callable[..., Any]) -> None:
+    add("--img-size", **number("img_size"), help=f"side of the images in pixels {_CHECKPOINTS}")
 
 
 def _add_data(parser: argparse.ArgumentParser) -> None:
@@ -276,26 +318,36 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
         "data_dir",
         nargs="?",
         metavar="DIR",
-        help="data folder, table, shard or pattern; without one: handwritten digits",
+        help=_DATA_PLACE,
     )
     add(
         "--task",
         default=CLASSIFICATION,
         choices=TASKS,
-        help="multilabel: an image has any number of labels, as a csv with path,labels (; between them) or columns "
-        "of 0 and 1 has them (default %(default)s)",
+        help="multilabel: an image has any number of labels; the data is a csv with the columns path,labels and ; "
+        "between labels, or with a column of 0 and 1 for each label",
     )
-    add("--sampler", default=SAMPLERS[0], choices=SAMPLERS, help="balanced: each class is seen equally often")
+    add("--sampler", default=SAMPLERS[0], choices=SAMPLERS, help="balanced: show each class equally often")
     _add_dataset(add)
     _add_splits(add)
     _add_decoding(add, has_schedule=True)
     add_growth(add)
-    add("--crop-pct", **number("crop_pct"), help="share of the side that the evaluation crop keeps")
-    add("--mean", **number("mean"), help="mean of each band, 0 to 1; default: the model's, else 0.5")
-    add("--std", **number("std"), help="standard deviation of each band; default: likewise")
-    add("--interpolation", default="", help="resampling in evaluation; default: the model's")
+    _add_normalisation(add, _MODELS)
     _add_batches(add)
     add("--use-multi-epochs-loader", action="store_true", help=argparse.SUPPRESS)
+
+
+def _add_normalisation(add: Callable[..., Any], default: str) -> None:
+    """Add how images are cropped for evaluation, resampled and normalised."""
+    add("--crop-pct", **number("crop_pct"), help=f"share of the side that the evaluation crop keeps {default}")
+    add("--mean", **number("mean"), help=f"mean to subtract, 0 to 1: one for each band, or one for all {default}")
+    add("--std", **number("std"), help=f"std to divide by, 0 to 1: one for each band, or one for all {default}")
+    add(
+        "--interpolation",
+        default="",
+        metavar="NAME",
+        help=f"resampling in evaluation: bicubic, bilinear, nearest, lanczos, box or hamming {default}",
+    )
 
 
 def add_growth(add: Callable[..., Any]) -> None:
@@ -303,9 +355,14 @@ def add_growth(add: Callable[..., Any]) -> None:
     add(
         "--size-schedule",
         choices=SIZE_SCHEDULES,
-        help="how images grow over --epochs: evenly (default), or in as many equal parts as there are sizes",
+        help="how images grow over --epochs: linear is evenly, steps is an equal number of steps for each size "
+        "(default: linear)",
     )
-    add("--size-multiple", **number("size_multiple"), metavar="N", help="sizes are rounded to it; default: the stride")
+    add(
+        "--size-multiple",
+        **number("size_multiple"),
+        help="round sizes to multiples of N (default: the model's stride)",
+    )
 
 
 def _add_batches(add: Callable[..., Any]) -> None:
@@ -316,28 +373,33 @@ def _add_batches(add: Callable[..., Any]) -> None:
         type=micro_batch,
         default=64,
         metavar="N|auto",
-        help="images for each process and micro-batch; auto: as many of --global-batch as memory holds",
+        help="images that a process computes at once; auto: as many as memory holds, with --global-batch",
     )
     add(
         "--global-batch",
         **number("global_batch"),
-        metavar="N",
-        help="images of a step over all processes; --grad-accum-steps follows from it",
+        help="images of a step over all processes; sets --grad-accum-steps (default: --batch-size x processes x "
+        "--grad-accum-steps)",
     )
-    multiplier = "evaluation batch over the training one"
     add(
         "-vb",
         "--validation-batch-size-multiplier",
         **number("validation_batch_size_multiplier"),
         default=1,
-        help=multiplier,
+        help="the evaluation batch is N times --batch-size",
     )
+    add_workers(add, 10)
+    add("--pin-mem", action="store_true", default=True, help="load into page-locked host memory (the default)")
+    add("--no-pin-mem", dest="pin_mem", action="store_false", help="load into pageable host memory")
     add(
-        "-j", "--workers", **number("workers"), default=10, help="loader processes, at most as many as there are cores"
+        "--save-images",
+        action="store_true",
+        help="write the images of a batch to the run's folder every --log-interval",
     )
-    add("--pin-mem", action="store_true", default=True, help="page-locked host memory (the default)")
-    add("--no-pin-mem", dest="pin_mem", action="store_false", help="pageable host memory")
-    add("--save-images", action="store_true", help="save the images of a batch at each log interval")
+
+
+_DATA_PLACE = "data folder, table, tar shard, or pattern of files (default: handwritten digits in data/digits)"
+CHECKPOINT = "a checkpoint, a run's folder, hf-hub:OWNER/NAME, or local-dir:DIR in timm's format"
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
@@ -345,199 +407,373 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     add(
         "--model",
         default="deit_small_patch16_224",
-        help="a DaViT variant (DaViT_tiny ...), or any model of timm's; the default is the original script's",
+        metavar="NAME",
+        help=f"{ANY_MODEL} (default: deit_small_patch16_224, as in the original script)",
     )
-    add("--pretrained", action="store_true", help="start from published weights")
-    add("--initial-checkpoint", default="", metavar="FILE", help="start from these weights, of any known layout")
-    add("--num-classes", **number("num_classes"), help="default: as many as the data has")
-    add("--grad-checkpointing", action="store_true", help="less memory, more time")
+    add("--pretrained", action="store_true", help="start from the model's published weights, which are downloaded")
+    add(
+        "--initial-checkpoint",
+        default="",
+        metavar="FILE",
+        help="start from the weights of this checkpoint, of any known layout",
+    )
+    add("--num-classes", **number("num_classes"), help="number of classes (default: as many as the data has)")
+    add_grad_checkpointing(add)
     add(
         "--freeze",
         type=frozen_part,
         metavar="N|all",
-        help="train neither the stem nor the first N stages (0: the stem alone), or nothing but the classifier",
+        help="do not train the stem and the first N stages (0: only the stem); all: train only the classifier",
     )
+    _add_distillation(add)
+    add(
+        "--lora", **number("lora"), help="train only LoRA adapters of rank N and the classifier (default: all weights)"
+    )
+    add(
+        "--lora-alpha",
+        **number("lora_alpha"),
+        help="the adapters' output is multiplied by X / rank (default: 2 x rank)",
+    )
+    add(
+        "--head-init-scale",
+        **number("head_init_scale"),
+        help="multiply the classifier's initial weights by X (default: leave them)",
+    )
+    add("--head-init-bias", **number("head_init_bias"), help="set the classifier's initial bias (default: leave it)")
+    _add_shared(add, _MODELS)
+    _add_running(add)
+
+
+def add_grad_checkpointing(add: Callable[..., Any]) -> None:
+    """Add whether activations are computed twice."""
+    add("--grad-checkpointing", action="store_true", help="use less memory and more time: compute activations twice")
+
+
+def _add_distillation(add: Callable[..., Any]) -> None:
     add(
         "--teacher",
         default="",
         metavar="NAME|FILE",
-        help="distil this model: one of timm's, a checkpoint, or transformers:NAME, a model of that library (or its "
-        "folder)",
+        help="learn from this model too (distillation): a model of timm, a checkpoint, or transformers:NAME for a "
+        "model or folder of the transformers library",
     )
-    add("--distill", choices=("logits", "features", "token"), help="what of the --teacher is learnt; default: logits")
-    add("--distill-weight", **number("distill_weight"), default=1.0, help="factor on the loss against the teacher")
-    add("--task-weight", **number("task_weight"), default=1.0, help="factor on the loss against the labels")
-    add("--distill-temperature", **number("distill_temperature"), default=1.0, help="divisor of both models' logits")
     add(
-        "--lora",
-        **number("lora"),
-        metavar="R",
-        help="train only the classifier and adapters of rank R (LoRA)",
+        "--distill",
+        choices=("logits", "features", "token"),
+        help="what to learn from the --teacher: its logits, its features, or its logits by a distillation token "
+        "(default: logits)",
     )
-    add("--lora-alpha", **number("lora_alpha"), help="factor on the adapters, times R; default: 2 R")
-    add("--head-init-scale", **number("head_init_scale"), help="factor on the classifier's first weights")
-    add("--head-init-bias", **number("head_init_bias"), help="the classifier's first biases")
-    _add_shared(add)
-    _add_running(add)
+    add("--distill-weight", **number("distill_weight"), default=1.0, help="factor of the loss against the --teacher")
+    add("--task-weight", **number("task_weight"), default=1.0, help="factor of the loss against the labels")
+    add(
+        "--distill-temperature",
+        **number("distill_temperature"),
+        default=1.0,
+        help="divide the logits of both models by X in the loss against the --teacher",
+    )
 
 
 def _add_optimizer(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("optimizer (timm's names)").add_argument
-    add("--opt", default="adamw", help="optimizer")
-    add("--opt-eps", **number("opt_eps"), default=1e-8, help="epsilon")
-    add("--opt-betas", **number("opt_betas"), help="betas")
-    add("--momentum", **number("momentum"), default=0.9, help="momentum")
-    add("--weight-decay", **number("weight_decay"), default=0.05, help="weight decay, on matrices alone")
-    add("--layer-decay", **number("layer_decay"), help="factor on the learning rate for each layer towards the input")
-    add("--layer-decay-min-scale", **number("layer_decay_min_scale"), default=0.0, help="the least of these factors")
-    add("--head-lr-scale", **number("head_lr_scale"), default=1.0, help="factor on the classifier's learning rate")
-    add("--opt-kwargs", nargs="+", default={}, action=KeyValues, metavar="KEY=VALUE", help="to the optimizer")
-    add("--clip-grad", **number("clip_grad"), metavar="NORM", help="gradient clipping; default: none")
-    add("--clip-mode", default="norm", choices=("norm", "value", "agc"), help="how to clip")
-    add("--grad-accum-steps", **number("grad_accum_steps"), default=1, help="micro-batches for each optimizer step")
+    add("--opt", default="adamw", metavar="NAME", help="optimizer: adamw, sgd, lamb, lion, muon or another of timm")
+    add("--opt-eps", **number("opt_eps"), default=1e-8, help="epsilon of the optimizer")
+    add("--opt-betas", **number("opt_betas"), help="betas of the optimizer, 2 or 3 numbers (default: the optimizer's)")
+    add("--momentum", **number("momentum"), default=0.9, help="momentum of sgd and other optimizers that have it")
+    add("--weight-decay", **number("weight_decay"), default=0.05, help="weight decay; biases and norms have none")
+    add(
+        "--layer-decay",
+        **number("layer_decay"),
+        help="multiply the learning rate by X for each layer away from the classifier (default: 1)",
+    )
+    add(
+        "--layer-decay-min-scale",
+        **number("layer_decay_min_scale"),
+        default=0.0,
+        help="smallest factor that --layer-decay leads to",
+    )
+    add("--head-lr-scale", **number("head_lr_scale"), default=1.0, help="factor of the classifier's learning rate")
+    add(
+        "--opt-kwargs",
+        nargs="+",
+        default={},
+        action=KeyValues,
+        metavar="KEY=VALUE",
+        help="more arguments of the optimizer, such as amsgrad=true",
+    )
+    add("--clip-grad", **number("clip_grad"), help="clip gradients at X, as --clip-mode says (default: no clipping)")
+    add(
+        "--clip-mode",
+        default="norm",
+        choices=("norm", "value", "agc"),
+        help="clip the norm of all gradients, each value, or by adaptive gradient clipping",
+    )
+    add("--grad-accum-steps", **number("grad_accum_steps"), default=1, help="micro-batches of each optimizer step")
 
 
 def _add_schedule(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("schedule (timm's names)").add_argument
-    add("--sched", default="cosine", help="cosine, step, multistep, plateau, poly, tanh, ...")
-    add("--sched-on-updates", action="store_true", help="change the rate at each step rather than each epoch")
-    add("--lr", **number("lr"), default=5e-4, help="learning rate, for the global batch as it is (never scaled)")
-    add("--lr-noise", **number("lr_noise"), help="epochs (as shares) between which the rate is noisy")
-    add("--lr-noise-pct", **number("lr_noise_pct"), default=0.67, help="limit of the noise")
-    add("--lr-noise-std", **number("lr_noise_std"), default=1.0, help="standard deviation of the noise")
-    add("--lr-cycle-mul", **number("lr_cycle_mul"), default=1.0, help="length of a cycle over the one before")
-    add("--lr-cycle-limit", **number("lr_cycle_limit"), default=1, help="number of cycles")
-    add("--lr-cycle-decay", **number("lr_cycle_decay"), default=0.1, help="rate of a cycle over the one before")
-    add("--lr-k-decay", **number("lr_k_decay"), default=1.0, help="k-decay of cosine and poly")
-    add("--warmup-lr", **number("warmup_lr"), default=1e-6, help="rate at the start of the warm-up")
-    add("--min-lr", **number("min_lr"), default=1e-5, help="rate at the end")
-    add("--epochs", **number("epochs"), default=300, help="epochs of the schedule, the cool-down not counted")
-    add("--stop-epoch", **number("stop_epoch"), help="stop before this epoch, with the schedule of all of them")
     add(
-        "--val-interval",
-        **number("val_interval"),
-        default=1,
-        metavar="N",
-        help="evaluate after every N epochs, and after the last",
+        "--sched",
+        default="cosine",
+        metavar="NAME",
+        help="schedule of the learning rate: cosine, step, multistep, plateau, poly, tanh, wsd, rsqrt, constant, none",
     )
+    add("--sched-on-updates", action="store_true", help="change the learning rate each step, not each epoch")
+    add("--lr", **number("lr"), default=5e-4, help="learning rate for the global batch; it is never scaled")
+    _add_noise_and_cycles(add)
+    add("--warmup-lr", **number("warmup_lr"), default=1e-6, help="learning rate at the start of the warm-up")
+    add("--min-lr", **number("min_lr"), default=1e-5, help="learning rate at the end of the schedule")
+    add("--epochs", **number("epochs"), default=300, help="epochs of the schedule; the cool-down comes after them")
+    add(
+        "--stop-epoch",
+        **number("stop_epoch"),
+        help="stop before epoch N, counted from 0; the schedule stays that of --epochs (default: run to the end)",
+    )
+    add("--val-interval", **number("val_interval"), default=1, help="evaluate every N epochs, and after the last one")
     add(
         "--early-stop",
         **number("early_stop"),
-        metavar="PATIENCE",
-        help="stop after so many epochs without a better --eval-metric",
+        help="stop after N epochs without a better --eval-metric (default: run to the end)",
     )
-    add("--epoch-repeats", **number("epoch_repeats"), default=0.0, help="passes over the data in an epoch; 0 is one")
-    add("--start-epoch", **number("start_epoch"), help="count epochs from here")
+    add(
+        "--epoch-repeats",
+        **number("epoch_repeats"),
+        default=0.0,
+        help="passes over the data in an epoch; 0 means 1",
+    )
+    add("--start-epoch", **number("start_epoch"), help="number of the first epoch (default: 0, or the checkpoint's)")
     add(
         "--decay-epochs",
         **number("decay_epochs"),
         default=30,
-        help="epochs between steps of 'step'; or of the decay at the end of 'wsd' and 'rsqrt', or its share below 1, "
-        "for which the default is a fifth",
+        help="step: epochs from one decay to the next; wsd and rsqrt: epochs of the decay at the end, or its share "
+        "if below 1 (default: 30; for wsd and rsqrt a fifth)",
     )
-    add("--decay-milestones", **number("decay_milestones"), default=[30, 60], help="epochs at which 'multistep' steps")
-    add("--warmup-epochs", **number("warmup_epochs"), default=5, help="epochs of warm-up")
-    add("--warmup-prefix", action="store_true", help="begin the schedule after the warm-up")
-    add("--cooldown-epochs", **number("cooldown_epochs"), default=10, help="epochs at --min-lr after the schedule")
-    add("--patience-epochs", **number("patience_epochs"), default=10, help="patience of 'plateau'")
+    add("--decay-milestones", **number("decay_milestones"), default=[30, 60], help="multistep: epochs of the decays")
     add(
-        "--decay-rate", "--dr", **number("decay_rate"), default=0.1, help="factor of 'step', 'multistep' and 'plateau'"
+        "--warmup-epochs", **number("warmup_epochs"), default=5, help="epochs in which the learning rate rises to --lr"
     )
+    add("--warmup-prefix", action="store_true", help="put the warm-up before --epochs instead of into them")
+    add(
+        "--cooldown-epochs",
+        **number("cooldown_epochs"),
+        default=10,
+        help="epochs at --min-lr after --epochs",
+    )
+    add(
+        "--patience-epochs",
+        **number("patience_epochs"),
+        default=10,
+        help="plateau: epochs without a better metric before a decay",
+    )
+    add(
+        *("--decay-rate", "--dr"),
+        **number("decay_rate"),
+        default=0.1,
+        help="step, multistep and plateau: factor of each decay; poly: its exponent",
+    )
+
+
+def _add_noise_and_cycles(add: Callable[..., Any]) -> None:
+    add(
+        "--lr-noise",
+        **number("lr_noise"),
+        help="add noise to the learning rate from this share of --epochs on, or between two shares, 0 to 1 (default: "
+        "no noise)",
+    )
+    add(
+        "--lr-noise-pct", **number("lr_noise_pct"), default=0.67, help="largest noise, as a share of the learning rate"
+    )
+    add("--lr-noise-std", **number("lr_noise_std"), default=1.0, help="std of the noise")
+    add(
+        "--lr-cycle-mul", **number("lr_cycle_mul"), default=1.0, help="each cycle is X times as long as the one before"
+    )
+    add("--lr-cycle-limit", **number("lr_cycle_limit"), default=1, help="cycles of cosine, tanh and poly")
+    add(
+        "--lr-cycle-decay",
+        **number("lr_cycle_decay"),
+        default=0.1,
+        help="each cycle starts at X times the learning rate of the one before",
+    )
+    add("--lr-k-decay", **number("lr_k_decay"), default=1.0, help="k of k-decay, in cosine and poly")
 
 
 def _add_augmentation(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("augmentation (timm's names)").add_argument
-    add("--no-aug", action="store_true", help="no augmentation at all")
-    add("--scale", **number("scale"), default=[0.08, 1.0], help="area of the random crop", metavar=("MIN", "MAX"))
-    add("--ratio", **number("ratio"), default=[3 / 4, 4 / 3], help="shape of the random crop", metavar=("MIN", "MAX"))
-    add("--hflip", **number("hflip"), default=0.5, help="probability of a horizontal flip")
-    add("--vflip", **number("vflip"), default=0.0, help="probability of a vertical flip")
-    add("--color-jitter", **number("color_jitter"), default=0.4, help="strength, where no --aa replaces it")
-    add("--aa", default="rand-m9-mstd0.5-inc1", help="AutoAugment policy, or none")
-    add("--aug-splits", **number("aug_splits"), default=0, help="augmented copies in a batch, for --jsd")
-    add("--jsd", "--jsd-loss", action="store_true", help="Jensen-Shannon divergence between the splits: --loss jsd")
-    add("--train-interpolation", default="bicubic", help="resampling in training; random mixes")
-    add("--repeated-aug", action="store_true", help="three augmentations of an image in an epoch")
+    add("--no-aug", action="store_true", help="do not augment; only resize and crop the centre")
+    add(
+        "--scale",
+        **number("scale"),
+        default=[0.08, 1.0],
+        help="area of the random crop, as shares of the image",
+        metavar=("MIN", "MAX"),
+    )
+    add(
+        "--ratio",
+        **number("ratio"),
+        default=[3 / 4, 4 / 3],
+        help="width over height of the random crop",
+        metavar=("MIN", "MAX"),
+    )
+    add_flips(add)
+    add(
+        "--color-jitter",
+        **number("color_jitter"),
+        default=0.4,
+        help="strength of random brightness, contrast and saturation; only used with --aa none",
+    )
+    add(
+        "--aa",
+        default="rand-m9-mstd0.5-inc1",
+        metavar="POLICY",
+        help="automatic augmentation: rand-..., augmix-..., original, v0, 3a of timm, or none",
+    )
+    add(
+        "--aug-splits",
+        **number("aug_splits"),
+        default=0,
+        help="put each image N times into a batch: once as it is, the others augmented; for --loss jsd; 0 is off",
+    )
+    add("--jsd", "--jsd-loss", action="store_true", help="the same as --loss jsd; needs --aug-splits")
+    add(
+        "--train-interpolation",
+        default="bicubic",
+        metavar="NAME",
+        help="resampling in training: bicubic, bilinear, nearest, lanczos, box, hamming, or random for one of two",
+    )
+    add(
+        "--repeated-aug",
+        action="store_true",
+        help="show each image three times in a row, each augmented differently; an epoch has a third of the images",
+    )
     add("--reprob", **number("reprob"), default=0.25, help="probability of random erasing")
-    add("--remode", default="pixel", help="what erasing writes: pixel, rand, const")
-    add("--recount", **number("recount"), default=1, help="areas erased")
-    add("--resplit", action="store_true", help="no erasing in the clean split")
-    add("--mixup", **number("mixup"), default=0.8, help="mixup alpha")
-    add("--cutmix", **number("cutmix"), default=1.0, help="cutmix alpha")
+    add(
+        "--remode",
+        default="pixel",
+        metavar="MODE",
+        help="what erasing writes: pixel (noise), rand (one random colour) or const (0 after normalisation)",
+    )
+    add("--recount", **number("recount"), default=1, help="most areas that are erased of an image")
+    add("--resplit", action="store_true", help="do not erase in the unaugmented copies of --aug-splits")
+    _add_mixing(add)
+    _add_loss(add)
+    add("--tta", **number("tta"), default=0, help=argparse.SUPPRESS)
+
+
+def add_flips(add: Callable[..., Any]) -> None:
+    """Add how often training images are mirrored."""
+    add("--hflip", **number("hflip"), default=0.5, help="probability of a horizontal flip; 0 for digits or text")
+    add("--vflip", **number("vflip"), default=0.0, help="probability of a vertical flip")
+
+
+def _add_mixing(add: Callable[..., Any]) -> None:
+    add("--mixup", **number("mixup"), default=0.8, help="alpha of mixup; 0 is off")
+    add("--cutmix", **number("cutmix"), default=1.0, help="alpha of cutmix; 0 is off")
     add(
         "--cutmix-minmax",
         **number("cutmix_minmax"),
-        help="limits of the cutmix area, instead of alpha",
+        help="area that cutmix takes, as shares of the image, instead of --cutmix (default: drawn by alpha)",
         metavar=("MIN", "MAX"),
     )
-    add("--mixup-prob", **number("mixup_prob"), default=1.0, help="probability of either")
+    add("--mixup-prob", **number("mixup_prob"), default=1.0, help="probability of mixup or cutmix")
     add(
         "--mixup-switch-prob",
         **number("mixup_switch_prob"),
         default=0.5,
-        help="probability of cutmix where both are on",
+        help="probability of cutmix rather than mixup, where both are on",
     )
-    add("--mixup-mode", default="batch", choices=("batch", "pair", "elem"), help="what shares a mixing ratio")
-    add("--mixup-off-epoch", **number("mixup_off_epoch"), default=0, help="epoch from which neither is used; 0: never")
-    add("--smoothing", **number("smoothing"), default=0.1, help="label smoothing; of several labels each towards 0.5")
+    add(
+        "--mixup-mode",
+        default="batch",
+        choices=("batch", "pair", "elem"),
+        help="draw a mixing ratio for each batch, pair of images, or image",
+    )
+    add(
+        "--mixup-off-epoch",
+        **number("mixup_off_epoch"),
+        default=0,
+        help="stop mixup and cutmix at epoch N; 0: never",
+    )
+
+
+def _add_loss(add: Callable[..., Any]) -> None:
+    add(
+        "--smoothing",
+        **number("smoothing"),
+        default=0.1,
+        help="label smoothing; with --task multilabel each label moves towards 0.5",
+    )
     add(
         "--loss",
         default="auto",
         choices=LOSSES,
-        help="timm's loss; auto: ce, with several labels bce; asl (asymmetric) and poly are for both, jsd for one "
-        "class, twoway, zlpr and db for several labels",
+        help="timm's loss. auto: ce, or bce with --task multilabel. One class: ce, jsd. Several labels: twoway, zlpr, "
+        "db. Both: bce, asl (asymmetric is the same), poly",
     )
     add("--bce-loss", action="store_true", help="the same as --loss bce")
-    add("--bce-sum", action="store_true", help="with bce: the sum over the classes, not their mean")
-    add("--bce-target-thresh", **number("bce_target_thresh"), help="with bce: targets above it are 1, others 0")
+    add("--bce-sum", action="store_true", help="with bce: sum over the classes instead of their mean")
+    add(
+        "--bce-target-thresh",
+        **number("bce_target_thresh"),
+        help="with bce: targets above X become 1, others 0 (default: targets stay as they are)",
+    )
     add(
         "--loss-kwargs",
         nargs="+",
         default={},
         action=KeyValues,
         metavar="KEY=VALUE",
-        help="to timm's create_classification_loss, such as asl_gamma_neg=2",
+        help="more arguments of timm's create_classification_loss, such as asl_gamma_neg=2",
     )
     add(
         "--class-weights",
         default="",
         metavar="auto|METHOD|FILE",
-        help="weigh rare classes more in the loss: auto, timm's neg_pos, inv_freq or effective_num, or a csv with "
-        "class,weight",
+        help="give rare classes more weight in the loss: auto; neg_pos, inv_freq or effective_num of timm; or a csv "
+        "with the columns class,weight (default: equal weights)",
     )
-    add("--tta", **number("tta"), default=0, help=argparse.SUPPRESS)
 
 
 def _add_regularisation(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("regularisation, batch norm and averaging").add_argument
-    add("--drop", **number("drop"), default=0.0, help="dropout before the head")
+    add("--drop", **number("drop"), default=0.0, help="dropout probability before the classifier")
     add("--drop-connect", **number("drop_connect"), help=argparse.SUPPRESS)
-    add("--drop-path", **number("drop_path"), default=0.1, help="stochastic depth")
+    add_drop_path(add)
     add("--drop-block", **number("drop_block"), help=argparse.SUPPRESS)
     add("--bn-tf", action="store_true", help=argparse.SUPPRESS)
-    add("--bn-momentum", **number("bn_momentum"), help="of batch norms, in models that have them")
-    add("--bn-eps", **number("bn_eps"), help="of batch norms")
-    add("--sync-bn", action="store_true", help="synchronised batch norm")
-    add("--dist-bn", default="", choices=("", "broadcast", "reduce"), help="share batch-norm statistics each epoch")
-    add("--split-bn", action="store_true", help="batch norms of their own for the splits")
+    add("--bn-momentum", **number("bn_momentum"), help="momentum of batch norms (default: the model's)")
+    add("--bn-eps", **number("bn_eps"), help="epsilon of batch norms (default: the model's)")
+    _add_batch_norms(add)
+    add("--split-bn", action="store_true", help="give each copy of --aug-splits its own batch norms")
     _add_averaging(add)
 
 
+def add_drop_path(add: Callable[..., Any]) -> None:
+    """Add stochastic depth."""
+    add(
+        "--drop-path",
+        **number("drop_path"),
+        default=0.1,
+        help="drop-path probability of the last block (stochastic depth)",
+    )
+
+
 def _add_averaging(add: Callable[..., Any]) -> None:
-    add("--model-ema", action="store_true", help="keep a moving average of the weights")
-    add("--model-ema-force-cpu", action="store_true", help="keep it in host memory")
-    add("--model-ema-decay", **number("model_ema_decay"), default=0.99996, help="its decay for each step")
+    add("--model-ema", action="store_true", help="keep an EMA (moving average) of the weights, and evaluate it too")
+    add("--model-ema-force-cpu", action="store_true", help="keep the EMA in host memory")
+    add("--model-ema-decay", **number("model_ema_decay"), default=0.99996, help="decay of the EMA at each step")
     add(
         "--model-ema-warmup",
         action="store_true",
-        help="begin with a low decay: after n steps at most 1 - n^(-2/3), so that short runs forget their start",
+        help="start with a lower decay, at most 1 - n^(-2/3) after n steps, so that the EMA of a short run forgets "
+        "the initial weights",
     )
     add(
         "--no-model-ema-warmup",
         dest="model_ema_warmup",
         action="store_false",
         default=False,
-        help="average with --model-ema-decay from the first step on",
+        help="use --model-ema-decay from the first step on",
     )
 
 
@@ -548,40 +784,49 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         "--eval-metric",
         default="top1",
         choices=tuple(dict.fromkeys((*EVAL_METRICS, *MULTILABEL_METRICS))),
-        help="what the best is judged by; default: top1, with several labels map",
+        help="metric that decides which epoch is the best (default: top1; with --task multilabel map)",
     )
-    add("--throughput", action="store_true", help="measure images/s of the model and stop")
+    add("--throughput", action="store_true", help="measure the images/s of the forward pass, and stop")
 
 
 def _add_record(add: Callable[..., Any]) -> None:
     """Add how often a run is saved, where, and from where it continues."""
-    add("--seed", **number("seed"), default=42, help="of everything random")
+    add("--seed", **number("seed"), default=42, help="seed of all random numbers")
     add("--log-interval", **number("log_interval"), default=50, help="steps between two lines of the log")
     add(
         "--recovery-interval",
         **number("recovery_interval"),
         default=0,
-        help="steps between two saved states; 0: each epoch",
+        help="save a checkpoint every N steps too; 0: only at the end of each epoch",
     )
     add(
         "--keep-epochs",
         type=epochs,
         metavar="N,N",
-        help="keep the state after so many epochs for good, as milestone-N.pth.tar",
+        help="keep the checkpoints after these numbers of epochs, as milestone-N.pth.tar",
     )
-    add("--checkpoint-hist", **number("checkpoint_hist"), default=10, help="checkpoints kept, the best ones")
-    add("--output", default="", metavar="DIR", help="folder for runs; default: output/train")
-    add("--experiment", default="", metavar="NAME", help="folder of this run; default: time, model, size")
-    add("--overwrite", action="store_true", help="replace an earlier run in the same folder")
-    add("--resume", default="", metavar="FILE", help="continue from this state")
-    add("--no-resume-opt", action="store_true", help="with --resume: weights and epoch alone")
-    add("--auto-resume", action="store_true", help="continue from the newest whole state in the run's folder")
+    add("--checkpoint-hist", **number("checkpoint_hist"), default=10, help="keep the checkpoints of the best N epochs")
+    add("--output", default="", metavar="DIR", help="folder in which runs have their folders (default: output/train)")
     add(
-        "--accept-changed-data", action="store_true", help="continue, now, though classes or files are not the state's"
+        "--experiment",
+        default="",
+        metavar="NAME",
+        help="name of this run's folder (default: time, model and image size)",
     )
-    add("--log-tensorboard", action="store_true", help="write TensorBoard events")
+    add("--overwrite", action="store_true", help="replace an earlier run in the same folder")
+    add("--resume", default="", metavar="FILE", help="continue from this checkpoint, in a new folder")
+    add("--no-resume-opt", action="store_true", help="with --resume: do not load the optimizer and the schedule")
+    add("--auto-resume", action="store_true", help="continue from the newest undamaged checkpoint in the run's folder")
+    add(
+        "--accept-changed-data",
+        action="store_true",
+        help="continue this once, though the classes or files differ from those that the checkpoint notes",
+    )
+    add("--log-tensorboard", action="store_true", help="write TensorBoard events to the run's folder")
     add("--log-wandb", action="store_true", help="log to Weights & Biases")
-    add("--dry-run", action="store_true", help="measure memory and time in about a minute; write nothing")
+    add(
+        "--dry-run", action="store_true", help="measure the memory and time of a step in about a minute; write nothing"
+    )
     add_json(add)
 
 
@@ -834,47 +1079,69 @@ def model_flags(num_classes: int | None = None, *, checkpoint: bool = True) -> a
     """
     parser = argparse.ArgumentParser(add_help=False)
     add = parser.add_argument_group("model").add_argument
-    add(
-        "--model",
-        "-m",
-        default="dpn92",
-        help="a DaViT variant or any model of timm's; default: the checkpoint's own",
-    )
+    _add_model_name(add, "dpn92")
     if checkpoint:
-        add("--checkpoint", default="", metavar="FILE", help="weights of any known layout; without: published ones")
-        add("--pretrained", action="store_true", help="published weights (what no --checkpoint means too)")
-        add("--task", choices=TASKS, help="default: the checkpoint's; multilabel has a probability for each class")
+        add(
+            "--checkpoint",
+            default="",
+            metavar="FILE",
+            help="weights: a checkpoint of any known layout, a run's folder, or an exported model (default: the "
+            "published weights of --model)",
+        )
+        add("--pretrained", action="store_true", help="use the published weights of --model, which are downloaded")
+        add(
+            "--task",
+            choices=TASKS,
+            help="classification: one class for each image; multilabel: any number (default: the checkpoint's)",
+        )
         add(
             "--threshold",
             **number("threshold"),
-            metavar="P",
-            help="with several labels: name the classes from this probability on; default: what validate.py "
-            "--fit-threshold left beside the checkpoint, else 0.5",
+            help="multilabel: name the classes with this probability or more (default: the one that validate.py "
+            "--fit-threshold wrote beside the checkpoint, else 0.5)",
         )
-        add(
-            "--temperature",
-            **number("temperature"),
-            metavar="T",
-            help="divide logits by it; default: what validate.py --fit-temperature left beside the checkpoint, else 1",
-        )
-    add("--ema", choices=EMA_CHOICES, default="auto", help="averaged weights: auto takes them where there are any")
+        add_temperature(add)
+    _add_ema(add)
     add(
         "--num-classes",
         **number("num_classes"),
         default=num_classes,
-        help="default: the checkpoint's, else the model's",
+        help="number of classes (default: the checkpoint's, else the model's)",
     )
-    add("--no-test-pool", action="store_true", help="pool larger maps as a whole, as in training")
+    add("--no-test-pool", action="store_true", help="do not pool larger images in windows; pool them as in training")
     _add_shared(add)
     add("--num-gpu", **number("num_gpu"), default=1, help=argparse.SUPPRESS)
     return parser
+
+
+def add_temperature(add: Callable[..., Any]) -> None:
+    """Add what logits are divided by."""
+    add(
+        "--temperature",
+        **number("temperature"),
+        help="divide the logits by X (default: the value that validate.py --fit-temperature wrote beside the "
+        "checkpoint, else 1)",
+    )
+
+
+def _add_model_name(add: Callable[..., Any], default: str = "") -> None:
+    add("--model", "-m", default=default, metavar="NAME", help=f"{ANY_MODEL} (default: the checkpoint's)")
+
+
+def _add_ema(add: Callable[..., Any]) -> None:
+    add(
+        "--ema",
+        choices=EMA_CHOICES,
+        default="auto",
+        help="use the EMA of the weights: if the checkpoint has one (auto), always, or never",
+    )
 
 
 def running_flags() -> argparse.ArgumentParser:
     """Make a parent of parsers: which weights of the checkpoints that a command names, and how their models run."""
     parser = argparse.ArgumentParser(add_help=False)
     add = parser.add_argument_group("model").add_argument
-    add("--ema", choices=EMA_CHOICES, default="auto", help="averaged weights: auto takes them where there are any")
+    _add_ema(add)
     _add_shared(add)
     return parser
 
@@ -892,27 +1159,29 @@ def export_flags() -> argparse.ArgumentParser:
     """Make a parent of parsers: which model, and how images are prepared for it, where none are read."""
     parser = argparse.ArgumentParser(add_help=False)
     add = parser.add_argument_group("model").add_argument
-    add("--model", "-m", default="", help="a DaViT variant or any model of timm's; default: the checkpoint's own")
-    add("--ema", choices=EMA_CHOICES, default="auto", help="averaged weights: auto takes them where there are any")
-    add("--gp", metavar="POOL", help="global pooling: avg, max, avgmax")
-    add("--model-kwargs", nargs="+", default={}, action=KeyValues, metavar="KEY=VALUE", help="to the constructor")
-    add("--img-size", **number("img_size"), help="side in pixels; default: the checkpoint's, else the model's")
+    _add_model_name(add)
+    _add_ema(add)
+    _add_pooling(add)
+    add_model_kwargs(add)
+    _add_img_size(add)
     _add_crop(add)
     return parser
 
 
 def add_class_map(add: Callable[..., Any]) -> None:
     """Add what all commands that name classes call alike."""
-    named = "class names, one a line, or a data folder that has them; default: the checkpoint's"
+    named = "class names: a file with one on a line, or a data folder that has them (default: the checkpoint's)"
     add("--class-map", default="", metavar="FILE|DIR", help=named)
 
 
 def _add_crop(add: Callable[..., Any]) -> None:
-    add("--crop-pct", **number("crop_pct"), help="share of the side that the centre crop keeps")
-    add("--crop-mode", choices=("center", "squash", "border"), help="how an image that is not square is cropped")
-    add("--mean", **number("mean"), help="mean of each band")
-    add("--std", **number("std"), help="standard deviation of each band")
-    add("--interpolation", default="", help="resampling; default: the checkpoint's, else the model's")
+    _add_normalisation(add, _CHECKPOINTS)
+    add(
+        "--crop-mode",
+        choices=("center", "squash", "border"),
+        help="an image that is not square: center crops it, squash changes its shape, border pads it (default: the "
+        "checkpoint's, else the model's)",
+    )
 
 
 def picture_flags(workers: int | None = 4) -> argparse.ArgumentParser:
@@ -927,10 +1196,20 @@ def picture_flags(workers: int | None = 4) -> argparse.ArgumentParser:
     _add_crop(add)
     if workers is None:
         return parser
-    add("-b", "--batch-size", **number("batch_size"), default=256, help="images at once; fewer where memory runs out")
-    add("-j", "--workers", **number("workers"), default=workers, help="loader processes (default %(default)s)")
+    add_batch_size(add, 256)
+    add_workers(add, workers)
     add("--log-freq", **number("log_freq"), default=10, help="batches between two lines of the log")
     return parser
+
+
+def add_batch_size(add: Callable[..., Any], default: int) -> None:
+    """Add how many images go through a model at once."""
+    add(
+        *("-b", "--batch-size"),
+        **number("batch_size"),
+        default=default,
+        help="images that are computed at once; fewer where memory runs out",
+    )
 
 
 def validate_parser() -> argparse.ArgumentParser:
@@ -939,71 +1218,97 @@ def validate_parser() -> argparse.ArgumentParser:
         prog=command_name(),
         parents=[model_flags(), picture_flags()],
         usage="%(prog)s [DIR] [-c FILE] [flags]",
-        description="Evaluate a checkpoint or a published model on an image folder. Or several: --checkpoint may be a "
-        "folder of checkpoints; --model a wildcard such as 'DaViT_*', 'all', or a text file with a name per line, for "
-        "published weights.",
+        description="Evaluate a checkpoint or a published model on a data set, or several of them: --checkpoint may "
+        "be a folder of checkpoints; --model may be a wildcard such as 'DaViT_*', the word all, or a text file with a "
+        "name on each line, for published weights.",
         epilog="Exit status: 0 done, 1 some of several evaluations failed (the results say which) or an error "
         "of this program, 2 a mistake in the flags, the checkpoint or the data.",
     )
     _add_config(parser)
     add = parser.add_argument_group("data").add_argument
-    add("data", nargs="?", metavar="DIR", help="folder with val/; without one: handwritten digits")
+    add("data", nargs="?", metavar="DIR", help=_DATA_PLACE)
     _add_dataset(add)
-    add("--split", default="validation", help="folder of the split (val is found too); '.' is DIR itself")
-    add("--pin-mem", action="store_true", help="page-locked host memory")
+    add_split(add)
+    add_pin_mem(add)
     add(
         "--real-labels",
         default="",
         metavar="FILE",
-        help=f"score by ImageNet's ReaL labels: their JSON list, or '{BUNDLED_REAL}' for timm's copy",
+        help=f"score ImageNet's validation images by the ReaL labels: their JSON file, or {BUNDLED_REAL} for the copy "
+        "in timm (default: the labels of the data)",
     )
-    add("--valid-labels", default="", metavar="FILE", help="only these classes compete: an index a line")
+    add(
+        "--valid-labels",
+        default="",
+        metavar="FILE",
+        help="let only these classes compete: a file with one class index on a line (default: all classes)",
+    )
     add("--tf-preprocessing", action="store_true", help=argparse.SUPPRESS)
     add = parser.add_argument_group("run").add_argument
-    add("--use-ema", action="store_true", help="what --ema auto, the default, does")
+    add("--use-ema", action="store_true", help="the same as --ema auto, which is the default")
     add(
         "--test-time-pool",
         "--test-pool",
         action="store_true",
-        help="insist on test-time pooling, by default done for images larger than the model was trained "
-        "on, as in the original: the head sees each window of the trained size, the logits' mean and maximum are "
-        "averaged, and the crop is the whole image (timm's TestTimePoolHead, --test-pool in today's timm)",
+        help="stop with an error if test-time pooling is not possible. It is on by default for images larger than "
+        "those of the training, as in the original: the classifier sees windows of the training's size, the mean "
+        "and the maximum of their logits are averaged, and the crop is the whole image",
     )
     add("--legacy-jit", action="store_true", help=argparse.SUPPRESS)
     _add_running(add)
-    add = parser.add_argument_group("results").add_argument
+    _add_results(parser.add_argument_group("results").add_argument)
+    return parser
+
+
+def _add_results(add: Callable[..., Any]) -> None:
+    """Add what validate.py writes."""
     add_json(add)
-    form = "csv or json (--results-format), written after each evaluation"
+    form = "as csv or JSON (--results-format), after each evaluation"
     add_output(add, "--results-file", dest="results_file", form=form)
-    add("--results-format", choices=RESULT_FORMATS, help="default: by the suffix of FILE, else csv")
+    add_results_format(add)
     add(
         "--report",
         default="",
         metavar="DIR",
-        help="write there what each class and each image got: tables, the confusion matrix, the worst images of "
-        "each class, and how far probabilities can be trusted",
+        help="write tables of the results of each class and image, the confusion matrix, the worst images of each "
+        "class, and the calibration into this folder",
     )
     add("--overwrite", action="store_true", help="with --report: replace an earlier report in DIR")
     add(
         "--slices",
         default="",
         metavar="FILE",
-        help="a csv with a column path, and others: accuracy by the value of each of these",
+        help="print the accuracy for each value of the other columns of this csv, which has a column path",
     )
     add(
         "--fit-temperature",
         nargs="?",
         const="all",
         choices=FITTED_ON,
-        help="fit the temperature that makes probabilities agree with the data, which the training must not have "
-        "seen: on all of it (default), or on half, and tested on the other half; kept beside the checkpoint",
+        help="find the temperature that calibrates the probabilities, and write it beside the checkpoint. Use images "
+        "that the training has not seen: all is the default; half fits on one half and tests on the other (default: "
+        "do not fit)",
     )
     add(
         "--fit-threshold",
         nargs="?",
         const=THRESHOLDS[0],
         choices=THRESHOLDS,
-        help="with several labels: fit the threshold of best macro F1 on this data, which the training must not have "
-        "seen: one for all classes (default), or one for each class; kept beside the checkpoint",
+        help="multilabel: find the threshold of the best macro F1, and write it beside the checkpoint. Use images "
+        "that the training has not seen: all, without a value, is one for all classes; class is one for each "
+        "(default: do not fit)",
     )
-    return parser
+
+
+def add_pin_mem(add: Callable[..., Any]) -> None:
+    """Add where batches are loaded, for commands that do not pin them by default."""
+    add("--pin-mem", action="store_true", help="load into page-locked host memory")
+
+
+def add_results_format(add: Callable[..., Any]) -> None:
+    """Add the form of the file of results."""
+    add(
+        "--results-format",
+        choices=RESULT_FORMATS,
+        help="form of that file (default: by its suffix, else csv)",
+    )

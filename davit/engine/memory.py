@@ -86,7 +86,7 @@ def settle_batch(args: Namespace, processes: int, *, even: bool) -> bool:
     accumulate = share // args.batch_size
     if not is_auto and args.grad_accum_steps not in (1, accumulate):
         log.warning(
-            "--grad-accum-steps %d gives way to %d: --global-batch %d is %d images x %d processes x %d.",
+            "--grad-accum-steps %d is changed to %d: --global-batch %d is %d images x %d processes x %d.",
             *(args.grad_accum_steps, accumulate, total, args.batch_size, processes, accumulate),
         )
     args.grad_accum_steps = accumulate
@@ -135,12 +135,14 @@ def within_memory(loader: EvalLoader, work: Callable[[], T]) -> T:
             reason = reason_of(error)
             if loader.batch_size == 1:
                 raise ValueError(
-                    f"memory does not suffice to evaluate one image ({reason}): take smaller images (--img-size), "
+                    f"there is not enough memory to evaluate one image ({reason}): take smaller images (--img-size), "
                     "or --amp."
                 ) from error
         free()
         loader.split(loader.batch_size // 2)
-        log.warning("Memory ran out in the evaluation (%s): again, %d images at once.", reason, loader.batch_size)
+        log.warning(
+            "Memory ran out in the evaluation (%s): it starts again with %d images at once.", reason, loader.batch_size
+        )
 
 
 def free() -> None:
@@ -199,7 +201,7 @@ class Trial:
             if not self._fits(choices[0]):
                 height, width = self.shape[1:]
                 raise ValueError(
-                    f"memory does not suffice to train on {choices[0]} image{'s' * (choices[0] > 1)} of {height} x "
+                    f"there is not enough memory to train on {choices[0]} image{'s' * (choices[0] > 1)} of {height} x "
                     f"{width} at once ({self.reason}): take smaller ones (--img-size), --grad-checkpointing, --amp, "
                     "or a smaller model."
                 )

@@ -159,9 +159,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m davit.engine.nonfinite",
         description="Run a batch that gave a NaN or an infinity again, and say which module it comes from.",
     )
-    parser.add_argument("file", type=Path, metavar="FILE", help="nonfinite-*.pt of a run's folder")
-    parser.add_argument("--checkpoint", type=Path, required=True, metavar="CKPT", help="of the run: its last.pth.tar")
-    parser.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:N")
+    parser.add_argument(
+        "file", type=Path, metavar="FILE", help="batch that the run kept: nonfinite-*.pt in its folder"
+    )
+    parser.add_argument("--checkpoint", type=Path, required=True, metavar="FILE", help="the run's last.pth.tar")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, or cuda:N for GPU number N")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
 

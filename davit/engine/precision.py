@@ -115,7 +115,7 @@ def precision_from(options: Any, device: torch.device, agree: Callable[[bool], b
     why = _why_slow()
     if amp_dtype:
         return Precision(device.type, dtype, f"amp_dtype {name}: {why}. With amp alone it would be float32.")
-    return Precision(device.type, None, f"amp: float32, since {why}. amp_dtype bfloat16 insists.")
+    return Precision(device.type, None, f"amp: float32, since {why}. amp_dtype bfloat16 is used even so.")
 
 
 def dtype_of(model: nn.Module) -> torch.dtype | None:

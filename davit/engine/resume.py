@@ -136,8 +136,8 @@ def _edited_states_named() -> Iterator[None]:
         yield
     except (KeyError, TypeError, AttributeError, IndexError, OverflowError) as error:
         raise CheckpointError(
-            f"the state does not hold what a run continues from ({type(error).__name__}: {error}): it was edited, or "
-            "written by another program."
+            f"the checkpoint does not hold what a run needs to continue ({type(error).__name__}: {error}): it was "
+            "edited, or written by another program."
         ) from error
 
 
@@ -213,7 +213,7 @@ def restore(
 
 def _load_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
     try:
-        load_checkpoint(model, unwrap({"state_dict": weights}, "the state to continue from"), head="require")
+        load_checkpoint(model, unwrap({"state_dict": weights}, "the checkpoint to continue from"), head="require")
     except CheckpointError as error:
         raise CheckpointError(
             f"{error} A run continues with the model that it began with. For another one name another folder "
@@ -275,7 +275,7 @@ def _restore_optimizer(parts: Parts, standing: Standing, state: dict[str, Any], 
     changed = _changed(flags, {**state["args"], **sizes})
     if "opt" in changed:
         raise ValueError(
-            f"the state was saved with --opt {state['args']['opt']}, whose moments --opt {flags['opt']} cannot "
+            f"the checkpoint was saved with --opt {state['args']['opt']}, whose moments --opt {flags['opt']} cannot "
             "take over: keep the optimizer, or start a new run from the weights with --resume FILE --no-resume-opt."
         )
     anew = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
@@ -291,12 +291,12 @@ def _restore_optimizer(parts: Parts, standing: Standing, state: dict[str, Any], 
     fresh = scheduler.state_dict()
     saved = {key: value for key, value in state["scheduler"].items() if key in fresh}
     if not are_alike(fresh, saved) or not all(map(are_alike, anew, optimizer.param_groups)):
-        raise CheckpointError("the state's schedule or optimizer has values of other types than this run's.")
+        raise CheckpointError("the checkpoint's schedule or optimizer has values of other types than this run's.")
     scheduler.load_state_dict(saved)
     if isinstance(scheduler, PlateauLRScheduler):
         rule, fresh = scheduler.lr_scheduler, scheduler.lr_scheduler.state_dict()
         if not are_alike(fresh, state["plateau"]["rule"]):
-            raise CheckpointError("the state's schedule has values of other types than this run's.")
+            raise CheckpointError("the checkpoint's schedule has values of other types than this run's.")
         rule.load_state_dict(state["plateau"]["rule"])
         if judged_by(state) not in (None, metric_name(parts, flags)):  # what was best is a value of another metric
             rule.load_state_dict({key: fresh[key] for key in ("mode", "mode_worse", "best", "num_bad_epochs")})
@@ -325,8 +325,8 @@ def _names_then(parts: Parts, state: dict[str, Any], flags: dict[str, Any]) -> l
         if [len(group) for group in names] == sizes:
             return names
     raise ValueError(
-        f"the state's optimizer has groups of {sizes} parameters, which cannot be told by name: continue with the "
-        "flags of then, or start a new run from the weights with --resume FILE --no-resume-opt."
+        f"the checkpoint's optimizer has groups of {sizes} parameters, which cannot be told by name: continue with "
+        "the flags of then, or start a new run from the weights with --resume FILE --no-resume-opt."
     )
 
 
@@ -351,7 +351,7 @@ def _position(parts: Parts, state: dict[str, Any], train_changed: bool) -> int:
         samples = step * before
         if samples % now:
             raise ValueError(
-                f"the state was saved in the middle of an epoch, after {samples} images, which is no multiple of "
+                f"the checkpoint was saved in the middle of an epoch, after {samples} images, which is no multiple of "
                 f"the global batch of {now} (it was {before}): choose --batch-size, --grad-accum-steps and "
                 "processes so that their product is the same as before."
             )
@@ -359,8 +359,8 @@ def _position(parts: Parts, state: dict[str, Any], train_changed: bool) -> int:
         step = int(samples // now)
     if step > loader.steps_per_epoch:
         raise ValueError(
-            f"the state was saved at step {step} of an epoch, which has {loader.steps_per_epoch} steps now: there are "
-            "fewer images than then, or --epoch-repeats is another. Put back what it was, or start a new run from "
-            "the weights with --resume FILE --start-epoch N."
+            f"the checkpoint was saved at step {step} of an epoch, which has {loader.steps_per_epoch} steps now: "
+            "there are fewer images than then, or --epoch-repeats has changed. Put back what it was, or start a new "
+            "run from the weights with --resume FILE --start-epoch N."
         )
     return step

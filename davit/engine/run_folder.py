@@ -251,7 +251,7 @@ class RunFolder:
         if is_gone:
             log.warning("%s was removed or renamed: it is made again, and this run continues in it.", self.path)
         else:
-            log.warning("%s was removed, by which other runs see that this one writes here: it is made again.", lock)
+            log.warning("%s was removed. It tells other runs that this one writes here, so it is made again.", lock)
         return is_gone
 
     def _save_beside(self, state: dict[str, Any]) -> Path:

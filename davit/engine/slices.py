@@ -134,7 +134,7 @@ def log_slices(rows: Sequence[dict[str, Any]]) -> None:
         mine = [row for row in rows if row["column"] == column]
         shown = mine if len(mine) <= _LOGGED else sorted(mine, key=lambda row: row["top1_high"])[:_LOGGED]
         if len(shown) < len(mine):
-            log.info("%s has %d values; those that are surely worst:", as_line(column), len(mine))
+            log.info("%s has %d values; those that are clearly worst:", as_line(column), len(mine))
         for row in shown:
             log.info(
                 "%s = %s: top-1 %.2f %% (95 %% interval %.2f to %.2f), %d images",

@@ -130,13 +130,13 @@ def check_types(state: Mapping[str, Any], path: Path) -> None:
         if name in state and not check(state[name]):
             found = state[name]
             shown = repr(found)[:60] if isinstance(found, int | float | str) else f"a {type(found).__name__}"
-            raise CheckpointError(f"{path} is no state of a run: its {name} is {shown} in place of {wanted}.")
+            raise CheckpointError(f"{path} is no checkpoint of a run: its {name} is {shown} in place of {wanted}.")
 
 
 def check_whole(state: Mapping[str, Any]) -> None:
     """Check that a state of ours holds all that a run needs; raises `CheckpointError` where it does not."""
     if missing := [name for name in _NEEDED if name not in state]:
-        raise CheckpointError(f"the state lacks {', '.join(missing)}, and a run cannot continue from it.")
+        raise CheckpointError(f"the checkpoint lacks {', '.join(missing)}, and a run cannot continue from it.")
 
 
 def are_alike(fresh: Any, saved: Any) -> bool:

@@ -164,8 +164,8 @@ class Stepper:
             if not is_out_of_memory(error):
                 raise
             raise ValueError(  # some weights may have changed: no step to repeat
-                f"memory does not suffice for the optimizer ({reason_of(error)}): lower --batch-size, or take another "
-                "--opt."
+                f"there is not enough memory for the optimizer ({reason_of(error)}): lower --batch-size, or take "
+                "another --opt."
             ) from error
         size = self.world.size
         samples = sum(len(batch.indices) for batch in batches) * size
@@ -303,13 +303,13 @@ class Stepper:
         self.updates = state["updates"]
         if self.task is not None:
             if state.get("teacher") not in (None, self.teacher):
-                log.warning("The teacher's weights are others than when the state was saved.")
+                log.warning("The teacher's weights are others than when the checkpoint was saved.")
             saved = state.get("projection") or {}
             for name, tensor in self._projection().items():
                 if name in saved:
                     tensor.copy_(saved[name])
                 else:
-                    log.warning("The state has no %s, which starts again.", name)
+                    log.warning("The checkpoint has no %s, which starts again.", name)
         return same
 
 
@@ -333,7 +333,7 @@ def _regrouped(
     groups = optimizer.state_dict()["param_groups"]
     numbers = dict(zip(chain(*now), chain(*(group["params"] for group in groups)), strict=True))
     if new := [name for name in numbers if name not in number_of]:
-        log.warning("%d parameters have no moments in the state and begin without: %s.", len(new), some(new))
+        log.warning("%d parameters have no moments in the checkpoint and begin without: %s.", len(new), some(new))
     if lost := [name for name in number_of if name not in numbers]:
         log.warning("The moments of %d parameters are left out, as they are not trained: %s.", len(lost), some(lost))
     moments = {number: saved["state"].get(number_of.get(name)) for name, number in numbers.items()}

@@ -29,7 +29,7 @@ from ..text import as_utf8
 from .build import Parts, Task, build_optimizer, build_parts, mixes, name_model
 from .data_facts import facts_of
 from .distributed import StarvedError, StoppedError, World, close_world, init_world, is_out_of_memory
-from .dry_run import DryRun, is_long, limit_of, step_seconds, timed
+from .dry_run import DryRun, Watch, is_long, limit_of, step_seconds, timed
 from .evaluate import Evaluation, peak_memory_mb
 from .finetune import head_group
 from .flags import (
@@ -124,7 +124,7 @@ def run(args: Namespace, world: World, task: Task | None = None) -> None:
         if args.dry_run:
             parts.precision.say()
             trainer.settle_batch(None)
-            tell(trainer.dry_run().document())
+            trainer.dry_run(tell)
         else:
             trainer.prepare_folder()
             try:
@@ -225,8 +225,8 @@ class Trainer:
             len(parts.data.val),
         )
         log.info(
-            "Global batch %d = %d images x %d processes x %d micro-batches; learning rate %g for it; %d epochs of "
-            "%d steps = %d steps; %s on %s.",
+            "Global batch %d (%d images x %d processes x %d micro-batches); learning rate %g, not scaled; %d epochs "
+            "of %d steps = %d steps; %s on %s.",
             *(loader.global_batch, sampler.batch_size, self.world.size, sampler.grad_accum_steps, options.lr),
             *(parts.num_epochs, loader.steps_per_epoch, parts.num_epochs * loader.steps_per_epoch),
             *(parts.precision.name, self.world.device),
@@ -255,8 +255,8 @@ class Trainer:
             asked = state["args"]["batch_size"]
             if noted != asked:
                 log.warning(
-                    "Memory had brought micro-batches of %d images to %d: the run continues with these. Another "
-                    "--batch-size takes effect.",
+                    "Micro-batches of %d images had been reduced to %d when memory ran out, and the run continues so. "
+                    "Give another --batch-size to change that.",
                     *(asked, noted),
                 )
             self._deal(noted)
@@ -311,9 +311,9 @@ class Trainer:
         size = smaller(sampler.batch_size, self.micro_batches)
         if size is None:
             raise ValueError(
-                f"memory does not suffice for a micro-batch of {sampler.batch_size} images ({reason_of(error)}), "
-                "and none is smaller: take smaller images (--img-size), --grad-checkpointing, --amp or a smaller "
-                "model."
+                f"there is not enough memory for a micro-batch of {sampler.batch_size} images ({reason_of(error)}), "
+                "and it cannot be made smaller: take smaller images (--img-size), --grad-checkpointing, --amp or a "
+                "smaller model."
             ) from error
         before = sampler.batch_size
         self._deal(size)
@@ -323,53 +323,73 @@ class Trainer:
             *(reason_of(error), sampler.grad_accum_steps, size, before),
         )
 
-    def dry_run(self) -> DryRun:
-        """Measure two steps and an evaluation batch, or as much of them as a bounded time allows; and say it."""
+    def dry_run(self, tell: Callable[[dict[str, Any]], None]) -> None:
+        """Measure two steps and an evaluation batch, or as much of them as a bounded time allows; and say it.
+
+        Args:
+            tell: gets the document for programs.
+        """
         parts, loader, world = self.parts, self.parts.train_loader, self.world
         is_compiled = bool(self.record.get("torchcompile"))  # which another number of images would do twice
         limit = limit_of(is_compiled)
+        known = [(limit, 0)]  # the seconds of a step, and by how many images
+
+        def say(evaluation: float | None = None) -> None:
+            found = self._found(*known[-1], evaluation)
+            log.info("%s", found)
+            tell(found.document())
+
+        watch = Watch(world, say) if world.is_distributed and world.store is not None else None
         parts.stepper.train()
         epoch = 0 if parts.sizes is None else parts.sizes.epochs  # with images of the last size
-        predicted = (0.0, 0) if is_compiled else self._predicted_step(epoch, limit)
-        seconds, images = (limit, 0) if predicted is None else (predicted[0], predicted[1] * world.size)
-        is_least = predicted is None
-        if not is_least and not is_long(seconds):
-            measured = self._whole_steps(epoch, limit)
-            is_least = measured is None
-            seconds, images = (limit, 0) if measured is None else (measured, loader.global_batch)
-        elif not is_least:
-            parts.val_loader.split(max(1, images // world.size))
-        batch = None if is_least else timed(lambda: self._evaluate_one(parts.model, limit_batches=1), limit)
-        evaluation = None if batch is None else batch * max(1, parts.val_loader.num_batches)
+        predicted = (0.0, 0) if is_compiled else self._predicted_step(epoch, limit, watch)
+        if predicted is not None and not is_long(predicted[0]):
+            seconds = self._whole_steps(epoch, limit, watch)
+            measured = None if seconds is None else (seconds, loader.global_batch)
+        elif predicted is not None:
+            measured = predicted[0], predicted[1] * world.size
+            parts.val_loader.split(max(1, measured[1] // world.size))
+        else:
+            measured = None
+        evaluation = None
+        if measured is not None:
+            known.append(measured)
+            batch = timed(lambda: self._evaluate_one(parts.model, limit_batches=1), limit, watch)
+            evaluation = None if batch is None else batch * max(1, parts.val_loader.num_batches)
+        if watch is not None:
+            watch.close()
+        say(evaluation)
+
+    def _found(self, seconds: float, images: int, evaluation: float | None) -> DryRun:
+        """Say what a dry run has found: the seconds of a step by so many images, and of the evaluation."""
+        parts = self.parts
         evaluations = -(-parts.num_epochs // self.options.val_interval)
-        total = parts.num_epochs * seconds * loader.steps_per_epoch + evaluations * (evaluation or 0.0)
-        found = DryRun(
-            images_per_step=loader.global_batch,
+        total = parts.num_epochs * seconds * parts.train_loader.steps_per_epoch + evaluations * (evaluation or 0.0)
+        return DryRun(
+            images_per_step=parts.train_loader.global_batch,
             images_measured=images,
             step_seconds=seconds,
             evaluation_seconds=evaluation,
             epochs=parts.num_epochs,
             hours=total / 3600,
-            is_least=is_least or evaluation is None,
-            peak_memory_mb=peak_memory_mb(world.device),
+            is_least=evaluation is None,
+            peak_memory_mb=peak_memory_mb(self.world.device),
         )
-        log.info("%s", found)
-        return found
 
-    def _predicted_step(self, epoch: int, limit: float) -> tuple[float, int] | None:
+    def _predicted_step(self, epoch: int, limit: float, watch: Watch | None) -> tuple[float, int] | None:
         """Predict the seconds of a step by a smaller one (`step_seconds`)."""
         loader, first = self.parts.train_loader, []
         stream = self._on_device(loader.batches(epoch, 0))
-        if timed(lambda: first.append(next(stream)), limit) is None:
+        if timed(lambda: first.append(next(stream)), limit, watch) is None:
             return None
 
         def step(micro_batches: Sequence[Batch]) -> None:
             self.parts.stepper.step(micro_batches, epoch, 0, False, self._on_nonfinite(0))
 
         share = loader.global_batch // self.world.size
-        return step_seconds(step, first[0], share, limit, lambda mine: max(self.world.gather(mine)))
+        return step_seconds(step, first[0], share, limit, lambda mine: max(self.world.gather(mine)), watch)
 
-    def _whole_steps(self, epoch: int, limit: float) -> float | None:
+    def _whole_steps(self, epoch: int, limit: float, watch: Watch | None) -> float | None:
         """Return the seconds of the second step, as the first takes longer; of the first where that takes long."""
         seconds: list[float] = []
         steps = self._steps(epoch, 0, lambda: False)
@@ -382,7 +402,7 @@ class Trainer:
                 if is_long(seconds[-1]):
                     break
 
-        timed(work, limit)
+        timed(work, limit, watch)
         steps.close()
         return seconds[-1] if seconds else None
 

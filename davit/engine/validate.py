@@ -678,7 +678,7 @@ def evaluate_within_memory(
             reason = str(error).partition("\n")[0]
             if batch_size == 1:
                 raise ValueError(
-                    f"memory does not suffice for one image of {loaded.config['input_size']} ({reason}); pass "
+                    f"there is not enough memory for one image of {loaded.config['input_size']} ({reason}); pass "
                     "a smaller --img-size, or --amp"
                 ) from error
         finally:

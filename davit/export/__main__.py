@@ -37,7 +37,7 @@ def _main(arguments: Sequence[str] | None) -> None:
         task="features" if args.features else "pyramid" if args.pyramid else "classification",
         model=args.model or None,
         model_options={name: value for name, value in vars(args).items() if name in given and name in names},
-        config=args.config,
+        config=args.config or None,
         raw=args.raw,
         preprocess="uint8" if args.preprocess else "none",
         layout=args.layout,

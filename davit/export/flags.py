@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 
 from ..commands import command_name
-from ..engine.flags import add_class_map, export_flags
+from ..engine.flags import CHECKPOINT, add_class_map, export_flags
 from ..limits import number
 from ..parsing import Parser
+from ..parsing.openmmlab import add_detector_config
 from ..parsing.results import add_json
 from .options import FORMATS, LAYOUTS, OPSETS
 
@@ -17,58 +18,78 @@ def export_parser() -> argparse.ArgumentParser:
     suffixes = ", ".join(f"{form.suffix} ({name})" for name, form in FORMATS.items())
     parser = Parser(
         prog=command_name("python -m davit.export"),
-        description="Export a model to another runtime; the export is compared with PyTorch before it gets its name.",
+        description="Export a model for another runtime. The export is compared with PyTorch first; if they differ, "
+        "no file is written.",
         parents=[export_flags()],
         epilog="Exit status: 0 done, 2 a mistake in the flags or the checkpoint, 3 the export computes something else "
         "than the model, or int8 costs too much accuracy, and nothing was written.",
     )
     add = parser.add_argument
-    add("checkpoint", metavar="CHECKPOINT", nargs="?", help="a file, a run's folder, hf-hub:... or local-dir:...")
-    add("out", metavar="OUT", help=f"the file to write; its suffix says the format: {suffixes}")
+    add("checkpoint", metavar="CHECKPOINT", nargs="?", help=f"{CHECKPOINT} (or --model NAME --pretrained)")
+    add("out", metavar="OUT", help=f"file to write; its suffix chooses the format: {suffixes}")
     add = parser.add_argument_group("export").add_argument
-    add("--to", choices=list(FORMATS), help="the format (default: by OUT's suffix)")
-    add("--pretrained", action="store_true", help="the published weights of --model, in place of a CHECKPOINT")
-    what = parser.add_mutually_exclusive_group()
+    add("--to", choices=list(FORMATS), help="format of the file (default: by OUT's suffix)")
+    add("--pretrained", action="store_true", help="use the published weights of --model, without a CHECKPOINT")
+    what = parser.add_argument_group("export").add_mutually_exclusive_group()
     what.add_argument(
-        "--features", action="store_true", help="what the model hands to its last layer, in place of logits"
+        "--features", action="store_true", help="the output is the features before the last layer, not the logits"
     )
     what.add_argument(
-        "--pyramid", action="store_true", help="the four maps of a backbone, c2 to c5, in place of logits"
+        "--pyramid", action="store_true", help="the output is the maps of the four stages, c2 to c5, not the logits"
     )
-    add("--config", metavar="FILE", help="of a detector or segmentor (MMDetection, MMSegmentation): its config")
-    add("--raw", action="store_true", help="boxes and scores before suppression; of a segmentor logits, not labels")
-    add("--preprocess", action="store_true", help="normalise in the program: it takes uint8, RGB for three bands")
-    add("--layout", choices=LAYOUTS, default="NCHW", help="of the program's input (default %(default)s)")
-    add("--fp16", action="store_true", help="weights and computation in float16; inputs and outputs stay float32")
-    add("--fixed", action="store_true", help="for one size (--img-size) and batch; .pte and .mlpackage always are")
+    add_detector_config(add)
+    add(
+        "--raw",
+        action="store_true",
+        help="the output of a detector is boxes and scores before NMS, that of a segmentor logits instead of labels",
+    )
+    add(
+        "--preprocess",
+        action="store_true",
+        help="include the normalisation: the input is uint8 from 0 to 255, RGB if there are three bands",
+    )
+    add("--layout", choices=LAYOUTS, default="NCHW", help="order of the input's axes")
+    add("--fp16", action="store_true", help="compute in float16; inputs and outputs stay float32")
+    add(
+        "--fixed",
+        action="store_true",
+        help="export for one image size (--img-size) and one batch size; .pte and .mlpackage always do",
+    )
     add(
         "--batch-size",
         **number("batch_size"),
         default=1,
-        help="images of a program for one size (default %(default)s)",
+        help="images in a batch of such an export",
     )
-    add("--opset", choices=[str(one) for one in OPSETS], default=str(OPSETS[0]), help="of ONNX (default %(default)s)")
+    add("--opset", choices=[str(one) for one in OPSETS], default=str(OPSETS[0]), help="version of ONNX's operators")
     add(
         "--tolerance",
         **number("tolerance"),
-        help="largest difference from PyTorch in float64, of the largest value of an output (default: 1e-5 of a "
-        "classifier, 1e-4 for .pte, 1e-2 with --fp16, 1e-3 of detectors and segmentors; or twice PyTorch's own in "
-        "float32, if more)",
+        help="largest allowed difference from PyTorch in float64, as a share of an output's largest value (default: "
+        "1e-5; .pte 1e-4, detectors and segmentors 1e-3, --fp16 1e-2; or twice PyTorch's error in float32, if more)",
     )
-    add("--no-check", action="store_true", help="do not compare with PyTorch; the file says that it was not checked")
+    add("--no-check", action="store_true", help="do not compare with PyTorch; the file then notes that")
     add_class_map(add)
-    add("--license", default="", metavar="ID", help="of the weights, such as mit; default: the model's")
-    add("--int8", metavar="DATA", help="quantize to 8 bits; DATA, as the training takes it, calibrates and decides")
+    add(
+        "--license",
+        default="",
+        metavar="ID",
+        help="licence of the weights: mit, apache-2.0, cc-by-4.0 ... (default: the model's)",
+    )
+    add(
+        "--int8",
+        metavar="DATA",
+        help="quantize to 8 bits; DATA is a data set as for train.py: its training images calibrate, its validation "
+        "images measure the cost",
+    )
     add(
         "--max-drop",
         **number("max_drop"),
         default=1.0,
-        metavar="POINTS",
-        help="of top-1 (detectors: AP50) on its validation images that int8 may cost; more: nothing is written "
-        "(default %(default)g)",
+        help="percentage points of top-1 (detectors: AP50) that int8 may cost; if it costs more, nothing is written",
     )
-    add("--calibration", **number("calibration"), default=128, metavar="N", help="training images (default 128)")
-    add("--seed", **number("seed"), default=42, help="which of them (default %(default)s)")
-    add("--overwrite", action="store_true", help="replace a file that is there")
+    add("--calibration", **number("calibration"), default=128, help="training images to calibrate with")
+    add("--seed", **number("seed"), default=42, help="seed of the choice of these images")
+    add("--overwrite", action="store_true", help="replace an existing file")
     add_json(add)
     return parser

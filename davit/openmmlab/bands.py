@@ -25,7 +25,7 @@ def _init(self: Any, mean: Any = None, std: Any = None, *args: Any, **kwargs: An
         _mmengines_init(self, mean, std, *args, **kwargs)
         return
     if len(std) != bands:
-        raise ValueError(f"data_preprocessor has {bands} means and {len(std)} deviations (mean, std): give as many.")
+        raise ValueError(f"data_preprocessor has {bands} means and {len(std)} stds (mean, std): give as many.")
     _mmengines_init(self, None, None, *args, **kwargs)
     self._enable_normalize = True
     for name, values in (("mean", mean), ("std", std)):

@@ -61,7 +61,7 @@ def use_box_layout(
     classes = layout.classes if layout is not None and layout.classes else classes_in(_file(root, first))
     if not classes or _fit(first, classes):
         return False
-    log.info("Its own classes are taken: %s (--classes NAME NAME ... takes some of them).", some(classes, 12))
+    log.info("The classes of the data are used: %s (--classes NAME NAME ... selects some of them).", some(classes, 12))
     return True
 
 
@@ -105,7 +105,7 @@ def _choose(layout: Layout, name: str, labelled: bool) -> str:
         notes = "".join(f" {note}." for note in layout.notes)
         raise DataError(f"{layout}: there is no split {name!r} in it.{notes} {_REMEDIES[name]}")
     if chosen != name:
-        log.info("There is no %s in it: %s stands for it.", name, chosen)
+        log.info("There is no split %s: %s is used instead.", name, chosen)
     return chosen
 
 
@@ -114,7 +114,7 @@ def _use(dataset: Any, layout: Layout, name: str, keep_pictures: bool) -> None:
     for note in notes:
         log.warning("%s: %s.", name, note)
     if layout.yolo is not None:
-        log.info("%s: its labels are in COCO's form in %s.", name, file)
+        log.info("%s: the labels were converted to COCO's form, in %s.", name, file)
     dataset["data_root"] = str(layout.root)
     dataset["ann_file"] = below(layout.root, file)
     if not keep_pictures:

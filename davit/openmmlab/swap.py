@@ -193,6 +193,6 @@ def _normalise_as_imagenet(cfg: Config) -> None:
         "bgr_to_rgb": True,
     }
     if changed := {name: preprocessor.get(name) for name, value in wanted.items() if preprocessor.get(name) != value}:
-        log.info("Images are RGB with ImageNet's mean and deviation (the config had %s).", changed)
+        log.info("Images are RGB with ImageNet's mean and std (the config had %s).", changed)
     preprocessor.update(wanted)
     preprocessor.pop("rgb_to_bgr", None)

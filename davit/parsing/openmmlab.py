@@ -11,7 +11,7 @@ from .. import recipes
 from ..commands import command_name
 from ..limits import number
 from ..variants import VARIANTS
-from . import Parser
+from . import Parser, add_device
 from .results import add_json, add_output
 
 log = logging.getLogger("davit.openmmlab.cli")
@@ -42,13 +42,16 @@ class WithoutEffect(argparse.Action):
 
 def add_config_argument(parser: argparse.ArgumentParser, **options: Any) -> None:
     """Add the config, or configs, that a tool works on."""
-    ours = ", ".join(recipes.names_of("mmdet", "mmseg"))
     parser.add_argument(
         "config",
         metavar="CONFIG",
-        help=f"a config file; mmdet::NAME or mmseg::NAME of those libraries' own; or one of {ours}",
+        help="a config file, the name of one of our configs (listed below), or mmdet::NAME or mmseg::NAME for one of "
+        "those libraries",
         **options,
     )
+    ours = {kind: ", ".join(recipes.names_of(kind)) for kind in ("mmdet", "mmseg")}
+    listed = f"Our configs for detection: {ours['mmdet']}. For segmentation: {ours['mmseg']}."
+    parser.epilog = f"{parser.epilog} {listed}" if parser.epilog else listed
 
 
 def add_override_arguments(parser: argparse.ArgumentParser) -> None:
@@ -61,20 +64,20 @@ def add_override_arguments(parser: argparse.ArgumentParser) -> None:
         action=ConfigValues,
         default={},
         metavar="KEY=VALUE",
-        help="values of the config to replace, as model.pretrained=FILE or train_dataloader.batch_size=4",
+        help="replace these values of the config, such as model.pretrained=FILE or train_dataloader.batch_size=4",
     )
     add(
         "--backbone",
         metavar="VARIANT",
-        help=f"put this DaViT in the place of the config's backbone: {', '.join(VARIANTS)}",
+        help=f"replace the config's backbone by one of {', '.join(VARIANTS)} (default: keep it)",
     )
-    add("--data-root", metavar="DIR", help="the folder of the data set; default: the config's")
+    add("--data-root", metavar="DIR", help="folder of the data set (default: the config's)")
     add(
         "--classes",
         nargs="+",
         metavar="NAME",
-        help="the classes, in the order of the data set; 'auto' takes those of the training annotations; default: the "
-        "config's",
+        help="class names, in the order of their indices; auto: those of the training annotations (default: the "
+        "config's)",
     )
 
 
@@ -84,15 +87,22 @@ def train_parser() -> Parser:
     add_config_argument(parser)
     _add_run_arguments(parser)
     add = parser.add_argument_group("training").add_argument
-    add("--amp", action="store_true", help="mixed precision (GPU)")
-    add("--auto-scale-lr", action="store_true", help="learning rate in proportion to the global batch")
-    add("--resume", nargs="?", const="auto", metavar="FILE", help="continue from FILE or the newest state")
-    add("--auto-resume", action="store_const", const="auto", dest="resume", help="the same as --resume")
+    add("--amp", action="store_true", help="use mixed precision, on GPUs only")
+    add("--auto-scale-lr", action="store_true", help="scale the learning rate in proportion to the global batch")
+    add(
+        "--resume",
+        nargs="?",
+        const="auto",
+        metavar="FILE",
+        help="continue from this checkpoint; without FILE from the newest undamaged one in --work-dir (default: start "
+        "anew)",
+    )
+    add("--auto-resume", action="store_const", const="auto", dest="resume", help="the same as --resume without FILE")
     add("--resume-from", dest="resume", metavar="FILE", help="the same as --resume FILE")
-    add("--load-from", metavar="FILE", help="start from the weights of a whole detector or segmentor")
-    add("--no-validate", action="store_true", help="do not evaluate while training")
-    add("--seed", **number("numpy_seed"), help="of everything random; default: one is drawn and logged")
-    add("--deterministic", action="store_true", help="cuDNN's deterministic kernels")
+    add("--load-from", metavar="FILE", help="start from the weights of this detector or segmentor")
+    add("--no-validate", action="store_true", help="do not evaluate during the training")
+    _add_seed(add)
+    add("--deterministic", action="store_true", help="use only deterministic kernels of cuDNN")
     add_json(add)
     parser.add_argument_group("without effect").add_argument(
         *("--gpus", "--gpu-ids"),
@@ -108,20 +118,23 @@ def test_parser() -> Parser:
     """Make the parser of test.py of mmdet/tools and mmseg/tools."""
     parser = Parser(prog=command_name(), description="Evaluate a detector or segmentor.")
     add_config_argument(parser)
-    parser.add_argument("checkpoint", help="its weights: ours, or the original code base's")
+    parser.add_argument(
+        "checkpoint", metavar="CHECKPOINT", help="its checkpoint, from this project or the original one"
+    )
     _add_run_arguments(parser)
     add = parser.add_argument_group("evaluation").add_argument
     add(
         "--eval",
         nargs="+",
         metavar="METRIC",
-        help="bbox, segm, proposal; mIoU, mDice, mFscore; default: the config's",
+        help="metrics: bbox, segm or proposal of a detector; mIoU, mDice or mFscore of a segmentor (default: the "
+        "config's)",
     )
-    add("--out", metavar="FILE", help="write the predictions: FILE.json for detections, a folder of masks")
-    add("--format-only", action="store_true", help="write the predictions for a server, evaluate nothing")
-    add("--show-dir", metavar="DIR", help="write images with the predictions drawn")
-    add("--aug-test", "--tta", action="store_true", help="test-time augmentation: sizes and flips")
-    add("--seed", **number("numpy_seed"), help="of everything random; default: one is drawn")
+    add("--out", metavar="FILE|DIR", help="write the predictions: detections into a .json file, masks into a folder")
+    add("--format-only", action="store_true", help="only write the predictions of --out, without an evaluation")
+    add("--show-dir", metavar="DIR", help="write images with the predictions drawn into this folder")
+    add("--aug-test", "--tta", action="store_true", help="use test-time augmentation: several sizes and flips")
+    _add_seed(add)
     add_json(add)
     add_output(add)
     add = parser.add_argument_group("without effect").add_argument
@@ -138,10 +151,19 @@ def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags that train.py and test.py share."""
     add_override_arguments(parser)
     add = parser.add_argument_group("run").add_argument
-    add("--work-dir", metavar="DIR", help="where the run is written; default: work_dirs/CONFIG")
+    add("--work-dir", metavar="DIR", help="folder of the run (default: work_dirs/NAME, with the config's name)")
     add_data_checks(add)
-    add("--launcher", choices=("none", "pytorch", "slurm"), default="none", help="who started us")
-    add("--local_rank", "--local-rank", **number("local_rank"), default=0, help="set by torch.distributed.launch")
+    add("--launcher", choices=("none", "pytorch", "slurm"), default="none", help="what started the processes")
+    add(
+        *("--local_rank", "--local-rank"),
+        **number("local_rank"),
+        default=0,
+        help="number of this process on its machine, which launchers set",
+    )
+
+
+def _add_seed(add: Callable[..., Any]) -> None:
+    add("--seed", **number("numpy_seed"), help="seed of all random numbers (default: drawn, and logged)")
 
 
 def add_data_checks(add: Callable[..., Any]) -> None:
@@ -150,21 +172,25 @@ def add_data_checks(add: Callable[..., Any]) -> None:
         "--no-data-check",
         dest="data_check",
         action="store_false",
-        help="detection: do not read the header of every image at the start (the annotations are checked)",
+        help="do not read the header of each image (of a segmentor: the masks) at the start; annotations are checked",
     )
     add(
         "--skip-bad-images",
         action="store_true",
-        help="detection: continue without images that are missing or cannot be read; they are counted",
+        help="detection: skip and count images that are missing or cannot be read, instead of stopping",
     )
 
 
 def demo_parser() -> Parser:
     """Make the parser of image_demo.py of mmdet/tools and mmseg/tools."""
     parser = Parser(prog=command_name(), description="Draw what a detector or segmentor finds.")
-    parser.add_argument("picture", metavar="IMAGE", help="an image, or a folder with all that is below it")
+    parser.add_argument("picture", metavar="IMAGE", help="an image, or a folder with all images below it")
     add_config_argument(parser)
-    parser.add_argument("checkpoint", help="its weights, or an export (python -m davit.export), which needs no config")
+    parser.add_argument(
+        "checkpoint",
+        metavar="CHECKPOINT",
+        help="its checkpoint; or an exported model (davit export), for which CONFIG may be any word",
+    )
     add_drawing(parser.add_argument_group("results").add_argument)
     add_override_arguments(parser)
     return parser
@@ -172,17 +198,39 @@ def demo_parser() -> Parser:
 
 def add_drawing(add: Callable[..., Any]) -> None:
     """Add the flags of a command that draws what is found."""
-    add("--out-dir", default="outputs", metavar="DIR", help="drawn images and predictions.json")
-    add("--score-thr", "--pred-score-thr", **number("score_thr"), default=0.3, help="least score of a detection")
-    add("--device", default="auto", help="auto, cpu, cuda, cuda:N")
+    add("--out-dir", default="outputs", metavar="DIR", help="write the drawn images and predictions.json here")
+    add_score_threshold(add, "--pred-score-thr")
+    add_device(add)
     add_json(add)
+
+
+def add_score_threshold(add: Callable[..., Any], *aliases: str, default: float | None = 0.3) -> None:
+    """Add from which score on detections are kept.
+
+    Args:
+        aliases: other names of the flag.
+        default: None for a command that has to know whether it was given; 0.3 is then used.
+    """
+    said = "leave out detections with a lower score (default: 0.3)"
+    add("--score-thr", *aliases, **number("score_thr"), default=default, help=said)
+
+
+def add_detector_config(add: Callable[..., Any]) -> None:
+    """Add the config that a checkpoint of a detector or segmentor is of, where it is an option."""
+    add(
+        "--config",
+        default="",
+        metavar="FILE",
+        help="config of a detector's or segmentor's checkpoint: a file, or the name of one of ours (default: that in "
+        "a run's folder)",
+    )
 
 
 def flops_parser() -> Parser:
     """Make the parser of get_flops.py of mmdet/tools and mmseg/tools."""
     parser = Parser(
         prog=command_name(),
-        description="Parameters and FLOPs of a config's model.",
+        description="Count the parameters and FLOPs of a config's model.",
         epilog="One image, multiply-adds by fvcore, as `davit complexity` counts. A two-stage detector's heads see "
         "1000 proposals, and its mask head the first 100 of them. A segmentor is counted without its auxiliary head. "
         "RoIAlign, NMS and resizing are not counted.",
@@ -194,7 +242,7 @@ def flops_parser() -> Parser:
         "--shape",
         **number("shape"),
         metavar="N",
-        help="side, or height and width, in pixels; default: 800 1280 of a detector, 512 2048 of a segmentor",
+        help="side, or height and width, in pixels (default: 800 1280 for a detector, 512 2048 for a segmentor)",
     )
     add_json(add)
     add_output(add)

@@ -24,7 +24,7 @@ _real_stdout: ContextVar[TextIO | None] = ContextVar("_real_stdout", default=Non
 
 def add_json(add: Callable[..., Any]) -> None:
     """Add --json."""
-    add("--json", action="store_true", help="print one JSON document, for programs, and nothing else")
+    add("--json", action="store_true", help="print one JSON document and nothing else; the log goes to stderr")
 
 
 def add_output(add: Callable[..., Any], *aliases: str, dest: str = "output", form: str = "") -> None:
@@ -35,8 +35,8 @@ def add_output(add: Callable[..., Any], *aliases: str, dest: str = "output", for
         dest: the name of the argument.
         form: what is written, where it is not what `write_result` says.
     """
-    said = form or ".json and .csv for programs, else the text as it is printed"
-    add("--output", *aliases, dest=dest, default="", metavar="FILE", help=f"also write what is found there: {said}")
+    said = form or "as JSON or csv if its name ends in .json or .csv, else as the text that is printed"
+    add("--output", *aliases, dest=dest, default="", metavar="FILE", help=f"also write the results to FILE: {said}")
 
 
 def require_writable(file: str, flag: str = "--output") -> None:

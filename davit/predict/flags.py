@@ -35,8 +35,8 @@ def predict_parser() -> argparse.ArgumentParser:
         prog=command_name(),
         usage="%(prog)s IMAGE|FOLDER|- [...] [flags]",
         parents=[model_flags(num_classes=1000), picture_flags(workers=2)],
-        description="Say what is in images. On a CPU at most 32 go through the model at once; loader processes "
-        "start where there are more than 64 images.",
+        description="Name the most probable classes of images. On a CPU at most 32 images are computed at once; "
+        "--workers are started for more than 64 images.",
         epilog="Exit status: 0 done, 1 some images could not be read (they are named) or an error of this program, "
         "2 a mistake in the flags, the checkpoint or the folder.",
     )
@@ -44,28 +44,28 @@ def predict_parser() -> argparse.ArgumentParser:
         "data",
         nargs="+",
         metavar="IMAGE|FOLDER|-",
-        help="image files; folders, with all that is below them; '-': an image's bytes, or a list of paths, one a "
-        "line or separated by NUL, on standard input",
+        help="image files; folders with all images below them; '-' for an image or a list of paths (one on a line, "
+        "or with NUL between them) on standard input",
     )
     add = parser.add_argument_group("results").add_argument
-    add("--format", choices=FORMATS, default="table", help="how to print; default: %(default)s")
+    add("--format", choices=FORMATS, default="table", help="form in which the results are printed")
     add(
         "--topk",
         **number("topk"),
         default=5,
-        help="classes to name for each image (default %(default)s); of several labels at most so many of those that "
-        "reach --threshold (default: all of them)",
+        help="classes to name for each image; multilabel: at most N of those that reach --threshold (default: 5; "
+        "multilabel: all of those)",
     )
     add_class_map(add)
-    add("--json", action="store_true", help="the same as --format json: one JSON document, and nothing else")
-    add_output(add, form="in the form of its suffix: .csv, .json, .jsonl, or else a table")
+    add("--json", action="store_true", help="the same as --format json: one JSON document and nothing else")
+    add_output(add, form="as .csv, .json or .jsonl, by its suffix, else as a table")
     add(
         "--output_dir",
         "--output-dir",
         default="./",
         metavar="DIR",
-        help=f"also write {TOPK_IDS} there (default: no such file), as the original did: a row an image, its name "
-        "and its class indices",
+        help=f"also write {TOPK_IDS} into DIR, as the original did: a row for each image with its name and class "
+        "indices (default: do not write it)",
     )
     return parser
 

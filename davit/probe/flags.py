@@ -20,8 +20,8 @@ def probe_parser() -> Parser:
         prog=command_name("python -m davit.probe"),
         usage="%(prog)s CHECKPOINT|MODEL [...] DATA [flags]",
         parents=[data_flags(), running_flags(), picture_flags(workers=2)],
-        description="Measure what the features of frozen models are worth: classify the validation images by them, "
-        "with the training images as examples. Several models give one table.",
+        description="Compare the features of frozen models: train simple classifiers on the features of the training "
+        "images, and evaluate them on the validation images. Several models give one table.",
         epilog="Exit status: 0 done, 1 some models failed or some images could not be read (they are named) or an "
         "error of this program, 2 a mistake in the flags, the checkpoint or the data.",
     )
@@ -29,9 +29,9 @@ def probe_parser() -> Parser:
         "places",
         nargs="*",
         metavar="CHECKPOINT|MODEL ... DATA",
-        help="checkpoints, or names of models for their published weights; and last the data, as train.py takes them",
+        help="checkpoints, or models' names for their published weights; the last word is the data, as for train.py",
     )
-    add = parser.add_argument_group("which models").add_argument
+    add = parser.add_argument_group("model").add_argument
     add(
         "--model",
         "-m",
@@ -39,23 +39,45 @@ def probe_parser() -> Parser:
         action="extend",
         default=[],
         metavar="NAME",
-        help="more models by name; one name beside checkpoints, without --pretrained, is the model that they are of",
+        help="with --pretrained: models to compare with their published weights; otherwise one name, the model that "
+        "the checkpoints belong to (default: as the checkpoints say)",
     )
-    add("--pretrained", action="store_true", help="published weights for --model, beside the checkpoints")
-    add("--num-classes", **number("num_classes"), help="of a named data set that does not tell")
+    add("--pretrained", action="store_true", help="use the published weights of --model")
+    add("--num-classes", **number("num_classes"), help="number of classes (default: as many as the data has)")
     add = parser.add_argument_group("classifiers").add_argument
-    add("--methods", nargs="+", choices=METHODS, default=["knn", "logistic"], help="default: knn logistic")
-    add("--k", **number("k"), help="nearest neighbours; default: the number that is best on the training images")
-    add("--vote", choices=VOTES, default="uniform", help="weighted: exp(cosine / temperature), as DINO does")
-    add("--vote-temperature", **number("vote_temperature"), default=TEMPERATURE, help="of the weighted vote")
-    add("--epochs", **number("epochs"), default=20, help="of the linear layer")
-    add("--lr", **number("lr"), default=0.01, help="of the linear layer")
-    add("--scale", **number("scale"), default=[0.35, 1.0], metavar=("MIN", "MAX"), help="of its random crop")
-    add("--hflip", **number("hflip"), default=0.5, help="probability of its flips; 0 where a mirrored image differs")
-    add("--seed", **number("seed"), default=42, help="of the linear layer's images")
+    add("--methods", nargs="+", choices=METHODS, default=["knn", "logistic"], help="classifiers to train")
+    add("--k", **number("k"), help="knn: number of neighbours (default: the best one on the training images)")
+    add(
+        "--vote",
+        choices=VOTES,
+        default="uniform",
+        help="knn: neighbours vote equally, or weighted by exp(cosine / --vote-temperature) as in DINO",
+    )
+    add("--vote-temperature", **number("vote_temperature"), default=TEMPERATURE, help="knn: temperature of --vote")
+    add("--epochs", **number("epochs"), default=20, help="linear: epochs")
+    add("--lr", **number("lr"), default=0.01, help="linear: learning rate")
+    add(
+        "--scale",
+        **number("scale"),
+        default=[0.35, 1.0],
+        metavar=("MIN", "MAX"),
+        help="linear: area of the random crop, as shares of the image",
+    )
+    add(
+        "--hflip",
+        **number("hflip"),
+        default=0.5,
+        help="linear: probability of a horizontal flip; 0 for digits or text",
+    )
+    add("--seed", **number("seed"), default=42, help="linear: seed of all random numbers")
     add = parser.add_argument_group("results").add_argument
-    add("--format", choices=FORMATS, default="table", help="how to print; default: %(default)s")
+    add("--format", choices=FORMATS, default="table", help="form in which the results are printed")
     add_json(add)
-    add_output(add, "--results-file", dest="results_file", form="all figures; .json, else csv")
-    add("--predictions", default="", metavar="FILE", help="also write a csv: each image, its class, and each answer")
+    add_output(add, "--results-file", dest="results_file", form="as JSON if its name ends in .json, else as csv")
+    add(
+        "--predictions",
+        default="",
+        metavar="FILE",
+        help="also write a csv with the class and each answer for each image",
+    )
     return parser

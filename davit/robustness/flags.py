@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from ..commands import command_name
-from ..engine.flags import model_flags, picture_flags
+from ..engine.flags import (
+    add_channels_last,
+    add_pin_mem,
+    add_results_format,
+    model_flags,
+    picture_flags,
+)
 from ..limits import number
 from ..parsing import Parser
+from ..parsing.data import add_skip_bad_images, add_split
 from ..parsing.results import add_json, add_output
 from ..text import some
 
-FORMATS = ("csv", "json")
 SETS = ("val", "real", "v2", "a", "r", "sketch", "c")
 CORRUPTION_NAMES = (
     *("gaussian_noise", "shot_noise", "impulse_noise"),
@@ -32,32 +38,33 @@ def robustness_parser() -> Parser:
         "program, 2 a mistake in the flags, the checkpoint or the data.",
     )
     made.add_argument(
-        "checkpoint", metavar="CHECKPOINT", help="a file of any known layout, or the name of a model of timm's"
+        "checkpoint", metavar="CHECKPOINT", help="a checkpoint, or a model's name for its published weights"
     )
-    folders = "folder with val/, imagenet-a/, imagenet-r/, sketch/, real.json ... or your data"
+    folders = "folder with val/, imagenet-a/, imagenet-r/, sketch/, real.json ..., or a data set of your own"
     made.add_argument("root", metavar="ROOT", help=folders)
     add = made.add_argument_group("sets and corruptions").add_argument
-    add("--split", default="validation", help="name of the validation split (val is found too)")
-    add("--sets", nargs="+", choices=SETS, metavar="SET", help=f"only these, and each must be there: {some(SETS)}")
-    add("--leave-out", nargs="+", choices=SETS, default=[], metavar="SET", help="all but these")
+    add_split(add)
+    sets = f"evaluate only these sets, which must all be there: {some(SETS)} (default: those that are there)"
+    add("--sets", nargs="+", choices=SETS, metavar="SET", help=sets)
+    add("--leave-out", nargs="+", choices=SETS, default=[], metavar="SET", help="do not evaluate these sets")
     add(
         "--corruptions",
         nargs="+",
         choices=CORRUPTION_NAMES,
         metavar="NAME",
-        help=f"default: {', '.join(CORRUPTION_NAMES)}",
+        help=f"corruptions to apply: {', '.join(CORRUPTION_NAMES)} (default: all)",
     )
-    add("--severities", **number("severities"), metavar="N", help="1 to 5; default: all")
-    add("--limit", **number("limit"), metavar="N", help="corrupt N images, evenly from the whole; default: all")
-    add("--seed", **number("seed"), default=0, help="of what is random in corruptions (default %(default)s)")
+    add("--severities", **number("severities"), help="severities of the corruptions, 1 to 5 (default: all)")
+    add("--limit", **number("limit"), help="corrupt only N images, taken evenly from the whole (default: all)")
+    add("--seed", **number("seed"), default=0, help="seed of the random numbers in corruptions")
     add = made.add_argument_group("results").add_argument
-    add("--samples", default="", metavar="FILE", help="draw one image under each corruption")
+    add("--samples", default="", metavar="FILE", help="write a drawing of one image under each corruption")
     add_json(add)
-    form = "csv or JSON, written after each set and corruption"
+    form = "as csv or JSON (--results-format), after each set and corruption"
     add_output(add, "--results-file", dest="results_file", form=form)
-    add("--results-format", choices=FORMATS, help="default: by the suffix of FILE, else csv")
-    add = made.add_argument_group("running").add_argument
-    add("--skip-bad-images", action="store_true", help="skip and list unreadable images instead of stopping")
-    add("--channels-last", action="store_true", help="channels-last memory format")
-    add("--pin-mem", action="store_true", help="page-locked host memory")
+    add_results_format(add)
+    add_channels_last(made.add_argument_group("model").add_argument)
+    add = made.add_argument_group("images").add_argument
+    add_skip_bad_images(add)
+    add_pin_mem(add)
     return made

@@ -302,7 +302,9 @@ def _evaluate_corrupted(
             corrupted = CorruptedDataset(dataset, chosen, name, severities, args.seed)
         _, outcomes = job.evaluate(corrupted, labels)
         if len(outcomes) != len(corrupted):
-            raise DataError("images that could be read before cannot be read any more; do they change?")
+            raise DataError(
+                "images that could be read before cannot be read any more: were the files changed meanwhile?"
+            )
         rows = corruption_rows(name, outcomes, severities, top1, named)
         log.info("%s: top-1 %s %%", name, ", ".join(f"{row['top1']:.2f}" for row in rows[:-1]))
         wrong[name] = ~outcomes.right.reshape(len(severities), -1)

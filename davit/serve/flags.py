@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 
 from ..commands import command_name
-from ..engine.flags import add_class_map, model_flags, picture_flags
+from ..engine.flags import add_class_map, add_temperature, model_flags, picture_flags
 from ..limits import number
-from ..parsing import Parser
+from ..parsing import Parser, add_address
+from ..parsing.openmmlab import add_detector_config, add_score_threshold
 
 
 def serve_parser() -> argparse.ArgumentParser:
@@ -16,8 +17,8 @@ def serve_parser() -> argparse.ArgumentParser:
         prog=command_name("python -m davit.serve"),
         usage="%(prog)s MODEL [flags]",
         parents=[model_flags(checkpoint=False), picture_flags(workers=None)],
-        description="Serve a model by HTTP: POST /predict and /embed with images, JSON comes back; /docs says more. "
-        "It asks nobody for a password and speaks no TLS: put a proxy before it that does.",
+        description="Serve a model by HTTP: send images by POST to /predict or /embed, and get JSON; /docs lists all. "
+        "There is no password and no TLS: put a proxy in front that has them.",
         epilog="Exit status: 0 ended by SIGTERM or SIGINT, 1 an error of this program, 2 a mistake in the flags or "
         "the model.",
     )
@@ -26,35 +27,27 @@ def serve_parser() -> argparse.ArgumentParser:
         nargs="?",
         default="",
         metavar="MODEL",
-        help="what davit.load takes: a checkpoint, the folder of a run, hf-hub:OWNER/NAME, an exported file; without, "
-        "the published weights of --model",
+        help="a checkpoint, a run's folder, hf-hub:OWNER/NAME, or an exported model (default: published weights of "
+        "--model)",
     )
     add = parser.add_argument_group("answers").add_argument
     add_class_map(add)
-    add("--temperature", **number("temperature"), metavar="T", help="divide logits by it; default: the checkpoint's")
-    add("--config", default="", metavar="FILE", help="of a detector or segmentor: a file, or the name of one of ours")
-    add("--score-thr", **number("score_thr"), help="least score of a detection (default 0.3)")
+    add_temperature(add)
+    add_detector_config(add)
+    add_score_threshold(add, default=None)
     add = parser.add_argument_group("service").add_argument
-    add("--host", default="127.0.0.1", help="default: this machine alone; 0.0.0.0 lets others in, without a password")
-    add("--port", **number("port"), default=8000, help="0 takes a free one, which the log tells (default %(default)s)")
-    add(
-        "--also-at",
-        action="append",
-        default=[],
-        metavar="NAME[:PORT]",
-        help="another address by which it is reached, through a proxy or a tunnel; may be given several times",
-    )
-    add("--threads", **number("threads"), help="of PyTorch; default: the processors that this process may use")
-    add("--max-batch", **number("max_batch"), default=8, help="images in one batch (default %(default)s)")
+    add_address(add, 8000)
+    add("--threads", **number("threads"), help="threads that compute (default: as many as this process may use)")
+    add("--max-batch", **number("max_batch"), default=8, help="most images in a batch")
     add(
         "--max-delay",
         **number("max_delay"),
         default=5.0,
-        help="milliseconds that an image waits for others that are on their way (default %(default)g)",
+        help="milliseconds that an image waits for others to fill its batch",
     )
-    add("--max-megabytes", **number("max_megabytes"), default=20, help="of a request (default %(default)s)")
-    add("--max-megapixels", **number("max_megapixels"), default=50.0, help="of an image (default %(default)g)")
-    add("--max-files", **number("max_files"), default=16, help="of a request (default %(default)s)")
-    add("--max-queue", **number("max_queue"), default=256, help="images taken at once (default %(default)s)")
-    add("--timeout", **number("timeout"), default=30.0, help="seconds until a request gets 504 (default %(default)g)")
+    add("--max-megabytes", **number("max_megabytes"), default=20, help="refuse requests of more megabytes (413)")
+    add("--max-megapixels", **number("max_megapixels"), default=50.0, help="refuse images of more megapixels")
+    add("--max-files", **number("max_files"), default=16, help="refuse requests of more images")
+    add("--max-queue", **number("max_queue"), default=256, help="refuse requests while N images wait (429)")
+    add("--timeout", **number("timeout"), default=30.0, help="seconds until a request that waits is refused (504)")
     return parser

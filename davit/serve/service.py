@@ -341,9 +341,7 @@ class Service:
             results.append(result)
         if all(outcome.status != 200 for outcome in outcomes):
             status = max(outcome.status for outcome in outcomes)
-            why = [
-                f"{name or 'the picture'}: {one.answer['error']}" for name, one in zip(names, outcomes, strict=True)
-            ]
+            why = [f"{name or 'the image'}: {one.answer['error']}" for name, one in zip(names, outcomes, strict=True)]
             return JSONResponse({"detail": "; ".join(why[:3])}, status)
         return JSONResponse({"model": self.engine.name, "results": results, "total_ms": _ms(seconds)})
 

@@ -12,20 +12,32 @@ def visualize_parser() -> Parser:
     """Make the parser of ``python -m davit.visualize``."""
     parser = Parser(
         prog=command_name("python -m davit.visualize"),
-        description="Draw what a classifier looks at in images, or the curves of training runs.",
+        description="Draw where a classifier sees the evidence for its classes, and its attention. With --runs, draw "
+        "the curves of training runs.",
         parents=[model_flags(), picture_flags()],
     )
-    pictures = "files, or folders with all that is below them; none with --runs"
+    pictures = "image files, or folders with all images below them; none with --runs"
     parser.add_argument("pictures", nargs="*", metavar="IMAGE|FOLDER", help=pictures)
     add = parser.add_argument_group("figures").add_argument
-    add("--runs", nargs="+", default=[], metavar="RUN", help="folders of runs, or their summary.csv: curves together")
-    add("--out", default="", metavar="FILE|DIR", help="default: NAME-seen.png, or curves.png, in the current folder")
+    add(
+        "--runs",
+        nargs="+",
+        default=[],
+        metavar="RUN",
+        help="draw the curves of these runs together: folders of runs, or their summary.csv",
+    )
+    add(
+        "--out",
+        default="",
+        metavar="FILE|DIR",
+        help="file or folder to write (default: NAME-seen.png or curves.png in the current folder)",
+    )
     add(
         "--class",
         dest="class_name",
         default="",
         metavar="CLASS",
-        help="evidence for this class: its name or index; default: the most probable",
+        help="draw the evidence for this class, by its name or index (default: the most probable class)",
     )
     add_class_map(add)
     add_json(add)

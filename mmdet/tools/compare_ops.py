@@ -6,7 +6,6 @@
 
 import ast
 import sys
-from argparse import ArgumentParser
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor
 
 from davit.openmmlab import bridge, ops, ops_status
+from davit.parsing import Parser
 
 BY = {  # what computes an operator that is served
     **dict.fromkeys(("nms", "roi_align", "roi_pool", "sigmoid_focal_loss", "deform_conv"), "torchvision"),
@@ -53,9 +53,10 @@ def pooled(kind: str, functions: tuple, image: Tensor, rois: Tensor, words: dict
 
 
 def main() -> int:
-    parser = ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--list", action="store_true", help="print which operators are served, and stop")
+    parser = Parser(description=__doc__.splitlines()[0])
+    here = "cuda" if torch.cuda.is_available() else "cpu"
+    parser.add_argument("--device", default=here, help="device to compare on: cpu, cuda, or cuda:N")
+    parser.add_argument("--list", action="store_true", help="only print which operators the bridge has")
     args = parser.parse_args()
     if args.list:
         print(table())

@@ -3,7 +3,7 @@
 
 import sys
 
-from davit.openmmlab.flops import main
+from davit_command import run_tool  # answers help and mistakes in the flags before PyTorch is loaded
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_tool("flops"))

@@ -1,13 +1,9 @@
 #!/usr/bin/env python3
 """Evaluate a detector: ``python tools/test.py CONFIG CHECKPOINT --eval bbox segm``; ``dist_test.sh`` for more GPUs."""
 
-import os
 import sys
 
-# Before torch is loaded: threads that spin while they wait slow one another down (docs/training.md).
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-
-from davit.openmmlab.cli import test_main
+from davit_command import run_tool  # answers help and mistakes in the flags before PyTorch is loaded
 
 if __name__ == "__main__":
-    sys.exit(test_main())
+    sys.exit(run_tool("test"))

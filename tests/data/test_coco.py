@@ -15,7 +15,16 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from davit.data import DataError, coco
-from davit.data.coco import CocoSummary, Examined, categories_of, check_annotations, examine
+from davit.data.coco import (
+    LINE,
+    ORIGIN,
+    CocoSummary,
+    Examined,
+    categories_of,
+    check_annotations,
+    examine,
+    keep_annotations,
+)
 
 Check = Callable[..., Examined]
 WIDTH, HEIGHT = 20, 10
@@ -360,12 +369,13 @@ def test_the_annotation_0_gets_another_id(check: Check, contents: dict[str, Any]
 def test_a_copy_is_written_once_and_old_ones_go(check: Check, contents: dict[str, Any], tmp_path: Path) -> None:
     found = check(contents, classes=("dog", "cat"))
     copy_ = found.file()
-    assert copy_ != tmp_path / "a.json" and json.loads(copy_.read_text()) == found.contents
+    kept = {**found.contents, ORIGIN: str(tmp_path / "a.json")}
+    assert copy_ != tmp_path / "a.json" and json.loads(copy_.read_text()) == kept
     written = copy_.stat()
     assert check(contents, classes=("dog", "cat")).file() == copy_
     assert copy_.stat().st_ino == written.st_ino
     copy_.write_text("damaged")
-    assert json.loads(check(contents, classes=("dog", "cat")).file().read_text()) == found.contents
+    assert json.loads(check(contents, classes=("dog", "cat")).file().read_text()) == kept
     os.utime(copy_, (0, 0))
     contents["annotations"][0]["id"] = 0
     other = check(contents).file()
@@ -374,7 +384,20 @@ def test_a_copy_is_written_once_and_old_ones_go(check: Check, contents: dict[str
 
 def test_contents_of_another_origin_become_a_file(contents: dict[str, Any], folder: Path) -> None:
     found = examine(contents, Path("data.yaml"), folder, ("cat", "dog"), converted=True)
-    assert json.loads(found.file().read_text()) == contents and not found.notes
+    kept = found.file()
+    assert json.loads(kept.read_text()) == {**contents, ORIGIN: "data.yaml"} and not found.notes
+    again = check_annotations(kept, folder, ("cat", "dog"))
+    assert again.origin == Path("data.yaml") and again.file() == kept and not again.is_changed
+
+
+def test_what_is_wrong_in_a_converted_file_is_told_of_what_the_user_wrote(
+    contents: dict[str, Any], folder: Path
+) -> None:
+    contents["annotations"][0] |= {LINE: "labels/a.txt:7", "bbox": None}
+    with pytest.raises(DataError) as found:
+        check_annotations(keep_annotations(contents, Path("data.yaml")), folder)
+    assert "labels/a.txt:7" in str(found.value) and str(found.value).startswith("data.yaml:")
+    assert "annotations[" not in str(found.value)
 
 
 def test_without_a_place_for_a_copy(

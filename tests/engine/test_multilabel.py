@@ -595,7 +595,7 @@ def test_other_labels_are_other_data(digits: Path, tmp_path: Path) -> None:
     text[1] = text[1].partition(",")[0] + ",0;1;2"
     (data / "labels.csv").write_text("\n".join(text) + "\n")
     done = run_here(data, *MULTI, *SHORT, "--epochs", "2", "--warmup-epochs", "0", "--auto-resume", cwd=tmp_path)
-    assert "list of files is not that of the state" in done.stderr
+    assert "list of files" in done.stderr
 
 
 def test_one_class_is_legal_with_several_labels(tmp_path: Path) -> None:

@@ -151,6 +151,18 @@ def test_yolo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         load(MASKRCNN, root)
 
 
+def test_errors_name_the_files_of_yolo(go: Go, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not the file in COCO's form that was made of them: here boxes, for a config that learns masks."""
+    monkeypatch.setattr(scenes, "COUNTS", {"train": 2, "val": 1})
+    monkeypatch.setenv("DAVIT_CACHE_DIR", str(tmp_path / "kept"))
+    root = scenes.write_scenes(tmp_path / "yolo", "yolo")
+    for labels in (root / "labels/train").iterdir():
+        labels.write_text("3 0.5 0.5 0.25 0.25\n")
+    said = go(train, DIGITS, "--data-root", root, status=2).splitlines()[-1]
+    assert str(root / "data.yaml") in said and str(root / "labels/train/000000.txt:1") in said
+    assert str(tmp_path / "kept") not in said
+
+
 def test_folders_for_other_tasks_and_none(tmp_path: Path, masks: Path) -> None:
     with pytest.raises(DataError, match="mask folders"):
         load(MASKRCNN, masks)

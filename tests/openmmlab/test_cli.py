@@ -1,6 +1,7 @@
 """train.py and test.py of mmdet/tools as a user runs them, in this process and on a small detector."""
 
 import contextlib
+import csv
 import errno
 import json
 import logging
@@ -15,13 +16,24 @@ import torch
 from mmengine.config import Config
 
 from davit import create_model
+from davit.cli import main as davit_main
 from davit.commands import DISK_FULL
 from davit.openmmlab import cli, config
 from davit.openmmlab.cli import test_main as evaluate
 from davit.openmmlab.cli import train_main as train
 from davit.parsing.openmmlab import add_override_arguments
 from tests.conftest import REPOSITORY
-from tests.openmmlab.conftest import DET, DET_TOOLS, Go, build, scores_of, shell, shell_environment, weights_of
+from tests.openmmlab.conftest import (
+    DET,
+    DET_TOOLS,
+    SEGMENTOR,
+    Go,
+    build,
+    scores_of,
+    shell,
+    shell_environment,
+    weights_of,
+)
 from tests.openmmlab.conftest import config as config_of
 from tests.processes import kill_tree
 
@@ -92,6 +104,26 @@ def test_nothing_whole_to_resume(go: Go, detector: Path, few_scenes: Path, tmp_p
     said = go(train, *words, "--auto-resume", status=2)
     assert all(word in said for word in ("epoch_1.pth", "epoch_2.pth", "--work-dir"))
     assert not (tmp_path / "ran").exists()
+
+
+def test_a_file_gets_the_measures(
+    go: Go, detector: Path, few_scenes: Path, trained: Path, masks: Path, segmentor_weights: Path, tmp_path: Path
+) -> None:
+    """As a table and as a document, of a detector and of a segmentor: the same numbers as the run's own record."""
+    box = ("det", "test", detector, trained / "epoch_2.pth", "--data-root", few_scenes, "--eval", "bbox")
+    mask = ("seg", "test", SEGMENTOR, segmentor_weights, "--data-root", masks, "--eval", "mIoU")
+    for words, measure in ((box, "coco/bbox_mAP"), (mask, "mIoU")):
+        found = {}
+        for name in ("scores.json", "scores.csv"):
+            work = tmp_path / f"{words[0]}-{name}"
+            go(davit_main, *words, "--work-dir", work, "--output", name)
+            found[name] = scores_of(work)[measure]
+        document = json.loads(Path("scores.json").read_text())
+        with Path("scores.csv").open(newline="") as stream:
+            table = {row["measure"]: float(row["value"]) for row in csv.DictReader(stream)}
+        assert document[measure] == found["scores.json"] and table[measure] == found["scores.csv"]
+        assert document.keys() == table.keys() and len(table) > 2
+        go(davit_main, *words, "--output", tmp_path / "nowhere" / "scores.csv", status=2)
 
 
 def test_two_processes_measure_what_one_does(
