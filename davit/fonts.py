@@ -52,6 +52,14 @@ def pillow_font(text: str, size: float) -> ImageFont.ImageFont | ImageFont.FreeT
     return ImageFont.load_default(size) if font is None else ImageFont.truetype(str(font), size)
 
 
+def fitted(text: str, size: float, width: float) -> str:
+    """Cut the end of a text that Pillow would draw wider than so many pixels."""
+    font = pillow_font(f"{text}…", size)
+    if font.getlength(text) <= width:
+        return text
+    return next((cut for at in range(len(text), 0, -1) if font.getlength(cut := f"{text[:at]}…") <= width), "…")
+
+
 @contextmanager
 def matplotlib_fonts(texts: Iterable[str]) -> Iterator[None]:
     """Have matplotlib take the fonts that some texts need, for what is made within the context.

@@ -101,3 +101,13 @@ def test_matplotlib_draws_with_it_and_without_formulas(squares: Path, recwarn: p
         drawn.append((np.asarray(canvas.buffer_rgba())[..., 0] < 128).sum())
     assert drawn[0] == pytest.approx((0.8 * 30 / 72 * 100) ** 2, rel=0.1)
     assert not [one for one in recwarn if "Glyph" in str(one.message) or "findfont" in str(one.message)]
+
+
+def test_a_text_is_cut_to_a_width() -> None:
+    for text in ("Straße", "W" * 40, "i" * 40, ""):
+        for width in (0, 30, 100, 1000):
+            cut = fonts.fitted(text, 12, width)
+            length = fonts.pillow_font(cut, 12).getlength(cut)
+            assert length <= width or cut in ("…", "")
+            assert cut == text or (cut.endswith("…") and text.startswith(cut[:-1]))
+            assert cut != text or fonts.pillow_font(text, 12).getlength(text) <= width

@@ -128,6 +128,32 @@ def test_ids_of_imagenet_are_put_into_words_where_all_names_are_such() -> None:
     assert labels == ["tench", "English springer"]
 
 
+# --- reports ---
+
+
+def test_nothing_of_a_confusion_matrix_is_cut_off() -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    for count in (2, 3, 25):
+        names = [f"a rather long name of class {number}" for number in range(count)]
+        figure = draw_confusion(np.eye(count, count + 1, dtype=int), names, list(range(count)))
+        FigureCanvasAgg(figure).draw()
+        axes = figure.axes[0]
+        for text in (axes.yaxis.label, axes.xaxis.label, axes.title, *axes.get_yticklabels()):
+            extent = text.get_window_extent()
+            assert extent.x0 >= 0 and extent.y0 >= 0, text.get_text()
+            assert extent.x1 <= figure.bbox.width and extent.y1 <= figure.bbox.height, text.get_text()
+
+
+def test_names_on_a_sheet_stay_beside_and_below_their_images() -> None:
+    """However wide their letters are: the columns between the images stay white."""
+    wide = "W" * 60
+    tile = Tile(np.zeros((4, 4, 3), np.float32), wide, 0, 0.9, True)
+    sheet = np.asarray(draw_sheet([(wide, 1, "1 of 2 right", [tile] * 8)], "worst"))
+    for left in range(192, 1168, 120):
+        assert (sheet[:, left : left + 8] == 255).all(), left
+
+
 # --- curves ---
 
 
