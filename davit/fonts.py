@@ -34,8 +34,21 @@ def drawable(name: str, index: int) -> str:
     name = as_line(name)
     if font_for(name) is not None:
         return name
-    _hint(_script(name))
+    _hint(_script(name), "the index of the class stands for them")
     return str(index)
+
+
+def legible(text: str) -> str:
+    """Return a line as it can be drawn: with question marks, where no font here has all of its characters.
+
+    The first such line is logged, as `drawable` does.
+    """
+    text = as_line(text)
+    if font_for(text) is not None:
+        return text
+    _hint(_script(text), "a question mark stands for each of the others")
+    known = _characters(_fonts()[0])
+    return "".join(sign if sign.isspace() or ord(sign) in known else "?" for sign in text)
 
 
 def font_for(text: str) -> Path | None:
@@ -130,10 +143,11 @@ def _script(name: str) -> str:
 
 
 @functools.cache
-def _hint(script: str) -> None:
+def _hint(script: str, instead: str) -> None:
     log.warning(
-        "no font of this machine has all characters of some names (script: %s): the index of the class stands for "
-        "them. Install one; on Debian and Ubuntu: apt install %s",
+        "no font of this machine has all characters of some names (script: %s): %s. "
+        "Install one; on Debian and Ubuntu: apt install %s",
         script.capitalize(),
+        instead,
         _PACKAGES.get(script, "fonts-noto-core fonts-noto-extra"),
     )

@@ -77,7 +77,13 @@ def test_a_font_that_has_the_characters_is_found(squares: Path):
 def test_without_a_font_the_index_is_drawn_and_said_once(bare: None, caplog: pytest.LogCaptureFixture):
     with caplog.at_level(logging.WARNING):
         assert [fonts.drawable(name, index) for index, name in enumerate((CAT, "犬", "dog"))] == ["0", "1", "dog"]
-    assert [record.args for record in caplog.records] == [("Cjk", "fonts-noto-cjk")]
+    (record,) = caplog.records
+    assert isinstance(record.args, tuple) and (record.args[0], record.args[-1]) == ("Cjk", "fonts-noto-cjk")
+
+
+def test_a_line_keeps_the_characters_that_can_be_drawn(bare: None):
+    assert fonts.legible(f"{CAT}_Straße 1.jpg") == "?_Straße 1.jpg"
+    assert fonts.legible("Straße\n") == r"Straße\x0a"
 
 
 def test_pillow_draws_with_it(squares: Path):

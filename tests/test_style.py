@@ -154,6 +154,20 @@ def test_names_on_a_sheet_stay_beside_and_below_their_images() -> None:
         assert (sheet[:, left : left + 8] == 255).all(), left
 
 
+@pytest.mark.parametrize("count", [1, 3, 12])
+def test_nothing_of_a_sheet_of_neighbours_is_cut_off_or_covers_another(count: int) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    shown = [Shown(Image.new("RGB", (8 + 4 * (n % 3), 8), "red"), ("0.9", f"{'W' * 40}{n}.png")) for n in range(count)]
+    figure = render_sheet([(shown[0], shown), (shown[0], shown)], "nearest by the features of some model (cosine)")
+    FigureCanvasAgg(figure).draw()
+    extents = [axes.xaxis.label.get_window_extent() for axes in figure.axes]
+    for extent in (*extents, title_of(figure).get_window_extent()):
+        assert min(extent.x0, extent.y0) >= 0
+        assert extent.x1 <= figure.bbox.width and extent.y1 <= figure.bbox.height
+    assert not any(one.overlaps(other) for place, one in enumerate(extents) for other in extents[:place])
+
+
 # --- curves ---
 
 
