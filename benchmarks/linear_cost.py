@@ -13,16 +13,15 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib
-
-from davit.parsing import Parser, RawHelp
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from measure import CLOCKS, RESULTS, Measured, as_data, compare, parsed_case, table, write_report
+
+from davit.parsing import Parser, RawHelp
+from davit.style import COLOURS, GREY, figure_style
 
 MODELS = ("DaViT_tiny", "davit_tiny", "swin_tiny_patch4_window7_224", "convnext_tiny", "deit_small_patch16_224")
 
@@ -34,26 +33,27 @@ def exponent(points: dict[int, float]) -> float:
 
 
 def draw(times: dict[str, dict[int, float]], memory: dict[str, dict[int, float]], path: Path) -> None:
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
-    for axis, values, label in zip(axes, (times, memory), ("seconds an image", "peak memory, MiB"), strict=True):
-        for model, points in values.items():
-            sides = sorted(points)
-            axis.plot(
-                [side * side / 1e6 for side in sides], [points[s] for s in sides], "o-", label=model, markersize=4
-            )
-        axis.set_xscale("log")
-        axis.set_yscale("log")
-        axis.set_xlabel("pixels, millions")
-        axis.set_ylabel(label)
-        axis.grid(alpha=0.3, which="both")
-    sides = sorted({side for points in times.values() for side in points})
-    if sides:
-        start = min(points[sides[0]] for points in times.values() if sides[0] in points)
-        line = [start * (side / sides[0]) ** 2 for side in sides]
-        axes[0].plot([side * side / 1e6 for side in sides], line, "k:", label="linear", linewidth=1)
-    axes[0].legend(fontsize=8)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    with figure_style():
+        figure = Figure(figsize=(11, 4.5), layout="constrained")
+        for place, (values, label) in enumerate(((times, "seconds an image"), (memory, "peak memory, MiB")), start=1):
+            axes = figure.add_subplot(1, 2, place, xlabel="pixels, millions", ylabel=label)
+            for (model, points), colour in zip(values.items(), COLOURS * len(values), strict=False):
+                sides = sorted(points)
+                megapixels = [side * side / 1e6 for side in sides]
+                axes.plot(megapixels, [points[s] for s in sides], "o-", color=colour, label=model, markersize=4)
+            if place == 1:
+                sides = sorted({side for points in times.values() for side in points})
+                start = min((points[sides[0]] for points in times.values() if sides[0] in points), default=1.0)
+                line = [start * (side / sides[0]) ** 2 for side in sides]
+                axes.plot([side * side / 1e6 for side in sides], line, ":", color=GREY, label="linear")
+                axes.legend()
+            axes.set(xscale="log", yscale="log")
+            axes.grid(which="both")
+            for axis in (axes.xaxis, axes.yaxis):
+                axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+                axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+                axis.set_minor_formatter(NullFormatter())
+        figure.savefig(path)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -34,8 +34,21 @@ def drawable(name: str, index: int) -> str:
     name = as_line(name)
     if font_for(name) is not None:
         return name
-    _hint(_script(name))
+    _hint(_script(name), "the index of the class stands for them")
     return str(index)
+
+
+def legible(text: str) -> str:
+    """Return a line as it can be drawn: with question marks, where no font here has all of its characters.
+
+    The first such line is logged, as `drawable` does.
+    """
+    text = as_line(text)
+    if font_for(text) is not None:
+        return text
+    _hint(_script(text), "a question mark stands for each of the others")
+    known = _characters(_fonts()[0])
+    return "".join(sign if sign.isspace() or ord(sign) in known else "?" for sign in text)
 
 
 def font_for(text: str) -> Path | None:
@@ -50,6 +63,14 @@ def pillow_font(text: str, size: float) -> ImageFont.ImageFont | ImageFont.FreeT
 
     font = _own_font() if text.isascii() else font_for(text)
     return ImageFont.load_default(size) if font is None else ImageFont.truetype(str(font), size)
+
+
+def fitted(text: str, size: float, width: float) -> str:
+    """Cut the end of a text that Pillow would draw wider than so many pixels."""
+    font = pillow_font(f"{text}…", size)
+    if font.getlength(text) <= width:
+        return text
+    return next((cut for at in range(len(text), 0, -1) if font.getlength(cut := f"{text[:at]}…") <= width), "…")
 
 
 @contextmanager
@@ -122,10 +143,11 @@ def _script(name: str) -> str:
 
 
 @functools.cache
-def _hint(script: str) -> None:
+def _hint(script: str, instead: str) -> None:
     log.warning(
-        "no font of this machine has all characters of some names (script: %s): the index of the class stands for "
-        "them. Install one; on Debian and Ubuntu: apt install %s",
+        "no font of this machine has all characters of some names (script: %s): %s. "
+        "Install one; on Debian and Ubuntu: apt install %s",
         script.capitalize(),
+        instead,
         _PACKAGES.get(script, "fonts-noto-core fonts-noto-extra"),
     )

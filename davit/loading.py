@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import argparse
+from collections.abc import Collection
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from . import predict
 from .checkpoint import CheckpointError
 from .detect.heads import is_detector
+from .engine.load_model import ModelOptions
 from .predict.detector import TASKS, ExportedDetector
 from .pretrained import best_of_mm, folder_of
 from .runtimes import is_exported, open_exported
@@ -57,6 +61,41 @@ def load(
         given = {"model": model, "names": names, "device": device, **options}
         return _load_detector(folder, best, configs, {name: one for name, one in given.items() if one is not None})
     return predict.load(checkpoint, model, device=device, names=names, **options)
+
+
+def load_by_flags(args: argparse.Namespace, given: Collection[str], model: str | None) -> tuple[str, Any]:
+    """Load a model of any kind, as `load` does, by flags of a command; return its name for people and the model.
+
+    Args:
+        args: of `model_flags` and `picture_flags`, with --config, --score-thr and --class-map.
+        given: the names of the flags that were given, as `given_flags` finds them.
+        model: the architecture; None leaves it to the checkpoint.
+
+    Raises:
+        ValueError: as `load` does.
+    """
+    if args.config:
+        return Path(args.config).stem, _with_config(args, given)
+    known = {option.name for option in fields(ModelOptions)}
+    options = {name: value for name, value in vars(args).items() if name in known.intersection(given)}
+    if "score_thr" in given:
+        options["score_threshold"] = args.score_thr
+    loaded = load(args.checkpoint or None, model, device=args.device, names=args.class_map or None, **options)
+    return Path(args.checkpoint).name or args.checkpoint, loaded
+
+
+def _with_config(args: argparse.Namespace, given: Collection[str]) -> Any:
+    """Load a detector or segmentor by its config."""
+    if not args.checkpoint:
+        raise ValueError(f"--config {args.config} needs the checkpoint of the detector or segmentor too.")
+    if is_exported(args.checkpoint):
+        raise ValueError(f"{args.checkpoint} is exported, and says by itself what --config does; leave --config out.")
+    try:
+        from .openmmlab.predictor import Predictor
+    except ImportError as error:
+        raise ValueError(f"--config needs OpenMMLab's packages ({error}): {install_extra('openmmlab')}") from error
+    options = {"score_threshold": args.score_thr} if "score_thr" in given else {}
+    return Predictor(args.config, args.checkpoint, device=args.device, **options)
 
 
 def _exported(file: str | Path, options: dict[str, Any]) -> Any:

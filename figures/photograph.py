@@ -26,14 +26,11 @@ def main(checkpoint: str, out: Path = FOLDER / "photograph.jpg") -> None:
     predictor = davit.load(checkpoint)
     photograph = io.BytesIO()
     Image.fromarray(load_sample_image("china.jpg")).save(photograph, "PNG")
-    figure = render(predictor, look(predictor, photograph.getvalue()))
+    figure = render(predictor, look(predictor, photograph.getvalue()), STAGES)
     figure.suptitle("")
     drawn = io.BytesIO()
     figure.savefig(drawn, format="png")
-    rows = 1 + len(predictor.model.main_blocks)
-    image = Image.open(drawn).convert("RGB")
-    image = image.crop((0, 0, image.width, round(image.height * (1 + STAGES) / rows)))
-    image.save(out, quality=88)
+    Image.open(drawn).convert("RGB").save(out, quality=88)
 
 
 if __name__ == "__main__":

@@ -77,7 +77,13 @@ def test_a_font_that_has_the_characters_is_found(squares: Path):
 def test_without_a_font_the_index_is_drawn_and_said_once(bare: None, caplog: pytest.LogCaptureFixture):
     with caplog.at_level(logging.WARNING):
         assert [fonts.drawable(name, index) for index, name in enumerate((CAT, "犬", "dog"))] == ["0", "1", "dog"]
-    assert [record.args for record in caplog.records] == [("Cjk", "fonts-noto-cjk")]
+    (record,) = caplog.records
+    assert isinstance(record.args, tuple) and (record.args[0], record.args[-1]) == ("Cjk", "fonts-noto-cjk")
+
+
+def test_a_line_keeps_the_characters_that_can_be_drawn(bare: None):
+    assert fonts.legible(f"{CAT}_Straße 1.jpg") == "?_Straße 1.jpg"
+    assert fonts.legible("Straße\n") == r"Straße\x0a"
 
 
 def test_pillow_draws_with_it(squares: Path):
@@ -101,3 +107,13 @@ def test_matplotlib_draws_with_it_and_without_formulas(squares: Path, recwarn: p
         drawn.append((np.asarray(canvas.buffer_rgba())[..., 0] < 128).sum())
     assert drawn[0] == pytest.approx((0.8 * 30 / 72 * 100) ** 2, rel=0.1)
     assert not [one for one in recwarn if "Glyph" in str(one.message) or "findfont" in str(one.message)]
+
+
+def test_a_text_is_cut_to_a_width() -> None:
+    for text in ("Straße", "W" * 40, "i" * 40, ""):
+        for width in (0, 30, 100, 1000):
+            cut = fonts.fitted(text, 12, width)
+            length = fonts.pillow_font(cut, 12).getlength(cut)
+            assert length <= width or cut in ("…", "")
+            assert cut == text or (cut.endswith("…") and text.startswith(cut[:-1]))
+            assert cut != text or fonts.pillow_font(text, 12).getlength(text) <= width

@@ -126,3 +126,95 @@ def test_ids_of_imagenet_are_put_into_words_where_all_names_are_such() -> None:
         .get_xticklabels()
     ]
     assert labels == ["tench", "English springer"]
+
+
+# --- reports ---
+
+
+def test_nothing_of_a_confusion_matrix_is_cut_off() -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    for count in (2, 3, 25):
+        names = [f"a rather long name of class {number}" for number in range(count)]
+        figure = draw_confusion(np.eye(count, count + 1, dtype=int), names, list(range(count)))
+        FigureCanvasAgg(figure).draw()
+        axes = figure.axes[0]
+        for text in (axes.yaxis.label, axes.xaxis.label, axes.title, *axes.get_yticklabels()):
+            extent = text.get_window_extent()
+            assert extent.x0 >= 0 and extent.y0 >= 0, text.get_text()
+            assert extent.x1 <= figure.bbox.width and extent.y1 <= figure.bbox.height, text.get_text()
+
+
+def test_names_on_a_sheet_stay_beside_and_below_their_images() -> None:
+    """However wide their letters are: the columns between the images stay white."""
+    wide = "W" * 60
+    tile = Tile(np.zeros((4, 4, 3), np.float32), wide, 0, 0.9, True)
+    sheet = np.asarray(draw_sheet([(wide, 1, "1 of 2 right", [tile] * 8)], "worst"))
+    for left in range(192, 1168, 120):
+        assert (sheet[:, left : left + 8] == 255).all(), left
+
+
+@pytest.mark.parametrize("count", [1, 3, 12])
+def test_nothing_of_a_sheet_of_neighbours_is_cut_off_or_covers_another(count: int) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    shown = [Shown(Image.new("RGB", (8 + 4 * (n % 3), 8), "red"), ("0.9", f"{'W' * 40}{n}.png")) for n in range(count)]
+    figure = render_sheet([(shown[0], shown), (shown[0], shown)], "nearest by the features of some model (cosine)")
+    FigureCanvasAgg(figure).draw()
+    extents = [axes.xaxis.label.get_window_extent() for axes in figure.axes]
+    for extent in (*extents, title_of(figure).get_window_extent()):
+        assert min(extent.x0, extent.y0) >= 0
+        assert extent.x1 <= figure.bbox.width and extent.y1 <= figure.bbox.height
+    assert not any(one.overlaps(other) for place, one in enumerate(extents) for other in extents[:place])
+
+
+# --- curves ---
+
+
+def several(tmp_path: Path, runs: list[str], rows: str, monkeypatch: pytest.MonkeyPatch) -> Figure:
+    kept: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda self, *_, **__: kept.append(self))
+    files = [tmp_path / name / "summary.csv" for name in runs]
+    for file in files:
+        file.parent.mkdir()
+        file.write_text(rows)
+    curves.draw_curves(files, tmp_path / "curves.png")
+    return kept[0]
+
+
+ACCURACIES = "epoch,eval_top1,eval_top5,ema_top1,ema_top5,train_top1\n0,1,2,3,4,5\n1,2,3,4,5,6\n"
+
+
+def test_each_run_has_a_colour_and_each_curve_a_line_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figure = several(tmp_path, [f"run{number}" for number in range(12)], ACCURACIES, monkeypatch)
+    lines = figure.axes[0].get_lines()
+    assert len({(line.get_color(), vars(line)["_unscaled_dash_pattern"]) for line in lines}) == len(lines) == 60
+
+
+@pytest.mark.parametrize("name", ["a very long name of a run, with all its settings, ", "x"])
+def test_the_names_of_runs_are_within_the_figure(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    figure = several(tmp_path, [f"{name * 4}{number}" for number in range(5)], ACCURACIES, monkeypatch)
+    FigureCanvasAgg(figure).draw()
+    (legend,) = figure.legends
+    extent = legend.get_window_extent()
+    assert extent.x0 >= 0 and extent.x1 <= figure.bbox.width
+    assert len({text.get_text() for text in legend.get_texts()}) == 5
+
+
+def test_of_one_epoch_the_values_of_both_scales_are_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    figure = several(tmp_path, ["run"], "epoch,lr,grad_norm\n0,0.001,2.5\n", monkeypatch)
+    below, above = (axes.get_lines()[0] for axes in figure.axes)
+    assert above.get_markerfacecolor() == "none" and above.get_markersize() > below.get_markersize()
+
+
+def test_a_log_scale_of_a_few_decades_has_several_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = "epoch,grad_norm\n0,30\n1,2\n2,0.9\n"
+    axes = several(tmp_path, ["run"], rows, monkeypatch).axes[0]
+    low, high = axes.get_ylim()
+    shown = [tick for tick in axes.get_yticks() if low <= tick <= high]
+    assert axes.get_yscale() == "log" and len(shown) >= 4
+    assert [axes.yaxis.get_major_formatter()(tick) for tick in shown] == [f"{tick:g}" for tick in shown]

@@ -12,9 +12,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..commands import run_cli
-from ..engine.flags import given_flags
-from ..predict.flags import ONE_BY_ONE, load_asked_for
-from ..text import install_extra
+from ..engine.flags import given_flags, model_asked_for, say_no_longer
+from ..loading import load_by_flags
+from ..predict import Predictor
+from ..predict.flags import ONE_BY_ONE
 from .flags import app_parser
 from .page import build_page, gradio, serve
 from .readers import ClassifierReader, DrawnReader, Reader
@@ -40,19 +41,9 @@ def _main(arguments: Sequence[str] | None, block: bool) -> None:
 
 
 def _reader(args: argparse.Namespace, given: set[str]) -> Reader:
-    if args.config:
-        if not args.checkpoint:
-            raise ValueError("--config needs the --checkpoint of the detector or segmentor.")
-        try:
-            from ..openmmlab.predictor import Predictor
-
-            finder = Predictor(args.config, args.checkpoint, args.score_thr, device=args.device)
-        except ImportError as error:
-            raise ValueError(f"--config needs OpenMMLab's packages ({error}): {install_extra('openmmlab')}") from error
-        return DrawnReader(Path(args.config).stem, finder)
-    if not args.checkpoint and "model" not in given:
-        raise ValueError("give the --checkpoint of a classifier, or --model for published weights.")
-    return ClassifierReader(load_asked_for(args, given, ONE_BY_ONE))
+    say_no_longer(ONE_BY_ONE, given)
+    name, loaded = load_by_flags(args, given, None if args.config else model_asked_for(args, given))
+    return ClassifierReader(loaded) if isinstance(loaded, Predictor) else DrawnReader(name, loaded)
 
 
 def _end_as_by_ctrl_c() -> None:

@@ -8,7 +8,7 @@ import io
 import logging
 import os
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from html import escape
 from importlib import resources
 from pathlib import Path
@@ -22,7 +22,7 @@ from ..files import write_bytes, write_csv
 from ..parsing.results import as_json
 from ..text import as_line, as_utf8, install_extra
 from ..visualize.figure import MapRow
-from .readers import Answer, Reader
+from .readers import Answer, Found, Reader
 
 log = logging.getLogger(__name__)
 
@@ -33,11 +33,6 @@ _MOST_AT_ONCE = 16  # images of one drop
 _LISTED = 2000  # classes
 _ASK = f"Drop images, up to {_MOST_AT_ONCE} at once, to see what the model finds in each."
 _THUMBNAIL = 640  # pixels
-_FOR_PROGRAMS = (
-    "For programs: `davit serve MODEL` answers the same by HTTP, `POST /predict` and `POST /embed`; while it runs, "
-    "its API is described at [127.0.0.1:8000/docs](http://127.0.0.1:8000/docs). All maps in one figure: "
-    "`davit visualize IMAGE`."
-)
 _FONTS = ["system-ui", "sans-serif"]  # of the viewer's machine: nothing is fetched
 
 
@@ -60,36 +55,43 @@ def _told(ask: Callable[[Path], Any], file: str) -> Any:
         return f"{name}: an error of this program; the log of the server says which."
 
 
-def results_of(reader: Reader, files: Sequence[str]) -> list[dict[str, Any]]:
-    """Say what is in each file, for the table and the downloads: its name, and scores or an error."""
-    found: list[dict[str, Any]] = []
-    for file in files:
-        scores = _told(reader.scores, file)
-        name = as_utf8(Path(file).name)
-        if isinstance(scores, str):
-            found.append({"file": name, "error": scores})
-        else:
-            classes = [{"class": one, "score": score} for one, score in scores.items()]
-            found.append({"file": name, "classes": classes})
-    return found
+def results_of(reader: Reader, files: Sequence[str], first: Found | str | None = None) -> list[dict[str, Any]]:
+    """Say what is in each file, for the table and the downloads: its name, and what was found or an error.
+
+    Args:
+        first: what is known of the first file already.
+    """
+    results: list[dict[str, Any]] = []
+    for place, file in enumerate(files):
+        found = first if place == 0 and first is not None else _told(reader.find, file)
+        key = "error" if isinstance(found, str) else reader.entries
+        results.append({"file": as_utf8(Path(file).name), key: found})
+    return results
 
 
-def as_rows(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Turn results into rows of a table, one for each image and class."""
+def as_rows(results: Sequence[dict[str, Any]], number: str) -> list[dict[str, Any]]:
+    """Turn results into rows of a table, one for each image and class, or object; without the masks of objects.
+
+    Args:
+        number: what stands beside a class, a key of what was found.
+    """
     rows = []
     for result in results:
-        named = result.get("classes") or [{"class": "", "score": ""}]
-        for rank, one in enumerate(named, start=1):
-            about = {"file": result["file"], "rank": rank if one["class"] else "", **one}
-            rows.append({**about, "error": result.get("error", "")})
+        found = result.get("classes", result.get("objects")) or [{"class": "", number: ""}]
+        for rank, one in enumerate(found, start=1):
+            row = {"file": result["file"], "rank": rank if one["class"] else "", **one}
+            row.pop("mask", None)
+            for name, value in zip(("x1", "y1", "x2", "y2"), row.pop("box", ()), strict=False):
+                row[name] = value
+            rows.append({**row, "error": result.get("error", "")})
     return rows
 
 
-def _write_downloads(results: Sequence[dict[str, Any]]) -> tuple[str, str]:
+def _write_downloads(results: Sequence[dict[str, Any]], number: str) -> tuple[str, str]:
     """Write results.csv and results.json where Gradio keeps its files, and name them."""
     root = os.environ.get("GRADIO_TEMP_DIR")
     folder = Path(tempfile.mkdtemp(prefix="results-", dir=root if root and Path(root).is_dir() else None))
-    write_csv(folder / "results.csv", as_rows(results))
+    write_csv(folder / "results.csv", as_rows(results, number))
     write_bytes(folder / "results.json", as_json(results).encode())
     return str(folder / "results.csv"), str(folder / "results.json")
 
@@ -113,14 +115,21 @@ def _thumbnail(file: str) -> Image.Image | None:
     return picture
 
 
-def scores_html(scores: Mapping[str, float]) -> str:
-    """List the most probable classes with a bar for each; the first in larger letters."""
+def scores_html(found: Found, number: str) -> str:
+    """List the first classes with a bar for each, the first in larger letters; of several objects of one the best.
+
+    Args:
+        number: what stands beside a class, a key of what was found.
+    """
+    numbers: dict[str, float] = {}
+    for one in found:
+        numbers[one["class"]] = max(one[number], numbers.get(one["class"], 0.0))
     lines = [
-        f"<li><span>{escape(as_line(name))}</span><span>{score:.1%}</span>"
-        f'<div class="bar" style="width: {100 * min(max(score, 0.0), 1.0):.2f}%"></div></li>'
-        for name, score in list(scores.items())[:_SHOWN]
+        f"<li><span>{escape(as_line(name))}</span><span>{value:.1%}</span>"
+        f'<div class="bar" style="width: {100 * min(max(value, 0.0), 1.0):.2f}%"></div></li>'
+        for name, value in sorted(numbers.items(), key=lambda item: -item[1])[:_SHOWN]
     ]
-    return f'<ol aria-label="classes and their scores">{"".join(lines)}</ol>' if lines else ""
+    return f'<ol aria-label="classes and their {number}s">{"".join(lines)}</ol>' if lines else ""
 
 
 def maps_html(rows: Sequence[MapRow]) -> str:
@@ -159,9 +168,8 @@ def build_page(reader: Reader) -> Any:
     """
     gr = gradio()
 
-    def show(file: str | None, error: str = "") -> list[Any]:
+    def show(file: str | None, answer: Answer | str, error: str = "") -> list[Any]:
         """Show one image: message, the image as given, scores, what was found, how to read it, and the maps."""
-        answer = answer_file(reader, file)
         hidden = gr.update(value=None, visible=False)
         if isinstance(answer, str):
             said = " ".join(filter(None, (answer, error)))
@@ -172,7 +180,7 @@ def build_page(reader: Reader) -> Any:
         return [
             _text(gr, _alert(error)),
             gr.update(value=given, label=name, alt_text=name, visible=given is not None),
-            _text(gr, scores_html(answer.scores)),
+            _text(gr, scores_html(answer.found, reader.number)),
             gr.update(value=answer.picture, label=found, alt_text=found, visible=True),
             _text(gr, answer.how),
             _text(gr, maps_html(answer.maps)),
@@ -182,30 +190,32 @@ def build_page(reader: Reader) -> Any:
         """Answer all images, and show the first."""
         hidden = gr.update(value=None, visible=False)
         if not files:
-            return [gr.update(choices=[], value=None, visible=False), hidden, hidden, hidden, *show(None)]
+            return [gr.update(choices=[], value=None, visible=False), hidden, hidden, hidden, *show(None, "")]
         left_out = f"The first {_MOST_AT_ONCE} of {len(files)} images are answered." * (len(files) > _MOST_AT_ONCE)
         files = files[:_MOST_AT_ONCE]
-        results = results_of(reader, files)
-        csv_file, json_file = _write_downloads(results)
+        answer = answer_file(reader, files[0])
+        results = results_of(reader, files, answer if isinstance(answer, str) else answer.found)
+        csv_file, json_file = _write_downloads(results, reader.number)
         choices = [(f"{place + 1}. {as_line(Path(file).name)}", place) for place, file in enumerate(files)]
         several = len(files) > 1
         lines = []
         for result in results:
-            first = (result.get("classes") or [{"class": "", "score": ""}])[0]
-            score = f"{first['score']:.1%}" if first["class"] else ""
-            lines.append([result["file"], result.get("error") or first["class"] or "nothing found", score])
+            first = (result.get(reader.entries) or [{}])[0]
+            number = f"{first[reader.number]:.1%}" if first else ""
+            lines.append([result["file"], result.get("error") or first.get("class", "nothing found"), number])
         return [
             gr.update(choices=choices, value=0, visible=several),
             gr.update(value=lines, visible=several),
             gr.update(value=csv_file, visible=True),
             gr.update(value=json_file, visible=True),
-            *show(files[0], left_out),
+            *show(files[0], answer, left_out),
         ]
 
     def pick(files: list[str] | None, place: Any) -> list[Any]:
         """Show another of the images: by its number, as a path could be any file of this machine."""
         is_one = isinstance(place, int) and 0 <= place < min(len(files or ()), _MOST_AT_ONCE)
-        return show((files or [])[place] if is_one else None)
+        file = (files or [])[place] if is_one else None
+        return show(file, answer_file(reader, file))
 
     def pick_row(files: list[str] | None, chosen: Any) -> list[Any]:
         """Show the image whose row of the table was chosen."""
@@ -233,7 +243,7 @@ def build_page(reader: Reader) -> Any:
                 scores = gr.HTML(visible=False, elem_id="scores")
             with gr.Column(scale=3, min_width=280):
                 table = gr.Dataframe(
-                    headers=["file", "first class", "score"],
+                    headers=["file", reader.first, reader.number],
                     column_widths=["38%", "42%", "20%"],
                     max_height=1000,
                     visible=False,
@@ -247,9 +257,15 @@ def build_page(reader: Reader) -> Any:
                 picture = gr.Image(elem_id="picture", **still)
                 how = gr.Markdown(visible=False, elem_id="how")
                 maps = gr.HTML(visible=False, elem_id="maps")
-        gr.Markdown(_FOR_PROGRAMS)
+        gr.Markdown(reader.programs)
         shown = [message, given, scores, picture, how, maps]
-        file.change(take, file, [which, table, as_csv, as_json_file, *shown], api_visibility="private")
+        everything = [which, table, as_csv, as_json_file, *shown]
+        # each is answered, in turn: one that waits for another would be forgotten where that is cancelled
+        how_taken = {"trigger_mode": "multiple", "api_visibility": "private"}
+        taking = [event(take, file, everything, **how_taken) for event in (file.upload, file.delete)]
+        # Emptied by the browser alone: an answer of the server might arrive after that for the next images.
+        empty = f"() => Array({len(everything)}).fill({{__type__: 'update', visible: false}})"
+        file.clear(None, None, everything, js=empty, cancels=taking, api_visibility="private")
         which.input(pick, [file, which], shown, api_visibility="private")
         table.select(pick_row, file, [which, *shown], api_visibility="private")
     page.queue(max_size=_WAITING, api_open=False)

@@ -1,4 +1,4 @@
-"""Ask a model about an image, for the page: scores and images come back."""
+"""Ask a model about an image, for the page: what it found and images of it come back."""
 
 from __future__ import annotations
 
@@ -8,9 +8,13 @@ from typing import Any, Protocol
 
 from PIL import Image
 
-from ..predict import Predictor
+from ..predict import Prediction, Predictor
 from ..predict.pictures import Picture
+from ..text import as_line
 from ..visualize.figure import HOW_TO_READ, MapRow, draw_maps, evidence_image, look, seen_image
+
+Found = Sequence[Mapping[str, Any]]
+"""What is in an image, the first first: each with its "class", its "score" or "share", and more."""
 
 
 @dataclass(frozen=True)
@@ -18,31 +22,40 @@ class Answer:
     """What the page shows for one image.
 
     Attributes:
-        scores: name -> 0 to 1, the highest first.
+        found: as of `Reader.find`.
         picture: the image with what was found, and its caption.
         how: a sentence on how the image is read.
         maps: of the model's attention and evidence, where there are any.
     """
 
-    scores: Mapping[str, float]
+    found: Found
     picture: Image.Image
     caption: str
     how: str = ""
     maps: Sequence[MapRow] = ()
 
 
-_DRAWN = "A colour is a class; beside its name is the score, or below the image which colour is which class."
-_EXPORTED = "what the model sees (an exported model: evidence and attention need its checkpoint)"
-
-
 class Reader(Protocol):
-    """A model as the page knows it, under a title."""
+    """A model as the page knows it.
+
+    Attributes:
+        title: of the page.
+        classes: the names of all.
+        entries: what an image is said to hold, in files: "classes" or "objects".
+        number: what stands beside a class: its "score" or its "share" of the image.
+        first: heads the column of the first class.
+        programs: says how programs get the same.
+    """
 
     title: str
     classes: Sequence[str]
+    entries: str
+    number: str
+    first: str
+    programs: str
 
-    def scores(self, picture: Picture) -> Mapping[str, float]:
-        """Find what is in an image, without drawing: name -> 0 to 1, the highest first; errors as in `answer`."""
+    def find(self, picture: Picture) -> Found:
+        """Find what is in an image, without drawing; errors as in `answer`."""
         ...
 
     def answer(self, picture: Picture) -> Answer:
@@ -50,56 +63,99 @@ class Reader(Protocol):
         ...
 
 
+_EXPORTED = "What the model sees. Evidence and attention need the checkpoint that this exported model was made of."
+_PROGRAMS = (
+    "For programs: `davit serve MODEL` answers the same by HTTP, {what}; while it runs, its API is described at "
+    "[127.0.0.1:8000/docs](http://127.0.0.1:8000/docs). {more}"
+)
+
+
 class ClassifierReader:
     """Asks a classifier: its classes, the evidence for the first, and the maps of `davit.visualize`.
 
     Of an exported model there are the classes alone, and a sentence says why.
+
+    Raises:
+        ValueError: the model has no classes.
     """
 
+    entries, number, first = "classes", "score", "first class"
+
     def __init__(self, predictor: Predictor) -> None:
-        self.title = f"{predictor.name}, {len(predictor.class_names)} classes"
+        if not predictor.class_names:
+            raise ValueError(
+                f"{predictor.name} has no classes to show: it was built without a classifier. `davit embed` writes "
+                "its features, and draws the images most similar to one."
+            )
+        self.title = _title(predictor.name, predictor.class_names)
         self.classes: Sequence[str] = list(predictor.class_names)
+        figure = "" if predictor.program is not None else "All maps in one figure: `davit visualize IMAGE`."
+        self.programs = _PROGRAMS.format(what="`POST /predict` and `POST /embed`", more=figure)
         self._predictor = predictor
 
-    def scores(self, picture: Picture) -> Mapping[str, float]:
-        found = self._predictor.predict(picture)
-        # of several classes those that reach their threshold, or else the nearest
-        return {guess.name: guess.probability for guess in found.guesses or (found.first,)}
+    def find(self, picture: Picture) -> Found:
+        return self._found(self._predictor.predict(picture))
 
     def answer(self, picture: Picture) -> Answer:
         if self._predictor.program is not None:
-            return Answer(self.scores(picture), seen_image(self._predictor, picture), _EXPORTED)
+            image = seen_image(self._predictor, picture)
+            return Answer(self.find(picture), image, "what the model sees", _EXPORTED)
         seen = look(self._predictor, picture)
-        # of several classes those that reach their threshold, or else the nearest
-        guesses = seen.prediction.guesses or (seen.prediction.first,)
-        scores = {guess.name: guess.probability for guess in guesses}
         how, maps = HOW_TO_READ[seen.evidence[0].method], draw_maps(self._predictor, seen)
-        return Answer(scores, evidence_image(seen), f"evidence for {seen.prediction.name}", how, maps)
+        caption = f"evidence for {as_line(seen.prediction.name)}"
+        return Answer(self._found(seen.prediction), evidence_image(seen), caption, how, maps)
+
+    @staticmethod
+    def _found(prediction: Prediction) -> Found:
+        """List the classes; of several classes those that reach their threshold, or else the nearest."""
+        guesses = prediction.guesses or (prediction.first,)
+        return [{"class": guess.name, "score": guess.probability} for guess in guesses]
 
 
 class DrawnReader:
-    """Asks a detector or a segmentor: its boxes, masks or regions drawn, and the best score (or share) of each class.
+    """Asks a detector or a segmentor: its objects drawn, or its regions.
 
     Args:
-        finder: a `davit.openmmlab.predictor.Predictor`.
+        name: of the model, for people.
+        finder: a detector or segmentor, as `davit.load` makes it.
     """
 
-    def __init__(self, title: str, finder: Any) -> None:
-        self.title = title
-        self.classes: Sequence[str] = list(getattr(finder, "classes", ()))
+    def __init__(self, name: str, finder: Any) -> None:
+        self.title = _title(name, finder.classes)
+        self.classes: Sequence[str] = list(finder.classes)
+        self._is_detector = finder.task == "detection"
+        self.entries, self.number, self.first = (
+            ("objects", "score", "best object") if self._is_detector else ("classes", "share", "largest class")
+        )
+        command = "davit det demo" if self._is_detector else "davit seg demo"
+        more = f"A folder of images is drawn by `{command}`."
+        self.programs = _PROGRAMS.format(what="`POST /predict`", more=more)
         self._finder = finder
 
-    def scores(self, picture: Picture) -> Mapping[str, float]:
-        return self._scores(self._finder.predict(picture))
+    def find(self, picture: Picture) -> Found:
+        return self._found(self._finder.predict(picture))
 
     def answer(self, picture: Picture) -> Answer:
-        found = self._finder.predict(picture)
-        return Answer(self._scores(found), found.draw(), "what was found", _DRAWN)
+        predicted = self._finder.predict(picture)
+        found = self._found(predicted)
+        noun = ("object" if self._is_detector else "class") if len(found) == 1 else self.entries
+        return Answer(found, predicted.draw(), f"{len(found) or 'no'} {noun}", self._how(found))
 
-    @staticmethod
-    def _scores(found: Any) -> Mapping[str, float]:
-        contents = found.to_json()
-        scores: dict[str, float] = dict(contents.get("classes", {}))
-        for entry in contents.get("objects", []):
-            scores[entry["class"]] = max(entry["score"], scores.get(entry["class"], 0.0))
-        return dict(sorted(scores.items(), key=lambda item: -item[1]))
+    def _found(self, predicted: Any) -> Found:
+        contents = predicted.to_json()
+        if self._is_detector:
+            objects: Found = contents["objects"]
+            return objects
+        return [{"class": name, "share": share} for name, share in contents["classes"].items()]
+
+    def _how(self, found: Found) -> str:
+        if not self._is_detector:
+            return "A colour is a class. The numbers say which share of the image each class has."
+        least = f"{self._finder.score_threshold:g} (`--score-thr`)"
+        if not found:
+            return f"No object has a score of {least} or more."
+        return f"A colour is a class; beside its name is the score. Objects of a score below {least} are left out."
+
+
+def _title(name: str, classes: Sequence[str]) -> str:
+    return f"{name}, {len(classes)} class{'es' if len(classes) != 1 else ''}"

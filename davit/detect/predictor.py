@@ -27,10 +27,13 @@ class Predictor:
 
     Attributes:
         classes: the names of the classes.
+        task: detection.
 
     Raises:
         CheckpointError: it is no such detector, or cannot be read.
     """
+
+    task = "detection"
 
     def __init__(self, source: str | Path, score_threshold: float = 0.3, device: str = "auto") -> None:
         self.device = device_named(device)

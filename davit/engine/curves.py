@@ -16,7 +16,8 @@ from ..style import COLOURS, figure_style
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_STYLES = ("-", "--", "-.", ":")
+_STYLES = ("-", "--", "-.", ":", (0, (8, 2)))
+_LETTER, _SAMPLE = 0.075, 0.7  # inches of a letter of the legend, and of the line and the gaps beside a name
 _FEW = 25  # rows: with no more, each is a dot as well
 _PANEL = (6.2, 3.8)  # inches
 
@@ -117,17 +118,20 @@ def draw_curves(csv_files: Sequence[str | Path], out: str | Path) -> None:
         raise ValueError(f"{files[0]} has no column that is drawn ({known}).")
     columns = min(2, len(panels))
     rows = math.ceil(len(panels) / columns)
-    names = [drawable(name, place) for place, name in enumerate(_names(files), start=1)]
+    width = _PANEL[0] * columns
+    longest = int((width - _SAMPLE) / _LETTER)
+    names = [_short(drawable(name, place), longest) for place, name in enumerate(_names(files), start=1)]
     with figure_style():
-        figure = Figure(figsize=(_PANEL[0] * columns, _PANEL[1] * rows), layout="constrained")
+        figure = Figure(figsize=(width, _PANEL[1] * rows), layout="constrained")
         for place, (title, axes) in enumerate(panels.items(), start=1):
             _draw_panel(figure.add_subplot(rows, columns, place, title=title, xlabel="epoch"), axes, runs)
     with figure_style(names):  # which are no formulas
         if len(runs) == 1:
             figure.suptitle(names[0])
         else:
-            handles = [Line2D([], [], color=COLOURS[i % len(COLOURS)], linewidth=3) for i in range(len(runs))]
-            figure.legend(handles, names, loc="outside upper center", ncols=4, frameon=False)
+            handles = [Line2D([], [], color=colour, linewidth=3) for colour in _colours(len(runs))]
+            beside = max(1, int(width / (_SAMPLE + _LETTER * max(map(len, names)))))
+            figure.legend(handles, names, loc="outside upper center", ncols=min(4, beside), frameon=False)
     form = Path(out).suffix.lstrip(".") or "png"
     write_atomically(out, lambda stream: figure.savefig(stream, format=form))
 
@@ -146,6 +150,22 @@ def _names(files: Sequence[Path]) -> list[str]:
         if len(set(names)) == len(names):
             return names
     return [str(file) for file in files]  # several files of one folder
+
+
+def _short(name: str, length: int) -> str:
+    """Leave out the middle of a name that is too long: paths differ at their ends."""
+    half = (length - 1) // 2
+    return name if len(name) <= length else f"{name[:half]}…{name[-half:]}"
+
+
+def _colours(runs: int) -> Sequence[str]:
+    """Return a colour for each run; of more than the figures have, hues that are evenly spaced."""
+    from matplotlib import colormaps
+    from matplotlib.colors import to_hex
+
+    if runs <= len(COLOURS):
+        return COLOURS[:runs]
+    return [to_hex(colormaps["turbo"](0.05 + 0.9 * place / (runs - 1))) for place in range(runs)]
 
 
 def _number(cell: str) -> float:
@@ -190,10 +210,12 @@ def _draw_axis(axes: Axes, axis: _Axis, runs: Sequence[_Run], first: int) -> lis
         first: curves that are in the panel already.
     """
     from matplotlib.lines import Line2D
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     axes.set_ylabel(axis.label)
     several = len(runs) > 1
     columns = _drawn(axis, runs)
+    colours = _colours(len(runs)) if several else COLOURS
     handles = []
     for number, column in enumerate(columns, start=first):
         style = _STYLES[number % len(_STYLES)] if several else "-"
@@ -203,12 +225,19 @@ def _draw_axis(axes: Axes, axis: _Axis, runs: Sequence[_Run], first: int) -> lis
                 # an epoch without an evaluation has no number: the line goes on to the next that has one
                 points = [(x, y) for x, y in zip(run["epoch"], run[column], strict=True) if math.isfinite(y)]
                 (line,) = axes.plot(*zip(*points, strict=True), linestyle=style) if points else axes.plot([], [])
-                line.set(markersize=3, linewidth=1.5, color=COLOURS[place % len(COLOURS)] if several else colour)
+                line.set(linewidth=1.5, color=colours[place] if several else colour)
                 line.set_marker("o" if len(points) <= _FEW else "")
+                line.set(markersize=3)
+                if first and len(points) == 1:  # both scales end at their one value, and so in the same place
+                    line.set(markersize=7, markerfacecolor="none")
         handles.append(Line2D([], [], color="0.3" if several else colour, linestyle=style, label=axis.columns[column]))
     values = [value for column in columns for value in _finite(column, runs)]
     if axis.log and min(values) > 0 and max(values) > 10 * min(values):
         axes.set_yscale("log")
+        if max(values) < 1000 * min(values):  # else powers of ten alone are enough
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            axes.yaxis.set_minor_formatter(NullFormatter())
     else:
         axes.ticklabel_format(axis="y", scilimits=(-3, 5), useMathText=True)
     if axis.from_zero:

@@ -15,13 +15,12 @@ from sklearn.metrics import precision_recall_curve
 from ..data import PictureDataset
 from ..data.label_sets import SEPARATOR
 from ..files import write_atomically, write_bytes, write_csv
-from ..fonts import drawable
 from ..style import COLOURS, figure_style
 from ..text import as_line, without_nan
 from .multilabel import Answers, Measures
 from .records import Array
 from .report import cell, earlier
-from .report_figures import WORST
+from .report_figures import WORST, short_name
 
 log = logging.getLogger(__name__)
 
@@ -105,21 +104,22 @@ def _worst_rows(report: LabelReport, probabilities: Array) -> list[dict[str, Any
 
 def _draw_curves(report: LabelReport) -> Any:
     """Draw precision over recall of the classes of least and of most average precision, as a `Figure`."""
+    from cycler import cycler  # comes with matplotlib
     from matplotlib.figure import Figure
 
     precision = report.measures.average_precision
     order = np.argsort(np.where(np.isnan(precision), np.inf, precision), kind="stable")
     order = order[: int((~np.isnan(precision)).sum())]
     chosen = list(order) if len(order) <= _CURVES else [*order[: _CURVES // 2], *order[-(_CURVES // 2) :]]
-    names = [drawable(report.names[index], int(index)) for index in chosen]
+    names = [short_name(report.names[index], int(index)) for index in chosen]
     with figure_style(names):
         figure = Figure(figsize=(7.5, 5), layout="constrained")
         axes = figure.add_subplot(xlabel="recall", ylabel="precision", xlim=(0, 1.01), ylim=(0, 1.01))
-        axes.set_prop_cycle(color=COLOURS)
+        axes.set_prop_cycle(cycler(linestyle=["-", "--"]) * cycler(color=COLOURS))
         for index, name in zip(chosen, names, strict=True):
             targets, scores = report.answers.targets[:, index], report.answers.logits[:, index]
             precisions, recalls, _ = precision_recall_curve(targets, scores)
-            axes.step(recalls, precisions, where="post", label=f"{name[:24]}: AP {100 * precision[index]:.1f} %")
+            axes.step(recalls, precisions, where="post", label=f"{name}: AP {100 * precision[index]:.1f} %")
         title = "Precision and recall" if len(chosen) == len(order) else "Precision and recall, worst and best classes"
         axes.set_title(title)
         axes.grid()

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from ..data.imagenet import without_id
-from ..fonts import drawable, pillow_font
+from ..fonts import drawable, fitted, pillow_font
 from ..style import GREY, MAP, ORANGE, SKY, SMALL, TEXT, TITLE, figure_style, pixels
 from .calibration import Bin, ece
 from .records import Array
@@ -25,13 +25,14 @@ _MOST_DRAWN = 200  # classes of a matrix; of more, those with most errors
 _NUMBERS = 20  # classes, up to which each cell has its number
 _SHORT = 24  # characters of a class's name
 _TILE, _GAP, _TEXT, _LABEL = 112, 8, 15, 200  # pixels
-_LINE = 22  # signs of a class's name beside its images
+_LINE = 18  # pixels of a line of a class's name beside its images
 _HEAD = 36  # pixels, of a sheet's title
 
 
-def _short(name: str, index: int, length: int = _SHORT) -> str:
+def short_name(name: str, index: int) -> str:
+    """Return the name of a class as a figure has room for it; its index where no font can draw it."""
     name = drawable(without_id(name), index)
-    return name if len(name) <= length else f"{name[: length - 1]}…"
+    return name if len(name) <= _SHORT else f"{name[: _SHORT - 1]}…"
 
 
 def draw_confusion(matrix: Array, names: Sequence[str], competing: Sequence[int]) -> Any:
@@ -57,14 +58,14 @@ def draw_confusion(matrix: Array, names: Sequence[str], competing: Sequence[int]
     support = matrix[chosen].sum(1)
     with np.errstate(invalid="ignore"):
         percent = 100 * counts / np.where(support, support, np.nan)[:, None]
-    labels = [_short(names[index], int(index)) for index in chosen]
+    labels = [short_name(names[index], int(index)) for index in chosen]
     rows = [f"{label} ({count})" for label, count in zip(labels, support, strict=True)]
     few = len(chosen) <= _NUMBERS
     cell, size = (0.5, TEXT) if few else (max(0.125, min(0.3, 24 / len(chosen))), SMALL - 0.5)
     side = max(2.5, cell * len(chosen))
     longest = max(map(len, rows)) * size * 0.0085  # inches
     with figure_style(labels):
-        figure = Figure(figsize=(side + longest + 1.6, side + longest + 1.0), layout="constrained")
+        figure = Figure(figsize=(side + longest + 1.6, side + longest + 1.0), layout="compressed")
         axes = figure.add_subplot()
         image = axes.imshow(percent, cmap=MAP, norm=PowerNorm(0.5, 0, 100), interpolation="nearest")
         axes.set_xticks(range(len(chosen)), labels, rotation=90, fontsize=size)
@@ -124,7 +125,7 @@ def _draw_bins(top: Axes, below: Axes, rows: Sequence[Bin]) -> None:
     top.plot([x for x, _ in filled], [one.confidence for _, one in filled], "_", color=ORANGE, label="mean confidence")
     top.plot([0, 1], [0, 1], "--", color=GREY, linewidth=1, label="as they should agree")
     top.set(xlim=(0, 1), ylim=(0, 1), ylabel="share that is right")
-    top.legend(loc="upper left")
+    top.legend(loc="best")
     top.grid()
     total = sum(one.count for one in rows) or 1
     below.bar(middles, [100 * one.count / total for one in rows], width, color=GREY)
@@ -156,16 +157,18 @@ def draw_sheet(page: Page, title: str) -> Image.Image:
     _write(draw, (_GAP, 9), title, pixels(TITLE), "black")
     for number, (name, index, note, tiles) in enumerate(page):
         y = _HEAD + number * row_height
-        for line, text in enumerate(_wrapped(_short(name, index, 2 * _LINE))):
-            _write(draw, (_GAP, y + line * 18), text, pixels(TEXT), "black")
-        _write(draw, (_GAP, y + 40), note, pixels(SMALL), GREY)
+        lines = _wrapped(drawable(without_id(name), index), pixels(TEXT), _LABEL - 2 * _GAP)
+        for line, text in enumerate(lines):
+            _write(draw, (_GAP, y + line * _LINE), text, pixels(TEXT), "black")
+        _write(draw, (_GAP, y + len(lines) * _LINE + 4), note, pixels(SMALL), GREY)
         for column, tile in enumerate(tiles):
             x = _LABEL + column * (_TILE + _GAP)
             if tile.image is not None:
                 _paste(sheet, tile.image, x, y)
             colour = GREY if tile.right else ORANGE
             sure = "" if math.isnan(tile.probability) else f"{tile.probability:.1%}"
-            _write(draw, (x, y + _TILE + 2), _short(tile.predicted, tile.index, 16), pixels(SMALL), colour)
+            name = fitted(drawable(without_id(tile.predicted), tile.index), pixels(SMALL), _TILE)
+            _write(draw, (x, y + _TILE + 2), name, pixels(SMALL), colour)
             _write(draw, (x, y + _TILE + 2 + _TEXT), sure, pixels(SMALL), colour)
     return sheet
 
@@ -184,13 +187,15 @@ def _write(draw: ImageDraw.ImageDraw, at: tuple[int, int], text: str, size: int,
     draw.text(at, text, fill=colour, font=pillow_font(text, size))
 
 
-def _wrapped(name: str, length: int = _LINE) -> list[str]:
-    """Break a name into two lines, and cut what is longer."""
-    if len(name) <= length:
+def _wrapped(name: str, size: int, width: float) -> list[str]:
+    """Break a name into at most two lines of so many pixels, and cut what is longer."""
+    font = pillow_font(name, size)
+    if font.getlength(name) <= width:
         return [name]
-    at = name.rfind(" ", 0, length + 1)
-    first, rest = (name[:at], name[at + 1 :]) if at > length // 3 else (name[:length], name[length:])
-    return [first, rest if len(rest) <= length else f"{rest[: length - 1]}…"]
+    most = next(at for at in range(len(name), 0, -1) if at == 1 or font.getlength(name[:at]) <= width)
+    blank = name.rfind(" ", 0, most + 1)
+    first, rest = (name[:blank], name[blank + 1 :]) if blank > most // 3 else (name[:most], name[most:])
+    return [first, fitted(rest, size, width)]
 
 
 def draw_grid(rows: Sequence[tuple[str, Sequence[Image.Image]]], titles: Sequence[str], tile: int) -> Image.Image:

@@ -35,6 +35,7 @@ class Predictor:
         device: 'auto' (CUDA where there is one), 'cpu', 'cuda' ...
 
     Attributes:
+        task: detection or segmentation.
         bands, decoding, as_stored, as_float: how images are decoded.
         steps: what the config's test pipeline does with them then.
 
@@ -54,6 +55,7 @@ class Predictor:
         self.classes, self.palette = _classes(cfg, read.metadata)
         set_classes(cfg, self.classes)  # a model trained with --classes has other heads than its config
         self.model: nn.Module = MODELS.build(cfg.model)
+        self.task = "segmentation" if hasattr(self.model, "decode_head") else "detection"
         load_whole(self.model, read, may_adapt=False)
         self.device = device_named(device)
         self.model.to(self.device).eval()

@@ -54,6 +54,7 @@ class ExportedDetector:
 
     Attributes:
         classes: the names of the classes.
+        task: detection or segmentation.
 
     Raises:
         ExportedError: the file cannot be opened, is of another task, or has raw outputs of a detector.
@@ -64,7 +65,8 @@ class ExportedDetector:
     ) -> None:
         self.model = model if isinstance(model, ExportedModel) else open_exported(model, threads=threads)
         self.metadata: Metadata = self.model.metadata
-        if self.metadata.task not in TASKS:
+        self.task: str = self.metadata.task
+        if self.task not in TASKS:
             raise ExportedError(f"{self.model.path} is an export for {self.metadata.task}; `davit.load` takes it.")
         try:
             self._facts = _Facts(self.metadata)
@@ -72,7 +74,7 @@ class ExportedDetector:
             raise ExportedError(
                 f"{self.model.path}: its metadata do not say how images are prepared ({error!r}); export it again."
             ) from error
-        if self.metadata.task == "detection" and "labels" not in self.metadata.output_names:
+        if self.task == "detection" and "labels" not in self.metadata.output_names:
             raise ExportedError(
                 f"{self.model.path} was exported with --raw, for runtimes that suppress overlapping boxes by "
                 "themselves; export it without to predict with it here."
@@ -93,7 +95,7 @@ class ExportedDetector:
         computed = self.model(ready.images)
         outputs = {name: one[0] for name, one in zip(self.model.output_names, computed, strict=True)}
         before, after = ready.before, ready.after
-        if self.metadata.task == "segmentation":
+        if self.task == "segmentation":
             labels = self._labels(outputs, after[::-1], before[::-1])
             return Segmentation(ready.shown, labels, self.classes, self._facts.palette)
         return self._detections(outputs, ready.shown, before, after)

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageOps
 
-from ..fonts import drawable, pillow_font
+from ..fonts import drawable, fitted, pillow_font
 
 _STRENGTH = 0.6  # of a segment's colour over the image
 _MASK_STRENGTH = 0.5  # of an object's colour over the image
@@ -64,7 +64,9 @@ class Detections:
         taken: list[_Place] = []  # by labels, of which the best come first
         labels = []
         for box, score, label in zip(times * self.boxes, self.scores, self.labels, strict=True):
-            name = f"{drawable(self.classes[label], int(label))} {score:.2f}"
+            name, number = drawable(self.classes[label], int(label)), f" {score:.2f}"
+            room = drawn.width - 2 * padding - pillow_font(number, size).getlength(number)
+            name = fitted(name, size, room) + number
             font = pillow_font(name, size)
             place = _label_place(box.tolist(), font.getbbox(name), padding, drawn.size, taken)
             taken.append(place)
@@ -213,14 +215,20 @@ def draw_segments(image: Any, labels: Any, classes: Sequence[str], palette: Sequ
     drawn = ImageOps.scale(drawn, _enlargement(*labels.shape), Image.Resampling.NEAREST)
     numbers, areas = np.unique(labels[known], return_counts=True)
     largest = [int(number) for number in numbers[np.argsort(-areas)][:_NAMED]]
-    return _with_legend(drawn, [(drawable(classes[number], number), tuple(palette[number])) for number in largest])
+    entries: list[tuple[str, Any]] = [
+        (drawable(classes[number], number), tuple(palette[number])) for number in largest
+    ]
+    if len(numbers) > len(largest):
+        entries.append((f"and {len(numbers) - len(largest)} smaller", None))
+    return _with_legend(drawn, entries)
 
 
 def _with_legend(drawn: Image.Image, entries: list[tuple[str, Any]]) -> Image.Image:
-    """Put names and colours below an image, in as many lines as they need."""
+    """Put names and colours below an image, in as many lines as they need; an entry without a colour is text alone."""
     size = font_size(*drawn.size)
-    fonts = {name: pillow_font(name, size) for name, _ in entries}
     line, gap = round(1.5 * size), round(0.6 * size)
+    entries = [(fitted(name, size, drawn.width - line - 2 * gap), colour) for name, colour in entries]
+    fonts = {name: pillow_font(name, size) for name, _ in entries}
     places: list[tuple[int, int]] = []
     x, y = gap, drawn.height + 4
     for name, _ in entries:
@@ -233,6 +241,7 @@ def _with_legend(drawn: Image.Image, entries: list[tuple[str, Any]]) -> Image.Im
     canvas.paste(drawn)
     pen = ImageDraw.Draw(canvas)
     for (name, colour), (left, top) in zip(entries, places, strict=True):
-        pen.rectangle([left, top + 2, left + size, top + 2 + size], fill=colour, outline="black")
-        pen.text((left + line, top), name, fill="black", font=fonts[name])
+        if colour is not None:
+            pen.rectangle([left, top + 2, left + size, top + 2 + size], fill=colour, outline="black")
+        pen.text((left + (0 if colour is None else line), top), name, fill="black", font=fonts[name])
     return canvas

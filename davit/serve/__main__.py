@@ -6,9 +6,7 @@ import argparse
 import logging
 import sys
 from collections.abc import Sequence
-from dataclasses import fields
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..addresses import OwnAddresses, is_loopback, open_port
 from ..commands import run_cli
@@ -72,38 +70,16 @@ def load_engine(args: argparse.Namespace, given: set[str], most_pixels: int) -> 
     Raises:
         ValueError: no model is named, or the model and the flags do not fit one another.
     """
-    from ..engine.load_model import ModelOptions
-    from ..loading import load
+    from ..loading import load_by_flags
     from ..predict import Predictor
     from .engine import Classifier, Finder
 
-    if args.config:
-        name, loaded = Path(args.config).stem, _with_config(args)
-    else:
-        if not args.checkpoint and "model" not in given:
-            raise ValueError("no model is named: give MODEL, or --model NAME for published weights.")
-        known = {option.name for option in fields(ModelOptions)}
-        options = {name: value for name, value in vars(args).items() if name in given & known}
-        if args.score_thr is not None:
-            options["score_threshold"] = args.score_thr
-        model = args.model if "model" in given else None
-        loaded = load(args.checkpoint or None, model, device=args.device, names=args.class_map or None, **options)
-        name = Path(args.checkpoint).name or args.checkpoint
+    if not (args.config or args.checkpoint or "model" in given):
+        raise ValueError("no model is named: give MODEL, or --model NAME for published weights.")
+    name, loaded = load_by_flags(args, given, args.model if "model" in given else None)
     if isinstance(loaded, Predictor):
         return Classifier(loaded, most_pixels)
-    task = "segmentation" if hasattr(loaded.model, "decode_head") else "detection"
-    return Finder(name, task, loaded, most_pixels)
-
-
-def _with_config(args: argparse.Namespace) -> Any:
-    if not args.checkpoint:
-        raise ValueError("--config needs MODEL, the checkpoint of the detector or segmentor.")
-    try:
-        from ..openmmlab.predictor import Predictor
-    except ImportError as error:
-        raise ValueError(f"--config needs OpenMMLab's packages ({error}): {install_extra('openmmlab')}") from error
-    threshold = 0.3 if args.score_thr is None else args.score_thr
-    return Predictor(args.config, args.checkpoint, threshold, device=args.device)
+    return Finder(name, loaded, most_pixels)
 
 
 if __name__ == "__main__":

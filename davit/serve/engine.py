@@ -119,21 +119,21 @@ class Classifier:
 
 
 class Finder:
-    """A detector or segmentor of OpenMMLab's, which takes images of any size one by one.
+    """A detector or segmentor, which takes images of any size one by one.
 
     Args:
-        finder: a `davit.openmmlab.predictor.Predictor`, or what has its `predict`.
+        finder: what `davit.load` makes of one.
         most_pixels: as of `Classifier`.
     """
 
     kinds: tuple[str, ...] = ("predict",)
     batches = False
 
-    def __init__(self, name: str, task: str, finder: Any, most_pixels: int) -> None:
+    def __init__(self, name: str, finder: Any, most_pixels: int) -> None:
         self._finder = finder
         self._most_pixels = most_pixels
         self.name = name
-        self.task = task
+        self.task: str = finder.task
         self.about: Mapping[str, Any] = {"classes": len(finder.classes)}
 
     def prepare(self, data: bytes) -> bytes:

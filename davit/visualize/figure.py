@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -150,22 +150,24 @@ def draw_picture(
     return seen.prediction
 
 
-def render(predictor: Predictor, seen: Look) -> Any:
+def render(predictor: Predictor, seen: Look, stages: int | None = None) -> Any:
     """Draw the figure, as matplotlib's `Figure`: a row for the image, and one for each stage of a DaViT.
 
     A class whose name no font here can draw is called by its index.
+
+    Args:
+        stages: how many of them at most, from the first; None for all.
     """
     shown = [one.class_index for one in seen.evidence] + [guess.index for guess in seen.prediction.guesses]
     names = {index: drawable(_short(predictor.class_names[index], _LONGEST), index) for index in shown}
     file = as_line(Path(seen.prediction.file).name)
     with figure_style([*names.values(), file]):
-        return _render(f"{predictor.name}: {file}", predictor, seen, names)
+        return _render(f"{predictor.name}: {file}", seen, names, stages_shown(predictor, seen)[:stages])
 
 
-def _render(title: str, predictor: Predictor, seen: Look, names: Mapping[int, str]) -> Any:
+def _render(title: str, seen: Look, names: Mapping[int, str], stages: Sequence[int]) -> Any:
     from matplotlib.figure import Figure  # a second of import, paid when drawing
 
-    stages = stages_shown(predictor, seen)
     figure = Figure(figsize=(2.15 * _COLUMNS + 0.5, 2.75 * (1 + len(stages)) + 0.35), layout="constrained")
     figure.suptitle(title)
     grid = figure.add_gridspec(1 + len(stages), _COLUMNS)

@@ -11,13 +11,12 @@ from PIL import Image
 
 from ..data import BadImageError, load_rgb
 from ..files import write_atomically
-from ..fonts import drawable
-from ..style import ORANGE, SMALL, figure_style
-from ..text import as_line
+from ..fonts import legible, pillow_font
+from ..style import DPI, ORANGE, SMALL, TITLE, figure_style, pixels
 
-_CELL, _TEXT = 1.6, 0.42  # inches: of an image, and of the text below it
+_CELL, _GAP, _TEXT, _TITLE = 1.6, 0.08, 0.42, 0.3  # inches: an image with its gap, the text below, the title
 _PIXELS = 240  # of the longer side of an image as it is drawn
-_LONGEST = 22  # signs of a line
+_WIDEST = (_CELL - _GAP) * DPI  # pixels of a line of text
 _MOST_COLUMNS = 10  # of images, beside the first
 
 
@@ -57,8 +56,8 @@ def draw_sheet(rows: Sequence[tuple[Shown, Sequence[Shown]]], out: str | Path, t
 def render_sheet(rows: Sequence[tuple[Shown, Sequence[Shown]]], title: str = "") -> Any:
     """Draw the sheet, as matplotlib's `Figure`."""
     texts = [title, *(line for first, others in rows for shown in (first, *others) for line in shown.lines)]
-    names = {text: _short(drawable(text, place)) for place, text in enumerate(texts)}
-    names[title] = as_line(title)
+    names = {text: _short(legible(text)) for text in texts}
+    names[title] = legible(title)
     with figure_style(names.values()):
         return _render(rows, title, names)
 
@@ -68,17 +67,25 @@ def _render(rows: Sequence[tuple[Shown, Sequence[Shown]]], title: str, names: di
 
     columns = 1 + min(_MOST_COLUMNS, max(1, *(len(others) for _, others in rows), 1))
     lines = [max(1, -(-len(others) // (columns - 1))) for _, others in rows]
-    size = (columns * _CELL + 0.2, sum(lines) * (_CELL + _TEXT) + (0.35 if title else 0.1))
-    figure = Figure(figsize=size, layout="constrained")
+    head = pillow_font(names[title], pixels(TITLE)).getlength(names[title]) / DPI
+    width, height = max(columns * _CELL, head) + 0.2, sum(lines) * (_CELL + _TEXT) + (_TITLE if title else 0) + 0.1
+    figure = Figure(figsize=(width, height))
     if title:
-        figure.suptitle(names[title])
-    grid = figure.add_gridspec(sum(lines), columns)
+        figure.suptitle(names[title], y=1 - 0.1 / height, va="top")
+    left, top = (width - columns * _CELL + _GAP) / 2, height - (_TITLE if title else 0) - 0.1
+    side = _CELL - _GAP
+
+    def place(line: int, column: int) -> Any:
+        """Make axes for an image, in inches: a layout engine moves images of different aspects apart."""
+        at = (left + column * _CELL, top - line * (_CELL + _TEXT) - side)
+        return figure.add_axes((at[0] / width, at[1] / height, side / width, side / height), anchor="S")
+
     for number, (first, others) in enumerate(rows):
-        top = sum(lines[:number])
-        _draw(figure.add_subplot(grid[top, 0]), first, names, is_first=True)
-        for place, shown in enumerate(others):
-            line, column = divmod(place, columns - 1)
-            _draw(figure.add_subplot(grid[top + line, 1 + column]), shown, names)
+        above = sum(lines[:number])
+        _draw(place(above, 0), first, names, is_first=True)
+        for at, shown in enumerate(others):
+            line, column = divmod(at, columns - 1)
+            _draw(place(above + line, 1 + column), shown, names)
     return figure
 
 
@@ -100,6 +107,10 @@ def _draw(axes: Any, shown: Shown, names: dict[str, str], is_first: bool = False
 
 
 def _short(text: str) -> str:
-    if len(text) <= _LONGEST:
-        return text
-    return f"{text[: _LONGEST // 3]}…{text[-(_LONGEST - _LONGEST // 3 - 1) :]}"
+    """Leave out the middle of a line that is wider than its image: names of files differ at their ends."""
+    font = pillow_font(f"{text}…", pixels(SMALL))
+    shown, kept = text, len(text)
+    while kept > 1 and font.getlength(shown) > _WIDEST:
+        kept -= 1
+        shown = f"{text[: kept // 3]}…{text[kept // 3 - kept :]}"
+    return shown

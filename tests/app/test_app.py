@@ -36,7 +36,9 @@ def test_a_classifiers_answer(reader: ClassifierReader, checkpoint: Path, tmp_pa
     answer = answer_file(reader, str(file))
     assert isinstance(answer, Answer)
     truth = davit.load(checkpoint).predict(file)
-    assert list(answer.scores.items()) == [(guess.name, pytest.approx(guess.probability)) for guess in truth.guesses]
+    assert [(one["class"], one["score"]) for one in answer.found] == [
+        (guess.name, pytest.approx(guess.probability)) for guess in truth.guesses
+    ]
     assert answer.caption == f"evidence for {truth.name}"
     assert np.asarray(answer.picture).std() > 5
     evidence, *stages = answer.maps
@@ -48,8 +50,12 @@ def test_a_classifiers_answer(reader: ClassifierReader, checkpoint: Path, tmp_pa
 class Finder:
     """Finds what it is told to, or fails."""
 
+    classes = ("3", "7")
+    score_threshold = 0.3
+
     def __init__(self, found: dict[str, Any]) -> None:
         self.found = found
+        self.task = "detection" if "objects" in found else "segmentation"
 
     def predict(self, picture: Path) -> Any:
         image = load_rgb(picture)
@@ -60,19 +66,31 @@ class Finder:
         return SimpleNamespace(draw=lambda: image.rotate(90), to_json=lambda: self.found)
 
 
-OBJECTS = {"objects": [{"class": name, "score": score} for name, score in (("7", 0.4), ("3", 0.9), ("7", 0.6))]}
+OBJECTS = {
+    "objects": [
+        {"class": name, "score": score, "box": [1.0, 2.0, 3.0, 4.0], "mask": {"size": [32, 32], "counts": "no"}}
+        for name, score in (("3", 0.9), ("7", 0.6), ("7", 0.4))
+    ]
+}
+SHARES = {"classes": {"sea": 0.8, "sky": 0.2}}
 
 
 @pytest.mark.parametrize(
-    "found, scores",
-    [(OBJECTS, [("3", 0.9), ("7", 0.6)]), ({"classes": {"sky": 0.2, "sea": 0.8}}, [("sea", 0.8), ("sky", 0.2)])],
-    ids=["detector", "segmentor"],
+    "found, numbers",
+    [
+        (OBJECTS, [("3", 0.9), ("7", 0.6), ("7", 0.4)]),
+        (SHARES, [("sea", 0.8), ("sky", 0.2)]),
+        ({"objects": []}, []),
+    ],
+    ids=["detector", "segmentor", "nothing"],
 )
-def test_what_was_found_is_drawn(found: dict[str, Any], scores: list[tuple[str, float]], tmp_path: Path) -> None:
-    answer = answer_file(DrawnReader("digits", Finder(found)), str(picture(tmp_path)))
+def test_what_was_found_is_drawn(found: dict[str, Any], numbers: list[tuple[str, float]], tmp_path: Path) -> None:
+    reader = DrawnReader("digits", Finder(found))
+    answer = answer_file(reader, str(picture(tmp_path)))
     assert isinstance(answer, Answer)
-    assert list(answer.scores.items()) == scores
+    assert [(one["class"], one[reader.number]) for one in answer.found] == numbers
     assert answer.picture.size == (32, 32) and not answer.maps
+    assert answer.how.endswith(".") and ("0.3" in answer.how) == ("objects" in found)
 
 
 def test_errors_are_sentences(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -127,8 +145,8 @@ def test_without_gradio(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptu
 def test_a_detector_is_loaded_by_its_config(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     made = []
 
-    def predictor(config: str, checkpoint: str, threshold: float, device: str) -> Finder:
-        made.append((config, checkpoint, threshold, device))
+    def predictor(config: str, checkpoint: str, device: str, score_threshold: float) -> Finder:
+        made.append((config, checkpoint, score_threshold, device))
         return Finder(OBJECTS)
 
     monkeypatch.setitem(sys.modules, "davit.openmmlab.predictor", SimpleNamespace(Predictor=predictor))  # type: ignore[arg-type]
@@ -178,21 +196,48 @@ def test_results_of_several_pictures(reader: ClassifierReader, tmp_path: Path) -
     results = results_of(reader, files)
     assert [result["file"] for result in results] == ["a.png", "broken.png"]
     assert {one["class"] for one in results[0]["classes"]} == set(reader.classes) and "error" in results[1]
-    rows = as_rows(results)
+    rows = as_rows(results, "score")
     assert [(row["file"], row["rank"]) for row in rows] == [
         ("a.png", 1),
         ("a.png", 2),
         ("a.png", 3),
         ("broken.png", ""),
     ]
-    assert rows[0]["score"] == max(reader.scores(Path(files[0])).values()) and rows[3]["error"]
+    assert rows[0]["score"] == max(one["score"] for one in reader.find(Path(files[0]))) and rows[3]["error"]
+
+
+def test_results_of_a_detector_have_each_object_with_its_box(tmp_path: Path) -> None:
+    finder = Finder(OBJECTS)
+    reader = DrawnReader("digits", finder)
+    results = results_of(reader, [str(picture(tmp_path))])
+    assert results == [{"file": "noise.png", **OBJECTS}]
+    rows = as_rows(results, reader.number)
+    assert [(row["rank"], row["class"], row["score"]) for row in rows] == [(1, "3", 0.9), (2, "7", 0.6), (3, "7", 0.4)]
+    assert [rows[0][side] for side in ("x1", "y1", "x2", "y2")] == [1, 2, 3, 4] and "mask" not in rows[0]
+    finder.found = {"objects": []}
+    (nothing,) = as_rows(results_of(reader, [str(picture(tmp_path))]), reader.number)
+    assert nothing["file"] == "noise.png" and not nothing["error"] and nothing["class"] == ""
+
+
+def test_a_file_is_asked_about_once_where_its_answer_is_known(tmp_path: Path) -> None:
+    files = [str(picture(tmp_path, name)) for name in ("a.png", "b.png")]
+    reader = DrawnReader("sea", Finder(SHARES))
+    first, second = results_of(reader, files, [{"class": "known", "share": 1.0}])
+    assert first["classes"] == [{"class": "known", "share": 1.0}] and second["classes"][0]["class"] == "sea"
+    assert "error" in results_of(reader, files[:1], "cannot be read")[0]
+
+
+def test_the_bars_of_a_detector_are_of_the_best_object_of_each_class() -> None:
+    text = scores_html(OBJECTS["objects"], "score")
+    assert text.count("<li>") == 2 and "90.0%" in text and "60.0%" in text and "40.0%" not in text
 
 
 def test_names_of_classes_are_text_and_scores_stay_within_their_bars() -> None:
-    text = scores_html({"<img src=x onerror=alert(1)>": 1.5, "b&b": 0.25, "c": -1.0})
+    names = {"<img src=x onerror=alert(1)>": 1.5, "b&b": 0.25, "c": -1.0}
+    text = scores_html([{"class": name, "share": value} for name, value in names.items()], "share")
     assert "<img" not in text and "&lt;img" in text and "b&amp;b" in text
     assert [f"width: {share:.2f}%" in text for share in (100, 25, 0)] == [True] * 3
-    assert scores_html({}) == ""
+    assert scores_html([], "score") == ""
 
 
 def test_each_map_has_its_title_its_sentence_and_a_text_for_who_does_not_see_it() -> None:

@@ -1,11 +1,13 @@
 """Detections as they are drawn: names that can be read at any size, beside one another, in colours that differ."""
 
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 import pytest
+from PIL import ImageDraw
 
-from davit.predict.objects import Detections, _label_place, _shared, colour_of, font_size
+from davit.predict.objects import Detections, Segmentation, _label_place, _shared, colour_of, font_size
 
 
 def found(height: int, width: int, boxes: list[list[float]], labels: list[int]) -> Detections:
@@ -57,3 +59,39 @@ def test_the_first_twenty_colours_differ() -> None:
 def test_nothing_found_is_the_picture() -> None:
     nothing = found(400, 400, [], [])
     assert (np.asarray(nothing.draw()) == 128).all()
+
+
+LONG = "a name that is much longer than any small image is wide, with all that somebody wanted to say of it"
+
+
+def test_a_name_that_is_wider_than_the_image_keeps_its_score(monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[tuple[str, float]] = []
+    bare = ImageDraw.ImageDraw.text
+
+    def text(self: ImageDraw.ImageDraw, xy: tuple[float, float], text: str, **options: Any) -> None:
+        written.append((text, xy[0] + options["font"].getlength(text)))
+        bare(self, xy, text, **options)
+
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", text)
+    grey = np.full((64, 64, 3), 128, np.uint8)
+    boxes, one = np.array([[9, 9, 30, 30]], np.float32), np.array([0.75], np.float32)
+    drawn = Detections(grey, boxes, one, np.array([0]), None, (LONG,)).draw()
+    ((name, right),) = written
+    assert name.endswith("… 0.75") and name.startswith(LONG[:10]) and right <= drawn.width
+
+
+def test_the_legend_names_what_it_leaves_out_and_stays_within_the_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    written: dict[str, float] = {}
+    bare = ImageDraw.ImageDraw.text
+
+    def text(self: ImageDraw.ImageDraw, xy: tuple[float, float], text: str, **options: Any) -> None:
+        written[text] = xy[0] + options["font"].getlength(text)
+        bare(self, xy, text, **options)
+
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", text)
+    labels = np.arange(64 * 64).reshape(64, 64) // 140  # 30 classes
+    names = (LONG, *(f"class {number}" for number in range(1, 30)))
+    palette = tuple(colour_of(number) for number in range(30))
+    drawn = Segmentation(np.zeros((64, 64, 3), np.uint8), labels, names, palette).draw()
+    assert len(written) == 13 and "18" in list(written)[-1]
+    assert any(name.endswith("…") for name in written) and max(written.values()) <= drawn.width

@@ -76,9 +76,9 @@ def test_options_reach_the_model(checkpoint: Path, tmp_path: Path) -> None:
 def test_a_detector_is_loaded_by_its_config(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     made = []
 
-    def predictor(config: str, checkpoint: str, threshold: float, device: str) -> Any:
-        made.append((config, checkpoint, threshold, device))
-        return SimpleNamespace(classes=("7",), model=SimpleNamespace(decode_head=None))
+    def predictor(config: str, checkpoint: str, device: str, score_threshold: float) -> Any:
+        made.append((config, checkpoint, score_threshold, device))
+        return SimpleNamespace(classes=("7",), task="segmentation")
 
     fake: Any = SimpleNamespace(Predictor=predictor)
     monkeypatch.setitem(sys.modules, "davit.openmmlab.predictor", fake)

@@ -229,7 +229,7 @@ def test_a_detector_is_asked_picture_by_picture(running: Any) -> None:
         asked.append(data)
         return SimpleNamespace(to_json=lambda: {"objects": [{"class": "7", "score": 0.5, "box": [0, 0, 1, 1]}]})
 
-    engine = Finder("digits", "detection", SimpleNamespace(predict=predict, classes=("7",)), 10**4)
+    engine = Finder("digits", SimpleNamespace(predict=predict, classes=("7",), task="detection"), 10**4)
     with running(engine) as service:
         pictures = [png(0), png(1)]
         results = service.client.post("/predict", files=as_files(pictures)).json()["results"]
