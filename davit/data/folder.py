@@ -70,6 +70,8 @@ def find_split(root: str | Path, split: str) -> Path:
     hint = f". {some(inner, 3)} has it: give that folder" if inner else ""
     if not hint and split_folder(root, "train") is not None and "val" in names_of_split(split):
         hint = f". `{split_command(root)}` takes a part of the training images for it"
+    if not here.folders:
+        hint = f". The images of each class belong into a folder of its name: {root / split / 'CLASS'}"
     raise DataError(f"{root} has no split {split!r} ({tried}); it holds {there}{hint}")
 
 

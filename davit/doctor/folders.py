@@ -55,7 +55,8 @@ def examine_folder(root: Path, limit: int | None) -> Iterator[Finding]:
     try:
         layout = find_layout(root)
     except DataError as fault:
-        yield error("layout", str(fault), "arrange the files as one of the layouts; README.md has examples")
+        arrange = "arrange the files as one of the layouts; docs/training.md and docs/detect.md have examples"
+        yield error("layout", str(fault), arrange if root.exists() else "check the path")
         yield from _pictures(root, limit)
         return
     yield ok("layout", str(layout))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import os
 import shutil
 import tempfile
 import time
@@ -108,6 +109,8 @@ def check_destination(out: Path, options: ExportOptions) -> str:
     name = options.format_for(out)
     if not out.parent.is_dir():
         raise ValueError(f"{out} cannot be written: the folder {out.parent} does not exist; create it first.")
+    if not os.access(out.parent, os.W_OK | os.X_OK):
+        raise ValueError(f"{out} cannot be written: nothing can be written into {out.parent}; name another folder.")
     if (out.exists() or out.is_symlink()) and not options.overwrite:
         raise ValueError(f"{out} exists and is not replaced; give another name, or `overwrite=True`.")
     return name

@@ -244,7 +244,7 @@ def test_bits_and_bands(folder: Path, tmp_path: Path) -> None:
     told = next(finding.text for finding in findings if "--in-chans" in finding.text)
     flags = "--in-chans 6 --mean 0 0.2 0.4 0.6 0.8 1 --std 1 1 1 1 1 1"  # constant bands
     assert told.endswith(flags)
-    assert f"--model DaViT_tiny {flags} --batch-size" in findings[-1].text
+    assert f"-c finetune --pretrained {flags} --batch-size" in findings[-1].text
     np.save(folder / "val" / "bee" / "1.npy", np.zeros((9, 11, 7), dtype=np.uint8))
     assert any(level == "error" and "6 and 7" in text for level, _, text in faults(examine(folder)))
 
@@ -427,7 +427,7 @@ def test_a_folder_of_nothing_known(tmp_path: Path) -> None:
     (tmp_path / "ant").mkdir()
     (tmp_path / "x12.png").rename(tmp_path / "ant" / "x12.png")  # classes without splits
     findings = examine(tmp_path)
-    assert [subject for _, subject, _ in faults(findings)] == ["split", "images"]
+    assert [subject for _, subject, _ in faults(findings)] == ["split", "images", "images"]  # .docx, and the values
     assert f"davit data split {tmp_path} {tmp_path}-split" in findings[-1].text
     assert f"train.py {tmp_path}-split " in findings[-1].text and "--bit-depth 12" in findings[-1].text
 

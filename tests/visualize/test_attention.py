@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from davit import DaViTPyramid, accelerate
+from davit import DaViTPyramid, create_model
 from davit.kernels import conditions
 from davit.model import attend_among_positions
 from davit.visualize import attention_of
@@ -39,10 +39,10 @@ def test_every_attention_in_order(small: Callable[..., Any], picture: Callable[.
 
 
 def test_own_hooks_are_not_said_to_slow_the_model(
-    small: Callable[..., Any], picture: Callable[..., Tensor], caplog: pytest.LogCaptureFixture
+    picture: Callable[..., Tensor], caplog: pytest.LogCaptureFixture
 ) -> None:
     conditions._log.cache_clear()
-    model = accelerate(small()).eval()
+    model = create_model("DaViT_nano").eval()
     with caplog.at_level("INFO", "davit.kernels"):
         attention_of(model, picture(1, height=64, width=64))
         assert caplog.records == []
