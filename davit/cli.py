@@ -168,7 +168,7 @@ def _help(table: Mapping[str, Command | Group], prog: str, about: str) -> str:
 
 
 def _run(command: Command, words: list[str], prog: str | None) -> int:
-    with called_as(prog):
+    with called_as(prog), _without_what_nobody_can_act_on():
         try:
             make = _resolve(command.parser)
             args = (make(words) if command.by_words else make()).parse_args(words)
@@ -181,7 +181,7 @@ def _run(command: Command, words: list[str], prog: str | None) -> int:
             sys.stderr.write(f"{prog} needs {missing}, which is not installed: {remedy}\n")
             return USER_ERROR
         importlib.import_module(".registry", __package__)  # the variants are timm's, as after `import davit`
-        with json_alone(getattr(args, "json", False)), _without_what_nobody_can_act_on():
+        with json_alone(getattr(args, "json", False)):
             status: int = run(words)
         return status
 

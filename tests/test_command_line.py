@@ -186,7 +186,8 @@ def test_numbers_and_what_follows_two_dashes_are_no_flags(words: str, capsys: py
 
 
 @pytest.mark.parametrize(
-    ("words", "taken"), [("validate FILE DIR", "DIR alone"), ("checkpoint inspect FILE DIR", "alone")]
+    ("words", "taken"),
+    [("validate FILE DIR", "DIR alone"), ("checkpoint inspect FILE DIR", "alone"), ("complexity DIR", "no word")],
 )
 def test_a_word_too_many_is_told_what_is_taken(words: str, taken: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as leave:

@@ -17,7 +17,7 @@ import torch
 from ..engine.evaluate import peak_memory_mb
 from ..files import write_atomically
 from ..runtimes import Metadata
-from ..text import install_extra
+from ..text import in_bytes, install_extra
 from .check import check, fitting_sizes
 from .classifiers import classifier_program
 from .openmmlab import of_openmmlab, openmmlab_program
@@ -45,7 +45,7 @@ class Exported:
     memory: float
 
     def __str__(self) -> str:
-        sizes = ", ".join(f"{name} ({size / 1e6:.2f} MB)" for name, size in self.files.items())
+        sizes = ", ".join(f"{name} ({in_bytes(size)})" for name, size in self.files.items())
         found = [one["difference"] for one in self.metadata.differences]
         own = [one["pytorch"] for one in self.metadata.differences if one.get("pytorch") is not None]
         checked = (

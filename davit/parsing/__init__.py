@@ -65,8 +65,8 @@ class Parser(argparse.ArgumentParser):
             message = f"{said} {self.prog} --help lists the flags." if follows else f"{message}; {said}"
         elif message.startswith("unrecognized arguments"):
             places = [str(action.metavar or action.dest) for action in self._actions if not action.option_strings]
-            takes = f"{' '.join(places)} alone" if places else "nothing"
-            message = f"{message}: what stands without a flag is {takes}. {self.prog} --help lists the flags."
+            takes = f"{' '.join(places)} alone" if places else "no word"
+            message = f"{message}: {self.prog} takes {takes} without a flag. {self.prog} --help lists the flags."
         super().error(message)
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
