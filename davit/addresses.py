@@ -12,10 +12,13 @@ import re
 import socket
 from collections.abc import Sequence
 
+from .text import as_line
+
 READING = ("GET", "HEAD", "OPTIONS")
 
 _AUTHORITY = re.compile(r"(\[[0-9a-f:.]+\]|[^\[\]:@/\s]+)(?::(\d{1,5}))?", re.IGNORECASE | re.ASCII)
 _ORIGIN = re.compile(r"(https?)://(.+)", re.IGNORECASE)
+_SHOWN = 100  # signs of a wrong address in the answer
 _PORTS = {"http": 80, "https": 443}
 
 
@@ -72,8 +75,12 @@ class OwnAddresses:
 
     def refusal(self, hosts: Sequence[str], origins: Sequence[str]) -> tuple[int, str] | None:
         """Return the status and the sentence for a request by its Host and Origin headers; None where it is right."""
-        if len(hosts) != 1 or not self.has(hosts[0]):
-            return 400, "this is not an address of this server: its own are those that it was started with"
+        if len(hosts) != 1:
+            return 400, f"a request has one Host, and this one has {len(hosts)}"
+        if not self.has(hosts[0]):
+            host = as_line(hosts[0])[:_SHOWN]
+            remedy = f": --also-at {host} would make it one" if _AUTHORITY.fullmatch(host) else ""
+            return 400, f"{host!r} is not an address that this server was started with{remedy}"
         if any(not self.has_origin(origin) for origin in origins):
             return 403, "another site may not ask this server"
         return None

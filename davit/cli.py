@@ -7,10 +7,12 @@ before PyTorch is loaded.
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -169,7 +171,7 @@ def _help(table: Mapping[str, Command | Group], prog: str, about: str) -> str:
 
 
 def _run(command: Command, words: list[str], prog: str | None) -> int:
-    with called_as(prog):
+    with called_as(prog), _without_what_nobody_can_act_on():
         try:
             make = _resolve(command.parser)
             args = (make(words) if command.by_words else make()).parse_args(words)
@@ -183,8 +185,7 @@ def _run(command: Command, words: list[str], prog: str | None) -> int:
             sys.stderr.write(f"{called} needs {missing}, which is not installed: {remedy}\n")
             return USER_ERROR
         importlib.import_module(".registry", __package__)  # the variants are timm's, as after `import davit`
-        with json_alone(getattr(args, "json", False)), warnings.catch_warnings():
-            _hide_what_nobody_can_act_on()
+        with json_alone(getattr(args, "json", False)):
             status: int = run(words)
         return status
 
@@ -206,13 +207,26 @@ def _run_words(command: Command) -> int:
     return _run(command, sys.argv[1:], None)
 
 
-def _hide_what_nobody_can_act_on() -> None:
+@contextmanager
+def _without_what_nobody_can_act_on() -> Iterator[None]:
     """Hide warnings of other libraries about their own code, unless PYTHONWARNINGS or -W asks for warnings."""
     if sys.warnoptions:
+        yield
         return
-    for kind in (DeprecationWarning, PendingDeprecationWarning, FutureWarning):
-        warnings.simplefilter("ignore", kind)
-    warnings.filterwarnings("ignore", category=UserWarning, module=r"torch\.utils\._pytree|accelerate")
+    pytree = logging.getLogger("torch.utils._pytree")  # which logs what torchao, once imported, does in the old way
+    pytree.addFilter(_is_for_the_user)
+    try:
+        with warnings.catch_warnings():
+            for kind in (DeprecationWarning, PendingDeprecationWarning, FutureWarning):
+                warnings.simplefilter("ignore", kind)
+            warnings.filterwarnings("ignore", category=UserWarning, module=r"torch\.utils\._pytree|accelerate")
+            yield
+    finally:
+        pytree.removeFilter(_is_for_the_user)
+
+
+def _is_for_the_user(record: logging.LogRecord) -> bool:
+    return "deprecated" not in record.getMessage()
 
 
 def _resolve(place: str) -> Any:

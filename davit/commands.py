@@ -84,13 +84,18 @@ def is_disk_full(error: BaseException | None) -> bool:
     return False
 
 
-def run_cli(main: Callable[[], Sequence[object] | None]) -> int:
+_MAKE_ROOM = "Make room, and run this again"
+RESUME = "Older checkpoints are whole; make room and --auto-resume"
+
+
+def run_cli(main: Callable[[], Sequence[object] | None], *, when_full: str = _MAKE_ROOM) -> int:
     """Run a tool's work and return its exit status; a user's error ends it with one paragraph, not a traceback.
 
     What the console shows of the log meanwhile, and after, cannot drive a terminal: names of files come from anyone.
 
     Args:
         main: returns what failed of several evaluations or images, if anything.
+        when_full: what to do after the disk was full.
     """
     for handler in logging.getLogger().handlers:
         if type(handler) is logging.StreamHandler and not isinstance(handler.formatter, _Harmless):
@@ -111,7 +116,7 @@ def run_cli(main: Callable[[], Sequence[object] | None]) -> int:
                 if f"[Errno {errno.EFBIG}]" in text
                 else "the disk is full"
             )
-            log.error("%s: %s. Older checkpoints are whole; make room and --auto-resume.", full, text)
+            log.error("%s: %s. %s.", full, text, when_full)
         elif isinstance(error, OSError) and error.errno in _USERS_ERRNOS:
             log.error("%s: check the path, and who may write there.", text)
         else:

@@ -60,9 +60,10 @@ def write_atomically(
                 stream.flush()
                 os.fsync(raw.fileno())
         except Exception as error:
-            if raw.failure is not None and error is not raw.failure:
-                raise raw.failure from error
-            raise
+            if raw.failure is None:
+                raise
+            raw.failure.filename = str(path)  # which a failed write does not name
+            raise raw.failure from (error if error is not raw.failure else None)
         before_replacing()
         partial.replace(path)
     except BaseException:

@@ -60,7 +60,8 @@ def find(asked: str | PurePath, *kinds: str) -> Path:
 def _advice(path: Path, kinds: tuple[str, ...]) -> str:
     suffixes = {_PLACES[kind][2] for kind in kinds}
     if path.is_dir():
-        return " as a file: it is a folder."
+        data = "" if "recipe" in kinds else f", and the folder of the data as --data-root {path}"
+        return f" as a file: it is a folder. Give a config{data}; by name there are {', '.join(names_of(*kinds))}."
     beside = (
         sorted(file.name for suffix in suffixes for file in path.parent.glob(f"*{suffix}")) if path.parent.name else []
     )

@@ -99,6 +99,11 @@ def some(names: Iterable[object], limit: int = 8) -> str:
     return ", ".join(listed[:limit]) + more
 
 
+def in_bytes(size: int) -> str:
+    """Write a file's size as people say it: in MB, or in kB where it is small."""
+    return f"{size / 1e6:.2f} MB" if size >= 100_000 else f"{size / 1e3:.1f} kB"
+
+
 def nearest(name: object, known: Iterable[str], limit: int = 1, cutoff: float = 0.6) -> list[str]:
     """Find the names most like a wrong one, whatever their case; the best first.
 

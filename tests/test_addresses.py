@@ -79,6 +79,13 @@ def test_what_is_refused(hosts: list[str], origins: list[str], status: int | Non
     assert (refusal and refusal[0]) == status
 
 
+def test_a_refusal_names_the_address_and_the_flag() -> None:
+    own = OwnAddresses("127.0.0.1", 80)
+    assert (refusal := own.refusal(["lab:9000"], [])) and "--also-at lab:9000" in refusal[1]
+    assert (refusal := own.refusal(["a b\x1b" + "x" * 1000], []))  # none that could be added
+    assert "--also-at" not in refusal[1] and "\x1b" not in refusal[1] and len(refusal[1]) < 300
+
+
 def test_a_port_is_opened_once() -> None:
     with open_port("127.0.0.1", 0) as first:
         port = first.getsockname()[1]

@@ -10,15 +10,17 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
 import davit
 from davit import cli
 from davit.cli import COMMANDS, Group
+from davit.commands import DISK_FULL, RESUME, run_cli
 from davit.detect import flags as detect_flags
 from davit.parsing import Parser
-from davit.parsing.results import as_columns, give, json_alone, put, require_writable
+from davit.parsing.results import as_columns, give, json_alone, put, require_writable, require_writable_folder
 
 ROOT = Path(davit.__file__).parents[1]
 WORDS = [
@@ -209,6 +211,42 @@ def test_numbers_and_what_follows_two_dashes_are_no_flags(words: str, capsys: py
     with pytest.raises(SystemExit):
         parser.parse_args(words.split()[1:])
     assert "-1e30:" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "taken"),
+    [("validate FILE DIR", "DIR alone"), ("checkpoint inspect FILE DIR", "alone"), ("complexity DIR", "no word")],
+)
+def test_a_word_too_many_is_told_what_is_taken(words: str, taken: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as leave:
+        cli.main(words.split())
+    said = capsys.readouterr().err
+    assert leave.value.code == 2 and "DIR" in said and taken in said and "--help" in said
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize(("more", "can_resume"), [({}, False), ({"when_full": RESUME}, True)])
+def test_after_a_full_disk_only_a_training_is_resumed(
+    more: dict[str, str], can_resume: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    def work() -> None:
+        with Path("/dev/full").open("w") as stream:
+            stream.write("x")
+
+    assert run_cli(work, **more) == DISK_FULL
+    assert ("--auto-resume" in caplog.text) == can_resume
+
+
+def test_a_folder_for_results_is_looked_at_before_the_work(tmp_path: Path) -> None:
+    require_writable_folder(tmp_path / "new" / "newer", "--out")
+    (tmp_path / "file").touch()
+    for wrong in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(ValueError) as caught:
+            require_writable_folder(wrong, "--out")
+        assert "--out" in str(caught.value) and str(tmp_path / "file") in str(caught.value)
+    with mock.patch("os.access", return_value=False), pytest.raises(ValueError) as caught:
+        require_writable_folder(tmp_path / "new" / "newer", "--out")
+    assert f"into {tmp_path};" in str(caught.value)
 
 
 def test_abbreviations_are_taken_as_before() -> None:

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -196,13 +197,17 @@ def test_a_program_that_imports_davit_has_the_variants_in_timm_and_a_command_too
 
 
 @pytest.mark.parametrize("asked", [[], ["always"]], ids=["by itself", "as PYTHONWARNINGS asks"])
-def test_warnings_that_a_user_cannot_act_on_are_hidden(asked: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_warnings_that_a_user_cannot_act_on_are_hidden(
+    asked: list[str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     """Of a library about its own code; not those for the user, nor any where warnings are asked for."""
     kinds = [DeprecationWarning, PendingDeprecationWarning, FutureWarning, UserWarning, RuntimeWarning]
 
     def work(_: object) -> int:
         for kind in kinds:
             warnings.warn(kind.__name__, kind, stacklevel=1)
+        for text in ("is deprecated", "is broken"):
+            logging.getLogger("torch.utils._pytree").warning(text)  # as torch does of torchao
         return 0
 
     monkeypatch.setattr("davit.complexity.main", work)
@@ -215,6 +220,8 @@ def test_warnings_that_a_user_cannot_act_on_are_hidden(asked: list[str], monkeyp
         *(kind.__name__ for kind in (kinds if asked else kinds[3:])),
         "after",
     ]
+    logged = [record.getMessage() for record in caplog.records if record.name == "torch.utils._pytree"]
+    assert logged == (["is deprecated", "is broken"] if asked else ["is broken"])
 
 
 @pytest.mark.long

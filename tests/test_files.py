@@ -78,7 +78,7 @@ def test_full_disk_under_torch_save_is_still_called_a_full_disk(small_disk: Path
     big = {f"weights{i}": torch.zeros(60_000) for i in range(6)}
     with pytest.raises(OSError) as caught:
         write_atomically(file, lambda stream: torch.save(big, stream))
-    assert caught.value.errno == errno.ENOSPC
+    assert caught.value.errno == errno.ENOSPC and caught.value.filename == str(file)
     assert names(small_disk) == ["last.pth.tar"]
     assert torch.equal(torch.load(file, weights_only=True)["weights"], state["weights"])
 

@@ -60,6 +60,15 @@ def test_what_is_not_there_is_refused_with_names_that_are(asked: str, kinds: lis
         recipes.find(asked, *kinds)
 
 
+def test_a_data_folder_in_place_of_a_config_is_told_its_flag(tmp_path: Path) -> None:
+    with pytest.raises(ValueError) as caught:
+        recipes.find(tmp_path, "mmseg")
+    assert f"--data-root {tmp_path}" in str(caught.value) and "upernet_davit_folders" in str(caught.value)
+    with pytest.raises(ValueError) as caught:
+        recipes.find(tmp_path, "recipe")
+    assert "--data-root" not in str(caught.value) and "finetune" in str(caught.value)
+
+
 def test_names_beside_a_mistyped_path_are_offered(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "first_try.yaml").touch()

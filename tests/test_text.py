@@ -7,7 +7,7 @@ import os
 import pytest
 
 from davit.commands import USER_ERROR, run_cli
-from davit.text import as_line, as_utf8, encodable, original, some, without_controls
+from davit.text import as_line, as_utf8, encodable, in_bytes, original, some, without_controls
 
 NAMES = [
     *(b"ok.png", b"caf\xe9.png", b"new\nline.png", b"\x1b[31mred.png", b"tab\t.png", b"cr\r.png", b"del\x7f.png"),
@@ -34,6 +34,10 @@ def test_readable_names_stay_as_they_are():
     assert as_line("caf\udce9") == as_utf8("caf\udce9") == r"caf\xe9"
     assert some(["a\n", "b"]) == r"a\x0a, b"
     assert as_line("\ud800") == r"\xed\xa0\x80"  # no file is called so, and a checkpoint's class may be
+
+
+def test_sizes():
+    assert [in_bytes(size) for size in (0, 1234, 99_999, 5_190_000)] == ["0.0 kB", "1.2 kB", "100.0 kB", "5.19 MB"]
 
 
 def test_what_an_encoding_lacks():

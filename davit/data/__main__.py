@@ -1,4 +1,4 @@
-"""Prepare data: write an embedded set, part a folder into train and val, measure the bands of images.
+"""Prepare data: write an embedded set, split a folder into train and val, measure the bands of images.
 
 ``python -m davit.data digits|scenes [FOLDER] [--as FORM]``, ``... split FOLDER OUT``, ``... stats DATASET_DIR``.
 """
@@ -17,7 +17,7 @@ from ..limits import number
 from ..parsing import Parser
 from ..parsing.data import add_bands, add_data_form, add_keys, add_split, add_workers
 from ..parsing.results import add_json, give, put, require_writable
-from ..text import as_line, as_utf8
+from ..text import as_line, as_utf8, some
 from . import digits, scenes
 from .errors import DataError
 
@@ -131,7 +131,11 @@ def _split(args: Namespace) -> None:
     if found.groups:
         log.info("%s groups of images were kept together.", f"{found.groups:,}")
     if found.alike:
-        log.warning("%d files have the same content as another one, and are in the same part.", found.alike)
+        have = "1 file has" if found.alike == 1 else f"{found.alike} files have"
+        log.warning("%s the same content as another one, and went where that is.", have)
+    if found.contradicting:
+        pairs = some((f"{one} as {other}" for one, other in found.contradicting), 3)
+        log.warning("Of these, %d have other labels, one of which must be wrong: %s.", len(found.contradicting), pairs)
     document = {"folder": as_utf8(args.out), "groups": found.groups, "alike": found.alike, "report": str(found)}
     give(args, str(args.out), document)
 

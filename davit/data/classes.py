@@ -18,12 +18,18 @@ log = logging.getLogger(__name__)
 
 
 def check_classes(
-    train: PictureDataset | None, val: PictureDataset | None = None, num_classes: int | None = None
+    train: PictureDataset | None,
+    val: PictureDataset | None = None,
+    num_classes: int | None = None,
+    names: Sequence[str] | None = None,
 ) -> None:
     """Raise `DataError` if train and val differ in classes, or if a model of `num_classes` does not fit.
 
     With a class map, or labels that are indices, the splits may hold any of the classes, and the indices must be below
     `num_classes`. Named data sets that do not tell their classes are not checked.
+
+    Args:
+        names: of the model's classes, where they are known.
     """
     if train and val and train.class_to_idx and val.class_to_idx and not (train.mapped or val.mapped):
         ours, theirs = set(train.class_to_idx), set(val.class_to_idx)
@@ -39,10 +45,11 @@ def check_classes(
             continue
         needed = max(dataset.class_to_idx.values()) + 1
         if needed > num_classes or (needed < num_classes and not dataset.mapped):
-            raise DataError(
-                f"the data has {needed} classes ({some(dataset.class_names, 5)}) and the model {num_classes}: pass "
-                f"`num_classes={needed}`, or `class_map=FILE` to give the folders the model's class indices"
-            )
+            have = f"the data has {needed} classes ({some(dataset.class_names, 5)}) and the model {num_classes}"
+            remedy = f"pass `num_classes={needed}`"
+            if names is not None:  # these are the classes of its weights
+                have, remedy = f"{have} ({some(names, 5)})", "name the folders as the model's classes"
+            raise DataError(f"{have}: {remedy}, or `class_map=FILE` to give the folders the model's class indices")
 
 
 def labels_numbered(dataset: PictureDataset, names: Sequence[str], said_by: str) -> PictureDataset:

@@ -21,6 +21,8 @@ from .tables import CsvSource, TableSource
 from .timm_sets import NamedSource
 
 _KIND_OF = {".tar": "wds", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet", ".arrow": "parquet"}
+_WEIGHTS = ".pth.tar"  # of a checkpoint, which is no tar
+_OF_A_RUN = "args.yaml"
 _PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")  # named, to be refused with the remedy
 _KINDS = {"csv": "csv", "wds": "wds", "tar": "wds", "parquet": "parquet", "arrow": "parquet"}  # of --dataset
 _FOLDER_NAMES = ("folder", "imagefolder", "image_folder")
@@ -135,6 +137,8 @@ def find(place: Path, split: str, kind: str | None = None, in_folders: bool = Tr
         return _choose(place, expand(str(place)), split, kind)
     if place.is_file() and _kind(place):
         return _choose(place, [place], split, kind)
+    if (place / _OF_A_RUN).is_file() and (weights := sorted(file.name for file in place.glob(f"*{_WEIGHTS}"))):
+        raise DataError(f"{place} is the folder of a run ({some(weights, 3)}): give the folder of the images")
     if place.is_dir() and kind != "folder":
         below = place / split
         if _is_pattern(split) or (_kind(below) and below.is_file()):
@@ -193,7 +197,10 @@ def _suffixes(kind: str | None) -> str:
 
 
 def _kind(file: Path) -> str | None:
-    return "wds" if file.name.lower().endswith(_PACKED) else _KIND_OF.get(file.suffix.lower())
+    name = file.name.lower()
+    if name.endswith(_WEIGHTS):
+        return None
+    return "wds" if name.endswith(_PACKED) else _KIND_OF.get(file.suffix.lower())
 
 
 def _files_in(folder: Path, kind: str | None) -> list[Path]:

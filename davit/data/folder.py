@@ -61,20 +61,22 @@ def find_split(root: str | Path, split: str) -> Path:
     if any(list_folder(root / name).pictures for name in here.folders[:20]):
         raise DataError(
             f"{root} has no split {split!r}: its own folders ({some(here.folders)}) hold images and look like "
-            f"classes. `{_parting(root)}` makes a folder with train/ and val/ of links to them; the split '.' is the "
-            "folder itself"
+            f"classes. `{split_command(root)}` makes a folder with train/ and val/ of links to them; the split '.' is "
+            "the folder itself"
         )
     there = f"the folders {some(here.folders)}" if here.folders else f"no folders, {len(here.pictures)} images"
     tried = " or ".join(f"{name}/" for name in names_of_split(split))
     inner = [root / name for name in here.folders[:20] if split_folder(root / name, split) is not None]
     hint = f". {some(inner, 3)} has it: give that folder" if inner else ""
     if not hint and split_folder(root, "train") is not None and "val" in names_of_split(split):
-        hint = f". `{_parting(root)}` takes a part of the training images for it"
+        hint = f". `{split_command(root)}` takes a part of the training images for it"
+    if not here.folders:
+        hint = f". The images of each class belong into a folder of its name: {root / split / 'CLASS'}"
     raise DataError(f"{root} has no split {split!r} ({tried}); it holds {there}{hint}")
 
 
-def _parting(root: Path) -> str:
-    """Write the command that parts a folder."""
+def split_command(root: Path) -> str:
+    """Write the command that splits a folder into train and val."""
     return f"davit data split {quote(str(root))} {quote(f'{root}-split')} --val 0.2"
 
 
@@ -106,7 +108,10 @@ class FolderSource(Files):
             direct = f"{len(strays)} images lie in it directly"
             raise DataError(f"{self.folder} has no class folders ({direct}); one folder a class is expected")
         if strays:
-            log.warning("%s: %d images outside any class folder are left out", self.folder, len(strays))
+            images, are = ("image", "is") if len(strays) == 1 else ("images", "are")
+            named = some(strays, 3)
+            text = "%s: %d %s outside any class folder %s left out (%s)"
+            log.warning(text, self.folder, len(strays), images, are, named)
         found: list[tuple[str, str]] = []
         folder_of: dict[str, str] = {}
         empty: list[str] = []

@@ -22,7 +22,7 @@ from stat import S_ISREG
 
 from PIL import Image
 
-from ..text import install_extra
+from ..text import install_extra, nearest, some
 from .errors import DataError
 
 # The kinds of images: suffixes in lower case, and the format that each stands for, by Pillow's name of it. Only
@@ -210,7 +210,7 @@ def list_folder(folder: str | Path) -> Folder:
                     else:
                         found.left_out[kind] += 1
     except FileNotFoundError as error:
-        raise DataError(f"the data folder {folder} does not exist") from error
+        raise DataError(f"the data folder {folder} does not exist{_there(Path(folder))}") from error
     except NotADirectoryError as error:
         raise DataError(f"{folder} is a file, and a folder is expected") from error
     except OSError as error:
@@ -218,6 +218,19 @@ def list_folder(folder: str | Path) -> Folder:
         raise DataError(f"the folder {folder} cannot be read ({error.strerror}){remedy}") from error
     found.folders.sort(key=natural_key)
     return found
+
+
+def _there(folder: Path) -> str:
+    """Say what is there in place of an absent folder."""
+    parent = folder.parent
+    try:
+        with os.scandir(parent) as entries:
+            names = [entry.name for entry in entries if is_folder(entry) and not is_hidden(f"{entry.name}/")]
+    except OSError:
+        return f", and {parent} is no folder that can be read: check the path"
+    if near := nearest(folder.name, names, cutoff=0.75):
+        return f": did you mean {parent / near[0]}?"
+    return f"; {parent.absolute()} holds {f'the folders {some(sorted(names, key=natural_key))}' if names else 'none'}"
 
 
 def left_out(others: Mapping[str, int]) -> str:

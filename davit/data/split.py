@@ -1,4 +1,4 @@
-"""Part a folder of class folders, or a table of images, also of several labels each, into train/ and val/."""
+"""Split a folder of class folders, or a table of images, also of several labels each, into train/ and val/."""
 
 from __future__ import annotations
 
@@ -42,12 +42,14 @@ class Parting:
         groups: how many groups of images were kept together; 0 where none were asked for.
         alike: files with the content of another one, which went where that one is.
         pictures: of each split, how many there are.
+        contradicting: pairs of files with the same content and different labels, one of which must be wrong.
     """
 
     counts: Mapping[str, Mapping[str, int]]
     groups: int
     alike: int
     pictures: Mapping[str, int]
+    contradicting: Sequence[tuple[str, str]] = ()
 
     def __str__(self) -> str:
         """Write a line for each split."""
@@ -114,6 +116,7 @@ def split_pictures(
     names, files = [source.filename(index) for index in there], [source.path(index) for index in there]
     labels, groups = [labels[index] for index in there], groups and [groups[index] for index in there]
     together, alike = _keys(files, names, groups)
+    contradicting = [(names[one], names[first]) for first, one in alike if set(labels[one]) != set(labels[first])]
     shares = {"val": val, **({"test": test} if test else {})}
     parts = _assign(labels, together, shares, seed, even_out=several)
     _check_parts(place, labels, parts, several)
@@ -141,7 +144,8 @@ def split_pictures(
     splits = ("train", *shares)
     counts = {split: {label: found[split, label] for label in occurring} for split in splits}
     pictures = Counter(parts)
-    return Parting(counts, len(set(groups)) if groups else 0, alike, {split: pictures[split] for split in splits})
+    number = {split: pictures[split] for split in splits}
+    return Parting(counts, len(set(groups)) if groups else 0, len(alike), number, contradicting)
 
 
 def _listed(
@@ -253,10 +257,12 @@ def _groups(place: Path, source: Files, pattern: str | None, key: str | None) ->
     return [(match[1] if compiled.groups else match[0]) or "" for match in matches if match is not None]
 
 
-def _keys(files: Sequence[str], names: Sequence[str], groups: Sequence[str] | None) -> tuple[list[str], int]:
+def _keys(
+    files: Sequence[str], names: Sequence[str], groups: Sequence[str] | None
+) -> tuple[list[str], list[tuple[int, int]]]:
     """Return for each image what all that stay together share: their group, and a content that they have in common.
 
-    Also return how many files have the content of an earlier one.
+    Also return, for each file with the content of an earlier one, the indices of that one and of itself.
     """
     parent = {f"g{group}": f"g{group}" for group in groups or ()} | {f"n{name}": f"n{name}" for name in names}
 
@@ -271,7 +277,7 @@ def _keys(files: Sequence[str], names: Sequence[str], groups: Sequence[str] | No
     sizes: defaultdict[int, list[int]] = defaultdict(list)
     for index, file in enumerate(files):
         sizes[os.path.getsize(file)].append(index)  # noqa: PTH202 (many of them)
-    alike = 0
+    alike: list[tuple[int, int]] = []
     for same_size in sizes.values():
         if len(same_size) == 1:
             continue
@@ -279,7 +285,7 @@ def _keys(files: Sequence[str], names: Sequence[str], groups: Sequence[str] | No
         for index in same_size:
             first = first_of.setdefault(hashlib.blake2b(Path(files[index]).read_bytes()).digest(), index)
             if first != index:
-                alike += 1
+                alike.append((first, index))
                 parent[root(f"n{names[index]}")] = root(f"n{names[first]}")
     return [root(f"n{name}") for name in names], alike
 

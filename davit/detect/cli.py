@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..commands import USER_ERROR, command_name, log_of_rank, run_cli
+from ..commands import RESUME, USER_ERROR, command_name, log_of_rank, run_cli
 from ..parsing import Parser, openmmlab
 from ..parsing.results import give, json_alone, require_writable
 from ..text import as_line, install_extra
@@ -162,7 +162,7 @@ def train(words: list[str]) -> int:
         finally:
             close_world()
 
-    return run_cli(main)
+    return run_cli(main, when_full=RESUME)
 
 
 def test(words: list[str]) -> int:

@@ -24,6 +24,7 @@ from ..data.class_lists import ClassList, find_class_list
 from ..data.classes import check_labels
 from ..data.coco import examine, read_annotations
 from ..data.decode import Decoding, load_picture, load_stored, used_range
+from ..data.folder import split_command
 from ..data.headers import read_headers
 from ..data.layouts import Layout, Split, find_layout
 from ..data.listing import left_out, list_pictures
@@ -31,13 +32,14 @@ from ..data.masks import IGNORED, Coding, as_trained, check_pairs, count_labels,
 from ..data.pairs import pair_masks
 from ..data.tables import is_of_several
 from ..data.yolo import coco_of
-from ..engine.flags import train_parser
+from ..engine.flags import parse_with_config, train_parser
 from ..limits import NUMBERS
 from ..text import some
 from .findings import Finding, error, ok, warning
 
 _SHOWN = 20  # bad files that get a finding each; more are counted
 _UNBALANCED = 20  # from so many times as many images in the largest class as in the smallest
+_FEW = 50_000  # images to train on: with fewer, published weights are the better start
 _VALUES = 40  # images of a split whose values are looked at
 _USUAL_BANDS = 4  # grey or coloured, each with transparency
 _READ = Callable[[], object]  # opens one image to its last pixel
@@ -53,7 +55,8 @@ def examine_folder(root: Path, limit: int | None) -> Iterator[Finding]:
     try:
         layout = find_layout(root)
     except DataError as fault:
-        yield error("layout", str(fault), "arrange the files as one of the layouts; README.md has examples")
+        arrange = "arrange the files as one of the layouts; docs/training.md and docs/detect.md have examples"
+        yield error("layout", str(fault), arrange if root.exists() else "check the path")
         yield from _pictures(root, limit)
         return
     yield ok("layout", str(layout))
@@ -63,11 +66,11 @@ def examine_folder(root: Path, limit: int | None) -> Iterator[Finding]:
         use = f"{other.chosen_by} names it" if other.task == layout.task else _command(other, root, Counted())
         yield ok("layout", f"also there, and not looked at here: {other}; {use}")
     examine_task = {"classification": _classes, "detection": _boxes, "segmentation": _masks}[layout.task]
-    levels, counted = set(), Counted()
+    faulty, counted = False, Counted()
     for finding in examine_task(layout, limit, counted):
-        levels.add(finding.level)
+        faulty |= finding.level == "error" and finding.subject != _SPLIT  # which the command mends
         yield finding
-    repaired = "when the errors above are gone: " if "error" in levels else ""
+    repaired = "when the errors above are gone: " if faulty else ""
     yield ok("command", f"{repaired}{_command(layout, root, counted)}")
 
 
@@ -100,12 +103,18 @@ class Counted:
 def _command(layout: Layout, root: Path, counted: Counted) -> str:
     """Give the command that trains on a data set: `davit`'s where the doctor was called so, else the script."""
     place = shlex.quote(str(root))
+    before = ""
+    if _is_unsplit(layout):
+        before, place = f"{split_command(root)}, then ", shlex.quote(f"{root}-split")
     unchecked = "" if "val" in layout.splits or "test" in layout.splits else " --no-validate"
     if layout.task == "classification":
         task = f" --task {MULTILABEL}" if counted.several else ""
-        flags = f"{task}{counted.decoding}{_batch_size(layout, counted.pictures)}"
+        pictures = _pictures_to_train_on(layout) if counted.pictures is None else counted.pictures
+        recipe = ["-c", "finetune"] if pictures is not None and pictures < _FEW else []
+        flags = f"{task}{counted.decoding}{_batch_size(pictures, recipe)}"
         trainer = f"{program} train" if (program := _program()) else "python train.py"
-        return f"{trainer} {place} --model DaViT_tiny{flags}"
+        start = f"{' '.join(recipe)} --pretrained" if recipe else "--model DaViT_tiny"
+        return f"{before}{trainer} {place} {start}{flags}"
     if layout.task == "detection":
         config = "davit_maskrcnn_1x_coco" if _has_masks(layout, counted.has_masks) else "davit_retinanet_1x_coco"
         return f"{_trainer('mmdet', config)} --data-root {place}{unchecked}"
@@ -132,21 +141,61 @@ def _trainer(library: str, config: str) -> str:
 
 # --- classification ---
 
+_SPLIT = "split"  # the subject of the finding that there is no train/ and val/
 _MISSING = "train/ and val/ are expected, each with one folder per class; a fifth of each class in val/ is usual"
 
 
-def _batch_size(layout: Layout, pictures: int | None) -> str:
-    """Give the flag that a training needs if an epoch has fewer images than train.py's batch."""
-    if pictures is None:
-        with suppress(DataError), _warnings():  # findings already
-            pictures = len(open_dataset(layout.chosen_by or layout.root, "train"))
-    if pictures is not None and pictures < train_parser().get_default("batch_size"):
+def _pictures_to_train_on(layout: Layout) -> int | None:
+    """Count them; None where the data set has a fault, which is a finding already."""
+    with suppress(DataError), _warnings():
+        return len(open_dataset(layout.chosen_by or layout.root, "." if _is_unsplit(layout) else "train"))
+    return None
+
+
+def _batch_size(pictures: int | None, recipe: Sequence[str]) -> str:
+    """Give the flag that a training needs if an epoch has fewer images than a batch of train.py, or of its recipe."""
+    if pictures is not None and pictures < parse_with_config(train_parser(), [*recipe]).batch_size:
         third = max(1, pictures // 3)
         return f" --batch-size {1 << third.bit_length() - 1}"
     return ""
 
 
+def _is_unsplit(layout: Layout) -> bool:
+    """Tell whether all of a data set is one folder with a folder for each class."""
+    return layout.kind == "class folders" and not layout.splits
+
+
+def _unsplit(layout: Layout, limit: int | None, counted: Counted) -> Iterator[Finding]:
+    """Look at class folders that lie in no train/ and val/."""
+    yield error(_SPLIT, f"{layout.root} has class folders, and no train/ and val/", f"`{split_command(layout.root)}`")
+    try:
+        with _warnings() as messages:
+            dataset = open_dataset(layout.root, ".")
+    except DataError as fault:
+        yield error("classes", str(fault), _MISSING)
+        yield from _pictures(layout.root, limit)
+        return
+    yield from (warning("images", text, "move or remove them, if that is not meant") for text in messages)
+    yield from _counts("images", dataset)
+    counted.pictures = len(dataset)
+    yield from _open_all("images", dataset, limit, counted)
+
+
+def _open_all(
+    subject: str, dataset: PictureDataset, limit: int | None, counted: Counted | None = None
+) -> Iterator[Finding]:
+    """Look at the values of some images, and open all to the last pixel; note how they are to be read."""
+    files = [dataset.source.path(index) for index in _spread(range(len(dataset)), _VALUES)]
+    dataset.decoding, flags = yield from _values(subject, [Path(file) for file in files if Path(file).is_file()])
+    if counted is not None:
+        counted.decoding = flags
+    yield from _readable(subject, [_reader(dataset, index) for index in range(len(dataset))], limit)
+
+
 def _classes(layout: Layout, limit: int | None, counted: Counted) -> Iterator[Finding]:
+    if _is_unsplit(layout):
+        yield from _unsplit(layout, limit, counted)
+        return
     counted.several = any(_has_several(layout, split) for split in ("train", "validation"))
     splits: dict[str, PictureDataset] = {}
     for split in ("train", "validation"):
@@ -176,11 +225,7 @@ def _classes(layout: Layout, limit: int | None, counted: Counted) -> Iterator[Fi
     if not splits:
         yield from _pictures(layout.root, limit)
     for split, dataset in splits.items():
-        files = [dataset.source.path(index) for index in _spread(range(len(dataset)), _VALUES)]
-        dataset.decoding, flags = yield from _values(split, [Path(file) for file in files if Path(file).is_file()])
-        if split == "train":
-            counted.decoding = flags
-        yield from _readable(split, [_reader(dataset, index) for index in range(len(dataset))], limit)
+        yield from _open_all(split, dataset, limit, counted if split == "train" else None)
 
 
 def _has_several(layout: Layout, split: str) -> bool:

@@ -603,7 +603,7 @@ def _say_length(args: Namespace, num_epochs: int, has_schedule: bool) -> None:
     if is_all_warmup:
         log.warning(
             "%sThe warm-up of %d epochs is as long as the schedule, so the learning rate never reaches --lr: for a "
-            "short run give -c configs/finetune.yaml, or --warmup-epochs 0 --cooldown-epochs 0.",
+            "short run give --warmup-epochs 0 --cooldown-epochs 0.",
             *(f"{length} " if cooldown else "", args.warmup_epochs),
         )
     elif cooldown:

@@ -64,6 +64,7 @@ _PANELS = {
         _Axis("waiting for data [% of the time]", {"data_share": "waiting for data"}, from_zero=True),
     ],
 }
+_TOP5 = {"eval_top5", "ema_top5"}
 _PERCENT = {"data_share"}  # kept as shares of 1
 
 _Run = dict[str, list[float]]
@@ -181,8 +182,9 @@ def _finite(column: str, runs: Sequence[_Run]) -> list[float]:
 
 
 def _drawn(axis: _Axis, runs: Sequence[_Run]) -> list[str]:
-    """Find the columns of an axis for which any run has a number."""
-    return [column for column in axis.columns if _finite(column, runs)]
+    """Find the columns of an axis for which any run has a number, without a top-5 of five classes or fewer."""
+    numbers = {column: _finite(column, runs) for column in axis.columns}
+    return [column for column, found in numbers.items() if found and not (column in _TOP5 and min(found) == 100)]
 
 
 def _draw_panel(axes: Axes, scales: Sequence[_Axis], runs: Sequence[_Run]) -> None:

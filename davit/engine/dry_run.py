@@ -59,7 +59,8 @@ class DryRun:
     def __str__(self) -> str:
         """Say it in a sentence or two."""
         about = "over" if self.is_least else "about"
-        hours = f"{about} {self.hours:.1f} hours for {self.epochs} epochs"
+        long = f"{self.hours:.1f} hours" if self.hours >= 1 else f"{max(1, round(60 * self.hours))} min"
+        hours = f"{about} {long} for {self.epochs} epoch{'s' if self.epochs > 1 else ''}"
         if not self.images_measured:
             took = f"a step did not end within {self.step_seconds:.0f} s and was stopped"
         elif self.images_measured < self.images_per_step:

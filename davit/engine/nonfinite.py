@@ -25,6 +25,7 @@ from ..checkpoint import load_checkpoint, read_checkpoint
 from ..commands import NONFINITE, run_cli
 from ..data import Batch
 from ..files import write_atomically
+from ..kernels.conditions import expect_plain
 from ..parsing import Parser
 from .distributed import init_world
 from .evaluate import eval_mode
@@ -282,7 +283,7 @@ def first_nonfinite(
         if not is_finite(output):
             raise _FoundError(_own_cause(name, module) or name)
 
-    with _undisturbed(model, inputs.device), ExitStack() as hooks:
+    with _undisturbed(model, inputs.device), ExitStack() as hooks, expect_plain():
         for name, module in model.named_modules():
             hooks.enter_context(module.register_forward_pre_hook(partial(before, name)))
             hooks.enter_context(module.register_forward_hook(partial(after, name)))

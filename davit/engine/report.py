@@ -18,6 +18,7 @@ import numpy as np
 from ..data import BadImageError, PictureDataset
 from ..data.imagenet import readable_names
 from ..files import write_atomically, write_bytes, write_csv
+from ..parsing.results import require_writable_folder
 from ..text import as_line, as_utf8, some, without_nan
 from .calibration import Bin, reliability
 from .records import Array, Outcomes, wilson
@@ -65,8 +66,7 @@ class Report:
 
 def check_folder(folder: Path, overwrite: bool) -> None:
     """Raise `ValueError` where a report cannot be written: to a file, or over an earlier one without `overwrite`."""
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"--report {folder} is a file; name a folder.")
+    require_writable_folder(folder, "--report")
     if not overwrite and (old := earlier(folder)):
         raise ValueError(
             f"--report {folder} holds an earlier report ({some(file.name for file in old)}); name another folder, or "

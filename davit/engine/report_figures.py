@@ -65,7 +65,7 @@ def draw_confusion(matrix: Array, names: Sequence[str], competing: Sequence[int]
     side = max(2.5, cell * len(chosen))
     longest = max(map(len, rows)) * size * 0.0085  # inches
     with figure_style(labels):
-        figure = Figure(figsize=(side + longest + 1.6, side + longest + 1.0), layout="compressed")
+        figure = Figure(figsize=(side + longest + 1.6, side + longest + 1.2), layout="compressed")
         axes = figure.add_subplot()
         image = axes.imshow(percent, cmap=MAP, norm=PowerNorm(0.5, 0, 100), interpolation="nearest")
         axes.set_xticks(range(len(chosen)), labels, rotation=90, fontsize=size)
@@ -73,7 +73,7 @@ def draw_confusion(matrix: Array, names: Sequence[str], competing: Sequence[int]
         axes.tick_params(length=0 if few else 2, pad=2)
         axes.set_xlabel("taken for")
         axes.set_ylabel("class (its images)")
-        axes.set_title(title, wrap=True)
+        figure.suptitle(title, wrap=True)
         axes.spines[:].set_visible(False)
         bar = figure.colorbar(image, ax=axes, fraction=0.04, pad=0.02, aspect=30, shrink=min(1, 6 / side))
         bar.set_ticks([0, 1, 5, 20, 50, 100], labels=["0", "1", "5", "20", "50", "100 %"])

@@ -21,7 +21,7 @@ from timm.utils import distribute_bn
 from torch import nn
 
 from .. import recipes
-from ..commands import Interrupted, log_of_rank, run_cli, stop_signals
+from ..commands import RESUME, Interrupted, log_of_rank, run_cli, stop_signals
 from ..data import Batch, prefetch, save_images, write_digits
 from ..parsing.results import as_json, json_alone, put
 from ..seeding import seed_everything
@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         finally:
             close_world()
 
-    return run_cli(work)
+    return run_cli(work, when_full=RESUME)
 
 
 def run(args: Namespace, world: World, task: Task | None = None) -> None:
@@ -225,9 +225,10 @@ class Trainer:
             len(parts.data.val),
         )
         log.info(
-            "Global batch %d (%d images x %d processes x %d micro-batches); learning rate %g, not scaled; %d epochs "
-            "of %d steps = %d steps; %s on %s.",
-            *(loader.global_batch, sampler.batch_size, self.world.size, sampler.grad_accum_steps, options.lr),
+            "Global batch %d = %d images x %d process%s x %d micro-batch%s; learning rate %g, not scaled; %d epochs of "
+            "%d steps = %d steps; %s on %s.",
+            *(loader.global_batch, sampler.batch_size, self.world.size, "es" if self.world.size > 1 else ""),
+            *(sampler.grad_accum_steps, "es" if sampler.grad_accum_steps > 1 else "", options.lr),
             *(parts.num_epochs, loader.steps_per_epoch, parts.num_epochs * loader.steps_per_epoch),
             *(parts.precision.name, self.world.device),
         )

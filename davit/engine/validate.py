@@ -541,7 +541,7 @@ def _labelled(
     num_classes = loaded.model.num_classes
     if not args.valid_labels and (labels := labels_by_name(dataset, names)) is not None:
         return dataset, real_labels(args.real_labels, dataset, labels) if args.real_labels else labels
-    check_classes(None, dataset, None if args.valid_labels else num_classes)
+    check_classes(None, dataset, None if args.valid_labels else num_classes, loaded.class_names)
     dataset = numbered_as_trained(loaded.class_names, dataset)
     _name_empty_classes(dataset)
     return dataset, labels_for(dataset, num_classes, args.valid_labels, args.real_labels)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import os
 import shutil
 import tempfile
 import time
@@ -16,7 +17,7 @@ import torch
 from ..engine.evaluate import peak_memory_mb
 from ..files import write_atomically
 from ..runtimes import Metadata
-from ..text import install_extra
+from ..text import in_bytes, install_extra
 from .check import check, fitting_sizes
 from .classifiers import classifier_program
 from .openmmlab import of_openmmlab, openmmlab_program
@@ -44,7 +45,7 @@ class Exported:
     memory: float
 
     def __str__(self) -> str:
-        sizes = ", ".join(f"{name} ({size / 1e6:.2f} MB)" for name, size in self.files.items())
+        sizes = ", ".join(f"{name} ({in_bytes(size)})" for name, size in self.files.items())
         found = [one["difference"] for one in self.metadata.differences]
         own = [one["pytorch"] for one in self.metadata.differences if one.get("pytorch") is not None]
         checked = (
@@ -108,6 +109,8 @@ def check_destination(out: Path, options: ExportOptions) -> str:
     name = options.format_for(out)
     if not out.parent.is_dir():
         raise ValueError(f"{out} cannot be written: the folder {out.parent} does not exist; create it first.")
+    if not os.access(out.parent, os.W_OK | os.X_OK):
+        raise ValueError(f"{out} cannot be written: nothing can be written into {out.parent}; name another folder.")
     if (out.exists() or out.is_symlink()) and not options.overwrite:
         raise ValueError(f"{out} exists and is not replaced; give another name, or `overwrite=True`.")
     return name

@@ -33,7 +33,7 @@ from ..kernels import plain
 from ..limits import short
 from ..predict.names import names_in
 from ..pretrained import CONFIG, DESCRIPTIONS_ENTRY
-from ..text import as_utf8, some
+from ..text import as_utf8, in_bytes, some
 from ..variants import VARIANTS
 from .card import Card, results_of, write_card
 
@@ -98,7 +98,7 @@ class Exported:
     card: str
 
     def __str__(self) -> str:
-        sizes = ", ".join(f"{name} ({size / 1e6:.2f} MB)" for name, size in self.files.items())
+        sizes = ", ".join(f"{name} ({in_bytes(size)})" for name, size in self.files.items())
         return (
             f"{self.architecture}: {sizes}; read back by timm, its logits differ by at most {self.difference:.2g}"
             + (f". It needs davit: {self.needs_davit}" if self.needs_davit else "")

@@ -14,7 +14,7 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
 from ..checkpoint import read_checkpoint
-from ..commands import USER_ERROR, run_cli
+from ..commands import RESUME, USER_ERROR, run_cli
 from ..data import DataError
 from ..engine.distributed import close_world, init_world
 from ..parsing.openmmlab import test_parser, train_parser
@@ -40,7 +40,7 @@ log = logging.getLogger(__name__)
 
 def train_main(argv: Sequence[str] | None = None) -> int:
     """Train a detector or segmentor; returns the exit status (`davit.commands`)."""
-    return _run(train_parser(), argv, _train)
+    return _run(train_parser(), argv, _train, when_full=RESUME)
 
 
 def test_main(argv: Sequence[str] | None = None) -> int:
@@ -48,7 +48,9 @@ def test_main(argv: Sequence[str] | None = None) -> int:
     return _run(test_parser(), argv, _test)
 
 
-def _run(parser: ArgumentParser, argv: Sequence[str] | None, work: Callable[[Namespace, Config], None]) -> int:
+def _run(
+    parser: ArgumentParser, argv: Sequence[str] | None, work: Callable[[Namespace, Config], None], **when_full: str
+) -> int:
     def main() -> None:
         args = parser.parse_args(argv)
         with json_alone(getattr(args, "json", False)), faults_named(args):
@@ -69,7 +71,7 @@ def _run(parser: ArgumentParser, argv: Sequence[str] | None, work: Callable[[Nam
 
     rank = int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", 0)))
     logging.basicConfig(level=logging.WARNING if rank else logging.INFO, format="%(message)s", force=True)
-    return run_cli(main)
+    return run_cli(main, **when_full)
 
 
 def _join(args: Namespace) -> None:

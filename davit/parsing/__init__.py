@@ -97,6 +97,10 @@ class Parser(argparse.ArgumentParser):
             said = " ".join(f"there is no flag {flag}{self._offer(flag)}" for flag in unknown)
             follows = message.startswith(("unrecognized arguments", "the following arguments are required"))
             message = f"{said} {self.prog} --help lists the flags." if follows else f"{message}; {said}"
+        elif message.startswith("unrecognized arguments"):
+            places = [str(action.metavar or action.dest) for action in self._actions if not action.option_strings]
+            takes = f"{' '.join(places)} alone" if places else "no word"
+            message = f"{message}: {self.prog} takes {takes} without a flag. {self.prog} --help lists the flags."
         super().error(message)
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:

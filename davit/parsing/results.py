@@ -46,6 +46,15 @@ def require_writable(file: str, flag: str = "--output") -> None:
         raise ValueError(f"{flag} {place}: no file can be written there; check the folder.")
 
 
+def require_writable_folder(folder: Path, flag: str) -> None:
+    """Raise `ValueError` where no files can be written into a folder, which need not exist; before the work."""
+    there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
+    if not there.is_dir():
+        raise ValueError(f"{flag} {folder}: {there} is a file; name a folder.")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ValueError(f"{flag} {folder}: nothing can be written into {there}; name another folder.")
+
+
 @contextmanager
 def json_alone(is_asked: bool) -> Iterator[None]:
     """Let what libraries print go to standard error meanwhile; `give` and `put` still reach standard output."""

@@ -13,7 +13,7 @@ from ..commands import OK, run_cli
 from ..engine.build import usable_workers
 from ..engine.flags import given_flags
 from ..engine.progress import Progress
-from ..parsing.results import put, require_writable, standard_output
+from ..parsing.results import put, require_writable, require_writable_folder, standard_output
 from ..text import as_line
 from .flags import NO_LONGER, load_asked_for, predict_parser
 from .pictures import find_pictures
@@ -39,8 +39,8 @@ def _main(argv: Sequence[str] | None) -> list[Failure]:
     """Return the images that could not be read."""
     args, given = predict_parser().parse_args(argv), given_flags(predict_parser, argv)
     folder = Path(args.output_dir) if "output_dir" in given else None
-    if folder is not None and folder.exists() and not folder.is_dir():
-        raise ValueError(f"--output_dir {folder} is a file; name a folder.")
+    if folder is not None:
+        require_writable_folder(folder, "--output_dir")
     require_writable(args.output)
     pictures = find_pictures(args.data, sys.stdin.buffer.read() if "-" in args.data else None)
     predictor = load_asked_for(args, given, NO_LONGER)

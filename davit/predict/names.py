@@ -9,6 +9,7 @@ from pathlib import Path
 from ..data import DataError, open_dataset
 from ..data.imagenet import imagenet, readable_names
 from ..data.source import read_class_map
+from ..text import some
 
 log = logging.getLogger(__name__)
 
@@ -55,5 +56,10 @@ def names_in(source: Path, num_classes: int) -> list[str]:
     if max(by_index) >= num_classes or (len(by_index) < num_classes and source.is_dir()):
         raise DataError(
             f"{source} names {max(by_index) + 1} classes and the model has {num_classes}: it belongs to another model"
+        )
+    if missing := [index for index in range(num_classes) if index not in by_index]:
+        log.warning(
+            "%s names %d of the model's %d classes: index %s has no name there.",
+            *(source, len(by_index), num_classes, some(missing, 5)),
         )
     return [by_index.get(index, f"class {index}") for index in range(num_classes)]

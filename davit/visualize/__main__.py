@@ -12,11 +12,11 @@ from ..commands import run_cli
 from ..data import BadImageError
 from ..engine.curves import draw_curves
 from ..engine.flags import given_flags
-from ..parsing.results import as_json, put
+from ..parsing.results import as_json, put, require_writable_folder
 from ..predict import Predictor
 from ..predict.flags import ONE_BY_ONE, load_asked_for
 from ..predict.pictures import distinct_names, find_pictures
-from ..text import as_line, as_utf8
+from ..text import as_line, as_utf8, some
 from .figure import draw_picture
 from .flags import visualize_parser
 
@@ -40,7 +40,7 @@ def _main(arguments: Sequence[str] | None) -> list[str]:
         raise ValueError("give either images or --runs, not both.")
     out = Path(args.out or "curves.png")
     draw_curves([_summary(Path(run)) for run in args.runs], out)
-    log.info("%d runs drawn in %s", len(args.runs), out)
+    log.info("%d %s drawn in %s", len(args.runs), "runs" if len(args.runs) > 1 else "run", out)
     if args.json:
         put(as_json({"runs": list(map(as_utf8, args.runs)), "drawn": as_utf8(out)}))
     return []
@@ -52,6 +52,7 @@ def _draw_pictures(args: argparse.Namespace, given: set[str]) -> list[str]:
     files = list(map(str, find_pictures(args.pictures)))
     if len(files) > 1 and args.out and Path(args.out).suffix:
         raise ValueError(f"--out {args.out} is one file, and there are {len(files)} images; name a folder.")
+    require_writable_folder(Path(args.out).parent if Path(args.out).suffix else Path(args.out), "--out")
     predictor = load_asked_for(args, given, ONE_BY_ONE)
     wanted = _class_index(predictor, args.class_name)
     names = distinct_names([Path(file) for file in files])
@@ -92,8 +93,8 @@ def _class_index(predictor: Predictor, wanted: str) -> int | None:
     near = [name for name in names if wanted.lower() in name.lower()]
     if len(near) == 1:
         return names.index(near[0])
-    choices = ", ".join((near or names)[:10])
-    raise ValueError(f"--class {wanted!r} is {'not one' if near else 'none'} of the model's classes: {choices} ...")
+    what = "not one" if near else "none"
+    raise ValueError(f"--class {wanted!r} is {what} of the model's classes: {some(near or names, 10)}.")
 
 
 def _summary(run: Path) -> Path:

@@ -14,7 +14,7 @@ from functools import cache, partial
 import torch
 from torch import Tensor, nn
 
-from ..kernels.conditions import difference_of_text
+from ..kernels.conditions import difference_of_text, expect_plain
 from ..model import (
     ChannelAttention,
     ChannelAttentionQK,
@@ -121,7 +121,7 @@ def attention_of(model: nn.Module, image_1CHW: Tensor) -> Attention:
         seen.append((name, module, arguments[0].detach()))
 
     with torch.no_grad():
-        with ExitStack() as hooks:
+        with ExitStack() as hooks, expect_plain():
             for name, module in model.named_modules():
                 if isinstance(module, (WindowAttention, *_CHANNEL)):
                     hooks.enter_context(module.register_forward_pre_hook(partial(keep, name)))

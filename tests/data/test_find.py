@@ -75,6 +75,17 @@ def test_a_split_that_is_not_there(names: list[str], place: str, split: str, kin
         find(Path(place) if ":" in place else tmp_path / place, split, kind)
 
 
+def test_a_run_is_no_data(tmp_path: Path) -> None:
+    """Its checkpoints end in .tar and its tables in .csv; a checkpoint beside data is left alone."""
+    touch(tmp_path, "run/args.yaml", "run/model_best.pth.tar", "run/summary.csv", "run/bad_images.csv")
+    for split in ("train", "."):
+        with pytest.raises(DataError) as caught:
+            find(tmp_path / "run", split)
+        assert "model_best.pth.tar" in str(caught.value) and str(tmp_path / "run") in str(caught.value)
+    touch(tmp_path, "train.csv", "model.pth.tar")
+    assert find(tmp_path, "train") == Found("csv", (tmp_path / "train.csv",))
+
+
 def test_two_kinds_are_told_apart_by_name(tmp_path: Path) -> None:
     touch(tmp_path, "train.csv", "train.tar", "train/ant/0.png")
     for kind, file in (("csv", "train.csv"), ("wds", "train.tar"), ("folder", "train"), (None, "train")):

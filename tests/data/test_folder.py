@@ -144,7 +144,9 @@ def test_what_is_left_out_is_warned_of(pictures: Pictures, make_folder: MakeFold
     with caplog.at_level(logging.WARNING):
         dataset = open_dataset(root, "train", class_map={"bee": 5})
     assert (len(dataset), dataset[0][1]) == (20, 5)
-    assert [record.args for record in caplog.records] == [(root / "train", 1), (root / "train", "ant")]
+    strays, unmapped = caplog.records
+    assert isinstance(strays.args, tuple) and {root / "train", 1, "stray.png"} <= {*strays.args}
+    assert unmapped.args == (root / "train", "ant")
     assert open_dataset(root, "train").class_names == ["ant", "bee"]
 
 
@@ -180,6 +182,25 @@ def test_class_count_other_than_the_models(make_folder: MakeFolder):
         for splits in ((train, val), (None, val)):
             with refused("2 classes", "ant, bee", str(wrong), "num_classes=2", "class_map="):
                 check_classes(*splits, wrong)
+    with pytest.raises(DataError) as caught:  # weights for other classes: another number would not fit them
+        check_classes(None, val, 3, ("cat", "cow", "dog"))
+    assert "cat, cow, dog" in str(caught.value) and "num_classes" not in str(caught.value)
+
+
+def test_an_absent_folder_is_named_with_what_is_there(pictures: Pictures, tmp_path: Path):
+    pictures("flowers/train/ant/1.png", "birds/train/ant/1.png")
+    with refused("did you mean", str(tmp_path / "flowers")):
+        open_dataset(tmp_path / "flower", "train")
+    with refused("birds, flowers", str(tmp_path)):
+        open_dataset(tmp_path / "xyz", "train")
+    with refused(str(tmp_path / "nowhere")):
+        open_dataset(tmp_path / "nowhere" / "xyz", "train")
+
+
+def test_images_without_class_folders_are_told_where_they_belong(pictures: Pictures, tmp_path: Path):
+    pictures("all/1.png", "all/2.png")
+    with refused("2 images", str(tmp_path / "all/train/CLASS")):
+        open_dataset(tmp_path / "all", "train")
 
 
 @pytest.mark.parametrize("kind", ["txt", "pkl", "dict"])

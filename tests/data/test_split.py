@@ -87,6 +87,7 @@ def test_files_of_the_same_content_go_together(pictures: Pictures, tmp_path: Pat
     }
     assert not contents["train"] & contents["val"]
     assert found.alike == 23
+    assert sorted(found.contradicting) == [(f"bee/{i}.png", f"ant/{i}.png") for i in range(3)]
 
 
 def test_a_table_of_names_without_suffix(pictures: Pictures, tmp_path: Path) -> None:

@@ -71,14 +71,17 @@ def test_the_command_is_the_one_that_the_user_has(folder: Path, tmp_path: Path) 
     assert examine(masks)[-1].text.startswith("python mmseg/tools/train.py mmseg/configs/upernet_davit_folders.py ")
 
 
-def test_the_command_fits_a_small_folder(folder: Path) -> None:
-    """An epoch that is smaller than the default batch is an error of train.py."""
+def test_the_command_fits_a_small_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An epoch that is smaller than a batch is an error of train.py; few images are for fine-tuning."""
     assert "--batch-size 1" in examine(folder)[-1].text
-    for number in range(2, 25):
+    for number in range(2, 12):
         for name in ("ant", "bee"):
             picture(folder / "train" / name / f"{number}.png", number)
-    assert examine(folder)[-1].text.endswith("--batch-size 16")
-    for number in range(25, 32):
+    assert examine(folder)[-1].text.endswith("-c finetune --pretrained --batch-size 8")
+    monkeypatch.setattr("davit.doctor.folders._FEW", 24)
+    assert examine(folder)[-1].text.endswith("--model DaViT_tiny --batch-size 8")
+    monkeypatch.undo()
+    for number in range(12, 16):
         for name in ("ant", "bee"):
             picture(folder / "train" / name / f"{number}.png", number)
     assert "--batch-size" not in examine(folder)[-1].text
@@ -105,7 +108,7 @@ def test_files_outside_of_classes_and_imbalance(folder: Path, caplog: pytest.Log
         picture(folder / "train" / "ant" / f"more{number}.png")
     outside, unequal = faults(examine(folder))
     assert outside[:2] == unequal[:2] == ("warning", "train")
-    assert "1 images" in outside[2] and "2 to 52" in unequal[2]
+    assert "stray.png" in outside[2] and "2 to 52" in unequal[2]
     assert caplog.records == []  # it is a finding instead
 
 
@@ -241,7 +244,7 @@ def test_bits_and_bands(folder: Path, tmp_path: Path) -> None:
     told = next(finding.text for finding in findings if "--in-chans" in finding.text)
     flags = "--in-chans 6 --mean 0 0.2 0.4 0.6 0.8 1 --std 1 1 1 1 1 1"  # constant bands
     assert told.endswith(flags)
-    assert f"--model DaViT_tiny {flags} --batch-size" in findings[-1].text
+    assert f"-c finetune --pretrained {flags} --batch-size" in findings[-1].text
     np.save(folder / "val" / "bee" / "1.npy", np.zeros((9, 11, 7), dtype=np.uint8))
     assert any(level == "error" and "6 and 7" in text for level, _, text in faults(examine(folder)))
 
@@ -423,7 +426,10 @@ def test_a_folder_of_nothing_known(tmp_path: Path) -> None:
     assert (level, subject) == ("warning", "images") and "4,095" in text
     (tmp_path / "ant").mkdir()
     (tmp_path / "x12.png").rename(tmp_path / "ant" / "x12.png")  # classes without splits
-    assert [subject for _, subject, _ in faults(examine(tmp_path))] == ["train", "validation", "images"]
+    findings = examine(tmp_path)
+    assert [subject for _, subject, _ in faults(findings)] == ["split", "images", "images"]  # .docx, and the values
+    assert f"davit data split {tmp_path} {tmp_path}-split" in findings[-1].text
+    assert f"train.py {tmp_path}-split " in findings[-1].text and "--bit-depth 12" in findings[-1].text
 
 
 def test_two_layouts_in_one_folder(coco: Path) -> None:

@@ -22,7 +22,7 @@ DRY = [*SHORT, "--dry-run", "--json"]
 
 def measured(train: Train, *flags: str) -> dict[str, Any]:
     done = train(*DRY, *flags)
-    assert " MB " in done.stderr and " hours " in done.stderr
+    assert " MB " in done.stderr and " min for " in done.stderr
     found: dict[str, Any] = json.loads(done.stdout)["dry_run"]
     return found
 
@@ -158,6 +158,7 @@ def test_its_sentence_names_what_was_measured() -> None:
     part = DryRun(64, 4, 200.0, 3.0, 300, 999.5, False, 500.0)
     least = DryRun(64, 0, 60.0, None, 300, 500.0, True, 500.0)
     assert "1.50 s" in str(whole) and "10.0 hours" in str(whole)
+    assert "12 min for 3 epochs" in str(DryRun(64, 64, 1.5, 3.0, 3, 0.2, False, 900.0))
     assert "4 " in str(part) and "64" in str(part) and "200 s" in str(part)
     assert "60 s" in str(least) and "over 500.0 hours" in str(least)
 

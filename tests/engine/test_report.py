@@ -128,6 +128,9 @@ def test_the_matrix_is_drawn_at_any_number_of_classes(count: int) -> None:
     axes = figure.axes[0]
     assert len(axes.get_yticklabels()) == min(count, 200)
     assert axes.get_yticklabels()[0].get_text().startswith(names[0][:8])
+    figure.draw_without_rendering()
+    drawn, (width, height) = figure.get_tightbbox(), figure.get_size_inches()
+    assert drawn.x0 >= 0 and drawn.x1 <= width and drawn.y0 >= 0 and drawn.y1 <= height  # nothing is cut off
 
 
 def test_competing_classes_alone_are_in_the_tables() -> None:

@@ -133,6 +133,15 @@ def test_curves_are_drawn_each_epoch_and_change_with_the_numbers(tmp_path: Path)
         assert scale in drawn
 
 
+@pytest.mark.parametrize(("best", "is_drawn"), [(100, False), (99, True)])
+def test_a_top5_of_few_classes_is_not_drawn(tmp_path: Path, best: int, is_drawn: bool) -> None:
+    rows = [f"{epoch},{40 + epoch},{100 if epoch else best}" for epoch in range(3)]
+    (tmp_path / "summary.csv").write_text("\n".join(["epoch,eval_top1,eval_top5", *rows]) + "\n")
+    draw_curves([tmp_path / "summary.csv"], tmp_path / "curves.svg")
+    drawn = (tmp_path / "curves.svg").read_text()
+    assert "top-1" in drawn and ("top-5" in drawn) == is_drawn
+
+
 @pytest.mark.parametrize("content", ["epoch,speed\n0,1\n", "", "x\n1\n", None])
 def test_nothing_to_draw_is_an_error_that_names_the_file(tmp_path: Path, content: str | None) -> None:
     file = tmp_path / "summary.csv"

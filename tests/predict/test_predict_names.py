@@ -29,11 +29,13 @@ def test_imagenets_words() -> None:
     assert names[285] == "Egyptian cat (n02124075)" and names[282] == "tiger cat (n02123159)"
 
 
-def test_a_class_map(tmp_path: Path) -> None:
+def test_a_class_map(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     file = tmp_path / "names.txt"
     file.write_text("wasp\nfly\n")
     assert class_names(2, noted=["ant", "bee"], source=file) == ("wasp", "fly")
+    assert not caplog.records
     assert class_names(3, source=file) == ("wasp", "fly", "class 2")
+    assert "index 2" in caplog.text and "names.txt" in caplog.text
     with pytest.raises(DataError, match=r"names\.txt"):
         class_names(1, source=file)
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from davit import DaViTPyramid
+from davit import DaViTPyramid, create_model
+from davit.kernels import conditions
 from davit.model import attend_among_positions
 from davit.visualize import attention_of
 from davit.windows import window_partition, window_unpartition
@@ -35,6 +36,20 @@ def test_every_attention_in_order(small: Callable[..., Any], picture: Callable[.
     assert found.last(2) == (found.spatial[3], found.channel[3])
     only_spatial = attention_of(small(attention_types=["spatial"]), picture(1))
     assert only_spatial.channel == () and only_spatial.last(0)[1] is None
+
+
+def test_own_hooks_are_not_said_to_slow_the_model(
+    picture: Callable[..., Tensor], caplog: pytest.LogCaptureFixture
+) -> None:
+    conditions._log.cache_clear()
+    model = create_model("DaViT_nano").eval()
+    with caplog.at_level("INFO", "davit.kernels"):
+        attention_of(model, picture(1, height=64, width=64))
+        assert caplog.records == []
+        model.main_blocks[0][0][0].attn.register_forward_hook(lambda *_: None)  # a user's
+        with torch.no_grad():
+            model(picture(1, height=64, width=64))
+    assert caplog.records
 
 
 @pytest.mark.parametrize(
