@@ -117,7 +117,7 @@ def test_detection_of_your_data(run: Callable[..., None], tmp_path: Path) -> Non
     shutil.copy(next(Path("scenes/images/val").iterdir()), "picture.jpg")
     (program,) = (text for text in blocks("docs/detect.md") if "_base_" not in text)
     exec(program, {})
-    assert Image.open("drawn.png").size == (128, 128)
+    assert Path("drawn.png").is_file()
     assert len([*Path("drawn").glob("*.png")]) == 4
     Path("model.onnx").rename("before.onnx")
     Path("work_dirs").mkdir()
@@ -136,8 +136,10 @@ def test_an_export_of_a_file_with_its_config(run: Callable[..., None], detector:
 def test_segmentation_of_your_data(run: Callable[..., None]) -> None:
     for name, text in examples("docs/segment.md").items():
         Path(name).write_text(text)
+    lay_out("MY_DATA", OURS, lambda mask: mask, ".jpg")
+    run("docs/segment.md", "doctor")
     lay_out("MY_DATA", OURS, lambda mask: mask * 255, ".jpg")
-    run("docs/segment.md", "doctor|small.py --data-root MY_DATA --work-dir")
+    run("docs/segment.md", "small.py --data-root MY_DATA --work-dir")
     save(np.zeros((48, 64, 3)), Path("FOLDER/a.png"))
     run("docs/segment.md", "seg (test|demo)", TRAINED_MODEL_PATH="runs/cracks/iter_1.pth")
     assert len([*Path("MASKS").glob("*.png")]) == 4 and Path("drawn/predictions.json").is_file()
