@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from davit import DaViT, DaViTPyramid, accelerate
+from davit import DaViT, DaViTPyramid, accelerate, create_model, pretrained
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -83,6 +84,18 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip(f"needs {folder.name}/ beside the checkout, which is absent")
     return folder
+
+
+@pytest.fixture
+def published_tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Random weights of DaViT_tiny, where published ones fetched by hand would lie."""
+    monkeypatch.setenv(pretrained.FOLDER_VARIABLE, str(tmp_path / "weights"))
+    entry = pretrained.Published("timm/davit_tiny.msft_in1k", {"model.safetensors": None})
+    monkeypatch.setitem(pretrained.PUBLISHED, "DaViT_tiny", entry)
+    file = entry.local_path("model.safetensors")
+    file.parent.mkdir()
+    safetensors.torch.save_file(create_model("DaViT_tiny").state_dict(), file)
+    return file
 
 
 @pytest.fixture

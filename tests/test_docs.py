@@ -3,12 +3,14 @@
 import argparse
 import csv
 import importlib
+import json
 import os
 import pkgutil
 import re
 import shlex
 import subprocess
 import sys
+import textwrap
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -32,7 +34,9 @@ DOCUMENTS = sorted(
     for path in REPOSITORY.glob(pattern)
 )
 
-FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+FENCE = re.compile(r"^ *```(\w*)\n(.*?)^ *```", re.MULTILINE | re.DOTALL)
+SHELLS = ("shell", "sh", "bash", "console")
+OTHERS = ("python", "text", "json", "bibtex", "dockerfile")  # what else a block may hold: no commands
 LINK = re.compile(r"\[[^\]\[]*\]\(\s*<?([^)\s>]+)")
 OUR_NAME = re.compile(r"`(davit(?!\.openmmlab)(?:\.\w+)+)(?:\([^`]*)?`")  # openmmlab takes seconds to import
 OUR_PATH = re.compile(r"`((?:benchmarks|configs|davit|docs|figures|tests|tools)/[\w./-]+)`")
@@ -202,10 +206,13 @@ class Line(NamedTuple):
 
 
 def lines(path: Path) -> Iterator[Line]:
-    """The command lines of a document."""
+    """The command lines of a document; in a console's block they follow a prompt."""
     for language, block in FENCE.findall(path.read_text(encoding="utf-8")):
-        for line in re.sub(r"\\\n\s*", " ", block).splitlines() if language == "shell" else ():
-            if text := re.sub(r"(^|\s+)#\s.*$", "", line).strip():
+        joined = re.sub(r"\\\n\s*", " ", block) if language in SHELLS else ""
+        if language == "console":
+            joined = "\n".join(re.findall(r"^ *\$ (.*)$", joined, re.MULTILINE))
+        for line in joined.splitlines():
+            if text := re.sub(r"(^\s*#|\s+#\s).*$", "", line).strip():
                 yield Line(name_of(path), text)
 
 
@@ -320,6 +327,25 @@ def _parse(main: Callable[[], object], module: str, rest: list[str], monkeypatch
             main()
 
 
+@pytest.mark.parametrize("path", DOCUMENTS, ids=name_of)
+def test_a_block_says_what_it_holds(path: Path) -> None:
+    """Commands in a block of another language, or behind another fence, would not be looked at."""
+    text = path.read_text(encoding="utf-8")
+    found = [language for language, _ in FENCE.findall(text)]
+    assert {*found} <= {*SHELLS, *OTHERS}
+    assert len(re.findall(r"^\s*(?:```|~~~)", text, re.MULTILINE)) == 2 * len(found)
+
+
+def test_commands_of_each_kind_of_block_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules[__name__], "REPOSITORY", tmp_path)
+    document = tmp_path / "a.md"
+    document.write_text(
+        "```sh\none 1 \\\n  2  # why\n```\n- a list\n  ```bash\n  #!/bin/sh\n  two $# \n  ```\n"
+        "```console\n$ three\nanswer\n```\n```text\nfour\n```\n"
+    )
+    assert [line.text for line in lines(document)] == ["one 1  2", "two $#", "three"]
+
+
 @pytest.mark.parametrize("line", LINES, ids=str)
 def test_a_command_is_accepted(line: Line, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     written = examples(line.document)
@@ -358,6 +384,14 @@ def test_a_wrong_command_is_seen(line: str, monkeypatch: pytest.MonkeyPatch) -> 
             check(words, monkeypatch)
 
 
+def test_the_container_starts_a_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (REPOSITORY / "docs/serve.md").read_text(encoding="utf-8")
+    (block,) = (block for language, block in FENCE.findall(text) if language == "dockerfile")
+    (words,) = re.findall(r"^CMD (\[.*\])$", block, re.MULTILINE)
+    assert json.loads(words)[0] == "davit"
+    check(json.loads(words), monkeypatch)
+
+
 def test_make_targets_exist() -> None:
     targets = set(re.findall(r"^([\w-]+):", (REPOSITORY / "Makefile").read_text(), re.MULTILINE))
     assert {line.text.split()[1] for line in LINES if line.text.startswith("make ")} <= targets
@@ -368,7 +402,8 @@ def test_make_targets_exist() -> None:
 
 def blocks(document: str) -> list[str]:
     """The Python blocks of a document."""
-    return re.findall(r"^```python\n(.*?)^```", (REPOSITORY / document).read_text(encoding="utf-8"), re.M | re.S)
+    found = FENCE.findall((REPOSITORY / document).read_text(encoding="utf-8"))
+    return [textwrap.dedent(block) for language, block in found if language == "python"]
 
 
 def test_the_configs_of_the_documents_say_what_they_change(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -2,8 +2,11 @@
 
 import importlib.util
 import os
+import shlex
 import shutil
 import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,45 +14,46 @@ import torch
 from PIL import Image
 
 import davit
-from tests.conftest import randomise
+from tests.conftest import REPOSITORY, randomise
+from tests.test_docs import LINES
 
-SOURCES = Path(__file__).parents[2] / "docs/deploy"
 
-
-def openvino_flags() -> list[str]:
-    """Flags for the headers and the library in OpenVINO's wheel."""
+def openvino() -> str:
+    """The lines of docs/deploy.md, which find the headers and the library in OpenVINO's wheel."""
     found = importlib.util.find_spec("openvino")
     root = Path(found.submodule_search_locations[0]) if found and found.submodule_search_locations else None
-    library = next((root / "libs").glob("libopenvino.so*"), None) if root else None
-    if root is None or library is None or not (root / "include/openvino/openvino.hpp").is_file():
+    if root is None or not (root / "include/openvino/openvino.hpp").is_file():
         pytest.skip("needs OpenVINO's wheel with its headers")
-    return [f"-I{root / 'include'}", str(library), f"-Wl,-rpath,{library.parent}"]
+    lines = [line.text for line in LINES if line.document == "docs/deploy.md"]
+    return "\n".join(line for line in lines if line.startswith(("OPENVINO=", "c++ ")))
 
 
-def onnxruntime_flags() -> list[str]:
+def onnxruntime() -> str:
     root = os.environ.get("ONNXRUNTIME_DIR")
     header = next(Path(root).rglob("onnxruntime_cxx_api.h"), None) if root else None
     if root is None or header is None:
         pytest.skip("needs ONNX Runtime's release in ONNXRUNTIME_DIR: its wheel has no headers")
     library = Path(root, "lib")
-    return [f"-I{header.parent}", f"-L{library}", "-lonnxruntime", f"-Wl,-rpath,{library}"]
+    flags = ["-std=c++17", f"-I{header.parent}", f"-L{library}", "-lonnxruntime", f"-Wl,-rpath,{library}"]
+    return shlex.join(["c++", "docs/deploy/classify_onnxruntime.cpp", *flags, "-o", "classify"])
 
 
 @pytest.mark.long
 @pytest.mark.parametrize(
-    ("name", "suffix", "flags"),
-    [("openvino", ".xml", openvino_flags), ("onnxruntime", ".onnx", onnxruntime_flags)],
+    ("suffix", "lines"),
+    [(".xml", openvino), (".onnx", onnxruntime)],
 )
 def test_an_example_prints_what_predict_prints(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, suffix: str, flags: object
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], suffix: str, lines: Callable[[], str]
 ) -> None:
-    compiler = shutil.which("c++")
-    if compiler is None:
+    if shutil.which("c++") is None:
         pytest.skip("needs a C++ compiler")
-    assert callable(flags)
-    words = ["-std=c++17", "-Wall", "-Werror", str(SOURCES / f"classify_{name}.cpp"), *flags()]
+    (tmp_path / "docs").symlink_to(REPOSITORY / "docs")
+    script = lines().replace("-std=c++17", "-std=c++17 -Wall -Werror")
+    assert "-Werror" in script
+    env = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    subprocess.run(["bash", "-euc", script], cwd=tmp_path, env=env, check=True)
     program = tmp_path / "classify"
-    subprocess.run([compiler, *words, "-o", str(program)], check=True)
 
     from davit.export import ExportOptions, export
     from davit.predict.cli import main

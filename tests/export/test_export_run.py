@@ -122,6 +122,14 @@ def test_tensorrt_needs_its_builder(small, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.long
+@pytest.mark.usefixtures("published_tiny")
+def test_published_weights_by_name(tmp_path):
+    """The command of docs/export.md."""
+    assert main(["--model", "DaViT_tiny", "--pretrained", str(tmp_path / "tiny.onnx")]) == 0
+    assert open_exported(tmp_path / "tiny.onnx").metadata.model == "DaViT_tiny"
+
+
 @pytest.mark.parametrize("task", ["features", "pyramid"])
 def test_features_and_pyramid(saved, tmp_path, task):
     file = saved(attention_types=("spatial", "channel_qk"), overlapped_patch=True)
