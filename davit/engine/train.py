@@ -225,8 +225,8 @@ class Trainer:
             len(parts.data.val),
         )
         log.info(
-            "Global batch %d = %d images x %d process%s x %d micro-batch%s; learning rate %g, not scaled; %d epochs of "
-            "%d steps = %d steps; %s on %s.",
+            "Global batch %d = %d images x %d process%s x %d micro-batch%s; learning rate %g, not scaled; "
+            "%d epochs of %d steps = %d steps; %s on %s.",
             *(loader.global_batch, sampler.batch_size, self.world.size, "es" if self.world.size > 1 else ""),
             *(sampler.grad_accum_steps, "es" if sampler.grad_accum_steps > 1 else "", options.lr),
             *(parts.num_epochs, loader.steps_per_epoch, parts.num_epochs * loader.steps_per_epoch),

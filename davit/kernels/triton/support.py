@@ -70,7 +70,7 @@ def _can_launch(index: int) -> bool:
             _probe[(1,)]()
     except Exception as error:  # whatever a compiler, a loader or a driver raises
         _logger.warning(
-            "Triton cannot launch a kernel on cuda:%d (%s: %s), so PyTorch computes everything: slower, never wrong.",
+            "Triton cannot launch a kernel on cuda:%d (%s: %s), so PyTorch computes everything, which is slower.",
             index, type(error).__name__, " ".join(str(error).split())[:300],
         )  # fmt: skip
         return False
