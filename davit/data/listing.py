@@ -230,7 +230,8 @@ def _there(folder: Path) -> str:
         return f", and {parent} is no folder that can be read: check the path"
     if near := nearest(folder.name, names, cutoff=0.75):
         return f": did you mean {parent / near[0]}?"
-    return f"; {parent.absolute()} holds {f'the folders {some(sorted(names, key=natural_key))}' if names else 'none'}"
+    names.sort(key=natural_key)
+    return f"; {parent.absolute()} holds {f'the folders {some(names)}' if names else 'no folder'}"
 
 
 def left_out(others: Mapping[str, int]) -> str:
