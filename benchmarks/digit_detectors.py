@@ -4,7 +4,7 @@
     python benchmarks/digit_detectors.py --heads dfine --seed 1   # one of them; the others' rows stay
     python benchmarks/digit_detectors.py --rehearse               # a step of each in a minute; keeps nothing
 
-Each is trained from random weights on the training scenes by its own command and recipe, for no more epochs than
+Each is trained from random weights on the training scenes by its own command and recipe, for about as many epochs as
 fit into the time that three of Mask R-CNN take, and measured on the 100 held-out scenes of other handwriting by COCO's
 average precision of boxes. Nothing else should run meanwhile. Writes benchmarks/results/digit_detectors.md and .json.
 """
@@ -112,11 +112,12 @@ def report(rows: dict[str, dict[str, Any]]) -> str:
     return f"""# Three detectors on the digit scenes
 
 DaViT_nano from random weights on {COUNTS["train"]:,} scenes of 128 px, measured on the {COUNTS["val"]} held-out scenes
-of other handwriting: COCO's average precision of boxes in percent. Each learns for as many epochs as fit into the time
-that three of Mask R-CNN take, or fewer (RTMDet), with batches of {BATCH} and a recipe of its own; a cosine ends with
-the last step. The minutes are those of the training command, from its start to its end; those of a core are what all
-its processes have computed, which other programs on the machine change less. Two cores of an {platform.machine()}
-machine without a GPU, threads that compute: {threads}, PyTorch {torch.__version__}, one run each (seed {seeds}).
+of other handwriting: COCO's average precision of boxes in percent. Each learns for about as many epochs as fit into
+the time that three of Mask R-CNN take, with batches of {BATCH} and a recipe of its own, none of which was searched
+for long; a cosine ends with the last step. The minutes are those of the training command, from its start to its end.
+Those of a core are what all its processes have computed; other programs ran beside and changed them less. Two cores
+of an {platform.machine()} machine without a GPU, threads that compute: {threads}, PyTorch {torch.__version__}, one run
+each (seed {seeds}).
 
 {table(["", "scenes seen", "minutes", "of a core", "AP", "AP50", "AP75"], cells)}
 
