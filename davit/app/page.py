@@ -259,13 +259,7 @@ def build_page(reader: Reader) -> Any:
                 maps = gr.HTML(visible=False, elem_id="maps")
         gr.Markdown(reader.programs)
         shown = [message, given, scores, picture, how, maps]
-        everything = [which, table, as_csv, as_json_file, *shown]
-        # each is answered, in turn: one that waits for another would be forgotten where that is cancelled
-        how_taken = {"trigger_mode": "multiple", "api_visibility": "private"}
-        taking = [event(take, file, everything, **how_taken) for event in (file.upload, file.delete)]
-        # Emptied by the browser alone: an answer of the server might arrive after that for the next images.
-        empty = f"() => Array({len(everything)}).fill({{__type__: 'update', visible: false}})"
-        file.clear(None, None, everything, js=empty, cancels=taking, api_visibility="private")
+        file.change(take, file, [which, table, as_csv, as_json_file, *shown], api_visibility="private")
         which.input(pick, [file, which], shown, api_visibility="private")
         table.select(pick_row, file, [which, *shown], api_visibility="private")
     page.queue(max_size=_WAITING, api_open=False)

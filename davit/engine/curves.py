@@ -16,7 +16,7 @@ from ..style import COLOURS, figure_style
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_STYLES = ("-", "--", "-.", ":", (0, (8, 2)))
+_STYLES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (8, 2)))
 _LETTER, _SAMPLE = 0.075, 0.7  # inches of a letter of the legend, and of the line and the gaps beside a name
 _FEW = 25  # rows: with no more, each is a dot as well
 _PANEL = (6.2, 3.8)  # inches

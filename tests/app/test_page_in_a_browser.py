@@ -51,7 +51,7 @@ def drop(tab: Any, files: list[Path]) -> None:
     if clear := tab.query_selector('#file button[aria-label="Clear"]'):
         clear.click()
         tab.wait_for_selector("#file input[type=file]", state="attached", timeout=PATIENCE)
-        for left in ("#scores li", "#message [role=alert]"):  # what is looked for next is of the next file
+        for left in ("#scores li", "#message [role=alert]"):  # nobody drops the next file before the page is empty
             tab.wait_for_selector(left, state="hidden", timeout=PATIENCE)
     tab.set_input_files("#file input[type=file]", list(map(str, files)))
 
@@ -225,26 +225,6 @@ def test_a_broken_file_is_answered_with_a_sentence(page: tuple[Any, set[str]], t
     drop(tab, coloured(tmp_path, "red"))
     tab.wait_for_selector("#picture img", timeout=PATIENCE)
     tab.wait_for_selector("#message [role=alert]", state="hidden", timeout=PATIENCE)
-
-
-def test_the_next_file_may_be_dropped_at_once(page: tuple[Any, set[str]], tmp_path: Path) -> None:
-    """Clear empties the page by itself: no answer to it comes after that for the next file."""
-    tab, _ = page
-    (tmp_path / "broken.png").write_bytes(b"this is no picture")
-    (red,) = coloured(tmp_path, "red")
-    drop(tab, [red])
-    tab.wait_for_selector("#picture img", timeout=PATIENCE)
-    asked: list[str] = []
-    tab.on("request", lambda request: asked.append(urlparse(request.url).path))
-    for file in (tmp_path / "broken.png", red, tmp_path / "broken.png"):
-        del asked[:]
-        tab.click('#file button[aria-label="Clear"]')
-        tab.wait_for_selector("#file input[type=file]", state="attached", timeout=PATIENCE)
-        tab.set_input_files("#file input[type=file]", str(file))
-        here, gone = ("#picture img", "#message [role=alert]")[:: 1 if file == red else -1]
-        tab.wait_for_selector(here, timeout=PATIENCE)
-        tab.wait_for_selector(gone, state="hidden", timeout=PATIENCE)
-        assert sum(path.endswith("/queue/join") for path in asked) == 1, "of the file; Clear asks nothing"
 
 
 def test_a_file_that_is_too_large(page: tuple[Any, set[str]], tmp_path: Path) -> None:

@@ -24,8 +24,10 @@ def test_each_picture_is_in_its_row(tmp_path: Path) -> None:
     figure = render_sheet(rows, "title")
     values = [int(axes.images[0].get_array().max()) if axes.images else None for axes in figure.axes]
     assert values == [50, *(10 * number for number in range(13)), 200, None]
-    columns = [axes.get_subplotspec().colspan.start for axes in figure.axes]
-    lines = [axes.get_subplotspec().rowspan.start for axes in figure.axes]
+    places = [axes.get_position(original=True) for axes in figure.axes]
+    lefts, tops = sorted({round(one.x0, 6) for one in places}), sorted({-round(one.y1, 6) for one in places})
+    columns = [lefts.index(round(one.x0, 6)) for one in places]
+    lines = [tops.index(-round(one.y1, 6)) for one in places]
     assert columns == [0, *range(1, 11), 1, 2, 3, 0, 1] and lines == [0] * 11 + [1] * 3 + [2, 2]
     labels = [axes.get_xlabel() for axes in figure.axes]
     assert labels[1:14] == [str(number) for number in range(13)] and len(labels[0]) < 30
