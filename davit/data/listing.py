@@ -226,11 +226,12 @@ def _there(folder: Path) -> str:
     try:
         with os.scandir(parent) as entries:
             names = [entry.name for entry in entries if is_folder(entry) and not is_hidden(f"{entry.name}/")]
+        names.sort(key=natural_key)
     except OSError:
         return f", and {parent} is no folder that can be read: check the path"
     if near := nearest(folder.name, names, cutoff=0.75):
         return f": did you mean {parent / near[0]}?"
-    return f"; {parent.absolute()} holds {f'the folders {some(sorted(names, key=natural_key))}' if names else 'none'}"
+    return f"; {parent.absolute()} holds {f'the folders {some(names)}' if names else 'none'}"
 
 
 def left_out(others: Mapping[str, int]) -> str:
