@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from .commands import OK, USER_ERROR, called_as
+from .parsing import Parser
 from .parsing.results import json_alone
 from .text import did_you_mean, install_extra
 
@@ -174,7 +175,10 @@ def _run(command: Command, words: list[str], prog: str | None) -> int:
     with called_as(prog), _without_what_nobody_can_act_on():
         try:
             make = _resolve(command.parser)
-            args = (make(words) if command.by_words else make()).parse_args(words)
+            parser = make(words) if command.by_words else make()
+            if isinstance(parser, Parser):
+                parser.elsewhere = _commands_with
+            args = parser.parse_args(words)
             run = _resolve(command.main)
         except ModuleNotFoundError as error:
             missing = (error.name or "davit").partition(".")[0]
@@ -188,6 +192,13 @@ def _run(command: Command, words: list[str], prog: str | None) -> int:
         with json_alone(getattr(args, "json", False)):
             status: int = run(words)
         return status
+
+
+def _commands_with(flag: str) -> list[str]:
+    """Name the commands of one word that have a flag."""
+    one_word = {name: entry for name, entry in COMMANDS.items() if isinstance(entry, Command)}
+    parsers = {name: _resolve(entry.parser)() for name, entry in one_word.items() if not entry.by_words}
+    return [f"davit {name}" for name, parser in parsers.items() if flag in parser._option_string_actions]
 
 
 def run_script(name: str) -> int:

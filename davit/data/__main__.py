@@ -135,7 +135,8 @@ def _split(args: Namespace) -> None:
         log.warning("%s the same content as another one, and went where that is.", have)
     if found.contradicting:
         pairs = some((f"{one} as {other}" for one, other in found.contradicting), 3)
-        log.warning("Of these, %d have other labels, one of which must be wrong: %s.", len(found.contradicting), pairs)
+        said = "%d of these with another label, so that one of the two is wrong: %s."
+        log.warning(said, len(found.contradicting), pairs)
     document = {"folder": as_utf8(args.out), "groups": found.groups, "alike": found.alike, "report": str(found)}
     give(args, str(args.out), document)
 

@@ -226,6 +226,7 @@ def _there(folder: Path) -> str:
     try:
         with os.scandir(parent) as entries:
             names = [entry.name for entry in entries if is_folder(entry) and not is_hidden(f"{entry.name}/")]
+        names.sort(key=natural_key)
     except OSError:
         return f", and {parent} is no folder that can be read: check the path"
     if near := nearest(folder.name, names, cutoff=0.75):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn
 
 from ..limits import Limits, number
@@ -62,7 +62,13 @@ def _as_words(value: Any) -> str:
 
 
 class Parser(argparse.ArgumentParser):
-    """Parse as `argparse.ArgumentParser` does; say what a mistyped flag, choice or command may have meant."""
+    """Parse as `argparse.ArgumentParser` does; say what a mistyped flag, choice or command may have meant.
+
+    Attributes:
+        elsewhere: names the other commands that have a flag; set by who knows them.
+    """
+
+    elsewhere: Callable[[str], Sequence[str]] = staticmethod(lambda flag: ())
 
     def __init__(self, *args: Any, **options: Any) -> None:
         self._words: list[str] = []
@@ -125,7 +131,7 @@ class Parser(argparse.ArgumentParser):
         return list(dict.fromkeys(found))
 
     def _offer(self, flag: str) -> str:
-        """Name the flags whose help begins with its words, and those that are spelled most like it."""
+        """Name the flags whose help begins with its words and those spelled most like it, or whose flag it is."""
         shown = [action for action in self._actions if action.help != argparse.SUPPRESS]
         names = [name for action in shown for name in action.option_strings]
         words = flag.strip("-").replace("-", " ").replace("_", " ").lower()
@@ -134,6 +140,9 @@ class Parser(argparse.ArgumentParser):
             for action in shown
             if action.option_strings and len(words) > 3 and (action.help or "").lower().startswith(words)
         ]
+        others = [] if told else self.elsewhere(flag)
+        if 0 < len(others) < _MOST_NAMED:  # what most commands have tells nothing
+            return f"; {_either(others)} has it."
         near = list(dict.fromkeys([*told, *nearest(flag, names, _MOST_NAMED)]))[:_MOST_NAMED]
         return f": did you mean {_either(near)}?" if near else "."
 
