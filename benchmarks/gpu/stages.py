@@ -212,8 +212,11 @@ def in_processes(
                     process.kill()
                     yield name, "failed", f"no result after {cell_limit:.0f} s"
     finally:
-        for process in multiprocessing.active_children():
+        started = multiprocessing.active_children()
+        for process in started:
             process.kill()
+        for process in started:
+            process.join(0.5)  # not longer: one that a driver holds may take its time
 
 
 def work(connection: Connection, function: Callable[..., dict[str, Any]], device: str, rehearse: bool) -> None:
