@@ -248,7 +248,8 @@ def environment(folder: Path, **more: str) -> dict[str, str]:
     found = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     own = {"PATH": found, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(folder / "hub")}
     kept = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    return {**kept, **own, "DAVIT_WEIGHTS_DIR": str(folder / "weights"), **more}
+    places = {"DAVIT_WEIGHTS_DIR": str(folder / "weights"), "DAVIT_DATA_DIR": str(folder / "embedded")}
+    return {**kept, **own, **places, **more}
 
 
 def run_in_a_shell(command: str, folder: Path, **more: str) -> str:
