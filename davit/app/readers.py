@@ -14,7 +14,7 @@ from ..text import as_line
 from ..visualize.figure import HOW_TO_READ, MapRow, draw_maps, evidence_image, look, seen_image
 
 Found = Sequence[Mapping[str, Any]]
-"""What is in an image, the first first: each with its "class", its "score" or "share", and more."""
+"""What is in an image, best first: each with its "class", its "score" or "share", and more."""
 
 
 @dataclass(frozen=True)
