@@ -134,6 +134,7 @@ class Watch:
                     return
                 if self._is_main:
                     self._say()
+                    time.sleep(5 * _POLL)  # the others still read the store, which this process may hold
                 else:
                     time.sleep(_GRACE)
                 os._exit(OK)  # the other threads may wait for ever
