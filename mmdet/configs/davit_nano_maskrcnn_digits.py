@@ -14,7 +14,7 @@ model = dict(
         bbox_roi_extractor=dict(out_channels=width),
         bbox_head=dict(in_channels=width, fc_out_channels=256, num_classes=10),
         mask_roi_extractor=dict(out_channels=width),
-        mask_head=dict(num_convs=2, in_channels=width, conv_out_channels=width, num_classes=10),
+        mask_head=dict(num_convs=1, in_channels=width, conv_out_channels=width, num_classes=10),
     ),
     train_cfg=dict(
         rpn=dict(sampler=dict(num=64)),
