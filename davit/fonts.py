@@ -67,7 +67,7 @@ def pillow_font(text: str, size: float) -> ImageFont.ImageFont | ImageFont.FreeT
 
 def fitted(text: str, size: float, width: float) -> str:
     """Cut the end of a text that Pillow would draw wider than so many pixels."""
-    font = pillow_font(f"{text}…", size)
+    font = pillow_font(text, size)
     if font.getlength(text) <= width:
         return text
     return next((cut for at in range(len(text), 0, -1) if font.getlength(cut := f"{text[:at]}…") <= width), "…")

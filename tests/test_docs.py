@@ -3,7 +3,6 @@
 import argparse
 import csv
 import importlib
-import json
 import os
 import pkgutil
 import re
@@ -382,14 +381,6 @@ def test_a_wrong_command_is_seen(line: str, monkeypatch: pytest.MonkeyPatch) -> 
     with pytest.raises((SystemExit, ValueError)):
         for words in simple_commands(line):
             check(words, monkeypatch)
-
-
-def test_the_container_starts_a_command(monkeypatch: pytest.MonkeyPatch) -> None:
-    text = (REPOSITORY / "docs/serve.md").read_text(encoding="utf-8")
-    (block,) = (block for language, block in FENCE.findall(text) if language == "dockerfile")
-    (words,) = re.findall(r"^CMD (\[.*\])$", block, re.MULTILINE)
-    assert json.loads(words)[0] == "davit"
-    check(json.loads(words), monkeypatch)
 
 
 def test_make_targets_exist() -> None:

@@ -108,7 +108,7 @@ def test_a_number_is_taken_or_its_flag_and_value_are_named(
     parser = parser_of(command)
     positionals = {"mm train": ["c"], "mm test": ["c", "p"], "mm get_flops": ["c"], "mm image_demo": ["p", "c", "k"]}
     positionals |= {"det test": ["r"], "det demo": ["p", "r"]}
-    arguments = {"predict": ["x"], "embed": ["c", "f", "o"], "robustness": ["c", "r"]}
+    arguments = {"predict": ["x"], "embed": ["c", "f", "o"], "export": ["o"], "robustness": ["c", "r"]}
     first = {**arguments, "nonfinite": ["f", "--checkpoint", "c"], **positionals}.get(command, [])
     for action in [one for one in parser._actions if isinstance(one.type, Limits)]:
         count = action.nargs if isinstance(action.nargs, int) else 1

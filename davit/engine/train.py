@@ -341,24 +341,26 @@ class Trainer:
             tell(found.document())
 
         watch = Watch(world, say) if world.is_distributed and world.store is not None else None
-        parts.stepper.train()
-        epoch = 0 if parts.sizes is None else parts.sizes.epochs  # with images of the last size
-        predicted = (0.0, 0) if is_compiled else self._predicted_step(epoch, limit, watch)
-        if predicted is not None and not is_long(predicted[0]):
-            seconds = self._whole_steps(epoch, limit, watch)
-            measured = None if seconds is None else (seconds, loader.global_batch)
-        elif predicted is not None:
-            measured = predicted[0], predicted[1] * world.size
-            parts.val_loader.split(max(1, measured[1] // world.size))
-        else:
-            measured = None
         evaluation = None
-        if measured is not None:
-            known.append(measured)
-            batch = timed(lambda: self._evaluate_one(parts.model, limit_batches=1), limit, watch)
-            evaluation = None if batch is None else batch * max(1, parts.val_loader.num_batches)
-        if watch is not None:
-            watch.close()
+        try:
+            parts.stepper.train()
+            epoch = 0 if parts.sizes is None else parts.sizes.epochs  # with images of the last size
+            predicted = (0.0, 0) if is_compiled else self._predicted_step(epoch, limit, watch)
+            if predicted is not None and not is_long(predicted[0]):
+                seconds = self._whole_steps(epoch, limit, watch)
+                measured = None if seconds is None else (seconds, loader.global_batch)
+            elif predicted is not None:
+                measured = predicted[0], predicted[1] * world.size
+                parts.val_loader.split(max(1, measured[1] // world.size))
+            else:
+                measured = None
+            if measured is not None:
+                known.append(measured)
+                batch = timed(lambda: self._evaluate_one(parts.model, limit_batches=1), limit, watch)
+                evaluation = None if batch is None else batch * max(1, parts.val_loader.num_batches)
+        finally:  # also where another process has left, which ends this one
+            if watch is not None:
+                watch.close()
         say(evaluation)
 
     def _found(self, seconds: float, images: int, evaluation: float | None) -> DryRun:

@@ -110,7 +110,7 @@ def test_x86_needs_the_instructions_and_the_leave_to_use_them(
     assert has_bfloat16.__wrapped__() == expected
 
 
-@pytest.mark.parametrize(("flag", "units"), [("--dry-run", [" MB ", " hours "]), ("--throughput", ["images/s"])])
+@pytest.mark.parametrize(("flag", "units"), [("--dry-run", [" MB ", " epochs"]), ("--throughput", ["images/s"])])
 def test_trials_say_it_once_and_write_nothing(
     train: Train, tmp_path: Path, processor: Pretend, flag: str, units: list[str]
 ) -> None:

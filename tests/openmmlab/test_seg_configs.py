@@ -64,7 +64,7 @@ def test_a_config_trains_a_step_and_predicts(size: str) -> None:
 def test_the_recipe_is_the_published_one() -> None:
     cfg = ade20k("tiny")
     optimizer, model = cfg.optim_wrapper.optimizer, cfg.model
-    assert dict(optimizer) == {"type": "AdamW", "lr": 6e-5, "betas": (0.9, 0.999), "weight_decay": 0.01}
+    assert dict(optimizer) == {"type": "AdamW", "lr": 6e-5, "betas": (0.9, 0.999), "weight_decay": 0.01, "fused": True}
     assert (cfg.train_cfg.max_iters, cfg.train_dataloader.batch_size) == (160000, 2)
     assert (cfg.auto_scale_lr.base_batch_size, model.backbone.drop_path_rate) == (16, 0.3)
     assert (model.decode_head.channels, model.auxiliary_head.loss_decode.loss_weight) == (512, 0.4)

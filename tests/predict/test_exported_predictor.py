@@ -197,7 +197,7 @@ def test_page_shows_classes_and_says_what_is_missing(exports: Path, tmp_path: Pa
         predictor = davit.load(exports / name)
         answer = answer_file(ClassifierReader(predictor), str(tmp_path / "a.png"))
         assert not isinstance(answer, str)
-        assert set(answer.scores) == set(CLASSES)
+        assert {one["class"] for one in answer.found} == set(CLASSES)
         assert not answer.maps
         assert answer.picture.size == (16, 16)
         with pytest.raises(ValueError):
