@@ -49,9 +49,13 @@ def name_of(path: Path) -> str:
 
 
 def examples(document: str) -> dict[str, str]:
-    """The files that a document tells its reader to write: a Python block behind a paragraph that names one.py."""
+    """The files that a document tells its reader to write: a Python block behind a paragraph that names one.py.
+
+    A script of the repository is none of them.
+    """
     text = (REPOSITORY / document).read_text(encoding="utf-8")
-    return dict(re.findall(_EXAMPLE, text, re.M | re.S))
+    found = dict(re.findall(_EXAMPLE, text, re.M | re.S))
+    return {name: block for name, block in found.items() if not (REPOSITORY / name).exists()}
 
 
 # --- links and paths ---
