@@ -121,7 +121,7 @@ def test_detection_of_your_data(run: Callable[..., None], tmp_path: Path) -> Non
     assert Path("drawn.png").is_file()
     assert len([*Path("drawn").glob("*.png")]) == 4
     Path("model.onnx").rename("before.onnx")
-    Path("work_dirs").mkdir()
+    Path("work_dirs").mkdir(exist_ok=True)
     Path("work_dirs/mine").symlink_to(tmp_path / "runs/mine")
     run("docs/export.md", "work_dirs/mine")
     (program,) = (text for text in blocks("docs/export.md") if "score_threshold" in text)
