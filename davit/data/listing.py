@@ -231,7 +231,6 @@ def _there(folder: Path) -> str:
         return f", and {parent} is no folder that can be read: check the path"
     if near := nearest(folder.name, names, cutoff=0.75):
         return f": did you mean {parent / near[0]}?"
-    names.sort(key=natural_key)
     return f"; {parent.absolute()} holds {f'the folders {some(names)}' if names else 'no folder'}"
 
 

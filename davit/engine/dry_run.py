@@ -141,7 +141,10 @@ class Watch:
 
 
 def timed(work: Callable[[], object], limit: float, watch: Watch | None = None) -> float | None:
-    """Return the seconds that some work takes; None where it was ended by the limit, of a job by its watch."""
+    """Return the seconds that some work takes, or None if the limit stopped it.
+
+    In several processes the watch ends the whole job instead.
+    """
     begun = time.perf_counter()
     try:
         with time_limit(limit) if watch is None else watch.limit(limit):
